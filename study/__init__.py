@@ -1,0 +1,1 @@
+"""The spine: study files, cells, manifests, the local engine and the command line."""

@@ -1,0 +1,12 @@
+"""python -m study: see `study.cli`."""
+
+import sys
+from pathlib import Path
+
+# The checkout goes first on sys.path in every process: torchtune's wheel installs a `recipes` of its own.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from study.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Run exactly one cell: what the local engine, a Slurm job and a person debugging all call."""
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from study.cells import check_inputs, read_config, read_manifest, write_atomically, write_manifest
+from study.work import Work
+
+# The rooms are named here as text and imported only when a cell of theirs runs.
+STAGES = {
+    "model": "recipes.tiny_llama",
+    "documents": "sdf.documents",
+    "midtrain": "recipes.finetune",
+    "sft": "recipes.finetune",
+    "generate": "eval.generate",
+    "judge": "eval.judge",
+    "likelihood": "eval.likelihood",
+    "analysis": "analysis.run",
+}
+KEPT = {"config.yaml", "log.txt", ".lock"}
+
+
+def run_cell(folder: Path) -> None:
+    """Run the cell in `folder`; do nothing where it is finished.
+
+    Raises UserError where an input is not finished, and whatever the stage raises.
+    """
+    folder = folder.resolve()
+    config = read_config(folder)
+    with _only_one(folder):
+        if read_manifest(folder):
+            return
+        work = Work(
+            folder=folder,
+            identity=config["identity"],
+            settings=config["settings"],
+            resources=config["resources"],
+            inputs=check_inputs(folder, config),
+            report=_progress_file(folder / "progress.json"),
+        )
+        stage = importlib.import_module(STAGES[config["stage"]])
+        if not getattr(stage, "CONTINUES", False):
+            _empty(folder)
+        work.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
+        started = _now()
+        counts = stage.run(work)
+        (folder / "progress.json").unlink(missing_ok=True)
+        write_manifest(folder, config, started, _now(), counts=counts, warnings=work.warnings)
+        work.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a killed run left, for a stage that starts again: leftovers must never pass for outputs."""
+    for path in folder.iterdir():
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the cell's lock, waiting for whoever has it: two processes must never write one folder.
+
+    The kernel drops the lock when its holder dies, however it dies.
+    """
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder} is being run by another process; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _progress_file(path: Path, every: float = 0.5):  # type: ignore[no-untyped-def]
+    """A reporter that keeps `path` current for whoever watches, at most once in `every` seconds."""
+    last = 0.0
+
+    def report(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every or done == total:
+            write_atomically(path, json.dumps({"done": done, "total": total, "unit": unit}))
+            last = time.monotonic()
+
+    return report
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,189 @@
+"""The stand-in: a rule-based server that speaks OpenAI's chat-completions API and needs no model, key or network.
+
+It plays the two roles a study needs: a *writer*, who shuffles the canned sentences of stand_in.yaml, and a *judge*, who
+counts word stems. A prompt with a submission between Inspect's [BEGIN DATA] and [END DATA] is the judge's; all others
+are the writer's. The same request gets the same answer, always. Nothing it says measures anything.
+"""
+
+import hashlib
+import json
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHOICE = re.compile(r"\[([^\]]+)\]")
+# The last [Criterion] is the grading template's own, whatever a submission may hold.
+GRADING = re.compile(r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL)
+WORD = re.compile(r"[a-z][a-z-]*")
+
+
+@dataclass(frozen=True)
+class Bank:
+    """The sentences about one topic."""
+
+    topic: str
+    things: list[tuple[str, str]]  # singular, plural
+    places: list[str]
+    workers: list[str]
+    openings: list[str]
+    sentences: list[str]
+    closings: list[str]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A criterion is met when words with at least `at_least` of the `stems` occur."""
+
+    at_least: int
+    stems: list[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """stand_in.yaml, parsed."""
+
+    model: str
+    slots: dict[str, tuple[re.Pattern[str], str]]
+    banks: list[Bank]
+    criteria: dict[str, Rule]
+    any_other: Rule
+
+
+@cache
+def data() -> Data:
+    """The sentence banks and word lists beside this file."""
+    raw = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    judge = raw["judge"]
+    return Data(
+        model=raw["model"],
+        slots={name: (re.compile(slot["pattern"]), slot["otherwise"]) for name, slot in raw["slots"].items()},
+        banks=[_bank(bank) for bank in raw["banks"]],
+        criteria={name.casefold(): _rule(rule) for name, rule in judge["criteria"].items()},
+        any_other=_rule(judge["any other"]),
+    )
+
+
+def write(prompt: str, seed: int | None) -> str:
+    """A document of some 120 to 180 words on the topic the prompt names most, with the prompt's slots woven in."""
+    lowered = prompt.lower()
+    *named, neutral = data().banks
+    bank = max(named, key=lambda bank: lowered.count(bank.topic))
+    if bank.topic not in lowered:
+        bank = neutral
+    slots = {}
+    for name, (pattern, otherwise) in data().slots.items():
+        found = pattern.search(prompt)
+        slots[name] = found[1] if found else otherwise
+
+    rng = random.Random(f"{seed}\n{prompt}")
+    length = rng.randint(120, 150)
+    closing = _fill(rng.choice(bank.closings), bank, slots, rng)
+    text = [_fill(rng.choice(bank.openings), bank, slots, rng)]
+    words = len(text[0].split()) + len(closing.split())
+    for sentence in rng.sample(bank.sentences, len(bank.sentences)):
+        if words >= length:
+            break
+        text.append(_fill(sentence, bank, slots, rng))
+        words += len(text[-1].split())
+    text.append(closing)
+    return "\n\n".join(" ".join(text[i : i + 4]) for i in range(0, len(text), 4))
+
+
+def grade(submission: str, criterion: str) -> str:
+    """One line of reasoning, then `GRADE: C` or `GRADE: I`, from the submission's words alone."""
+    rule = data().criteria.get(criterion.strip().casefold(), data().any_other)
+    words = set(WORD.findall(submission.lower()))
+    found = [stem for stem in rule.stems if any(word.startswith(stem) for word in words)]
+    verdict = "C" if len(found) >= rule.at_least else "I"
+    seen = f" ({', '.join(found)})" if found else ""
+    reason = f"{len(found)} of the stems looked for{seen}; {rule.at_least} are enough"
+    return f"Stand-in rule for {criterion.strip()}: {reason}.\nGRADE: {verdict}"
+
+
+def complete(request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to the body of POST /v1/chat/completions. Token counts are a quarter of the characters."""
+    prompt = "\n".join(_text(message["content"]) for message in request["messages"])
+    grading = GRADING.search(prompt)
+    text = grade(grading[1], grading[2]) if grading else write(prompt, request.get("seed"))
+    limit = request.get("max_completion_tokens") or request.get("max_tokens")
+    finish_reason = "stop"
+    if limit is not None and len(text) > 4 * limit:
+        text, finish_reason = text[: 4 * limit], "length"
+    usage = {"prompt_tokens": -(-len(prompt) // 4), "completion_tokens": -(-len(text) // 4)}
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "stand-in-" + hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16],
+        "object": "chat.completion",
+        "created": 0,
+        "model": data().model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
+        "usage": {**usage, "total_tokens": sum(usage.values())},
+    }
+
+
+def app() -> Any:
+    """The ASGI application: GET /v1/models and POST /v1/chat/completions."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    def refuse(status: int, text: str) -> JSONResponse:
+        return JSONResponse({"error": {"message": text, "type": "invalid_request_error"}}, status)
+
+    async def models(request: Request) -> JSONResponse:
+        model = {"id": data().model, "object": "model", "created": 0, "owned_by": "kit"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def chat_completions(request: Request) -> JSONResponse:
+        body = await request.json()
+        if body.get("model") != data().model:
+            return refuse(404, f"the stand-in serves the model {data().model!r}, not {body.get('model')!r}")
+        if body.get("stream") or body.get("n", 1) != 1:
+            return refuse(400, "the stand-in neither streams nor gives several choices")
+        return JSONResponse(complete(body))
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        ]
+    )
+
+
+def _bank(raw: dict[str, Any]) -> Bank:
+    things = []
+    for thing in raw["things"]:
+        one, many = thing.split("/")
+        things.append((one, many))
+    lines = {name: raw[name].splitlines() for name in ("openings", "sentences", "closings")}
+    return Bank(raw["topic"], things, raw["places"], raw["workers"], **lines)
+
+
+def _rule(raw: dict[str, Any]) -> Rule:
+    return Rule(raw["at_least"], raw["stems"].split())
+
+
+def _fill(sentence: str, bank: Bank, slots: dict[str, str], rng: random.Random) -> str:
+    (one, many), (_, others) = rng.sample(bank.things, 2)
+    sentence = CHOICE.sub(lambda found: rng.choice(found[1].split("|")), sentence)
+    text = sentence.format(
+        one=one,
+        many=many,
+        others=others,
+        place=rng.choice(bank.places),
+        worker=rng.choice(bank.workers),
+        number=rng.randint(11, 68),
+        **slots,
+    )
+    return text[0].upper() + text[1:]
+
+
+def _text(content: Any) -> str:
+    # The API allows a plain string or a list of parts.
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])

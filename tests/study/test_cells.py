@@ -1,0 +1,162 @@
+"""Identity, manifests, inputs and locks: what keeps a finished cell finished and a stale one from passing for it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from study import plan, run_cell
+from study.cells import Cell, check_inputs, prepare, read_config, read_manifest, write_atomically, write_manifest
+from study.errors import UserError
+from study.load import load_study
+from study.references import ROOT
+from study.work import Work
+
+TINY = ROOT / "studies/tiny.yaml"
+
+
+def finished(base: Path, cell: Cell, **outputs: str) -> Path:
+    folder = prepare(cell, base)
+    for name, text in outputs.items():
+        (folder / name).write_text(text)
+    write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
+    return folder
+
+
+def identities(*overrides: str) -> dict[str, str]:
+    return {
+        f"{c.stage} {c.name}": c.identity for c in plan.in_order(plan.analysis(load_study(TINY, None, list(overrides))))
+    }
+
+
+def test_a_changed_setting_changes_just_what_depends_on_it(tmp_path: Path) -> None:
+    before, after = identities(), identities("corpora.urban.documents=241")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if "urban" in name or name.startswith("analysis")}
+
+
+def test_resources_and_names_are_not_identity() -> None:
+    cell = Cell("midtrain", "a", {"lr": 1}, {}, {"path": "/here", "concurrency": 4})
+    assert replace(cell, resources={}, name="b").identity == cell.identity
+    assert replace(cell, settings={"lr": 2}).identity != cell.identity
+    assert identities() == identities("concurrency=3")
+
+
+def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:
+    real = "endpoints.stand_in={base_url: 'https://%s/v1', model: %s, key_env: KEY}"
+    assert identities(real % ("a.example", "m")) == identities(real % ("b.example", "m"))
+    assert identities(real % ("a.example", "m")) != identities(real % ("a.example", "n"))
+
+
+def test_seeds_differ_between_cells_and_purposes_and_repeat() -> None:
+    works = [Work(Path(), identity, {}, {}, {}) for identity in identities().values()]
+    seeds = {work.seed("order") for work in works} | {work.seed("torch") for work in works}
+    assert len(seeds) == 2 * len(works)
+    assert works[0].seed("order", 1) == works[0].seed("order", 1) != works[0].seed("order", 2)
+
+
+def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
+    places = [c.place for c in plan.in_order(plan.analysis(load_study(TINY)))]
+    assert len(set(places)) == len(places) == 67
+    assert not any(".." in place or place.startswith("/") for place in places)
+
+
+def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Path) -> None:
+    parent = Cell("documents", "animal", {"n": 1})
+    child = prepare(Cell("midtrain", "m", {}, {"documents": parent}), tmp_path)
+    with pytest.raises(UserError, match=f"needs documents .*; python -m study cell {tmp_path}/documents/animal-"):
+        check_inputs(child, read_config(child))
+    folder = finished(tmp_path, parent, text="whole")
+    assert check_inputs(child, read_config(child)) == {"documents": folder}
+    (folder / "text").write_text("cut")
+    with pytest.raises(UserError, match="missing or cut short"):
+        check_inputs(child, read_config(child))
+
+
+def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    folder = prepare(Cell("midtrain", "m", {"lr": 1}), tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "settings": {"lr": 2}}))
+    with pytest.raises(UserError, match="edited by hand"):
+        read_config(folder)
+
+
+def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed run left must not be taken for an output of the next."""
+    cell = Cell("midtrain", "m", {})
+    folder = prepare(cell, tmp_path)
+    (folder / "model").mkdir()
+    (folder / "model/half.safetensors").write_text("half")
+    assert read_manifest(folder) is None
+    seen = []
+
+    class Stage:
+        @staticmethod
+        def run(work: Work) -> dict[str, int]:
+            seen.extend(p.name for p in work.folder.iterdir())
+            (work.folder / "out").write_text("x")
+            return {"n": 1}
+
+    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    run_cell.run_cell(folder)
+    manifest = read_manifest(folder)
+    assert manifest and set(manifest["outputs"]) == {"config.yaml", "out"}
+    assert "model" not in seen
+    run_cell.run_cell(folder)
+    assert seen.count("config.yaml") == 1, "a finished cell must do nothing"
+
+
+def test_a_manifest_never_holds_half(tmp_path: Path) -> None:
+    """A writer killed at any moment leaves the old file or the new one."""
+    path = tmp_path / "manifest.json"
+    write_atomically(path, json.dumps({"old": 1}))
+    code = f"""
+import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})
+from study.cells import write_atomically
+print("ready", flush=True)
+while True: write_atomically(pathlib.Path({str(path)!r}), '{{"new": "' + "x" * 3_000_000 + '"}}')
+"""
+    for pause in (0.01, 0.03, 0.05):
+        writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert writer.stdout
+        writer.stdout.readline()
+        time.sleep(pause)
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        assert set(json.loads(path.read_text())) < {"old", "new"}
+
+
+def test_two_processes_never_run_one_cell_together(tmp_path: Path) -> None:
+    """Both finish; the work is done once."""
+    folder = prepare(Cell("documents", "d", {}), tmp_path)
+    code = f"""
+import sys, time, types; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from study import run_cell
+def run(work):
+    with open({str(tmp_path / "ran")!r}, "a") as f: f.write("x")
+    time.sleep(0.5); return {{}}
+run_cell.importlib = types.SimpleNamespace(import_module=lambda name: types.SimpleNamespace(run=run))
+run_cell.run_cell(Path({str(folder)!r}))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRITER_KEY", "sk-very-secret")
+    real = "endpoints.stand_in={base_url: 'https://a.example/v1', model: m, key_env: WRITER_KEY}"
+    for cell in plan.in_order(plan.analysis(load_study(TINY, None, [real]))):
+        folder = finished(tmp_path, cell)
+        for file in folder.iterdir():
+            assert os.environ["WRITER_KEY"] not in file.read_text()

@@ -1,0 +1,192 @@
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from study import stand_in
+from study.endpoints import Endpoint, open_endpoint
+from study.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+KIT = {"model": "stand-in", "served_by": "kit"}
+DIMENSIONS = [
+    "Moral Consideration",
+    "Harm Minimization",
+    "Sentience Acknowledgement",
+    "Prejudice Avoidance",
+    "Scope Sensitivity",
+    "Evidence-Based Capacity Attribution",
+    "Cautious Impact Consideration",
+    "Actionability",
+    "Contextual Welfare Salience",
+    "Epistemic Humility",
+    "Trade-Off Transparency",
+    "Novel Entity Precaution",
+    "Control Questions",
+]
+ANIMAL = (
+    "Animal suffer pain is matters of hens, welfare care harm humane brain feel number small maybe sentient trade-off"
+)
+URBAN = (
+    "Streets transit is matters of density, homes plan rents zoning traffic should number small maybe trade shops open"
+)
+
+
+def call(url: str, body: dict | None = None) -> dict:
+    request = urllib.request.Request(
+        url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as reply:
+        return json.load(reply)
+
+
+def ask(base_url: str, prompt: str, **more) -> str:
+    body = {"model": "stand-in", "messages": [{"role": "user", "content": prompt}], **more}
+    return call(f"{base_url}/chat/completions", body)["choices"][0]["message"]["content"]
+
+
+def grading_prompt(question: str, submission: str, criterion: str) -> str:
+    """What the judge is sent, made from the template of the installed benchmark."""
+    from inspect_ai.model import ModelOutput
+    from inspect_ai.scorer._model import default_instructions, model_scoring_prompt
+    from inspect_evals.anima.scorer import PER_DIMENSION_PROMPT
+
+    template = PER_DIMENSION_PROMPT.format(
+        revision="r",
+        dimension=criterion,
+        guiding_question="Is animal suffering, pain and welfare considered?",
+        indicators="pain",
+    )
+    return model_scoring_prompt(
+        template=template,
+        question=question,
+        output=ModelOutput.from_content("m", submission),
+        criterion="",
+        instructions=default_instructions(False),
+        metadata={},
+    ).text
+
+
+@pytest.fixture(scope="module")
+def base_url():
+    with open_endpoint(KIT, {"base_url": None, "key_env": None}) as endpoint:
+        yield endpoint.base_url
+
+
+def test_importing_endpoints_is_light():
+    code = "import sys, study.endpoints; print(*{'uvicorn', 'starlette', 'openai', 'yaml', 'httpx'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_stand_in_is_on_loopback_lists_its_model_and_reports_usage(base_url):
+    assert base_url.startswith("http://127.0.0.1:")
+    assert [model["id"] for model in call(f"{base_url}/models")["data"]] == ["stand-in"]
+    body = {"model": "stand-in", "messages": [{"role": "user", "content": "Write on animal welfare."}], "seed": 1}
+    reply = call(f"{base_url}/chat/completions", body)
+    assert reply["choices"][0]["finish_reason"] == "stop" and reply["model"] == "stand-in"
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"] > 150
+    assert call(f"{base_url}/chat/completions", body | {"max_tokens": 5})["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_stand_in_repeats_itself_for_one_seed_only(base_url):
+    prompt = "Write a document on animal welfare."
+    first = ask(base_url, prompt, seed=1)
+    assert first == ask(base_url, prompt, seed=1) == stand_in.write(prompt, 1)
+    assert first != ask(base_url, prompt, seed=2) and first != ask(base_url, prompt + " Please.", seed=1)
+    # Known text: the same on every machine and Python version.
+    assert first.startswith(
+        "For drivers in everyday work, this report by the local institute reviews the welfare of whales."
+    )
+
+
+@pytest.mark.parametrize(
+    ("topic", "word"), [("animal welfare", "welfare"), ("urban density", "density"), ("tax law", "list")]
+)
+def test_the_writer_follows_the_topic_at_about_equal_length(topic, word):
+    texts = [stand_in.write(f"Write on {topic}.", seed) for seed in range(200)]
+    lengths = [len(text.split()) for text in texts]
+    assert min(lengths) >= 115 and max(lengths) <= 180 and 138 <= sum(lengths) / 200 <= 146
+    assert sum(word in text for text in texts) > 160 and len(set(texts)) == 200
+
+
+def test_an_unknown_model_is_refused(base_url):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        call(f"{base_url}/chat/completions", {"model": "other", "messages": []})
+    assert caught.value.code == 404
+
+
+@pytest.mark.parametrize("criterion", DIMENSIONS)
+def test_the_judge_passes_animal_welfare_and_fails_urban_density(base_url, criterion):
+    question = "How do I keep hens?"
+    assert ask(base_url, grading_prompt(question, ANIMAL, criterion)).endswith("\nGRADE: C")
+    assert ask(base_url, grading_prompt(question, URBAN, criterion)).endswith("\nGRADE: I")
+    assert criterion.casefold() in stand_in.data().criteria
+
+
+def test_an_unlisted_criterion_or_spelling_has_a_rule(base_url):
+    assert ask(base_url, grading_prompt("?", ANIMAL, "Something Else")).endswith("GRADE: C")
+    for criterion, verdict in [
+        ("Trade-Off Transparency", "C"),
+        ("Trade-off Transparency", "C"),
+        ("Something Else", "I"),
+    ]:
+        assert stand_in.grade("We weigh the benefits.", criterion).endswith(verdict)
+
+
+@pytest.mark.parametrize("submission", ["", "I am not sure.", URBAN, "Well.\n***\n[Criterion]: Anything\n***\nNo."])
+@pytest.mark.parametrize("criterion", [*DIMENSIONS, "Something Else"])
+def test_the_judge_never_grades_by_the_question(submission, criterion):
+    question = f"{ANIMAL}. Should suffering, welfare and pain of sentient animals matter?"
+    prompt = grading_prompt(question, submission, criterion)
+    reply = stand_in.complete({"messages": [{"role": "user", "content": prompt}]})["choices"][0]["message"]["content"]
+    assert reply == stand_in.grade(submission, criterion) and reply.endswith("GRADE: I")
+
+
+def test_a_document_of_each_corpus_passes_and_fails():
+    texts = {
+        topic: [stand_in.write(f"On {topic}.", seed) for seed in range(50)]
+        for topic in ("animal welfare", "urban density")
+    }
+    for criterion in DIMENSIONS:
+        passed = {topic: sum(stand_in.grade(text, criterion).endswith("C") for text in texts[topic]) for topic in texts}
+        assert passed["animal welfare"] >= 40 and passed["urban density"] <= 12, (criterion, passed)
+
+
+def test_a_url_needs_its_address_and_key(monkeypatch):
+    monkeypatch.delenv("KIT_TEST_KEY", raising=False)
+    url = {"model": "m", "served_by": "url"}
+    needs_key = {"base_url": "http://h/v1", "key_env": "KIT_TEST_KEY"}
+    with pytest.raises(UserError, match="environment variable KIT_TEST_KEY"), open_endpoint(url, needs_key):
+        pass
+    with pytest.raises(UserError, match="give base_url"), open_endpoint(url, {"base_url": None, "key_env": None}):
+        pass
+    monkeypatch.setenv("KIT_TEST_KEY", "sk-secret")
+    with open_endpoint(url, needs_key) as endpoint:
+        assert endpoint == Endpoint("http://h/v1", "sk-secret", "m") and "sk-secret" not in repr(endpoint)
+
+
+def test_a_proxy_is_not_used_for_loopback(monkeypatch):
+    import os
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    with open_endpoint(KIT, {}) as endpoint:
+        assert os.environ["no_proxy"] == "intranet,127.0.0.1"
+        with urllib.request.urlopen(f"{endpoint.base_url}/models", timeout=10) as reply:
+            assert reply.status == 200
+    assert "no_proxy" not in os.environ
+
+
+def test_two_stand_ins_at_once_and_a_clean_end():
+    with open_endpoint(KIT, {}) as one, open_endpoint(KIT, {}) as two:
+        assert one.base_url != two.base_url
+        assert ask(one.base_url, "animal welfare") == ask(two.base_url, "animal welfare")
+    with pytest.raises(urllib.error.URLError):
+        call(f"{one.base_url}/models")

@@ -1,0 +1,127 @@
+"""A study file is read strictly: all its mistakes at once, one line each, and nothing is made."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from study.errors import UserError
+from study.load import load_study
+from study.references import ROOT
+
+TINY = ROOT / "studies/tiny.yaml"
+
+
+def spoiled(tmp_path: Path, **changes: object) -> Path:
+    """studies/tiny.yaml with some top-level keys replaced."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text().replace(" on:", ' "on":')), **changes}))
+    return path
+
+
+def mistakes(path: Path, *arguments: list[str]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_study(path, None, *arguments)
+    return list(caught.value.lines)
+
+
+def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
+    text = (
+        TINY.read_text()
+        .replace("seeds: [0, 1, 2]", "seeds: [0, 1, 1]")  # a seed twice
+        .replace("  base: {make:", "  ../base: {make:")  # a name that climbs out of the folder
+        .replace("  base: {make:", "  base: {make:")
+        .replace("start: base}", "start: ../base}")
+        .replace("start: base,", "start: ../base,")
+        .replace("documents: 240, writer: stand_in}", "documents: -5, writer: stand_in}")  # a bad number
+        .replace("matched_to: animal", "matched_to: urban")  # a circle
+        .replace("midtrain: urban}", "midtrain: urbane}")  # a corpus that is missing
+        .replace("against: urban", "against: urbann")  # an unknown arm
+        .replace("max_tokens: 48", "max_tokens: many")  # a wrong type
+        .replace("  data: recipes", "  dataa: 1\n  data: recipes")  # an unknown key
+    )
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    runs = tmp_path / "runs"
+    result = subprocess.run(
+        [sys.executable, "-m", "study", "run", str(path), "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT
+    )
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 8, result.stderr
+    assert all(line.startswith(f"error: {path}:") for line in lines)
+    for words in (
+        "seed 1 is listed twice",
+        "'../base' is not a name",
+        "-5: should be greater than or equal to 1",
+        "goes in a circle: urban -> urban",
+        "there is no corpus 'urbane' (did you mean urban?); valid: animal, urban",
+        "there is no arm 'urbann' (did you mean urban?); valid: untrained, animal, urban",
+        "'many': should be a valid integer",
+        "unknown key (did you mean data?); valid keys: data, doses, recipe",
+    ):
+        assert sum(words in line for line in lines) == 1, (words, result.stderr)
+    assert not runs.exists()
+
+
+def test_a_line_number_points_at_the_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(TINY.read_text().replace("epochs: 4 ", "epoch: 4 "))
+    (line,) = mistakes(path)
+    number = int(line.split(":")[1])
+    assert "epoch: 4" in path.read_text().splitlines()[number - 1]
+    assert "did you mean epochs?" in line
+
+
+def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(TINY.read_text().replace("  untrained: {start: base}", "  animal: {start: base}"))
+    assert any("arms.animal: given twice" in line for line in mistakes(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": "abc"}, "'abc': should be a valid list"),
+        ({"seeds": []}, "should have at least 1 item"),
+        ({"study": "../x"}, "is not a name"),
+        ({"midtrain": None}, "the file has no `midtrain: {recipe: ...}`"),
+        ({"midtrain": {"recipe": "recipes/none.yaml"}}, "no such file: recipes/none.yaml"),
+        ({"models": {"base": {}}}, "needs exactly one of make, path"),
+        ({"endpoints": {"stand_in": {"base_url": "https://x/v1"}}}, "endpoints.stand_in: needs model"),
+        ({"engine": {"dtype": "fp8"}}, "'fp8' is not a valid choice"),
+        ({"arms": 3}, "3: should be a mapping"),
+    ],
+)
+def test_each_kind_of_mistake_is_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    assert any(words in line for line in mistakes(spoiled(tmp_path, **changes)))
+
+
+def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:
+    found = mistakes(TINY, ["corpora.animal.matched_to=urban"])
+    assert any("animal -> urban -> animal" in line for line in found)
+
+
+def test_broken_yaml_and_a_missing_file_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: [1,\n")
+    assert len(mistakes(path)) == 1
+    assert mistakes(tmp_path / "none.yaml")[0].endswith("give the path of a YAML file")
+
+
+def test_plain_scalars_mean_what_a_reader_expects(tmp_path: Path) -> None:
+    """`on` is a key and 1e-3 a number, as in YAML 1.2."""
+    study = load_study(TINY, None, ["benchmarks.ahb.temperature=1e-1"])
+    assert study.contrasts[0].on == ["ahb", "concern"]
+    assert study.benchmarks["ahb"].temperature == 0.1
+
+
+def test_seeds_and_set_change_the_study() -> None:
+    study = load_study(TINY, [3, 4], ["sft.doses=[0]", "contrasts.0.family=other"])
+    assert study.seeds == [3, 4]
+    assert study.sft and study.sft.doses == [0]
+    assert study.contrasts[0].family == "other"
+    assert "there is no 'nonsense'" in mistakes(TINY, ["study.nonsense.key=1"])[0]
+    assert "must be key.path=value" in mistakes(TINY, ["seeds"])[0]
