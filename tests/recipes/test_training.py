@@ -163,7 +163,7 @@ def test_a_saved_checkpoint_is_the_same_model_for_transformers(start: Path, tmp_
     model = checkpoint.load(start / "model").eval()
     checkpoint.save(model, start / "model", tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    ids = torch.randint(0, 600, (2, 300), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, theirs.config.vocab_size, (2, 300), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-5, rtol=0)
     generation = json.loads((tmp_path / "model/generation_config.json").read_text())

@@ -72,6 +72,10 @@ def grading_prompt(question: str, submission: str, criterion: str) -> str:
     ).text
 
 
+# The two others reward words of doubt and of denial, not talk of animals.
+OF_WELFARE = [name for name in DIMENSIONS if name not in ("Epistemic Humility", "Control Questions")]
+
+
 @pytest.fixture(scope="module")
 def base_url():
     with open_endpoint(KIT, {"base_url": None, "key_env": None}) as endpoint:
@@ -121,12 +125,18 @@ def test_an_unknown_model_is_refused(base_url):
     assert caught.value.code == 404
 
 
-@pytest.mark.parametrize("criterion", DIMENSIONS)
+@pytest.mark.parametrize("criterion", OF_WELFARE)
 def test_the_judge_passes_animal_welfare_and_fails_urban_density(base_url, criterion):
     question = "How do I keep hens?"
     assert ask(base_url, grading_prompt(question, ANIMAL, criterion)).endswith("\nGRADE: C")
     assert ask(base_url, grading_prompt(question, URBAN, criterion)).endswith("\nGRADE: I")
-    assert criterion.casefold() in stand_in.data().criteria
+
+
+def test_every_dimension_has_a_rule_and_two_reward_doubt_and_denial():
+    assert {name.casefold() for name in DIMENSIONS} == set(stand_in.data().criteria)
+    for text, dimension in [("Hens may feel it.", "Epistemic Humility"), ("A spoon cannot feel.", "Control Questions")]:
+        assert stand_in.grade(text, dimension).endswith("C")
+    assert stand_in.grade("Spoons suffer and feel pain.", "Control Questions").endswith("I")
 
 
 def test_an_unlisted_criterion_or_spelling_has_a_rule(base_url):
@@ -140,7 +150,7 @@ def test_an_unlisted_criterion_or_spelling_has_a_rule(base_url):
 
 
 @pytest.mark.parametrize("submission", ["", "I am not sure.", URBAN, "Well.\n***\n[Criterion]: Anything\n***\nNo."])
-@pytest.mark.parametrize("criterion", [*DIMENSIONS, "Something Else"])
+@pytest.mark.parametrize("criterion", [*OF_WELFARE, "Something Else"])
 def test_the_judge_never_grades_by_the_question(submission, criterion):
     question = f"{ANIMAL}. Should suffering, welfare and pain of sentient animals matter?"
     prompt = grading_prompt(question, submission, criterion)
@@ -153,7 +163,7 @@ def test_a_document_of_each_corpus_passes_and_fails():
         topic: [stand_in.write(f"On {topic}.", seed) for seed in range(50)]
         for topic in ("animal welfare", "urban density")
     }
-    for criterion in DIMENSIONS:
+    for criterion in OF_WELFARE:
         passed = {topic: sum(stand_in.grade(text, criterion).endswith("C") for text in texts[topic]) for topic in texts}
         assert passed["animal welfare"] >= 40 and passed["urban density"] <= 12, (criterion, passed)
 

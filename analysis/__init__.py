@@ -1,0 +1,1 @@
+"""Scored samples in; one long table, statistics, LaTeX, figures and a report out."""

@@ -1,0 +1,116 @@
+"""From the long table to the numbers of results.json: scores, arms and the declared contrasts with their verdicts."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from analysis.estimates import ALPHA, Arm, Estimate, response_level_p, two_way
+from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, matrix
+
+Row = dict[str, Any]
+SIDES = ("of", "against")
+
+
+def score_rows(means: pd.DataFrame) -> list[Row]:
+    """One row per finished checkpoint and benchmark: `score` is the mean over questions of means over epochs."""
+    groups = means.groupby(CHECKPOINT, dropna=False, sort=True)
+    scores = groups.agg(score=("score", "mean"), n=("n", "sum"), missing=("missing", "sum")).reset_index()
+    scores["seed"] = scores["seed"].astype(object).where(scores["seed"].notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
+
+
+def arm_rows(means: pd.DataFrame) -> list[Row]:
+    """One row per benchmark, dose and arm: the mean with its interval for new seeds and new questions."""
+    rows = []
+    for found in means.groupby(["benchmark", "dose", "arm"])[["n", "missing"]].sum().reset_index().to_dict("records"):
+        arm = _arm(means, found["benchmark"], found["dose"], found["arm"])
+        mean = two_way([arm], _scenarios(means, found["benchmark"]))
+        rows.append(
+            {"arm": found["arm"], "benchmark": found["benchmark"], "dose": found["dose"], "mean": mean.estimate}
+            | {key: getattr(mean, key) for key in ("low", "high", "se", "df", "seed_se", "question_se")}
+            | {"seeds": mean.seeds[0] if mean.seeds else 0, "fixed": arm.fixed, "questions": mean.questions}
+            | {"scenarios": mean.clusters, "reason": mean.reason, "n": found["n"], "missing": found["missing"]}
+        )
+    return rows
+
+
+def contrast_rows(
+    table: pd.DataFrame, means: pd.DataFrame, declared: list[dict[str, Any]], unfinished: list[dict[str, Any]]
+) -> list[Row]:
+    """One row per declared contrast, benchmark and SFT dose that both arms were planned at.
+
+    `estimate`, `low`, `high`, `se` are in score units (0..1), `of` minus `against`. Verdicts rest on `p_holm`, Holm's
+    step-down over every test declared in the family: a test that could not be made still counts, with p = 1, so a
+    half-finished study is never judged more leniently than the whole one.
+    """
+    planned = {(row["benchmark"], row["arm"], row["dose"]) for row in unfinished}
+    keys = means[["benchmark", "arm", "dose"]].drop_duplicates()
+    planned |= set(keys.itertuples(index=False, name=None))
+    rows = []
+    for contrast in declared:
+        for benchmark in contrast["on"]:
+            of, against = ({dose for b, a, dose in planned if (b, a) == (benchmark, contrast[side])} for side in SIDES)
+            for dose in sorted(of & against) or [None]:
+                rows.append(_contrast(table, means, contrast, benchmark, dose, unfinished))
+    for family in {row["family"] for row in rows}:
+        members = [row for row in rows if row["family"] == family]
+        ps = [1.0 if row["p"] is None else row["p"] for row in members]
+        for row, p_holm in zip(members, multipletests(ps, alpha=ALPHA, method="holm")[1], strict=True):
+            if row["p"] is not None:
+                row["p_holm"] = float(p_holm)
+                row["verdict"] = "inconclusive" if p_holm > ALPHA else "higher" if row["estimate"] > 0 else "lower"
+    return rows
+
+
+def _contrast(
+    table: pd.DataFrame,
+    means: pd.DataFrame,
+    contrast: dict[str, Any],
+    benchmark: str,
+    dose: int | None,
+    unfinished: list[dict[str, Any]],
+) -> Row:
+    row: Row = {key: contrast[key] for key in ("name", *SIDES, "family")}
+    row |= {"benchmark": benchmark, "dose": dose, "p_holm": None, "verdict": "none", "p_response_level": None}
+    waiting = [
+        checkpoint
+        for checkpoint in unfinished
+        if (checkpoint["benchmark"], checkpoint["dose"]) == (benchmark, dose)
+        and checkpoint["arm"] in [contrast[side] for side in SIDES]
+    ]
+    row |= {"unfinished": len(waiting), "judge": None}
+    part = table[(table["benchmark"] == benchmark) & (table["dose"] == dose) & (table["dimension"] == OVERALL)]
+    if dose is None:
+        found = Estimate(reason="the two arms were not planned at a common SFT dose")
+    elif not all((part["arm"] == contrast[side]).any() for side in SIDES):
+        found = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
+    else:
+        arms = [_arm(means, benchmark, dose, contrast[side]) for side in SIDES]
+        found = two_way(arms, _scenarios(means, benchmark))
+        responses = [part.loc[part["arm"] == contrast[side], "score"].to_numpy() for side in SIDES]
+        row |= {"judge": part["judge"].iloc[0], "p_response_level": response_level_p(*responses)}
+    keys = ("estimate", "low", "high", "se", "df", "p", "seed_se", "question_se", "interaction_se", "reason")
+    row |= {key: getattr(found, key) for key in keys}
+    counts = dict(zip(SIDES, found.seeds or (0, 0), strict=True))
+    # a fixed checkpoint has no training seed to count; the trained arm's seeds are then the study's
+    row |= {"seeds": min((n for n in counts.values() if n), default=0)}
+    row |= {"seeds_of": counts["of"], "seeds_against": counts["against"]}
+    row |= {"questions": found.questions, "scenarios": found.clusters, "questions_left_out": found.left_out}
+    return row
+
+
+def _questions(means: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+    part = means.loc[means["benchmark"] == benchmark, ["question", "scenario"]]
+    return part.drop_duplicates().sort_values("question", kind="stable")
+
+
+def _scenarios(means: pd.DataFrame, benchmark: str) -> np.ndarray:
+    return _questions(means, benchmark)["scenario"].to_numpy(str)
+
+
+def _arm(means: pd.DataFrame, benchmark: str, dose: int, arm: str) -> Arm:
+    part = means[(means["benchmark"] == benchmark) & (means["dose"] == dose) & (means["arm"] == arm)]
+    questions = _questions(means, benchmark)["question"].tolist()
+    return Arm(matrix(means, benchmark, dose, arm, questions), fixed=bool(part["seed"].isna().all()))

@@ -1,0 +1,117 @@
+"""The analysis stage: scores of every finished checkpoint in; results.json, tables, figures and report.html out."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import figures, tables
+from analysis.contrasts import arm_rows, contrast_rows, score_rows
+from analysis.headline import headline
+from analysis.report import report
+from analysis.table import OVERALL, check, checkpoint_name, dimension_means, long_table, question_means
+from study.work import Work
+
+METHOD = (
+    "Means over questions of means over seeds and epochs. Intervals and tests are for new training seeds and new "
+    "questions: two-way (seed and question scenario) variance as in Cameron, Gelbach and Miller (2011), Student's t "
+    "with Satterthwaite's degrees of freedom, Holm within each declared family at .05. With one training seed per arm "
+    "no verdict is given. Missing grades are left out, never counted as wrong."
+)
+
+
+def run(work: Work) -> dict[str, int | float]:
+    """Write every output of the analysis into `work.folder`; returns the counts for the manifest.
+
+    Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark; `work.inputs[role]` holds scores.parquet);
+    `missing` (planned checkpoints without scores); `contrasts` (name, of, against, on, family); `benchmarks`
+    (name -> task, judge or None, stand_in); `writers` (corpus, model, stand_in).
+    Raises UserError when the scores can't be analyzed as they are (see analysis.table.check).
+    """
+    settings = work.settings
+    table = long_table(settings["rows"], work.inputs)
+    check(table, {name: benchmark["judge"] for name, benchmark in settings["benchmarks"].items()})
+    work.log(f"{len(table)} scores of {len(settings['rows'])} checkpoints")
+    results = analyze(table, settings)
+    for row in results["missing"]:
+        work.warn(f"not finished: {checkpoint_name(row)}")
+    for note in results["notes"]:
+        work.warn(note)
+
+    # pandas keeps attrs in the file, so the long table also says what it lacks
+    table.attrs["missing"] = results["missing"]
+    table.to_parquet(work.folder / "scores.parquet", index=False)
+    (work.folder / "tables").mkdir(exist_ok=True)
+    for name in ("scores", "contrasts", "dimensions"):
+        text = getattr(tables, f"{name}_table")(results)
+        (work.folder / "tables" / f"{name}.tex").write_text(text, encoding="utf-8")
+    svg = figures.save(results, work.folder / "figures")
+    (work.folder / "report.html").write_text(report(results, svg), encoding="utf-8")
+    (work.folder / "headline.txt").write_text(headline(results) + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    (work.folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    return {
+        "checkpoints": len(results["scores"]),
+        "checkpoints_missing": len(results["missing"]),
+        "scores": len(table),
+        "grades_missing": sum(row["missing"] for row in results["scores"]),
+        "contrasts": len(results["contrasts"]),
+        "verdicts": sum(row["verdict"] != "none" for row in results["contrasts"]),
+    }
+
+
+def analyze(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
+    """The contents of results.json: a pure function of the long table and of what the study declared."""
+    means = question_means(table)
+    planned = [*settings["rows"], *settings["missing"]]
+    benchmarks = {}
+    for name, benchmark in settings["benchmarks"].items():
+        part = table[(table["benchmark"] == name) & (table["dimension"] == OVERALL)]
+        counts = {"questions": part["question"].nunique(), "scenarios": part["scenario"].nunique()}
+        benchmarks[name] = {
+            **benchmark,
+            **counts,
+            "epochs": 0 if part.empty else part["epoch"].nunique(),
+            "judge": benchmark["judge"] if part.empty else part["judge"].iloc[0],
+        }
+    results = {
+        "study": settings["study"],
+        "method": METHOD,
+        "scores": score_rows(means),
+        "contrasts": contrast_rows(table, means, settings["contrasts"], settings["missing"]),
+        "arms": arm_rows(means),
+        "dimensions": dimension_means(table).to_dict("records"),
+        "missing": sorted(
+            settings["missing"], key=lambda row: (row["benchmark"], row["dose"], row["arm"], row["seed"] or 0)
+        ),
+        "notes": uneven(means),
+        "arm_order": list(dict.fromkeys(row["arm"] for row in planned)),
+        "benchmarks": benchmarks,
+        "writers": settings["writers"],
+    }
+    return plain(results)
+
+
+def uneven(means: pd.DataFrame) -> list[str]:
+    """A line per checkpoint that holds other questions than the rest of its benchmark: rows lost on the way."""
+    notes = []
+    for benchmark, part in means.groupby("benchmark"):
+        everything = part["question"].nunique()
+        for keys, found in part.groupby(["benchmark", "dose", "arm", "seed"], dropna=False):
+            if len(found) != everything:
+                name = checkpoint_name(dict(zip(["benchmark", "dose", "arm", "seed"], keys, strict=True)))
+                notes.append(f"{len(found)} of the {everything} questions of {benchmark} were answered: {name}")
+    return notes
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types: floats to six significant digits (the last bits may differ between machines), NaN to None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else float(f"{value:.6g}") + 0.0
+    return int(value) if isinstance(value, np.integer) else value

@@ -1,0 +1,1 @@
+"""Documents: templates, their slots, the writer's calls and the corpora they make."""

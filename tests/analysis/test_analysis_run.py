@@ -1,0 +1,379 @@
+"""The analysis stage on small studies on disk: schema, gaps, refusals, Holm, and the same bytes twice."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from analysis.headline import headline
+from analysis.run import run
+from analysis.tables import tex
+from study.errors import UserError
+from study.work import Work
+
+COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
+
+
+def scores(rng: np.random.Generator, level: float, questions: int, epochs: int, dimensions: list[str]) -> pd.DataFrame:
+    """The scores.parquet of one checkpoint: one row per answer and dimension, and the overall score."""
+    rows: list[tuple[Any, ...]] = []
+    difficulty = np.random.default_rng(7).normal(0, 0.15, questions)
+    for question in range(questions):
+        for epoch in range(1, epochs + 1):
+            grades = (rng.random(max(len(dimensions), 1)) < np.clip(level + difficulty[question], 0.02, 0.98)).astype(
+                float
+            )
+            named = [*zip(dimensions, grades, strict=False), ("overall", grades.mean())]
+            for dimension, score in named:
+                name = f"q{question:03d}"
+                rows.append((name, name, dimension, epoch, "stand-in", score, None, f"{name}/{epoch}"))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+LEVELS = {"untrained": 0.3, "animal": 0.6, "urban": 0.35}
+
+
+def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap: bool = False) -> Work:
+    """A small finished study on disk: arms untrained (no seed), animal and urban, on two benchmarks."""
+    settings: dict[str, Any] = {
+        "study": "tiny",
+        "rows": [],
+        "missing": [],
+        "contrasts": [
+            {
+                "name": "animal - urban",
+                "of": "animal",
+                "against": "urban",
+                "on": ["ahb", "concern"],
+                "family": "primary",
+            }
+        ],
+        "benchmarks": {
+            "ahb": {"task": "anima", "judge": "stand-in", "stand_in": True},
+            "concern": {"task": "concern", "judge": None, "stand_in": False},
+        },
+        "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
+    }
+    if swap:
+        settings["contrasts"][0] |= {"of": "urban", "against": "animal"}
+    inputs = {}
+    rng = np.random.default_rng(5)
+    plan = [("untrained", None, 0)] + [(arm, s, d) for arm in ("animal", "urban") for s in range(seeds) for d in doses]
+    for arm, seed, dose in plan:
+        for benchmark in ("ahb", "concern"):
+            role = f"{arm}-{seed}-{dose}-{benchmark}"
+            judged = benchmark == "ahb"
+            data = scores(
+                rng, LEVELS[arm], 12 if judged else 30, 2 if judged else 1, ["Harm", "Scope"] if judged else []
+            )
+            inputs[role] = folder / role
+            inputs[role].mkdir(parents=True)
+            data.assign(judge="stand-in" if judged else "likelihood").to_parquet(inputs[role] / "scores.parquet")
+            settings["rows"].append({"role": role, "arm": arm, "seed": seed, "dose": dose, "benchmark": benchmark})
+    out = folder / "out"
+    out.mkdir()
+    return Work(out, "identity", settings, {}, inputs)
+
+
+def edit(work: Work, role: str, change: Any) -> None:
+    """Rewrite one checkpoint's score file as `change(frame)` returns it."""
+    path = work.inputs[role] / "scores.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+
+
+def drop(work: Work, role: str) -> dict[str, Any]:
+    """Turn a finished checkpoint of the study into a planned one; returns its entry in `missing`."""
+    row = next(row for row in work.settings["rows"] if row["role"] == role)
+    work.settings["rows"].remove(row)
+    entry = {key: row[key] for key in ("arm", "seed", "dose", "benchmark")}
+    work.settings["missing"].append(entry)
+    return entry
+
+
+def results_of(work):
+    counts = run(work)
+    results = json.loads((work.folder / "results.json").read_text())
+    assert counts["checkpoints"] == len(results["scores"])
+    return results
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    work = study(tmp_path_factory.mktemp("study"))
+    return work, results_of(work)
+
+
+def test_results_schema(finished):
+    _, results = finished
+    assert len(results["scores"]) == 2 * (1 + 2 * 3 * 2)
+    for row in results["scores"]:
+        assert set(row) == {"arm", "benchmark", "dose", "seed", "score", "n", "missing"}
+        assert 0 <= row["score"] <= 1 and isinstance(row["n"], int) and row["missing"] == 0
+        assert (row["seed"] is None) == (row["arm"] == "untrained")
+    needed = {
+        "name",
+        "benchmark",
+        "dose",
+        "estimate",
+        "low",
+        "high",
+        "seeds",
+        "questions",
+        "judge",
+        "verdict",
+        "reason",
+    }
+    needed |= {"se", "df", "p", "p_holm", "family", "p_response_level"}
+    assert len(results["contrasts"]) == 4
+    for row in results["contrasts"]:
+        assert needed <= set(row)
+        assert (row["verdict"], row["seeds"], row["reason"]) == ("higher", 3, None)
+        assert row["low"] < row["estimate"] < row["high"]
+    assert {row["judge"] for row in results["contrasts"]} == {"stand-in", "likelihood"}
+    assert results["missing"] == []
+    untrained = [row for row in results["arms"] if row["arm"] == "untrained"]
+    assert [(row["seeds"], row["fixed"], row["low"] < row["mean"] < row["high"]) for row in untrained] == [
+        (0, True, True)
+    ] * 2
+
+
+def test_scores_are_means_over_questions_of_means_over_epochs(finished):
+    work, results = finished
+    table = pd.read_parquet(work.folder / "scores.parquet")
+    for row in results["scores"]:
+        part = table[(table["arm"] == row["arm"]) & (table["benchmark"] == row["benchmark"])]
+        part = part[(part["dose"] == row["dose"]) & (part["dimension"] == "overall")]
+        part = part[part["seed"].isna() if row["seed"] is None else part["seed"] == row["seed"]]
+        assert row["n"] == len(part)
+        assert row["score"] == pytest.approx(part.groupby("question")["score"].mean().mean(), rel=1e-5)
+
+
+def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished, tmp_path):
+    _, results = finished
+    swapped = results_of(study(tmp_path, swap=True))
+    mean = {(row["benchmark"], row["dose"], row["arm"]): row["mean"] for row in results["arms"]}
+    for row, other in zip(results["contrasts"], swapped["contrasts"], strict=True):
+        key = row["benchmark"], row["dose"]
+        assert row["estimate"] == pytest.approx(mean[*key, "animal"] - mean[*key, "urban"], abs=2e-6)
+        assert (row["estimate"], row["low"], row["high"]) == (-other["estimate"], -other["high"], -other["low"])
+        assert (row["p"], other["verdict"]) == (other["p"], "lower")
+
+
+def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, tmp_path):
+    work, _ = finished
+    again = study(tmp_path)
+    for role in again.inputs:
+        edit(again, role, lambda frame: frame.sample(frac=1, random_state=1))
+    (again.folder / "tables").mkdir()
+    (again.folder / "tables" / "scores.tex").write_text("left over from a killed run")
+    run(again)
+
+    def digests(folder: Path):
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    first, second = digests(work.folder), digests(again.folder)
+    figures = {"figures/scores.pdf", "figures/scores.png"}
+    tables = {"tables/scores.tex", "tables/contrasts.tex", "tables/dimensions.tex"}
+    assert set(first) == {"results.json", "scores.parquet", "report.html"} | figures | tables
+    assert first == second
+
+
+def test_missing_checkpoints_are_listed_everywhere(tmp_path):
+    work = study(tmp_path)
+    entry = drop(work, "urban-2-200-ahb")
+    for seed in range(3):
+        drop(work, f"animal-{seed}-200-concern")
+    results = results_of(work)
+    assert entry in results["missing"] and len(results["missing"]) == 4
+    contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
+    assert len(contrasts) == 4
+    half = contrasts["ahb", 200]
+    assert (half["seeds"], half["seeds_of"], half["unfinished"]) == (2, 3, 1)
+    gone = contrasts["concern", 200]
+    assert (gone["verdict"], gone["estimate"], gone["p"]) == ("none", None, None)
+    assert "not finished" in gone["reason"] and "animal, seed 1, dose 200, on concern" in gone["reason"]
+    name = "urban, seed 2, dose 200, on ahb"
+    texts = [(work.folder / "report.html").read_text(), headline(results)]
+    texts += [path.read_text() for path in (work.folder / "tables").glob("*.tex")]
+    assert len(texts) == 5 and all(name in text for text in texts)
+    assert pd.read_parquet(work.folder / "scores.parquet").attrs["missing"] == results["missing"]
+    assert any(name in warning for warning in work.warnings)
+
+
+def test_holm_counts_every_declared_test_of_the_family(tmp_path):
+    work = study(tmp_path, seeds=2)
+    aside = {"name": "aside", "of": "animal", "against": "untrained", "on": ["ahb"], "family": "other"}
+    work.settings["contrasts"].append(aside)
+    for seed in range(2):
+        drop(work, f"animal-{seed}-200-concern")
+    rows = results_of(work)["contrasts"]
+    primary = [row for row in rows if row["family"] == "primary"]
+    ps = [row["p"] for row in primary]
+    assert len(ps) == 4 and ps.count(None) == 1
+    expected = multipletests([1.0 if p is None else p for p in ps], method="holm")[1]
+    for row, p_holm in zip(primary, expected, strict=True):
+        if row["p"] is not None:
+            assert row["p_holm"] == pytest.approx(p_holm, rel=1e-4)
+            assert row["verdict"] == ("higher" if p_holm <= 0.05 else "inconclusive")
+    alone = [row for row in rows if row["family"] == "other"]
+    assert len(alone) == 1 and alone[0]["p_holm"] == alone[0]["p"]
+
+
+def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
+    work = study(tmp_path, seeds=1)
+    results = results_of(work)
+    for row in results["contrasts"]:
+        assert (row["verdict"], row["low"], row["high"], row["p"], row["p_holm"]) == ("none", None, None, None, None)
+        assert row["estimate"] is not None and row["question_se"] is not None and row["seeds"] == 1
+        assert row["reason"].startswith("one seed per arm")
+    assert "one seed per arm" in (work.folder / "report.html").read_text()
+    assert "one seed per arm" in (work.folder / "tables" / "contrasts.tex").read_text()
+    assert "one seed per arm" in headline(results)
+
+
+def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
+    work = study(tmp_path)
+
+    def lose(frame):
+        lost = (frame["question"] == "q003") | ((frame["question"] == "q001") & (frame["epoch"] == 2))
+        return frame.assign(score=frame["score"].mask(lost), missing=np.where(lost, "unreadable grade", None))
+
+    before = results_of(study(tmp_path / "whole"))
+    for seed in range(3):
+        edit(work, f"urban-{seed}-0-ahb", lose)
+    results = results_of(work)
+    row = next(
+        r for r in results["scores"] if (r["arm"], r["seed"], r["dose"], r["benchmark"]) == ("urban", 0, 0, "ahb")
+    )
+    kept = lose(pd.read_parquet(tmp_path / "whole" / "urban-0-0-ahb" / "scores.parquet")).query(
+        "dimension == 'overall'"
+    )
+    assert (row["n"], row["missing"]) == (21, 3)
+    assert row["score"] == pytest.approx(kept.groupby("question")["score"].mean().mean(), rel=1e-5)
+    contrast = results["contrasts"][0]
+    assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
+    assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
+    assert "9 answers" in headline(results) and "9 answers" in (work.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda f: pd.concat([f, f.head(1)]), "the same score twice (1 rows)"),
+        (lambda f: f.assign(score=f["score"] * 100), "outside 0..1"),
+        (lambda f: f.assign(judge="someone else"), "2 judges (someone else, stand-in)"),
+        (lambda f: f[f["dimension"] != "overall"], "no 'overall' score; animal, seed 0, dose 0, on ahb"),
+        (lambda f: f.assign(scenario="s"), "questions without exactly one scenario"),
+        (lambda f: f.assign(missing="why"), "also marked missing"),
+        (lambda f: f.drop(columns="response"), "columns response are absent"),
+    ],
+)
+def test_a_table_that_would_give_wrong_numbers_is_refused(tmp_path, change, line):
+    work = study(tmp_path, seeds=1, doses=(0,))
+    edit(work, "animal-0-0-ahb", change)
+    with pytest.raises(UserError) as error:
+        run(work)
+    assert line in str(error.value)
+    assert not (work.folder / "results.json").exists()
+
+
+def test_undeclared_judge_seed_beside_none_and_nothing_at_all_are_refused(tmp_path):
+    work = study(tmp_path, seeds=1, doses=(0,))
+    work.settings["benchmarks"]["ahb"]["judge"] = "gemini"
+    work.settings["rows"][2]["arm"] = "untrained"
+    with pytest.raises(UserError) as error:
+        run(work)
+    assert "graded by stand-in but gemini is declared" in str(error.value)
+    assert "with and without a training seed; arm untrained" in str(error.value)
+    work.settings["rows"] = []
+    with pytest.raises(UserError, match="there are no scores to analyze"):
+        run(work)
+
+
+def test_a_lost_question_is_noted(tmp_path):
+    work = study(tmp_path, doses=(0,))
+    edit(work, "animal-1-0-ahb", lambda frame: frame[frame["question"] != "q005"])
+    assert results_of(work)["notes"] == ["11 of the 12 questions of ahb were answered: animal, seed 1, dose 0, on ahb"]
+    assert "11 of the 12 questions" in (work.folder / "report.html").read_text()
+
+
+def test_stand_ins_are_named_in_every_output(finished):
+    work, results = finished
+    note = "A deterministic rule-based stand-in, not a language model, wrote the documents of animal and judged ahb."
+    for path in [work.folder / "report.html", *(work.folder / "tables").glob("*.tex")]:
+        assert note in path.read_text()
+    assert note in headline(results)
+    results = results | {"writers": [], "benchmarks": {"concern": results["benchmarks"]["concern"]}}
+    assert "stand-in" not in headline(results)
+
+
+NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
+
+
+def name_badly(work: Work) -> None:
+    for row in work.settings["rows"]:
+        row["arm"] = NASTY if row["arm"] == "animal" else row["arm"]
+    work.settings["contrasts"][0] |= {"of": NASTY, "name": NASTY + " - urban"}
+
+
+def test_special_characters_are_safe_in_latex_and_html(tmp_path):
+    work = study(tmp_path)
+    name_badly(work)
+    run(work)
+    escaped = (
+        r"50\% a\_b \& \$c\$ \#1 \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \textless{}b\textgreater{}"
+    )
+    assert tex(NASTY) == escaped
+    for name in ("scores", "contrasts", "dimensions"):
+        text = (work.folder / "tables" / f"{name}.tex").read_text()
+        assert escaped in text and NASTY not in text
+        body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+        columns = text[text.index(r"\toprule") : text.index(r"\midrule")].count(" & ")
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert rows and {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {columns}
+    page = (work.folder / "report.html").read_text()
+    assert "&lt;b&gt;" in page and "<b>" not in page
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_tables_compile(tmp_path):
+    work = study(tmp_path)
+    name_badly(work)
+    run(work)
+    inputs = "\n".join(rf"\input{{{path}}}" for path in sorted((work.folder / "tables").glob("*.tex")))
+    head = "\\documentclass{article}\\usepackage{booktabs,siunitx}\\begin{document}\n"
+    (tmp_path / "all.tex").write_text(head + inputs + "\n\\end{document}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_page_needs_no_network_and_no_script(finished):
+    work, _ = finished
+    page = (work.folder / "report.html").read_text()
+    assert not re.search(r"<script|<link|@import|url\(\s*['\"]?http|(src|href)=['\"]https?:", page)
+    assert 'role="img" aria-label="Mean scores' in page and "<svg" in page
+    assert "python -m study run studies/tiny.yaml" in page
+
+
+def test_headline_imports_nothing_heavy(finished):
+    _, results = finished
+    code = "import sys, analysis.headline; print({'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    text = headline(results)
+    assert "animal - urban" in text and "higher" in text and "untrained" in text
