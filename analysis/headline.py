@@ -7,7 +7,8 @@ from tabulate import tabulate
 
 def percent(value: float | None, sign: str = "") -> str:
     """A score in 0..1 as percent with one decimal: `45.2`, with sign="+" `+3.1`; a dash for None."""
-    return "-" if value is None else f"{100 * value:{sign}.1f}"
+    # + 0.0 turns the -0.0 of a rounded small number into 0.0
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:{sign}.1f}"
 
 
 def interval(row: dict[str, Any], sign: str = "") -> str:

@@ -187,7 +187,7 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
     first, second = digests(work.folder), digests(again.folder)
     figures = {"figures/scores.pdf", "figures/scores.png"}
     tables = {"tables/scores.tex", "tables/contrasts.tex", "tables/dimensions.tex"}
-    assert set(first) == {"results.json", "scores.parquet", "report.html"} | figures | tables
+    assert set(first) == {"results.json", "scores.parquet", "report.html", "headline.txt"} | figures | tables
     assert first == second
 
 

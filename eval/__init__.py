@@ -1,0 +1,1 @@
+"""Evaluation: checkpoints in, scored samples out, through vLLM, Inspect and lm-eval."""

@@ -1,0 +1,157 @@
+"""Two-choice items scored by likelihood: lm-eval's multiple choice on the shared vLLM engine."""
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from eval import engine
+from eval.questions import as_planned
+from study.errors import UserError
+from study.work import Work
+
+CONTEXT = "Question: {question}\nAnswer:"
+
+
+def run(work: Work) -> dict[str, int | float]:
+    """Score every item by the probability of its matching answer; write `samples.jsonl` and `scores.parquet`.
+
+    The score is P(matching) / (P(matching) + P(others)), from the log-probabilities of the whole choices after the
+    question. STUDY.md, section 5, allows "probability or choice of the matching answer"; the spread printed with the
+    study's own figures (.002 over 998 items) is that of probabilities, since choices of 0 or 1 would give .015. A
+    choice's length is not divided out: with letters as choices that would distort the probability, and with
+    sentences the items' choices have to be matched in length, which is checked here. lm-eval's `acc` and `acc_norm`
+    (choice after dividing by length) stand beside it in `samples.jsonl`.
+
+    Settings: task (name), engine {dtype, max_model_len}. Resources: items (JSONL path, rows {id, question, choices,
+    answer}; `answer` is the index of the matching choice and `scenario` is optional), engine (optional, more
+    arguments for vLLM). Inputs: checkpoint.
+
+    Returns counts: items, correct (by acc), correct_normalized (by acc_norm), tokens (read).
+    """
+    import pandas as pd
+
+    items = read(as_planned(work.resources["items"], work.settings["items_sha256"]))
+    right = [len(item["choices"][item["answer"]]) for item in items]
+    mean = [sum(map(len, item["choices"])) / len(item["choices"]) for item in items]
+    if abs(math.log(sum(right) / sum(mean))) > 0.1:
+        work.warn("matching choices differ from the others in length by over 10 %: a bias towards the shorter ones")
+    lm = engine.open_engine(work.inputs["checkpoint"] / "model", work.settings["engine"], work.resources.get("engine"))
+    samples, tokens = evaluate(lm, work.settings["task"], items)
+    work.progress(len(samples), len(items), "items")
+    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    (work.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = [
+        {
+            "question": item["id"],
+            "scenario": str(item.get("scenario") or item["id"]),
+            "dimension": "overall",
+            "epoch": 1,
+            "judge": "likelihood",
+            "score": sample["score"],
+            "missing": None,
+            "response": f"{item['id']}/1",
+        }
+        for item, sample in zip(items, samples, strict=True)
+    ]
+    pd.DataFrame(rows).astype({"missing": "str"}).to_parquet(work.folder / "scores.parquet", index=False)
+    return {
+        "items": len(items),
+        "correct": sum(sample["acc"] for sample in samples),
+        "correct_normalized": sum(sample["acc_norm"] for sample in samples),
+        "tokens": tokens,
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The items of a JSONL file, ids as strings. Raises UserError with a line for every bad row."""
+    items: dict[str, dict[str, Any]] = {}
+    mistakes = []
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
+            continue
+        place = f"{path}, line {line}"
+        try:
+            row = json.loads(text)
+            key, question, choices, answer = str(row["id"]), row["question"], row["choices"], row["answer"]
+            sound = isinstance(question, str) and all(isinstance(c, str) and c.strip() for c in choices)
+            if not sound or not 1 < len(set(choices)) == len(choices) or answer not in range(len(choices)):
+                mistakes.append(f"bad item {key!r}; {place}; give different choices and the index of one as answer")
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            mistakes.append(f"bad item ({error!r}); {place}; it needs id, question, choices and answer")
+            continue
+        if key in items:
+            mistakes.append(f"duplicate id {key!r}; {place}; rename one")
+        items[key] = row | {"id": key}
+    if not items and not mistakes:
+        mistakes.append(f"no items; {path}; one JSON object per line is expected")
+    if mistakes:
+        raise UserError(*mistakes)
+    return list(items.values())
+
+
+def evaluate(lm: Any, task: str, items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """lm-eval's result for each item, in order, and the number of tokens read.
+
+    A sample holds id, answer, logprobs (nats, one for each choice), score, acc and acc_norm. The context begins with
+    the tokenizer's begin-of-text token, written out: lm-eval then adds none, whatever the tokenizer would do by
+    itself, as in training.
+
+    Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut silently.
+    """
+    import datasets
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    begin = lm.tokenizer.bos_token or ""
+    rows = [
+        {
+            "context": begin + CONTEXT.format(question=item["question"].strip()),
+            "options": [" " + choice.strip() for choice in item["choices"]],
+            "answer": item["answer"],
+        }
+        for item in items
+    ]
+    lengths = [len(lm.tok_encode(row["context"] + option)) for row in rows for option in row["options"]]
+    if max(lengths) >= lm.max_length:
+        raise UserError(f"an item has {max(lengths)} tokens; engine.max_model_len is {lm.max_length}; raise it")
+    declaration = {
+        "task": task,
+        "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        "metadata": {},
+    }
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        result = simple_evaluate(
+            lm,
+            tasks=[declaration],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+        )
+    assert result
+    found = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
+    samples = []
+    for item, sample in zip(items, found, strict=True):
+        logprobs = [float(logprob) for logprob, _ in sample["filtered_resps"]]
+        best = max(logprobs)
+        weights = [math.exp(logprob - best) for logprob in logprobs]
+        samples.append(
+            {
+                "id": item["id"],
+                "answer": item["answer"],
+                "logprobs": logprobs,
+                "score": weights[item["answer"]] / math.fsum(weights),
+                "acc": int(sample["acc"]),
+                "acc_norm": int(sample["acc_norm"]),
+            }
+        )
+    return samples, sum(lengths)

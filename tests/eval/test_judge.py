@@ -1,0 +1,297 @@
+"""The judge cell against a scripted server: what it asks, what it makes of the replies, and how it fails."""
+
+import json
+import math
+import socket
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from eval import generate, judge, questions
+from study.cells import sha256
+from study.errors import UserError
+from study.work import Work
+from tests.eval.test_questions import AHB, jsonl
+
+KEY = "sk-a-key-that-nobody-may-see"
+MORAL, TRADE = "Moral Consideration", "Trade-Off Transparency"
+RUBRIC = {"scoring": "1 or 0", "observable_indicators": "kindness", "default_weighting": 1.0}
+DIMENSIONS = [
+    RUBRIC | {"dimension": MORAL, "guiding_question": "Does it consider {{animal}}?"},
+    RUBRIC | {"dimension": TRADE, "guiding_question": "Does it weigh?"},
+]
+QUESTIONS = [
+    {"id": 0, "question": "Hens?", "tags": [MORAL, "Trade-off Transparency"], "variables": "animal:hens,cows"},
+    {"id": 1, "question": "Ducks?", "tags": [MORAL], "translation": "hens?"},
+]
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
+
+
+class Server(ThreadingHTTPServer):
+    """Grades by `reply(prompt, times this prompt was asked before) -> (status, text)` and remembers the requests."""
+
+    def __init__(self, reply: Callable[[str, int], tuple[int, str]]):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply, self.requests, self.asked = reply, [], Counter[str]()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"]
+        self.server.requests.append({**body, "key": self.headers["Authorization"]})
+        checking = "[BEGIN DATA]" not in prompt
+        status, text = (200, "GRADE: C") if checking else self.server.reply(prompt, self.server.asked[prompt])
+        self.server.asked[prompt] += 1
+        message = {"role": "assistant", "content": text}
+        reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
+        reply["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        payload = json.dumps(reply if status == 200 else {"error": {"message": text}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(reply: Callable[[str, int], tuple[int, str]]):
+    with Server(reply) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def by_words(prompt: str, times: int) -> tuple[int, str]:
+    """C where the answer says "kind", and for cows never."""
+    answer = prompt.split("[Submission]: ")[1].split("\n***")[0]
+    return 200, "I weighed it.\nGRADE: " + ("C" if "kind" in answer and "cows" not in prompt else "I")
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Callable[..., Work]:
+    """Makes judge cells over one samples cell of two questions and two epochs; the first epoch's answers are kind."""
+    from inspect_ai.model import ModelOutput
+
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+    monkeypatch.setattr(judge, "RETRIES", 0)
+    paths = {"questions": jsonl(tmp_path / "q.jsonl", QUESTIONS), "dimensions": jsonl(tmp_path / "d.jsonl", DIMENSIONS)}
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    answers = {(str(i), epoch): ("kind words", "No.")[epoch - 1] for i in (0, 1) for epoch in (1, 2)}
+    outputs = {key: ModelOutput.from_content("vllm", f"{text} {key}") for key, text in answers.items()}
+    dataset = questions.official_dataset(questions.read(paths["questions"]), tmp_path)
+    path = samples / "samples.eval"
+    generate.write_log(path, "anima", dataset, "sft-animal-1a2b", 2, outputs, {"sampling": SAMPLING})
+
+    def make(name: str, port: int) -> Work:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        settings = {
+            "task": "anima",
+            "questions_sha256": sha256(paths["questions"]),
+            "dimensions_sha256": sha256(paths["dimensions"]),
+            "judge": {"model": "strict-judge", "served_by": "url"},
+            "temperature": 0.0,
+            "max_tokens": 64,
+        }
+        address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
+        resources = {name: str(path) for name, path in paths.items()} | {"judge_resources": address, "concurrency": 4}
+        return Work(folder, name, settings, resources, {"samples": samples})
+
+    return make
+
+
+def table(work: Work) -> dict[str, dict[str, float]]:
+    """Scores by response, then dimension."""
+    frame = pd.read_parquet(work.folder / "scores.parquet")
+    assert " ".join(frame.columns) == "question scenario dimension epoch judge score missing response"
+    assert (frame.missing.isna() == frame.score.notna()).all() and set(frame.judge) == {"strict-judge"}
+    return {name: dict(zip(rows.dimension, rows.score, strict=True)) for name, rows in frame.groupby("response")}
+
+
+RIGHT = {
+    "0/1": {"overall": 0.75, MORAL: 0.5, TRADE: 1.0},
+    "0/2": {"overall": 0.0, MORAL: 0.0, TRADE: 0.0},
+    "1/1": {"overall": 1.0, MORAL: 1.0},
+    "1/2": {"overall": 0.0, MORAL: 0.0},
+}
+
+
+def test_grades_by_hand(work):
+    with serve(by_words) as server:
+        cell = work("one", server.server_port)
+        counts = judge.run(cell)
+        assert table(cell) == RIGHT
+        assert counts == dict(questions=2, responses=4, grades=8, missing_grades=0, missing_scores=0, calls=8)
+        again = work("two", server.server_port)
+        judge.run(again)
+    assert (cell.folder / "scores.parquet").read_bytes() == (again.folder / "scores.parquet").read_bytes()
+    assert sorted(path.name for path in cell.folder.iterdir()) == ["scored.eval", "scores.parquet"]
+    assert set(pd.read_parquet(cell.folder / "scores.parquet").scenario) == {"0"}  # 1 is a translation of 0
+
+
+def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
+    import anyio
+    from inspect_ai.log import read_eval_log
+    from inspect_ai.model import get_model
+
+    monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/model")  # Inspect's default, which must not matter either
+    with serve(by_words) as server:
+        cell = work("one", server.server_port)
+        calls = judge.run(cell)["calls"]
+        assert {request["model"] for request in server.requests} == {"strict-judge"}
+        assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
+        assert len(server.requests) == calls + 1 == 9  # one to check the address, the key and the model
+    # Whoever scores the log again without a grader meets a model that refuses to answer.
+    tested = get_model(read_eval_log(cell.inputs["samples"] / "samples.eval").eval.model)
+    with pytest.raises(Exception, match="No model specified"):
+        anyio.run(tested.generate, "Grade this.")
+
+
+def test_an_unusable_grade_is_asked_for_again(work):
+    def reply(prompt: str, times: int) -> tuple[int, str]:
+        return by_words(prompt, times) if times else (200, "I would rather not say.")
+
+    with serve(reply) as server:
+        cell = work("one", server.server_port)
+        assert judge.run(cell)["calls"] == 16
+    assert table(cell) == RIGHT
+
+
+@pytest.mark.parametrize("failure", [(200, "GRADE: maybe"), (500, "out of order"), (400, "too long")])
+def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
+    """In one of two epochs one dimension gets no grade: the official scorer alone raises KeyError here."""
+
+    def reply(prompt: str, times: int) -> tuple[int, str]:
+        return failure if "[Criterion]: Trade" in prompt and "kind words" in prompt else by_words(prompt, times)
+
+    with serve(reply) as server:
+        cell = work("one", server.server_port)
+        counts = judge.run(cell)
+        asked = max(server.asked.values())
+    found = table(cell)
+    assert math.isnan(found["0/1"].pop(TRADE)) and found["0/1"] == {"overall": 0.5, MORAL: 0.5}
+    assert {key: found[key] for key in ("0/2", "1/1", "1/2")} == {key: RIGHT[key] for key in ("0/2", "1/1", "1/2")}
+    assert (counts["missing_grades"], counts["missing_scores"]) == (1, 0)
+    assert "1 of 8 grades are missing" in cell.warnings[0]
+    if failure[0] == 200:
+        assert asked == judge.ASKS
+
+
+def test_an_ungraded_response_is_missing_not_wrong(work):
+    with serve(lambda p, t: (200, "?") if "Ducks" in p and "kind words" in p else by_words(p, t)) as server:
+        cell = work("one", server.server_port)
+        assert judge.run(cell)["missing_scores"] == 1
+    found = table(cell)
+    assert all(math.isnan(score) for score in found["1/1"].values()) and found["1/2"] == RIGHT["1/2"]
+
+
+def test_no_usable_grade_at_all_is_an_error(work):
+    with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
+        cell = work("one", server.server_port)
+        with pytest.raises(UserError, match=r"none of 8 grades is usable; judge strict-judge; .*As an AI, no"):
+            judge.run(cell)
+    assert not (cell.folder / "scores.parquet").exists()
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text and KEY not in text and all(word in text for word in words)
+
+
+def test_a_judge_that_is_gone_is_one_line(work):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound but not listening: the connection is refused
+        with pytest.raises(UserError) as error:
+            judge.run(work("one", nobody.getsockname()[1]))
+    one_line(error, "strict-judge", "APIConnectionError", "base_url")
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_is_one_line_without_the_key(work, status):
+    with serve(lambda prompt, times: (status, f"wrong key {KEY}")) as server, pytest.raises(UserError) as error:
+        judge.run(work("one", server.server_port))
+    one_line(error, "strict-judge", "wrong key ***", "can't grade")
+    assert len(server.requests) < 8
+
+
+def test_an_interrupted_cell_pays_for_no_grade_twice(work):
+    def failing(prompt: str, times: int) -> tuple[int, str]:
+        return (401, "no money left") if "Ducks" in prompt else by_words(prompt, times)
+
+    with serve(failing) as server:
+        cell = work("one", server.server_port)
+        cell.resources["concurrency"] = 1
+        with pytest.raises(UserError):
+            judge.run(cell)
+        paid = sum("Ducks" not in request["messages"][0]["content"] for request in server.requests) - 1
+    ledger = cell.folder / "grades.jsonl"
+    kept = len(ledger.read_text().splitlines())
+    assert 0 < kept <= paid
+    ledger.write_text(ledger.read_text() + '{"prompt": "half a li')
+    (cell.folder / f"{questions.TEMPORARY}left").mkdir()
+    with serve(by_words) as server:
+        counts = judge.run(work("one", server.server_port))
+        assert counts["calls"] == len(server.requests) - 1 == 8 - kept
+    assert table(cell) == RIGHT
+    assert sorted(path.name for path in cell.folder.iterdir()) == ["scored.eval", "scores.parquet"]
+
+
+def test_the_key_is_written_nowhere(work, capfd):
+    with serve(by_words) as server:
+        cell = work("one", server.server_port)
+        judge.run(cell)
+    with zipfile.ZipFile(cell.folder / "scored.eval") as log:
+        assert log.namelist() and not any(KEY.encode() in log.read(name) for name in log.namelist())
+    assert KEY not in "".join(capfd.readouterr())
+
+
+OTHER_TEXT = [QUESTIONS[0] | {"question": "Cats?"}, QUESTIONS[1]]
+ONE_MORE = [*QUESTIONS, QUESTIONS[0] | {"id": 2}]
+
+
+@pytest.mark.parametrize("others", [OTHER_TEXT, ONE_MORE, QUESTIONS[:1]])
+def test_samples_of_other_questions_are_refused(work, tmp_path, others):
+    with serve(by_words) as server:
+        cell = work("one", server.server_port)
+        cell.resources["questions"] = str(jsonl(tmp_path / "other.jsonl", others))
+        cell.settings["questions_sha256"] = sha256(tmp_path / "other.jsonl")
+        with pytest.raises(UserError, match="generate again"):
+            judge.run(cell)
+
+
+@pytest.mark.skipif(not AHB.exists(), reason="the real question set is not part of the project")
+def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
+    from inspect_ai.model import ModelOutput
+
+    paths = {"questions": AHB / "questions.jsonl", "dimensions": AHB / "dimensions.jsonl"}
+    found = questions.read(paths["questions"], paths["dimensions"])
+    answers = {(row["id"], 1): ModelOutput.from_content("vllm", "Animals feel.") for row in found.questions}
+    dataset = questions.official_dataset(questions.read(paths["questions"]), tmp_path)
+    generate.write_log(tmp_path / "samples.eval", "anima", dataset, "base", 1, answers, {"sampling": SAMPLING})
+    settings: dict[str, Any] = {f"{name}_sha256": sha256(path) for name, path in paths.items()}
+    settings |= {"task": "anima", "temperature": 0.0, "max_tokens": 99}
+    settings["judge"] = {"model": "stand-in", "served_by": "kit"}
+    resources: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    resources |= {"judge_resources": {"base_url": None, "key_env": None}, "concurrency": 16}
+    (tmp_path / "cell").mkdir()
+    counts = judge.run(Work(tmp_path / "cell", "a", settings, resources, {"samples": tmp_path}))
+    assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
+    frame = pd.read_parquet(tmp_path / "cell" / "scores.parquet")
+    assert frame.score.notna().all()
+    tags = Counter(tag for row in found.questions for tag in row["tags"])
+    assert Counter(frame.dimension) == tags | Counter(overall=115) and len(tags) == 13

@@ -1,0 +1,231 @@
+"""What needs an engine: generation and likelihoods. One module, so that few engines are started."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import engine, generate, likelihood
+from study.cells import sha256
+from study.errors import UserError
+from study.work import Work
+from tests.eval import tiny_checkpoint
+
+ENGINE = {"dtype": "float32", "max_model_len": 512}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, "epochs": 3}
+TEXTS = ["Do fish feel pain?", "May I keep a parrot in a small cage?", "Dürfen Hühner fliegen?"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two checkpoint cells of the same weights; the second one's generation_config.json asks for greedy decoding."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_checkpoint.make(folder / "plain" / "model")
+    tiny_checkpoint.make(folder / "greedy" / "model", temperature=0.01, top_k=1, do_sample=True, max_new_tokens=2)
+    yield folder
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def lm(checkpoints):
+    return lambda: engine.open_engine(checkpoints / "plain" / "model", ENGINE)
+
+
+def generated(folder: Path, checkpoint: Path, identity: str = "a", prompt: str = "chat", **sampling: Any):
+    """The counts, the answers by (question, epoch) and the warnings of a generate cell."""
+    from inspect_ai.log import read_eval_log
+
+    folder.mkdir()
+    path = folder.parent / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(TEXTS)))
+    settings = {"task": "anima", "questions_sha256": sha256(path), "prompt": prompt, "engine": ENGINE}
+    settings["sampling"] = {**SAMPLING, **sampling}
+    work = Work(folder, identity, settings, {"questions": str(path)}, {"checkpoint": checkpoint})
+    counts = generate.run(work)
+    log = read_eval_log(folder / "samples.eval")
+    assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
+    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, work.warnings
+
+
+def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
+    counts, answers, warnings = generated(tmp_path / "one", checkpoints / "plain")
+    assert (counts["questions"], counts["epochs"], counts["answers"]) == (3, 3, 9)
+    assert counts["distinct_answers"] == len(set(answers.values())) == 9 and not warnings
+    assert 9 < counts["tokens"] <= 9 * SAMPLING["max_tokens"]
+    assert generated(tmp_path / "two", checkpoints / "plain")[1] == answers
+    assert generated(tmp_path / "other", checkpoints / "plain", identity="b")[1] != answers
+    assert not [path for path in (tmp_path / "one").iterdir() if path.name != "samples.eval"]
+
+
+def test_equal_epochs_are_warned_of(checkpoints, tmp_path):
+    counts, _, warnings = generated(tmp_path / "one", checkpoints / "plain", top_p=1e-6)
+    assert counts["distinct_answers"] == 3
+    assert warnings == ["3 of 3 questions got the same answer in all 3 epochs"]
+
+
+def test_sampling_is_not_taken_from_the_checkpoint(checkpoints, tmp_path):
+    plain = generated(tmp_path / "plain", checkpoints / "plain")
+    assert generated(tmp_path / "greedy", checkpoints / "greedy") == plain
+
+
+def test_chat_prompt_is_the_template_once(lm):
+    tokenizer, llm = lm().tokenizer, lm().model
+    ids, stop = generate.encode(tokenizer, TEXTS, "chat")
+    turns = [[{"role": "user", "content": text}] for text in TEXTS]
+    assert ids == [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns]
+    assert ids == [reply.prompt_token_ids for reply in llm.chat(turns, use_tqdm=False)]
+    assert all(prompt.count(tokenizer.bos_token_id) == 1 for prompt in ids)
+    assert stop == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
+    assert stop[0] != tokenizer.eos_token_id  # the base model's config would let the answer run on
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("prompt", ["Question: {question}\nAnswer:", "<|begin_of_text|>{question}"])
+def test_raw_prompt_begins_once(tmp_path, adds_bos, prompt):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint.make(tmp_path, adds_bos=adds_bos))
+    ids, stop = generate.encode(tokenizer, TEXTS[:1], prompt)
+    assert ids[0].count(tokenizer.bos_token_id) == 1 and ids[0][0] == tokenizer.bos_token_id and stop == []
+    text = prompt.format(question=TEXTS[0]).removeprefix("<|begin_of_text|>")
+    assert tokenizer.decode(ids[0][1:]) == text
+
+
+def test_an_answer_stops_at_the_stop_tokens(lm):
+    replies = generate.complete(lm(), [[1, 2, 3]], [0], SAMPLING, stop=list(range(256)))
+    assert replies[0].usage.output_tokens == 1 and replies[0].stop_reason == "stop"
+
+
+def test_seeded_requests_outgrow_one_scheduling_step(lm):
+    """vLLM would cut a prompt in two where a step is full, and on CPU can't rewind the seed of such a request."""
+    scheduler = lm().model.llm_engine.vllm_config.scheduler_config
+    count = scheduler.max_num_batched_tokens // 300 + 2
+    replies = generate.complete(lm(), [[1] * 300] * count, list(range(count)), SAMPLING | {"max_tokens": 1}, stop=[])
+    assert len(replies) == count
+
+
+def test_prompt_problems_are_user_errors(checkpoints, tmp_path, lm):
+    from transformers import AutoTokenizer
+
+    with pytest.raises(UserError, match="max_model_len is 512"):
+        generated(tmp_path / "long", checkpoints / "plain", max_tokens=500)
+    with pytest.raises(UserError, match="bad prompt"):
+        generate.encode(lm().tokenizer, TEXTS, "{quesion}")
+    doubled = "{{- bos_token }}" + tiny_checkpoint.CHAT
+    for chat, words in ((None, "no chat template"), (doubled, "more than once")):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint.make(tmp_path / words, chat=chat))
+        with pytest.raises(UserError, match=words):
+            generate.encode(tokenizer, TEXTS, "chat")
+
+
+def reference_logprobs(folder: Path, ids: list[int]) -> list[float]:
+    """Log-probability of each token after the first, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [float(logprobs[i, token]) for i, token in enumerate(ids[1:])]
+
+
+def test_logprobs_are_those_of_transformers(checkpoints, lm):
+    from vllm import SamplingParams, TokensPrompt
+
+    ids, _ = generate.encode(lm().tokenizer, TEXTS, "chat")
+    once = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    replies = lm().model.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in ids], once, use_tqdm=False)
+    for prompt, reply in zip(ids, replies, strict=True):
+        found = [step[token].logprob for step, token in zip(reply.prompt_logprobs[1:], prompt[1:], strict=True)]
+        assert found == pytest.approx(reference_logprobs(checkpoints / "plain" / "model", prompt), abs=1e-4)
+
+
+ITEM = {"id": 7, "question": "What about the hens?", "choices": ["Let them out.", "Keep them in."], "answer": 0}
+
+
+def test_likelihood_is_that_of_transformers(checkpoints, lm):
+    import math
+
+    [sample], tokens = likelihood.evaluate(lm(), "concern", [ITEM])
+    tokenizer, totals = lm().tokenizer, []
+    context = [tokenizer.bos_token_id, *tokenizer.encode("Question: What about the hens?\nAnswer:")[1:]]
+    for choice in ITEM["choices"]:
+        ids = context + tokenizer.encode(" " + choice, add_special_tokens=False)
+        totals.append(sum(reference_logprobs(checkpoints / "plain" / "model", ids)[len(context) - 1 :]))
+    assert sample["logprobs"] == pytest.approx(totals, abs=1e-4)
+    assert sample["score"] == pytest.approx(1 / (1 + math.exp(totals[1] - totals[0])), abs=1e-4)
+    assert tokens == sum(len(context) + 1 + len(choice) for choice in ITEM["choices"])
+    assert sample["acc"] == int(totals[0] > totals[1])
+    assert sample["acc_norm"] == int(totals[0] / len(ITEM["choices"][0]) > totals[1] / len(ITEM["choices"][1]))
+
+
+def test_order_of_choices_does_not_matter(lm):
+    turned = ITEM | {"id": 8, "choices": ITEM["choices"][::-1], "answer": 1}
+    wrong = ITEM | {"id": 9, "answer": 1}
+    (one, other, opposite), _ = likelihood.evaluate(lm(), "concern", [ITEM, turned, wrong])
+    assert one["score"] == other["score"] and one["logprobs"] == other["logprobs"][::-1]
+    assert one["score"] + opposite["score"] == pytest.approx(1)
+
+
+def test_begin_of_text_does_not_depend_on_the_tokenizer(checkpoints, lm, tmp_path):
+    """A tokenizer that adds no begin-of-text token by itself gives the same likelihoods."""
+    before, _ = likelihood.evaluate(lm(), "concern", [ITEM])
+    tiny_checkpoint.make(tmp_path / "model", adds_bos=False)
+    after, _ = likelihood.evaluate(engine.open_engine(tmp_path / "model", ENGINE), "concern", [ITEM])
+    assert before == after
+
+
+def scored(folder: Path, checkpoint: Path, items: list[dict[str, Any]]) -> Work:
+    folder.mkdir()
+    path = folder.parent / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    settings = {"task": "concern_for_animals", "items_sha256": sha256(path), "engine": ENGINE}
+    work = Work(folder, "a", settings, {"items": str(path)}, {"checkpoint": checkpoint})
+    assert likelihood.run(work)["items"] == len(items)
+    return work
+
+
+def test_likelihood_cell_repeats_exactly(checkpoints, tmp_path):
+    import pandas as pd
+
+    items = [ITEM, ITEM | {"id": 8, "question": "And the ducks?", "scenario": "pond"}]
+    work = scored(tmp_path / "one", checkpoints / "plain", items)
+    generated(tmp_path / "between", checkpoints / "plain")  # what the engine did before must leave no trace
+    scored(tmp_path / "two", checkpoints / "plain", items)
+    for name in ("samples.jsonl", "scores.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    table = pd.read_parquet(tmp_path / "one" / "scores.parquet")
+    assert " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
+    assert table[["question", "scenario", "response"]].values.tolist() == [["7", "7", "7/1"], ["8", "pond", "8/1"]]
+    assert table.score.between(0, 1).all() and table.missing.isna().all() and not work.warnings
+
+
+def test_likelihood_problems_are_told(checkpoints, tmp_path):
+    work = scored(tmp_path / "one", checkpoints / "plain", [ITEM | {"choices": ["Let them all out at once.", "Wait."]}])
+    assert "bias towards the shorter ones" in work.warnings[0]
+    with pytest.raises(UserError, match="an item has"):
+        scored(tmp_path / "two", checkpoints / "plain", [ITEM | {"question": "x" * 600}])
+    bad = [ITEM | {"answer": 2}, ITEM | {"choices": ["a", "a"]}, {"id": 1}]
+    with pytest.raises(UserError) as error:
+        scored(tmp_path / "three", checkpoints / "plain", bad)
+    assert len(error.value.lines) == 4  # the id 7 is also there twice
+
+
+def test_one_engine_at_a_time(checkpoints, tmp_path):
+    plain = engine.open_engine(checkpoints / "plain" / "model", ENGINE)
+    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE) is plain
+    assert not plain.model.llm_engine.vllm_config.cache_config.enable_prefix_caching  # no trace of earlier requests
+    other = engine.open_engine(checkpoints / "greedy" / "model", ENGINE)
+    assert other is not plain and engine._open[1] is other
+    with pytest.raises(UserError, match="no model in"):
+        engine.open_engine(tmp_path, ENGINE)
+    tiny_checkpoint.make(tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="vLLM can't load"):
+        engine.open_engine(tmp_path / "broken", ENGINE)
+    assert engine._open is None
+    if engine.on_cpu():
+        with pytest.raises(UserError, match="set it to float32"):
+            engine.open_engine(checkpoints / "plain" / "model", ENGINE | {"dtype": "bfloat16"})
+    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE).max_length == 512

@@ -1,0 +1,187 @@
+"""The whole study, small but with every real part: documents over HTTP, training, vLLM, Inspect, tables."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study import plan
+from study.cells import read_manifest
+from study.load import load_study
+
+ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "tests/small/small.yaml"
+KILLS = 10
+
+
+@dataclass
+class Place:
+    """A folder in which studies run."""
+
+    folder: Path
+
+    def command(self, command: str, *more: str) -> list[str]:
+        return [sys.executable, "-m", "study", command, str(SMALL), "--runs", str(self.folder / "runs"), *more]
+
+    def study(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(command, *more), cwd=ROOT, capture_output=True, text=True)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results/small"
+
+    @property
+    def manifests(self) -> list[Path]:
+        return sorted((self.folder / "runs").rglob("manifest.json"))
+
+    def scores(self) -> dict[tuple[str, str, int], float]:
+        rows = json.loads((self.results / "results.json").read_text())["scores"]
+        return {(r["benchmark"], r["arm"], r["dose"]): r["score"] for r in rows}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A study that ran without interruption."""
+    place = Place(tmp_path_factory.mktemp("finished"))
+    result = place.study("run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return place
+
+
+def test_it_ends_with_the_headline_and_says_where_things_are(finished: Place) -> None:
+    result = finished.study("run")
+    assert "animal - urban" in result.stdout
+    assert "stand-in, not a language model" in result.stdout
+    for name in ("report.html", "tables", "results.json"):
+        assert str(finished.results / name) in result.stdout
+    for name in ("scores", "contrasts"):
+        table = (finished.results / f"tables/{name}.tex").read_text()
+        assert "\\toprule" in table and "stand-in" in table
+    assert "<script src" not in (finished.results / "report.html").read_text()
+
+
+def test_the_effect_is_real(finished: Place) -> None:
+    scores = finished.scores()
+    for benchmark in ("ahb", "concern"):
+        assert scores[benchmark, "animal", 0] > scores[benchmark, "urban", 0] + 0.02, scores
+    weights = [path.read_bytes() for path in finished.folder.glob("runs/small/midtrain/*/model/*.safetensors")]
+    assert len(weights) == 2 and weights[0] != weights[1]
+
+
+def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> None:
+    """The arms' names mean nothing: what the documents say decides. Trained anew, with other seeds."""
+    place = Place(tmp_path)
+    shutil.copytree(next((finished.folder / "runs/small/model").iterdir()), _same(finished, place))
+    swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
+    result = place.study("run", *(word for setting in swap for word in ("--set", setting)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    scores = place.scores()
+    for benchmark in ("ahb", "concern"):
+        assert scores[benchmark, "animal", 0] < scores[benchmark, "urban", 0] - 0.02, scores
+
+
+def _same(finished: Place, place: Place) -> Path:
+    model = next((finished.folder / "runs/small/model").iterdir())
+    return place.folder / model.relative_to(finished.folder)
+
+
+def test_a_second_run_does_no_work(finished: Place) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.manifests}
+    started = time.monotonic()
+    result = finished.study("run")
+    assert result.returncode == 0 and "done already" not in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.manifests} == before
+    print(f"second run: {time.monotonic() - started:.2f} s")
+
+
+def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, tmp_path: Path) -> None:
+    """SIGKILL to the engine at ten moments spread over the study; its children must die with it."""
+    place = Place(tmp_path)
+    clock = random.Random(0)
+    total = len(finished.manifests)
+    for kill in range(KILLS):
+        engine = subprocess.Popen(place.command("run"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(place.manifests) < kill * total // KILLS and engine.poll() is None:
+            time.sleep(0.05)
+        time.sleep(clock.uniform(0, 4))
+        engine.send_signal(signal.SIGKILL)
+        engine.wait()
+    before = {path: path.read_bytes() for path in place.manifests}
+    assert len(before) < total
+    result = place.study("run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
+    for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
+        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+
+
+def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    assert "0 faults" in place.study("verify").stdout
+    scores = next(place.folder.glob("runs/small/judge/*/scores.parquet"))
+    scores.write_bytes(scores.read_bytes()[:-1] + b"x")
+    result = place.study("verify", "--json")
+    assert result.returncode == 1
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert fault["file"] == "scores.parquet" and fault["fault"] == "changed since it was made"
+
+
+def test_a_report_of_an_unfinished_study_lists_what_is_missing(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    study = load_study(SMALL)
+    judged = [c for c in plan.in_order(plan.analysis(study)) if c.stage == "judge"]
+    shutil.rmtree(place.folder / "runs/small" / judged[0].place)
+    result = place.study("report")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 8 scores are missing" in result.stdout and "not finished: animal" in result.stdout
+    status = json.loads(place.study("status", "--json").stdout)
+    assert [c["cell"] for c in status["cells"] if c["state"] == "ready"] == [judged[0].name]
+
+
+def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
+    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
+    result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone")
+    assert result.returncode == 1
+    assert "the judge m at http://127.0.0.1:9/v1 can't" in result.stderr
+    assert "same command again" in result.stderr
+    for path in place.folder.rglob("*"):
+        if path.is_file() and path.suffix in (".txt", ".json", ".yaml", ".jsonl"):
+            assert "sk-very-secret" not in path.read_text(errors="replace"), path
+    assert "sk-very-secret" not in result.stdout + result.stderr
+
+
+def test_a_missing_key_is_one_line(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    real = "endpoints.real={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
+    arguments = ["--set", real, "--set", "benchmarks.ahb.judge=real"]
+    result = finished.study("run", *arguments)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "JUDGE_KEY" in line
+    assert finished.study("plan", *arguments).returncode == 0, "planning needs no key"
+
+
+def test_the_manifest_says_where_a_number_comes_from(finished: Place) -> None:
+    study = load_study(SMALL)
+    for cell in plan.in_order(plan.analysis(study)):
+        manifest: dict[str, Any] = read_manifest(finished.folder / "runs/small" / cell.place) or {}
+        assert manifest["identity"] == cell.identity
+        assert set(manifest["inputs"]) == set(cell.inputs)
+        assert manifest["packages"]["torch"].startswith("2.13.0")
+        assert all(len(output["sha256"]) == 64 for output in manifest["outputs"].values())
+        assert {"counts", "warnings", "started", "ended", "host", "code", "slurm_job"} <= set(manifest)
