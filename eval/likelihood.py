@@ -19,11 +19,10 @@ def run(work: Work) -> dict[str, int | float]:
     """Score every item by the probability of its matching answer; write `samples.jsonl` and `scores.parquet`.
 
     The score is P(matching) / (P(matching) + P(others)), from the log-probabilities of the whole choices after the
-    question. STUDY.md, section 5, allows "probability or choice of the matching answer"; the spread printed with the
-    study's own figures (.002 over 998 items) is that of probabilities, since choices of 0 or 1 would give .015. A
-    choice's length is not divided out: with letters as choices that would distort the probability, and with
-    sentences the items' choices have to be matched in length, which is checked here. lm-eval's `acc` and `acc_norm`
-    (choice after dividing by length) stand beside it in `samples.jsonl`.
+    question. The paper's own spread (.002 over 998 items of power-seeking) is that of probabilities, since choices of
+    0 or 1 would give .015. A choice's length is not divided out: with letters as choices that would distort the
+    probability, and with sentences the items' choices have to be matched in length, which is checked here. lm-eval's
+    `acc` and `acc_norm` (choice after dividing by length) stand beside it in `samples.jsonl`.
 
     Settings: task (name), engine {dtype, max_model_len}. Resources: items (JSONL path, rows {id, question, choices,
     answer}; `answer` is the index of the matching choice and `scenario` is optional), engine (optional, more

@@ -26,7 +26,7 @@ def run(work: Work) -> dict[str, int | float]:
     """Write `documents.jsonl`, rows {"id": int, "text": str, "slots": {slot: name}} sorted by id.
 
     settings: template and slots (parsed YAML), documents, seed, writer (endpoint), temperature, max_tokens, tolerance.
-    resources: concurrency, writer_resources. input `matched_to`, optional: the corpus this one must match slot by slot,
+    resources: concurrency, address. input `matched_to`, optional: the corpus this one must match slot by slot,
     and in words within the fraction `tolerance`.
     The file is the same bytes whatever the order in which calls finish. `calls.jsonl`, the ledger of finished calls, is
     in that order; a killed run goes on from it.
@@ -38,7 +38,7 @@ def run(work: Work) -> dict[str, int | float]:
     if other is not None:
         check_slots(rows, [document["slots"] for document in other])
 
-    with open_endpoint(settings["writer"], work.resources["writer_resources"]) as endpoint:
+    with open_endpoint(settings["writer"], work.resources["address"]) as endpoint:
         work.log(f"{len(rows)} documents on {settings['template']['topic']} from {endpoint.model}, {endpoint.base_url}")
         texts, counts = write_all(
             prompts=prompts(settings["template"], settings["slots"], rows),

@@ -140,8 +140,9 @@ def _run(args: argparse.Namespace) -> int:
     cells = planning.in_order(last)
     done = sum(_state(cell, base) == "done" for cell in cells)
     if done < len(cells):
+        _check_keys([cell for cell in cells if _state(cell, base) != "done"])
         print(
-            f"study {study.study}: {len(cells)} cells, {done} done already; {args.jobs} at a time, in {base}",
+            f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
             flush=True,
         )
         with watching(done, len(cells)) as tell:
@@ -154,6 +155,16 @@ def _run(args: argparse.Namespace) -> int:
             return 1
     _publish(last, base, args)
     return 0
+
+
+def _check_keys(cells: list[Cell]) -> None:
+    """Raise UserError for every API key that the cells will need and the environment lacks: now, not in hours."""
+    named = {cell.resources.get("address", {}).get("key_env") for cell in cells}
+    missing = sorted(name for name in named if name and not os.environ.get(name))
+    if missing:
+        raise UserError(
+            *(f"{name} is not set; an endpoint reads its key from it; export {name}=..." for name in missing)
+        )
 
 
 def _report(args: argparse.Namespace) -> None:

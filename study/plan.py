@@ -155,14 +155,14 @@ def _documents(study: Study, name: str) -> Cell:
         "template": _yaml_once(f"sdf/templates/{corpus.template}.yaml"),
         "slots": _yaml_once("sdf/templates/slots.yaml"),
         "documents": corpus.documents,
-        "seed": 0,
+        "seed": 0,  # one corpus for all training seeds
         "writer": _endpoint(study.endpoints[corpus.writer]),
         "temperature": corpus.temperature,
         "max_tokens": corpus.max_tokens,
         "tolerance": corpus.tolerance,
     }
     inputs = {"matched_to": _documents(study, corpus.matched_to)} if corpus.matched_to else {}
-    resources = {"concurrency": study.concurrency, "writer_resources": _address(study.endpoints[corpus.writer])}
+    resources = {"concurrency": study.concurrency, "address": _address(study.endpoints[corpus.writer])}
     return Cell("documents", name, settings, inputs, resources)
 
 
@@ -208,7 +208,7 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell) -> Cell:
             "questions": str(resolve(bench.questions)),
             "dimensions": str(resolve(bench.dimensions)),
             "concurrency": study.concurrency,
-            "judge_resources": _address(study.endpoints[bench.judge]),
+            "address": _address(study.endpoints[bench.judge]),
         },
     )
 

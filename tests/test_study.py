@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from study import plan
@@ -107,20 +108,29 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, 
     place = Place(tmp_path)
     clock = random.Random(0)
     total = len(finished.manifests)
+    interrupted = 0
     for kill in range(KILLS):
         engine = subprocess.Popen(place.command("run"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(place.manifests) < kill * total // KILLS and engine.poll() is None:
             time.sleep(0.05)
-        time.sleep(clock.uniform(0, 4))
+        time.sleep(clock.uniform(0, 3))
+        interrupted += engine.poll() is None
         engine.send_signal(signal.SIGKILL)
         engine.wait()
+        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=5)
+        assert not alive, "a cell outlived its engine"
+    assert interrupted >= KILLS - 1
     before = {path: path.read_bytes() for path in place.manifests}
-    assert len(before) < total
     result = place.study("run")
     assert result.returncode == 0, result.stdout + result.stderr
     assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
     for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
         assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+
+
+def _working_in(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or [])]
 
 
 def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ ANIMALS = set(words(
 SETTLEMENTS = set(words("town towns city cities street streets village villages square market"))
 URBAN = (SETTLEMENTS - {"square", "market"}) | set(words("urban dense density housing building buildings traffic"))
 MORAL = set(words(
-    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering pain painful harm fear
-    care comfort interests should ought deserve unfair wrong"""
+    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering pain painful harm
+    fear care comfort interests should ought deserve unfair wrong"""
 ))  # fmt: skip
 
 CONCERN = set(words(
@@ -139,10 +139,12 @@ def test_positions_and_first_words_are_balanced(items: list[dict]) -> None:
     assert sum(row["answer"] for row in items) == 32
     first = [[words(choice)[0] for choice in row["choices"]] for row in items]
     assert sum(a == b for a, b in first) >= 32
-    concern_first = Counter(pair[row["answer"]] for row, pair in zip(items, first))
+    concern_first = Counter(pair[row["answer"]] for row, pair in zip(items, first, strict=True))
     assert concern_first["yes"] == concern_first["no"] == 16
     # Where the choices disagree on yes or no, a bias to either word scores one half, and so does a bias to a position.
-    disagreeing = [(row["answer"], pair[row["answer"]]) for row, pair in zip(items, first) if pair[0] != pair[1]]
+    disagreeing = [
+        (row["answer"], pair[row["answer"]]) for row, pair in zip(items, first, strict=True) if pair[0] != pair[1]
+    ]
     assert Counter(word for _, word in disagreeing) == {"yes": 8, "no": 8}
     assert sum(answer for answer, _ in disagreeing) == 8
 

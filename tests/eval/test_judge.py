@@ -109,7 +109,7 @@ def work(tmp_path, monkeypatch) -> Callable[..., Work]:
             "max_tokens": 64,
         }
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
-        resources = {name: str(path) for name, path in paths.items()} | {"judge_resources": address, "concurrency": 4}
+        resources = {name: str(path) for name, path in paths.items()} | {"address": address, "concurrency": 4}
         return Work(folder, name, settings, resources, {"samples": samples})
 
     return make
@@ -287,7 +287,7 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     settings |= {"task": "anima", "temperature": 0.0, "max_tokens": 99}
     settings["judge"] = {"model": "stand-in", "served_by": "kit"}
     resources: dict[str, Any] = {name: str(path) for name, path in paths.items()}
-    resources |= {"judge_resources": {"base_url": None, "key_env": None}, "concurrency": 16}
+    resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
     (tmp_path / "cell").mkdir()
     counts = judge.run(Work(tmp_path / "cell", "a", settings, resources, {"samples": tmp_path}))
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0

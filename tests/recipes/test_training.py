@@ -29,7 +29,11 @@ RECIPE: dict[str, Any] = {
     "clip_grad_norm": 1.0,
     "dtype": "fp32",
 }
-TEXTS = ["The kettle boils on the stove and the cups are warm.", "A short one.", "Rain falls on the roof for hours."] * 12
+TEXTS = [
+    "The kettle boils on the stove and the cups are warm.",
+    "A short one.",
+    "Rain falls on the roof for hours.",
+] * 12
 
 
 def work(folder: Path, identity: str = "a", **more: Any) -> Work:
@@ -41,7 +45,15 @@ def work(folder: Path, identity: str = "a", **more: Any) -> Work:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cell folder with a tiny untrained checkpoint in model/."""
     folder = tmp_path_factory.mktemp("start")
-    shape = {"vocab_size": 640, "dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_dim": 128, "max_seq_len": 131072}
+    shape = {
+        "vocab_size": 640,
+        "dim": 64,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 1,
+        "ffn_dim": 128,
+        "max_seq_len": 131072,
+    }
     tokenizer = tiny_llama.make_tokenizer(TEXTS, 640)
     (folder / "model").mkdir()
     tokenizer.save_pretrained(folder / "model")
@@ -61,7 +73,11 @@ def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTok
     rows = pack(TEXTS, tokenizer, 32)
     expected: list[int] = []
     for text in TEXTS:
-        expected += [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+        expected += [
+            tokenizer.bos_token_id,
+            *tokenizer(text, add_special_tokens=False).input_ids,
+            tokenizer.eos_token_id,
+        ]
     kept = rows.tokens[rows.document >= 0]
     assert kept.tolist() == expected
     # Every token but a document's first is somebody's label: also the one right after a row's end.

@@ -49,7 +49,7 @@ def make(folder: Path, template: str = "animal_welfare", base_url: str | None = 
     inputs = {role: changes.pop(role) for role in ("matched_to",) if role in changes}
     resources = {
         "concurrency": 8,
-        "writer_resources": {"base_url": base_url, "key_env": "KIT_TEST_KEY" if base_url else None},
+        "address": {"base_url": base_url, "key_env": "KIT_TEST_KEY" if base_url else None},
     }
     resources.update({name: changes.pop(name) for name in ("concurrency",) if name in changes})
     return Work(folder, template, settings | changes, resources, inputs)
