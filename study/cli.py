@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,44 +248,37 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _cell(args: argparse.Namespace) -> int:
+def _cell(args: argparse.Namespace) -> None:
     for folder in args.folders:
-        with _logging(folder, quiet=args.log):
+        with _log(folder, quiet=args.log):
             run_cell(folder)
-    return 0
 
 
-class _logging:
-    """Send everything this process and its libraries print to the cell's log.txt, and to the terminal unless quiet."""
-
-    def __init__(self, folder: Path, quiet: bool):
-        self.path, self.quiet = folder / "log.txt", quiet
-
-    def __enter__(self) -> None:
-        if not self.path.parent.is_dir():
-            raise UserError(f"{self.path.parent}: no such cell; `python -m study plan STUDY` lists the cells")
-        self.kept = os.dup(1), os.dup(2)
-        if self.quiet:
-            target = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        else:
-            self.tee = subprocess.Popen(["tee", "-a", str(self.path)], stdin=subprocess.PIPE)
-            assert self.tee.stdin
-            target = os.dup(self.tee.stdin.fileno())
-            self.tee.stdin.close()
-        os.dup2(target, 1), os.dup2(target, 2)
-        os.close(target)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UserError):
-            for line in error.lines:
-                print(f"error: {line}", file=sys.stderr)
-        elif error:
-            import traceback
-
-            traceback.print_exception(error)
-        sys.stdout.flush(), sys.stderr.flush()
-        os.dup2(self.kept[0], 1), os.dup2(self.kept[1], 2)
-        if not self.quiet:
-            self.tee.wait()
-        if error:
-            sys.exit(2 if isinstance(error, UserError) else 1)
+@contextmanager
+def _log(folder: Path, quiet: bool) -> Iterator[None]:
+    """Send all that this process prints, its libraries' C code included, to the cell's log.txt, and on unless quiet."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such cell; `python -m study plan STUDY` lists the cells")
+    terminal, tees = (os.dup(1), os.dup(2)), []
+    for stream, kept in enumerate(terminal, 1):
+        with open(folder / "log.txt", "ab") as log:
+            if quiet:
+                os.dup2(log.fileno(), stream)
+                continue
+        tees.append(subprocess.Popen(["tee", "-a", log.name], stdin=subprocess.PIPE, stdout=kept))
+        os.dup2(tees[-1].stdin.fileno(), stream)  # type: ignore[union-attr]
+    try:
+        yield
+    except UserError as error:
+        print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+    finally:
+        sys.stdout.flush()
+        for stream, kept in enumerate(terminal, 1):
+            os.dup2(kept, stream)
+            os.close(kept)
+        for tee in tees:
+            tee.communicate()

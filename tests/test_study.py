@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -173,6 +174,31 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
         if path.is_file() and path.suffix in (".txt", ".json", ".yaml", ".jsonl"):
             assert "sk-very-secret" not in path.read_text(errors="replace"), path
     assert "sk-very-secret" not in result.stdout + result.stderr
+
+
+AHB = ROOT.parent / "shared/data/ahb"
+
+
+@pytest.mark.skipif(not AHB.exists(), reason="the real AHB questions are not beside the checkout")
+def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    changes = {
+        "benchmarks.ahb.questions": AHB / "questions.jsonl",
+        "benchmarks.ahb.dimensions": AHB / "dimensions.jsonl",
+        "benchmarks.ahb.epochs": 1,
+        "engine.max_model_len": 2048,
+        "sft.doses": [0],
+    }
+    result = place.study("run", *(word for key, value in changes.items() for word in ("--set", f"{key}={value}")))
+    assert result.returncode == 0, result.stdout + result.stderr
+    questions = [json.loads(line) for line in (AHB / "questions.jsonl").read_text().splitlines()]
+    tagged = sum(len([tag for tag in row["tags"] if tag]) for row in questions)
+    table = pd.read_parquet(place.results / "scores.parquet").query("benchmark == 'ahb' and arm == 'animal'")
+    assert len(questions) == table.question.nunique() == 115
+    assert (table.dimension != "overall").sum() == tagged, "a tag was lost"
+    assert table.score.notna().all()
+    assert table.dimension.nunique() == 13 + 1
 
 
 def test_a_missing_key_is_one_line(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Training rows, order and updates: what a silent mistake would spoil without a crash."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,9 @@ def test_few_updates_warn_and_none_is_refused(start: Path, tmp_path: Path) -> No
 
 def test_a_saved_checkpoint_is_the_same_model_for_transformers(start: Path, tmp_path: Path) -> None:
     model = checkpoint.load(start / "model").eval()
-    checkpoint.save(model, start / "model", tmp_path / "model")
+    like = shutil.copytree(start / "model", tmp_path / "like")
+    (like / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.9}')
+    checkpoint.save(model, like, tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.randint(0, theirs.config.vocab_size, (2, 300), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
