@@ -44,7 +44,7 @@ def contrasts_table(results: dict[str, Any]) -> str:
     """The declared contrasts in percentage points, with the deciding test and the paper's test beside it."""
     rows = [
         [
-            tex(row["name"]),
+            tex(row["name"]).replace(" - ", " $-$ "),
             tex(row["benchmark"]),
             "-" if row["dose"] is None else tex(row["dose"]),
             percent(row["estimate"]),
@@ -136,4 +136,6 @@ def _table(
         position="htbp",
         position_float="centering",
     )
-    return f"{PREAMBLE}\n{body}"
+    # LaTeX keeps no distance below a caption, as it expects captions under their tables.
+    spaced = body.replace("\\caption{", "\\setlength{\\belowcaptionskip}{0.5em}\n\\caption{", 1)
+    return f"{PREAMBLE}\n{spaced}"

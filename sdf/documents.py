@@ -1,5 +1,6 @@
 """Stage `documents`: a template and a deal of slots in, a corpus of synthetic documents out."""
 
+import asyncio
 import json
 import os
 import re
@@ -40,7 +41,7 @@ def run(work: Work) -> dict[str, int | float]:
 
     with open_endpoint(settings["writer"], work.resources["address"]) as endpoint:
         work.log(f"{len(rows)} documents on {settings['template']['topic']} from {endpoint.model}, {endpoint.base_url}")
-        texts, counts = write_all(
+        writing = write_all(
             prompts=prompts(settings["template"], settings["slots"], rows),
             sampling={"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]},
             seed=lambda i, draw: work.seed("document", i, *(["draw", draw] if draw else [])),
@@ -50,6 +51,7 @@ def run(work: Work) -> dict[str, int | float]:
             concurrency=work.resources["concurrency"],
             progress=lambda done: work.progress(done, len(rows), "documents"),
         )
+        texts, counts = asyncio.run(writing)
     if other is not None:
         check_words(texts, [document["text"] for document in other], settings["tolerance"])
     documents = [{"id": i, "text": text, "slots": row} for i, (text, row) in enumerate(zip(texts, rows, strict=True))]

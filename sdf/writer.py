@@ -34,7 +34,7 @@ class Answer:
     text: str
 
 
-def write_all(
+async def write_all(
     prompts: list[str],
     sampling: dict[str, Any],
     seed: Callable[[int, int], int],
@@ -52,38 +52,6 @@ def write_all(
     all calls of the corpus, also those of earlier, killed runs (`calls_reused`).
     Raises UserError when the endpoint fails for good or documents stay rejected; finished calls are kept even then.
     """
-    return asyncio.run(_write_all(prompts, sampling, seed, reject, ledger, endpoint, concurrency, progress))
-
-
-def read_ledger(path: Path) -> dict[str, Answer]:
-    """The finished calls by `request_sha256`. A line torn by a kill is cut off the file, so that appending is safe."""
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    answers: dict[str, Answer] = {}
-    for line in whole.splitlines():
-        try:
-            answer = Answer(**json.loads(line))
-        except (ValueError, TypeError):  # damaged on disk: that call is made again
-            continue
-        answers.setdefault(answer.request_sha256, answer)
-    return answers
-
-
-async def _write_all(
-    prompts: list[str],
-    sampling: dict[str, Any],
-    seed: Callable[[int, int], int],
-    reject: Callable[[Answer], str | None],
-    ledger: Path,
-    endpoint: Endpoint,
-    concurrency: int,
-    progress: Callable[[int], None],
-) -> tuple[list[str], dict[str, int]]:
     import openai
 
     known = read_ledger(ledger)
@@ -156,6 +124,25 @@ async def _write_all(
             f"{ledger}; mend the template, max_tokens or the writer (a changed setting makes a new cell)"
         )
     return [texts[i] for i in range(len(prompts))], dict(counts)
+
+
+def read_ledger(path: Path) -> dict[str, Answer]:
+    """The finished calls by `request_sha256`. A line torn by a kill is cut off the file, so that appending is safe."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    answers: dict[str, Answer] = {}
+    for line in whole.splitlines():
+        try:
+            answer = Answer(**json.loads(line))
+        except (ValueError, TypeError):  # damaged on disk: that call is made again
+            continue
+        answers.setdefault(answer.request_sha256, answer)
+    return answers
 
 
 def explain(error: "openai.APIError", endpoint: Endpoint) -> UserError:
