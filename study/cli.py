@@ -1,6 +1,7 @@
 """The command line. A user's mistake is lines on stderr and exit code 2; a failed cell is exit code 1."""
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,9 @@ from study.schema import Study
 from study.verify import verify
 
 
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
@@ -33,6 +37,14 @@ def main(words: list[str] | None = None) -> int:
     except UserError as error:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        print(
+            f"error: {error.filename}: {error.strerror}; choose another folder with --runs, or make room",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command continues", file=sys.stderr)
@@ -50,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml")
     common.add_argument("--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's")
     common.add_argument("--set", action="append", dest="overrides", metavar="KEY.PATH=VALUE", help="change one setting")
-    common.add_argument("--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="where cells live (runs)")
+    common.add_argument(
+        "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells; results go beside it"
+    )
     common.add_argument("--json", action="store_true", help="print data instead of text")
 
     def command(name: str, function: Any, text: str, **options: Any) -> argparse.ArgumentParser:
@@ -72,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load(args: argparse.Namespace) -> tuple[Study, Path]:
     study = load_study(args.study, args.seeds, args.overrides)
-    return study, args.runs / study.study
+    return study, args.runs.absolute() / study.study
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -106,7 +120,7 @@ def _plan(args: argparse.Namespace) -> None:
         )
     )
     done = sum(r["state"] == "done" for r in rows)
-    print(f"\n{len(rows)} cells, {done} done, in {base}. ~: estimated until the documents are written.")
+    print(f"\n{len(rows)} cells, {done} done, in {base}. ~: estimated until it has run.")
     for row in few:
         print(f"warning: {row['stage']} {row['cell']}: {row['updates']} updates; under 100 hardly moves a model")
 

@@ -125,3 +125,12 @@ def test_seeds_and_set_change_the_study() -> None:
     assert study.contrasts[0].family == "other"
     assert "there is no 'nonsense'" in mistakes(TINY, ["study.nonsense.key=1"])[0]
     assert "must be key.path=value" in mistakes(TINY, ["seeds"])[0]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "study", "run", str(TINY), "--runs", str(tmp_path / "file/runs")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/file/runs") and "choose another folder with --runs" in line
