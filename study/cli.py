@@ -16,6 +16,7 @@ from typing import Any
 from tabulate import tabulate
 
 from study import plan as planning
+from study.causes import cause, last_lines
 from study.cells import Cell, prepare, read_manifest
 from study.errors import UserError
 from study.load import load_study
@@ -23,7 +24,6 @@ from study.references import ROOT
 from study.run_cell import run_cell
 from study.schema import Study
 from study.verify import verify
-
 
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
@@ -167,6 +167,8 @@ def _run(args: argparse.Namespace) -> int:
         for failure in failures:
             print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
             print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
+            if known := cause("\n".join(failure.last_lines), failure.status):
+                print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
         if failures:
             print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
             return 1
@@ -232,7 +234,10 @@ def _status(args: argparse.Namespace) -> None:
         return print(json.dumps({"study": study.study, "stages": table, "cells": cells_data}, indent=1))
     print(tabulate(table, headers="keys"))
     for cell in begun:
-        print(f"begun, not finished: {base / cell.place}: {_last_line(base / cell.place)}")
+        lines = last_lines(base / cell.place)
+        known = cause("\n".join(lines))
+        told = f"{known.name}; {known.cure}" if known else " ".join(lines[-1:])
+        print(f"begun, not finished: {base / cell.place}: {told}")
     if all(state == "done" for state in states.values()):
         print(f"\nfinished; the report is {_short(base.parent.with_name('results') / base.name / 'report.html')}")
     else:
@@ -240,14 +245,6 @@ def _status(args: argparse.Namespace) -> None:
 
 
 _STATES = ("done", "begun", "ready", "waiting")
-
-
-def _last_line(folder: Path) -> str:
-    try:
-        lines = (folder / "log.txt").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    return lines[-1] if lines else "its log is empty"
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from study.causes import last_lines
 from study.cells import Cell, prepare, read_manifest
 from study.references import ROOT
 
@@ -75,7 +76,7 @@ def run(cells: list[Cell], base: Path, slots: int, tell: Tell) -> list[Failure]:
                     # The first cell without a manifest is the one that failed; those behind it never began.
                     failed, *rest = job.cells
                     todo.update({cell.identity: cell for cell in rest})
-                    failures.append(Failure(failed, base / failed.place, status, _last_lines(base / failed.place)))
+                    failures.append(Failure(failed, base / failed.place, status, last_lines(base / failed.place)))
                     tell("failed", failed, {"status": status})
     finally:
         for job in running:
@@ -142,10 +143,3 @@ def _follow(job: Running, base: Path, tell: Tell) -> None:
         except (FileNotFoundError, json.JSONDecodeError):
             return
         tell("progress", job.cells[0], progress)
-
-
-def _last_lines(folder: Path, count: int = 8) -> list[str]:
-    try:
-        return (folder / "log.txt").read_text(errors="replace").splitlines()[-count:]
-    except FileNotFoundError:
-        return []
