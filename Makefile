@@ -19,11 +19,19 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# vLLM's CPU kernels want libnuma; Debian's Python comes without venv. Root on Debian or Ubuntu gets them, others are told.
 # `pip install $(TORCH)` may bring gigabytes of CUDA, so the +cpu build is asked for by name. Where no index at hand
 # has it, uv fetches it from PyTorch's own index of CPU wheels (the one that pytorch.org shows for Linux, Pip, CPU).
 .venv/ready: requirements-cpu.txt requirements-cpu-vllm.txt eval/vllm_alias/pyproject.toml
 	@$(PYTHON) -c 'import platform, sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13) and sys.platform == "linux" and platform.machine() == "x86_64"; sys.exit(None if ok else "error: needs Linux on x86-64 with Python 3.11 to 3.13; give one with make PYTHON=/path/to/python3.11")'
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: this Python can't make environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@missing=; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	/sbin/ldconfig -p | grep -q libnuma.so.1 || missing="$$missing libnuma1"; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "error: missing$$missing (Debian's names); sudo apt-get install$$missing"; exit 1; fi
 	@echo "making the environment in .venv (once, 2 to 10 minutes)"
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv
