@@ -1,6 +1,7 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
 import hashlib
+import platform
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -144,7 +145,9 @@ def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
 def _model(study: Study, name: str) -> Cell:
     model = study.models[name]
     if model.make:
-        return Cell("model", name, {"recipe": load_recipe_once(model.make, TinyLlama)})
+        # It is pretrained on the English that comes with this Python.
+        english = f"Python {platform.python_version()}"
+        return Cell("model", name, {"recipe": load_recipe_once(model.make, TinyLlama), "english": english})
     assert model.path
     return Cell("model", name, {"files": _fingerprints(model.path)}, resources={"path": str(resolve(model.path))})
 
