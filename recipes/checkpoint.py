@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import llama3_1
 from torchtune.modules import TransformerDecoder
 
+from recipes.distributed import ALONE, Ranks
 from study.errors import UserError
 
 
@@ -34,22 +38,40 @@ def build(config: dict[str, Any]) -> TransformerDecoder:
     )
 
 
-def load(folder: Path) -> TransformerDecoder:
-    """The model of a Hugging Face folder, in fp32."""
+def load(folder: Path, ranks: Ranks = ALONE) -> TransformerDecoder:
+    """The model of a Hugging Face folder, in fp32; on several ranks each holds its shard alone (FSDP2)."""
     config = json.loads((folder / "config.json").read_text())
-    model = build(config)
-    weights: dict[str, torch.Tensor] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(shard)
-    model.load_state_dict(hf_to_tune(weights, **_shape(config)))
-    return model.float()
+    if ranks.world == 1:
+        model = build(config)
+        model.load_state_dict(_read(folder, config))
+        return model.float().to(ranks.device)
+    with torch.device("meta"):
+        model = build(config).float()
+    mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=mesh)
+    model.to_empty(device=ranks.device)
+    with ranks.device:
+        for module in model.modules():
+            if hasattr(module, "rope_init"):  # buffers that no checkpoint holds
+                module.rope_init()
+    whole: dict[str, Any] = {}
+    if ranks.rank == 0:
+        whole = {name: weight.float() for name, weight in _read(folder, config).items()}
+    set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    return model
 
 
-def save(model: TransformerDecoder, like: Path, folder: Path) -> None:
+def save(model: TransformerDecoder, like: Path, folder: Path, ranks: Ranks = ALONE) -> None:
     """Write `model` as a Hugging Face folder with the config, tokenizer and chat template of the folder `like`.
 
-    Sampling defaults are not carried over: every caller states its own.
+    All ranks give their shards, rank 0 writes. Sampling defaults are not carried over: every caller states its own.
     """
+    weights: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if ranks.rank:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((like / "config.json").read_text())
     for file in like.iterdir():
@@ -60,9 +82,19 @@ def save(model: TransformerDecoder, like: Path, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_torch_state_dict(tune_to_hf(model.state_dict(), **_shape(config)), folder)
+    for name, weight in weights.items():
+        if weight.untyped_storage().nbytes() > weight.nbytes:  # gathered with padding, which safetensors refuses
+            weights[name] = weight.clone()
+    save_torch_state_dict(tune_to_hf(weights, **_shape(config)), folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk can't read
+
+
+def _read(folder: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(shard)
+    return hf_to_tune(weights, **_shape(config))
 
 
 def _shape(config: dict[str, Any]) -> dict[str, int]:

@@ -7,9 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from study.causes import cause, last_lines
 from study.cells import Cell, prepare, read_manifest
 from study.errors import UserError
 from study.load import load_study
+from study.log import log_to
 from study.references import ROOT
 from study.run_cell import run_cell
 from study.schema import Study
@@ -75,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     command("plan", _plan, "cells, order, what is done, updates and tokens; changes nothing", parents=[common])
     run = command("run", _run, "run everything that is missing on this machine", parents=[common])
     run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)")
+    submit = command("submit", _submit, "submit everything that is missing to Slurm, and end", parents=[common])
+    submit.add_argument(
+        "--cluster", type=Path, required=True, metavar="NAME", help="a profile of slurm/clusters, or a file"
+    )
+    command("cancel", _cancel, "cancel this study's Slurm jobs, and no others", parents=[common])
     command("status", _status, "how far the study is, and what stands in its way", parents=[common])
     command("report", _report, "tables and report from the cells that are finished", parents=[common])
     command("verify", _verify, "check every finished cell's files against its manifest", parents=[common])
@@ -176,6 +179,41 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(args: argparse.Namespace) -> None:
+    from slurm.submit import submit
+
+    study, base = _load(args)
+    cells = planning.in_order(planning.analysis(study))
+    _check_keys([cell for cell in cells if _state(cell, base) != "done"])
+    done = submit(cells, base, args.cluster)
+    if args.json:
+        return print(json.dumps(done, indent=1))
+    if done["jobs"]:
+        print(
+            tabulate(
+                [{k: job[k] for k in ("job", "stage", "tasks", "cells", "after")} for job in done["jobs"]],
+                headers="keys",
+            )
+        )
+        print()
+    print(
+        f"{done['cells']} cells: {done['finished']} finished, {done['queued']} in the queue already, "
+        f"{done['submitted']} submitted now"
+    )
+    if done["left"]:
+        print(f"{done['left']} are left, for the limit on jobs in the profile; submit again when some have ended")
+    words = f"{args.study} --runs {args.runs}" if args.runs != ROOT / "runs" else str(args.study)
+    print(f"python -m study status {words} tells how far they are; python -m study report {words} makes the tables")
+
+
+def _cancel(args: argparse.Namespace) -> None:
+    from slurm.cancel import cancel
+
+    _, base = _load(args)
+    jobs = cancel(base)
+    print(json.dumps(jobs) if args.json else f"{len(jobs)} jobs cancelled" + (f": {' '.join(jobs)}" if jobs else ""))
+
+
 def _check_keys(cells: list[Cell]) -> None:
     """Raise UserError for every API key that the cells will need and the environment lacks: now, not in hours."""
     named = {cell.resources.get("address", {}).get("key_env") for cell in cells}
@@ -259,37 +297,16 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _cell(args: argparse.Namespace) -> None:
+def _cell(args: argparse.Namespace) -> int:
+    missing = [folder for folder in args.folders if not folder.is_dir()]
+    if missing:
+        raise UserError(*(f"{f}: no such cell; `python -m study plan STUDY` lists the cells" for f in missing))
     for folder in args.folders:
-        with _log(folder, quiet=args.log):
-            run_cell(folder)
-
-
-@contextmanager
-def _log(folder: Path, quiet: bool) -> Iterator[None]:
-    """Send all that this process prints, its libraries' C code included, to the cell's log.txt, and on unless quiet."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such cell; `python -m study plan STUDY` lists the cells")
-    terminal, tees = (os.dup(1), os.dup(2)), []
-    for stream, kept in enumerate(terminal, 1):
-        with open(folder / "log.txt", "ab") as log:
-            if quiet:
-                os.dup2(log.fileno(), stream)
-                continue
-        tees.append(subprocess.Popen(["tee", "-a", log.name], stdin=subprocess.PIPE, stdout=kept))
-        os.dup2(tees[-1].stdin.fileno(), stream)  # type: ignore[union-attr]
-    try:
-        yield
-    except UserError as error:
-        print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
-    finally:
-        sys.stdout.flush()
-        for stream, kept in enumerate(terminal, 1):
-            os.dup2(kept, stream)
-            os.close(kept)
-        for tee in tees:
-            tee.communicate()
+        try:
+            with log_to(folder, terminal=not args.log):
+                run_cell(folder)
+        except UserError:
+            return 2
+        except Exception:
+            return 1
+    return 0

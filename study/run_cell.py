@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from study.cells import check_inputs, read_config, read_manifest, write_atomically, write_manifest
 from study.work import Work
@@ -30,36 +31,56 @@ KEPT = {"config.yaml", "log.txt", ".lock"}
 def run_cell(folder: Path) -> None:
     """Run the cell in `folder`; do nothing where it is finished.
 
+    Of several ranks (RANK, WORLD_SIZE) the first runs the cell; the others help where the stage can use them.
     Raises UserError where an input is not finished, and whatever the stage raises.
     """
     folder = folder.resolve()
     config = read_config(folder)
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    meet, word_of_first = _stage(config).RANKS if several and hasattr(_stage(config), "RANKS") else (None, None)
+    if several and os.environ["RANK"] != "0":
+        if word_of_first and word_of_first() == "go":
+            _stage(config).run(_work(folder, config))
+        return
+    if meet:
+        meet()  # the others must be able to see this process end, however long it waits for the lock
     with _only_one(folder):
         if read_manifest(folder):
+            if word_of_first:
+                word_of_first("finished")
             return
-        work = Work(
-            folder=folder,
-            identity=config["identity"],
-            settings=config["settings"],
-            resources=config["resources"],
-            inputs=check_inputs(folder, config),
-            report=_progress_file(folder / "progress.json"),
-        )
-        stage = importlib.import_module(STAGES[config["stage"]])
-        if not getattr(stage, "CONTINUES", False):
-            _empty(folder)
+        work = _work(folder, config, _progress_file(folder / "progress.json"))
+        stage = _stage(config)
+        _empty(folder, getattr(stage, "CONTINUES", False))
         work.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
         started = _now()
+        if word_of_first:
+            word_of_first("go")
         counts = stage.run(work)
         (folder / "progress.json").unlink(missing_ok=True)
         write_manifest(folder, config, started, _now(), counts=counts, warnings=work.warnings)
         work.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
-def _empty(folder: Path) -> None:
-    """Remove what a killed run left, for a stage that starts again: leftovers must never pass for outputs."""
+def _stage(config: dict[str, Any]) -> Any:
+    return importlib.import_module(STAGES[config["stage"]])
+
+
+def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str], None] | None = None) -> Work:
+    return Work(
+        folder=folder,
+        identity=config["identity"],
+        settings=config["settings"],
+        resources=config["resources"],
+        inputs=check_inputs(folder, config),
+        report=report,
+    )
+
+
+def _empty(folder: Path, continues: bool) -> None:
+    """Remove what a killed run left: leftovers must never pass for outputs. A stage that continues keeps its own."""
     for path in folder.iterdir():
-        if path.name not in KEPT:
+        if path.name not in KEPT and (not continues or ".json.tmp" in path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
