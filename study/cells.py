@@ -166,6 +166,9 @@ def sha256(path: Path) -> str:
 def code_version() -> dict[str, Any]:
     """The checkout's commit and whether files differ from it; nothing where git or the history is missing."""
     root = Path(__file__).resolve().parents[1]
+    snapshot = root / "code.json"  # written into the copy of the code that submitted jobs run from
+    if snapshot.exists():
+        return json.loads(snapshot.read_text())
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout

@@ -202,6 +202,8 @@ def _submit(args: argparse.Namespace) -> None:
     )
     if done["left"]:
         print(f"{done['left']} are left, for the limit on jobs in the profile; submit again when some have ended")
+    if done["held"]:
+        print(f"Slurm holds jobs back: scontrol release {' '.join(done['held'])}")
     words = f"{args.study} --runs {args.runs}" if args.runs != ROOT / "runs" else str(args.study)
     print(f"python -m study status {words} tells how far they are; python -m study report {words} makes the tables")
 
@@ -210,8 +212,9 @@ def _cancel(args: argparse.Namespace) -> None:
     from slurm.cancel import cancel
 
     _, base = _load(args)
-    jobs = cancel(base)
-    print(json.dumps(jobs) if args.json else f"{len(jobs)} jobs cancelled" + (f": {' '.join(jobs)}" if jobs else ""))
+    done = cancel(base)
+    jobs = done["cancelled"]
+    print(json.dumps(done) if args.json else f"{len(jobs)} jobs cancelled{': ' * bool(jobs)}{' '.join(jobs)}")
 
 
 def _check_keys(cells: list[Cell]) -> None:

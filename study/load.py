@@ -82,17 +82,18 @@ def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] 
     for override in overrides or []:
         _override(raw, override)
     try:
-        study = _validate(Study, raw)
+        study = validate(Study, raw)
     except ValidationError as error:
         study = None
-        mistakes += _explain(path, error, Study, where)
+        mistakes += explain(path, error, Study, where)
     mistakes += [_line(path, at, text, where) for at, text in references(raw)]
     if mistakes or study is None:
-        raise UserError(*_in_file_order(mistakes))
+        raise UserError(*in_file_order(mistakes))
     return study
 
 
-def _validate(kind: type, raw: Any) -> Any:
+def validate(kind: type, raw: Any) -> Any:
+    """`raw` as a dataclass of this kind. Raises pydantic's ValidationError."""
     # Through JSON, because pydantic's strict mode takes a mapping for a dataclass only there.
     return TypeAdapter(kind).validate_json(json.dumps(raw))
 
@@ -102,9 +103,9 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
     path = resolve(relative)
     raw, where, mistakes = read_yaml(path)
     try:
-        recipe = _validate(kind, raw)
+        recipe = validate(kind, raw)
     except ValidationError as error:
-        raise UserError(*_in_file_order(mistakes + _explain(path, error, kind, where))) from None
+        raise UserError(*in_file_order(mistakes + explain(path, error, kind, where))) from None
     if mistakes:
         raise UserError(*mistakes)
     return TypeAdapter(kind).dump_python(recipe)
@@ -133,7 +134,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: {'.'.join(parents)} is not a mapping; give the key of a mapping")
 
 
-def _explain(path: Path, error: ValidationError, kind: type, where: Where) -> list[str]:
+def explain(path: Path, error: ValidationError, kind: type, where: Where) -> list[str]:
+    """pydantic's findings as our lines: where, what, and what is valid."""
     lines = []
     for problem in error.errors():
         # Keys of a mapping are reported below the mapping with a final "[key]".
@@ -200,7 +202,9 @@ def _line(path: Path, at: tuple[Any, ...], text: str, where: Where) -> str:
     return f"{path}:{where.get(nearest, 1)}: {_dotted(at)}: {text}"
 
 
-def _in_file_order(lines: list[str]) -> list[str]:
+def in_file_order(lines: list[str]) -> list[str]:
+    """Lines of mistakes sorted by the line of the file they speak of, each once."""
+
     def number(line: str) -> int:
         match = re.search(r":(\d+): ", line)
         return int(match.group(1)) if match else 0

@@ -1,0 +1,92 @@
+"""What was submitted: one line per event in <study>/slurm/jobs.jsonl, only ever appended to.
+
+An array is written down before its sbatch, with a group name that its jobs carry as their comment, so that even a
+submission killed between sbatch and the answer is found again in the queue.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slurm.scheduler import Queued
+from study.errors import UserError
+
+
+@dataclass(frozen=True)
+class Group:
+    """One array on record. `job` is None where sbatch's answer is not on record."""
+
+    name: str
+    kind: str
+    tasks: list[list[str]]  # identities of each task's cells
+    job: str | None = None
+
+    def in_queue(self, queue: list[Queued]) -> dict[int, Queued]:
+        """Number of a task -> its job, for those not over.
+
+        An id alone proves nothing: a cluster that was set up anew counts from 1 again. The comment does, but some
+        sites drop it.
+        """
+        base = self.job or next((q.job.split("_")[0] for q in queue if q.comment == self.name), None)
+        ours = {q.job: q for q in queue if q.comment in (self.name, "", "(null)")}
+        ids = [base] if len(self.tasks) == 1 else [f"{base}_{index}" for index in range(len(self.tasks))]
+        return {index: ours[job] for index, job in enumerate(ids) if job in ours}
+
+
+@contextmanager
+def locked(base: Path) -> Iterator[Path]:
+    """<study>/slurm, made and held: two submissions at once work one after the other."""
+    folder = base / "slurm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; give a folder of yours with --runs") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def write(folder: Path, event: str, **facts: Any) -> None:
+    """Append one event."""
+    line = json.dumps({"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts})
+    with open(folder / "jobs.jsonl", "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> list[Group]:
+    """Every array that was or may have been submitted, in order."""
+    try:
+        lines = (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found: dict[str, Group] = {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill or a full disk: what it would say is asked of the queue
+        if event["event"] == "submitting":
+            found[event["group"]] = Group(event["group"], event["kind"], event["tasks"])
+        elif event["event"] == "submitted" and (group := found.get(event["group"])):
+            found[group.name] = Group(group.name, group.kind, group.tasks, event["job"])
+        elif event["event"] == "refused":
+            found.pop(event["group"], None)
+    return list(found.values())
+
+
+def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:
+    """Identity of a cell -> its job that is not over."""
+    found: dict[str, Queued] = {}
+    for group in groups:
+        for index, job in group.in_queue(queue).items():
+            found |= {identity: job for identity in group.tasks[index]}
+    return found

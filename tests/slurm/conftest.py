@@ -1,0 +1,109 @@
+"""A Slurm of scripts that only take notes, and a real one on this machine."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.places import Fake, Kit, Lab
+
+LAB = Path(__file__).parents[1] / "slurmlab"
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Kit:
+    return Kit(tmp_path)
+
+
+_FAKE = {
+    "sbatch": """
+if [ "$1" = --test-only ]; then cat >/dev/null; [ ! -s reject ] || { cat reject >&2; exit 1; }; exit 0; fi
+env > last-environment
+n=$(($(cat count) + 1)); echo $n > count
+[ ! -f "refuse-$n" ] || { echo "sbatch: error: Batch job submission failed: $(cat "refuse-$n")" >&2; exit 1; }
+cp "$1" "$n.sh"
+size=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$n.sh")
+if [ -n "$size" ]; then seq -f "${n}_%.0f" 0 "$size"; else echo "$n"; fi >> submitted
+echo "Submitted batch job $n"
+""",
+    # All that was ever submitted is known, but for what the file "forgotten" lists.
+    "squeue": """
+case "$*" in
+*--states=all*)
+  grep -vxFf forgotten submitted; cut -d'|' -f1 queue; true ;;
+*) cat queue ;;
+esac
+""",
+    "scontrol": "cat config\n",
+    "scancel": 'echo "$@" >> cancelled\n',
+    "srun": "exit 1\n",
+}
+
+
+@pytest.fixture
+def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    folder = tmp_path_factory.mktemp("fake")
+    (folder / "bin").mkdir()
+    for name, body in _FAKE.items():
+        path = folder / "bin" / name
+        enter = '[ "$1" != --test-only ] && [ -e "${1:-}" ] && set -- "$(realpath "$1")" "${@:2}"\n'
+        path.write_text(f"#!/bin/bash\n{enter}cd {folder}\n{body}")
+        path.chmod(0o755)
+    for file, text in {
+        "count": "100",
+        "queue": "",
+        "submitted": "",
+        "forgotten": "none\n",
+        "config": "MaxArraySize = 1001\n",
+    }.items():
+        (folder / file).write_text(text)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    return Fake(folder)
+
+
+def _free_ports() -> int:
+    for first in range(16800, 26800, 40):
+        with socket.socket() as one, socket.socket() as other:
+            if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(("127.0.0.1", first + 3)):
+                return first
+    raise RuntimeError("no free ports for a cluster")
+
+
+@pytest.fixture(scope="session")
+def session_lab() -> Iterator[Lab]:
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)]
+    if lacking:
+        pytest.skip(f"no Slurm on this machine ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client")
+    full = all(shutil.which(name, path=path) for name in ("slurmdbd", "mariadbd", "mariadb-install-db", "munged"))
+    settings = {"LAB_AUTH": "munge", "LAB_ACCT": "dbd"} if full else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
+    # Not tmp_path: sockets live in it, whose paths may have 108 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))
+    settings |= {"LAB_DIR": str(folder), "LAB_PORT": str(_free_ports())}
+    # The nodes' jobs must not inherit what a first submission's environment holds of another cluster.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    up = subprocess.run([LAB, "up"], env=clean | settings, capture_output=True, text=True)
+    try:
+        if up.returncode:
+            pytest.fail(f"slurmlab up: {up.stdout}{up.stderr}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(folder / "etc/slurm.conf"))
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            yield Lab(folder, full)
+    finally:
+        subprocess.run([LAB, "down", "--wipe"], env=clean | settings, capture_output=True)
+
+
+@pytest.fixture
+def lab(session_lab: Lab) -> Iterator[Lab]:
+    """The cluster with an empty queue, before and after."""
+    yield session_lab
+    if running := session_lab.jobs():
+        subprocess.run(["scancel", "--quiet", *running])
+        session_lab.wait(30)

@@ -1,0 +1,280 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=2
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=tiny-model
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=8192M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
+#SBATCH --partition=cpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=2
+#SBATCH --dependency=afterok:102
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=tiny-documents
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=8192M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
+#SBATCH --partition=long
+#SBATCH --qos=long
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=1440
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=afterok:101:103
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=h100:4
+#SBATCH --job-name=tiny-midtrain
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=491520M
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=preempt
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=720
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=12
+#SBATCH --dependency=aftercorr:105
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=h100:4
+#SBATCH --job-name=tiny-sft
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=491520M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=preempt
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=240
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --constraint='a100|h100'
+#SBATCH --cpus-per-task=8
+#SBATCH --dependency=aftercorr:108
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
+#SBATCH --gpus-per-node=1
+#SBATCH --job-name=tiny-evaluate
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=98304M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=2
+#SBATCH --dependency=aftercorr:114
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
+#SBATCH --job-name=tiny-judge
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=8192M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
+#SBATCH --partition=cpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=480
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=mygroup
+#SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
+#SBATCH --comment=tiny-GROUP
+#SBATCH --cpus-per-task=2
+#SBATCH --dependency=afterok:115:109:116:110:117:111:118:112:119:113:120:114
+#SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
+#SBATCH --job-name=tiny-analysis
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=8192M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
+#SBATCH --partition=cpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=60
+
+# setup
+module purge
+module load cuda/12.8
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTHONUNBUFFERED=1
+export TMPDIR="/local/$SLURM_JOB_ID"
+export HF_HOME="/project/mygroup/cache/huggingface"
+export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
+export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export HF_HUB_OFFLINE=1
+export HF_DATASETS_OFFLINE=1
+export TRANSFORMERS_OFFLINE=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs

@@ -1,0 +1,125 @@
+"""What waits for what, without a cluster: exact for a study of a usual size, never too little for any."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm import arrays as planning
+from slurm.arrays import Array, Task
+from slurm.profile import Shape, load_profile
+from study import plan
+from study.cells import Cell
+from study.load import load_study
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "studies/tiny.yaml"
+SHAPE = Shape(minutes=1)
+
+
+def shape(stage: str) -> Shape:
+    return SHAPE
+
+
+def cells(seeds: int) -> list[Cell]:
+    return plan.in_order(plan.analysis(load_study(TINY, list(range(seeds)))))
+
+
+def planned(
+    found: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
+) -> tuple[list[Task], list[Array]]:
+    todo = planning.tasks(found, shape, done, {})
+    return todo, planning.plan(todo, shape, largest)
+
+
+def waits_for(task: Task) -> set[Task]:
+    """The tasks that Slurm will have seen end well before it starts this one."""
+    array = task.array
+    assert array
+    found = {need for need in array.needs if isinstance(need, Task)}
+    if array.beside:
+        numbered = task.index < len(array.beside.tasks)
+        found |= {array.beside.tasks[task.index]} if numbered else set(array.beside.tasks)
+    return found
+
+
+def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
+    todo, arrays = planned(cells(seeds=3))
+    assert all(waits_for(task) == set(task.needs) for task in todo)
+    assert len(arrays) < len(todo)
+    of = {task.cells[0].name: task for task in todo if task.kind in ("midtrain", "sft")}
+    sft, midtrain = of["base-animal-s1-d200"], of["base-animal-s1"]
+    assert sft.array and sft.array.beside is midtrain.array and sft.index == midtrain.index
+    assert planning.dependency(sft.array, lambda array: "7") == "aftercorr:7"
+
+
+def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
+    todo, _ = planned(cells(seeds=1))
+    assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {("generate", "likelihood")}
+
+
+def test_what_is_finished_is_left_out_and_waited_for_by_nobody() -> None:
+    found = cells(seeds=3)
+    todo, _ = planned(found, lambda cell: cell.stage in ("model", "documents", "midtrain"))
+    assert {task.kind for task in todo} == {"sft", "evaluate", "judge", "analysis"}
+    assert all(not task.needs for task in todo if task.kind == "sft")
+    assert planned(found, lambda cell: True) == ([], [])
+
+
+def test_any_part_of_a_study_is_ordered_and_waits_for_enough() -> None:
+    """400 random states of a study, with small arrays: whatever is finished, no task can start too early."""
+    found, dice = cells(seeds=4), random.Random(0)
+    for _ in range(400):
+        done: set[str] = set()
+        share = dice.random()
+        for cell in found:
+            if dice.random() < share and all(c.identity in done for c in cell.inputs.values()):
+                done.add(cell.identity)
+        largest = dice.choice([1, 2, 5, 1000])
+        todo, arrays = planned(found, lambda cell, done=done: cell.identity in done, largest)  # type: ignore[misc]
+        assert {c.identity for t in todo for c in t.cells} == {c.identity for c in found} - done
+        assert [task for array in arrays for task in array.tasks if task.array is not array] == []
+        assert sum(len(array.tasks) for array in arrays) == len(todo)
+        order = {array: place for place, array in enumerate(arrays)}
+        for task in todo:
+            assert task.array and len(task.array.tasks) <= largest
+            assert waits_for(task) >= set(task.needs)
+            assert all(order[need.array] < order[task.array] for need in waits_for(task) if need.array)
+
+
+def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
+    found = cells(seeds=1)
+    training = next(cell for cell in found if cell.stage == "midtrain")
+    before = {cell.identity: "5" for cell in found if cell.stage in ("model", "documents")}
+    todo = planning.tasks(found, shape, lambda cell: False, {**before, training.identity: "77_3"})
+    (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
+    assert sft.needs == ["77_3"]
+    planning.plan(todo, shape, 1000)
+    assert sft.array and planning.dependency(sft.array, lambda array: "9") == "afterok:77_3"
+    assert all(training not in task.cells for task in todo)
+
+
+@pytest.mark.parametrize("largest", [1000, 60])
+def test_a_thousand_cells_in_seconds_and_one_call_for_a_hundred(largest: int) -> None:
+    started = time.monotonic()
+    found = cells(seeds=50)
+    todo, arrays = planned(found, largest=largest)
+    took = time.monotonic() - started
+    print(f"{len(found)} cells: {took:.2f} s, {len(todo)} jobs in {len(arrays)} arrays")
+    assert len(found) >= 1000 and took < 5
+    assert all(waits_for(task) >= set(task.needs) for task in todo)
+    assert all(len(array.tasks) <= largest for array in arrays)
+    if largest == 1000:
+        assert len(arrays) <= -(-len(found) // 100)
+        # Merged or not: from midtraining on, arms don't wait for each other.
+        sft = [t for t in todo if t.kind == "sft" and any(c.stage == "midtrain" for c in t.cells[0].inputs.values())]
+        assert all(waits_for(task) - {t for t in todo if t.kind == "model"} == set(task.needs) for task in sft)
+
+
+def test_the_examples_of_profiles_are_valid() -> None:
+    for name in ("lab", "university", "partitions"):
+        profile = load_profile(Path(name))
+        assert profile.shape("analysis").minutes and profile.shape("midtrain").partition
+        assert profile.shape("generate") == profile.shape("likelihood"), "they share a job"

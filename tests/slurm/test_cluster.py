@@ -1,0 +1,188 @@
+"""On a real Slurm (tests/slurmlab): a study from submission to tables, failures, refusals, cancellation."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from study import plan
+from study.cells import read_manifest
+from study.load import load_study
+from tests.slurm.places import Kit, Lab
+
+ROOT = Path(__file__).parents[2]
+SMALL = ROOT / "tests/small/small.yaml"
+ONE_DOSE = ("--set", "sft.doses=[0]")
+
+
+@pytest.fixture(scope="module")
+def finished(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A small study that ran on the cluster."""
+    kit = Kit(tmp_path_factory.mktemp("finished"))
+    started = time.monotonic()
+    facts = kit.done("submit", *ONE_DOSE)
+    assert facts["submitted"] == facts["cells"] == 12
+    session_lab.wait(170)
+    print(f"the small study on the cluster: {time.monotonic() - started:.0f} s")
+    return kit
+
+
+def copy(finished: Kit, kit: Kit) -> None:
+    shutil.copytree(finished.folder / "runs", kit.folder / "runs")
+    shutil.rmtree(kit.base / "slurm")
+
+
+def manifests(kit: Kit) -> list[Path]:
+    return sorted(path.relative_to(kit.base) for path in kit.base.glob("*/*/manifest.json"))
+
+
+def test_a_study_runs_to_its_tables_and_gives_the_same_bytes_as_on_one_machine(
+    finished: Kit, lab: Lab, kit: Kit
+) -> None:
+    cells = plan.in_order(plan.analysis(load_study(SMALL, overrides=["sft.doses=[0]"])))
+    for cell in cells:
+        manifest = read_manifest(finished.base / cell.place)
+        assert manifest and manifest["slurm_job"], f"{cell.place} did not run as a job"
+        assert "finished: " in (finished.base / cell.place / "log.txt").read_text()
+    assert finished.done("submit", *ONE_DOSE)["submitted"] == 0
+    copy(finished, kit)
+    for cell in cells:
+        if ("animal" in cell.name and cell.stage != "documents") or cell.stage == "analysis":
+            shutil.rmtree(kit.base / cell.place)
+    command = [sys.executable, "-m", "study", "run", str(SMALL), "--runs", str(kit.folder / "runs"), *ONE_DOSE]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (ours,), (theirs,) = ([*k.base.glob("analysis/*")] for k in (finished, kit))
+    for name in ("results.json", "tables/scores.tex", "report.html", "scores.parquet"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(finished: Kit, lab: Lab, kit: Kit) -> None:
+    copy(finished, kit)
+    for stage in ("judge", "analysis"):
+        shutil.rmtree(kit.base / stage)
+    samples = sorted(kit.base.glob("generate/*/samples.eval"))[0]
+    whole = samples.read_bytes()
+    samples.write_bytes(whole[:-1])
+    before = manifests(kit)
+    facts = kit.done("submit", *ONE_DOSE)
+    assert [(job["stage"], job["tasks"]) for job in facts["jobs"]] == [("judge", 2), ("analysis", 1)]
+    lab.wait(60)
+    assert len(manifests(kit)) == len(before) + 1, "one judge is done, the other and the analysis are not"
+    logs = [path.read_text() for path in kit.base.glob("judge/*/log.txt")]
+    assert sum("error: " in log and "cut short" in log for log in logs) == 1
+    assert not list(kit.base.glob("analysis/*/log.txt")), "it never started"
+    samples.write_bytes(whole)
+    facts = kit.done("submit", *ONE_DOSE)
+    assert [(job["stage"], job["cells"]) for job in facts["jobs"]] == [("judge", 1), ("analysis", 1)]
+    lab.wait(60)
+    assert manifests(kit) == manifests(finished)
+    (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (finished, kit))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alone(lab: Lab, kit: Kit) -> None:
+    other = lab.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 300").strip()
+    seeds = ("--seeds", "0", "1", "2")
+    shells = [subprocess.Popen(kit.words("submit", *seeds), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    facts = [json.loads(shell.communicate()[0]) for shell in shells]
+    assert sorted(f["submitted"] for f in facts) == [0, facts[0]["cells"]]
+    jobs = next(f["jobs"] for f in facts if f["jobs"])
+    # Both corpora may be written by now; nothing else can be over.
+    waiting = sum(job["tasks"] for job in jobs if job["stage"] != "documents")
+    assert waiting <= len(lab.jobs()) - 1 <= sum(job["tasks"] for job in jobs)
+    assert kit.done("submit", *seeds)["submitted"] == 0
+
+    (model,) = kit.base.glob("model/*")
+    end = time.monotonic() + 40
+    while "starts" not in ((model / "log.txt").read_text() if (model / "log.txt").exists() else ""):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    job = jobs[0]["job"]
+    lab.ask("scancel", "--signal=USR2", job)
+    while "Restarts=1" not in lab.ask("scontrol", "show", "job", job):
+        assert time.monotonic() < end, lab.ask("scontrol", "show", "job", job)
+        time.sleep(0.2)
+    assert kit.done("submit", *seeds)["submitted"] == 0, "a job that waits to start again is in the queue"
+
+    cancelled = kit.done("cancel", *seeds)["cancelled"]
+    assert job in cancelled and other not in cancelled
+    while set(lab.jobs()) != {other}:
+        assert time.monotonic() < end + 20, lab.jobs()
+        time.sleep(0.2)
+    again = kit.done("submit", *seeds)
+    assert again["submitted"] + again["finished"] == again["cells"] and again["queued"] == 0
+    kit.done("cancel", *seeds)
+
+
+REFUSED = {
+    "partition": ({"partition": "nowhere"}, "nvalid partition"),
+    "account": ({"account": "nobody"}, "Invalid account"),
+    "qos": ({"qos": "express"}, "qos"),
+    "time": ({"minutes": 100}, "time limit is invalid"),
+    "nodes": ({"nodes": 3}, "ode count specification invalid|node configuration is not available"),
+    "gpus": ({"gpus_per_node": 1}, "node configuration is not available"),
+    "memory": ({"mem_gb": 900.0}, "node configuration is not available|emory"),
+    "constraint": ({"constraint": "h200"}, "eature"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_slurm_would_refuse_is_one_line(what: str, lab: Lab, kit: Kit, tmp_path: Path) -> None:
+    changes, reason = REFUSED[what]
+    if what in ("account", "qos") and not lab.accounting:
+        pytest.skip("no accounting on this cluster")
+    profile = {"partition": "cpu", "stages": {"default": {"minutes": 5} | changes}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(profile))
+    (line,) = kit.refused("submit", "--cluster", str(tmp_path / "bad.yaml"), *ONE_DOSE)
+    assert any(word in line for word in reason.split("|")), line
+    assert f"{next(iter(changes))} " in line, "the line names what was asked for"
+    assert not lab.jobs() and not (kit.base / "slurm/jobs.jsonl").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    lab: Lab, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    (line,) = kit.refused("submit", *ONE_DOSE)
+    assert "unknown, so nothing was done" in line
+
+
+def test_the_driver_submits_from_inside_a_job(lab: Lab, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON", sys.executable)
+    log = kit.folder / "driver.log"
+    words = [str(SMALL), "--cluster", "lab", "--runs", str(kit.folder / "runs"), *ONE_DOSE, "--json"]
+    driver = ["sbatch", f"--output={log}", "slurm/study.sbatch", *words]
+    subprocess.run(driver, cwd=ROOT, check=True, capture_output=True)
+    end = time.monotonic() + 30
+    while not log.exists() or not log.read_text().endswith("}\n"):
+        assert time.monotonic() < end, log.read_text() if log.exists() else lab.jobs()
+        time.sleep(0.2)
+    facts = json.loads(log.read_text())
+    assert facts["submitted"] == 12
+    # 26.05 hands the driver's own shape on to its jobs, whose srun then dies: what it submitted must be able to start.
+    while not list(kit.base.glob("documents/*/manifest.json")):
+        assert time.monotonic() < end, lab.jobs()
+        time.sleep(0.2)
+    kit.done("cancel", *ONE_DOSE)
+
+
+def test_slurm_waits_as_the_plan_assumes(lab: Lab) -> None:
+    """aftercorr with a number that the other array lacks waits for all of it; with one it has, for that alone."""
+    sbatch = ("sbatch", "--parsable", "--output=/dev/null")
+    first = lab.ask(*sbatch, "--array=0-1", "--wrap=sleep $((SLURM_ARRAY_TASK_ID * 4))").strip()
+    second = lab.ask(*sbatch, "--array=0-3", f"--dependency=aftercorr:{first}", "--wrap=sleep 0.5").strip()
+    order: list[set[str]] = []
+    end = time.monotonic() + 30
+    while jobs := lab.jobs():
+        assert time.monotonic() < end
+        order.append({job for job in jobs if job.startswith(second)})
+        assert not {f"{second}_2", f"{second}_3", f"{second}_1"} - set(jobs) or f"{first}_1" not in jobs
+        time.sleep(0.1)
+    assert {f"{second}_{k}" for k in (1, 2, 3)} in order, "task 0 ended before the others began"
