@@ -158,9 +158,9 @@ def _run(args: argparse.Namespace) -> int:
     study, base = _load(args)
     last = planning.analysis(study)
     cells = planning.in_order(last)
-    done = sum(_state(cell, base) == "done" for cell in cells)
-    if done < len(cells):
-        _check_keys([cell for cell in cells if _state(cell, base) != "done"])
+    if todo := _unfinished(cells, base):
+        _check_keys(todo)
+        done = len(cells) - len(todo)
         print(
             f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
             flush=True,
@@ -184,7 +184,7 @@ def _submit(args: argparse.Namespace) -> None:
 
     study, base = _load(args)
     cells = planning.in_order(planning.analysis(study))
-    _check_keys([cell for cell in cells if _state(cell, base) != "done"])
+    _check_keys(_unfinished(cells, base))
     done = submit(cells, base, args.cluster)
     if args.json:
         return print(json.dumps(done, indent=1))
@@ -215,6 +215,10 @@ def _cancel(args: argparse.Namespace) -> None:
     done = cancel(base)
     jobs = done["cancelled"]
     print(json.dumps(done) if args.json else f"{len(jobs)} jobs cancelled{': ' * bool(jobs)}{' '.join(jobs)}")
+
+
+def _unfinished(cells: list[Cell], base: Path) -> list[Cell]:
+    return [cell for cell in cells if not read_manifest(base / cell.place)]
 
 
 def _check_keys(cells: list[Cell]) -> None:
