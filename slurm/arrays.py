@@ -72,9 +72,9 @@ def plan(todo: list[Task], shape: Callable[[str], Shape], largest: int) -> list[
     Where dependencies of different kinds would take more than one sbatch per 100 cells, arrays are merged: then some
     tasks wait for more than they need, never for less.
     """
-    count = sum(len(task.cells) for task in todo)
+    cells = count(todo)
     arrays = _arrays(todo, shape, largest, merge=False)
-    if count > SMALL and len(arrays) > -(-count // 100):
+    if cells > SMALL and len(arrays) > -(-cells // 100):
         arrays = _arrays(todo, shape, largest, merge=True)
     return arrays
 
@@ -165,31 +165,38 @@ def _id(need: Task | str) -> object:
     return need if isinstance(need, str) else id(need)
 
 
-def dependency(array: Array, job: Callable[[Array], str]) -> str | None:
-    """The text for sbatch's --dependency; `job(array)` is the id that sbatch gave an array. None: it can start."""
-    terms = [f"aftercorr:{job(array.beside)}"] if array.beside else []
+def dependency(array: Array, jobs: dict[Array, str], forgotten: set[str] = frozenset()) -> str | None:  # type: ignore[assignment]
+    """The text for sbatch's --dependency, without ids that Slurm has `forgotten`. None: it can start at once.
+
+    `jobs`: the id that sbatch gave to each array before this one.
+    """
+    terms, beside = [], array.beside
+    # Slurm 22.05 takes an id that it has forgotten for fulfilled, later versions refuse it.
+    if beside and any(task_id(jobs, task) not in forgotten for task in beside.tasks):
+        terms.append(f"aftercorr:{jobs[beside]}")
     wanted: dict[Array, list[Task]] = defaultdict(list)
     after: list[str] = []
     for need in array.needs:
         if isinstance(need, str):
-            after.append(need)
-        else:
-            assert need.array, "an array is submitted after those it waits for"
+            after += [need] if need not in forgotten else []
+        elif task_id(jobs, need) not in forgotten:
+            assert need.array
             wanted[need.array].append(need)
     for parent, needs in wanted.items():
         whole = len(needs) == len(parent.tasks)
-        after += [job(parent)] if whole else [task_id(job(parent), task) for task in needs]
+        after += [jobs[parent]] if whole else [task_id(jobs, task) for task in needs]
     if after:
         terms.append("afterok:" + ":".join(after))
     return ",".join(terms) or None
 
 
-def task_id(job: str, task: Task) -> str:
+def task_id(jobs: dict[Array, str], task: Task) -> str:
     """The id of one task: an array of one is a plain job."""
-    assert task.array
+    assert task.array, "an array is submitted after those it waits for"
+    job = jobs[task.array]
     return f"{job}_{task.index}" if len(task.array.tasks) > 1 else job
 
 
-def count(arrays: Iterable[Array]) -> int:
-    """Tasks in all arrays."""
-    return sum(len(array.tasks) for array in arrays)
+def count(tasks: Iterable[Task]) -> int:
+    """Cells in all tasks."""
+    return sum(len(task.cells) for task in tasks)

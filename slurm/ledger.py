@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from slurm.scheduler import Queued
+from study.cells import Cell
 from study.errors import UserError
 
 
@@ -90,3 +91,29 @@ def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:
         for index, job in group.in_queue(queue).items():
             found |= {identity: job for identity in group.tasks[index]}
     return found
+
+
+def of_kind(groups: list[Group], queue: list[Queued], kind: str) -> list[Queued]:
+    """The jobs of one kind that are not over."""
+    return [job for group in groups if group.kind == kind for job in group.in_queue(queue).values()]
+
+
+def alive(cells: list[Cell], done: set[str], found: dict[str, Queued]) -> tuple[dict[str, str], list[str]]:
+    """Of the jobs `found` in the queue: identity of a cell -> its job that will run, and the jobs that never can.
+
+    A job never can that waits for a cell which is neither in `done` nor behind a job that will run. `cells`: inputs
+    before their users.
+    """
+    will: dict[str, str] = {}
+    dead = set()
+    for cell in cells:
+        job = found.get(cell.identity)
+        if job is None or cell.identity in done:
+            continue
+        waits = [c.identity for c in cell.inputs.values() if c.identity not in done]
+        lost = job.state == "PENDING" and any(identity not in will for identity in waits)
+        if lost or job.reason == "DependencyNeverSatisfied":
+            dead.add(job.job)
+        else:
+            will[cell.identity] = job.job
+    return {identity: job for identity, job in will.items() if job not in dead}, sorted(dead)

@@ -53,7 +53,9 @@ class Profile:
     requeue: Annotated[int, Field(ge=0)] = 20  # time limits one job may use up; 0: never requeued, whatever ends it
     array_parallelism: Count = 256  # tasks of one array that run at the same time
     max_array: Count | None = None  # tasks in one array; none: Slurm's own MaxArraySize
-    max_submit: Count | None = None  # jobs of yours that may be queued at once; none: no limit
+    max_submit: Annotated[int, Field(ge=3)] | None = (
+        None  # jobs of yours queued at once; none: what Slurm's accounts say
+    )
 
     def shape(self, stage: str) -> Shape:
         """A stage's shape, with the profile's partition, account, qos and constraint where it names none."""

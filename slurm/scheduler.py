@@ -1,5 +1,6 @@
 """What the kit asks of Slurm itself, beyond submitit. Text formats only: --json differs between versions."""
 
+import getpass
 import os
 import re
 import shutil
@@ -47,8 +48,30 @@ def known(jobs: list[str]) -> set[str]:
 
 def largest_array() -> int:
     """Tasks that one array may have: MaxArraySize is one more than the largest index."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(found[1])) if found else 1
+    return max(1, int(_setting("MaxArraySize") or 2) - 1)
+
+
+def has_accounts() -> bool:
+    """Whether this cluster keeps accounts; one that doesn't ignores --account and --qos."""
+    return "slurmdbd" in _setting("AccountingStorageType")
+
+
+def submit_limit(account: str | None) -> int | None:
+    """Jobs that the user may have queued at once by Slurm's accounts (of any account, or the named one).
+
+    None where there is no limit, or no accounts to ask.
+    """
+    if not has_accounts() or not shutil.which("sacctmgr"):
+        return None
+    where = [f"user={getpass.getuser()}", *([f"account={account}"] if account else [])]
+    found = _call("sacctmgr", "-nP", "show", "assoc", "where", *where, "format=MaxSubmitJobs,GrpSubmitJobs")
+    limits = [int(word) for word in re.split(r"[|\s]", found.stdout) if word.isdigit()]
+    return min(limits, default=None)
+
+
+def _setting(name: str) -> str:
+    found = re.search(rf"^{name}\s*=\s*(\S+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def refused(script: str) -> str | None:

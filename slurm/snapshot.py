@@ -9,7 +9,7 @@ from pathlib import Path
 
 from study.cells import code_version
 
-NOT_CODE = {".git", ".venv", "runs", "results", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+NOT_CODE = {"runs", "results", "__pycache__"}
 
 
 def snapshot(checkout: Path, folder: Path) -> Path:
@@ -33,16 +33,20 @@ def snapshot(checkout: Path, folder: Path) -> Path:
 
 
 def _files(checkout: Path) -> list[str]:
-    """What git tracks or would add; where there is no git, everything but environments and results."""
+    """What git tracks or would add; where there is no git, everything but results. Never what starts with a dot.
+
+    No code does, but files with keys (.env) do, and .venv.
+    """
     command = ["git", "-C", str(checkout), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         listed = []
         for place, folders, names in os.walk(checkout):
-            folders[:] = [f for f in folders if f not in NOT_CODE]
+            folders[:] = [f for f in folders if f not in NOT_CODE and not f.startswith(".")]
             listed += [str((Path(place) / name).relative_to(checkout)) for name in names]
-    return sorted({path for path in listed if path and (checkout / path).is_file()})
+    seen = {path for path in listed if path and not any(part.startswith(".") for part in Path(path).parts)}
+    return sorted(path for path in seen if (checkout / path).is_file())
 
 
 def _below(path: Path, folder: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from study.cells import check_inputs, read_config, read_manifest, write_atomically, write_manifest
+from study.publish import publish
 from study.work import Work
 
 # The rooms are named here as text and imported only when a cell of theirs runs.
@@ -59,6 +60,8 @@ def run_cell(folder: Path) -> None:
         counts = stage.run(work)
         (folder / "progress.json").unlink(missing_ok=True)
         write_manifest(folder, config, started, _now(), counts=counts, warnings=work.warnings)
+        if config["stage"] == "analysis":
+            publish(folder)  # a study that runs as jobs ends with nobody there to ask for it
         work.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 

@@ -42,6 +42,7 @@ esac
     "scontrol": "cat config\n",
     "scancel": 'echo "$@" >> cancelled\n',
     "srun": "exit 1\n",
+    "sacctmgr": "cat limits\n",
 }
 
 
@@ -59,7 +60,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         "queue": "",
         "submitted": "",
         "forgotten": "none\n",
-        "config": "MaxArraySize = 1001\n",
+        "config": "MaxArraySize = 1001\nAccountingStorageType = accounting_storage/slurmdbd\n",
+        "limits": "|\n",
     }.items():
         (folder / file).write_text(text)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")

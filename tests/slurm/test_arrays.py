@@ -52,7 +52,12 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     of = {task.cells[0].name: task for task in todo if task.kind in ("midtrain", "sft")}
     sft, midtrain = of["base-animal-s1-d200"], of["base-animal-s1"]
     assert sft.array and sft.array.beside is midtrain.array and sft.index == midtrain.index
-    assert planning.dependency(sft.array, lambda array: "7") == "aftercorr:7"
+    assert sft.array.beside
+    jobs = {sft.array.beside: "7"}
+    assert planning.dependency(sft.array, jobs) == "aftercorr:7"
+    assert planning.dependency(sft.array, jobs, {"7_0"}) == "aftercorr:7"
+    every = {f"7_{k}" for k in range(len(sft.array.beside.tasks))}
+    assert planning.dependency(sft.array, jobs, every) is None, "Slurm 22.05 would take it for fulfilled anyway"
 
 
 def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
@@ -97,7 +102,8 @@ def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
     planning.plan(todo, shape, 1000)
-    assert sft.array and planning.dependency(sft.array, lambda array: "9") == "afterok:77_3"
+    assert sft.array and planning.dependency(sft.array, {}) == "afterok:77_3"
+    assert planning.dependency(sft.array, {}, {"77_3"}) is None
     assert all(training not in task.cells for task in todo)
 
 

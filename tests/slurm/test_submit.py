@@ -129,12 +129,21 @@ def test_caps_are_kept(kit: Kit, fake: Fake, tmp_path: Path) -> None:
     fake.in_queue("9|RUNNING|None|other", "10|RUNNING|None|other")
     facts = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
     assert max(job["tasks"] for job in facts["jobs"]) <= 4
-    assert sum(job["tasks"] for job in facts["jobs"]) == 28
+    assert sum(job["tasks"] for job in facts["jobs"]) == 27, "one place is for the job that submits the rest"
     assert facts["left"] == facts["cells"] - facts["submitted"] > 0
-    fake.say("config", "MaxArraySize = 3\n")
+    assert facts["continues"] == str(100 + len(fake.scripts))
+    first = [job["job"] for job in facts["jobs"]][: (len(facts["jobs"]) + 1) // 2]
+    assert f"--dependency=afterany:{':'.join(first)}\n" in fake.scripts[-1]
+    # Another submission meanwhile has a place less to give, and leaves the continuing to the job that waits for it.
+    fake.in_queue(f"{facts['continues']}|PENDING|Dependency|", *[f"{n}|RUNNING|None|other" for n in range(5)])
+    again = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
+    assert again["continues"] == facts["continues"] and sum(job["tasks"] for job in again["jobs"]) == 24
+    # Without a limit in the profile, that of the user's accounts; and Slurm's own size of arrays.
+    fake.say("config", "MaxArraySize = 3\nAccountingStorageType = accounting_storage/slurmdbd\n")
+    fake.say("limits", "|\n12|40\n")
     fake.in_queue()
-    kit.done("submit", study=TINY)
-    assert all(int(n) <= 2 for s in fake.scripts[-20:] for n in re.findall(r"--array=0-(\d+)", s))
+    assert sum(job["tasks"] for job in kit.done("submit", study=TINY)["jobs"]) == 11
+    assert all(int(n) <= 2 for s in fake.scripts[-6:] for n in re.findall(r"--array=0-(\d+)", s))
 
 
 def test_an_enclosing_job_leaks_nothing(kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +172,9 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
     assert "Requested time limit is invalid" in lines[0] and "minutes 10" in lines[0]
     assert not fake.scripts
     fake.say("reject", "")
+    fake.say("config", "MaxArraySize = 1001\nAccountingStorageType = (null)\n")
+    (line,) = kit.refused("submit", "--cluster", "university")
+    assert line.startswith("error: mygroup: this cluster keeps no accounts") and not fake.scripts
     fake.say("refuse-103", "AssocMaxSubmitJobLimit")
     (line,) = kit.refused("submit")
     assert "AssocMaxSubmitJobLimit; 2 cells were submitted before it; the same command continues" in line
@@ -179,7 +191,7 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     (checkout / "study").mkdir(parents=True)
     (runs / "s/slurm").mkdir(parents=True)
     (runs / "s/big").write_text("not code")
-    for name, text in {"study/a.py": "1", ".gitignore": "secret\n", "secret": "x"}.items():
+    for name, text in {"study/a.py": "1", ".gitignore": "secret\n", "secret": "x", ".env": "KEY=x"}.items():
         (checkout / name).write_text(text)
     plain_copy = snapshot(checkout, runs / "s/slurm")
     assert (plain_copy / "study/a.py").read_text() == "1" and not (plain_copy / "runs").exists()
@@ -189,6 +201,7 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     second = snapshot(checkout, runs / "s/slurm")
     assert (first / "study/a.py").read_text() == "1" and (second / "study/a.py").read_text() == "2"
     assert not (first / "secret").exists() and not (first / "runs").exists()
+    assert not (plain_copy / ".env").exists() and not (first / ".env").exists(), "it may hold keys"
     (checkout / "study/a.py").write_text("1")
     assert snapshot(checkout, runs / "s/slurm") == first
     assert not list((runs / "s/slurm").glob(".code*"))

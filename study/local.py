@@ -1,0 +1,195 @@
+"""The commands of one machine: plan, run, report, verify, cell."""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from study import plan as planning
+from study.causes import cause
+from study.cells import Cell, prepare, read_manifest
+from study.errors import UserError
+from study.load import load_study
+from study.log import log_to
+from study.publish import publish
+from study.references import ROOT
+from study.run_cell import run_cell
+from study.schema import Study
+from study.verify import verify
+
+
+def load(args: argparse.Namespace) -> tuple[Study, Path]:
+    study = load_study(args.study, args.seeds, args.overrides)
+    return study, args.runs.absolute() / study.study
+
+
+def typed(args: argparse.Namespace) -> str:
+    """What the user typed to name the study, for the next command."""
+    words = [str(args.study)]
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    for override in args.overrides or []:
+        words += ["--set", override]
+    words += ["--runs", str(args.runs)] if args.runs != ROOT / "runs" else []
+    return shlex.join(words)
+
+
+def plan(args: argparse.Namespace) -> None:
+    study, base = load(args)
+    rows = []
+    for cell in planning.in_order(planning.analysis(study)):
+        row: dict[str, Any] = {
+            "stage": cell.stage,
+            "cell": cell.name,
+            "state": state(cell, base),
+            "folder": cell.place,
+        }
+        if counted := _updates(cell, base):
+            row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
+        rows.append(row)
+    few = [r for r in rows if 0 < r.get("updates", 100) < 100 or r.get("updates") == 0]
+    if args.json:
+        return print(json.dumps({"study": study.study, "cells": rows}, indent=1))
+    shown = [
+        (
+            r["stage"],
+            r["cell"],
+            r["state"],
+            *(_about(r[k], r["estimated"]) if k in r else "" for k in ("updates", "tokens")),
+        )
+        for r in rows
+    ]
+    print(
+        tabulate(
+            shown, headers=["stage", "cell", "state", "updates", "tokens"], colalign=("left",) * 3 + ("right",) * 2
+        )
+    )
+    done = sum(r["state"] == "done" for r in rows)
+    print(f"\n{len(rows)} cells, {done} done, in {base}. ~: estimated until it has run.")
+    for row in few:
+        print(f"warning: {row['stage']} {row['cell']}: {row['updates']} updates; under 100 hardly moves a model")
+
+
+def _updates(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
+    """(updates, tokens, estimated?) of a training: counted where it is finished, else estimated."""
+    estimate = planning.updates(cell)
+    if estimate is None:
+        return None
+    if manifest := read_manifest(base / cell.place):
+        return manifest["counts"]["updates"], manifest["counts"]["tokens"], False
+    return *estimate, cell.stage != "model"
+
+
+def _about(number: int, estimated: bool) -> str:
+    return f"{'~' if estimated else ''}{number:,}"
+
+
+def state(cell: Cell, base: Path) -> str:
+    folder = base / cell.place
+    if read_manifest(folder):
+        return "done"
+    if (folder / "progress.json").exists() or (folder / "log.txt").exists():
+        return "begun"
+    return "ready" if all(read_manifest(base / i.place) for i in cell.inputs.values()) else "waiting"
+
+
+def run(args: argparse.Namespace) -> int:
+    from study import engine
+    from study.progress import watching
+
+    study, base = load(args)
+    last = planning.analysis(study)
+    cells = planning.in_order(last)
+    if todo := unfinished(cells, base):
+        check_keys(todo)
+        done = len(cells) - len(todo)
+        print(
+            f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
+            flush=True,
+        )
+        with watching(done, len(cells)) as tell:
+            failures = engine.run(cells, base, max(1, args.jobs), tell)
+        for failure in failures:
+            print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
+            print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
+            if known := cause("\n".join(failure.last_lines), failure.status):
+                print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
+        if failures:
+            print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
+            return 1
+    _show(publish(base / last.place), args)
+    return 0
+
+
+def unfinished(cells: list[Cell], base: Path) -> list[Cell]:
+    return [cell for cell in cells if not read_manifest(base / cell.place)]
+
+
+def check_keys(cells: list[Cell]) -> None:
+    """Raise UserError for every API key that the cells will need and the environment lacks: now, not in hours."""
+    named = {cell.resources.get("address", {}).get("key_env") for cell in cells}
+    missing = sorted(name for name in named if name and not os.environ.get(name))
+    if missing:
+        raise UserError(
+            *(f"{name} is not set; an endpoint reads its key from it; export {name}=..." for name in missing)
+        )
+
+
+def report(args: argparse.Namespace) -> None:
+    study, base = load(args)
+    complete = planning.analysis(study)
+    missing = {cell.identity for cell in complete.inputs.values() if not read_manifest(base / cell.place)}
+    if len(missing) == len(complete.inputs):
+        raise UserError(f"{base}: no checkpoint has been scored yet; python -m study run {typed(args)}")
+    partial = planning.analysis(study, without=missing)
+    folder = prepare(partial, base)
+    if not read_manifest(folder):
+        subprocess.run([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT, check=True)
+    if missing and not args.json:
+        print(f"{len(missing)} of {len(complete.inputs)} scores are missing and listed in the report\n")
+    _show(publish(folder), args)
+
+
+def _show(results: Path, args: argparse.Namespace) -> None:
+    """Print the headline of the results, and where all of them are."""
+    if args.json:
+        return print((results / "results.json").read_text())
+    print((results / "headline.txt").read_text())
+    for what, name in (("report", "report.html"), ("tables", "tables"), ("data", "results.json")):
+        print(f"{what:<7} {short(results / name)}")
+
+
+def short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def verify_files(args: argparse.Namespace) -> int:
+    study, base = load(args)
+    checked, faults = verify(planning.in_order(planning.analysis(study)), base)
+    if args.json:
+        print(json.dumps({"study": study.study, "files": checked, "faults": faults}, indent=1))
+    else:
+        for fault in faults:
+            print(f"{fault['cell']}: {fault['file']}: {fault['fault']}")
+        print(f"{checked} files checked, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+def cell(args: argparse.Namespace) -> int:
+    missing = [folder for folder in args.folders if not folder.is_dir()]
+    if missing:
+        raise UserError(*(f"{f}: no such cell; `python -m study plan STUDY` lists the cells" for f in missing))
+    for folder in args.folders:
+        try:
+            with log_to(folder, terminal=not args.log):
+                run_cell(folder)
+        except UserError:
+            return 2
+        except Exception:
+            return 1
+    return 0
