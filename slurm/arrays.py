@@ -46,21 +46,24 @@ Finished = Callable[[Cell], bool]
 def tasks(cells: list[Cell], shape: Callable[[str], Shape], finished: Finished, queued: dict[str, str]) -> list[Task]:
     """Tasks for the cells that are neither finished nor queued, in an order in which they can run.
 
-    `cells`: inputs before their users. `queued`: identity of a cell -> the id of its job in the queue.
+    `cells`: inputs before their users. `queued`: identity of a cell -> the id of its job in the queue. A cell is left
+    out that needs one which is neither finished, queued nor among the cells.
     """
     made: dict[tuple[object, ...], Task] = {}
     by_cell: dict[str, Task] = {}
     for cell in cells:
         if finished(cell) or cell.identity in queued:
             continue
-        waits = [c for c in cell.inputs.values() if not finished(c)]
+        waits = [c.identity for c in cell.inputs.values() if not finished(c)]
+        if any(identity not in by_cell and identity not in queued for identity in waits):
+            continue
         key: tuple[object, ...] = (cell.identity,)
         if cell.stage in SHARED:
             key = (shape(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
         task = made.setdefault(key, Task(SHARED.get(cell.stage, cell.stage), []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
-        for need in (by_cell.get(c.identity) or queued[c.identity] for c in waits):
+        for need in (by_cell.get(identity) or queued[identity] for identity in waits):
             if need not in task.needs:
                 task.needs.append(need)
     return list(made.values())

@@ -25,7 +25,6 @@ from study.references import ROOT
 
 COMPLETING_SECONDS = 30
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs has left over
-RETRY_MINUTES = 10
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,32 @@ class Target:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Run as a job once some of the study's jobs are over: submits more of the same cells, by the same code."""
+    """Run as a job once some of the study's jobs are over: submits those `left` of the cells, by the same code.
+
+    Cells that were submitted before and failed are not among them: somebody has to look first.
+    """
 
     cells: list[Cell]
+    left: set[str]
     base: Path
     profile: Profile
     code: Path
 
     def __call__(self) -> dict[str, Any]:
         """Raises UserError where Slurm can't be asked from a compute node; `submit` by hand does the same then."""
-        facts = submit(self.cells, self.base, self.profile, self.code)
+        facts = submit(self.cells, self.base, self.profile, self.code, self.left)
         print(f"{facts['submitted']} cells submitted, {facts['left']} left", flush=True)
         return facts
 
 
-def submit(cells: list[Cell], base: Path, profile: Profile, code: Path | None = None) -> dict[str, Any]:
+def submit(
+    cells: list[Cell], base: Path, profile: Profile, code: Path | None = None, only: set[str] | None = None
+) -> dict[str, Any]:
     """Submit the cells (inputs before their users) that are neither finished nor in the queue.
 
     `base` is the study's folder on a disk that the nodes share; `code` the folder that jobs run from (none: a new
-    snapshot of the checkout). What the limit on jobs leaves over, a small job submits when some of these have ended.
+    snapshot of the checkout); `only`: identities of the cells to submit (none: all). What the limit on jobs leaves
+    over, a small job submits when some of these have ended.
 
     Returns what it did: counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over), ids `held`
     in the queue, the submitted `jobs` (job, stage, tasks, cells, after), the id of the job that `continues` with the
@@ -84,7 +90,8 @@ def submit(cells: list[Cell], base: Path, profile: Profile, code: Path | None = 
         found = ledger.in_queue(groups, queue)
         queued, dead = ledger.alive(cells, done, found)
         scheduler.scancel(dead)
-        todo = planning.tasks(cells, profile.shape, lambda cell: cell.identity in done, queued)
+        wanted = [cell for cell in cells if only is None or cell.identity in only]
+        todo = planning.tasks(wanted, profile.shape, lambda cell: cell.identity in done, queued)
         continues = next((job.job for job in ledger.of_kind(groups, queue, CONTINUE) if job.state == "PENDING"), None)
         free = _free(profile, len(queue) - len(dead))
         # Where not all may go in, one place is kept for the job that submits the rest, if it has jobs to wait for.
@@ -97,7 +104,8 @@ def submit(cells: list[Cell], base: Path, profile: Profile, code: Path | None = 
                 jobs = _send(planning.plan(now, profile.shape, _largest(profile)), target, cells, queued)
             if keep:
                 ours = list(dict.fromkeys([*queued.values(), *(job["job"] for job in jobs)]))
-                continues = _continue(cells, target, ours)
+                left = {cell.identity for task in todo[len(now) :] for cell in task.cells}
+                continues = _continue(Continuation(cells, left, base, profile, target.code), target, ours)
         return {
             "study": base.name,
             "cells": len(cells),
@@ -216,10 +224,9 @@ def _sbatch(
     return job
 
 
-def _continue(cells: list[Cell], target: Target, jobs: list[str]) -> str | None:
-    """Submit the job that submits the rest once half of these `jobs` are over. None: Slurm has no place for it."""
+def _continue(call: Continuation, target: Target, jobs: list[str]) -> str | None:
+    """Submit the job that continues once half of these `jobs` are over. None: Slurm has no place for it."""
     shape = replace(target.profile.shape("default"), nodes=1, tasks_per_node=1, gpus_per_node=0, cpus=1)
-    call = Continuation(cells, target.base, target.profile, target.code)
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
         return _sbatch(CONTINUE, shape, [call], [[]], target, after)

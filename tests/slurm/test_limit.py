@@ -1,5 +1,6 @@
 """On a real Slurm: more jobs than may be queued at once go in by themselves, some now and the rest later."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,18 +8,27 @@ from pathlib import Path
 from slurm.profile import Profile, Shape
 from slurm.submit import submit
 from study import plan
-from study.cells import read_manifest
+from study.cells import Cell, read_manifest
 from study.load import load_study
 from tests.slurm.places import Lab
 
 SMALL = Path(__file__).parents[1] / "small/small.yaml"
 
 
-def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(lab: Lab, tmp_path: Path) -> None:
+def corpora(count: int) -> list[Cell]:
+    """Small cells that need nothing."""
     corpus = next(c for c in plan.in_order(plan.analysis(load_study(SMALL))) if c.stage == "documents" and not c.inputs)
-    cells = [replace(corpus, name=f"c{n}", settings={**corpus.settings, "documents": 8, "seed": n}) for n in range(6)]
-    profile = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
-    facts = submit(cells, tmp_path / "runs/limit", profile)
+    return [
+        replace(corpus, name=f"c{n}", settings={**corpus.settings, "documents": 8, "seed": n}) for n in range(count)
+    ]
+
+
+PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
+
+
+def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(lab: Lab, tmp_path: Path) -> None:
+    cells = corpora(6)
+    facts = submit(cells, tmp_path / "runs/limit", PROFILE)
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
     end, most = time.monotonic() + 120, 0
     while jobs := lab.jobs():
@@ -28,4 +38,16 @@ def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allo
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
     assert all(read_manifest(tmp_path / "runs/limit" / cell.place) for cell in cells), logs
     assert most == 3
-    assert submit(cells, tmp_path / "runs/limit", profile)["finished"] == 6
+    assert submit(cells, tmp_path / "runs/limit", PROFILE)["finished"] == 6
+
+
+def test_what_failed_is_not_submitted_again_by_a_job(lab: Lab, tmp_path: Path) -> None:
+    cells = [replace(cell, settings={**cell.settings, "template": {}}) for cell in corpora(5)]
+    more = replace(cells[0], name="more", inputs={"matched_to": cells[0]})
+    assert submit([*cells, more], tmp_path / "runs/limit", PROFILE)["left"] == 4
+    lab.wait(120)
+    record = [json.loads(line) for line in (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()]
+    tried = [
+        identity for event in record if event["event"] == "submitting" for task in event["tasks"] for identity in task
+    ]
+    assert sorted(tried) == sorted(cell.identity for cell in cells), "each once, and not what needs one that failed"
