@@ -44,7 +44,7 @@ class Ranks:
     def max(self, value: int) -> int:
         """The largest of all ranks' numbers."""
         if self.world > 1:
-            largest = torch.tensor(value, device=self.device)
+            largest = torch.tensor(int(value), device=self.device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
             value = int(largest.item())
         return value

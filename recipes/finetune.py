@@ -10,7 +10,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from torch.distributed.tensor import DTensor
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.loss import CEWithChunkedOutputLoss
+from transformers import PreTrainedTokenizerBase
 
 from recipes import checkpoint, steps
 from recipes.distributed import ALONE, Ranks, meet, together, word_of_first
 from recipes.rows import Rows, conversations, load_tokenizer, pack, read_jsonl
+from recipes.schedule import learning_rate, micro_batches, order, rows_per_update, updates_planned
 from recipes.stopping import Stop, stoppable
 from study.cells import write_atomically
 from study.errors import UserError
@@ -34,49 +38,84 @@ RANKS = (meet, word_of_first)  # it runs on several ranks: how rank 0 tells the 
 FEW_UPDATES = 100  # a handful of updates at a small learning rate hardly moves a model
 
 
+@dataclass
+class State:
+    """A training after `done` updates."""
+
+    model: TransformerDecoder
+    optimizer: torch.optim.Optimizer
+    done: int
+
+
 def run(work: Work) -> dict[str, int | float]:
     """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and metrics.jsonl.
 
     Every rank calls it; rank 0 returns the counts and writes all but the step checkpoints.
     """
-    recipe, start = work.settings["recipe"], work.inputs["start"] / "model"
-    tokenizer = load_tokenizer(start)
-    if "documents" in work.inputs:
-        texts = read_jsonl(work.inputs["documents"] / "documents.jsonl", "text")
-        rows = pack(texts, tokenizer, recipe["seq_len"])
-    else:
-        rows = conversations(_dose(work), tokenizer, recipe["seq_len"])
-    with together() as ranks, stoppable() as stop:
-        final = work.folder / "model"
-        if ranks.from_first(final.exists()):  # only the manifest was missing
-            _planned(work, rows, recipe)
-        else:
-            model = checkpoint.load(start, ranks)
-            train(work, model, rows, recipe, ranks, stop)
-            _export(model, start, final, ranks)
+    recipe, start, final = work.settings["recipe"], work.inputs["start"] / "model", work.folder / "model"
+    with together() as ranks:  # before all that takes long, so that each rank notices when another dies
+        rows = _rows(work, recipe, load_tokenizer(start))
+        check_size(work, rows, recipe, ranks)
+        if not ranks.from_first(final.exists()):  # else only the manifest was missing
+            state = begin(work, lambda: checkpoint.load(start, ranks), recipe, ranks)
+            # Until here there is nothing to save: a signal ends the process at once.
+            with stoppable(ranks) as stop:
+                train(work, state, rows, recipe, ranks, stop)
+                _export(state.model, start, final, ranks)
         if ranks.rank == 0:
             shutil.rmtree(work.folder / "steps", ignore_errors=True)
-        if told := ranks.max(stop.told):  # while the model was written
-            stop.obey(told, ranks)
-    return _counts(work, rows, recipe) if ranks.rank == 0 else {}
+    return counts(work, rows, recipe) if ranks.rank == 0 else {}
 
 
-def train(
-    work: Work,
-    model: TransformerDecoder,
-    rows: Rows,
-    recipe: dict[str, Any],
-    ranks: Ranks = ALONE,
-    stop: Stop | None = None,
-) -> dict[str, int | float]:
-    """Train `model` in place. Returns updates, rows, tokens, the first and the last loss (nats a token).
+def check_size(work: Work, rows: Rows, recipe: dict[str, Any], ranks: Ranks = ALONE) -> None:
+    """Warn of few updates. Raises UserError where there would be none, or a rank would idle through all of them."""
+    total, per_update = updates_planned(len(rows), recipe), rows_per_update(recipe)
+    if ranks.world > per_update:
+        raise UserError(
+            f"{work.folder}: an update has {per_update} rows, too few for {ranks.world} ranks; run it on {per_update} "
+            "ranks or fewer, or make the recipe's update larger"
+        )
+    if total == 0:
+        raise UserError(f"{work.folder}: the data gives no update at all; give more rows, epochs or a smaller batch")
+    if total < FEW_UPDATES and ranks.rank == 0:
+        work.warn(f"only {total} updates: under {FEW_UPDATES} hardly moves a model")
 
-    With `stop`, goes on from the newest of work.folder's step checkpoints, saves one every `save_every` updates and
-    one when told to stop; it then ends the process by the signal it was told. Without, it starts and ends here.
 
-    Raises UserError where not a single update would be made.
+def begin(work: Work, start: Callable[[], TransformerDecoder], recipe: dict[str, Any], ranks: Ranks = ALONE) -> State:
+    """The training after the newest step checkpoint that can be read, metrics.jsonl cut back to it; else at `start`.
+
+    `start` gives the start model; it is called again after a step checkpoint that could be read in part only.
     """
-    per_update, total = _rows_per_update(recipe), _planned(work, rows, recipe, ranks)
+    folder, metrics, lines = work.folder / "steps", work.folder / "metrics.jsonl", []
+    if ranks.rank == 0 and metrics.exists():
+        lines = metrics.read_text().splitlines(keepends=True)
+
+    def after(done: int) -> State | None:
+        model = start()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), recipe["lr"], tuple(recipe["betas"]), weight_decay=recipe["weight_decay"], fused=True
+        )
+        if done and (reason := steps.load(folder, done, model, optimizer, ranks)):
+            work.warn(f"{folder}/{done} can't be read and is passed over: {reason}")
+            return None
+        return State(model, optimizer, done)
+
+    saved = [done for done in reversed(steps.complete(folder)) if done <= len(lines)]
+    state = next(filter(None, map(after, ranks.from_first([*saved, 0]))))
+    if state.done:
+        work.log(f"goes on after update {state.done}")
+    if ranks.rank == 0:
+        write_atomically(metrics, "".join(lines[: state.done]))
+    return state
+
+
+def train(work: Work, state: State, rows: Rows, recipe: dict[str, Any], ranks: Ranks, stop: Stop) -> None:
+    """Do what is left of the updates, on the state in place; each adds a line to metrics.jsonl (loss: nats a token).
+
+    Saves a step checkpoint every `save_minutes`, and one when told to stop; it then ends the process by the signal.
+    """
+    total, ways = updates_planned(len(rows), recipe), work.resources
+    model, optimizer = state.model, state.optimizer
     # Fixed threads: sums, and so weights, must not depend on how many cores this machine has to spare.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     torch.manual_seed(work.seed("torch"))
@@ -84,20 +123,17 @@ def train(
     model.train()
     loss_function = CEWithChunkedOutputLoss()
     model.set_num_output_chunks(loss_function.num_output_chunks)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), recipe["lr"], tuple(recipe["betas"]), weight_decay=recipe["weight_decay"], fused=True
-    )
-    done = _resume(work, model, optimizer, ranks) if stop else 0
+    saved = time.monotonic()
     # Buffered by line, for whoever watches.
-    with open(work.folder / "metrics.jsonl" if ranks.rank == 0 else os.devnull, "a" if done else "w", 1) as metrics:
-        for update, which in enumerate(order(len(rows), recipe["epochs"], per_update, work.seed("order")), 1):
-            if update <= done:
+    with open(work.folder / "metrics.jsonl" if ranks.rank == 0 else os.devnull, "a", 1) as metrics:
+        for update, which in enumerate(order(len(rows), recipe, work.seed("order")), 1):
+            if update <= state.done:
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(update, total, recipe)
             trained = int((rows.labels[which] != IGNORE).sum())  # tokens of the whole update, whoever has their rows
             mean = torch.zeros((), device=ranks.device)
-            for batch in _batches(rows, which, ranks, recipe.get("rows_per_rank")):
+            for batch in _batches(rows, which, ranks, ways["rows_per_rank"]):
                 labels = batch.pop("labels")
                 loss = _summed_loss(loss_function, model(**batch), labels) / trained
                 (loss * ranks.world).backward()  # FSDP2 takes the mean of the ranks' gradients
@@ -117,61 +153,19 @@ def train(
                 )
             metrics.write(json.dumps(line) + "\n")
             work.progress(update, total, "updates")
-            told = ranks.max(stop.told) if stop else 0
-            if stop and (told or (update < total and update % (recipe.get("save_every") or total) == 0)):
+            state.done = update
+            # One rank's clock or signal is enough: all save after the same update, or none.
+            told, due = stop.told(), ranks.max(time.monotonic() - saved >= 60 * ways["save_minutes"])
+            if update < total and (told or due):
                 if ranks.rank == 0:
                     os.fsync(metrics.fileno())
+                began = time.monotonic()
                 steps.save(work.folder / "steps", update, model, optimizer, ranks)
-            if stop and told:
-                work.log(f"told to stop: update {update} of {total} is saved")
-                stop.obey(told, ranks)
+                saved = time.monotonic()
+                work.log(f"update {update} of {total} is saved ({saved - began:.1f} s)")
+                if stop.told():  # before the save or meanwhile
+                    stop.obey()
     model.eval()
-    return _counts(work, rows, recipe) if ranks.rank == 0 else {}
-
-
-def updates_planned(rows: int, epochs: int, per_update: int) -> int:
-    """Optimizer updates of a training; the last one may be smaller than the others, so that no row is left out."""
-    return -(-rows * epochs // per_update)
-
-
-def order(rows: int, epochs: int, per_update: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of each update. Every epoch is a permutation of its own, made from (seed, epoch) alone."""
-    everything = np.concatenate([np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(epochs)])
-    yield from (everything[i : i + per_update] for i in range(0, len(everything), per_update))
-
-
-def micro_batches(which: np.ndarray, rank: int, world: int, at_once: int | None) -> list[np.ndarray]:
-    """A rank's share of an update's rows, `at_once` at a time: as many parts on every rank, so some may be empty."""
-    most = -(-len(which) // world)
-    size = at_once or most
-    mine = which[rank::world]
-    return [mine[i : i + size] for i in range(0, most, size)]
-
-
-def learning_rate(update: int, total: int, recipe: dict[str, Any]) -> float:
-    """Learning rate of an update (from 1): linear warm-up that never starts at 0, then constant or cosine to 0."""
-    warmup = recipe["warmup_updates"]
-    if update <= warmup:
-        return recipe["lr"] * update / warmup
-    if recipe["schedule"] == "constant":
-        return recipe["lr"]
-    return recipe["lr"] * 0.5 * (1 + math.cos(math.pi * (update - 1 - warmup) / max(1, total - warmup)))
-
-
-def _planned(work: Work, rows: Rows, recipe: dict[str, Any], ranks: Ranks = ALONE) -> int:
-    """The number of updates, after making sure that there are some and that no rank would idle through all of them."""
-    per_update = _rows_per_update(recipe)
-    if ranks.world > per_update:
-        raise UserError(
-            f"{work.folder}: an update has {per_update} rows, too few for {ranks.world} ranks; run it on {per_update} "
-            "ranks or fewer, or make the recipe's update larger"
-        )
-    total = updates_planned(len(rows), recipe["epochs"], per_update)
-    if total == 0:
-        raise UserError(f"{work.folder}: the data gives no update at all; give more rows, epochs or a smaller batch")
-    if total < FEW_UPDATES and ranks.rank == 0:
-        work.warn(f"only {total} updates: under {FEW_UPDATES} hardly moves a model")
-    return total
 
 
 def _batches(rows: Rows, which: np.ndarray, ranks: Ranks, at_once: int | None) -> Iterator[dict[str, torch.Tensor]]:
@@ -194,19 +188,6 @@ def _summed_loss(
     )
 
 
-def _resume(work: Work, model: TransformerDecoder, optimizer: torch.optim.Optimizer, ranks: Ranks) -> int:
-    """Load the newest step checkpoint and cut metrics.jsonl back to it. Returns its update, 0 where there is none."""
-    folder, metrics, done = work.folder / "steps", work.folder / "metrics.jsonl", 0
-    if ranks.rank == 0 and metrics.exists():
-        lines = metrics.read_text().splitlines(keepends=True)
-        done = max((update for update in steps.complete(folder) if update <= len(lines)), default=0)
-        write_atomically(metrics, "".join(lines[:done]))
-    if done := ranks.from_first(done):
-        steps.load(folder, done, model, optimizer, ranks)
-        work.log(f"goes on after update {done}")
-    return done
-
-
 def _export(model: TransformerDecoder, start: Path, final: Path, ranks: Ranks) -> None:
     """Write the model where it appears at once and whole."""
     temporary = final.with_name(f".tmp-{final.name}")
@@ -217,7 +198,8 @@ def _export(model: TransformerDecoder, start: Path, final: Path, ranks: Ranks) -
         steps.publish(temporary, final)
 
 
-def _counts(work: Work, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | float]:
+def counts(work: Work, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | float]:
+    """What a finished training tells in its manifest: updates, rows, tokens, its first and its last loss."""
     losses = read_jsonl(work.folder / "metrics.jsonl", "loss")
     return {
         "updates": len(losses),
@@ -228,15 +210,10 @@ def _counts(work: Work, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | f
     }
 
 
-def _rows_per_update(recipe: dict[str, Any]) -> int:
-    if recipe["rows_per_update"]:
-        return recipe["rows_per_update"]
-    rows, rest = divmod(recipe["tokens_per_update"], recipe["seq_len"])
-    if rest or not rows:
-        raise UserError(
-            f"tokens_per_update {recipe['tokens_per_update']} is not a multiple of seq_len {recipe['seq_len']}"
-        )
-    return rows
+def _rows(work: Work, recipe: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Rows:
+    if "documents" in work.inputs:
+        return pack(read_jsonl(work.inputs["documents"] / "documents.jsonl", "text"), tokenizer, recipe["seq_len"])
+    return conversations(_dose(work), tokenizer, recipe["seq_len"])
 
 
 def _dose(work: Work) -> list[list[dict[str, str]]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
-from recipes.distributed import Ranks
+from recipes.distributed import ALONE, Ranks
 
 # A later one counts for more: submitit requeues the job at USR2 and ignores TERM, and Slurm may send both.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -16,20 +16,25 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass
 class Stop:
-    """What this process was told, and what its signals did before the training took them."""
+    """What this process has heard, and what its signals did before the training took them."""
 
-    told: int = 0  # 0: nothing; else 1 + the place in SIGNALS
+    ranks: Ranks = ALONE
+    heard: int = 0  # 0: nothing; else 1 + the place in SIGNALS
     before: dict[int, Callable[[int, FrameType | None], Any] | int] = field(default_factory=dict)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        self.told = max(self.told, 1 + SIGNALS.index(signal.Signals(number)))
+        self.heard = max(self.heard, 1 + SIGNALS.index(signal.Signals(number)))
 
-    def obey(self, told: int, ranks: Ranks) -> NoReturn:
+    def told(self) -> int:
+        """What any rank has heard that counts for most; 0: nothing. All ranks must call it."""
+        return self.ranks.max(self.heard)
+
+    def obey(self) -> NoReturn:
         """End this process as the signal would have without the training; every rank is here, its state saved.
 
         The handler of before is called with the signal. Where it returns, or ignores the signal, the process exits.
         """
-        number = SIGNALS[told - 1]
+        ranks, number = self.ranks, SIGNALS[self.told() - 1]
         before = self.before.get(number, signal.SIG_DFL)
         self.restore()
         # Rank 0 goes first: submitit requeues the job there, and a rank that has left may take the job with it.
@@ -54,9 +59,12 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Hear SIGNALS while the block runs. One that is ignored stays so; outside the main thread none can be heard."""
-    stop = Stop()
+def stoppable(ranks: Ranks = ALONE) -> Iterator[Stop]:
+    """Hear SIGNALS while the block runs, and obey at its end at the latest; all ranks enter and leave it together.
+
+    A signal that is ignored stays so; outside the main thread none can be heard.
+    """
+    stop = Stop(ranks)
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             handler = signal.getsignal(number)
@@ -65,5 +73,7 @@ def stoppable() -> Iterator[Stop]:
                 signal.signal(number, stop.hear)
     try:
         yield stop
+        if stop.told():
+            stop.obey()
     finally:
         stop.restore()

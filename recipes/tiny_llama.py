@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
 from recipes import checkpoint
-from recipes.finetune import train
+from recipes.distributed import ALONE
+from recipes.finetune import begin, check_size, counts, train
 from recipes.rows import pack
+from recipes.stopping import stoppable
 from study.work import Work
 
+CONTINUES = True  # a pretraining goes on from its last step checkpoint
 SPECIAL = 256
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 NAMED = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
@@ -38,6 +43,7 @@ def run(work: Work) -> dict[str, int | float]:
     """Make model/ (a Hugging Face folder): link the folder named in the study file, or make the toy model."""
     target = work.folder / "model"
     if "path" in work.resources:
+        target.unlink(missing_ok=True)
         target.symlink_to(work.resources["path"], target_is_directory=True)
         return {"files": len(work.settings["files"])}
     recipe = work.settings["recipe"]
@@ -48,15 +54,23 @@ def run(work: Work) -> dict[str, int | float]:
     tokenizer.save_pretrained(target)
     config = _config(recipe, tokenizer)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    torch.manual_seed(work.seed("weights"))
-    model = checkpoint.build(config)
-    rows = pack(texts, tokenizer, recipe["pretrain"]["seq_len"])
-    keep = recipe["tokens"] // recipe["pretrain"]["seq_len"]
+    pretrain = recipe["pretrain"]
+    rows, keep = pack(texts, tokenizer, pretrain["seq_len"]), recipe["tokens"] // pretrain["seq_len"]
     if len(rows) < keep:
         work.warn(f"this Python brings only {rows.real_tokens} tokens of English, {recipe['tokens']} were asked for")
-    counts = train(work, model, rows.first(keep), recipe["pretrain"])
-    checkpoint.save(model, target, target)
-    return {**counts, "parameters": sum(p.numel() for p in model.parameters())}
+    rows = rows.first(keep)
+    check_size(work, rows, pretrain)
+
+    def untrained() -> TransformerDecoder:
+        torch.manual_seed(work.seed("weights"))
+        return checkpoint.build(config)
+
+    state = begin(work, untrained, pretrain)
+    with stoppable() as stop:
+        train(work, state, rows, pretrain, ALONE, stop)
+        checkpoint.save(state.model, target, target)
+    shutil.rmtree(work.folder / "steps", ignore_errors=True)
+    return {**counts(work, rows, pretrain), "parameters": sum(p.numel() for p in state.model.parameters())}
 
 
 def english() -> list[str]:

@@ -1,5 +1,6 @@
-"""Why a cell failed, in words, from the end of its log."""
+"""Why a cell failed, in words, from the ends of its logs and from what Slurm says of its job."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,35 +20,65 @@ def _cause(name: str, sign: str, cure: str) -> Cause:
 
 
 # The first that matches is told, so what ends a job from outside stands before what its processes say as they die.
+# "Slurm: ..." is not in any log: it is what squeue or sacct answered.
 CAUSES = [
-    _cause("time limit", r"due to time limit", "raise the stage's minutes in the cluster profile; it continues"),
-    _cause("node failure", r"due to node failure|NODE_FAIL", "run or submit again; leave the node out if it repeats"),
-    _cause("preempted", r"due to preemption|due to job requeue", "run or submit again; it continues"),
+    _cause("held job", r"Slurm: .*(held|hold)", "held back by hand, or after a node failed to start it; release it"),
+    _cause("dead dependency", r"Slurm: DependencyNeverSatisfied", "what it waits for is gone; submit again"),
+    _cause(
+        "refused by Slurm",
+        r"Slurm: (PartitionTimeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid|(QOS|Assoc)Max\w*PerJob)",
+        "it asks for more than its partition or account gives: correct the cluster profile, cancel it, submit again",
+    ),
+    _cause(
+        "time limit",
+        r"due to time limit|requeued because: timed-out|Slurm: TIMEOUT",
+        "raise the stage's minutes in the cluster profile; it continues",
+    ),
+    _cause(
+        "node failure",
+        r"due to node failure|node failure on|Slurm: (NODE|BOOT)_FAIL",
+        "run or submit again; leave the node out if it repeats",
+    ),
+    _cause("preempted", r"due to (preemption|job requeue)|Slurm: PREEMPTED", "run or submit again; it continues"),
     _cause(
         "out of GPU memory",
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        r"CUDA (error: )?out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|less than desired GPU memory|"
+        r"no available memory for the cache blocks",
         "fewer rows at a time, a smaller max_model_len, or more GPUs",
     ),
     _cause(
         "out of memory",
-        r"oom[-_ ]kill|out of memory|exceeded (job|step) memory limit|can't allocate memory|MemoryError",
+        r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|can't allocate memory|MemoryError",
         "give the stage more memory, or fewer --jobs at a time",
+    ),
+    _cause("cancelled", r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by", "run or submit again"),
+    _cause(
+        "GPU fault",
+        r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
+        r"driver version is insufficient|busy or unavailable",
+        "run or submit again; if it is the same node again, leave it out and tell its administrators",
     ),
     _cause(
         "collective timeout",
-        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|Connection closed by peer",
+        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|Connection closed by peer|"
+        r"ranks came within",
         "a rank died or the network is slow: look at the other ranks' logs; set the network interface",
     ),
     _cause("port in use", r"address already in use|EADDRINUSE", "run again; each job takes a port of its own"),
     _cause("no disk space", r"disk quota exceeded|no space left on device", "make room or choose another --runs"),
     _cause(
+        "disk fault",
+        r"read-only file system|input/output error|stale file handle",
+        "run or submit again when the disk is well; another --runs if it stays",
+    ),
+    _cause(
         "rate limit",
-        r"rate limit|HTTP 429|too many requests|insufficient_quota",
+        r"rate ?limit|HTTP 429|too many requests|insufficient_quota",
         "lower concurrency, or wait; finished calls are kept",
     ),
     _cause(
         "missing key",
-        r"environment variable \w+; set it|the key .* is missing|key was refused|HTTP 401",
+        r"environment variable \w+; set it|the key .* is missing|key was refused|HTTP 401|AuthenticationError",
         "export the key that key_env names",
     ),
     _cause(
@@ -61,7 +92,24 @@ CAUSES = [
         "start the server or correct base_url",
     ),
     _cause("missing input", r"which is not finished; python -m study cell", "run that cell first, or the whole study"),
+    _cause("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
+    _cause(
+        "broken environment",
+        r"ModuleNotFoundError|ImportError:|: command not found|execve\(\)",
+        "correct python and setup in the cluster profile, or make the environment again",
+    ),
+    _cause(
+        "killed",
+        r"tasks? [\d,-]+: Killed",
+        "often memory: give the stage more; or a rank that died: look at the others' logs",
+    ),
 ]
+STOPPED = _cause("stopped", r".", "it ended without a word, as when stopped by hand; the next run continues")
+_ERROR = re.compile(r"error|exception|fatal|\*\*\*|^Slurm: ", re.IGNORECASE | re.MULTILINE)
+# The first words of a cell in its log.txt, and of a job in submitit's log: what stands before is of an earlier life.
+_START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
+_BYTES = 1 << 16
+_NEAR, _FAR = 8, 400
 
 
 def cause(log: str, status: int | None = None) -> Cause | None:
@@ -71,12 +119,36 @@ def cause(log: str, status: int | None = None) -> Cause | None:
             return known
     if status in (-9, 137):  # the kernel's out-of-memory killer leaves no word in the log
         return next(known for known in CAUSES if known.name == "out of memory")
-    return None
+    return STOPPED if log and status is None and not _ERROR.search(log) else None
+
+
+def explain(logs: list[list[str]], said: str = "") -> tuple[Cause | None, str | None]:
+    """The cause that several logs (lines) of one cell show, and the line that shows it.
+
+    The last lines count first; of those before only errors do. `said`: what Slurm says of the job.
+    """
+    told = [f"Slurm: {said}"] if said else []
+    near = [line for log in logs for line in log[-_NEAR:]] + told
+    found = cause("\n".join(near))
+    if found in (None, STOPPED):
+        far = [line for log in logs for line in log[-_FAR:] if _ERROR.search(line)]
+        if any(deeper := cause(line) for line in reversed(far)):
+            found, near = deeper, far
+    return found, next((line for line in reversed(near) if found and found.sign.search(line)), None)
+
+
+def end(path: Path) -> list[str]:
+    """The lines at the end of a log, from the last start of its process on; nothing where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    starts = [number for number, line in enumerate(lines) if _START.search(line)]
+    return lines[starts[-1] :] if starts else lines
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:
     """The end of a cell's log.txt; nothing where it has none."""
-    try:
-        return (folder / "log.txt").read_text(errors="replace").splitlines()[-count:]
-    except FileNotFoundError:
-        return []
+    return end(folder / "log.txt")[-count:]

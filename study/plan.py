@@ -114,30 +114,37 @@ TOKENS_PER_DOCUMENT = {"kit": 333, "url": 1100}
 TOKENS_PER_CHAT_ROW = 70
 
 
+# Keys of a training recipe that a user may change while a training is half done: it goes on in the same folder.
+WAYS = ("rows_per_rank", "save_minutes")
+
+
+def _apart(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A training recipe's settings, and its ways of running."""
+    return {k: v for k, v in recipe.items() if k not in WAYS}, {k: recipe[k] for k in WAYS}
+
+
 def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
     start, corpus = study.arms[arm].start, study.arms[arm].midtrain
     cell = _model(study, start)
     if corpus:
         assert study.midtrain and seed is not None
+        recipe, ways = _apart(load_recipe_once(study.midtrain.recipe, Training))
         cell = Cell(
             "midtrain",
             f"{start}-{corpus}-s{seed}",
-            {"recipe": load_recipe_once(study.midtrain.recipe, Training), "seed": seed},
+            {"recipe": recipe, "seed": seed},
             {"start": cell, "documents": _documents(study, corpus)},
+            ways,
         )
     if dose:
         assert study.sft and seed is not None
+        recipe, ways = _apart(load_recipe_once(study.sft.recipe, Training))
         cell = Cell(
             "sft",
             f"{start}{'-' + corpus if corpus else ''}-s{seed}-d{dose}",
-            {
-                "recipe": load_recipe_once(study.sft.recipe, Training),
-                "data_sha256": _hash(study.sft.data),
-                "dose": dose,
-                "seed": seed,
-            },
+            {"recipe": recipe, "data_sha256": _hash(study.sft.data), "dose": dose, "seed": seed},
             {"start": cell},
-            {"data": str(resolve(study.sft.data))},
+            {"data": str(resolve(study.sft.data)), **ways},
         )
     return cell
 
@@ -145,9 +152,12 @@ def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
 def _model(study: Study, name: str) -> Cell:
     model = study.models[name]
     if model.make:
+        recipe = load_recipe_once(model.make, TinyLlama)
+        pretrain, ways = _apart(recipe["pretrain"])
         # It is pretrained on the English that comes with this Python.
         english = f"Python {platform.python_version()}"
-        return Cell("model", name, {"recipe": load_recipe_once(model.make, TinyLlama), "english": english})
+        settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
+        return Cell("model", name, settings, resources=ways)
     assert model.path
     return Cell("model", name, {"files": _fingerprints(model.path)}, resources={"path": str(resolve(model.path))})
 

@@ -115,10 +115,6 @@ class Study:
     concurrency: Count = 16  # open requests per endpoint; not part of any cell's identity
 
 
-def _not_set(value: object) -> bool:
-    return value is None
-
-
 @dataclass(config=_STRICT, frozen=True)
 class Training:
     """A training recipe (recipes/*.yaml)."""
@@ -134,9 +130,9 @@ class Training:
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(default_factory=lambda: [0.9, 0.95])
     clip_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     dtype: Literal["fp32"] = "fp32"
-    # How, not what: they change no result beyond rounding, and are left out where they aren't set.
-    rows_per_rank: Count | None = Field(default=None, exclude_if=_not_set)  # rows at once; none: a rank's whole share
-    save_every: Count | None = Field(default=None, exclude_if=_not_set)  # updates; none: only when told to stop
+    # How, not what: they change no result beyond rounding, and are no part of a cell's identity (plan.WAYS).
+    rows_per_rank: Count | None = None  # rows at once on each rank; none: its whole share of an update
+    save_minutes: Annotated[float, Field(ge=0)] = 30  # between step checkpoints; 0: one after every update
 
 
 @dataclass(config=_STRICT, frozen=True)

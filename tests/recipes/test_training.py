@@ -11,30 +11,15 @@ import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recipes import checkpoint, tiny_llama
-from recipes.finetune import learning_rate, order, run, train
+from recipes import checkpoint
+from recipes.distributed import ALONE
+from recipes.finetune import begin, check_size, run, train
 from recipes.rows import conversations, load_tokenizer, pack
+from recipes.schedule import learning_rate, order
+from recipes.stopping import Stop
 from study.errors import UserError
 from study.work import Work
-
-RECIPE: dict[str, Any] = {
-    "seq_len": 32,
-    "epochs": 1,
-    "tokens_per_update": 64,
-    "rows_per_update": None,
-    "lr": 3e-3,
-    "schedule": "cosine",
-    "warmup_updates": 2,
-    "weight_decay": 0.01,
-    "betas": [0.9, 0.95],
-    "clip_grad_norm": 1.0,
-    "dtype": "fp32",
-}
-TEXTS = [
-    "The kettle boils on the stove and the cups are warm.",
-    "A short one.",
-    "Rain falls on the roof for hours.",
-] * 12
+from tests.recipes.toy import RECIPE, TEXTS, WAYS, make_model
 
 
 def work(folder: Path, identity: str = "a", **more: Any) -> Work:
@@ -46,22 +31,7 @@ def work(folder: Path, identity: str = "a", **more: Any) -> Work:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cell folder with a tiny untrained checkpoint in model/."""
     folder = tmp_path_factory.mktemp("start")
-    shape = {
-        "vocab_size": 640,
-        "dim": 64,
-        "layers": 2,
-        "heads": 2,
-        "kv_heads": 1,
-        "ffn_dim": 128,
-        "max_seq_len": 131072,
-    }
-    tokenizer = tiny_llama.make_tokenizer(TEXTS, 640)
-    (folder / "model").mkdir()
-    tokenizer.save_pretrained(folder / "model")
-    config = tiny_llama._config(shape, tokenizer) | {"vocab_size": len(tokenizer)}
-    (folder / "model/config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    checkpoint.save(checkpoint.build(config), folder / "model", folder / "model")
+    make_model(folder / "model")
     return folder
 
 
@@ -133,7 +103,7 @@ def test_a_conversation_is_never_cut(tokenizer: PreTrainedTokenizerFast) -> None
 
 def test_order_differs_between_seeds_and_epochs_and_repeats() -> None:
     def rows(seed: int, epochs: int = 2) -> list[int]:
-        return np.concatenate(list(order(50, epochs, 8, seed))).tolist()
+        return np.concatenate(list(order(50, {**RECIPE, "epochs": epochs, "rows_per_update": 8}, seed))).tolist()
 
     assert rows(1) == rows(1)
     assert rows(1) != rows(2)
@@ -150,9 +120,10 @@ def test_warm_up_has_no_dead_step_and_cosine_ends_low() -> None:
 
 
 def trained(start: Path, folder: Path, identity: str) -> dict[str, torch.Tensor]:
-    model = checkpoint.load(start / "model")
-    train(work(folder, identity), model, pack(TEXTS, load_tokenizer(start / "model"), 32), RECIPE)
-    return model.state_dict()
+    w, rows = work(folder, identity, resources=WAYS), pack(TEXTS, load_tokenizer(start / "model"), 32)
+    state = begin(w, lambda: checkpoint.load(start / "model"), RECIPE)
+    train(w, state, rows, RECIPE, ALONE, Stop())
+    return state.model.state_dict()
 
 
 def test_two_cells_differ_one_repeats_and_weights_move(start: Path, tmp_path: Path) -> None:
@@ -170,10 +141,10 @@ def test_two_cells_differ_one_repeats_and_weights_move(start: Path, tmp_path: Pa
 def test_few_updates_warn_and_none_is_refused(start: Path, tmp_path: Path) -> None:
     rows = pack(TEXTS, load_tokenizer(start / "model"), 32)
     w = work(tmp_path / "a")
-    train(w, checkpoint.load(start / "model"), rows, RECIPE)
+    check_size(w, rows, RECIPE)
     assert any("under 100" in warning for warning in w.warnings)
     with pytest.raises(UserError, match="no update at all"):
-        train(work(tmp_path / "b"), checkpoint.load(start / "model"), rows.first(0), RECIPE)
+        check_size(work(tmp_path / "b"), rows.first(0), RECIPE)
 
 
 def test_a_saved_checkpoint_is_the_same_model_for_transformers(start: Path, tmp_path: Path) -> None:

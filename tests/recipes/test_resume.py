@@ -1,0 +1,212 @@
+"""Trainings killed and run again: bitwise the weights of one undisturbed, whatever was lost on the way."""
+
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recipes import finetune, steps, tiny_llama
+from study.causes import cause
+from study.cells import read_config
+from study.errors import UserError
+from study.run_cell import run_cell
+from study.work import Work
+from tests.recipes.toy import (
+    RECIPE,
+    SHAPE,
+    TEXTS,
+    WAYS,
+    assert_close,
+    assert_same,
+    ends,
+    in_process,
+    lines,
+    logs,
+    on_ranks,
+    start_ranks,
+    training,
+    warnings,
+)
+
+
+def test_killed_and_resumed_alone_is_bitwise_the_undisturbed(base: Path, alone: Path, killed_alone: Path) -> None:
+    folder = training(base, "killed_alone_on_one", like=killed_alone)
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+def test_killed_and_resumed_on_two_ranks_is_bitwise_the_undisturbed(base: Path, two: Path, killed_two: Path) -> None:
+    assert_same(on_ranks(training(base, "killed_two_on_two", like=killed_two), 2), two)
+
+
+def test_resumed_on_another_number_of_ranks(base: Path, alone: Path, killed_alone: Path, killed_two: Path) -> None:
+    on_one = training(base, "killed_two_on_one", like=killed_two)
+    run_cell(on_one)
+    assert_close(alone, on_one)
+    assert_close(alone, on_ranks(training(base, "killed_alone_on_two", like=killed_alone), 2))
+
+
+def test_fewer_rows_at_a_time_go_on_in_the_same_folder(
+    base: Path, alone: Path, killed_alone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a user does who ran out of memory."""
+    folder = training(base, "fewer_rows", like=killed_alone)
+    assert training(base, "fewer_rows", rows_per_rank=2) == folder
+    assert read_config(folder)["resources"]["rows_per_rank"] == 2
+    run_cell(folder)
+    assert "goes on after update" in capfd.readouterr().out
+    assert lines(folder) != lines(alone), "other sums, so other rounding"
+    assert_close(alone, folder)
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Damage a step checkpoint as a disk does."""
+    shards = sorted(folder.glob("*.distcp"))
+    if how == "truncated":
+        os.truncate(shards[-1], shards[-1].stat().st_size // 2)
+    elif how == "lost":
+        shards[-1].unlink()
+    else:
+        (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:100])
+
+
+@pytest.mark.parametrize("how", ["truncated", "lost", "no list"])
+def test_a_damaged_checkpoint_is_passed_over(base: Path, alone: Path, killed_alone: Path, how: str) -> None:
+    folder = training(base, f"spoiled_{how.replace(' ', '_')}", like=killed_alone)
+    newest = steps.complete(folder / "steps")[-1]
+    spoil(folder / f"steps/{newest}", how)
+    run_cell(folder)
+    assert_same(folder, alone)
+    (warning,) = [w for w in warnings(folder) if "passed over" in w]
+    assert f"steps/{newest} can't be read" in warning and "\n" not in warning
+
+
+def test_where_all_checkpoints_are_damaged_it_begins_anew(base: Path, alone: Path, killed_alone: Path) -> None:
+    folder = training(base, "all_spoiled", like=killed_alone)
+    for update in steps.complete(folder / "steps"):
+        spoil(folder / f"steps/{update}", "truncated")
+    run_cell(folder)
+    assert_same(folder, alone)
+    assert sum("passed over" in w for w in warnings(folder)) == 2
+
+
+def test_ranks_pass_over_a_checkpoint_together(base: Path, two: Path, killed_two: Path) -> None:
+    """The last file is rank 1's: rank 0 alone would have gone on from it."""
+    folder = training(base, "spoiled_two", like=killed_two)
+    newest = steps.complete(folder / "steps")[-1]
+    spoil(folder / f"steps/{newest}", "truncated")
+    assert_same(on_ranks(folder, 2), two)
+    assert logs(folder).count(f"steps/{newest} can't be read") == 2, "said by both"
+
+
+def test_half_of_a_checkpoint_or_of_a_model_is_ignored(base: Path, alone: Path, killed_alone: Path) -> None:
+    folder = training(base, "half", like=killed_alone)
+    newest = steps.complete(folder / "steps")[-1]
+    shutil.copytree(folder / f"steps/{newest}", folder / "steps/.tmp", dirs_exist_ok=True)
+    (folder / ".tmp-model").mkdir()
+    (folder / ".tmp-model/junk.safetensors").write_text("half")
+    (folder / "progress.json.tmp123").write_text("half")
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"update": 1')
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+def test_a_checkpoint_ahead_of_the_metrics_is_not_used(base: Path, alone: Path, killed_alone: Path) -> None:
+    """A power cut may lose lines; without them the record of the training would have a hole."""
+    folder = training(base, "short_metrics", like=killed_alone)
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:3]))
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_in_the_middle_of_a_save(base: Path, world: int, request: pytest.FixtureRequest) -> None:
+    """At update 6 all shards are written, but the checkpoint has no name yet: the one before it must do."""
+    folder = training(base, f"killed_saving_{world}", save_minutes=0.0)
+    die = """
+import signal
+from recipes import steps
+name = steps.publish
+steps.publish = lambda part, whole: os.kill(os.getpid(), signal.SIGKILL) if whole.name == "6" else name(part, whole)
+"""
+    statuses = ends(start_ranks(folder, world, before=die))
+    assert statuses[0] == -9 and all(statuses), "the other rank must not wait"
+    assert steps.complete(folder / "steps") == [4, 5] and (folder / "steps/.tmp").exists()
+    training(base, folder.name.rsplit("-", 1)[0])  # with fewer saves from here on
+    assert_same(on_ranks(folder, world), request.getfixturevalue("alone" if world == 1 else "two"))
+
+
+def test_a_checkpoint_that_finds_no_room_is_one_line(base: Path, alone: Path) -> None:
+    folder = training(base, "no_room", save_minutes=0.0)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        with pytest.raises(UserError) as caught:
+            finetune.run(in_process(folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    (line,) = caught.value.lines
+    assert f"{folder}/steps/1: can't be written: OSError: [Errno 27] File too large (rank 0); " in line
+    assert (known := cause(line)) and known.name == "no disk space"
+    run_cell(training(base, "no_room"))
+    assert_same(folder, alone)
+
+
+def test_checkpoints_are_counted_by_number(tmp_path: Path) -> None:
+    assert steps.complete(tmp_path / "none") == []
+    for name in ("9", "10", ".tmp", "model"):
+        (tmp_path / name).mkdir()
+    assert steps.complete(tmp_path) == [9, 10]
+
+
+def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None:
+    seen: list[list[int]] = []
+    folder = training(base, "kept", save_minutes=0.0)
+    (folder / "steps/99").mkdir(parents=True)  # passed over, for there are no metrics so far
+    work = in_process(folder, report=lambda *_: seen.append(steps.complete(folder / "steps")))
+    finetune.run(work)
+    assert seen == [[99], [1], [1, 2], *([n - 1, n] for n in range(3, len(seen)))]
+    assert not (folder / "steps").exists()
+
+
+def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update a minute, a save when five have gone by since the last; none after the last update."""
+    folder, saved = training(base, "clock", save_minutes=5.0), []
+    monkeypatch.setattr(finetune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(lines(folder))))
+    monkeypatch.setattr(steps, "save", lambda folder, update, *_: saved.append(update))
+    finetune.run(in_process(folder))
+    assert saved == [5, 10, 15] and len(lines(folder)) == 20
+
+
+def test_a_pretraining_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_llama, "english", lambda: TEXTS)
+    settings = {"recipe": {**SHAPE, "tokens": 12 * 32, "pretrain": RECIPE}}
+
+    def pretrain(name: str, report: Any = None) -> bytes:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        counts = tiny_llama.run(Work(folder, "a", settings, WAYS, {}, report))
+        assert counts["updates"] == len(lines(folder)) == 20 and not (folder / "steps").exists()
+        return (folder / "model/model.safetensors").read_bytes()
+
+    def told(done: int, total: int, unit: str) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    former = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with pytest.raises(SystemExit):
+            pretrain("stopped", told)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert steps.complete(tmp_path / "stopped/steps") == [6]
+    done: list[int] = []
+    assert pretrain("stopped", lambda update, *_: done.append(update)) == pretrain("undisturbed")
+    assert done[0] == 7

@@ -1,0 +1,131 @@
+"""Trainings told to stop, at every moment of their lives: they end soon, and go on as if nothing had been."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import checkpoint, finetune, steps
+from study.run_cell import run_cell
+from tests.recipes.toy import assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
+
+
+def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None:
+    folder = training(base, "told")
+    processes = start_ranks(folder, 2)
+    until(lambda: len(lines(folder)) > 4, processes)
+    os.kill(processes[1].pid or 0, signal.SIGUSR1)
+    assert ends(processes) == [-signal.SIGUSR1] * 2, "the exit status must tell the signal"
+    (saved,) = steps.complete(folder / "steps")
+    assert saved == len(lines(folder)) < len(lines(two)), "saved at the update at which it stopped"
+    assert not (folder / "manifest.json").exists() and not (folder / "model").exists()
+    assert_same(on_ranks(folder, 2), two)
+
+
+@contextmanager
+def handled(*numbers: int, before: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+    """Handlers as submitit's: the list of signals handled; one of USR2 ends the process, another is ignored."""
+    calls: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        before()
+        calls.append(number)
+        if number == signal.SIGUSR2:
+            sys.exit(9)
+
+    former = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield calls
+        assert all(signal.getsignal(number) is handler for number in numbers), "given back"
+    finally:
+        for number, action in former.items():
+            signal.signal(number, action)
+
+
+def told_at(update: int, number: int) -> Any:
+    """A progress report that sends this process a signal when an update is done."""
+    return lambda done, total, unit: os.kill(os.getpid(), number) if done == update else None
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_the_handler_of_before_is_called_once_all_is_saved(base: Path, alone: Path, number: int) -> None:
+    folder = training(base, f"handler_{number}")
+
+    def saved() -> None:
+        assert steps.complete(folder / "steps") == [6]
+
+    with handled(number, before=saved) as calls, pytest.raises(SystemExit):
+        finetune.run(in_process(folder, report=told_at(6, number)))
+    assert calls == [number]
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+@pytest.mark.parametrize(("room", "window"), [(finetune, "pack"), (checkpoint, "load"), (steps, "load")])
+def test_before_the_first_update_a_signal_ends_it_at_once(
+    base: Path, alone: Path, killed_alone: Path, monkeypatch: pytest.MonkeyPatch, room: Any, window: str
+) -> None:
+    folder = training(base, f"told_in_{room.__name__}_{window}", like=killed_alone)
+    before = sorted(folder.rglob("*"))
+
+    def told(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        raise AssertionError("went on")
+
+    with monkeypatch.context() as patch, handled(signal.SIGUSR2) as calls, pytest.raises(SystemExit, match="9"):
+        patch.setattr(room, window, told)
+        finetune.run(in_process(folder))
+    assert calls == [signal.SIGUSR2] and sorted(folder.rglob("*")) == before
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+def test_all_of_slurms_signals_during_a_save_let_it_end(
+    base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save by the clock: it is the last, no further update is done, and the signal that counts is obeyed once."""
+    folder = training(base, "told_saving", save_minutes=0.0)
+    publish = steps.publish
+
+    def told(temporary: Path, final: Path) -> None:
+        if final.name == "6":
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT):
+                os.kill(os.getpid(), number)
+        publish(temporary, final)
+
+    with monkeypatch.context() as patch, handled(signal.SIGTERM, signal.SIGUSR2) as calls:
+        patch.setattr(steps, "publish", told)
+        with pytest.raises(SystemExit, match="9"):
+            finetune.run(in_process(folder))
+    assert calls == [signal.SIGUSR2]
+    assert steps.complete(folder / "steps") == [5, 6] and len(lines(folder)) == 6
+    run_cell(training(base, "told_saving"))
+    assert_same(folder, alone)
+
+
+@pytest.mark.parametrize("when", ["in the last update", "while the model is written"])
+def test_near_the_end_the_model_is_written_first(
+    base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """What took days must not be lost for minutes; and the next run has nothing left to train."""
+    folder = training(base, "told_" + when.replace(" ", "_"))
+    write = checkpoint.save
+
+    def save(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        write(*args)
+
+    report = told_at(len(lines(alone)), signal.SIGUSR2) if "update" in when else None
+    with monkeypatch.context() as patch, handled(signal.SIGUSR2), pytest.raises(SystemExit, match="9"):
+        if not report:
+            patch.setattr(checkpoint, "save", save)
+        finetune.run(in_process(folder, report=report))
+    assert (folder / "model").exists()
+    monkeypatch.setattr(finetune, "train", None)
+    run_cell(folder)
+    assert_same(folder, alone)

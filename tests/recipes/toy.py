@@ -1,0 +1,161 @@
+"""A training small enough for tests, and ways to run it, stop it and compare it."""
+
+import json
+import multiprocessing
+import shutil
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from recipes import checkpoint, tiny_llama
+from study.cells import Cell, check_inputs, prepare, read_config, read_manifest
+from study.work import Work
+
+PROCESSES = multiprocessing.get_context("forkserver")
+TEXTS = [
+    "The kettle boils on the stove and the cups are warm.",
+    "A short one.",
+    "Rain falls on the roof for hours.",
+] * 12
+# Five rows an update: two ranks can't share them evenly.
+RECIPE: dict[str, Any] = {
+    "seq_len": 32,
+    "epochs": 8,
+    "tokens_per_update": 5 * 32,
+    "rows_per_update": None,
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "warmup_updates": 2,
+    "weight_decay": 0.01,
+    "betas": [0.9, 0.95],
+    "clip_grad_norm": 1.0,
+    "dtype": "fp32",
+}
+WAYS = {"rows_per_rank": None, "save_minutes": 30.0}
+SHAPE = {"vocab_size": 640, "dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_dim": 128, "max_seq_len": 131072}
+MODEL, DOCUMENTS = Cell("model", "base", {}), Cell("documents", "texts", {})
+
+
+def make_model(folder: Path) -> None:
+    """A tiny untrained checkpoint in `folder`."""
+    tokenizer = tiny_llama.make_tokenizer(TEXTS, SHAPE["vocab_size"])
+    tokenizer.save_pretrained(folder)
+    config = tiny_llama._config(SHAPE, tokenizer) | {"vocab_size": len(tokenizer)}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    checkpoint.save(checkpoint.build(config), folder, folder)
+
+
+def training(base: Path, name: str, like: Path | None = None, **ways: Any) -> Path:
+    """A cell to train: whatever its name, the same settings and so the same seeds; or a copy of one begun."""
+    inputs = {"start": MODEL, "documents": DOCUMENTS}
+    folder = prepare(Cell("midtrain", name, {"recipe": RECIPE}, inputs, WAYS | ways), base)
+    if like:
+        shutil.copytree(like, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml", "log.txt"))
+    return folder
+
+
+def in_process(folder: Path, **report: Any) -> Work:
+    """The training as its stage function sees it, for one process."""
+    config = read_config(folder)
+    inputs = check_inputs(folder, config)
+    return Work(folder, config["identity"], config["settings"], config["resources"], inputs, **report)
+
+
+RANK = """
+import os, sys
+from pathlib import Path
+os.environ.update({environment})
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1), os.dup2(log, 2)
+{before}
+from study.run_cell import run_cell
+run_cell(Path({folder!r}))
+"""
+
+
+def start_ranks(folder: Path, world: int, before: str = "") -> list[BaseProcess]:
+    """`world` processes on the cell, placed as a launcher would; what each says is in <cell>.rank<r>.txt.
+
+    `before`: Python that each runs first.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    processes = []
+    for rank in range(world):
+        environment = {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        log = f"{folder}.rank{rank}.txt"
+        code = RANK.format(environment=environment, log=log, before=before, folder=str(folder))
+        processes.append(PROCESSES.Process(target=exec, args=(code, {}), daemon=True))
+        processes[-1].start()
+    return processes
+
+
+def ends(processes: list[BaseProcess]) -> list[int | None]:
+    """Exit statuses, once all have ended; -9 also of one that had to be killed."""
+    for process in processes:
+        process.join(60)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def logs(folder: Path) -> str:
+    return "".join(f.read_text() for f in sorted(folder.parent.glob(f"{folder.name}.rank*.txt")))
+
+
+def on_ranks(folder: Path, world: int, before: str = "") -> Path:
+    """Run the cell to its end. Judged by the manifest: gloo may abort a process that has done all it had to."""
+    ends(start_ranks(folder, world, before))
+    assert read_manifest(folder), logs(folder)
+    return folder
+
+
+def until(condition: Any, processes: list[BaseProcess]) -> None:
+    """Wait for the condition while all processes run."""
+    began = time.monotonic()
+    while not condition():
+        assert all(p.is_alive() for p in processes), "ended too early"
+        assert time.monotonic() - began < 60
+        time.sleep(0.002)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl so far."""
+    metrics = folder / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model/model.safetensors")
+
+
+def warnings(folder: Path) -> list[str]:
+    manifest = read_manifest(folder)
+    assert manifest
+    return manifest["warnings"]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+    mine, theirs = read_manifest(one), read_manifest(other)
+    assert mine and theirs and set(mine["outputs"]) == set(theirs["outputs"])
+    assert mine["counts"] == theirs["counts"]
+    assert [w for w in mine["warnings"] if "passed over" not in w] == theirs["warnings"]
+
+
+def assert_close(one: Path, other: Path) -> None:
+    mine, theirs = lines(one), lines(other)
+    assert [line["update"] for line in mine] == [line["update"] for line in theirs] == list(range(1, len(mine) + 1))
+    losses = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, theirs, strict=True))
+    apart = max((w - weights(other)[name]).abs().max().item() for name, w in weights(one).items())
+    print(f"largest difference: loss {losses:.1e}, weights {apart:.1e}")
+    assert losses < 1e-5 and apart < 1e-4

@@ -1,0 +1,48 @@
+"""What makes a cell another cell, and what doesn't."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study import plan
+from study.cells import Cell, prepare, read_config
+from study.load import load_study
+from study.references import ROOT
+
+SMALL = ROOT / "tests/small/small.yaml"
+
+
+def cells(tmp_path: Path, **changes: Any) -> dict[str, Cell]:
+    """The small study's trainings by name, its three recipes changed."""
+    overrides = []
+    for key, name in (("midtrain.recipe", "midtrain"), ("sft.recipe", "sft"), ("models.base.make", "llama")):
+        recipe = yaml.safe_load((ROOT / f"tests/small/{name}.yaml").read_text())
+        (recipe["pretrain"] if name == "llama" else recipe).update(changes)
+        folder = tmp_path / "-".join(map(str, changes.values()))
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        overrides.append(f"{key}={folder}/{name}.yaml")
+    found = plan.in_order(plan.analysis(load_study(SMALL, None, overrides)))
+    trainings = {cell.name: cell for cell in found if cell.stage in ("model", "midtrain", "sft")}
+    assert len(trainings) == 5
+    return trainings
+
+
+@pytest.mark.parametrize("changes", [{"rows_per_rank": 2}, {"save_minutes": 5}])
+def test_a_way_of_running_is_a_resource_of_the_same_cell(tmp_path: Path, changes: dict[str, Any]) -> None:
+    before, after = cells(tmp_path), cells(tmp_path, **changes)
+    for name, cell in after.items():
+        assert cell.identity == before[name].identity
+        assert before[name].resources.items() >= {"rows_per_rank": None, "save_minutes": 30}.items()
+        assert cell.resources == {**before[name].resources, **changes}
+        folder = prepare(before[name], tmp_path)
+        (folder / "steps").mkdir()
+        assert prepare(cell, tmp_path) == folder and (folder / "steps").exists()
+        assert read_config(folder)["resources"] == cell.resources
+
+
+def test_what_a_training_does_is_its_identity(tmp_path: Path) -> None:
+    before, after = cells(tmp_path), cells(tmp_path, lr=0.25)
+    assert all(cell.identity != before[name].identity for name, cell in after.items())
