@@ -1,5 +1,7 @@
 # make study    the whole tiny study on this machine, from documents to LaTeX tables
 # make test     linter, type checker and tests
+# make slurm-packages         what the cluster tests want: Debian's Slurm (root); without it `make test` skips them
+# make test-slurm-versions    the cluster tests on Slurm 24.11 and 26.05 too (root; makes two small Debians once)
 # Both make their own environment in .venv/ first (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk).
 
 PYTHON ?= python3
@@ -8,7 +10,7 @@ TORCH := torch==2.13.0
 # One thread per process: see study/engine.py.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test clean
+.PHONY: study test test-slurm-versions slurm-packages clean
 
 study: .venv/ready
 	@$(BIN)/python -m study run studies/tiny.yaml
@@ -18,6 +20,22 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-slurm-versions: .venv/ready
+	@tests/slurm_versions
+
+# Only when asked for, as .ci/run does: nobody gets daemons by `make test`. policy-rc.d keeps them from being started.
+SLURM := slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core
+slurm-packages:
+	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(SLURM) 2>/dev/null | grep -cx installed)" != $(words $(SLURM)) ] || exit 0; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  || { echo "error: needs root and Debian's or Ubuntu's apt-get; sudo make slurm-packages"; exit 1; }; \
+	echo "installing $(SLURM)"; policy=/usr/sbin/policy-rc.d; \
+	if [ ! -e $$policy ]; then \
+	  trap "rm -f $$policy" EXIT; trap "exit 1" INT TERM; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; \
+	fi; \
+	said=$$(apt-get update -qq 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) 2>&1) \
+	  || { echo "error: apt-get: $$(echo "$$said" | tail -n 1)"; exit 1; }
 
 # vLLM's CPU kernels want libnuma; Debian's Python comes without venv. Root on Debian or Ubuntu gets them, others are told.
 # `pip install $(TORCH)` may bring gigabytes of CUDA, so the +cpu build is asked for by name. Where no index at hand

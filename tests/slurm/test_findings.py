@@ -1,0 +1,111 @@
+"""What doctor makes of a node's facts, and of a file that is replaced while it reads."""
+
+import dataclasses
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm import probe
+from slurm.checks import Check
+from slurm.findings import Visit, judged
+from slurm.profile import Profile, Shape
+
+
+def by_name(found: list[Check]) -> dict[str, Check]:
+    assert all(check.state == "ok" or check.fix for check in found), "each says what to do"
+    return {check.name: check for check in found}
+
+
+def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
+    path, found, enough = tmp_path / "turning", {}, threading.Event()
+    probe.write_atomically(path, "a" * probe.TURNED)
+    turner = threading.Thread(target=probe._turn, args=(path, enough, found), daemon=True)
+    turner.start()
+    assert probe.torn(path) == 0
+    enough.set()
+    turner.join()
+    path.write_text("a" * 10 + "b" * (probe.TURNED - 10))
+    assert probe.torn(path, 3) == 3
+    path.unlink()
+    assert probe.torn(path, 3) == 3
+    found.clear()
+    enough.clear()
+    probe._turn(tmp_path / "nowhere/turning", enough, found)
+    assert found["rename"] == "No such file or directory"
+
+
+WELL: dict[str, Any] = {
+    "host": "n1",
+    "shared": {"same": True, "seconds": 0.2, "doctor lock": "held", "own lock": "taken"},
+    "back": True,
+    "torn": 0,
+    "commands": [],
+    "python": list(sys.version_info[:3]),
+    "packages": {"versions": {"torch": "2"}, "failed": None, "why": "", "seconds": 3.0},
+    "writable": {"/scratch": ""},
+    "keys": [],
+    "paths": [],
+    "addresses": {"api.example.org:443": ""},
+    "gpus": {"torch": "2", "built for": "12.8", "driver": "12.4", "cards": [["H100", 79]] * 4},
+    "all-reduce": {"backend": "nccl", "right": True, "seconds": 0.1},
+}
+CHANGES = [
+    ("shared folder", {"shared": {"same": False}}, "failed", "does not show"),
+    ("shared folder", {"shared": {"seconds": 30.0}}, "warning", "after 30 s"),
+    ("shared folder", {"shared": {"seconds": None}}, "warning", "not within a minute"),
+    ("shared folder", {"shared": {"error": "FileNotFoundError: token"}}, "failed", "token"),
+    ("rename", {"torn": 3}, "failed", "3 times"),
+    ("rename", {"shared": {"rename": "Operation not supported"}}, "failed", "not supported"),
+    ("locks", {"shared": {"doctor lock": "taken"}}, "warning", "between machines"),
+    ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
+    ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
+    ("python", {"commands": ["scontrol"]}, "failed", "scontrol"),
+    ("packages", {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}}, "failed", "libcudart"),
+    ("GPUs", {"gpus": {"cards": [["H100", 79]] * 3}}, "failed", "3 of 4"),
+    ("GPUs", {"gpus": {"driver": "11.8", "cards": []}}, "failed", "too old"),
+    ("endpoints", {"addresses": {"api.example.org:443": "timed out"}}, "failed", "judge call"),
+    ("all-reduce", {"all-reduce": {"right": False}}, "failed", "wrong sum"),
+]
+
+
+def visit(facts: dict[str, Any]) -> Visit:
+    one = Profile({"default": Shape(5)})
+    made = Visit(
+        "gpu", Shape(5, gpus_per_node=4), ["judge"], one, job="1", addresses={"api.example.org:443": ["judge"]}
+    )
+    made.facts = [facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}]
+    return made
+
+
+@pytest.mark.parametrize("line, change, state, word", CHANGES)
+def test_what_a_node_may_tell(line: str, change: dict[str, Any], state: str, word: str, tmp_path: Path) -> None:
+    assert {c.state for c in judged(visit(WELL), tmp_path)} == {"ok"}
+    facts = json.loads(json.dumps(WELL))
+    for section, values in change.items():
+        facts[section] = facts[section] | values if isinstance(values, dict) and section != "addresses" else values
+    found = by_name(judged(visit(facts), tmp_path))
+    assert found[f"gpu: {line}"].state == state and word in found[f"gpu: {line}"].found
+    others = {c.state for name, c in found.items() if name != f"gpu: {line}"}
+    assert others <= {"ok"} or "error" in change.get("shared", {})
+
+
+def test_a_node_that_falls_silent(tmp_path: Path) -> None:
+    made = visit(WELL)
+    del made.facts[0]["all-reduce"]
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/1_0_log.err").write_text(
+        "NCCL watchdog: abort\nsrun: error: n2: task 1: Exited with exit code 1\n"
+    )
+    found = by_name(judged(made, tmp_path))
+    assert found["gpu: all-reduce"].state == "failed" and "NCCL watchdog: abort" in found["gpu: all-reduce"].found
+
+
+def test_a_second_node_without_a_word(tmp_path: Path) -> None:
+    made = visit(WELL)
+    made.shape = dataclasses.replace(made.shape, nodes=2)
+    found = by_name(judged(made, tmp_path))
+    assert found["gpu: node"].state == "failed" and "1 of 2 nodes" in found["gpu: node"].found

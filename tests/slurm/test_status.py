@@ -1,0 +1,242 @@
+"""What `status` tells of jobs on a real Slurm: hand-made cells, each with a job that does one thing."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm import ledger
+from study.cells import Cell
+from study.status import look, show, status
+from tests.slurm.places import Fake, Lab
+
+AGAIN = "python -m study submit s.yaml --cluster lab"
+# As a cell's process does: hold the lock, say how far it is.
+WORK = """exec 9>.lock; flock 9; echo "x starts (process $$)" >> log.txt
+echo '{"done": 120, "total": 400, "unit": "updates"}' > progress.json"""
+FULL = 'echo "OSError: [Errno 122] Disk quota exceeded"'
+# As submitit begins a job's log; its first life waits to be queued again, its second dies.
+TWO_LIVES = f"""echo "submitit INFO ($(date '+%F %T'),123) - Starting with JobEnvironment(job_id=1)"
+[ -n "$SLURM_RESTART_COUNT" ] || sleep 300
+{FULL} >&2; exit 1"""
+HUNGRY = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(60)'"
+
+
+class Submitted:
+    """Cells of a hand-made study and their jobs."""
+
+    def __init__(self, folder: Path):
+        self.base = folder / "runs/s"
+        self.cells: list[Cell] = []
+        (self.base / "slurm/jobs").mkdir(parents=True)
+        ledger.write(self.base / "slurm", "submission", cluster="lab")
+
+    def cell(self, name: str, *inputs: Cell, stage: str = "documents", **files: str) -> Cell:
+        cell = Cell(stage, name, {"name": name}, {c.name: c for c in inputs})
+        self.cells.append(cell)
+        folder = self.base / cell.place
+        folder.mkdir(parents=True)
+        for file, text in files.items():
+            (folder / file.replace("_", ".")).write_text(text)
+        return cell
+
+    def record(self, job: str, *tasks: list[Cell], kind: str = "x") -> None:
+        identities = [[cell.identity for cell in task] for task in tasks]
+        ledger.write(self.base / "slurm", "submitting", group=f"g{job}", kind=kind, tasks=identities, after=None)
+        ledger.write(self.base / "slurm", "submitted", group=f"g{job}", job=job)
+
+    def job(self, script: str, *cells: Cell, options: str = "") -> str:
+        """Submit a job of these cells, which starts in the folder of the first; with {} in `options`, its stdout."""
+        folder, group = self.base / "slurm", f"s-{len(self.cells)}-{time.monotonic_ns()}"
+        ledger.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
+        logs = f"--output={folder}/jobs/%j_0_log.out --error={folder}/jobs/%j_0_log.err --open-mode=append"
+        words = f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M {logs} {options}".split()
+        script = f"#!/bin/bash\ncd {self.base / cells[0].place}\n{script}\n"
+        job = subprocess.run(words, input=script, capture_output=True, text=True, check=True).stdout.strip()
+        ledger.write(folder, "submitted", group=group, job=job)
+        return job
+
+    def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:
+        return look(self.cells, self.base, "s.yaml", ends)
+
+    def until(self, expected: dict[str, str], seconds: float = 60) -> dict[str, dict[str, Any]]:
+        """Rows by cell, once they are in these states."""
+        end = time.monotonic() + seconds
+        while True:
+            data = self.look()
+            different = {r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]}
+            if not different:
+                break
+            assert time.monotonic() < end, (different, show(data))
+            time.sleep(0.3)
+        return {row["cell"]: row for row in data["cells"]}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Submitted:
+    return Submitted(tmp_path)
+
+
+def wait(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
+    cell, job = study.cell, study.job
+    cell("made", manifest_json='{"a": 1}')
+    running = job(f"{WORK}; sleep 300", a := cell("running"))
+    job("true", cell("waits", a), options=f"--dependency=afterok:{running}")
+    job(f"{WORK}; sleep 300", cell("first"), cell("second"))
+    again = job(TWO_LIVES, cell("again"))
+    full = job(f"{FULL} >> log.txt; exit 1", f := cell("full"))
+    job("true", g := cell("killed-with-it", f), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=yes")
+    job("true", cell("behind-both", g), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=no")
+    held = job("true", h := cell("held"), options="--hold")
+    job("true", cell("waits-for-held", h), options=f"--dependency=afterok:{held}")
+    stopped = job("echo begun > log.txt; sleep 300", cell("stopped"))
+    never = job("true", n := cell("never-began"), options="--hold")
+    job("true", cell("orphan", n), options=f"--dependency=afterok:{never} --kill-on-invalid-dep=no")
+    job("exit 3", cell("wordless"))
+    cell("not-submitted", n)
+    job(HUNGRY, cell("hungry")) if lab.accounting else None
+
+    wait(lambda: {lab.jobs().get(j) for j in (running, stopped, again)} == {"RUNNING"})
+    log = study.base / "slurm/jobs" / f"{again}_0_log.out"
+    wait(lambda: log.exists() and log.read_text())
+    lab.ask("scancel", stopped, never)
+    lab.ask("scontrol", "requeue", again)
+    expected = {"made": "done", "running": "running", "waits": "queued", "first": "running", "second": "queued"}
+    expected |= {"again": "failed", "full": "failed", "killed-with-it": "blocked", "behind-both": "blocked"}
+    expected |= {"held": "blocked", "waits-for-held": "queued", "stopped": "failed", "never-began": "to do"}
+    expected |= {"orphan": "blocked", "wordless": "failed", "not-submitted": "to do"}
+    expected |= {"hungry": "failed"} if lab.accounting else {}
+    rows = study.until(expected)
+    screen = show(study.look())
+    print(screen)
+
+    causes = {name: row.get("cause") for name, row in rows.items() if "last_lines" in row}
+    assert causes == {
+        "again": "no disk space",  # and not that it was queued again before
+        "full": "no disk space",
+        "held": "held job",
+        "stopped": "cancelled",
+        "orphan": "dead dependency",
+        "wordless": None,
+    } | ({"hungry": "out of memory"} if lab.accounting else {})
+    assert rows["running"]["progress"] == "120 of 400 updates" and rows["running"]["seconds"] < 300
+    assert (
+        rows["waits"]["reason"] == "the cells before them" and rows["second"]["reason"] == "another cell of their job"
+    )
+    assert rows["behind-both"]["behind"] == rows["killed-with-it"]["behind"] == rows["full"]["folder"]
+    assert rows["full"]["next"] == rows["orphan"]["next"] == AGAIN
+    assert rows["held"]["next"] == f"scontrol release {held}"
+    if lab.accounting:
+        assert rows["never-began"]["job"] == never
+        wait(lambda: study.until(expected)["wordless"]["last_lines"] == ["Slurm: FAILED"])
+
+    # The commands that it gives are followed in turn, until there is no more to mend.
+    assert screen.endswith(f"\nnext: scontrol release {held}") and "2 cells are blocked by it" in screen
+    lab.ask(*study.look()["next"].split())
+    wait(lambda: held not in lab.jobs())
+    assert study.look()["next"] == AGAIN
+
+
+def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
+    lab: Lab, study: Submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.job(f"{WORK}; sleep 300", study.cell("locked"))
+    study.job("echo begun > log.txt; sleep 300", study.cell("begun"))
+    study.job("true", study.cell("queued"), options="--hold")
+    study.cell("made", manifest_json='{"a": 1}')
+    study.until({"locked": "running", "begun": "running", "queued": "blocked", "made": "done"})
+    wait(lambda: len(list(study.base.glob("documents/*/log.txt"))) == 2)
+    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
+    unknown = {"locked": "running", "begun": "unknown", "queued": "unknown", "made": "done"}
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+        study.until(unknown)
+        data = study.look()
+        assert "What is queued is unknown: squeue: " in show(data) and data["goes_on"]
+        assert data["next"] == "python -m study status s.yaml"
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        study.until(unknown)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        study.until(unknown)
+        assert "the jobs are those of user " in show(study.look())
+
+
+def test_watching_ends_with_the_last_job(lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]) -> None:
+    study.job("""sleep 2; echo '{"a": 1}' > manifest.json""", study.cell("short"))
+    status(study.cells, study.base, "s.yaml", watch=0.3)
+    screens = capsys.readouterr().out
+    assert screens.count("next:") in (2, 3), "queued, running, done: each told once"
+    assert screens.endswith("next: python -m study report s.yaml\n")
+
+
+SACCT = """7|s-x|FAILED
+7.batch|batch|FAILED
+7.0|python|OUT_OF_MEMORY
+8_0|s-x|TIMEOUT
+8_0.0|python|CANCELLED
+8_1|s-x|CANCELLED by 1000
+8_[2-3]|s-x|PENDING
+9|somebody-else|NODE_FAIL
+9.0|python|OUT_OF_MEMORY
+10|s-x|RUNNING
+11|s-x|NODE_FAIL
+12|s-x|CANCELLED
+13|s-x|PREEMPTED"""
+
+
+def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
+    """As recorded on clusters that enforce memory and limits; this test's own can't or would take minutes."""
+    fake.say("bin/sacct", f"#!/bin/sh\ncat <<'E'\n{SACCT}\nE\n")
+    (fake.folder / "bin/sacct").chmod(0o755)
+    for job, tasks in {"7": 1, "8": 4, "9": 1, "10": 1, "11": 1, "12": 1, "13": 1}.items():
+        study.record(job, *([study.cell(f"{job}-{task}")] for task in range(tasks)))
+    ends: dict[str, str] = {}
+    causes = {row["cell"]: row.get("cause", row["state"]) for row in study.look(ends)["cells"]}
+    assert causes == {"7-0": "out of memory", "8-0": "time limit", "11-0": "node failure", "13-0": "preempted"} | (
+        dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do")
+    )
+    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, "what may still change is asked again"
+    fake.say("bin/sacct", "#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
+    assert {row["state"] for row in study.look()["cells"]} == {"to do"}, "nobody knows more, so nothing is claimed"
+    fake.in_queue("7|RUNNING|None|g7", "9|PENDING|QOSMaxGRESPerJob|g9", "10|PENDING|Priority|g10")
+    data = study.look()
+    assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == ["running", "blocked", "queued"]
+    assert data["next"] == "scancel 9" and "queued:  1 for jobs ahead of them" in show(data)
+    json.dumps(data)
+
+
+def test_a_job_whose_input_left_the_queue_unfinished_never_starts(fake: Fake, study: Submitted) -> None:
+    """Slurm goes on calling it a dependency, as it does where the job between was not told either."""
+    gone = study.cell("gone")
+    study.record("7", [gone])
+    study.record("8", [study.cell("next", gone)])
+    fake.in_queue("8|PENDING|Dependency|g8")
+    rows = {row["cell"]: row for row in study.look()["cells"]}
+    assert rows["gone"]["state"] == "to do" and rows["next"]["cause"] == "dead dependency"
+    fake.in_queue("7|PENDING|Priority|g7", "8|PENDING|Dependency|g8")
+    assert {row["state"] for row in study.look()["cells"]} == {"queued"}
+
+
+def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> None:
+    study.cell("left-over")
+    study.record("9", [], kind="continue")
+    fake.in_queue("9|PENDING|Dependency|g9")
+    data = study.look()
+    assert data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
+    fake.in_queue()
+    assert study.look()["next"] == AGAIN
