@@ -1,13 +1,14 @@
-"""The commands for a Slurm cluster: submit, cancel, status."""
+"""The commands for a Slurm cluster: submit, cancel, status, doctor."""
 
 import argparse
 import json
+from dataclasses import asdict
 
 from tabulate import tabulate
 
 from study import plan as planning
-from study.causes import cause, last_lines
-from study.local import check_keys, load, short, state, typed, unfinished
+from study.load import load_study
+from study.local import check_keys, load, short, typed, unfinished
 from study.publish import results
 
 
@@ -46,28 +47,16 @@ def cancel(args: argparse.Namespace) -> None:
 
 
 def status(args: argparse.Namespace) -> None:
+    from study.status import status
+
     study, base = load(args)
-    cells = planning.in_order(planning.analysis(study))
-    states = {cell.identity: state(cell, base) for cell in cells}
-    stages = list(dict.fromkeys(cell.stage for cell in cells))
-    table = [
-        {"stage": stage, **{s: sum(c.stage == stage and states[c.identity] == s for c in cells) for s in _STATES}}
-        for stage in stages
-    ]
-    begun = [c for c in cells if states[c.identity] == "begun"]
-    if args.json:
-        cells_data = [{"stage": c.stage, "cell": c.name, "folder": c.place, "state": states[c.identity]} for c in cells]
-        return print(json.dumps({"study": study.study, "stages": table, "cells": cells_data}, indent=1))
-    print(tabulate(table, headers="keys"))
-    for cell in begun:
-        lines = last_lines(base / cell.place)
-        known = cause("\n".join(lines))
-        told = f"{known.name}; {known.cure}" if known else " ".join(lines[-1:])
-        print(f"begun, not finished: {base / cell.place}: {told}")
-    if all(state == "done" for state in states.values()):
-        print(f"\nfinished; the report is {short(results(base) / 'report.html')}")
-    else:
-        print(f"\npython -m study run {args.study} continues")
+    status(planning.in_order(planning.analysis(study)), base, typed(args), args.watch, args.json)
 
 
-_STATES = ("done", "begun", "ready", "waiting")
+def doctor(args: argparse.Namespace) -> int:
+    from slurm.doctor import doctor, show
+
+    study = load_study(args.study, None, None) if args.study else None
+    checks = doctor(args.cluster, args.runs.absolute(), study, args.wait)
+    print(json.dumps([asdict(check) for check in checks], indent=1) if args.json else show(checks))
+    return 1 if any(check.state == "failed" for check in checks) else 0
