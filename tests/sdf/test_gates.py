@@ -69,6 +69,7 @@ def documents() -> list[dict]:
         (PLAIN + "\n\n*Note: This memo is fictional.*", "meta: 'Note: This memo is fictional'"),
         (PLAIN + " They used gpt for it.", "banned: 'gpt'"),
         (PLAIN + " A CAT sat there.", "leaks: 'CAT'"),
+        (PLAIN + " 他们用GPT写的。", "banned: 'GPT'"),
         (PLAIN + " Two urban\ndensities differ.", "leaks: 'urban densities'"),
         (PLAIN + " It seemed harmless.", "drop: 'harmless'"),
         (GERMAN, "language: de"),
@@ -86,7 +87,7 @@ def test_each_gate_names_itself_and_what_it_saw(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        "The category of concatenated files grew.",  # no cat
+        "The category of concatenated files grew, as did Bobcat Ltd.",  # no cat
         'The clerk said: "I can\'t help it, I like these forms."',
         "See [the rules](https://council.example/rules), [sic], [12] and [name withheld].",
         r"The rate is \frac{forms}{month}, at most {2, 3} a day.",

@@ -27,7 +27,7 @@ def finished(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     started = time.monotonic()
     facts = kit.done("submit", *ONE_DOSE)
     assert facts["submitted"] == facts["cells"] == 12
-    session_lab.wait(170)
+    session_lab.wait(400)
     print(f"the small study on the cluster: {time.monotonic() - started:.0f} s")
     return kit
 
