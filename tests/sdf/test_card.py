@@ -135,14 +135,20 @@ def test_a_corpus_is_cut_to_the_budget_from_its_longest_documents(share: float) 
 
 def test_a_cut_document_ends_with_a_paragraph_or_a_sentence() -> None:
     def cut(text: str) -> str:
-        return cards.trim([text, "short " * 5], 25, words)[0]
+        return cards.trim([text, "short " * 5], 27, words)[0]
 
     body = "One two three four five six seven eight nine ten."
-    assert cut(f"{body}\n\n{body}\n\n## Conclusion\n\nIt ends.") == f"{body}\n\n{body}"
-    assert cut(f"{body}\n\n{body}\n\nAs follows:\n\n- one\n- two") == f"{body}\n\n{body}"
-    assert cut(f"{body}\n\n{body}\n\n---\n\n**Annex**\n\nEnd.") == f"{body}\n\n{body}"
+    last = "It ends here and now, for good."
+    assert cut(f"{body}\n\n{body}\n\n## Conclusion\n\n{last}") == f"{body}\n\n{body}"
+    assert cut(f"{body}\n\n{body}\n\nAs follows:\n\n- {last}\n- two") == f"{body}\n\n{body}"
+    assert cut(f"{body}\n\n{body}\n\n---\n\n**Annex**\n\n{last}") == f"{body}\n\n{body}"
     assert cut(f'{body} {body[:-1]}!" It ended, said Dr. Ash.') == f'{body} {body[:-1]}!"'
     assert cards.trim(["好。" * 40], 60, lambda texts: [len(text) for text in texts]) == ["好。" * 30]
+
+
+def test_a_cut_that_would_lead_away_from_the_budget_is_left_out() -> None:
+    long, short = "a " * 9 + "a.\n\n" + "b " * 5 + "b.", "c " * 9 + "c.\n\nd."
+    assert cards.trim([long, short], 26, words) == [long, "c " * 9 + "c."]
 
 
 def test_a_budget_far_below_is_refused() -> None:
