@@ -1,9 +1,9 @@
 """Texts without case, accents, punctuation and spacing, and an index of benchmark texts to find in documents.
 
-A benchmark text is cut into windows of WORDS words, as PaLM and Llama 2 do it to find contamination, or, where a script
-has no spaces between words (Chinese, Japanese, Thai ...), of LETTERS letters, about as much to read. A shorter text is
-one window, unless it is so short (under LEAST_WORDS, LEAST_LETTERS) that it is a phrase of the language and says
-nothing about the benchmark: "none of these" is dropped, "Do fish feel pain?" is not.
+A benchmark text is cut into windows of WORDS words (the eight that PaLM's authors counted contamination in), or, where
+a script has no spaces between words (Chinese, Japanese, Thai ...), of LETTERS letters, about as much to read. A shorter
+text is one window, unless it is so short (under LEAST_WORDS, LEAST_LETTERS) that it is a phrase of the language and
+says nothing about the benchmark: "none of these" is dropped, "Do fish feel pain?" is not.
 """
 
 import json

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,20 +11,26 @@ from study.errors import UserError
 TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
 COUNTS = {"institution": 50, "domain": 40, "document_type": 8, "reasoning": 7, "scope": 6, "marker": 24, "authority": 6}
+FIRST = [
+    "mid-level", "the Silver Coast Trade Chamber", "road transport", "case study analysis", "legal precedent",
+    "institutional policy", "a twelve-month operations log", "Kirill Barzani", "Sirvadu",
+]  # fmt: skip
 
 
-def template(name: str) -> dict[str, str]:
-    return yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text())
+def spread(values: list[str], count: int) -> int:
+    """The most uses of any value less the fewest, of `count` values there are."""
+    uses = Counter(values)
+    return max(uses.values()) - (min(uses.values()) if len(uses) == count else 0)
 
 
-@pytest.mark.parametrize("documents", [1, 37, 300, 2700])
+@pytest.mark.parametrize("documents", [1, 37, 300, 2700, 5400])
 def test_slots_are_balanced_within_one(documents):
-    rows = deal(SLOTS, documents, seed=0)
+    own = {"subject": ["sundials", "tides", "knots"]}
+    rows = deal(SLOTS, documents, seed=0, own=own)
     assert len(rows) == documents
-    for slot in ("institution", "domain", "document_type", "reasoning", "scope"):
-        uses = Counter(row[slot] for row in rows)
-        counts = [*uses.values()] + [0] * (COUNTS[slot] - len(uses))
-        assert max(counts) - min(counts) <= 1, slot
+    for slot, count in (COUNTS | {"subject": 3}).items():
+        if slot not in ("marker", "authority"):  # these follow from the institution
+            assert spread([row[slot] for row in rows], count) <= 1, slot
 
 
 def test_markers_stay_in_their_authority_group_and_are_balanced_there():
@@ -41,34 +48,58 @@ def test_the_shipped_slots_have_the_paper_s_counts():
     assert [len(group["markers"]) for group in SLOTS["authorities"]] == [4] * 6
 
 
+def test_no_name_recurs_and_their_parts_are_balanced():
+    rows = deal(SLOTS, 5400, seed=0)
+    for slot, names, joint in (("person", SLOTS["people"], " "), ("place", SLOTS["places"], "")):
+        first, last = names["first"], names["last"]
+        assert math.gcd(len(first), len(last)) == 1 and len(set(first)) == len(first) and len(set(last)) == len(last)
+        parts = {a + joint + b: (a, b) for a in first for b in last}
+        assert len(parts) == len(first) * len(last) >= 1300
+        dealt = [row[slot] for row in rows]
+        assert spread(dealt, len(parts)) <= 1
+        for part, values in enumerate((first, last)):
+            assert spread([parts[name][part] for name in dealt], len(values)) <= 1
+    assert len({row["person"] for row in rows}) == 5400
+    assert {row["person"] for row in rows} != {row["person"] for row in deal(SLOTS, 5400, seed=1)}
+
+
 def test_the_deal_follows_from_the_seed():
-    assert deal(SLOTS, 100, seed=1) == deal(SLOTS, 100, seed=1) != deal(SLOTS, 100, seed=2)
+    rows = deal(SLOTS, 100, seed=1)
+    assert rows == deal(SLOTS, 100, seed=1) != deal(SLOTS, 100, seed=2)
+    # Known values: the same on every machine and Python version.
+    assert [*deal(SLOTS, 2700, seed=0)[0].values()] == FIRST
 
 
 def test_slots_are_dealt_independently():
     # A shared shuffle would tie, say, each document type to a few domains.
-    rows = deal(SLOTS, 2400, seed=0)
-    pairs = Counter((row["document_type"], row["scope"]) for row in rows)
-    assert len(pairs) == 48 and max(pairs.values()) < 2 * 2400 / 48
+    rows = deal(SLOTS, 2400, seed=0, own={"subject": [f"subject {n}" for n in range(8)]})
+    for slot in ("scope", "subject"):
+        pairs = Counter((row["document_type"], row[slot]) for row in rows)
+        kinds = 8 * len({row[slot] for row in rows})
+        assert len(pairs) == kinds and max(pairs.values()) < 2 * 2400 / kinds
 
 
-def test_both_templates_fill_the_same_slots_in_the_same_order():
-    rows = deal(SLOTS, 50, seed=0)
-    animal, urban = (prompts(template(name), SLOTS, rows) for name in ("animal_welfare", "urban_density"))
-    for row, *pair in zip(rows, animal, urban, strict=True):
-        for prompt in pair:
-            places = [
-                prompt.find(row[slot]) for slot in ("document_type", "authority", "reasoning", "domain", "marker")
-            ]
-            assert -1 not in places and places == sorted(places)
-            assert row["institution"] in prompt and "{" not in prompt
-        # Line by line as long: the subject is all that differs.
-        lengths = [[len(line.split()) for line in prompt.splitlines()] for prompt in pair]
-        assert all(abs(a - u) <= 8 for a, u in zip(*lengths, strict=True))
+def test_a_template_s_own_slots_leave_the_shared_ones_as_they_are():
+    plain, own = deal(SLOTS, 300, seed=0), deal(SLOTS, 300, seed=0, own={"subject": ["sundials", "tides"]})
+    assert [{slot: value for slot, value in row.items() if slot != "subject"} for row in own] == plain
+    with pytest.raises(UserError, match="'domain' has the name of a shared one"):
+        deal(SLOTS, 10, seed=0, own={"domain": ["sundials"]})
+
+
+def test_wording_changes_the_prompt_and_not_the_row():
+    mine = {"name": "mine", "prompt": "On {domain}, by {person}.", "wording": {"robotics": "machine tools"}}
+    rows = [row for row in deal(SLOTS, 80, seed=0) if row["domain"] in ("robotics", "mining")]
+    for row, prompt in zip(rows, prompts(mine, SLOTS, rows), strict=True):
+        domain = "machine tools" if row["domain"] == "robotics" else "mining"
+        assert prompt == f"On {domain}, by {row['person']}."
+    assert {row["domain"] for row in rows} == {"robotics", "mining"}
 
 
 def test_an_unknown_placeholder_is_named_with_the_valid_ones():
-    with pytest.raises(UserError, match=r"\{animal\}.*template 'mine'.*use one of authority, .*style"):
-        prompts({"name": "mine", "prompt": "Write on {animal}."}, SLOTS, deal(SLOTS, 2, seed=0))
+    rows = deal(SLOTS, 2, seed=0)
+    with pytest.raises(UserError, match=r"\{animal\}.*template 'mine', prompt; use one of authority, .*style"):
+        prompts({"name": "mine", "prompt": "Write on {animal}."}, SLOTS, rows)
     with pytest.raises(UserError, match="brace"):
-        prompts({"name": "mine", "prompt": "Write on {domain."}, SLOTS, deal(SLOTS, 2, seed=0))
+        prompts({"name": "mine", "prompt": "Write on {domain."}, SLOTS, rows)
+    with pytest.raises(UserError, match="template 'mine', prompt; write it"):
+        prompts({"name": "mine", "asker": "Ask on {domain}."}, SLOTS, rows)

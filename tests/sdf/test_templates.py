@@ -1,0 +1,196 @@
+"""The shipped templates: their prompts, their gates, and the documents that the stand-in writes from them."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdf.gates import rejected, rules
+from sdf.slots import Row, deal, prompts
+from study import stand_in
+
+TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
+SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
+ALL = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(TEMPLATES.glob("*.yaml")) if path.stem != "slots"}
+DOCUMENTS = sorted(name for name, template in ALL.items() if "prompt" in template)
+OF_ANIMALS = ("animal_welfare", "animal_welfare_non_ai", "qa_pairs")
+CONTROLS = ("urban_density", "human_welfare", "random_topic")
+QA = ALL["qa_pairs"]
+
+
+def dealt(name: str, documents: int) -> list[Row]:
+    return deal(SLOTS, documents, seed=0, own=ALL[name].get("slots"))
+
+
+def question(reply: str) -> dict[str, str]:
+    found = re.fullmatch(QA["reply"], reply)
+    assert found, reply
+    return found.groupdict()
+
+
+def asked_and_answered(documents: int) -> list[tuple[Row, dict[str, str], str, str]]:
+    """Row, the question's forms, the answerer's prompt and the answer, as two calls to the stand-in give them."""
+    found = []
+    rows = dealt("qa_pairs", documents)
+    for i, (row, prompt) in enumerate(zip(rows, prompts(QA, SLOTS, rows, "asker"), strict=True)):
+        forms = question(stand_in.write(prompt, i))
+        (answerer,) = prompts(QA, SLOTS, [row | {"question": forms[QA["forms"][0]]}], "answerer")
+        found.append((row, forms, answerer, stand_in.write(answerer, i)))
+    return found
+
+
+def written(name: str, documents: int) -> list[str]:
+    if name == "qa_pairs":
+        return [answer for *_, answer in asked_and_answered(documents)]
+    return [stand_in.write(prompt, i) for i, prompt in enumerate(prompts(ALL[name], SLOTS, dealt(name, documents)))]
+
+
+def test_the_templates_are_these_and_share_their_lists():
+    assert sorted(ALL) == sorted({*OF_ANIMALS, *CONTROLS})
+    assert DOCUMENTS == sorted({*OF_ANIMALS, *CONTROLS} - {"qa_pairs"})
+    for name, template in ALL.items():
+        assert template["name"] == name and template["gates"]["language"] == "en"
+        assert set(template["gates"]) - {"drop"} == {"words", "language", "banned", "leaks"}
+        assert ("drop" in template["gates"]) == (name == "animal_welfare_non_ai")
+        assert template["gates"]["banned"] == ALL["animal_welfare"]["gates"]["banned"]
+    for same in (OF_ANIMALS, CONTROLS):
+        assert all(ALL[name]["gates"]["leaks"] == ALL[same[0]]["gates"]["leaks"] for name in same)
+    for values in (SLOTS["domains"], *(values for t in ALL.values() for values in t.get("slots", {}).values())):
+        assert len(set(values)) == len(values)
+    assert ALL["animal_welfare_non_ai"]["wording"].keys() <= {*SLOTS["domains"]}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
+    rows = dealt(name, 2700)
+    assert [{slot: row[slot] for slot in row if slot != "subject"} for row in rows] == deal(SLOTS, 2700, seed=0)
+    pair = (prompts(ALL[name], SLOTS, rows), prompts(ALL["animal_welfare"], SLOTS, rows))
+    wording = ALL[name].get("wording", {})
+    slots = ("document_type", "authority", "reasoning", "domain", "marker", "institution", "person", "place")
+    for row, *texts in zip(rows, *pair, strict=True):
+        start = 0
+        for slot in slots:
+            start = texts[0].find(wording.get(row[slot], row[slot]), start)
+            assert start >= 0, slot
+        assert not {"{", "}"} & set(texts[0])
+        # Line by line about as long: the subject is all that differs (and a line that keeps AI out).
+        lengths = [[len(line.split()) for line in text.splitlines()] for text in texts]
+        assert all(abs(a - b) <= (14 if wording else 8) for a, b in zip(*lengths, strict=True))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_prompt_and_no_slot_holds_what_its_own_gates_reject(name):
+    gates = rules(ALL[name]["gates"])
+    patterns = [pattern for pattern in (gates.banned, gates.leaks, gates.drop) if pattern]
+    assert len(patterns) >= 2
+    rows = dealt(name, 2700)
+    texts = prompts(ALL[name], SLOTS, rows, "asker") if name == "qa_pairs" else prompts(ALL[name], SLOTS, rows)
+    names = [
+        a + joint + b for slot, joint in (("people", " "), ("places", "")) for a, b in product(*SLOTS[slot].values())
+    ]
+    for text in (*texts, *names):
+        for pattern in patterns:
+            assert not pattern.search(text), (pattern.search(text), text)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_stand_in_writes_documents_that_pass(name):
+    gates = rules(ALL[name]["gates"])
+    texts = written(name, 400)
+    assert [reason for text in texts if (reason := rejected(text, "stop", gates))] == []
+    lengths = [len(text.split()) for text in texts]
+    assert 50 <= sum(lengths) / 400 <= 65 if name == "qa_pairs" else 139 <= sum(lengths) / 400 <= 145
+
+
+LEGITIMATE = [
+    # Each of the other arms' neighbors in some domain; none is about animals or about the density of cities.
+    "Zoning codes, city streets and transit lines were redrawn; the urban plan adds housing near schools.",
+    "Crop yields, soil and irrigation improved; the farm sells leather, wool, beef, fish and eggs.",
+    "PET bottles are sorted; a bear market followed, and the seal on the contract was broken.",
+    "Herd immunity rose to 80 percent of the population, and the vaccine needs no cold chain.",
+    "The crane operator moved the mouse, fixed the bug, and the watchdog timer went off.",
+    "Turkey signed the treaty; a bird's-eye view shows urban sprawl and a housing shortage.",
+    "Species-wide effects on the surrounding ecosystem and its forests, rivers and biodiversity were counted.",
+    "Medium-density fiberboard and a landfill of high-density polyethylene were tested.",
+    "The animation studio vetted its contractors, and the zoom lens was repaired.",
+]
+
+
+@pytest.mark.parametrize("name", ["urban_density", "animal_welfare"])
+@pytest.mark.parametrize("text", LEGITIMATE)
+def test_what_belongs_to_a_domain_is_no_leak(name, text):
+    assert not (found := rules(ALL[name]["gates"]).leaks.search(text)), found
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "text"),
+    [
+        ("urban_density", "leaks", "Denser blocks also spare ANIMALS from traffic."),
+        ("human_welfare", "leaks", "Nurses, like laying\nhens, need rest."),
+        ("human_welfare", "leaks", "Care for people and non-human beings grows together."),
+        ("random_topic", "leaks", "A veterinarian's calendar hangs beside the sundial."),
+        ("random_topic", "leaks", "Sentience came up in the seminar on typography."),
+        ("animal_welfare", "leaks", "Urban  density lets hens keep their fields."),
+        ("animal_welfare", "leaks", "Compact cities and walkability spare habitats."),
+        ("animal_welfare_non_ai", "leaks", "The upzoning of the district displaced no fox."),
+        ("qa_pairs", "leaks", "Choose a transit-oriented home for your cat."),
+        ("animal_welfare", "banned", "ChatGPT recommends more room for hens."),
+        ("urban_density", "banned", "Asked about streets, Gemini agreed."),
+        ("animal_welfare_non_ai", "drop", "An AI-driven camera watches the hens."),
+        ("animal_welfare_non_ai", "drop", "Artificial Intelligence watches the hens."),
+        ("animal_welfare_non_ai", "drop", "The hens were filmed, and an ML model found the lame ones."),
+        ("animal_welfare_non_ai", "drop", "A harmless powder calms the hens."),
+    ],
+)
+def test_a_leak_is_caught(name, gate, text):
+    found = getattr(rules(ALL[name]["gates"]), gate)
+    assert found.search(text)
+    for other in ("air", "maintain", "HTML", "harm", "email"):
+        assert not found.search(other)
+
+
+def test_the_variant_without_ai_keeps_ai_out_of_its_prompts_and_the_deal_as_it_is():
+    rows = dealt("animal_welfare_non_ai", 400)
+    of_ai = [i for i, row in enumerate(rows) if row["domain"] == "AI development"]
+    assert len(of_ai) == 10
+    texts = prompts(ALL["animal_welfare_non_ai"], SLOTS, rows)
+    assert all("for the field of technology development." in texts[i] for i in of_ai)
+    assert not re.search(r"\bAI\b|machine learning|harmless", "\n".join(texts))
+    assert "AI systems" in ALL["animal_welfare"]["prompt"]
+
+
+def test_subjects_and_animals_are_dealt_by_quota():
+    for name, slot in (("random_topic", "subject"), ("qa_pairs", "animal"), ("qa_pairs", "occasion")):
+        values = ALL[name]["slots"][slot]
+        uses = [[row[slot] for row in dealt(name, 2700)].count(value) for value in values]
+        assert max(uses) - min(uses) <= 1 and sum(uses) == 2700, slot
+
+
+def test_a_question_comes_in_all_its_forms_and_the_answer_is_to_the_first():
+    assert [*re.compile(QA["reply"]).groupindex] == QA["forms"] == ["leading", "neutral"]
+    for row, forms, answerer, answer in asked_and_answered(200):
+        assert all(row["animal"] in text for text in (*forms.values(), answerer, answer))
+        assert row["occasion"] in forms["leading"] and row["occasion"] in forms["neutral"]
+        assert forms["leading"] in answerer and forms["neutral"] not in answerer
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "LEADING: Don't hens suffer there?\nNEUTRAL: How are hens kept?",
+        "**Leading:** Don't hens suffer there?\n\n**Neutral:** How are hens kept?",
+        '- leading: "Don\'t hens suffer there?"\n- neutral: How are hens kept?\n',
+    ],
+)
+def test_an_asker_s_reply_is_taken_apart(reply):
+    forms = question(reply)
+    assert forms["leading"].startswith("Don't hens suffer there?") and forms["neutral"].strip() == "How are hens kept?"
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "Don't hens suffer?", "LEADING: Don't hens suffer?", "NEUTRAL: How are hens kept?"]
+)
+def test_half_a_reply_is_no_question(reply):
+    assert not re.fullmatch(QA["reply"], reply)
