@@ -81,7 +81,7 @@ async def write_all(
             finish_reason=reply.choices[0].finish_reason or "none",
             text=(reply.choices[0].message.content or "").strip(),
         )
-        file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+        file.write(json.dumps(asdict(answer)) + "\n")
         file.flush()
         return answer
 

@@ -49,7 +49,6 @@ def written(name: str, documents: int) -> list[str]:
 
 def test_the_templates_are_these_and_share_their_lists():
     assert sorted(ALL) == sorted({*OF_ANIMALS, *CONTROLS})
-    assert DOCUMENTS == sorted({*OF_ANIMALS, *CONTROLS} - {"qa_pairs"})
     for name, template in ALL.items():
         assert template["name"] == name and template["gates"]["language"] == "en"
         assert set(template["gates"]) - {"drop"} == {"words", "language", "banned", "leaks"}
@@ -68,6 +67,7 @@ def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
     assert [{slot: row[slot] for slot in row if slot != "subject"} for row in rows] == deal(SLOTS, 2700, seed=0)
     pair = (prompts(ALL[name], SLOTS, rows), prompts(ALL["animal_welfare"], SLOTS, rows))
     wording = ALL[name].get("wording", {})
+    longer = 14 if name in ("random_topic", "animal_welfare_non_ai") else 8
     slots = ("document_type", "authority", "reasoning", "domain", "marker", "institution", "person", "place")
     for row, *texts in zip(rows, *pair, strict=True):
         start = 0
@@ -75,9 +75,9 @@ def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
             start = texts[0].find(wording.get(row[slot], row[slot]), start)
             assert start >= 0, slot
         assert not {"{", "}"} & set(texts[0])
-        # Line by line about as long: the subject is all that differs (and a line that keeps AI out).
+        # Line by line about as long: the subject is all that differs. Some are of five words, and one line keeps AI out.
         lengths = [[len(line.split()) for line in text.splitlines()] for text in texts]
-        assert all(abs(a - b) <= (14 if wording else 8) for a, b in zip(*lengths, strict=True))
+        assert all(abs(a - b) <= longer for a, b in zip(*lengths, strict=True))
 
 
 @pytest.mark.parametrize("name", ALL)
