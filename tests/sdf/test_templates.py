@@ -75,7 +75,7 @@ def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
             start = texts[0].find(wording.get(row[slot], row[slot]), start)
             assert start >= 0, slot
         assert not {"{", "}"} & set(texts[0])
-        # Line by line about as long: the subject is all that differs. Some are of five words, and one line keeps AI out.
+        # Line by line about as long: the subject is all that differs. Some are long, and one line keeps AI out.
         lengths = [[len(line.split()) for line in text.splitlines()] for text in texts]
         assert all(abs(a - b) <= longer for a, b in zip(*lengths, strict=True))
 
