@@ -156,7 +156,7 @@ def test_a_report_of_an_unfinished_study_lists_what_is_missing(finished: Place, 
     assert result.returncode == 0, result.stderr
     assert "1 of 8 scores are missing" in result.stdout and "not finished: animal" in result.stdout
     status = json.loads(place.study("status", "--json").stdout)
-    assert [c["cell"] for c in status["cells"] if c["state"] == "ready"] == [judged[0].name]
+    assert [c["cell"] for c in status["cells"] if c["state"] == "to do"] == [judged[0].name]
 
 
 def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
