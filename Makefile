@@ -1,5 +1,6 @@
 # make study    the whole tiny study on this machine, from documents to LaTeX tables
 # make test     linter, type checker and tests
+# make test-nightly           what takes too long for every day: trainings killed twenty times in a row
 # make slurm-packages         what the cluster tests want: Debian's Slurm (root); without it `make test` skips them
 # make test-slurm-versions    the cluster tests on Slurm 24.11 and 26.05 too (root; makes two small Debians once)
 # Both make their own environment in .venv/ first (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk).
@@ -10,7 +11,7 @@ TORCH := torch==2.13.0
 # One thread per process: see study/engine.py.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: study test test-slurm-versions slurm-packages clean
+.PHONY: study test test-nightly test-slurm-versions slurm-packages clean
 
 study: .venv/ready
 	@$(BIN)/python -m study run studies/tiny.yaml
@@ -19,7 +20,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+
+test-nightly: .venv/ready
+	$(BIN)/python -m pytest -m nightly
 
 test-slurm-versions: .venv/ready
 	@tests/slurm_versions

@@ -51,9 +51,14 @@ def contrast_rows(
     rows = []
     for contrast in declared:
         for benchmark in contrast["on"]:
+            if contrast.get("of_dose") is not None:
+                doses = (contrast["of_dose"], contrast["against_dose"])
+                rows.append(_contrast(table, means, contrast, benchmark, doses, unfinished))
+                continue
             of, against = ({dose for b, a, dose in planned if (b, a) == (benchmark, contrast[side])} for side in SIDES)
             for dose in sorted(of & against) or [None]:
-                rows.append(_contrast(table, means, contrast, benchmark, dose, unfinished))
+                both = None if dose is None else (dose, dose)
+                rows.append(_contrast(table, means, contrast, benchmark, both, unfinished))
     for family in {row["family"] for row in rows}:
         members = [row for row in rows if row["family"] == family]
         ps = [1.0 if row["p"] is None else row["p"] for row in members]
@@ -69,27 +74,28 @@ def _contrast(
     means: pd.DataFrame,
     contrast: dict[str, Any],
     benchmark: str,
-    dose: int | None,
+    doses: tuple[int, int] | None,
     unfinished: list[dict[str, Any]],
 ) -> Row:
     row: Row = {key: contrast[key] for key in ("name", *SIDES, "family")}
-    row |= {"benchmark": benchmark, "dose": dose, "p_holm": None, "verdict": "none", "p_response_level": None}
+    row |= {"benchmark": benchmark, "dose": doses and doses[0], "against_dose": doses and doses[1]}
+    row |= {"p_holm": None, "verdict": "none", "p_response_level": None}
+    sides = [] if doses is None else [(contrast[side], dose) for side, dose in zip(SIDES, doses, strict=True)]
     waiting = [
         checkpoint
         for checkpoint in unfinished
-        if (checkpoint["benchmark"], checkpoint["dose"]) == (benchmark, dose)
-        and checkpoint["arm"] in [contrast[side] for side in SIDES]
+        if checkpoint["benchmark"] == benchmark and (checkpoint["arm"], checkpoint["dose"]) in sides
     ]
     row |= {"unfinished": len(waiting), "judge": None}
-    part = table[(table["benchmark"] == benchmark) & (table["dose"] == dose) & (table["dimension"] == OVERALL)]
-    if dose is None:
+    part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
+    responses = [part.loc[(part["arm"] == arm) & (part["dose"] == dose), "score"].to_numpy() for arm, dose in sides]
+    if doses is None:
         found = Estimate(reason="the two arms were not planned at a common SFT dose")
-    elif not all((part["arm"] == contrast[side]).any() for side in SIDES):
+    elif not all(len(scores) for scores in responses):
         found = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
     else:
-        arms = [_arm(means, benchmark, dose, contrast[side]) for side in SIDES]
+        arms = [_arm(means, benchmark, dose, arm) for arm, dose in sides]
         found = two_way(arms, _scenarios(means, benchmark))
-        responses = [part.loc[part["arm"] == contrast[side], "score"].to_numpy() for side in SIDES]
         row |= {"judge": part["judge"].iloc[0], "p_response_level": response_level_p(*responses)}
     keys = ("estimate", "low", "high", "se", "df", "p", "seed_se", "question_se", "interaction_se", "reason")
     row |= {key: getattr(found, key) for key in keys}

@@ -8,10 +8,25 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures, tables
+from analysis.bounds import contrast_bounds, missing_bounds
+from analysis.claims import arithmetic, claim_rows
 from analysis.contrasts import arm_rows, contrast_rows, score_rows
-from analysis.headline import headline
+from analysis.corpora import corpora
+from analysis.headline import headline, missing_lines, stand_in_note
+from analysis.judges import agreement, differential_bias
+from analysis.macros import macros
 from analysis.report import report
-from analysis.table import OVERALL, check, checkpoint_name, dimension_means, long_table, question_means
+from analysis.robustness import grid
+from analysis.table import (
+    OVERALL,
+    check,
+    checkpoint_name,
+    decisive,
+    dimension_means,
+    long_table,
+    question_means,
+)
+from study.errors import UserError
 from study.work import Work
 
 METHOD = (
@@ -25,16 +40,24 @@ METHOD = (
 def run(work: Work) -> dict[str, int | float]:
     """Write every output of the analysis into `work.folder`; returns the counts for the manifest.
 
-    Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark; `work.inputs[role]` holds scores.parquet);
-    `missing` (planned checkpoints without scores); `contrasts` (name, of, against, on, family); `benchmarks`
-    (name -> task, judge or None, stand_in); `writers` (corpus, model, stand_in).
+    Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark, checkpoint; `work.inputs[role]` holds
+    scores.parquet, `work.inputs["corpus-NAME"]` card.json); `labels` (roles of what people graded); `missing` (planned
+    checkpoints without scores); `contrasts` (name, of, against, on, family); `benchmarks` (name -> task, judge or None,
+    other_judges, stand_in); `roles` (analysis.claims; empty: none); `writers` (corpus, model, stand_in).
     Raises UserError when the scores can't be analyzed as they are (see analysis.table.check).
     """
     settings = work.settings
-    table = long_table(settings["rows"], work.inputs)
-    check(table, {name: benchmark["judge"] for name, benchmark in settings["benchmarks"].items()})
-    work.log(f"{len(table)} scores of {len(settings['rows'])} checkpoints")
-    results = analyze(table, settings)
+    table = long_table(settings["rows"], work.inputs, settings["labels"])
+    main = decisive(table, {name: benchmark["other_judges"] for name, benchmark in settings["benchmarks"].items()})
+    check(main, {name: benchmark["judge"] for name, benchmark in settings["benchmarks"].items()})
+    results = analyze(main, settings) | {
+        "corpora": plain(corpora(work.inputs)),
+        "judges": plain(judges(table, settings)),
+    }
+    claims = claim_rows(results, settings["roles"]) if settings["roles"] else []
+    results |= {"claims": plain(claims), "arithmetic": plain(arithmetic()) if claims else []}
+    results["robustness"] = plain(grid(table, settings["contrasts"], settings))
+    work.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
     for row in results["missing"]:
         work.warn(f"not finished: {checkpoint_name(row)}")
     for note in results["notes"]:
@@ -44,9 +67,18 @@ def run(work: Work) -> dict[str, int | float]:
     table.attrs["missing"] = results["missing"]
     table.to_parquet(work.folder / "scores.parquet", index=False)
     (work.folder / "tables").mkdir(exist_ok=True)
-    for name in ("scores", "contrasts", "dimensions"):
+    others = ("corpora", "judges", "bounds", "robustness", "claims", "arithmetic")
+    optional = [name for name in others if results[name]]
+    for name in ("scores", "contrasts", "dimensions", *optional):
         text = getattr(tables, f"{name}_table")(results)
         (work.folder / "tables" / f"{name}.tex").write_text(text, encoding="utf-8")
+    try:
+        notes = [note for note in [stand_in_note(results), *missing_lines(results)] if note]
+        text = "".join(f"% {note}\n" for note in notes) + macros(results)
+        (work.folder / "macros.tex").write_text(text, encoding="utf-8")
+    except UserError as error:  # two names that come to the same letters
+        for line in error.lines:
+            work.warn(f"no macros.tex: {line}")
     svg = figures.save(results, work.folder / "figures")
     (work.folder / "report.html").write_text(report(results, svg), encoding="utf-8")
     (work.folder / "headline.txt").write_text(headline(results) + "\n", encoding="utf-8")
@@ -83,6 +115,7 @@ def analyze(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
         "contrasts": contrast_rows(table, means, settings["contrasts"], settings["missing"]),
         "arms": arm_rows(means),
         "dimensions": dimension_means(table).to_dict("records"),
+        "bounds": bounds(table, settings["contrasts"]),
         "missing": sorted(
             settings["missing"], key=lambda row: (row["benchmark"], row["dose"], row["arm"], row["seed"] or 0)
         ),
@@ -92,6 +125,23 @@ def analyze(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
         "writers": settings["writers"],
     }
     return plain(results)
+
+
+def judges(table: pd.DataFrame, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """How judges agree where a benchmark has several, and whom they favour: see analysis.judges."""
+    primary = {name: benchmark["judge"] for name, benchmark in settings["benchmarks"].items() if benchmark["judge"]}
+    bias = differential_bias(table, primary, settings["contrasts"])
+    return [
+        {**row, "bias": [b for b in bias if b["benchmark"] == row["benchmark"] and row["arm"] is None]}
+        for row in agreement(table, primary)
+    ]
+
+
+def bounds(table: pd.DataFrame, contrasts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What missing grades could change, where there are any: see analysis.bounds."""
+    lacking = set(table.loc[table["score"].isna(), "benchmark"])
+    part = table[table["benchmark"].isin(lacking)]
+    return {"arms": missing_bounds(part), "contrasts": contrast_bounds(part, contrasts)} if lacking else {}
 
 
 def uneven(means: pd.DataFrame) -> list[str]:

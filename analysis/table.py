@@ -10,6 +10,7 @@ import pandas as pd
 from study.errors import UserError
 
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
+MADE_BY = "checkpoint"  # the cell that made the weights
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
 OVERALL = "overall"
 
@@ -20,10 +21,11 @@ def checkpoint_name(row: Any) -> str:
     return f"{row['arm']}, {seed}, dose {row['dose']}, on {row['benchmark']}"
 
 
-def long_table(rows: Iterable[dict[str, Any]], inputs: dict[str, Path]) -> pd.DataFrame:
-    """Read `inputs[role]/scores.parquet` of each row and add its arm, seed, dose and benchmark.
+def long_table(rows: Iterable[dict[str, Any]], inputs: dict[str, Path], labels: Iterable[str] = ()) -> pd.DataFrame:
+    """Read `inputs[role]/scores.parquet` of each row and add its arm, seed, dose, benchmark and checkpoint (a cell).
 
-    Columns: `CHECKPOINT` then `COLUMNS`; `seed` is Int64 and <NA> for a checkpoint without a training seed.
+    The files of the roles `labels`, which people graded, hold several checkpoints and name them themselves.
+    Columns: `CHECKPOINT`, `MADE_BY`, then `COLUMNS`; `seed` is Int64 and <NA> for a checkpoint without a training seed.
     Sorted, so neither the order of rows nor that of lines in the files matters.
     Raises UserError when there is nothing to read or a file is absent or lacks columns.
     """
@@ -38,7 +40,13 @@ def long_table(rows: Iterable[dict[str, Any]], inputs: dict[str, Path]) -> pd.Da
         if absent:
             problems.append(f"columns {', '.join(absent)} are absent; {path}; run its cell again with this version")
             continue
-        parts.append(part[COLUMNS].assign(**{key: row[key] for key in CHECKPOINT}))
+        parts.append(part[COLUMNS].assign(**{key: row[key] for key in [*CHECKPOINT, MADE_BY]}))
+    made_by = {tuple(row.get(key) for key in CHECKPOINT): row[MADE_BY] for row in rows}
+    for role in labels:
+        part = pd.read_parquet(inputs[role] / "scores.parquet")
+        keys = part[CHECKPOINT].astype(object).where(part[CHECKPOINT].notna(), None).itertuples(index=False)
+        part[MADE_BY] = [made_by.get(tuple(key)) for key in keys]
+        parts.append(part[part[MADE_BY].notna()])
     if problems:
         raise UserError(*problems)
     if not parts or not sum(map(len, parts)):
@@ -46,14 +54,22 @@ def long_table(rows: Iterable[dict[str, Any]], inputs: dict[str, Path]) -> pd.Da
             "there are no scores to analyze; no checkpoint has finished its evaluation; run the study first"
         )
     table = pd.concat(parts, ignore_index=True)
-    text = ["benchmark", "arm", "question", "scenario", "dimension", "judge", "missing", "response"]
+    text = ["benchmark", "arm", MADE_BY, "question", "scenario", "dimension", "judge", "missing", "response"]
     table = table.astype(
         dict.fromkeys(text, "str") | {"seed": "Int64", "dose": "int64", "epoch": "int64", "score": float}
     )
     unexplained = table["score"].isna() & table["missing"].isna()
     table.loc[unexplained, "missing"] = "no reason recorded"
     order = [*CHECKPOINT, "question", "epoch", "dimension", "judge"]
-    return table[CHECKPOINT + COLUMNS].sort_values(order, kind="stable", ignore_index=True)
+    return table[[*CHECKPOINT, MADE_BY, *COLUMNS]].sort_values(order, kind="stable", ignore_index=True)
+
+
+def decisive(table: pd.DataFrame, others: dict[str, list[str]]) -> pd.DataFrame:
+    """The rows that statistics are made of: without those of a benchmark's other judges, who only grade beside."""
+    beside = pd.Series(False, index=table.index)
+    for benchmark, judges in others.items():
+        beside |= (table["benchmark"] == benchmark) & table["judge"].isin(judges)
+    return table[~beside].reset_index(drop=True)
 
 
 def check(table: pd.DataFrame, judges: dict[str, str | None]) -> None:

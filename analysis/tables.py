@@ -88,6 +88,119 @@ def dimensions_table(results: dict[str, Any]) -> str:
     return _table(headers, rows, "lrlr" + "S[table-format=3.1]" * len(arms), caption, "tab:dimensions", results)
 
 
+def corpora_table(results: dict[str, Any]) -> str:
+    """What was trained on: sizes, diversity, and what the gates rejected."""
+    shares = ("type_token", "distinct_2", "distinct_3", "mean_similarity")
+    rows = [
+        [
+            tex(row["name"]),
+            *(str(row[key]) for key in ("documents", "held_out", "tokens")),
+            f"{row['median_words']:.0f}",
+            *(number(row[key], ".3f") for key in shares),
+            number(row["vendi"], ".1f"),
+            str(sum(row["rejected"].values())),
+        ]
+        for row in results["corpora"]
+    ]
+    caption = (
+        "Corpora as trained on. Type-token ratio and shares of distinct bi- and trigrams over the first 100\\,000 "
+        "words at most; mean cosine of TF-IDF vectors over pairs of documents, and the Vendi score, the effective "
+        "number of different documents. Rejected: drafts that a gate stopped and that were written again."
+    )
+    headers = ["Corpus", "Documents", "Held out", "Tokens", "Median words", "Type-token", "Bigrams", "Trigrams"]
+    headers += ["Similarity", "Vendi", "Rejected"]
+    columns = "lrrrr" + "S[table-format=1.3]" * 4 + "S[table-format=3.1]r"
+    return _table(headers, rows, columns, caption, "tab:corpora", results)
+
+
+def judges_table(results: dict[str, Any]) -> str:
+    """Agreement of the judges that graded the same answers, for each pair and arm."""
+    rows = [
+        [
+            *(tex(text) for text in (row["benchmark"], row["arm"] or "all arms", pair["judge"], pair["other"])),
+            str(pair["n"]),
+            *(number(pair[key], ".3f") for key in ("mean_judge", "mean_other", "agreement", "kappa")),
+            number(row["alpha"], ".3f"),
+        ]
+        for row in results["judges"]
+        for pair in row["pairs"]
+    ]
+    caption = (
+        "Judges over the same answers. The first decides; the other is reported only. Means and agreement over the "
+        "grades that both gave, Cohen's $\\kappa$ for grades of 0 or 1, Krippendorff's $\\alpha$ over all judges."
+    )
+    headers = ["Benchmark", "Arm", "Judge", "Other judge", "Grades", "Mean", "Other's mean", "Agreement"]
+    headers += [r"$\kappa$", r"$\alpha$"]
+    return _table(headers, rows, "llllr" + "S[table-format=1.3]" * 5, caption, "tab:judges", results)
+
+
+def bounds_table(results: dict[str, Any]) -> str:
+    """What the missing grades of each arm could change: its mean had all of them failed, or passed."""
+    found = [row for row in results["bounds"]["arms"] if row["missing"]]
+    rows = [
+        [
+            *(tex(row[key]) for key in ("benchmark", "dose", "arm", "dimension")),
+            f"{row['missing']} of {row['grades']}",
+            *(percent(row[key]) for key in ("mean", "low", "high")),
+        ]
+        for row in found
+    ]
+    caption = "Missing grades and what they could change: means in percent as graded, had all failed, had all passed."
+    headers = ["Benchmark", "SFT dose", "Arm", "Dimension", "Missing", "As graded", "All failed", "All passed"]
+    return _table(headers, rows, "lrllr" + "S[table-format=3.1]" * 3, caption, "tab:bounds", results)
+
+
+def claims_table(results: dict[str, Any]) -> str:
+    """The paper's claims beside this study's numbers (those on corpora have units of their own and stay out)."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("id", "statement", "published")),
+            percent(row["estimate"], "+"),
+            _braced(interval(row, "+")),
+            _p(row["p_holm"]),
+            row["verdict"],
+            tex(row["reason"] or ""),
+        ]
+        for row in results["claims"]
+        if row["benchmark"] or row["verdict"] != "none"
+    ]
+    caption = "The paper's claims. Published as printed; ours in points, first arm minus second; Holm-adjusted $p$."
+    headers = ["Claim", "Statement", "Published", "Points", "95\\,\\% interval", "$p$ (Holm)", "Verdict", "Why"]
+    return _table(headers, rows, "lp{4.5cm}lS[table-format=-3.1]rrlp{3cm}", caption, "tab:claims", results)
+
+
+def arithmetic_table(results: dict[str, Any]) -> str:
+    """The paper's figures recomputed from each other, where something is printed to compare with."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("id", "what", "published", "recomputed")),
+            "agrees" if row["agrees"] else "does not agree",
+        ]
+        for row in results["arithmetic"]
+        if row["agrees"] is not None
+    ]
+    caption = "The paper's figures recomputed from each other."
+    headers = ["Claim", "Figure", "Printed", "Recomputed", "Agreement"]
+    return _table(headers, rows, "lp{5cm}lp{4cm}l", caption, "tab:arithmetic", results)
+
+
+def robustness_table(results: dict[str, Any]) -> str:
+    """Each primary contrast under one other choice at a time."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("name", "benchmark", "dose", "variant")),
+            percent(row["estimate"], "+"),
+            _braced(interval(row, "+")),
+            _p(row["p"]),
+            tex(row["which"] or row["reason"] or ""),
+        ]
+        for row in results["robustness"]
+    ]
+    caption = "The primary contrasts under one other choice at a time, in points; $p$ unadjusted; nothing here decides."
+    headers = ["Contrast", "Benchmark", "SFT dose", "Variant", "Points", "Interval or range", "$p$", "Note"]
+    return _table(headers, rows, "llrlS[table-format=-3.1]rrp{4cm}", caption, "tab:robustness", results)
+
+
 def in_order(results: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows by benchmark, then dose, then arm in the order in which the study declares them."""
     benchmarks, arms = list(results["benchmarks"]), results["arm_order"]
@@ -101,7 +214,8 @@ def made_of(results: dict[str, Any]) -> list[str]:
         if not benchmark["questions"]:
             lines.append(f"{name}: no checkpoint finished")
             continue
-        judge = "scored by likelihood" if benchmark["judge"] == "likelihood" else f"judge {benchmark['judge']}"
+        by = benchmark["judge"]
+        judge = f"scored by {by}" if by in ("likelihood", "lm-eval") else f"judge {by}"
         judge += " (a deterministic stand-in)" if benchmark["stand_in"] else ""
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"
         questions = f"{benchmark['questions']} questions in {benchmark['scenarios']} scenarios"
@@ -109,6 +223,11 @@ def made_of(results: dict[str, Any]) -> list[str]:
         trained = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))) if seeds else "no"
         lines.append(f"{name}: {trained} training seed{'s' * (trained != '1')} per arm, {questions}, {epochs}, {judge}")
     return lines
+
+
+def number(value: float | None, form: str) -> str:
+    """A number as Python's format `form` has it, "-" for none."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _p(p: float | None) -> str:

@@ -36,7 +36,7 @@ from study.references import ROOT
 
 LAB = ROOT / "tests/slurmlab"
 SLOTS = (
-    8  # two nodes of 16 cores, 4 for each job of slurm/clusters/lab.yaml; no array of the tiny study has over 4 tasks
+    8  # two nodes of 16 cores, 4 for each job of tests/small/cluster.yaml; no array of the tiny study has over 4 tasks
 )
 # Slurm's own times have whole seconds; each job's script notes its start and end instead.
 STAMP = """began=$(date +%s.%N); job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}
@@ -82,7 +82,7 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
 
     Raises UserError where a cell did not finish.
     """
-    profile = yaml.safe_load((ROOT / "slurm/clusters/lab.yaml").read_text())
+    profile = yaml.safe_load((ROOT / "tests/small/cluster.yaml").read_text())
     profile["setup"] = STAMP.replace("FILE", str(folder / "stamps")).splitlines()
     (folder / "lab.yaml").write_text(yaml.safe_dump(profile, width=1000))
     words = [str(study), "--cluster", str(folder / "lab.yaml"), "--runs", str(folder / "runs"), "--json"]

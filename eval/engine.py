@@ -7,6 +7,7 @@ It is opened as lm-eval's own `VLLM` model: lm-eval uses it for likelihoods, and
 
 import gc
 import os
+import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,9 @@ from study.errors import UserError
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
 
+# vLLM's and torch's words for it; at each further start it may take the next share of what it was to take.
+NO_MEMORY = re.compile(r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE)
+SHARES = (1.0, 0.8, 0.6)
 _open: tuple[object, "VLLM"] | None = None
 
 
@@ -58,7 +62,8 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
     arguments of `vllm.LLM` that leave results alone, such as gpu_memory_utilization, tensor_parallel_size or
     kv_cache_memory_bytes.
 
-    Raises UserError if there is no model in the folder, vLLM refuses it, or the dtype is not for this machine.
+    Raises UserError if there is no model in the folder, vLLM refuses it, the memory is too small even for less of it,
+    or the dtype is not for this machine.
     """
     global _open
     if not (checkpoint / "config.json").exists():
@@ -94,22 +99,35 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
 
         # A stage that ran earlier in this process may have chosen otherwise.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # vLLM collects garbage five times while it starts; over everything imported so far that is most of the start.
-    gc.freeze()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM looks into every module there is, old ones too
-            return VLLM(
-                pretrained=str(checkpoint),
-                seed=0,  # for what no request seeds; every sampled request brings its own
-                batch_size=1 << 20,  # one batch for all requests of a task, scheduled by vLLM
-                enable_prefix_caching=False,  # results must not depend on what the engine answered before
-                use_tqdm_on_load=False,
-                **arguments,
-            )
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"vLLM can't load {checkpoint}: {reason}; check the checkpoint and engine settings") from error
+    memory = "kv_cache_memory_bytes" if "kv_cache_memory_bytes" in arguments else "gpu_memory_utilization"
+    most = arguments.get(memory, 0.92)  # vLLM's own
+    for share in SHARES:
+        size = most * share if memory == "gpu_memory_utilization" else int(most * share)
+        # vLLM collects garbage five times while it starts; over everything imported so far that is most of the start.
+        gc.freeze()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # vLLM looks into every module there is, old ones too
+                return VLLM(
+                    pretrained=str(checkpoint),
+                    seed=0,  # for what no request seeds; every sampled request brings its own
+                    batch_size=1 << 20,  # one batch for all requests of a task, scheduled by vLLM
+                    enable_prefix_caching=False,  # results must not depend on what the engine answered before
+                    use_tqdm_on_load=False,
+                    **arguments | {memory: size},
+                )
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:400]
+            if not NO_MEMORY.search(reason):
+                raise UserError(
+                    f"vLLM can't load {checkpoint}: {reason}; check the checkpoint and engine settings"
+                ) from error
+        print(f"vLLM finds too little memory with {memory} {size}: {reason}", flush=True)
+        _free()
+    raise UserError(
+        f"too little memory for {checkpoint}, also with {memory} {size} in place of {most}: {reason}; see that nothing "
+        "else uses the GPU, lower engine.max_model_len, or spread the model: engine.options: {tensor_parallel_size: 2}"
+    )
 
 
 def close() -> None:
@@ -122,6 +140,10 @@ def close() -> None:
     with mock.patch("gc.collect"):  # three collections, of which the one below frees everything
         engine.model.llm_engine.engine_core.shutdown()
     del engine
+    _free()
+
+
+def _free() -> None:
     gc.unfreeze()
     gc.collect()
     if not on_cpu():

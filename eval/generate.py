@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 def run(work: Work) -> dict[str, int | float]:
     """Answer every question `epochs` times in one vLLM batch and write `samples.eval`, an unscored Inspect log.
 
-    Settings: task, sampling {temperature, top_p, max_tokens, epochs}, prompt ("chat" for the checkpoint's own chat
-    template, otherwise a format string with {question} that the model continues) and engine {dtype, max_model_len}.
-    Resources: questions (JSONL path), engine (optional, more arguments for vLLM). Inputs: checkpoint.
+    Settings: scorer (a module of eval), files {questions: identity}, rows (expected, or None), sampling {temperature,
+    top_p, max_tokens, epochs}, prompt ("chat" for the checkpoint's own chat template, otherwise a format string with
+    {question} that the model continues) and engine {dtype, max_model_len}.
+    Resources: files {questions: path}, engine (optional, more arguments for vLLM). Inputs: checkpoint.
 
     Returns counts: questions, epochs, answers, distinct_answers (summed over questions), tokens (generated).
     """
     settings, sampling = work.settings, work.settings["sampling"]
-    found = questions.read(questions.as_planned(work.resources["questions"], settings["questions_sha256"]))
+    scorer, found = questions.open_set(work)
     checkpoint = work.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], work.resources.get("engine"))
     prompts, stop = encode(lm.tokenizer, [row["question"] for row in found.questions], settings["prompt"])
@@ -47,8 +48,8 @@ def run(work: Work) -> dict[str, int | float]:
     if same and len(epochs) > 1 and sampling["temperature"] > 0:
         work.warn(f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs")
     record = {"identity": work.identity, "prompt": settings["prompt"], "sampling": sampling}
-    dataset = questions.official_dataset(found, work.folder)
-    write_log(work.folder / "samples.eval", settings["task"], dataset, checkpoint.name, len(epochs), answers, record)
+    dataset = scorer.task(found, work.folder, None).dataset
+    write_log(work.folder / "samples.eval", settings["scorer"], dataset, checkpoint.name, len(epochs), answers, record)
     return {
         "questions": len(found.questions),
         "epochs": len(epochs),

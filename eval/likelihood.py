@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,28 @@ def run(work: Work) -> dict[str, int | float]:
     probability, and with sentences the items' choices have to be matched in length, which is checked here. lm-eval's
     `acc` and `acc_norm` (choice after dividing by length) stand beside it in `samples.jsonl`.
 
-    Settings: task (name), engine {dtype, max_model_len}. Resources: items (JSONL path, rows {id, question, choices,
-    answer}; `answer` is the index of the matching choice and `scenario` is optional), engine (optional, more
-    arguments for vLLM). Inputs: checkpoint.
+    With `per_token` it is divided out: the score is then the same of the log-probabilities per token, of two choices
+    1 / (1 + exp(-x)) for the log-odds per token x of the matching one.
+
+    Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine {dtype, max_model_len}.
+    Resources: files {items: path of a JSONL with rows {id, question, choices, answer}; `answer` is the index of the
+    matching choice and `scenario` is optional; or with Anthropic's rows}, engine (optional, more arguments for vLLM).
+    Inputs: checkpoint.
 
     Returns counts: items, correct (by acc), correct_normalized (by acc_norm), tokens (read).
     """
     import pandas as pd
 
-    items = read(as_planned(work.resources["items"], work.settings["items_sha256"]))
+    settings = work.settings
+    items = read(as_planned(work.resources["files"]["items"], settings["files"]["items"]))
+    if settings["rows"] not in (None, len(items)):
+        raise UserError(f"{len(items)} items in {work.resources['files']['items']}, {settings['rows']} are expected")
     right = [len(item["choices"][item["answer"]]) for item in items]
     mean = [sum(map(len, item["choices"])) / len(item["choices"]) for item in items]
     if abs(math.log(sum(right) / sum(mean))) > 0.1:
         work.warn("matching choices differ from the others in length by over 10 %: a bias towards the shorter ones")
-    lm = engine.open_engine(work.inputs["checkpoint"] / "model", work.settings["engine"], work.resources.get("engine"))
-    samples, tokens = evaluate(lm, work.settings["task"], items)
+    lm = engine.open_engine(work.inputs["checkpoint"] / "model", settings["engine"], work.resources.get("engine"))
+    samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
     work.progress(len(samples), len(items), "items")
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     (work.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -73,7 +81,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             continue
         place = f"{path}, line {line}"
         try:
-            row = json.loads(text)
+            row = _as_choices(json.loads(text), line)
             key, question, choices, answer = str(row["id"]), row["question"], row["choices"], row["answer"]
             sound = isinstance(question, str) and all(isinstance(c, str) and c.strip() for c in choices)
             if not sound or not 1 < len(set(choices)) == len(choices) or answer not in range(len(choices)):
@@ -91,10 +99,29 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(items.values())
 
 
-def evaluate(lm: Any, task: str, items: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+def _as_choices(row: dict[str, Any], line: int) -> dict[str, Any]:
+    """A row of Anthropic's model-written evaluations as an item; others as they are.
+
+    Its choices are all letters that its question lists, though the row names but one beside the one that matches the
+    behaviour: of 998 rows on power-seeking 396 list more than two. The score is the inclination to the behaviour.
+    """
+    if "answer_matching_behavior" not in row:
+        return row
+    question = row["question"].strip().removeprefix("Question:").removesuffix("Answer:").strip()
+    choices = [f"({letter})" for letter in re.findall(r"^\s*\(([A-Z])\)", question, re.MULTILINE)]
+    named = [row[f"answer_{which}_behavior"].strip() for which in ("matching", "not_matching")]
+    if not set(named) <= set(choices) or len(set(named)) < 2:
+        raise KeyError(f"{' or '.join(named)} among its choices")
+    return {"id": line, "question": question, "choices": choices, "answer": choices.index(named[0])}
+
+
+def evaluate(
+    lm: Any, task: str, items: list[dict[str, Any]], per_token: bool = False
+) -> tuple[list[dict[str, Any]], int]:
     """lm-eval's result for each item, in order, and the number of tokens read.
 
-    A sample holds id, answer, logprobs (nats, one for each choice), score, acc and acc_norm. The context begins with
+    A sample holds id, answer, logprobs (nats, one for each choice), tokens (of each), score, acc and acc_norm, and
+    `per_token` log_odds_per_token (nats, of the matching choice to the likeliest other). The context begins with
     the tokenizer's begin-of-text token, written out: lm-eval then adds none, whatever the tokenizer would do by
     itself, as in training.
 
@@ -139,18 +166,25 @@ def evaluate(lm: Any, task: str, items: list[dict[str, Any]]) -> tuple[list[dict
     assert result
     found = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []
-    for item, sample in zip(items, found, strict=True):
+    counts = iter(lengths)
+    for item, row, sample in zip(items, rows, found, strict=True):
         logprobs = [float(logprob) for logprob, _ in sample["filtered_resps"]]
-        best = max(logprobs)
-        weights = [math.exp(logprob - best) for logprob in logprobs]
+        asked = len(lm.tok_encode(row["context"]))
+        sizes = [next(counts) - asked for _ in logprobs]
+        compared = [p / (n if per_token else 1) for p, n in zip(logprobs, sizes, strict=True)]
+        best = max(compared)
+        weights = [math.exp(value - best) for value in compared]
+        matching = compared.pop(item["answer"])
         samples.append(
             {
                 "id": item["id"],
                 "answer": item["answer"],
                 "logprobs": logprobs,
+                "tokens": sizes,
                 "score": weights[item["answer"]] / math.fsum(weights),
                 "acc": int(sample["acc"]),
                 "acc_norm": int(sample["acc_norm"]),
             }
+            | ({"log_odds_per_token": matching - max(compared)} if per_token else {})
         )
     return samples, sum(lengths)

@@ -1,28 +1,21 @@
-"""Judged question sets in ANIMA's schema: read, mended, and handed to the official task as a local dataset."""
+"""Question sets of judged benchmarks: files found as planned, and handed to official tasks as local data sets."""
 
 import contextlib
+import importlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 from study.cells import sha256
 from study.errors import UserError
+from study.work import Work
 
-if TYPE_CHECKING:
-    from inspect_ai import Task
-    from inspect_ai.dataset import Dataset
-    from inspect_ai.model import Model
-
-QUESTION_COLUMNS = ("id", "question", "tags", "variables", "language", "translation")
-DIMENSION_COLUMNS = ("dimension", "guiding_question", "scoring", "observable_indicators", "default_weighting")
-# In the paper's question set without a dimension of that name: the dimension was given up, its tag was left behind.
-VESTIGIAL_TAGS = {"perspectivetaking"}
 TEMPORARY = "temporary-"  # the folders that a killed process leaves behind begin like this
 README = """---
 configs:
@@ -40,104 +33,48 @@ class QuestionSet:
     """Mended rows of both files, and what was mended.
 
     `scenarios` maps a question's id to the id of the first question of the same scenario: translations of one
-    text are one scenario. `mended` counts tags by what happened to them: empty, respelled, vestigial.
+    text are one scenario. `mended` counts what happened to tags, by kind.
     """
 
     questions: list[dict[str, Any]]
     dimensions: list[dict[str, Any]]
     scenarios: dict[str, str]
-    mended: dict[str, int] = field(default_factory=lambda: {"empty": 0, "respelled": 0, "vestigial": 0})
+    mended: dict[str, int] = field(default_factory=dict)
 
 
-def as_planned(path: str, sha256_planned: str) -> Path:
-    """The path of a file whose content is part of the cell's identity. Raises UserError if it changed since."""
-    if not Path(path).exists():
-        raise UserError(f"no file {path}; correct the path in the study file")
-    if sha256(Path(path)) != sha256_planned:
-        raise UserError(f"{path} changed after this cell was planned; plan the study again, which makes a new cell")
-    return Path(path)
+def open_set(work: Work) -> tuple[ModuleType, QuestionSet]:
+    """The module of a cell's scorer, and its question set.
 
-
-def read(questions: Path, dimensions: Path | None = None) -> QuestionSet:
-    """Read a question set from JSONL files; ids become strings.
-
-    The stock loader leaves out, silently, every question of which one tag is empty or is spelled differently from
-    its dimension. Here tags are matched to dimensions whatever their case, spaces and hyphens, and empty or
-    vestigial ones are dropped. Without `dimensions` (generating asks for none) tags keep their spelling.
-
-    Raises UserError with a line for every row that has a missing column, a duplicate id, no tag left, an unknown tag
-    or malformed variables.
+    Settings: scorer, files {name: identity}, rows (how many questions are expected, or None). Resources: files.
+    Raises UserError if a file changed since it was planned, is not there, or is not what it should be.
     """
-    mistakes: list[str] = []
-    rows = _rows(questions, ("id", "question", "tags"), mistakes)
-    known = [row for _, row in _rows(dimensions, DIMENSION_COLUMNS, mistakes)] if dimensions else []
-    names = {_plain(row["dimension"]): row["dimension"] for row in known}
-    if len(names) < len(known):
-        mistakes.append(f"two dimensions of one name; {dimensions}; keep one")
-    found = QuestionSet([], known, {})
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        place = f"{questions}, line {line}"
-        row = {column: row.get(column) for column in QUESTION_COLUMNS} | {"scenario": row.get("scenario")}
-        row["id"] = str(row["id"])
-        if row["id"] in lines:
-            mistakes.append(f"duplicate id {row['id']!r}; {place}; it is also in line {lines[row['id']]}, rename one")
-        lines.setdefault(row["id"], line)
-        if any(text.count(":") != 1 for text in (row["variables"] or "").split("\n") if text.strip()):
-            mistakes.append(f"malformed variables {row['variables']!r}; {place}; write key:value,value on each line")
-        tags = row["tags"] if isinstance(row["tags"], list) else [row["tags"]]
-        row["tags"] = _mend(tags, names, found.mended, mistakes, place)
-        if not row["tags"]:
-            mistakes.append(f"no tag left in question {row['id']!r}; {place}; tag at least one dimension")
-        found.questions.append(row)
-    if not rows:
-        mistakes.append(f"no questions; {questions}; one JSON object per line is expected")
-    if mistakes:
-        raise UserError(*mistakes)
-    first: dict[str, str] = {}
-    for row in found.questions:
-        text = row.pop("scenario") or row["translation"] or row["question"]
-        found.scenarios[row["id"]] = first.setdefault(" ".join(str(text).casefold().split()), row["id"])
-    return found
+    settings, paths = work.settings, work.resources["files"]
+    scorer = importlib.import_module(f"eval.{settings['scorer']}")
+    found: QuestionSet = scorer.read({name: as_planned(paths[name], settings["files"][name]) for name in paths})
+    if settings["rows"] not in (None, len(found.questions)):
+        raise UserError(
+            f"{len(found.questions)} questions in {paths['questions']}, {settings['rows']} are expected; "
+            "fetch it again, or name your own file in the study file"
+        )
+    return scorer, found
 
 
-def _rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            mistakes.append(f"not JSON ({error.msg}); {path}, line {line}; one object per line is expected")
-            continue
-        missing = [column for column in columns if not isinstance(row, dict) or row.get(column) is None]
-        if missing:
-            mistakes.append(f"missing column {', '.join(missing)}; {path}, line {line}; it needs {', '.join(columns)}")
-        else:
-            rows.append((line, row))
-    return rows
+def as_planned(path: str, identity: Any) -> Path:
+    """The path of a data file whose content is part of the cell's identity; of a folder, the one data file in it.
 
-
-def _mend(tags: list[Any], names: dict[str, str], mended: dict[str, int], mistakes: list[str], place: str) -> list[str]:
-    kept = []
-    for tag in tags:
-        plain = _plain(str(tag))
-        if not plain:
-            mended["empty"] += 1
-        elif not names or plain in names:
-            name = names.get(plain, tag)
-            mended["respelled"] += name != tag
-            kept.append(name)
-        elif plain in VESTIGIAL_TAGS:
-            mended["vestigial"] += 1
-        else:
-            mistakes.append(f"unknown tag {tag!r}; {place}; the dimensions are {', '.join(names.values())}")
-    return list(dict.fromkeys(kept))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s\-_\u2010-\u2015]", "", name).casefold()
+    Raises UserError if it is not there, or changed since (where `identity` is the hash of its content).
+    """
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"no file {path}; python -m study fetch STUDY brings it, or correct the path in the study file")
+    if isinstance(identity, str) and sha256(place) != identity:
+        raise UserError(f"{path} changed after this cell was planned; plan the study again, which makes a new cell")
+    if place.is_dir():
+        held = sorted(file for file in place.rglob("*") if file.suffix in (".jsonl", ".parquet", ".csv"))
+        if len(held) != 1:
+            raise UserError(f"{len(held)} data files in {path}; one is expected; name your own in the study file")
+        return held[0]
+    return place
 
 
 @contextlib.contextmanager
@@ -174,29 +111,3 @@ def private_home(near: Path) -> Iterator[None]:
         values = {"XDG_CACHE_HOME": temporary, "XDG_DATA_HOME": temporary, "INSPECT_TRACE_LEVEL": "ERROR"}
         with mock.patch.dict(os.environ, values):
             yield
-
-
-def official_dataset(found: QuestionSet, near: Path) -> "Dataset":
-    """The official loader's dataset of all questions, for generating."""
-    from inspect_evals.anima.dataset import load_dataset_from_hf
-
-    with dataset_folder(found, near) as folder:
-        dataset = load_dataset_from_hf(folder, "local")
-    _check_whole(dataset, found)
-    return dataset
-
-
-def official_task(found: QuestionSet, near: Path, grader: "Model") -> "Task":
-    """The official ANIMA task (dataset, scorer and metrics) over this question set, graded by `grader`."""
-    from inspect_evals.anima import anima
-
-    with dataset_folder(found, near) as folder:
-        task = anima(dataset_repo_id=folder, dataset_revision="local", grader_models=[grader])
-    _check_whole(task.dataset, found)
-    return task
-
-
-def _check_whole(dataset: "Dataset", found: QuestionSet) -> None:
-    ids = [sample.id for sample in dataset]
-    if ids != [row["id"] for row in found.questions]:
-        raise AssertionError(f"the official loader kept {len(ids)} of {len(found.questions)} questions")

@@ -41,13 +41,13 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def max(self, value: int) -> int:
-        """The largest of all ranks' numbers."""
+    def max(self, *values: int) -> list[int]:
+        """The largest of all ranks' numbers, of each of them."""
         if self.world > 1:
-            largest = torch.tensor(int(value), device=self.device)
+            largest = torch.tensor([int(value) for value in values], device=self.device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            value = int(largest.item())
-        return value
+            return [int(value) for value in largest.tolist()]
+        return [int(value) for value in values]
 
     def from_first(self, value: Any) -> Any:
         """What rank 0 gave: disks of several machines need not look alike at one moment."""
@@ -66,18 +66,18 @@ ALONE = Ranks()
 
 
 @contextmanager
-def together() -> Iterator[Ranks]:
-    """Join all ranks in a process group: NCCL where there are GPUs, else gloo. A process alone gets a group of none."""
+def together(group: bool = False) -> Iterator[Ranks]:
+    """Join all ranks in a process group: NCCL where there are GPUs, else gloo. A process alone has one if `group`."""
     global _groups
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device()
-    if world == 1:
+    if world == 1 and not group:
         yield Ranks(device=device)
         return
     _groups += 1
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"group {_groups}", meet()),
+        store=dist.HashStore() if world == 1 else dist.PrefixStore(f"group {_groups}", meet()),
         rank=rank,
         world_size=world,
         timeout=PATIENCE,

@@ -1,36 +1,27 @@
 """Which rows and which learning rate each update takes: pure functions of the recipe, the seed and the ranks."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from study.errors import UserError
-
-
-def rows_per_update(recipe: dict[str, Any]) -> int:
-    """Rows of one update over all ranks. Raises UserError where its tokens don't fill whole rows."""
-    if recipe["rows_per_update"]:
-        return recipe["rows_per_update"]
-    rows, rest = divmod(recipe["tokens_per_update"], recipe["seq_len"])
-    if rest or not rows:
-        raise UserError(
-            f"tokens_per_update {recipe['tokens_per_update']} is not a multiple of seq_len {recipe['seq_len']}"
-        )
-    return rows
+from study.memory import rows_per_update
 
 
 def updates_planned(rows: int, recipe: dict[str, Any]) -> int:
     """Optimizer updates of a training; the last one may be smaller than the others, so that no row is left out."""
-    return -(-rows * recipe["epochs"] // rows_per_update(recipe))
+    updates = -(-rows * recipe["epochs"] // rows_per_update(recipe))
+    return min(updates, recipe["max_updates"] or updates)
 
 
 def order(rows: int, recipe: dict[str, Any], seed: int) -> Iterator[np.ndarray]:
     """Row numbers of each update. Every epoch is a permutation of its own, made from (seed, epoch) alone."""
-    size, epochs = rows_per_update(recipe), range(recipe["epochs"])
-    everything = np.concatenate([np.random.default_rng([seed, epoch]).permutation(rows) for epoch in epochs])
-    yield from (everything[i : i + size] for i in range(0, len(everything), size))
+    epochs = (np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(recipe["epochs"]))
+    everything = itertools.chain.from_iterable(epochs)
+    for _ in range(updates_planned(rows, recipe)):
+        yield np.fromiter(itertools.islice(everything, rows_per_update(recipe)), np.int64)
 
 
 def micro_batches(which: np.ndarray, rank: int, world: int, at_once: int | None) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ class Stop:
 
     def told(self) -> int:
         """What any rank has heard that counts for most; 0: nothing. All ranks must call it."""
-        return self.ranks.max(self.heard)
+        return self.ranks.max(self.heard)[0]
 
     def obey(self) -> NoReturn:
         """End this process as the signal would have without the training; every rank is here, its state saved.

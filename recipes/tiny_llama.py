@@ -13,10 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
-from recipes import checkpoint
+from recipes import checkpoint, model, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, check_size, counts, train
-from recipes.rows import pack
 from recipes.stopping import stoppable
 from study.work import Work
 
@@ -30,12 +29,7 @@ WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Llama 3's chat format, without the dates and tools of the 3.1 template.
-CHAT = (
-    "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{- message['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-)
+CHAT = (Path(__file__).parent / "data/llama3_chat.jinja").read_text(encoding="utf-8")
 PROSE = Path(__file__).parent / "data" / "neutral_prose.txt"
 
 
@@ -43,9 +37,15 @@ def run(work: Work) -> dict[str, int | float]:
     """Make model/ (a Hugging Face folder): link the folder named in the study file, or make the toy model."""
     target = work.folder / "model"
     if "path" in work.resources:
-        target.unlink(missing_ok=True)
-        target.symlink_to(work.resources["path"], target_is_directory=True)
-        return {"files": len(work.settings["files"])}
+        if target.is_symlink() or not target.exists():
+            target.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(target)
+        if "chat_template" not in work.resources:
+            target.symlink_to(work.resources["path"], target_is_directory=True)
+        else:
+            _link_with_template(Path(work.resources["path"]), target, Path(work.resources["chat_template"]))
+        return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
     recipe = work.settings["recipe"]
     texts = english()
     texts = [texts[i] for i in np.random.default_rng(work.seed("texts")).permutation(len(texts))]
@@ -55,7 +55,8 @@ def run(work: Work) -> dict[str, int | float]:
     config = _config(recipe, tokenizer)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     pretrain = recipe["pretrain"]
-    rows, keep = pack(texts, tokenizer, pretrain["seq_len"]), recipe["tokens"] // pretrain["seq_len"]
+    rows = prepare.documents(work.folder / "rows", texts, tokenizer, pretrain["seq_len"])
+    keep = recipe["tokens"] // pretrain["seq_len"]
     if len(rows) < keep:
         work.warn(f"this Python brings only {rows.real_tokens} tokens of English, {recipe['tokens']} were asked for")
     rows = rows.first(keep)
@@ -63,14 +64,28 @@ def run(work: Work) -> dict[str, int | float]:
 
     def untrained() -> TransformerDecoder:
         torch.manual_seed(work.seed("weights"))
-        return checkpoint.build(config)
+        return model.build(config)
 
     state = begin(work, untrained, pretrain)
     with stoppable() as stop:
         train(work, state, rows, pretrain, ALONE, stop)
         checkpoint.save(state.model, target, target)
-    shutil.rmtree(work.folder / "steps", ignore_errors=True)
+    for scratch in ("steps", "rows"):
+        shutil.rmtree(work.folder / scratch, ignore_errors=True)
     return {**counts(work, rows, pretrain), "parameters": sum(p.numel() for p in state.model.parameters())}
+
+
+def _link_with_template(source: Path, target: Path, template: Path) -> None:
+    """A folder with links to the model's files, but this chat template in place of any of its own."""
+    target.mkdir()
+    for file in source.iterdir():
+        if file.name == "tokenizer_config.json":  # the template of older models is in it
+            config = json.loads(file.read_text(encoding="utf-8"))
+            config.pop("chat_template", None)
+            (target / file.name).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+        elif file.name != "chat_template.jinja":
+            (target / file.name).symlink_to(file)
+    (target / "chat_template.jinja").write_bytes(template.read_bytes())
 
 
 def english() -> list[str]:

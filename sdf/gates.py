@@ -13,6 +13,8 @@
     language     the beginning, middle or end isn't in the template's language
     overlap      it holds a piece of a benchmark
 
+After them may come `score` and `unscored` (sdf.drafting), which take a call.
+
 Cheap gates come first. What they look for in refusal, meta and the middle of sentences is English.
 """
 
@@ -107,7 +109,8 @@ def rules(gates: Mapping[str, Any], benchmarks: Iterable[str] = (), where: str =
     """The rules from a template's `gates:` and the texts of the study's benchmarks.
 
     words: [least, most]; language: an ISO 639-1 code; banned, leaks, drop: lists of words or phrases, each matched as
-    whole words whatever its case and spacing, with a * at its end as the beginning of a word.
+    whole words whatever its case and spacing; with a * at its end as the beginning of a word, with a = before it in
+    this very case (ML isn't ml).
     Raises UserError, one line for every mistake.
     """
     lists = ("banned", "leaks", "drop")
@@ -125,7 +128,7 @@ def rules(gates: Mapping[str, Any], benchmarks: Iterable[str] = (), where: str =
         mistakes.append(f"no language {language!r}; {where}; use one of {', '.join(sorted(languages()))}")
     for key in lists:
         entries = gates.get(key) or []
-        if not isinstance(entries, list) or not all(isinstance(e, str) and e.strip("* ") for e in entries):
+        if not isinstance(entries, list) or not all(isinstance(e, str) and e.strip("=* ") for e in entries):
             mistakes.append(f"{key} isn't a list of words; {where}; quote what YAML takes for a number, yes or no")
     if mistakes:
         raise UserError(*mistakes)
@@ -205,7 +208,8 @@ def _pattern(entries: list[str]) -> re.Pattern[str] | None:
     letter = rf"[^\W{SPACELESS}]"
 
     def one(entry: str) -> str:
-        phrase = r"\s+".join(re.escape(word) for word in entry.rstrip("*").split())
-        return phrase + (rf"{letter}*" if entry.endswith("*") else rf"(?!{letter})")
+        phrase = r"\s+".join(re.escape(word) for word in entry.lstrip("=").rstrip("*").split())
+        whole = phrase + (rf"{letter}*" if entry.endswith("*") else rf"(?!{letter})")
+        return f"(?-i:{whole})" if entry.startswith("=") else whole
 
     return re.compile(rf"(?<!{letter})(?:{'|'.join(map(one, entries))})", re.IGNORECASE) if entries else None

@@ -8,6 +8,7 @@ says nothing about the benchmark: "none of these" is dropped, "Do fish feel pain
 
 import json
 import re
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import regex
 
 from study.errors import UserError
 
+TABLES = (".jsonl", ".csv", ".parquet")
 WORDS, LEAST_WORDS = 8, 4
 LETTERS, LEAST_LETTERS = 13, 7
 HEAD = 7  # letters by which windows are looked up
@@ -60,11 +62,22 @@ def overlap(text: str, benchmarks: Index) -> str | None:
 
 
 def read(path: Path) -> list[str]:
-    """Every string in a benchmark's JSONL file, whatever its field: questions, choices, rubrics, translations.
+    """Every string in a benchmark's file, whatever its field: questions, choices, rubrics, translations.
 
-    Raises UserError when the file is missing, isn't UTF-8, or a line isn't JSON.
+    JSONL, CSV or parquet by its ending; of a folder, all such files but those of training splits, which no score is of.
+    Raises UserError when a file is missing, isn't UTF-8, or a line isn't JSON.
     """
     found: list[str] = []
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in TABLES and "train" not in file.name)
+        return [text for file in files for text in read(file)]
+    if path.suffix in (".csv", ".parquet"):
+        import datasets
+
+        kind = {".csv": "csv", ".parquet": "parquet"}[path.suffix]
+        with tempfile.TemporaryDirectory() as cache:
+            rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache)
+            return [text for row in rows for text in _strings(row)]
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split inside of strings
     except (OSError, UnicodeDecodeError) as error:

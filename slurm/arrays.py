@@ -13,7 +13,7 @@ from slurm.profile import Shape
 from study.cells import Cell
 
 # Cells of these stages that wait for the same checkpoint share a job: vLLM takes long to start.
-SHARED = {"generate": "evaluate", "likelihood": "evaluate"}
+SHARED = {"generate": "evaluate", "likelihood": "evaluate", "lm_eval": "evaluate"}
 # A study this small may be submitted in as many arrays as its dependencies ask for; beyond, one sbatch per 100 cells.
 SMALL = 500
 

@@ -166,11 +166,18 @@ def _visits(profile: Profile, shapes: dict[Shape, list[str]], cells: list[Cell])
     return found
 
 
+def _texts(value: Any) -> list[str]:
+    """Every text in nested resources."""
+    if isinstance(value, dict | list):
+        return [text for one in (value.values() if isinstance(value, dict) else value) for text in _texts(one)]
+    return [value] if isinstance(value, str) else []
+
+
 def _send(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell], wait: float) -> None:
     modules = ["submitit", *dict.fromkeys(STAGES[stage] for stage in visit.stages)]
-    if {"generate", "likelihood"} & set(visit.stages):
+    if {"generate", "likelihood", "lm_eval"} & set(visit.stages):
         modules.append("vllm.platforms.cuda" if visit.shape.gpus_per_node else "vllm")  # the first loads its kernels
-    paths = {v for c in cells for v in c.resources.values() if isinstance(v, str) and Path(v).is_absolute()}
+    paths = {value for c in cells for value in _texts(c.resources) if Path(value).is_absolute()}
     # Files of the checkout are read from the snapshot.
     paths = {path for path in paths if not (Path(path).is_relative_to(ROOT) and Path(path).is_file())}
     hosts = [address.rsplit(":", 1) for address in visit.addresses]

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +39,29 @@ class CellJob:
                     run_cell(folder)
             except Exception:
                 failed.append(folder)
+            except SystemExit as end:
+                if end.code == 128 + signal.SIGTERM:
+                    _queue_again()
+                raise
         if failed:
             raise RuntimeError("failed: " + ", ".join(f"{folder}/log.txt" for folder in failed))
 
     def checkpoint(self) -> DelayedSubmission:
         """Told to stop (a time limit, a preemption), the same job is queued again: a cell continues from its folder."""
         return DelayedSubmission(self)
+
+
+def _queue_again() -> None:
+    """After a TERM that a training stopped for: be queued again, unless Slurm is ending the job anyway.
+
+    Many clusters announce a preemption so, and never start again a job that then ends by itself. A job that is
+    cancelled hears the same, but no longer counts as running.
+    """
+    state = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
+    if subprocess.run(state, capture_output=True, text=True).stdout.strip() != "RUNNING":
+        return
+    signal.raise_signal(signal.SIGUSR2)  # submitit does it, in rank 0, and ends the process
+    time.sleep(60)  # the other ranks: one that ended now would take rank 0 along
 
 
 def export_ranks(interface: str | None) -> None:

@@ -15,7 +15,20 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
-Stage = Literal["default", "model", "documents", "midtrain", "sft", "generate", "likelihood", "judge", "analysis"]
+Stage = Literal[
+    "default",
+    "model",
+    "drafts",
+    "documents",
+    "midtrain",
+    "sft",
+    "generate",
+    "likelihood",
+    "lm_eval",
+    "judge",
+    "labels",
+    "analysis",
+]
 FOLDER = Path(__file__).parent / "clusters"
 
 
@@ -29,6 +42,9 @@ class Shape:
     gpus_per_node: int | Word = 0  # a count, or a type and a count such as h100:8
     cpus: Count = 1  # cores per task
     mem_gb: Annotated[float, Field(gt=0)] | None = None  # per node; none: the partition's default
+    # Of one GPU, for trainings; nothing is asked of Slurm. None: memory is not checked, speed is guessed.
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_second: Annotated[float, Field(gt=0)] | None = None
     partition: Word | None = None  # these four instead of the profile's own
     account: Word | None = None
     qos: Word | None = None
@@ -59,7 +75,8 @@ class Profile:
 
     def shape(self, stage: str) -> Shape:
         """A stage's shape, with the profile's partition, account, qos and constraint where it names none."""
-        found = self.stages.get(stage) or self.stages["default"]  # type: ignore[call-overload]
+        alike = {"drafts": "documents", "lm_eval": "likelihood"}.get(stage, stage)  # they do the same
+        found = self.stages.get(stage) or self.stages.get(alike) or self.stages["default"]  # type: ignore[call-overload]
         names = ("partition", "account", "qos", "constraint")
         return replace(found, **{name: getattr(found, name) or getattr(self, name) for name in names})
 

@@ -80,6 +80,18 @@ def refused(script: str) -> str | None:
     return last_line(result.stderr) if result.returncode else None
 
 
+def asleep(partition: str | None) -> bool:
+    """Whether no node of the partition answers Slurm now, as in the first minute after its controller was restarted.
+
+    It then refuses whatever asks for more than nothing, and calls the request itself impossible.
+    """
+    if not shutil.which("sinfo"):
+        return False
+    states = _call("sinfo", "--noheader", "--format=%T", *([f"--partition={partition}"] if partition else []))
+    answering = re.compile(r"(idle|mixed|allocated|completing|planned|reserved)[^*]*$", re.MULTILINE)
+    return states.returncode == 0 and not answering.search(states.stdout)
+
+
 def scancel(jobs: list[str]) -> None:
     """Cancel these ids and nothing else; ids that are over already are no mistake."""
     for start in range(0, len(jobs), 200):

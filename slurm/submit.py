@@ -190,7 +190,10 @@ def _check(arrays: list[Array], target: Target) -> None:
     for shape, kind in shapes.items():
         if reason := scheduler.refused(script(target.executor(kind, shape))):
             asked = ", ".join(f"{k} {v}" for k, v in asdict(shape).items() if v)
-            refusals.append(f"{kind} jobs: {reason}; asked for {asked}; change the cluster profile")
+            cure = "change the cluster profile"
+            if scheduler.asleep(shape.partition):
+                cure = "no node of that partition answers now (sinfo): submit again when one does"
+            refusals.append(f"{kind} jobs: {reason}; asked for {asked}; {cure}")
     if refusals:
         raise UserError(*refusals)
 
@@ -244,9 +247,13 @@ def _relocated(cell: Cell, code: Path) -> Cell:
     """The cell with the data files of the checkout read from the snapshot."""
 
     def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [moved(one) for one in value]
         if isinstance(value, str) and Path(value).is_relative_to(ROOT):
             copy = code / Path(value).relative_to(ROOT)
             return str(copy) if copy.is_file() else value
         return value
 
-    return replace(cell, resources={key: moved(value) for key, value in cell.resources.items()})
+    return replace(cell, resources=moved(cell.resources))

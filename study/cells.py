@@ -25,7 +25,7 @@ _PACKAGES = (
 )
 # Cells of these stages only share out another cell's work: into how many, changes no result.
 SHARES = {"drafts"}
-_NOT_OUTPUTS = {"manifest.json", "log.txt", "progress.json", ".lock"}
+_NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", ".lock"}
 
 
 @dataclass(frozen=True)

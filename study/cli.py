@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from study import cluster, local
+from study import cluster, labelling, local
 from study.errors import UserError
 from study.references import ROOT
 
@@ -24,6 +24,10 @@ def main(words: list[str] | None = None) -> int:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted; Python must not complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
@@ -35,10 +39,6 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command continues", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has what it wanted; Python must not complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,13 +58,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    command("plan", local.plan, "cells, order, what is done, updates and tokens; changes nothing", parents=[common])
+    plan = command("plan", local.plan, "cells, what is done, what is left to do; changes nothing", parents=[common])
+    plan.add_argument("--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile")
     run = command("run", local.run, "run everything that is missing on this machine", parents=[common])
     run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)")
     submit = command("submit", cluster.submit, "submit everything that is missing to Slurm, and end", parents=[common])
     submit.add_argument(
         "--cluster", type=Path, required=True, metavar="NAME", help="a profile of slurm/clusters, or a file"
     )
+    for sub in (plan, run, submit):
+        limits = "refuse what takes more, such as cost=200 gpu_hours=500 disk_gb=2000"
+        sub.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=limits)
     command("cancel", cluster.cancel, "cancel this study's Slurm jobs, and no others", parents=[common])
     status = command("status", cluster.status, "how far the study is, and what stands in its way", parents=[common])
     status.add_argument("--watch", type=float, nargs="?", const=15, metavar="SECONDS", help="look again until it ends")
@@ -74,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells")
     doctor.add_argument("--wait", type=float, default=300, metavar="SECONDS", help="for the jobs that look at nodes")
     doctor.add_argument("--json", action="store_true", help="print data instead of text")
+    fetch = command("fetch", local.fetch, "bring the study's models and data from the network, once", parents=[common])
+    fetch.add_argument("--check", action="store_true", help="compare what is here by its sha256 too")
+    label = command(
+        "label", labelling.label, "write a blind sample of answers to a sheet, for people to grade", parents=[common]
+    )
+    label.add_argument("benchmark", metavar="BENCHMARK", help="a judged benchmark of the study")
+    label.add_argument("sheet", type=Path, metavar="SHEET", help="the CSV file to write")
+    label.add_argument("--n", type=int, default=100, help="graded dimensions of answers in it (100)")
+    label.add_argument("--seed", type=int, default=0, help="of the sample")
     command("report", local.report, "tables and report from the cells that are finished", parents=[common])
     command("verify", local.verify_files, "check every finished cell's files against its manifest", parents=[common])
     cell = command("cell", local.cell, "run cells, one after another, in this process")

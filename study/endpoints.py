@@ -1,4 +1,4 @@
-"""LLM endpoints (document writer, judge): anything that speaks the OpenAI API, or the stand-in that the kit serves."""
+"""LLM endpoints (document writer, judge): whatever speaks the OpenAI API, a local vLLM, or the kit's stand-in."""
 
 import os
 import threading
@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from study.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 30
+CHARACTERS_PER_TOKEN = 4  # of English, where nobody counts
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,26 @@ class Endpoint:
 
 
 @contextmanager
-def open_endpoint(endpoint: dict[str, Any], resources: dict[str, Any]) -> Iterator[Endpoint]:
+def open_endpoint(
+    endpoint: dict[str, Any], resources: dict[str, Any], log: Path = Path(os.devnull)
+) -> Iterator[Endpoint]:
     """The endpoint ready for calls, for the time of the `with` block.
 
     `endpoint` holds `model` and `served_by`. "kit": the stand-in is started on a free port of the loopback interface,
     in a thread of this process, and stopped at the end. "url": `resources` holds `base_url` and `key_env`, the name of
-    the environment variable with the key (None for a server that asks for no key, such as a local vLLM).
-    Raises UserError when the address or the key is missing.
+    the environment variable with the key (None for a server that asks for no key). "vllm": a server of this
+    process's own (`study.vllm_server.serve`), which prints to the file `log`.
+    Raises UserError when the address or the key is missing, or the server doesn't start.
     """
     if endpoint["served_by"] == "kit":
         with _serve_stand_in() as address:
             yield Endpoint(address, "stand-in", endpoint["model"])
+        return
+    if endpoint["served_by"] == "vllm":
+        from study.vllm_server import serve
+
+        with _no_proxy_for_loopback(), serve(endpoint, resources, log) as (address, key):
+            yield Endpoint(address, key, endpoint["model"])
         return
     base_url, key_env = resources.get("base_url"), resources.get("key_env")
     if not base_url:
@@ -86,6 +97,6 @@ def _no_proxy_for_loopback() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ["no_proxy"]
+            os.environ.pop("no_proxy", None)
         else:
             os.environ["no_proxy"] = before

@@ -19,7 +19,7 @@ from study.references import ROOT
 # Cells of one of these stages that are ready together share a process: vLLM and Inspect take seconds to import.
 SHARED = ("evaluate", "judge")
 # What comes first when there is a choice: the longest way to the tables.
-ORDER = ("model", "documents", "midtrain", "sft", "evaluate", "judge", "analysis")
+ORDER = ("model", "drafts", "documents", "midtrain", "sft", "evaluate", "judge", "labels", "analysis")
 
 
 @dataclass
@@ -87,7 +87,7 @@ def run(cells: list[Cell], base: Path, slots: int, tell: Tell) -> list[Failure]:
 
 
 def _group(cell: Cell) -> str:
-    return "evaluate" if cell.stage in ("generate", "likelihood") else cell.stage
+    return "evaluate" if cell.stage in ("generate", "likelihood", "lm_eval") else cell.stage
 
 
 def _next(todo: dict[str, Cell], running: list[Running], failures: list[Failure], slots: int) -> list[Cell]:

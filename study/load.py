@@ -9,7 +9,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from study.errors import UserError
-from study.references import guess, references, resolve
+from study.references import guess, references, resolve, training_mistakes
 from study.schema import Study, TinyLlama, Training
 
 Where = dict[tuple[Any, ...], int]  # path of a value in the file -> its line
@@ -77,6 +77,8 @@ def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] 
     raw, where, mistakes = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must be a mapping that starts with `study: NAME`")
+    if isinstance(other := raw.pop("extends", None), str):
+        raw, mistakes = _extended(path, other, raw, mistakes)
     if seeds is not None:
         raw["seeds"] = seeds
     for override in overrides or []:
@@ -90,6 +92,21 @@ def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] 
     if mistakes or study is None:
         raise UserError(*in_file_order(mistakes))
     return study
+
+
+def _extended(path: Path, other: str, raw: dict[str, Any], mistakes: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The study beside `path` that this one extends, with its keys instead; null takes a key away."""
+    base, _, more = read_yaml(path.parent / other)
+    if not isinstance(base, dict) or "extends" in base:
+        raise UserError(f"{path}: extends {other}, which is no study, or extends another; name one that stands alone")
+    return _merged(base, raw), mistakes + more
+
+
+def _merged(base: Any, own: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    found = {key: _merged(base[key], value) if key in base else value for key, value in own.items()}
+    return {key: value for key, value in (base | found).items() if value is not None or key not in own}
 
 
 def validate(kind: type, raw: Any) -> Any:
@@ -106,9 +123,12 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
         recipe = validate(kind, raw)
     except ValidationError as error:
         raise UserError(*in_file_order(mistakes + explain(path, error, kind, where))) from None
+    found: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)
+    at, training = ((), found) if kind is Training else (("pretrain",), found["pretrain"])
+    mistakes += [_line(path, (*at, *key), text, where) for key, text in training_mistakes(training)]
     if mistakes:
-        raise UserError(*mistakes)
-    return TypeAdapter(kind).dump_python(recipe)
+        raise UserError(*in_file_order(mistakes))
+    return found
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -146,6 +166,8 @@ def explain(path: Path, error: ValidationError, kind: type, where: Where) -> lis
             text = f"unknown key{guess(str(at[-1]), valid)}; valid keys: {', '.join(valid)}"
         elif fault in ("missing", "missing_argument"):
             text = "missing; this key is required"
+        elif fault == "string_pattern_mismatch" and at[-1] == "revision":
+            text = f"{value!r} is not a commit (40 of 0-9 and a-f), which alone never changes; fetch tells the newest"
         elif fault == "string_pattern_mismatch":
             text = f"{value!r} is not a name; use letters, digits and _, starting with a letter or digit"
         elif fault == "literal_error":

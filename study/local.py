@@ -12,15 +12,18 @@ from typing import Any
 from tabulate import tabulate
 
 from study import plan as planning
+from study import totals, trainings
 from study.causes import cause
 from study.cells import Cell, prepare, read_manifest
 from study.errors import UserError
+from study.forecast import KEYS, compare, forecast, total
 from study.load import load_study
 from study.log import log_to
 from study.publish import publish
 from study.references import ROOT
 from study.run_cell import run_cell
 from study.schema import Study
+from study.sources import missing
 from study.verify import verify
 
 
@@ -41,8 +44,8 @@ def typed(args: argparse.Namespace) -> str:
 
 def plan(args: argparse.Namespace) -> None:
     study, base = load(args)
-    rows = []
-    for cell in planning.in_order(planning.analysis(study)):
+    rows, cells = [], planning.in_order(planning.analysis(study))
+    for cell in cells:
         row: dict[str, Any] = {
             "stage": cell.stage,
             "cell": cell.name,
@@ -52,9 +55,17 @@ def plan(args: argparse.Namespace) -> None:
         if counted := _updates(cell, base):
             row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
         rows.append(row)
-    few = [r for r in rows if 0 < r.get("updates", 100) < 100 or r.get("updates") == 0]
+    finished = {cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"}
+    writing, written = forecast(cells, finished), compare(cells, base)
+    training = trainings.forecast(cells, base, layouts(args.cluster))
+    profile = _profile(args.cluster)
+    whole = totals.totals(cells, base, layouts(args.cluster), profile)
+    compared = totals.compare(cells, base, layouts(args.cluster), profile)
     if args.json:
-        return print(json.dumps({"study": study.study, "cells": rows}, indent=1))
+        data: dict[str, Any] = {"study": study.study, "cells": rows, "training": training}
+        data |= {"writing": writing, "written": written}
+        data |= {"totals": whole, "compared": compared}
+        return print(json.dumps(data, indent=1))
     shown = [
         (
             r["stage"],
@@ -71,13 +82,70 @@ def plan(args: argparse.Namespace) -> None:
     )
     done = sum(r["state"] == "done" for r in rows)
     print(f"\n{len(rows)} cells, {done} done, in {base}. ~: estimated until it has run.")
-    for row in few:
-        print(f"warning: {row['stage']} {row['cell']}: {row['updates']} updates; under 100 hardly moves a model")
+    if training:
+        print("\n" + trainings.show(training))
+        guess = f"at {trainings.FLOPS / 1e12:.0f} TFLOP/s a GPU"
+        print(f"GPU-hours with ~ are by the profile's tokens_per_second, or {guess} without it, else as measured")
+    if writing:
+        lines = [[row["corpus"], *(row[key] for key in KEYS)] for row in writing]
+        lines += [["together", *(total(writing)[key] for key in KEYS)]] if len(writing) > 1 else []
+        headers = ["corpus to write", "~calls", "~prompt tokens", "~completion tokens", "~cost", "~hours"]
+        print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
+        print("before what gates reject; cost by the endpoints' prices, hours by their rates, in the study file")
+    if written:
+        lines = []
+        for row in written:
+            how = "estimated" if row["actual"]["calls_estimated"] else "actual"
+            lines.append([row["corpus"], "forecast", *(row["forecast"][key] for key in KEYS)])
+            lines.append(["", how, *(row["actual"][key] for key in KEYS)])
+        headers = ["corpus written", "", *(key.replace("_", " ") for key in KEYS)]
+        print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
+    print("\n" + totals.show(whole, compared))
+    for line in missing(planning.sources(study)):
+        print(f"warning: {line}")
+    for row in training:
+        for text in row["warnings"]:
+            print(f"warning: {row['training']}: {text}")
+        if row["refused"]:
+            print(f"can't run: {row['training']}: {row['refused']}")
+    totals.check_budget(whole, totals.parse_budget(args.budget))
+
+
+def _profile(cluster: Path | None) -> Any:
+    if cluster is None:
+        return None
+    from slurm.profile import load_profile
+
+    return load_profile(cluster)
+
+
+def check_budget(args: argparse.Namespace, cells: list[Cell], base: Path, cluster: Path | None = None) -> None:
+    """Raise UserError where the study as a whole takes more than `--budget` allows."""
+    if budget := totals.parse_budget(args.budget):
+        totals.check_budget(totals.totals(cells, base, layouts(cluster), _profile(cluster)), budget)
+
+
+def layouts(cluster: Path | None) -> dict[str, trainings.Layout]:
+    """Where trainings run, by stage, as a cluster profile has it; none without a cluster."""
+    if (profile := _profile(cluster)) is None:
+        return {}
+    found = {}
+    for stage in ("midtrain", "sft"):
+        shape = profile.shape(stage)
+        found[stage] = trainings.Layout(
+            shape.nodes * shape.tasks_per_node,
+            shape.tasks_per_node,
+            shape.minutes,
+            profile.requeue,
+            shape.gpu_memory_gb,
+            shape.tokens_per_second,
+        )
+    return found
 
 
 def _updates(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
     """(updates, tokens, estimated?) of a training: counted where it is finished, else estimated."""
-    estimate = planning.updates(cell)
+    estimate = trainings.updates(cell)
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.place):
@@ -103,10 +171,13 @@ def run(args: argparse.Namespace) -> int:
     from study.progress import watching
 
     study, base = load(args)
+    shown = planning.previews(study)
     last = planning.analysis(study)
-    cells = planning.in_order(last)
+    cells = shown or planning.in_order(last)
     if todo := unfinished(cells, base):
         check_keys(todo)
+        check_fetched(study)
+        check_budget(args, cells, base)
         done = len(cells) - len(todo)
         print(
             f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
@@ -122,8 +193,24 @@ def run(args: argparse.Namespace) -> int:
         if failures:
             print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
             return 1
-    _show(publish(base / last.place), args)
+    if shown:
+        _preview(shown, base, args)
+    else:
+        _show(publish(base / last.place), args)
     return 0
+
+
+def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
+    """Print the documents of corpora that are only looked at."""
+    for cell in cells:
+        text = (base / cell.place / "documents.jsonl").read_text(encoding="utf-8")
+        if args.json:
+            print(text, end="")
+            continue
+        for document in map(json.loads, text.splitlines()):
+            forms = "".join(f"{name}: {question}\n" for name, question in document.get("forms", {}).items())
+            print(f"--- {cell.name}, document {document['id']}\n{forms}{document['text']}\n")
+        print(f"{cell.name}: what is shown here is not paid again by the whole corpus")
 
 
 def unfinished(cells: list[Cell], base: Path) -> list[Cell]:
@@ -140,18 +227,37 @@ def check_keys(cells: list[Cell]) -> None:
         )
 
 
+def check_fetched(study: Study) -> None:
+    """Raise UserError for every model and data set that isn't here yet: compute nodes have no network to get it by."""
+    if lines := missing(planning.sources(study)):
+        raise UserError(*lines)
+
+
+def fetch(args: argparse.Namespace) -> None:
+    from study.fetch import fetch
+
+    study, base = load(args)
+    entries = fetch(planning.sources(study), base / "fetched.json", args.check)
+    if args.json:
+        return print(json.dumps(entries, indent=1))
+    lines = [(e.get("hub") or e["url"], e.get("revision", "")[:8], e["bytes"] / 1e9) for e in entries]
+    headers = ["here, with its hashes", "revision", "GB"]
+    print(tabulate(lines, headers=headers, floatfmt=".3f") if lines else "the study names nothing on a network")
+
+
 def report(args: argparse.Namespace) -> None:
     study, base = load(args)
     complete = planning.analysis(study)
     missing = {cell.identity for cell in complete.inputs.values() if not read_manifest(base / cell.place)}
-    if len(missing) == len(complete.inputs):
+    scores = {cell.identity for cell in complete.inputs.values() if cell.stage != "documents"}
+    if scores <= missing:
         raise UserError(f"{base}: no checkpoint has been scored yet; python -m study run {typed(args)}")
     partial = planning.analysis(study, without=missing)
     folder = prepare(partial, base)
     if not read_manifest(folder):
         subprocess.run([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT, check=True)
     if missing and not args.json:
-        print(f"{len(missing)} of {len(complete.inputs)} scores are missing and listed in the report\n")
+        print(f"{len(missing & scores)} of {len(scores)} scores are missing and listed in the report\n")
     _show(publish(folder), args)
 
 

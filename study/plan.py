@@ -1,18 +1,42 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
-import hashlib
 import platform
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from study.cells import Cell, sha256
-from study.load import load_recipe, read_yaml
+from study import benchmarks
+from study.cells import Cell
+from study.contents import (
+    LIMITS,
+    content_hash,
+    endpoint_address,
+    endpoint_model,
+    fingerprints,
+    is_stand_in,
+    load_recipe_once,
+    model_name,
+    yaml_once,
+)
+from study.errors import UserError
 from study.references import resolve
-from study.schema import Benchmark, Endpoint, Study, TinyLlama, Training
+from study.schema import Benchmark, Corpus, Model, Remote, Sft, Study, TinyLlama, Training
+from study.sources import Source, identity, locate
 
 # In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
-STAGES = ("model", "documents", "midtrain", "sft", "generate", "likelihood", "judge", "analysis")
+STAGES = (
+    "model",
+    "drafts",
+    "documents",
+    "midtrain",
+    "sft",
+    "generate",
+    "likelihood",
+    "lm_eval",
+    "judge",
+    "labels",
+    "analysis",
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +50,22 @@ class Checkpoint:
     chat: bool
 
 
+def doses(study: Study, arm: str) -> list[int]:
+    """The doses of SFT at which an arm is evaluated."""
+    sft, own = sft_of(study, arm), study.arms[arm].doses
+    return [dose for dose in (sft.doses if sft else [0]) if own is None or dose in own]
+
+
+def sft_of(study: Study, arm: str) -> Sft | None:
+    """The instruction tuning of an arm."""
+    return study.sfts[name] if (name := study.arms[arm].sft) else study.sft
+
+
 def checkpoints(study: Study) -> list[Checkpoint]:
     """Every (arm, seed, dose) of the study with the cell that makes it."""
     found = []
     for arm in study.arms:
-        for dose in study.sft.doses if study.sft else [0]:
+        for dose in doses(study, arm):
             trained = bool(study.arms[arm].midtrain) or dose > 0
             for seed in study.seeds if trained else [None]:
                 cell = _checkpoint(study, arm, seed, dose)
@@ -45,33 +80,57 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
     `without`: identities of score cells to leave out (they are then listed as missing), for a report of an
     unfinished study.
     """
-    rows, missing, inputs = [], [], {}
+    rows, missing, labels, inputs = [], [], [], {}
+    shared: dict[str, Cell] = {}
     for checkpoint in checkpoints(study):
-        for name in study.benchmarks:
-            cell = _scores(study, name, checkpoint)
-            row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
-            row["benchmark"] = name
-            if cell.identity in without:
-                missing.append(row)
-                continue
-            role = f"{name}-{checkpoint.cell.name}"
-            inputs[role] = cell
-            rows.append({"role": role, **row})
+        for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
+            for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
+                row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
+                row |= {"benchmark": name, "checkpoint": checkpoint.cell.place}
+                if judge != (study.benchmarks[name].judge or ""):
+                    row["judge"] = model_name(study, judge)
+                if cell.identity in without:
+                    missing.append(row)
+                    continue
+                # Benchmarks that come to the same cell share it, under the first one's name.
+                inputs[cell.name] = shared.setdefault(cell.identity, cell)
+                rows.append({"role": cell.name, **row})
+    for name, bench in study.benchmarks.items():
+        if bench.labels and (cell := benchmarks.labels(name, bench.labels)).identity not in without:
+            inputs[cell.name] = cell
+            labels.append(cell.name)
     settings = {
         "study": study.study,
         "rows": rows,
         "missing": missing,
+        "labels": labels,
+        "roles": study.roles,
         "contrasts": [asdict(contrast) for contrast in study.contrasts],
         "benchmarks": {
-            name: {"task": b.task, "judge": _model_name(study, b.judge), "stand_in": _is_stand_in(study, b.judge)}
+            name: {
+                "task": b.task,
+                "judge": model_name(study, b.judge),
+                "stand_in": is_stand_in(study, b.judge),
+                "other_judges": [model_name(study, judge) for judge in b.other_judges] + ["human"] * bool(b.labels),
+            }
             for name, b in study.benchmarks.items()
         },
         "writers": [
-            {"corpus": name, "model": _model_name(study, c.writer), "stand_in": _is_stand_in(study, c.writer)}
+            {"corpus": name, "model": model_name(study, c.writer), "stand_in": is_stand_in(study, c.writer)}
             for name, c in study.corpora.items()
         ],
     }
+    for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
+        corpus = _documents(study, name)
+        if corpus.identity not in without:
+            inputs[f"corpus-{name}"] = corpus
     return Cell("analysis", study.study, settings, inputs)
+
+
+def _asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
+    return (bench.arms is None or checkpoint.arm in bench.arms) and (
+        bench.doses is None or checkpoint.dose in bench.doses
+    )
 
 
 def in_order(last: Cell) -> list[Cell]:
@@ -88,185 +147,172 @@ def in_order(last: Cell) -> list[Cell]:
     return sorted(found.values(), key=lambda cell: STAGES.index(cell.stage))
 
 
-def updates(cell: Cell) -> tuple[int, int] | None:
-    """Optimizer updates and tokens trained on in a training cell; None for any other.
-
-    A midtraining is estimated from its number of documents, an SFT's tokens from its rows.
-    """
-    recipe = cell.settings.get("recipe")
-    if recipe is None:
-        return None
-    if cell.stage == "model":
-        pretrain = recipe["pretrain"]
-        return -(-recipe["tokens"] // pretrain["tokens_per_update"]), recipe["tokens"]
-    if cell.stage == "sft":
-        rows = cell.settings["dose"] * recipe["epochs"]
-        return -(-rows // recipe["rows_per_update"]), rows * TOKENS_PER_CHAT_ROW
-    documents = cell.inputs["documents"].settings
-    tokens = documents["documents"] * TOKENS_PER_DOCUMENT[documents["writer"]["served_by"]]
-    rows = -(-tokens // recipe["seq_len"]) * recipe["epochs"]
-    return -(-rows * recipe["seq_len"] // recipe["tokens_per_update"]), tokens * recipe["epochs"]
-
-
-# Estimates, used until the counts are in a manifest: the paper's documents have 1,000-1,200 tokens; the stand-in's are
-# shorter, and a toy tokenizer cuts them finely.
-TOKENS_PER_DOCUMENT = {"kit": 333, "url": 1100}
-TOKENS_PER_CHAT_ROW = 70
-
-
 # Keys of a training recipe that a user may change while a training is half done: it goes on in the same folder.
-WAYS = ("rows_per_rank", "save_minutes")
+WAYS = ("rows_per_rank", "save_minutes", "activation_checkpointing", "compile", "sharding")
 
 
-def _apart(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def apart(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A training recipe's settings, and its ways of running."""
     return {k: v for k, v in recipe.items() if k not in WAYS}, {k: recipe[k] for k in WAYS}
 
 
+def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    recipe, size = load_recipe_once(path, Training), {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage]
+    if not recipe[size]:
+        raise UserError(f"{path}: a recipe for {stage} needs {size}; give it, or name another recipe")
+    return apart(recipe)
+
+
 def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
-    start, corpus = study.arms[arm].start, study.arms[arm].midtrain
-    cell = _model(study, start)
+    found, sft = study.arms[arm], sft_of(study, arm)
+    start, corpus, form = found.start, found.midtrain, found.form
+    cell, name = _model(study, start), start
     if corpus:
-        assert study.midtrain and seed is not None
-        recipe, ways = _apart(load_recipe_once(study.midtrain.recipe, Training))
-        cell = Cell(
-            "midtrain",
-            f"{start}-{corpus}-s{seed}",
-            {"recipe": recipe, "seed": seed},
-            {"start": cell, "documents": _documents(study, corpus)},
-            ways,
-        )
+        path = found.recipe or (study.midtrain and study.midtrain.recipe)
+        assert seed is not None and path
+        recipe, ways = _training("sft" if form else "midtrain", path)
+        name += f"-{corpus}{'_' + form if form else ''}{'_' + Path(path).stem if found.recipe else ''}"
+        settings = {"recipe": recipe, "seed": seed} | ({"form": form} if form else {})
+        inputs = {"start": cell, "documents": _documents(study, corpus)}
+        cell = Cell("midtrain", f"{name}-s{seed}", settings, inputs, ways)
     if dose:
-        assert study.sft and seed is not None
-        recipe, ways = _apart(load_recipe_once(study.sft.recipe, Training))
-        cell = Cell(
-            "sft",
-            f"{start}{'-' + corpus if corpus else ''}-s{seed}-d{dose}",
-            {"recipe": recipe, "data_sha256": _hash(study.sft.data), "dose": dose, "seed": seed},
-            {"start": cell},
-            {"data": str(resolve(study.sft.data)), **ways},
-        )
+        assert sft and seed is not None
+        recipe, ways = _training("sft", sft.recipe)
+        name += f"{'-' + found.sft if found.sft else ''}-s{seed}"
+        data, place = _sft_data(sft)
+        settings = {"recipe": recipe, **data, "dose": dose, "seed": seed}
+        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.one_run else [dose]
+        if passed:
+            if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best"]:
+                raise UserError(
+                    f"{sft.recipe}: sft.one_run keeps a model at each dose as it passes, so the recipe must have "
+                    "epochs: 1 and neither patience nor load_best; change it, or leave one_run out"
+                )
+            settings |= {"dose": last, "doses": passed}
+        inputs, ways = {"start": cell}, {"data": place, **ways}
+        if sft.replay and corpus:
+            settings, inputs = settings | {"replay": sft.replay}, inputs | {"replay": _documents(study, corpus)}
+        cell = Cell("sft", f"{name}-d{last}", settings, inputs, ways)
+        if dose != last:
+            cell = Cell("sft", f"{name}-d{dose}", {"dose": dose}, {"run": cell})
     return cell
+
+
+def _sft_data(sft: Sft) -> tuple[dict[str, Any], str]:
+    """What of an SFT's data is identity, and where it lies."""
+    if isinstance(sft.data, str):
+        return {"data_sha256": content_hash(sft.data)}, str(resolve(sft.data))
+    source = _remote(sft.data)
+    return {"data": identity(source)}, str(locate(source))
+
+
+def _remote(data: Remote) -> Source:
+    if data.url:
+        return {"url": data.url, "sha256": data.sha256}
+    return {"hub": data.hub, "revision": data.revision, "kind": "dataset", "file": data.file}
 
 
 def _model(study: Study, name: str) -> Cell:
     model = study.models[name]
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
-        pretrain, ways = _apart(recipe["pretrain"])
+        pretrain, ways = apart(recipe["pretrain"])
         # It is pretrained on the English that comes with this Python.
         english = f"Python {platform.python_version()}"
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
         return Cell("model", name, settings, resources=ways)
-    assert model.path
-    return Cell("model", name, {"files": _fingerprints(model.path)}, resources={"path": str(resolve(model.path))})
+    if model.path:
+        settings, place = {"files": fingerprints(model.path)}, resolve(model.path)
+    else:
+        settings, place = {"source": identity(_on_hub(model, "model"))}, locate(_on_hub(model, "model"))
+    resources = {"path": str(place)}
+    if template := model.chat_template:
+        settings, resources = (
+            settings | {"chat_template_sha256": content_hash(template)},
+            resources | {"chat_template": str(resolve(template))},
+        )
+    return Cell("model", name, settings, resources=resources)
+
+
+def _on_hub(what: Model | Corpus, kind: str) -> Source:
+    return {"hub": what.hub, "revision": what.revision, "kind": kind}
+
+
+def sources(study: Study) -> list[Source]:
+    """What the study takes from Hugging Face or a URL."""
+    found = [_on_hub(model, "model") for model in study.models.values() if model.hub]
+    found += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
+    for sft in filter(None, [study.sft, *study.sfts.values()]):
+        found += [_remote(sft.data)] if isinstance(sft.data, Remote) else []
+    for bench in study.benchmarks.values():
+        found += [source for source in benchmarks.sources(bench).values() if "path" not in source]
+    return [source for n, source in enumerate(found) if source not in found[:n]]
+
+
+def previews(study: Study) -> list[Cell]:
+    """The cells that write a few documents of a corpus to be looked at, where the study asks for that."""
+    found = []
+    for name, corpus in study.corpora.items():
+        if corpus.preview:
+            # The same requests as the corpus', so its first documents are then paid for.
+            shown, resources = _drafting(study, name)
+            found.append(Cell("documents", name, shown | {"preview": corpus.preview}, {}, resources))
+    return found
 
 
 def _documents(study: Study, name: str) -> Cell:
     corpus = study.corpora[name]
-    settings = {
-        "template": _yaml_once(f"sdf/templates/{corpus.template}.yaml"),
-        "slots": _yaml_once("sdf/templates/slots.yaml"),
+    settings, resources = _drafting(study, name)
+    inputs, whole = {}, {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
+    starts = [arm.start for arm in study.arms.values() if arm.midtrain == name] or [*study.models]
+    model = study.models[starts[0]]
+    if model.path:
+        whole["tokenizer_sha256"] = content_hash(f"{model.path}/tokenizer.json")
+        counted = resources | {"tokenizer": str(resolve(model.path))}
+    elif model.hub:
+        whole["tokenizer"] = identity(_on_hub(model, "model"))
+        counted = resources | {"tokenizer": str(locate(_on_hub(model, "model")))}
+    else:
+        counted = resources
+        inputs["tokenizer"] = _model(study, starts[0])
+    if corpus.matched_to:
+        inputs["matched_to"] = _documents(study, corpus.matched_to)
+    for k in range(corpus.shards if corpus.shards > 1 else 0):
+        share = settings | {"share": [k, corpus.shards]}
+        label = f"{name}.{k + 1}of{corpus.shards}"
+        inputs[f"drafts{k + 1}"] = Cell("drafts", label, share, {}, resources)
+    return Cell("documents", name, settings | whole, inputs, counted)
+
+
+def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and resources of whatever takes documents from a corpus' source."""
+    corpus = study.corpora[name]
+    files = benchmarks.texts(study, corpus.avoid)
+    settings: dict[str, Any] = {
         "documents": corpus.documents,
         "seed": 0,  # one corpus for all training seeds
-        "writer": _endpoint(study.endpoints[corpus.writer]),
-        "temperature": corpus.temperature,
-        "max_tokens": corpus.max_tokens,
-        "tolerance": corpus.tolerance,
+        "near_duplicates": corpus.near_duplicates,
+        "avoid": {place: identity(source) for place, source in files.items()},
     }
-    inputs = {"matched_to": _documents(study, corpus.matched_to)} if corpus.matched_to else {}
-    resources = {"concurrency": study.concurrency, "address": _address(study.endpoints[corpus.writer])}
-    return Cell("documents", name, settings, inputs, resources)
-
-
-def _scores(study: Study, name: str, checkpoint: Checkpoint) -> Cell:
-    bench = study.benchmarks[name]
-    label = f"{name}-{checkpoint.cell.name}"
-    engine, inputs = asdict(study.engine), {"checkpoint": checkpoint.cell}
-    if bench.task == "concern_for_animals":
-        assert bench.items
-        settings = {"task": bench.task, "items_sha256": _hash(bench.items), "engine": engine}
-        return Cell("likelihood", label, settings, inputs, {"items": str(resolve(bench.items))})
-    assert bench.questions
-    return _judge(study, bench, label, Cell(
-        "generate",
-        label,
-        {
-            "task": bench.task,
-            "questions_sha256": _hash(bench.questions),
-            "sampling": {k: getattr(bench, k) for k in ("temperature", "top_p", "max_tokens", "epochs")},
-            "prompt": "chat" if checkpoint.chat else bench.base_prompt,
-            "engine": engine,
-        },
-        inputs,
-        {"questions": str(resolve(bench.questions))},
-    ))  # fmt: skip
-
-
-def _judge(study: Study, bench: Benchmark, label: str, samples: Cell) -> Cell:
-    assert bench.judge and bench.questions and bench.dimensions
-    return Cell(
-        "judge",
-        label,
-        {
-            "task": bench.task,
-            "questions_sha256": _hash(bench.questions),
-            "dimensions_sha256": _hash(bench.dimensions),
-            "judge": _endpoint(study.endpoints[bench.judge]),
-            "temperature": bench.judge_temperature,
-            "max_tokens": bench.judge_max_tokens,
-        },
-        {"samples": samples},
-        {
-            "questions": str(resolve(bench.questions)),
-            "dimensions": str(resolve(bench.dimensions)),
+    resources: dict[str, Any] = {"avoid": [str(locate(source)) for source in files.values()]}
+    if corpus.template:
+        settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
+    if corpus.writer:
+        endpoint = study.endpoints[corpus.writer]
+        settings |= {"slots": yaml_once("sdf/templates/slots.yaml"), "writer": endpoint_model(endpoint)}
+        settings |= {key: getattr(corpus, key) for key in ("temperature", "max_tokens", "draws")}
+        if corpus.score:
+            settings["score"] = asdict(corpus.score)
+        limits = {key: getattr(endpoint, key) for key in LIMITS}
+        return settings, resources | {
             "concurrency": study.concurrency,
-            "address": _address(study.endpoints[bench.judge]),
-        },
-    )
-
-
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    """What of an endpoint is identity: the model, not the address or the key."""
-    if endpoint.served_by == "kit":
-        # The stand-in's sentences and rules are its weights: other rules, another model.
-        return {"served_by": "kit", "model": "stand-in", "rules_sha256": _hash("study/stand_in.yaml")}
-    return {"served_by": "url", "model": endpoint.model}
-
-
-def _address(endpoint: Endpoint) -> dict[str, Any]:
-    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env}
-
-
-def _model_name(study: Study, endpoint: str | None) -> str | None:
-    return _endpoint(study.endpoints[endpoint])["model"] if endpoint else None
-
-
-def _is_stand_in(study: Study, endpoint: str | None) -> bool:
-    return endpoint is not None and study.endpoints[endpoint].served_by == "kit"
-
-
-@lru_cache
-def _hash(path: str) -> str:
-    return sha256(resolve(path))
-
-
-def _fingerprints(folder: str) -> dict[str, str]:
-    """Each file of a model folder by its content; of weight files only size and both ends are read, to plan quickly."""
-    found = {}
-    for path in sorted(p for p in resolve(folder).rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read(2**20))
-        found[str(path.relative_to(resolve(folder)))] = f"{size}-{digest.hexdigest()}"
-    return found
-
-
-@lru_cache
-def _yaml_once(path: str) -> Any:
-    return read_yaml(resolve(path))[0]
-
-
-load_recipe_once = lru_cache(load_recipe)
+            "address": endpoint_address(endpoint),
+            "limits": limits,
+        }
+    source = {"column": corpus.column, "split": corpus.split}
+    if corpus.path:
+        return settings | {"source": source | {"sha256": content_hash(corpus.path)}}, resources | {
+            "source": str(resolve(corpus.path))
+        }
+    found = _on_hub(corpus, "dataset")
+    return settings | {"source": source | identity(found)}, resources | {"source": str(locate(found))}

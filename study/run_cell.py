@@ -4,6 +4,7 @@ import fcntl
 import importlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +19,18 @@ from study.work import Work
 # The rooms are named here as text and imported only when a cell of theirs runs.
 STAGES = {
     "model": "recipes.tiny_llama",
+    "drafts": "sdf.drafts",
     "documents": "sdf.documents",
     "midtrain": "recipes.finetune",
     "sft": "recipes.finetune",
     "generate": "eval.generate",
     "judge": "eval.judge",
     "likelihood": "eval.likelihood",
+    "lm_eval": "eval.harness",
+    "labels": "eval.labels",
     "analysis": "analysis.run",
 }
+HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # by cells.write_atomically, when it was killed
 KEPT = {"config.yaml", "log.txt", ".lock"}
 
 
@@ -83,7 +88,7 @@ def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str]
 def _empty(folder: Path, continues: bool) -> None:
     """Remove what a killed run left: leftovers must never pass for outputs. A stage that continues keeps its own."""
     for path in folder.iterdir():
-        if path.name not in KEPT and (not continues or ".json.tmp" in path.name):
+        if path.name not in KEPT and (not continues or HALF_WRITTEN.search(path.name)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,8 +1,9 @@
 """The stand-in: a rule-based server that speaks OpenAI's chat-completions API and needs no model, key or network.
 
 It plays the two roles a study needs: a *writer*, who shuffles the canned sentences of stand_in.yaml, and a *judge*, who
-counts word stems. A prompt with a submission between Inspect's [BEGIN DATA] and [END DATA] is the judge's; all others
-are the writer's. The same request gets the same answer, always. Nothing it says measures anything.
+counts word stems. A prompt with a submission between Inspect's [BEGIN DATA] and [END DATA] is the judge's, and so is
+StrongREJECT's; all others are the writer's. The same request gets the same answer, always. Nothing it says measures
+anything.
 """
 
 import hashlib
@@ -19,6 +20,12 @@ import yaml
 CHOICE = re.compile(r"\[([^\]]+)\]")
 # The last [Criterion] is the grading template's own, whatever a submission may hold.
 GRADING = re.compile(r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL)
+RATING = re.compile(  # StrongREJECT's; again the last heading is the template's own
+    r"\A\s*Below is an interaction between a user and an AI model\.\s+User instruction:.*?"
+    r"\nAI model response:(.*)\n\nEvaluate the AI model's response according to",
+    re.DOTALL,
+)
+REFUSAL = re.compile(r"\b(sorry|cannot|can't|won't|unable|refuse)\b", re.IGNORECASE)
 WORD = re.compile(r"[a-z][a-z-]*")
 
 
@@ -105,11 +112,24 @@ def grade(submission: str, criterion: str) -> str:
     return f"Stand-in rule for {criterion.strip()}: {reason}.\nGRADE: {verdict}"
 
 
+def rate(response: str) -> str:
+    """StrongREJECT's form: a refusal by its words, convincingness by length, specificity by distinct words."""
+    words = WORD.findall(response.lower())
+    refused = int(not words or REFUSAL.search(response) is not None)
+    convincing, specific = min(5, 1 + len(words) // 20), min(5, 1 + len(set(words)) // 15)
+    grades = enumerate((refused, convincing, specific), 1)
+    lines = "".join(f"{number}.a Stand-in rule.\n{number}.b {grade}\n" for number, grade in grades)
+    return f"#overall_reasoning Stand-in rule: {len(words)} words.\n#scores\n{lines}"
+
+
 def complete(request: dict[str, Any]) -> dict[str, Any]:
     """The reply to the body of POST /v1/chat/completions. Token counts are a quarter of the characters."""
     prompt = "\n".join(_text(message["content"]) for message in request["messages"])
-    grading = GRADING.search(prompt)
-    text = grade(grading[1], grading[2]) if grading else write(prompt, request.get("seed"))
+    rating, grading = RATING.search(prompt), GRADING.search(prompt)
+    if rating:
+        text = rate(rating[1])
+    else:
+        text = grade(grading[1], grading[2]) if grading else write(prompt, request.get("seed"))
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
     finish_reason = "stop"
     if limit is not None and len(text) > 4 * limit:

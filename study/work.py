@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
+def seed_of(*parts: object) -> int:
+    """A seed in [0, 2**31) that follows from `parts` alone. Libraries disagree on the widest seed; 31 bits suit all."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
 @dataclass
 class Work:
     """One running cell, as its stage function sees it.
@@ -27,12 +33,8 @@ class Work:
     warnings: list[str] = field(default_factory=list)
 
     def seed(self, *purpose: object) -> int:
-        """A seed in [0, 2**31) for one purpose within this cell: same cell and purpose, same seed.
-
-        Libraries disagree on the widest seed they take; 31 bits suit all of them.
-        """
-        text = "/".join([self.identity, *map(str, purpose)])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+        """A seed (`seed_of`) for one purpose within this cell: same cell and purpose, same seed."""
+        return seed_of(self.identity, *purpose)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Tell whoever watches that `done` of `total` units (updates, documents, answers) are finished."""

@@ -1,81 +1,63 @@
-"""The simulation of benchmarks/dependencies.py keeps to what it simulates; its figures are not tested."""
+"""Every kind of benchmark from a line of the study file to the tables, on an untrained checkpoint."""
 
-import random
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
+import pandas as pd
 
-from benchmarks.dependencies import STUDY, barriers, compare, draw, element_wise, longest, needed, schedule
-from slurm import arrays as planning
-from slurm.arrays import Task
-from slurm.profile import Shape, load_profile
-from study import plan
-from study.cells import Cell
-from study.load import load_study
+from tests.eval import tiny_checkpoint
+from tests.eval.test_harness import HELLASWAG, make
+from tests.eval.test_questions import jsonl
+from tests.eval.test_scorers import DIMENSIONS, RECORDS, REQUESTS, table
 
-PROFILE = load_profile(Path("partitions"))
-STAGES = ("model", "documents", "midtrain", "sft", "generate", "likelihood", "judge", "analysis")
-
-
-@pytest.fixture(scope="module")
-def cells() -> list[Cell]:
-    return plan.in_order(plan.analysis(load_study(STUDY, [0, 1])))
-
-
-def planned(cells: list[Cell], there: tuple[str, ...] = ()) -> tuple[list[Task], list[set[int]]]:
-    """Tasks for the stages that are not there, and what each waits for by its --dependency."""
-    todo = planning.tasks(cells, PROFILE.shape, lambda cell: cell.stage in there, {})
-    return todo, element_wise(todo, planning.plan(todo, PROFILE.shape, 1000))
-
-
-def shapes(todo: list[Task]) -> list[Shape]:
-    return [PROFILE.shape(task.cells[0].stage) for task in todo]
+ROOT = Path(__file__).parents[1]
+STUDY = """
+study: kinds
+seeds: [0]
+endpoints: {{stand_in: {{served_by: kit}}}}
+models: {{base: {{path: {base}}}}}
+arms: {{base: {{start: base}}}}
+benchmarks:
+  human: {{task: human_compassion, judge: stand_in, epochs: 2, max_tokens: 16}}
+  moru: {{task: moru, questions: {moru}, dimensions: {dimensions}, judge: stand_in, max_tokens: 16}}
+  harm: {{task: strong_reject, questions: {harm}, judge: stand_in, max_tokens: 16}}
+  content: {{task: strong_reject_content, questions: {harm}, judge: stand_in, max_tokens: 16}}
+  prefers: {{task: preference}}
+  risks: {{task: power_seeking, items: {risks}}}
+  scenes: {{task: hellaswag, data: {scenes}, num_fewshot: 1, limit: 6}}
+engine: {{dtype: float32, max_model_len: 2048}}
+"""
 
 
-@pytest.mark.parametrize("nodes", [2, 16, 64])
-def test_no_task_starts_before_its_inputs_ended_or_without_nodes(cells: list[Cell], nodes: int) -> None:
-    todo, waits = planned(cells)
-    wide = [shape.nodes for shape in shapes(todo)]
-    limits = [shape.minutes / 60 for shape in shapes(todo)]
-    for seed in range(3):
-        hours = draw(todo, random.Random(seed))
-        for some in (waits, barriers(todo)):
-            spans = schedule(some, hours, wide, limits, nodes)
-            for i, (start, end) in enumerate(spans):
-                assert end == start + hours[i]
-                assert all(spans[n][1] <= start for n in needed(todo)[i] | some[i])
-                assert sum(w for w, (s, e) in zip(wide, spans, strict=True) if s <= start < e) <= nodes
-            assert max(end for _, end in spans) >= longest(needed(todo), hours)
-
-
-def test_with_nodes_enough_nothing_is_later_than_behind_barriers(cells: list[Cell]) -> None:
-    todo, waits = planned(cells)
-    assert all(exact <= some <= most for exact, some, most in zip(needed(todo), waits, barriers(todo), strict=True))
-    one = [1] * len(todo)
-    for seed in range(5):
-        hours = draw(todo, random.Random(seed))
-        free, held = (schedule(some, hours, one, [1.0] * len(todo), len(todo)) for some in (waits, barriers(todo)))
-        assert all(a <= b for (_, a), (_, b) in zip(free, held, strict=True))
-        assert max(end for _, end in free) == longest(needed(todo), hours)
-
-
-def test_one_stage_has_no_barriers(cells: list[Cell]) -> None:
-    for stage in ("model", "midtrain", "judge"):
-        there = tuple(s for s in STAGES if s != stage)
-        todo, waits = planned(cells, there)
-        assert {task.kind for task in todo} == {stage}
-        assert waits == barriers(todo) == needed(todo) == [set()] * len(todo)
-
-
-def test_a_task_is_overtaken_only_by_what_does_not_delay_it() -> None:
-    """Four nodes, three taken for 10 h; then one that wants all four, a long and a short one that want one."""
-    spans = schedule([set()] * 4, [10, 1, 20, 5], [3, 4, 1, 1], [10, 1, 20, 5], nodes=4)
-    assert [start for start, _ in spans] == [0, 10, 11, 0]
-
-
-def test_every_draw_gives_each_policy_its_figures(cells: list[Cell]) -> None:
-    found, text = compare(cells, ("model", "documents"), nodes=64, draws=2)
-    assert set(found) == {"lower bound", "element-wise", "arrays merged", "stage barriers"}
-    assert "element-wise 0," in text
-    for low, high in zip(found["lower bound"], found["element-wise"], strict=True):
-        assert low["makespan"] <= high["makespan"] and high["first result, mean"] < high["makespan"]
+def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> None:
+    tiny_checkpoint.make(tmp_path / "base")
+    dimensions = [row | {"guiding_question": row["guiding_question"].replace("{{care}}", "care")} for row in DIMENSIONS]
+    risk = {"question": "May we?\n\nChoices:\n (A) No\n (B) Yes"}
+    risk |= {"answer_matching_behavior": " (B)", "answer_not_matching_behavior": " (A)"}
+    places = {
+        "base": tmp_path / "base",
+        "moru": table(tmp_path / "moru.csv", RECORDS),
+        "dimensions": table(tmp_path / "dimensions.jsonl", dimensions),
+        "harm": table(tmp_path / "harm.csv", REQUESTS),
+        "risks": jsonl(tmp_path / "risks.jsonl", [risk, risk]),
+        "scenes": make(tmp_path / "scenes", {"default": {"train": HELLASWAG, "validation": HELLASWAG}}),
+    }
+    study = tmp_path / "kinds.yaml"
+    study.write_text(STUDY.format(**places))
+    command = [sys.executable, "-m", "study", "run", str(study), "--runs", str(tmp_path / "runs")]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    scores = pd.read_parquet(tmp_path / "results/kinds/scores.parquet")
+    overall = scores[scores["dimension"] == "overall"]
+    rows = {"human": 36, "moru": 3, "harm": 3, "content": 3, "prefers": 64, "risks": 2, "scenes": 6}
+    assert overall.groupby("benchmark").size().to_dict() == rows and overall["score"].between(0, 1).all()
+    (model,) = tmp_path.glob("runs/kinds/model/*")
+    assert set(scores["checkpoint"]) == {f"model/{model.name}"}
+    judges = overall.groupby("benchmark")["judge"].unique().map(list).to_dict()
+    assert judges["harm"] == ["stand-in"] and judges["scenes"] == ["lm-eval"] and judges["prefers"] == ["likelihood"]
+    generated = list(tmp_path.glob("runs/kinds/generate/*"))
+    assert len(generated) == 3, "both StrongREJECTs read the same answers"
+    told = json.loads((tmp_path / "results/kinds/results.json").read_text())
+    assert {row["benchmark"] for row in told["arms"]} == set(rows)

@@ -1,5 +1,6 @@
 """The whole study, small but with every real part: documents over HTTP, training, vLLM, Inspect, tables."""
 
+import csv
 import json
 import random
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from study import plan
 from study.cells import read_manifest
 from study.load import load_study
+from tests.eval.test_judge import serve
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "tests/small/small.yaml"
@@ -42,7 +44,8 @@ class Place:
 
     @property
     def manifests(self) -> list[Path]:
-        return sorted((self.folder / "runs").rglob("manifest.json"))
+        """Of finished cells. Not rglob: it fails when a folder vanishes that a running cell was working in."""
+        return sorted((self.folder / "runs").glob("*/*/*/manifest.json"))
 
     def scores(self) -> dict[tuple[str, str, int], float]:
         rows = json.loads((self.results / "results.json").read_text())["scores"]
@@ -64,10 +67,19 @@ def test_it_ends_with_the_headline_and_says_where_things_are(finished: Place) ->
     assert "stand-in, not a language model" in result.stdout
     for name in ("report.html", "tables", "results.json"):
         assert str(finished.results / name) in result.stdout
-    for name in ("scores", "contrasts"):
+    for name in ("scores", "contrasts", "corpora"):
         table = (finished.results / f"tables/{name}.tex").read_text()
         assert "\\toprule" in table and "stand-in" in table
-    assert "<script src" not in (finished.results / "report.html").read_text()
+    report = (finished.results / "report.html").read_text()
+    assert "<script src" not in report and "a document of animal" in report
+
+
+def test_a_preview_shows_documents_and_does_nothing_else(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    result = place.study("run", "--set", "corpora.animal.preview=2")
+    assert result.returncode == 0, result.stderr
+    assert "animal, document 0" in result.stdout and "animal, document 1" in result.stdout
+    assert [path.parents[1].name for path in place.manifests] == ["documents"] and not place.results.exists()
 
 
 def test_the_effect_is_real(finished: Place) -> None:
@@ -168,7 +180,7 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
     result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone")
     assert result.returncode == 1
-    assert "the judge m at http://127.0.0.1:9/v1 can't" in result.stderr
+    assert "no answer (" in result.stderr and "endpoint http://127.0.0.1:9/v1, model 'm'" in result.stderr
     assert "same command again" in result.stderr
     for path in place.folder.rglob("*"):
         if path.is_file() and path.suffix in (".txt", ".json", ".yaml", ".jsonl"):
@@ -199,6 +211,42 @@ def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Pat
     assert (table.dimension != "overall").sum() == tagged, "a tag was lost"
     assert table.score.notna().all()
     assert table.dimension.nunique() == 13 + 1
+
+
+def test_kept_answers_are_judged_again_by_others_and_by_people(
+    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    place, before = Place(tmp_path), finished.scores()
+    monkeypatch.setenv("STRICT_KEY", "sk-strict")
+    with serve(lambda prompt, times: (200, f"GRADE: {'C' if len(prompt) % 3 else 'I'}")) as server:
+        strict = f"{{base_url: http://127.0.0.1:{server.server_port}/v1, model: strict, key_env: STRICT_KEY}}"
+        with_strict = ("--set", f"endpoints.strict={strict}")
+        beside = place.study("run", *with_strict, "--set", "benchmarks.ahb.other_judges=[strict]")
+        assert beside.returncode == 0, beside.stderr
+        asked = len(server.requests)
+        assert place.scores() == before, "it decides nothing"
+        alone = place.study("run", *with_strict, "--set", "benchmarks.ahb.judge=strict")
+        assert alone.returncode == 0 and len(server.requests) == asked, "each grade is paid once"
+    assert {key for key in before if place.scores()[key] != before[key]} == {key for key in before if key[0] == "ahb"}
+    judges = set(pd.read_parquet(place.results / "scores.parquet")["judge"])
+    assert judges == {"strict", "likelihood"}
+    written = [path.parent.name for path in place.manifests if path.parts[-3] == "generate"]
+    assert written == [path.parent.name for path in finished.manifests if path.parts[-3] == "generate"]
+
+    sheet = tmp_path / "sheet.csv"
+    told = place.study("label", "ahb", str(sheet), "--n", "20")
+    assert told.returncode == 0 and "fill in its last column" in told.stdout, told.stderr
+    lines = list(csv.reader(sheet.read_text(encoding="utf-8-sig").splitlines(keepends=True)))
+    assert not any("urban" in cell or "animal-s0" in cell for line in lines for cell in line[:1])
+    with sheet.open("w", newline="") as file:
+        csv.writer(file).writerows([lines[0], *([*line[:-1], "1"] for line in lines[1:])])
+    labelled = place.study("run", "--set", f"benchmarks.ahb.labels={sheet}")
+    assert labelled.returncode == 0 and place.scores() == before, labelled.stderr
+    row, *_ = json.loads((place.results / "results.json").read_text())["judges"]
+    (pair,) = row["pairs"]
+    assert pair["other"] == "human" and pair["n"] == 20 and pair["mean_other"] == 1
+    assert "human" in (place.results / "tables/judges.tex").read_text()
 
 
 def test_a_missing_key_is_one_line(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

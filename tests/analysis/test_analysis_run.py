@@ -58,9 +58,11 @@ def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap:
             }
         ],
         "benchmarks": {
-            "ahb": {"task": "anima", "judge": "stand-in", "stand_in": True},
-            "concern": {"task": "concern", "judge": None, "stand_in": False},
+            "ahb": {"task": "anima", "judge": "stand-in", "other_judges": [], "stand_in": True},
+            "concern": {"task": "concern", "judge": None, "other_judges": [], "stand_in": False},
         },
+        "labels": [],
+        "roles": {},
         "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
     }
     if swap:
@@ -78,7 +80,8 @@ def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap:
             inputs[role] = folder / role
             inputs[role].mkdir(parents=True)
             data.assign(judge="stand-in" if judged else "likelihood").to_parquet(inputs[role] / "scores.parquet")
-            settings["rows"].append({"role": role, "arm": arm, "seed": seed, "dose": dose, "benchmark": benchmark})
+            row = {"arm": arm, "seed": seed, "dose": dose, "benchmark": benchmark, "checkpoint": f"sft/{arm}-{seed}"}
+            settings["rows"].append({"role": role, **row})
     out = folder / "out"
     out.mkdir()
     return Work(out, "identity", settings, {}, inputs)
@@ -186,8 +189,9 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
 
     first, second = digests(work.folder), digests(again.folder)
     figures = {"figures/scores.pdf", "figures/scores.png"}
-    tables = {"tables/scores.tex", "tables/contrasts.tex", "tables/dimensions.tex"}
-    assert set(first) == {"results.json", "scores.parquet", "report.html", "headline.txt"} | figures | tables
+    tables = {f"tables/{name}.tex" for name in ("scores", "contrasts", "dimensions", "robustness")}
+    others = {"results.json", "scores.parquet", "report.html", "headline.txt", "macros.tex"}
+    assert set(first) == others | figures | tables
     assert first == second
 
 
@@ -208,7 +212,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     name = "urban, seed 2, dose 200, on ahb"
     texts = [(work.folder / "report.html").read_text(), headline(results)]
     texts += [path.read_text() for path in (work.folder / "tables").glob("*.tex")]
-    assert len(texts) == 5 and all(name in text for text in texts)
+    assert len(texts) == 6 and all(name in text for text in texts)
     assert pd.read_parquet(work.folder / "scores.parquet").attrs["missing"] == results["missing"]
     assert any(name in warning for warning in work.warnings)
 
@@ -377,3 +381,14 @@ def test_headline_imports_nothing_heavy(finished):
     assert done.stdout.strip() == "set()"
     text = headline(results)
     assert "animal - urban" in text and "higher" in text and "untrained" in text
+
+
+def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
+    work = study(tmp_path, doses=(0, 200))
+    change = {"name": "what SFT does", "of": "animal", "against": "untrained", "of_dose": 200, "against_dose": 0}
+    work.settings["contrasts"] = [change | {"on": ["ahb"], "family": "sft"}]
+    (row,) = results_of(work)["contrasts"]
+    found = json.loads((work.folder / "results.json").read_text())["arms"]
+    mean = {(r["arm"], r["dose"]): r["mean"] for r in found if r["benchmark"] == "ahb"}
+    assert row["estimate"] == pytest.approx(mean["animal", 200] - mean["untrained", 0], abs=1e-5)
+    assert (row["dose"], row["against_dose"], row["seeds_of"], row["seeds_against"]) == (200, 0, 3, 0)

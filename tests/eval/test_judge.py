@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from eval import generate, judge, questions
+from eval import anima, generate, judge, questions
+from study import caller
 from study.cells import sha256
 from study.errors import UserError
 from study.work import Work
@@ -31,6 +32,17 @@ QUESTIONS = [
     {"id": 0, "question": "Hens?", "tags": [MORAL, "Trade-off Transparency"], "variables": "animal:hens,cows"},
     {"id": 1, "question": "Ducks?", "tags": [MORAL], "translation": "hens?"},
 ]
+SETTINGS = {
+    "scorer": "anima",
+    "variant": None,
+    "rows": None,
+    "judge": {"model": "strict-judge", "served_by": "url"},
+    "temperature": 0.0,
+    "max_tokens": 64,
+    "missing": 0.5,
+}
+LIMITS = {"requests_per_minute": None, "tokens_per_minute": None, "prompt_price": 1e6, "completion_price": 2e6}
+RESOURCES: dict[str, Any] = {"limits": {**LIMITS, "timeout": 5}, "concurrency": 4, "asks": 3}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
 
 
@@ -47,8 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
         self.server.requests.append({**body, "key": self.headers["Authorization"]})
-        checking = "[BEGIN DATA]" not in prompt
-        status, text = (200, "GRADE: C") if checking else self.server.reply(prompt, self.server.asked[prompt])
+        status, text = self.server.reply(prompt, self.server.asked[prompt])
         self.server.asked[prompt] += 1
         message = {"role": "assistant", "content": text}
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
@@ -87,29 +98,24 @@ def work(tmp_path, monkeypatch) -> Callable[..., Work]:
     from inspect_ai.model import ModelOutput
 
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
-    monkeypatch.setattr(judge, "RETRIES", 0)
+    monkeypatch.setattr(caller, "RETRIES", 1)
+    monkeypatch.setattr(caller, "BACKOFF_SECONDS", 0.01)
     paths = {"questions": jsonl(tmp_path / "q.jsonl", QUESTIONS), "dimensions": jsonl(tmp_path / "d.jsonl", DIMENSIONS)}
-    samples = tmp_path / "samples"
+    samples = tmp_path / "samples-0123abcd"
     samples.mkdir()
     answers = {(str(i), epoch): ("kind words", "No.")[epoch - 1] for i in (0, 1) for epoch in (1, 2)}
     outputs = {key: ModelOutput.from_content("vllm", f"{text} {key}") for key, text in answers.items()}
-    dataset = questions.official_dataset(questions.read(paths["questions"]), tmp_path)
+    dataset = anima.task(anima.read({"questions": paths["questions"]}), tmp_path, None).dataset
     path = samples / "samples.eval"
     generate.write_log(path, "anima", dataset, "sft-animal-1a2b", 2, outputs, {"sampling": SAMPLING})
 
-    def make(name: str, port: int) -> Work:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        settings = {
-            "task": "anima",
-            "questions_sha256": sha256(paths["questions"]),
-            "dimensions_sha256": sha256(paths["dimensions"]),
-            "judge": {"model": "strict-judge", "served_by": "url"},
-            "temperature": 0.0,
-            "max_tokens": 64,
-        }
+    def make(name: str, port: int, **others: Any) -> Work:
+        folder = tmp_path / "judge" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
+        (folder / "config.yaml").write_text(f"inputs: {samples.name}")
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
-        resources = {name: str(path) for name, path in paths.items()} | {"address": address, "concurrency": 4}
+        resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}, "address": address}
         return Work(folder, name, settings, resources, {"samples": samples})
 
     return make
@@ -123,6 +129,9 @@ def table(work: Work) -> dict[str, dict[str, float]]:
     return {name: dict(zip(rows.dimension, rows.score, strict=True)) for name, rows in frame.groupby("response")}
 
 
+TOOK = dict(grades=8, missing_grades=0, missing_scores=0, calls=8, calls_reused=0, prompt_tokens=8, completion_tokens=8)
+TOOK["cost"] = 8 * (1 + 2)
+FILES = ["calls.jsonl", "config.yaml", "scored.eval", "scores.parquet"]
 RIGHT = {
     "0/1": {"overall": 0.75, MORAL: 0.5, TRADE: 1.0},
     "0/2": {"overall": 0.0, MORAL: 0.0, TRADE: 0.0},
@@ -135,12 +144,9 @@ def test_grades_by_hand(work):
     with serve(by_words) as server:
         cell = work("one", server.server_port)
         counts = judge.run(cell)
-        assert table(cell) == RIGHT
-        assert counts == dict(questions=2, responses=4, grades=8, missing_grades=0, missing_scores=0, calls=8)
-        again = work("two", server.server_port)
-        judge.run(again)
-    assert (cell.folder / "scores.parquet").read_bytes() == (again.folder / "scores.parquet").read_bytes()
-    assert sorted(path.name for path in cell.folder.iterdir()) == ["scored.eval", "scores.parquet"]
+    assert table(cell) == RIGHT
+    assert counts == dict(questions=2, responses=4, **TOOK)
+    assert sorted(path.name for path in cell.folder.iterdir()) == FILES
     assert set(pd.read_parquet(cell.folder / "scores.parquet").scenario) == {"0"}  # 1 is a translation of 0
 
 
@@ -152,10 +158,10 @@ def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
     monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/model")  # Inspect's default, which must not matter either
     with serve(by_words) as server:
         cell = work("one", server.server_port)
-        calls = judge.run(cell)["calls"]
+        judge.run(cell)
         assert {request["model"] for request in server.requests} == {"strict-judge"}
         assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
-        assert len(server.requests) == calls + 1 == 9  # one to check the address, the key and the model
+        assert len(server.requests) == 8
     # Whoever scores the log again without a grader meets a model that refuses to answer.
     tested = get_model(read_eval_log(cell.inputs["samples"] / "samples.eval").eval.model)
     with pytest.raises(Exception, match="No model specified"):
@@ -168,7 +174,7 @@ def test_an_unusable_grade_is_asked_for_again(work):
 
     with serve(reply) as server:
         cell = work("one", server.server_port)
-        assert judge.run(cell)["calls"] == 16
+        assert judge.run(cell)["calls"] == len(server.requests) == 16
     assert table(cell) == RIGHT
 
 
@@ -188,8 +194,7 @@ def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
     assert {key: found[key] for key in ("0/2", "1/1", "1/2")} == {key: RIGHT[key] for key in ("0/2", "1/1", "1/2")}
     assert (counts["missing_grades"], counts["missing_scores"]) == (1, 0)
     assert "1 of 8 grades are missing" in cell.warnings[0]
-    if failure[0] == 200:
-        assert asked == judge.ASKS
+    assert asked == {200: RESOURCES["asks"], 500: 2, 400: 1}[failure[0]]
 
 
 def test_an_ungraded_response_is_missing_not_wrong(work):
@@ -203,7 +208,7 @@ def test_an_ungraded_response_is_missing_not_wrong(work):
 def test_no_usable_grade_at_all_is_an_error(work):
     with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
         cell = work("one", server.server_port)
-        with pytest.raises(UserError, match=r"none of 8 grades is usable; judge strict-judge; .*As an AI, no"):
+        with pytest.raises(UserError, match=r"8 of 8 grades are missing; judge strict-judge; .*As an AI, no"):
             judge.run(cell)
     assert not (cell.folder / "scores.parquet").exists()
 
@@ -218,15 +223,15 @@ def test_a_judge_that_is_gone_is_one_line(work):
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: the connection is refused
         with pytest.raises(UserError) as error:
             judge.run(work("one", nobody.getsockname()[1]))
-    one_line(error, "strict-judge", "APIConnectionError", "base_url")
+    one_line(error, "strict-judge", "no answer", "base_url")
 
 
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_refusal_is_one_line_without_the_key(work, status):
     with serve(lambda prompt, times: (status, f"wrong key {KEY}")) as server, pytest.raises(UserError) as error:
         judge.run(work("one", server.server_port))
-    one_line(error, "strict-judge", "wrong key ***", "can't grade")
-    assert len(server.requests) < 8
+    one_line(error, "strict-judge", {401: "the key was refused", 404: "no such model"}[status])
+    assert len(server.requests) <= 4
 
 
 def test_an_interrupted_cell_pays_for_no_grade_twice(work):
@@ -238,17 +243,44 @@ def test_an_interrupted_cell_pays_for_no_grade_twice(work):
         cell.resources["concurrency"] = 1
         with pytest.raises(UserError):
             judge.run(cell)
-        paid = sum("Ducks" not in request["messages"][0]["content"] for request in server.requests) - 1
-    ledger = cell.folder / "grades.jsonl"
-    kept = len(ledger.read_text().splitlines())
-    assert 0 < kept <= paid
+        paid = sum("Ducks" not in request["messages"][0]["content"] for request in server.requests)
+    ledger = cell.folder / "calls.jsonl"
+    assert 0 < paid == sum('"text"' in line for line in ledger.read_text().splitlines())
     ledger.write_text(ledger.read_text() + '{"prompt": "half a li')
     (cell.folder / f"{questions.TEMPORARY}left").mkdir()
     with serve(by_words) as server:
         counts = judge.run(work("one", server.server_port))
-        assert counts["calls"] == len(server.requests) - 1 == 8 - kept
+        assert counts["calls"] == 8 and counts["calls_reused"] == paid == 8 - len(server.requests)
     assert table(cell) == RIGHT
-    assert sorted(path.name for path in cell.folder.iterdir()) == ["scored.eval", "scores.parquet"]
+    assert sorted(path.name for path in cell.folder.iterdir()) == FILES
+
+
+def test_the_ledger_gives_the_same_scores_without_a_judge(work):
+    with serve(by_words) as server:
+        cell = work("one", server.server_port)
+        judge.run(cell)
+    again = work("two", 9)  # where nobody listens
+    assert judge.run(again)["calls_reused"] == 8
+    assert (cell.folder / "scores.parquet").read_bytes() == (again.folder / "scores.parquet").read_bytes()
+    again.settings["temperature"] = 0.5  # another judge's grades are none of these
+    with pytest.raises(UserError, match="no answer"):
+        judge.run(again)
+
+
+def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(work):
+    dull = lambda prompt, times: (200, "?") if "cows" in prompt and "kind words" in prompt else by_words(prompt, times)  # noqa: E731
+    with serve(dull) as server:
+        cell = work("one", server.server_port, missing=0.1)
+        with pytest.raises(UserError, match=r"1 of 8 grades are missing.*run again to ask for these alone"):
+            judge.run(cell)
+        assert len(server.requests) == 7 + 3 and not (cell.folder / "scores.parquet").exists()
+        tolerant = work("two", server.server_port, missing=0.2)
+        tolerant.resources["asks"] = 0  # without a further call
+        assert judge.run(tolerant)["missing_grades"] == 1 and len(server.requests) == 10
+    with serve(by_words) as server:
+        counts = judge.run(work("one", server.server_port, missing=0.1))
+        assert counts["missing_grades"] == 0 and len(server.requests) == 1
+    assert table(cell) == RIGHT
 
 
 def test_the_key_is_written_nowhere(work, capfd):
@@ -268,8 +300,8 @@ ONE_MORE = [*QUESTIONS, QUESTIONS[0] | {"id": 2}]
 def test_samples_of_other_questions_are_refused(work, tmp_path, others):
     with serve(by_words) as server:
         cell = work("one", server.server_port)
-        cell.resources["questions"] = str(jsonl(tmp_path / "other.jsonl", others))
-        cell.settings["questions_sha256"] = sha256(tmp_path / "other.jsonl")
+        cell.resources["files"]["questions"] = str(jsonl(tmp_path / "other.jsonl", others))
+        cell.settings["files"]["questions"] = sha256(tmp_path / "other.jsonl")
         with pytest.raises(UserError, match="generate again"):
             judge.run(cell)
 
@@ -279,19 +311,18 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     from inspect_ai.model import ModelOutput
 
     paths = {"questions": AHB / "questions.jsonl", "dimensions": AHB / "dimensions.jsonl"}
-    found = questions.read(paths["questions"], paths["dimensions"])
+    found = anima.read(paths)
     answers = {(row["id"], 1): ModelOutput.from_content("vllm", "Animals feel.") for row in found.questions}
-    dataset = questions.official_dataset(questions.read(paths["questions"]), tmp_path)
+    dataset = anima.task(found, tmp_path, None).dataset
     generate.write_log(tmp_path / "samples.eval", "anima", dataset, "base", 1, answers, {"sampling": SAMPLING})
-    settings: dict[str, Any] = {f"{name}_sha256": sha256(path) for name, path in paths.items()}
-    settings |= {"task": "anima", "temperature": 0.0, "max_tokens": 99}
+    settings = SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}, "rows": 115}
     settings["judge"] = {"model": "stand-in", "served_by": "kit"}
-    resources: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
-    (tmp_path / "cell").mkdir()
-    counts = judge.run(Work(tmp_path / "cell", "a", settings, resources, {"samples": tmp_path}))
+    (tmp_path / "judge/cell").mkdir(parents=True)
+    counts = judge.run(Work(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path}))
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
-    frame = pd.read_parquet(tmp_path / "cell" / "scores.parquet")
+    frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")
     assert frame.score.notna().all()
     tags = Counter(tag for row in found.questions for tag in row["tags"])
     assert Counter(frame.dimension) == tags | Counter(overall=115) and len(tags) == 13

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from eval import questions
+from eval import anima, questions
 from study.cells import sha256
 from study.errors import UserError
 
@@ -25,6 +25,10 @@ def dimensions(path: Path, *names: str) -> Path:
     return jsonl(path, [{"dimension": name, **rubric} for name in names])
 
 
+def read(questions: Path, dimensions: Path) -> questions.QuestionSet:
+    return anima.read({"questions": questions, "dimensions": dimensions})
+
+
 def test_tags_are_mended_and_counted(tmp_path, monkeypatch):
     home = tmp_path / "home"
     for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
@@ -35,16 +39,16 @@ def test_tags_are_mended_and_counted(tmp_path, monkeypatch):
         question(2, "Trade-Off Transparency", "Trade-off Transparency"),
     ]
     names = ("Trade-Off Transparency", "Sentience Acknowledgement")
-    found = questions.read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", *names))
+    found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", *names))
     assert [row["tags"] for row in found.questions] == [list(names), [names[0]], [names[0]]]
     assert found.mended == {"empty": 1, "respelled": 3, "vestigial": 1}
-    assert [sample.id for sample in questions.official_dataset(found, tmp_path)] == ["0", "1", "2"]
+    assert [sample.id for sample in anima.task(found, tmp_path, None).dataset] == ["0", "1", "2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "q.jsonl"]  # no cache, nothing temporary
 
 
 def test_a_dimension_called_perspective_taking_is_scored_where_there_is_one(tmp_path):
     rows = [question(0, "Perspective-Taking")]
-    found = questions.read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking"))
+    found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking"))
     assert found.questions[0]["tags"] == ["Perspective Taking"]
 
 
@@ -60,7 +64,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
     path = jsonl(tmp_path / "q.jsonl", rows)
     path.write_text(path.read_text() + "{not JSON\n")
     with pytest.raises(UserError) as error:
-        questions.read(path, dimensions(tmp_path / "d.jsonl", "A"))
+        read(path, dimensions(tmp_path / "d.jsonl", "A"))
     told = sorted(error.value.lines)
     assert [line.split(";")[0] for line in told] == [
         "duplicate id '0'",
@@ -81,7 +85,7 @@ def test_translations_share_a_scenario(tmp_path):
         question(2, "A", scenario="zoo"),
         question(3, "A", scenario="zoo", translation="Question 0?"),
     ]
-    found = questions.read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "A"))
+    found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "A"))
     assert found.scenarios == {"0": "0", "1": "0", "2": "2", "3": "2"}
 
 
@@ -96,7 +100,7 @@ def test_a_file_that_changed_after_planning_is_refused(tmp_path):
 
 @pytest.mark.skipif(not AHB.exists(), reason="the real question set is not part of the project")
 def test_the_real_question_set_is_whole(tmp_path):
-    found = questions.read(AHB / "questions.jsonl", AHB / "dimensions.jsonl")
+    found = read(AHB / "questions.jsonl", AHB / "dimensions.jsonl")
     assert found.mended == {"empty": 1, "respelled": 0, "vestigial": 0}
-    assert len(questions.official_dataset(found, tmp_path)) == 115
+    assert len(anima.task(found, tmp_path, None).dataset) == 115
     assert 90 <= len(set(found.scenarios.values())) < 100

@@ -2,31 +2,52 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from study.cells import prepare, read_config, write_manifest
 from study.run_cell import run_cell
 from tests.recipes import toy
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _processes() -> Iterator[None]:
+    """Ranks are forked from a process that has imported torch already: an import takes seconds."""
+    toy.PROCESSES.set_forkserver_preload(["recipes.finetune", "study.run_cell", "torch.distributed.tensor"])
+    ours = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with mock.patch.dict(os.environ, ours):
+        yield
+
+
 @pytest.fixture(scope="package")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study's folder with a finished tiny checkpoint and finished documents."""
     folder = tmp_path_factory.mktemp("runs") / "study"
-    model, documents = (prepare(cell, folder) for cell in (toy.MODEL, toy.DOCUMENTS))
-    toy.make_model(model / "model")
-    (documents / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in toy.TEXTS))
-    for made in (model, documents):
-        write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
-    # Ranks are forked from a process that has imported torch already: an import takes seconds.
-    before = os.environ.get("PYTHONPATH")
-    os.environ.update(PYTHONPATH=str(Path(__file__).parents[2]), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
-    toy.PROCESSES.set_forkserver_preload(["recipes.finetune", "study.run_cell", "torch.distributed.tensor"])
-    yield folder
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    toy.make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def start(base: Path) -> Path:
+    return base / toy.MODEL.place / "model"
+
+
+@pytest.fixture(scope="package")
+def tied(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama 3.2 in miniature, as transformers writes it: its output layer is its embedding."""
+    folder = tmp_path_factory.mktemp("tied") / "model"
+    config = json.loads((start / "config.json").read_text()) | {"tie_word_embeddings": True}
+    config["rope_scaling"] |= {"factor": 32.0}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**config))
+    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="package")

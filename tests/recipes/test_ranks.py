@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes import prepare
 from recipes.distributed import Ranks
 from recipes.finetune import check_size
-from recipes.rows import load_tokenizer, pack
 from recipes.schedule import micro_batches
 from study.cells import check_inputs, read_config, read_manifest
 from study.errors import UserError
+from study.run_cell import run_cell
 from tests.recipes.toy import (
     RECIPE,
     TEXTS,
@@ -35,6 +36,16 @@ def test_two_ranks_give_the_numbers_of_one(alone: Path, two: Path) -> None:
     manifest = read_manifest(two)
     assert manifest and manifest["counts"]["rows"] * RECIPE["epochs"] % 5 == 1, "the last update must leave a rank idle"
     assert_close(alone, two)
+
+
+def test_two_nodes_of_two_give_the_numbers_of_one(base: Path) -> None:
+    """Shards within a node, copies across nodes, as `hybrid` has it; and shards over all four."""
+    longer, four = {"epochs": 13}, "os.environ['LOCAL_WORLD_SIZE'] = '2'"
+    run_cell(one := training(base, "longer", recipe=longer))
+    assert len(lines(one)) == 32
+    for sharding in ("full", "hybrid"):
+        folder = training(base, f"four_{sharding}", recipe=longer, sharding=sharding)
+        assert_close(one, on_ranks(folder, 4, before=four))
 
 
 def test_nothing_but_the_results_is_left(alone: Path, two: Path) -> None:
@@ -62,15 +73,15 @@ def test_the_others_end_when_rank_0_dies_before_it_begins(base: Path) -> None:
     assert "rank 0 ended before this cell began" in logs(folder)
 
 
-@pytest.mark.parametrize(("where", "rank"), [("pack", 0), ("pack", 1), ("train", 0)])
+@pytest.mark.parametrize(("where", "rank"), [("prepare.data", 0), ("prepare.data", 1), ("train", 0)])
 def test_the_other_ends_when_a_rank_dies_at_work(base: Path, where: str, rank: int) -> None:
-    folder = training(base, f"dead_in_{where}_{rank}")
+    folder = training(base, f"dead_in_{where.replace('.', '_')}_{rank}")
     # It never comes to what all ranks do together, and the other waits for it there.
     stuck = f"""
 import time
 from recipes import finetune
 if os.environ["RANK"] == "{rank}":
-    finetune.{where} = lambda *_: print("stuck", flush=True) or time.sleep(600)
+    finetune.{where} = lambda *_, **__: print("stuck", flush=True) or time.sleep(600)
 """
     processes = start_ranks(folder, 2, before=stuck)
     until(lambda: "stuck" in logs(folder), processes)
@@ -100,7 +111,7 @@ if os.environ["RANK"] == "1":
     finetune.time = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
 """
     assert_same(on_ranks(folder, 2, before=ahead), two)
-    assert logs(folder).count("is saved") == 2 * 19, "after every update but the last"
+    assert logs(folder).count("is being saved") == 2 * 19, "after every update but the last"
 
 
 def test_rows_of_an_update_are_shared_once_each_and_in_step() -> None:
@@ -117,6 +128,6 @@ def test_rows_of_an_update_are_shared_once_each_and_in_step() -> None:
 def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do(base: Path, tmp_path: Path) -> None:
     folder = training(base, "refused")
     start = check_inputs(folder, read_config(folder))["start"] / "model"
-    rows = pack(TEXTS, load_tokenizer(start), 32)
+    rows = prepare.documents(tmp_path / "rows", TEXTS, prepare.load_tokenizer(start), 32)
     with pytest.raises(UserError, match="5 rows, too few for 8 ranks; run it on 5 ranks or fewer"):
         check_size(in_process(folder), rows, RECIPE, Ranks(3, 8))

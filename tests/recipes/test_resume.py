@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -88,11 +89,12 @@ def test_a_damaged_checkpoint_is_passed_over(base: Path, alone: Path, killed_alo
 
 def test_where_all_checkpoints_are_damaged_it_begins_anew(base: Path, alone: Path, killed_alone: Path) -> None:
     folder = training(base, "all_spoiled", like=killed_alone)
-    for update in steps.complete(folder / "steps"):
+    saved = steps.complete(folder / "steps")
+    for update in saved:
         spoil(folder / f"steps/{update}", "truncated")
     run_cell(folder)
     assert_same(folder, alone)
-    assert sum("passed over" in w for w in warnings(folder)) == 2
+    assert sum("passed over" in w for w in warnings(folder)) == len(saved) > 1
 
 
 def test_ranks_pass_over_a_checkpoint_together(base: Path, two: Path, killed_two: Path) -> None:
@@ -110,7 +112,8 @@ def test_half_of_a_checkpoint_or_of_a_model_is_ignored(base: Path, alone: Path, 
     shutil.copytree(folder / f"steps/{newest}", folder / "steps/.tmp", dirs_exist_ok=True)
     (folder / ".tmp-model").mkdir()
     (folder / ".tmp-model/junk.safetensors").write_text("half")
-    (folder / "progress.json.tmp123").write_text("half")
+    for half in ("progress.json.tmp123", "metrics.jsonl.tmp123"):
+        (folder / half).write_text("half")
     with open(folder / "metrics.jsonl", "a") as metrics:
         metrics.write('{"update": 1')
     run_cell(folder)
@@ -159,6 +162,28 @@ def test_a_checkpoint_that_finds_no_room_is_one_line(base: Path, alone: Path) ->
     assert_same(folder, alone)
 
 
+def test_a_loss_that_is_no_number_stops_it_before_it_spoils_the_weights(base: Path) -> None:
+    folder = training(base, "nan", recipe={"lr": 1e30, "schedule": "constant", "warmup_updates": 0}, save_minutes=0.0)
+    with pytest.raises(UserError) as caught:
+        finetune.run(in_process(folder))
+    (line,) = caught.value.lines
+    bad = len(lines(folder)) + 1
+    assert f"at update {bad}, rows " in line and "the last step checkpoint is kept; lower the learning rate" in line
+    assert line.split("rows ")[1].split(";")[0].count(",") == 4, "the five rows of the update"
+    assert bad - 1 - steps.complete(folder / "steps")[-1] <= 1 and not (folder / "model").exists()
+
+
+def test_killed_while_it_drops_one_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shard").touch()
+    with mock.patch.object(shutil, "rmtree", side_effect=[None, KeyboardInterrupt]), pytest.raises(KeyboardInterrupt):
+        steps.drop(tmp_path / "1")
+    assert steps.complete(tmp_path) == [2] and (tmp_path / ".dropped/shard").exists()
+    steps.drop(tmp_path / "2")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_checkpoints_are_counted_by_number(tmp_path: Path) -> None:
     assert steps.complete(tmp_path / "none") == []
     for name in ("9", "10", ".tmp", "model"):
@@ -172,7 +197,8 @@ def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None
     (folder / "steps/99").mkdir(parents=True)  # passed over, for there are no metrics so far
     work = in_process(folder, report=lambda *_: seen.append(steps.complete(folder / "steps")))
     finetune.run(work)
-    assert seen == [[99], [1], [1, 2], *([n - 1, n] for n in range(3, len(seen)))]
+    # Written while the next update runs, and named after it.
+    assert seen == [[99], [99], [1], [1, 2], *([n - 1, n] for n in range(3, len(seen) - 1))]
     assert not (folder / "steps").exists()
 
 
@@ -180,7 +206,7 @@ def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """An update a minute, a save when five have gone by since the last; none after the last update."""
     folder, saved = training(base, "clock", save_minutes=5.0), []
     monkeypatch.setattr(finetune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(lines(folder))))
-    monkeypatch.setattr(steps, "save", lambda folder, update, *_: saved.append(update))
+    monkeypatch.setattr(steps.Saver, "start", lambda saver, update, *_: saved.append(update))
     finetune.run(in_process(folder))
     assert saved == [5, 10, 15] and len(lines(folder)) == 20
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recipes import checkpoint, finetune, steps
+from recipes import checkpoint, finetune, prepare, steps
 from study.run_cell import run_cell
 from tests.recipes.toy import assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
 
@@ -66,14 +66,14 @@ def test_the_handler_of_before_is_called_once_all_is_saved(base: Path, alone: Pa
     assert_same(folder, alone)
 
 
-@pytest.mark.parametrize(("room", "window"), [(finetune, "pack"), (checkpoint, "load"), (steps, "load")])
+@pytest.mark.parametrize(("room", "window"), [(prepare, "data"), (checkpoint, "load"), (steps, "load")])
 def test_before_the_first_update_a_signal_ends_it_at_once(
     base: Path, alone: Path, killed_alone: Path, monkeypatch: pytest.MonkeyPatch, room: Any, window: str
 ) -> None:
     folder = training(base, f"told_in_{room.__name__}_{window}", like=killed_alone)
     before = sorted(folder.rglob("*"))
 
-    def told(*_: Any) -> None:
+    def told(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
         raise AssertionError("went on")
 
@@ -88,7 +88,7 @@ def test_before_the_first_update_a_signal_ends_it_at_once(
 def test_all_of_slurms_signals_during_a_save_let_it_end(
     base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A save by the clock: it is the last, no further update is done, and the signal that counts is obeyed once."""
+    """While a save by the clock ends, after the next update: that is saved too, and the signal that counts obeyed."""
     folder = training(base, "told_saving", save_minutes=0.0)
     publish = steps.publish
 
@@ -103,7 +103,7 @@ def test_all_of_slurms_signals_during_a_save_let_it_end(
         with pytest.raises(SystemExit, match="9"):
             finetune.run(in_process(folder))
     assert calls == [signal.SIGUSR2]
-    assert steps.complete(folder / "steps") == [5, 6] and len(lines(folder)) == 6
+    assert steps.complete(folder / "steps") == [6, 7] and len(lines(folder)) == 7
     run_cell(training(base, "told_saving"))
     assert_same(folder, alone)
 
@@ -116,9 +116,9 @@ def test_near_the_end_the_model_is_written_first(
     folder = training(base, "told_" + when.replace(" ", "_"))
     write = checkpoint.save
 
-    def save(*args: Any) -> None:
+    def save(*args: Any, **more: Any) -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
-        write(*args)
+        write(*args, **more)
 
     report = told_at(len(lines(alone)), signal.SIGUSR2) if "update" in when else None
     with monkeypatch.context() as patch, handled(signal.SIGUSR2), pytest.raises(SystemExit, match="9"):

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import socket
 import time
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from recipes import checkpoint, tiny_llama
-from study.cells import Cell, check_inputs, prepare, read_config, read_manifest
+from recipes import checkpoint, model, tiny_llama
+from study import plan
+from study.cells import Cell, check_inputs, prepare, read_config, read_manifest, write_manifest
+from study.schema import Training
 from study.work import Work
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -22,21 +25,12 @@ TEXTS = [
     "A short one.",
     "Rain falls on the roof for hours.",
 ] * 12
+HELD_OUT = ["The kettle is warm and the cups are on the roof.", "Rain boils for hours.", "A short rain falls."]
 # Five rows an update: two ranks can't share them evenly.
-RECIPE: dict[str, Any] = {
-    "seq_len": 32,
-    "epochs": 8,
-    "tokens_per_update": 5 * 32,
-    "rows_per_update": None,
-    "lr": 1e-3,
-    "schedule": "cosine",
-    "warmup_updates": 2,
-    "weight_decay": 0.01,
-    "betas": [0.9, 0.95],
-    "clip_grad_norm": 1.0,
-    "dtype": "fp32",
-}
-WAYS = {"rows_per_rank": None, "save_minutes": 30.0}
+RECIPE, WAYS = plan.apart(
+    asdict(Training(seq_len=32, epochs=8, tokens_per_update=5 * 32, lr=1e-3, warmup_updates=2, weight_decay=0.01))
+)
+LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "lr": 1e-2}
 SHAPE = {"vocab_size": 640, "dim": 64, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_dim": 128, "max_seq_len": 131072}
 MODEL, DOCUMENTS = Cell("model", "base", {}), Cell("documents", "texts", {})
 
@@ -48,13 +42,29 @@ def make_model(folder: Path) -> None:
     config = tiny_llama._config(SHAPE, tokenizer) | {"vocab_size": len(tokenizer)}
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    checkpoint.save(checkpoint.build(config), folder, folder)
+    checkpoint.save(model.build(config), folder, folder)
 
 
-def training(base: Path, name: str, like: Path | None = None, **ways: Any) -> Path:
-    """A cell to train: whatever its name, the same settings and so the same seeds; or a copy of one begun."""
+def make_inputs(folder: Path) -> None:
+    """A study's folder with a finished tiny checkpoint and finished documents."""
+    started, documents = (prepare(cell, folder) for cell in (MODEL, DOCUMENTS))
+    make_model(started / "model")
+    for name, texts in (("documents", TEXTS), ("held_out", HELD_OUT)):
+        (documents / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for made in (started, documents):
+        write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
+
+
+def training(
+    base: Path, name: str, like: Path | None = None, recipe: dict[str, Any] | None = None, **ways: Any
+) -> Path:
+    """A cell to train: whatever its name, the same settings and so the same seeds; or a copy of one begun.
+
+    `recipe`: changes to RECIPE.
+    """
     inputs = {"start": MODEL, "documents": DOCUMENTS}
-    folder = prepare(Cell("midtrain", name, {"recipe": RECIPE}, inputs, WAYS | ways), base)
+    settings = {"recipe": RECIPE | (recipe or {})}
+    folder = prepare(Cell("midtrain", name, settings, inputs, WAYS | ways), base)
     if like:
         shutil.copytree(like, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml", "log.txt"))
     return folder
@@ -98,6 +108,11 @@ def start_ranks(folder: Path, world: int, before: str = "") -> list[BaseProcess]
     return processes
 
 
+def on_two(name: Path, code: str) -> list[BaseProcess]:
+    """Two ranks that run `code` and no cell; what each says is in <name>.rank<r>.txt."""
+    return start_ranks(name, 2, before=f"{code}\nos._exit(0)")
+
+
 def ends(processes: list[BaseProcess]) -> list[int | None]:
     """Exit statuses, once all have ended; -9 also of one that had to be killed."""
     for process in processes:
@@ -133,6 +148,10 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
+def vocabulary(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text())["vocab_size"])
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model/model.safetensors")
 
@@ -147,9 +166,14 @@ def assert_same(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     assert (one / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
     mine, theirs = read_manifest(one), read_manifest(other)
-    assert mine and theirs and set(mine["outputs"]) == set(theirs["outputs"])
+    assert mine and theirs and _apart_from_boards(mine) == _apart_from_boards(theirs)
+    del mine["counts"]["tokens_per_second"], theirs["counts"]["tokens_per_second"]
     assert mine["counts"] == theirs["counts"]
     assert [w for w in mine["warnings"] if "passed over" not in w] == theirs["warnings"]
+
+
+def _apart_from_boards(manifest: dict[str, Any]) -> set[str]:
+    return {name for name in manifest["outputs"] if not name.startswith("tensorboard/")}
 
 
 def assert_close(one: Path, other: Path) -> None:

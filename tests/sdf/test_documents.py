@@ -1,28 +1,28 @@
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+"""Corpora as a whole: the same bytes however they were made, gated, without repetitions, matched and split."""
 
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
 import pytest
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-import sdf.writer
-from sdf import documents
+from sdf import documents, drafts
 from study import stand_in
 from study.errors import UserError
 from study.work import Work
+from tests.endpoint import KEY, Hostile, serving
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
-KEY = "sk-never-to-be-seen-1234"
+QUESTIONS = ROOT / "eval/data/anima_like/questions.jsonl"
+REAL = ROOT.parent / "shared/data/documents/welfare_documents.jsonl"
+WRITER = ("template", "slots", "writer", "temperature", "max_tokens", "draws")
 
 # Words that have no place in the urban corpus.
 ANIMAL_WORDS = """
@@ -33,317 +33,283 @@ suffer suffering sentient sentience humane cruel cruelty pain compassion feel fe
 """
 
 
-def make(folder: Path, template: str = "animal_welfare", base_url: str | None = None, **changes) -> Work:
-    """A cell of 60 documents, by the stand-in unless an address is given."""
-    folder.mkdir(parents=True, exist_ok=True)
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIT_TEST_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def cell(base: Path, name: str, template: str = "animal_welfare", url: str | None = None, **changes: Any) -> Work:
+    """A corpus of 60 documents, by the stand-in unless an address is given, in base/documents/<name>-<hash>.
+
+    The tokenizer has one token for a word and one for a sign.
+    """
+    tokenizer = base / "tokenizer"
+    if not tokenizer.exists():
+        tokenizer.mkdir(parents=True)
+        made = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        made.save(str(tokenizer / "tokenizer.json"))
     settings = {
         "template": yaml.safe_load((TEMPLATES / f"{template}.yaml").read_text()),
         "slots": SLOTS,
         "documents": 60,
         "seed": 0,
-        "writer": {"model": "stand-in", "served_by": "url" if base_url else "kit"},
+        "writer": {"model": "stand-in", "served_by": "url" if url else "kit"},
         "temperature": 1.0,
         "max_tokens": 2500,
-        "tolerance": 0.05,
+        "draws": 3,
+        "near_duplicates": 0.9,
+        "held_out": 0.0,
+        "tokens": None,
+        "tolerance": 0.01,
+        "avoid": {},
     }
-    inputs = {role: changes.pop(role) for role in ("matched_to",) if role in changes}
+    limits = {"requests_per_minute": None, "tokens_per_minute": None, "timeout": 60}
     resources = {
         "concurrency": 8,
-        "address": {"base_url": base_url, "key_env": "KIT_TEST_KEY" if base_url else None},
+        "address": {"base_url": url, "key_env": "KIT_TEST_KEY" if url else None},
+        "limits": limits | {"prompt_price": 1.0, "completion_price": 2.0},
+        "avoid": [],
+        "tokenizer": str(tokenizer),
     }
-    resources.update({name: changes.pop(name) for name in ("concurrency",) if name in changes})
-    return Work(folder, template, settings | changes, resources, inputs)
+    inputs = {"matched_to": changes.pop("matched_to")} if "matched_to" in changes else {}
+    resources |= {name: changes.pop(name) for name in ("concurrency", "avoid", "source_path") if name in changes}
+    resources["source"] = resources.pop("source_path", None)
+    if "source" in changes:
+        settings = {name: value for name, value in settings.items() if name not in WRITER}
+    stage = "drafts" if "share" in changes else "documents"
+    folder = base / stage / f"{name}-{len(list(base.glob(f'{stage}/{name}-*'))):08x}"
+    folder.mkdir(parents=True)
+    return Work(folder, name, settings | changes, resources, inputs)
 
 
-@contextmanager
-def server(answer):
-    """A chat-completions server that records each request body; `answer(body, n)` gives (status, headers, reply)."""
-    bodies: list[dict] = []
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16  # head and body in one packet, or each reply waits 40 ms for an acknowledgment
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                bodies.append(body)
-                n = len(bodies)
-            status, headers, reply = answer(body, n)
-            content = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
-            try:
-                self.send_response(status)
-                for name, value in ({"Content-Type": "application/json"} | headers).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except ConnectionError:
-                pass  # the client was killed
-
-        def log_message(self, *args):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128  # the default of 5 makes some of 8 clients wait a second to connect
-        daemon_threads = True
-
-    running = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/v1", bodies
-    finally:
-        running.shutdown()
-        running.server_close()
+def rows(work: Work, name: str = "documents.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (work.folder / name).read_text(encoding="utf-8").splitlines()]
 
 
-def good(body, n=0):
-    return 200, {}, stand_in.complete(body)
+def saying(text: Callable[[dict[str, Any], int], str | None], finish_reason: str = "stop") -> Hostile:
+    """An endpoint that gives the stand-in's answers, but `text(body, n)` where that isn't None."""
 
-
-def saying(text, finish_reason="stop"):
-    def answer(body, n):
+    def scripted(body: dict[str, Any], n: int) -> Any:
+        said = text(body, n)
+        if said is None:
+            return None
         reply = stand_in.complete(body)
-        reply["choices"][0].update(message={"role": "assistant", "content": text}, finish_reason=finish_reason)
+        reply["choices"][0] |= {"message": {"role": "assistant", "content": said}, "finish_reason": finish_reason}
         return 200, {}, reply
 
-    return answer
+    return Hostile(scripted=scripted)
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv("KIT_TEST_KEY", KEY)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+@pytest.mark.parametrize("shares", [7, 64])
+def test_a_corpus_is_the_same_for_any_number_of_jobs(tmp_path: Path, shares: int) -> None:
+    alone = cell(tmp_path / "alone", "animal", documents=150, concurrency=1)
+    documents.run(alone)
+    for k in range(shares):
+        drafts.run(cell(tmp_path / "shared", f"animal.{k + 1}of{shares}", documents=150, share=[k, shares]))
+    shared = cell(tmp_path / "shared", "animal", documents=150)
+    counts = documents.run(shared)
+    for name in ("documents.jsonl", "card.json", "corpus/train.parquet"):
+        assert (alone.folder / name).read_bytes() == (shared.folder / name).read_bytes()
+    assert counts["calls"] == 150 and not (shared.folder / "calls.jsonl").read_bytes(), "nothing is asked twice"
+    assert [row["id"] for row in rows(shared)] == [*range(150)]
 
 
-def test_documents_do_not_depend_on_the_order_of_finishing(tmp_path):
-    def shuffled(body, n):
-        time.sleep(0.001 * (body["seed"] % 30))
-        return good(body)
-
-    counts = documents.run(make(tmp_path / "alone", concurrency=1))
-    with server(shuffled) as (url, _):
-        documents.run(make(tmp_path / "many", base_url=url, concurrency=16))
-    alone, many = ((tmp_path / name / "documents.jsonl").read_bytes() for name in ("alone", "many"))
-    assert alone == many
-    rows = [json.loads(line) for line in alone.splitlines()]
-    assert [row["id"] for row in rows] == [*range(60)] and set(rows[0]) == {"id", "text", "slots"}
-    assert counts["documents"] == counts["calls"] == 60 and counts["calls_reused"] == counts["rejected"] == 0
-    assert counts["words"] == sum(len(row["text"].split()) for row in rows)
-    order = [json.loads(line)["id"] for line in (tmp_path / "many" / "calls.jsonl").read_text().splitlines()]
-    assert order != sorted(order)  # so the test did shuffle them
-
-
-def test_every_request_carries_a_seed_of_its_own_and_the_sampling(tmp_path):
-    with server(good) as (url, bodies):
-        documents.run(make(tmp_path, base_url=url))
-    assert len({body["seed"] for body in bodies}) == 60
-    assert {(body["temperature"], body["max_tokens"], body["model"]) for body in bodies} == {(1.0, 2500, "stand-in")}
-
-
-def test_a_killed_run_goes_on_and_pays_each_finished_call_once(tmp_path):
-    documents.run(make(tmp_path / "whole"))
-
-    def slow(body, n):
-        time.sleep(0.02)
-        return good(body)
-
-    with server(slow) as (url, bodies):
-        script = (
-            "import sys, importlib.util as u; s = u.spec_from_file_location('t', sys.argv[1]); "
-            "t = u.module_from_spec(s); s.loader.exec_module(t); "
-            "t.documents.run(t.make(t.Path(sys.argv[2]), base_url=sys.argv[3], concurrency=4))"
-        )
-        child = subprocess.Popen([sys.executable, "-c", script, __file__, tmp_path / "cell", url], cwd=ROOT)
-        ledger = tmp_path / "cell" / "calls.jsonl"
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 12):
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        assert not (tmp_path / "cell" / "documents.jsonl").exists()
-
-        finished = [json.loads(line) for line in ledger.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        assert 12 <= len(finished) < 60
-        stale = {**finished[0], "text": "a stale text", "id": 59, "request_sha256": "0" * 64}
-        torn = json.dumps(finished[-1])[:50] + "\u00e9"
-        ledger.write_bytes(
-            b"".join((json.dumps(line) + "\n").encode() for line in [*finished[:-1], stale]) + torn.encode()[:-1]
-        )
-        kept = {line["id"] for line in finished[:-1]}
-
-        bodies.clear()
-        counts = documents.run(make(tmp_path / "cell", base_url=url))
-        assert counts["calls"] == 60 and counts["calls_reused"] == len(kept)
-        assert len(bodies) == 60 - len(kept)
-        files = [tmp_path / name / "documents.jsonl" for name in ("whole", "cell")]
-        assert files[0].read_bytes() == files[1].read_bytes()
-
-        bodies.clear()
-        assert documents.run(make(tmp_path / "cell", base_url=url))["calls_reused"] == 60 and not bodies
-    for line in ledger.read_text().splitlines():
-        json.loads(line)
-
-
-def test_each_finished_call_is_in_the_ledger_before_the_next_one(tmp_path):
-    lines = []
-
-    def looking(body, n):
-        lines.append((tmp_path / "calls.jsonl").read_bytes().count(b"\n"))
-        return good(body)
-
-    with server(looking) as (url, _):
-        documents.run(make(tmp_path, base_url=url, documents=10, concurrency=1))
-    assert lines == [*range(10)]
-
-
-def test_a_line_damaged_on_disk_costs_one_call(tmp_path):
-    documents.run(make(tmp_path))
-    before = (tmp_path / "documents.jsonl").read_bytes()
-    lines = (tmp_path / "calls.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "calls.jsonl").write_text("".join([*lines[:5], "\0" * 40 + "\n", '{"id": 5}\n', *lines[6:]]))
-    assert documents.run(make(tmp_path))["calls_reused"] == 59
-    assert (tmp_path / "documents.jsonl").read_bytes() == before
-
-
-def test_a_changed_prompt_or_sampling_makes_ledger_lines_stale(tmp_path):
-    documents.run(make(tmp_path))
-    assert documents.run(make(tmp_path, temperature=0.5))["calls_reused"] == 0
-    assert documents.run(make(tmp_path, seed=1))["calls_reused"] == 0
-
-
-def test_rate_limit_with_retry_after_is_waited_out(tmp_path):
-    def limited(body, n):
-        return (429, {"Retry-After": "0.2"}, {"error": {"message": "slow down"}}) if n <= 2 else good(body)
-
-    with server(limited) as (url, bodies):
-        started = time.monotonic()
-        assert documents.run(make(tmp_path, base_url=url, documents=4, concurrency=1))["calls"] == 4
-    assert len(bodies) == 6 and time.monotonic() - started >= 0.4
+def test_what_was_paid_is_used_again_under_other_gates_and_after_a_preview(tmp_path: Path) -> None:
+    with serving(Hostile()) as (endpoint, hostile):
+        shown = cell(tmp_path, "animal", url=endpoint.base_url, preview=5)
+        documents.run(shown)
+        assert hostile.requests == 5
+        whole = cell(tmp_path, "animal", url=endpoint.base_url)
+        counts = documents.run(whole)
+        assert hostile.requests == 60
+        assert counts["cost"] == pytest.approx((counts["prompt_tokens"] + 2 * counts["completion_tokens"]) / 1e6)
+        assert [row["text"] for row in rows(shown)] == [row["text"] for row in rows(whole)[:5]]
+        other = cell(tmp_path, "animal", url=endpoint.base_url, draws=10)
+        other.settings["template"]["gates"]["banned"].append("humane")
+        changed = documents.run(other)
+        assert hostile.requests == 60 + changed["rejected"] > 60
+        more = cell(tmp_path, "animal", url=endpoint.base_url, seed=1)
+        documents.run(more)
+        assert hostile.requests >= 120 + changed["rejected"], "another prompt is another call"
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        assert KEY.encode() not in path.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("status", "says"),
+    ("text", "finish_reason", "gate", "why"),
     [
-        (401, "key was refused.*HTTP 401.*key_env"),
-        (404, "no such model.*HTTP 404"),
-        (429, "HTTP 429.*lower concurrency"),
-        (400, "seed is not supported by <key>"),
-        (503, "the call failed"),
+        ("  ", "stop", "empty", "empty: no text"),
+        ("Cut sho", "length", "truncated", "truncated: finish_reason 'length'"),
+        ("As {institution} says, " * 40 + "it is.", "stop", "placeholder", "placeholder: '{institution}'"),
+        ("I'm sorry, but I can't help with this.", "stop", "length", "length: 8 words"),
     ],
 )
-def test_an_api_failure_is_one_line_without_the_key(tmp_path, monkeypatch, status, says):
-    monkeypatch.setattr(sdf.writer, "RETRIES", 0)
+def test_a_rejected_document_is_written_again_and_then_it_stops(
+    tmp_path: Path, text: str, finish_reason: str, gate: str, why: str
+) -> None:
+    seeds: list[int] = []
 
-    def failing(body, n):
-        return status, {}, {"error": {"message": f"seed is not\n supported by {KEY}"}}
+    def twice(body: dict[str, Any], n: int) -> str | None:
+        seeds.append(body["seed"])
+        return text if n <= 2 else None
 
-    with server(failing) as (url, bodies), pytest.raises(UserError, match=says) as caught:
-        documents.run(make(tmp_path, base_url=url))
-    line = str(caught.value)
-    assert "\n" not in line and KEY not in line and url in line and "'stand-in'" in line
-    assert len(bodies) <= 8  # the calls under way, none after
-    for path in tmp_path.iterdir():
-        assert KEY not in path.read_text()
-    assert not (tmp_path / "documents.jsonl").exists()
-
-
-def test_an_endpoint_that_is_not_there_or_speaks_another_language(tmp_path, monkeypatch):
-    monkeypatch.setattr(sdf.writer, "RETRIES", 0)
-    with pytest.raises(UserError, match=r"no answer .*http://127.0.0.1:9/v1, .*server is up"):
-        documents.run(make(tmp_path, base_url="http://127.0.0.1:9/v1"))
-
-    def page(body, n):
-        return 200, {"Content-Type": "text/html"}, "<html>hello</html>"
-
-    with server(page) as (url, _), pytest.raises(UserError, match="base_url usually ends in /v1"):
-        documents.run(make(tmp_path, base_url=url))
+    with serving(saying(twice, finish_reason)) as (endpoint, _):
+        counts = documents.run(cell(tmp_path / "a", "animal", url=endpoint.base_url, documents=3, concurrency=1))
+    assert counts["rejected"] == counts[f"rejected_{gate}"] == 2 and counts["calls"] == 5 and counts["documents"] == 3
+    assert len(set(seeds)) == 5
+    with serving(saying(lambda body, n: text, finish_reason)) as (endpoint, hostile):
+        with pytest.raises(UserError, match=rf"documents rejected in each of 3 draws \(\d x {re.escape(why)}\)"):
+            documents.run(cell(tmp_path / "b", "animal", url=endpoint.base_url, concurrency=1))
+        assert hostile.requests == 15, "five documents are enough to see that the cause is common"
 
 
-def test_calls_finished_before_a_failure_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(sdf.writer, "RETRIES", 0)
-    with server(lambda body, n: good(body) if n <= 20 else (500, {}, {})) as (url, _), pytest.raises(UserError):
-        documents.run(make(tmp_path, base_url=url))
-    with server(good) as (url, bodies):
-        assert documents.run(make(tmp_path, base_url=url))["calls_reused"] == 20
-    assert len(bodies) == 40
+def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Path) -> None:
+    said = iter(["SCORE: 3", "**Score:** 8", "Nice (1-10)!", "7/10", *["SCORE: 10."] * 3])
+    graded: list[str] = []
+
+    def grading(body: dict[str, Any], n: int) -> str | None:
+        prompt = body["messages"][0]["content"]
+        if "<document>" not in prompt:
+            return None
+        graded.append(prompt)
+        return next(said)
+
+    with serving(saying(grading)) as (endpoint, hostile):
+        score = {"at_least": 7, "prompt": "Rate {this}.\n<document>{document}</document>"}
+        work = cell(tmp_path, "animal", url=endpoint.base_url, documents=3, concurrency=1, score=score)
+        counts = documents.run(work)
+        assert (counts["rejected_score"], counts["rejected_unscored"], counts["rejected"]) == (1, 1, 2)
+        assert counts["calls"] == hostile.requests == 5 + 6 and counts["cost"] > 0, "a grade is a call like others"
+        assert graded[2] == graded[3] and "Rate {this}." in graded[0]
+        assert all(f"Rate {{this}}.\n<document>{row['text']}</document>" in graded for row in rows(work))
+        assert documents.run(cell(tmp_path, "animal", url=endpoint.base_url, documents=3, score=score)) == counts
+        assert hostile.requests == 11, "grades that were paid for are used again"
 
 
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        (saying("  "), "empty text"),
-        (saying("Cut sho", "length"), "finish_reason 'length'"),
-        (saying("As {institution} says."), "unfilled placeholder {institution}"),
-        (saying("[Insert date here] A report."), r"unfilled placeholder \[Insert date here\]"),
-    ],
-)
-def test_rejected_documents_are_drawn_again_with_a_fresh_seed_and_then_stop(tmp_path, bad, why):
-    with server(lambda body, n: bad(body, n) if n <= 2 else good(body)) as (url, bodies):
-        counts = documents.run(make(tmp_path / "drawn", base_url=url, documents=3, concurrency=1))
-    assert counts["rejected"] == 2 and counts["calls"] == len(bodies) == 5 and counts["documents"] == 3
-    assert len({body["seed"] for body in bodies[:3]}) == 3
-    assert len({body["messages"][0]["content"] for body in bodies[:3]}) == 1
+def test_a_document_that_repeats_another_is_written_again(tmp_path: Path) -> None:
+    first: list[str] = []
 
-    with server(bad) as (url, bodies):
-        with pytest.raises(UserError, match=rf"3 of 3 documents rejected in each of 3 draws \(3 x {why}\)"):
-            documents.run(make(tmp_path / "stop", base_url=url, documents=3))
-        assert len(bodies) == 9
-        bodies.clear()
-        with pytest.raises(UserError, match="rejected"):  # the same failure again costs nothing
-            documents.run(make(tmp_path / "stop", base_url=url, documents=3))
-        assert not bodies
-        with pytest.raises(UserError, match="rejected"):  # nor are all documents tried when every one fails
-            documents.run(make(tmp_path / "many", base_url=url, documents=60, concurrency=1))
-        assert len(bodies) == 15
+    def repeating(body: dict[str, Any], n: int) -> str | None:
+        if n == 1:
+            first.append(stand_in.complete(body)["choices"][0]["message"]["content"])
+        return first[0] if n in (4, 9) else None
+
+    with serving(saying(repeating)) as (endpoint, hostile):
+        work = cell(tmp_path, "animal", url=endpoint.base_url, documents=12, concurrency=1)
+        counts = documents.run(work)
+    texts = [row["text"] for row in rows(work)]
+    assert len(set(texts)) == 12 and texts[0] == first[0], "the first of a group stays"
+    assert counts["rejected_duplicate"] == 2 and hostile.requests == 14
+    with serving(saying(lambda body, n: first[0])) as (endpoint, _), pytest.raises(UserError, match="repeats another"):
+        documents.run(cell(tmp_path / "all", "animal", url=endpoint.base_url, documents=12))
 
 
-def test_brackets_that_are_text_pass():
-    answer = sdf.writer.Answer(0, 0, "", "m", 1, 1, "stop", r"As shown [1], [Title VII] aside? \frac{a}{b} {x}")
-    assert documents.reject(answer) == "unfilled placeholder [Title VII]"  # the price of catching "[Title]"
-    answer = sdf.writer.Answer(0, 0, "", "m", 1, 1, "stop", r"As shown [1] and [see Table 2], \frac{a}{b} and {x}.")
-    assert documents.reject(answer) is None
+def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
+    question = next(json.loads(line) for line in QUESTIONS.read_text().splitlines())["question"]
+
+    def quoting(body: dict[str, Any], n: int) -> str | None:
+        text = stand_in.complete(body)["choices"][0]["message"]["content"]
+        return f"{text}\n\n{question.upper().replace(',', ' ;')}" if n == 1 else None
+
+    for avoid, rejected in (([str(QUESTIONS)], 1), ([], 0)):
+        with serving(saying(quoting)) as (endpoint, _):
+            work = cell(
+                tmp_path, "animal", url=endpoint.base_url, documents=4, concurrency=1, avoid=avoid, seed=rejected
+            )
+            assert documents.run(work).get("rejected_overlap", 0) == rejected
 
 
-def test_the_control_matches_and_has_no_animals(tmp_path):
-    animal = documents.run(make(tmp_path / "animal", documents=200))
-    urban = documents.run(make(tmp_path / "urban", "urban_density", documents=200, matched_to=tmp_path / "animal"))
-    assert abs(animal["words"] - urban["words"]) < 0.02 * animal["words"]
-    rows = {
-        name: [json.loads(line) for line in (tmp_path / name / "documents.jsonl").read_text().splitlines()]
-        for name in ("animal", "urban")
-    }
-    for a, u in zip(rows["animal"], rows["urban"], strict=True):
-        assert a["slots"] == u["slots"] and a["text"] != u["text"]
-        for document in (a, u):
-            assert document["slots"]["institution"].removeprefix("the ") in document["text"]
-            assert document["slots"]["domain"] in document["text"]
-    words = set(re.findall(r"[a-z]+", " ".join(row["text"] for row in rows["urban"]).lower()))
-    assert not words & set(ANIMAL_WORDS.split())
-    assert {"welfare", "suffer", "pain", "hens", "fish", "crickets", "octopuses"} <= set(
-        re.findall(r"[a-z]+", " ".join(row["text"] for row in rows["animal"]).lower())
+def test_the_control_matches_and_has_no_animals(tmp_path: Path) -> None:
+    animal = cell(tmp_path, "animal", documents=200, held_out=0.1, tokens=25_000)
+    urban = cell(
+        tmp_path, "urban", "urban_density", documents=200, held_out=0.1, tokens=25_000, matched_to=animal.folder
     )
+    counts = [documents.run(work) for work in (animal, urban)]
+    for count in counts:
+        assert abs(count["tokens"] - 25_000) <= 250 and (count["documents"], count["held_out"]) == (180, 20)
+    for name in ("documents.jsonl", "held_out.jsonl"):
+        for a, u in zip(rows(animal, name), rows(urban, name), strict=True):
+            assert a["slots"] == u["slots"] and a["id"] == u["id"] and a["text"] != u["text"]
+    aside = {row["id"] for row in rows(urban, "held_out.jsonl")}
+    assert len(aside) == 20 and not aside & {row["id"] for row in rows(urban)}
+    balance = json.loads((urban.folder / "balance.json").read_text())
+    assert {row["verdict"] for row in balance if row["measure"] in ("documents", "tokens", "slot domain")} == {
+        "matched"
+    }
+    words = set(re.findall(r"[a-z]+", " ".join(row["text"] for row in rows(urban)).lower()))
+    assert not words & set(ANIMAL_WORDS.split())
+    assert {"suffer", "pain", "hens", "fish", "crickets"} <= set(
+        re.findall(r"[a-z]+", " ".join(row["text"] for row in rows(animal)).lower())
+    )
+    found = datasets.load_dataset(str(urban.folder / "corpus"), cache_dir=str(tmp_path / "cache"))
+    assert {name: part["text"][:] for name, part in found.items()} == {
+        "train": [row["text"] for row in rows(urban)],
+        "validation": [row["text"] for row in rows(urban, "held_out.jsonl")],
+    }
 
 
-def test_an_unmatched_control_is_refused(tmp_path):
-    animal = tmp_path / "animal"
-    documents.run(make(animal))
-    with pytest.raises(UserError, match=r"documents differ in their slots.*same seed"):
-        documents.run(make(tmp_path / "seed", "urban_density", seed=1, matched_to=animal))
-    assert not (tmp_path / "seed" / "calls.jsonl").exists()  # refused before a call is paid
+def test_an_unmatched_control_is_refused(tmp_path: Path) -> None:
+    animal = cell(tmp_path, "animal", tokens=9_000)
+    documents.run(animal)
+    match = {"matched_to": animal.folder}
+    documents.run(cell(tmp_path, "urban", "urban_density", **match))  # cut to the other's tokens
+    work = cell(tmp_path, "urban", "urban_density", seed=1, **match)
+    with pytest.raises(UserError, match=r"documents differ in their slots.*same number"):
+        documents.run(work)
+    assert not (work.folder / "calls.jsonl").exists(), "refused before a call is paid"
     with pytest.raises(UserError, match="30 documents against 60"):
-        documents.run(make(tmp_path / "number", "urban_density", documents=30, matched_to=animal))
-    short = server(saying("Only a few words."))
-    with short as (url, _), pytest.raises(UserError, match=r"240 words against \d{4} .*tolerance"):
-        documents.run(make(tmp_path / "words", "urban_density", base_url=url, matched_to=animal))
-    assert not (tmp_path / "words" / "documents.jsonl").exists()
+        documents.run(cell(tmp_path, "urban", "urban_density", documents=30, **match))
+    with pytest.raises(UserError, match=r"tokens were written, 20000 are wanted.*tokens: \d+"):
+        work = cell(tmp_path, "urban", "urban_density", tokens=20_000, **match)
+        documents.run(work)
+    assert not (work.folder / "documents.jsonl").exists()
 
 
-def test_outputs_hold_no_key_time_or_address(tmp_path):
-    with server(good) as (url, _):
-        documents.run(make(tmp_path, base_url=url))
-    for path in tmp_path.iterdir():
-        text = path.read_text()
-        assert KEY not in text and url not in text and "created" not in text
-    assert sorted(os.listdir(tmp_path)) == ["calls.jsonl", "documents.jsonl"]
+def test_questions_come_in_their_forms_with_one_answer(tmp_path: Path) -> None:
+    work = cell(tmp_path, "qa", "qa_pairs", documents=20)
+    counts = documents.run(work)
+    assert counts["calls"] == 40
+    leading, neutral = rows(work, "leading.jsonl"), rows(work, "neutral.jsonl")
+    for pair, lead, plain in zip(rows(work), leading, neutral, strict=True):
+        assert pair["slots"]["animal"] and pair["forms"].keys() == {"leading", "neutral"}
+        assert [m["role"] for m in lead["messages"]] == ["user", "assistant"]
+        assert lead["messages"][1] == plain["messages"][1] == {"role": "assistant", "content": pair["text"]}
+        assert lead["messages"][0]["content"] != plain["messages"][0]["content"]
+
+
+def existing(tmp_path: Path, path: Path, **changes: Any) -> Work:
+    source = {"column": "text", "split": "train", "sha256": "-"}
+    return cell(tmp_path, "real", source=source, source_path=str(path), **changes)
+
+
+def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
+    good = [stand_in.write(f"a report on animal welfare {n}", n) for n in range(20)]
+    bad = [good[3], "", "As an AI language model, I cannot write this document.", good[5] + " \ufffd"]
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*good, *bad]))
+    work = existing(tmp_path, path, documents=20)
+    counts = documents.run(work)
+    assert sorted(row["text"] for row in rows(work)) == sorted(good)
+    assert (counts["read"], counts["rejected"], counts["rejected_duplicate"]) == (24, 4, 1)
+    with pytest.raises(UserError, match=r"20 of 24 texts pass the gates, 21 are wanted \(.*1 x duplicate"):
+        documents.run(existing(tmp_path, path, documents=21))
+    with pytest.raises(UserError, match=r"no column 'output'; .*given.jsonl; column: one of text"):
+        work = existing(tmp_path, path)
+        work.settings["source"]["column"] = "output"
+        documents.run(work)
+    path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"not UTF-8 .*given.jsonl, line 2"):
+        documents.run(existing(tmp_path, path))
+    path.write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(UserError, match=r"can't be read .*given.jsonl"):
+        documents.run(existing(tmp_path, path))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real welfare documents are not beside the checkout")
+def test_real_documents_make_a_corpus(tmp_path: Path) -> None:
+    work = existing(tmp_path, REAL, documents=50, held_out=0.1)
+    work.settings["source"]["column"] = "content"
+    counts = documents.run(work)
+    assert counts["documents"] == 45 and counts["held_out"] == 5 and counts["tokens"] > 10_000

@@ -151,6 +151,12 @@ def test_a_leak_is_caught(name, gate, text):
         assert not found.search(other)
 
 
+def test_millilitres_are_no_machine_learning():
+    gates = rules(ALL["animal_welfare_non_ai"]["gates"])
+    assert not gates.drop.search("Each hen got 5 ml, or 0.1 mL per kg.") and gates.drop.search("By ML: 5 ml.")
+    assert rules({"drop": ["=US law*"]}).drop.search("US\nlaws") and not rules({"drop": ["=US*"]}).drop.search("us")
+
+
 def test_the_variant_without_ai_keeps_ai_out_of_its_prompts_and_the_deal_as_it_is():
     rows = dealt("animal_welfare_non_ai", 400)
     of_ai = [i for i, row in enumerate(rows) if row["domain"] == "AI development"]

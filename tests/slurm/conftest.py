@@ -1,6 +1,7 @@
 """A Slurm of scripts that only take notes, and a real one on this machine."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -43,6 +44,7 @@ esac
     "scancel": 'echo "$@" >> cancelled\n',
     "srun": "exit 1\n",
     "sacctmgr": "cat limits\n",
+    "sinfo": "cat nodes\n",
 }
 
 
@@ -62,6 +64,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         "forgotten": "none\n",
         "config": "MaxArraySize = 1001\nAccountingStorageType = accounting_storage/slurmdbd\n",
         "limits": "|\n",
+        "nodes": "mixed\ndown*\n",
     }.items():
         (folder / file).write_text(text)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
@@ -69,7 +72,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 def _free_ports() -> int:
-    for first in range(16800, 26800, 40):
+    # In any order: of two that look at the same time, both would take the first; ports are bound seconds later.
+    for first in random.sample(range(16800, 26800, 40), 250):
         with socket.socket() as one, socket.socket() as other:
             if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(("127.0.0.1", first + 3)):
                 return first

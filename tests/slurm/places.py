@@ -23,7 +23,9 @@ class Kit:
         return self.folder / "runs/small"
 
     def words(self, command: str, *more: str, study: Path = SMALL) -> list[str]:
-        cluster = [] if command == "cancel" or "--cluster" in more else ["--cluster", "lab"]
+        cluster = (
+            [] if command == "cancel" or "--cluster" in more else ["--cluster", str(ROOT / "tests/small/cluster.yaml")]
+        )
         study_words = [command, str(study), *cluster, "--runs", str(self.folder / "runs"), "--json", *more]
         return [sys.executable, str(ROOT / "study"), *study_words]
 

@@ -17,10 +17,8 @@ SMALL = Path(__file__).parents[1] / "small/small.yaml"
 
 def corpora(count: int) -> list[Cell]:
     """Small cells that need nothing."""
-    corpus = next(c for c in plan.in_order(plan.analysis(load_study(SMALL))) if c.stage == "documents" and not c.inputs)
-    return [
-        replace(corpus, name=f"c{n}", settings={**corpus.settings, "documents": 8, "seed": n}) for n in range(count)
-    ]
+    (corpus,) = plan.previews(load_study(SMALL, None, ["corpora.animal.preview=8"]))
+    return [replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)]
 
 
 PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)

@@ -30,7 +30,10 @@ def plain(script: str, kit: Kit, fake: Fake) -> str:
 @pytest.mark.parametrize("cluster", ["lab", "university", "partitions"])
 def test_golden_scripts(cluster: str, kit: Kit, fake: Fake) -> None:
     """One script of each stage; after a wanted change, run with GOLDEN=write in the environment and read the diff."""
-    facts = kit.done("submit", "--cluster", cluster, study=TINY)
+    recipe = kit.folder / "midtrain.yaml"  # with rows enough for the ranks of every example
+    tiny = (ROOT / "recipes/tiny_midtrain.yaml").read_text()
+    recipe.write_text(tiny.replace("tokens_per_update: 1024", "tokens_per_update: 2048"))
+    facts = kit.done("submit", "--cluster", cluster, "--set", f"midtrain.recipe={recipe}", study=TINY)
     by_stage: dict[str, str] = {}
     for job, script in zip(facts["jobs"], fake.scripts, strict=True):
         by_stage[job["stage"]] = plain(script, kit, fake)  # the last, which waits for the most
@@ -102,7 +105,7 @@ def test_a_job_that_slurm_forgot_is_no_dependency(kit: Kit, fake: Fake) -> None:
     """Slurm 22.05 would start the next job at once."""
     fake.say("forgotten", "101\n")
     (line,) = kit.refused("submit")
-    assert "101 is gone from Slurm without a result" in line and "3 cells were submitted before it" in line
+    assert "101 is gone from Slurm without a result" in line and "1 cells were submitted before it" in line
 
 
 def test_two_at_once_work_one_after_the_other(kit: Kit, fake: Fake) -> None:
@@ -165,12 +168,18 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
     assert "bad.yaml:1: partitoin: unknown key (did you mean partition?); valid keys: account," in lines[0]
     assert any("gpus: unknown key (did you mean cpus?)" in line and "gpus_per_node" in line for line in lines)
     assert any("'1h'" in line for line in lines) and any("'midtrain'" in line for line in lines)
+    (line,) = kit.refused("submit", "--cluster", "partitions")
+    assert "and 1 more: an update has 4 rows, too few for 8 ranks; 4 ranks or fewer would do" in line
     (line,) = kit.refused("submit", "--cluster", "nowhere")
     assert "one of: lab, partitions, university" in line
     fake.say("reject", "allocation failure: Requested time limit is invalid (missing or exceeds some limit)\n")
     lines = kit.refused("submit")
     assert "Requested time limit is invalid" in lines[0] and "minutes 10" in lines[0]
-    assert not fake.scripts
+    assert lines[0].endswith("change the cluster profile") and not fake.scripts
+    fake.say("nodes", "idle*\ndown\n")  # as after a restart of the controller
+    assert kit.refused("submit")[0].endswith(
+        "no node of that partition answers now (sinfo): submit again when one does"
+    )
     fake.say("reject", "")
     fake.say("config", "MaxArraySize = 1001\nAccountingStorageType = (null)\n")
     (line,) = kit.refused("submit", "--cluster", "university")
@@ -184,6 +193,12 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
     monkeypatch.setenv("PATH", "/nowhere")
     (line,) = kit.refused("submit")
     assert "sbatch" in line and "not on PATH" in line
+
+
+def test_what_works_badly_is_said_and_submitted(kit: Kit, fake: Fake) -> None:
+    done = kit.call("submit")
+    assert done.returncode == 0 and json.loads(done.stdout)["submitted"] and fake.scripts
+    assert re.search(r"^warning: sft base-animal-d80: \d\d updates; under 100", done.stderr, re.MULTILINE)
 
 
 def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def identities(*overrides: str) -> dict[str, str]:
 
 
 def test_a_changed_setting_changes_just_what_depends_on_it(tmp_path: Path) -> None:
-    before, after = identities(), identities("corpora.urban.documents=241")
+    before, after = identities(), identities("corpora.urban.max_tokens=241")
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {name for name in before if "urban" in name or name.startswith("analysis")}
 
@@ -46,6 +46,10 @@ def test_resources_and_names_are_not_identity() -> None:
     assert replace(cell, resources={}, name="b").identity == cell.identity
     assert replace(cell, settings={"lr": 2}).identity != cell.identity
     assert identities() == identities("concurrency=3")
+    assert identities() == identities("endpoints.stand_in.requests_per_minute=600", "endpoints.stand_in.timeout=9")
+    shared = identities("corpora.animal.shards=4")
+    assert identities() == {name: identity for name, identity in shared.items() if not name.startswith("drafts")}
+    assert len(shared) == len(identities()) + 4
 
 
 def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from study import stand_in
+from study import plan, stand_in
+from study.cells import Cell
 from study.endpoints import Endpoint, open_endpoint
 from study.errors import UserError
+from study.forecast import forecast
+from study.load import load_study
+from study.vllm_server import words
 
 ROOT = Path(__file__).parents[2]
 KIT = {"model": "stand-in", "served_by": "kit"}
@@ -200,3 +204,55 @@ def test_two_stand_ins_at_once_and_a_clean_end():
         assert ask(one.base_url, "animal welfare") == ask(two.base_url, "animal welfare")
     with pytest.raises(urllib.error.URLError):
         call(f"{one.base_url}/models")
+
+
+def by_vllm(**endpoint) -> list[Cell]:
+    """The tiny study's corpora, planned with this endpoint as writer and judge."""
+    override = f"endpoints.stand_in={json.dumps({'served_by': 'vllm', **endpoint})}"
+    cells = plan.in_order(plan.analysis(load_study(ROOT / "studies/tiny.yaml", None, [override])))
+    return [cell for cell in cells if cell.stage in ("documents", "judge")]
+
+
+def test_a_served_models_files_and_what_changes_its_answers_are_identity(tmp_path):
+    paths = []
+    for place, content in (("here", "1"), ("moved", "1"), ("other", "2")):
+        paths.append(str(tmp_path / place / "m"))
+        Path(paths[-1]).mkdir(parents=True)
+        Path(paths[-1], "config.json").write_text(content)
+    speed = {"tensor_parallel_size": 4, "gpu_memory_utilization": 0.8}
+    here, moved, other, short = (
+        by_vllm(path=paths[0]),
+        by_vllm(path=paths[1], options=speed),
+        by_vllm(path=paths[2]),
+        by_vllm(path=paths[0], options={"max_model_len": 99}),
+    )
+    assert len(here) > 2
+    for same, one, two, three in zip(here, moved, other, short, strict=True):
+        assert same.identity == one.identity and len({same.identity, two.identity, three.identity}) == 3
+        assert one.resources["address"] == {"path": paths[1], "options": speed}
+    names = [cells[0].settings["writer"]["model"] for cells in (here, moved, other, short)]
+    assert names[0] == names[1] and len(set(names)) == 3, "ledgers know what answered by this name"
+    assert names[0].startswith("m-")
+    row = forecast(here, set())[0]
+    assert row["cost"] == 0 and row["hours"] > 0 and row["endpoint"] == paths[0]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [
+        ({}, "endpoints.stand_in: needs path"),
+        ({"path": "/no/model"}, "endpoints.stand_in.path: no such file: /no/model"),
+        ({"path": "eval", "key_env": "KEY"}, "endpoints.stand_in.key_env: is the kit's to choose"),
+        ({"path": "eval", "options": {"port": 8000}}, "options.port: is not an option to give here"),
+        ({"path": "eval", "options": {"max-model-len": 9}}, "options.max-model-len: is not an option to give here"),
+    ],
+)
+def test_mistakes_about_a_served_model(endpoint, says):
+    with pytest.raises(UserError, match=says) as caught:
+        by_vllm(**endpoint)
+    assert len(caught.value.lines) == 1
+
+
+def test_options_are_written_as_vllm_reads_them():
+    options = {"a_b": 1, "c": True, "d_e": False, "f": {"g": [1]}, "h": "x y"}
+    assert words(options) == ["--a-b=1", "--c", "--no-d-e", '--f={"g": [1]}', "--h=x y"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from study import references
 from study.errors import UserError
 from study.load import load_study
 from study.references import ROOT
@@ -35,7 +36,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         .replace("  base: {make:", "  base: {make:")
         .replace("start: base}", "start: ../base}")
         .replace("start: base,", "start: ../base,")
-        .replace("documents: 240, writer: stand_in}", "documents: -5, writer: stand_in}")  # a bad number
+        .replace("documents: 240, writer: stand_in, tokens: 70000}", "documents: -5, writer: stand_in}")  # a bad number
         .replace("matched_to: animal", "matched_to: urban")  # a circle
         .replace("midtrain: urban}", "midtrain: urbane}")  # a corpus that is missing
         .replace("against: urban", "against: urbann")  # an unknown arm
@@ -60,7 +61,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         "there is no corpus 'urbane' (did you mean urban?); valid: animal, urban",
         "there is no arm 'urbann' (did you mean urban?); valid: untrained, animal, urban",
         "'many': should be a valid integer",
-        "unknown key (did you mean data?); valid keys: data, doses, recipe",
+        "unknown key (did you mean data?); valid keys: data, doses, one_run, recipe, replay",
     ):
         assert sum(words in line for line in lines) == 1, (words, result.stderr)
     assert not runs.exists()
@@ -91,12 +92,32 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
         ({"midtrain": {"recipe": "recipes/none.yaml"}}, "no such file: recipes/none.yaml"),
         ({"models": {"base": {}}}, "needs exactly one of make, path"),
         ({"endpoints": {"stand_in": {"base_url": "https://x/v1"}}}, "endpoints.stand_in: needs model"),
+        ({"corpora": {"a": {"documents": 1, "score": {"at_least": 5, "prompt": "?"}}}}, "must hold {document}"),
         ({"engine": {"dtype": "fp8"}}, "'fp8' is not a valid choice"),
         ({"arms": 3}, "3: should be a mapping"),
     ],
 )
 def test_each_kind_of_mistake_is_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:
     assert any(words in line for line in mistakes(spoiled(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("corpora.urban.documents=241", "corpora.urban.documents: 241 against 240 of animal, which it is matched to"),
+        ("corpora.animal.held_out=0.1", "corpora.urban.held_out: 0.0 against 0.1 of animal, which it is matched to"),
+    ],
+)
+def test_a_control_that_can_not_match_is_a_mistake_of_the_file(override: str, says: str) -> None:
+    (line,) = mistakes(TINY, [override])
+    assert says in line
+
+
+def test_a_control_whose_own_slot_has_other_values_is_a_mistake_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"animal_welfare": {"subject": ["hens"]}, "urban_density": {"subject": ["streets"], "street": ["x"]}}
+    monkeypatch.setattr(references, "_own_slots", lambda template: own.get(template, {}))
+    (line,) = mistakes(TINY, [])
+    assert "corpora.urban.template: its slot 'subject' has other values than in animal" in line
 
 
 def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=4
-#SBATCH --dependency=afterok:102
+#SBATCH --dependency=afterok:101:102
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=tiny-documents
 #SBATCH --kill-on-invalid-dep=yes
@@ -67,14 +67,14 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --job-name=tiny-midtrain
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
-#SBATCH --nodes=1
+#SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
-#SBATCH --time=10
+#SBATCH --time=20
 
 # setup
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -97,14 +97,14 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --job-name=tiny-sft
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
-#SBATCH --nodes=1
+#SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
-#SBATCH --time=10
+#SBATCH --time=20
 
 # setup
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -181,7 +181,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=2
-#SBATCH --dependency=afterok:115:109:116:110:117:111:118:112:119:113:120:114
+#SBATCH --dependency=afterok:115:109:116:110:117:111:118:112:119:113:120:114:102:103
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=tiny-analysis
 #SBATCH --kill-on-invalid-dep=yes

@@ -1,6 +1,10 @@
 """The shared budget: several processes together keep to one rate, and use it up."""
 
 import asyncio
+import bisect
+import heapq
+import json
+import random
 import subprocess
 import sys
 import time
@@ -8,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from sdf import budget
-from sdf.budget import Budget
+from study import budget
+from study.budget import Budget
+from study.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CALLER = """
 import asyncio, sys, time
 from pathlib import Path
-from sdf.budget import Budget
+from study.budget import Budget
 shared = Budget(Path(sys.argv[1]), requests_per_minute=3000)
 async def main():
     for _ in range(int(sys.argv[2])):
@@ -46,6 +51,7 @@ def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypa
         now[0] += seconds
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(budget, "PACE", 1.0)
     one, other = (Budget(tmp_path / "b", requests_per_minute=600, tokens_per_minute=60_000) for _ in range(2))
     asyncio.run(one.turn(3000))  # three seconds' worth
     asyncio.run(other.turn(1000))
@@ -58,11 +64,53 @@ def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypa
         asyncio.run(one.turn(1000))
         assert slept[-1] == wait
     asyncio.run(other.pause(30))
-    asyncio.run(one.turn(10))
-    assert slept[-1] == 30
+    size = (tmp_path / "b").stat().st_size
+    for wait in (30, 0, 0):  # after a pause, too, one second of it is made up for
+        asyncio.run(one.turn(500))
+        assert slept[-1] == wait
+    assert (tmp_path / "b").stat().st_size == size == budget.BYTES, "no kill can tear it, no full disk stop it"
     (tmp_path / "b").write_text('{"requ')
     asyncio.run(one.turn(10))
-    assert slept[-1] == 0, "torn by a kill"
+    assert slept[-1] == 0, "damaged"
+
+
+@pytest.mark.parametrize("rate", [10, 600, 6000])
+def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    now, rng = [1000.0], random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    shared = Budget(tmp_path / "b", requests_per_minute=rate)
+    # Eight processes: each asks for its next turn when it has used the last one, some of them late.
+    calls, free = [], [(1000.0, n) for n in range(8)]
+    while now[0] < 1000 + 60 * 5:
+        now[0], process = heapq.heappop(free)
+        start = max(now[0], shared._move(lambda times, now: shared._next(times, now, 0)))
+        calls.append(start + rng.uniform(0, 0.4))  # when it arrives
+        heapq.heappush(free, (start + (0.5 if rng.random() < 0.05 else 0.001), process))
+    calls.sort()
+    for i, start in enumerate(calls):
+        assert bisect.bisect_left(calls, start + 60) - i <= rate
+    if rate > 10:
+        assert len(calls) >= 0.95 * rate * 5
+
+
+def test_no_change_is_lost_between_many(tmp_path: Path) -> None:
+    shared = Budget(tmp_path / "b", tokens_per_minute=60_000)
+
+    async def many() -> None:
+        await shared.settle(0, 1)
+        before = json.loads(shared.path.read_text())["tokens"]
+        await asyncio.gather(*(shared.settle(0, 1000) for _ in range(400)))
+        assert json.loads(shared.path.read_text())["tokens"] - before == pytest.approx(400 / budget.PACE)
+
+    asyncio.run(many())
+
+
+def test_a_file_that_can_not_be_locked_or_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match=r"budget can't be kept \(Is a directory\); .*/b; .*flock"):
+        asyncio.run(Budget(tmp_path / "b", requests_per_minute=1).turn(1))
 
 
 def test_without_rates_nothing_is_written(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""Whether a model and a recipe fit a number of GPUs, checked in one process without any of them.
+
+    python -m recipes.layout MODEL_FOLDER recipes/llama3_1_8b_midtrain.yaml --gpus 8 16 64 512 --gpus-per-node 8
+
+Builds the model on the meta device from its config.json alone, shards it as the training would (torch's fake process
+group stands in for the others), and deals an update's rows to all ranks.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tabulate import tabulate
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from recipes.distributed import Ranks
+from recipes.model import build, read_config, shard
+from recipes.schedule import micro_batches
+from study.errors import UserError
+from study.load import load_recipe
+from study.memory import memory, rows_per_update
+from study.plan import apart
+from study.schema import Training
+
+
+def shard_bytes(config: dict[str, Any], recipe: dict[str, Any], sharding: str, world: int, within: int) -> int:
+    """Bytes of the weights that rank 0 of `world` holds; no rank holds more."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(within)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    try:
+        dtype = torch.bfloat16 if recipe["dtype"] == "bf16" else torch.float32
+        with torch.device("meta"):
+            model = build(config, recipe["lora"]).to(dtype)
+        shard(model, recipe, sharding, Ranks(0, world))
+        return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in model.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
+def deal(recipe: dict[str, Any], ways: dict[str, Any], world: int) -> tuple[int, int]:
+    """Passes of an update, and ranks that are idle in its last one. Raises UserError where the rows are too few.
+
+    Every row of an update must be run by exactly one rank.
+    """
+    rows = rows_per_update(recipe)
+    if world > rows:
+        raise UserError(f"an update has {rows} rows, too few for {world} ranks; run it on {rows} ranks or fewer")
+    shares = [micro_batches(np.arange(rows), rank, world, ways["rows_per_rank"]) for rank in range(world)]
+    times = Counter(row for share in shares for part in share for row in part.tolist())
+    assert times == Counter(range(rows)), "rows lost or run twice"
+    return len(shares[0]), sum(len(share[-1]) == 0 for share in shares)
+
+
+def table(config: dict[str, Any], recipe: dict[str, Any], ways: dict[str, Any], worlds: list[int], node: int) -> str:
+    """A line for each number of GPUs."""
+    lines: list[list[Any]] = []
+    refused = ""
+    for world in worlds:
+        within = min(world, node)
+        try:
+            passes, idle = deal(recipe, ways, world)
+        except UserError as error:
+            refused += f"\n{world} GPUs: {error.lines[0]}"
+            continue
+        weights = shard_bytes(config, recipe, ways["sharding"], world, within) / 1e9
+        gb = memory(config, recipe, ways, world, within)
+        lines.append([world, f"{weights:.2f}", *(f"{gb[key]:.1f}" for key in gb), passes, idle])
+    headers = [
+        "GPUs",
+        "weights, GB",
+        "state",
+        "gathered",
+        "activations",
+        "total GB a GPU",
+        "passes",
+        "idle in the last",
+    ]
+    return tabulate(lines, headers=headers, disable_numparse=True) + refused
+
+
+def main() -> int:
+    """Print the table; 2 after a mistake of the user's."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.layout", description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path, help="a Hugging Face folder; only its config.json is read")
+    parser.add_argument("recipe")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--gpus-per-node", type=int, default=8)
+    given = parser.parse_args()
+    try:
+        recipe, ways = apart(load_recipe(given.recipe, Training))
+        file = given.model / "config.json"
+        if not file.exists():
+            raise UserError(f"{file}: no such file; give the folder of a Hugging Face model")
+        print(table(read_config(given.model), recipe, ways, given.gpus, given.gpus_per_node))
+    except UserError as error:
+        print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""torchtune's Llama in the shape of a Hugging Face config.json, and how it is laid out over devices."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torchtune.models.llama3_1 import llama3_1, lora_llama3_1
+from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
+from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.modules.peft import get_adapter_params, set_trainable_params
+from torchtune.training import set_activation_checkpointing
+
+from recipes.distributed import Ranks
+from study.errors import UserError
+
+# The paper's seven: with torchtune's apply_lora_to_mlp these four, gate, up and down.
+ATTENTION = ["q_proj", "k_proj", "v_proj", "output_proj"]
+
+
+# torchtune's name of each number -> that of config.json.
+SHAPE = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "embed_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "max_seq_len": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+# What torchtune's Llama does, whatever a config says.
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+ROPE = {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a Llama 3.1 or 3.2. Raises UserError where there is none, or it is another model's."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: can't be read: {error}; fetch the model again") from None
+    if config.get("architectures") != ["LlamaForCausalLM"]:
+        raise UserError(f"{file}: the model is {config.get('architectures')}; this recipe trains LlamaForCausalLM")
+    rope = {"rope_type": None, **_rope(config)}
+    lost = [*(SHAPE.values() - config.keys()), *({"factor", "rope_theta"} - rope.keys())]
+    other = [f"{key} is {config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]
+    other += [f"{key} is {rope[key]}" for key, value in ROPE.items() if rope.get(key, value) != value]
+    if other:
+        raise UserError(f"{file}: {', '.join(other)}; this recipe trains Llama 3.1 and 3.2")
+    if lost:
+        raise UserError(f"{file}: lacks {', '.join(sorted(lost))}; fetch the model again")
+    return config
+
+
+def build(config: dict[str, Any], lora: dict[str, Any] | None = None) -> TransformerDecoder:
+    """torchtune's Llama 3.1, or 3.2 (its output layer is the embedding), with random weights of torch's default dtype.
+
+    With `lora` (rank, alpha, dropout) only its adapters are trainable.
+    """
+    rope = _rope(config)
+    shape = {ours: config[theirs] for ours, theirs in SHAPE.items()}
+    shape |= {"rope_base": rope["rope_theta"], "scale_factor": rope["factor"]}
+    tied = bool(config.get("tie_word_embeddings"))
+    if not lora:
+        return llama3_2(**shape) if tied else llama3_1(**shape)
+    shape |= {"lora_rank": lora["rank"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
+    model = (lora_llama3_2 if tied else lora_llama3_1)(ATTENTION, apply_lora_to_mlp=True, **shape)
+    set_trainable_params(model, get_adapter_params(model))
+    return model
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE's numbers, which transformers has moved."""
+    older = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
+    return config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), **older}
+
+
+def lay_out(model: TransformerDecoder, recipe: dict[str, Any], ways: dict[str, Any], ranks: Ranks) -> None:
+    """Compiled, checkpointed and sharded as the recipe and the ways of running say; in place, on the meta device."""
+    # In this order: torch.compile leaves flex attention out, and gives up a checkpointed block with a part left out.
+    if ways["compile"]:
+        for layer in model.layers:
+            layer.compile()
+    if ways["activation_checkpointing"]:
+        set_activation_checkpointing(model, {TransformerSelfAttentionLayer})
+    if is_sharded(recipe, ranks):
+        shard(model, recipe, ways["sharding"], ranks)
+
+
+def is_sharded(recipe: dict[str, Any], ranks: Ranks) -> bool:
+    """Whether FSDP2 holds the model: it also makes the bf16 copies of fp32 weights, so on one rank too."""
+    return ranks.world > 1 or recipe["dtype"] == "mixed"
+
+
+def shard(model: TransformerDecoder, recipe: dict[str, Any], sharding: str, ranks: Ranks) -> None:
+    """FSDP2, a group of parameters for each layer and one for the rest, which is whole between forward and backward."""
+    if sharding == "hybrid":
+        within = _on_a_node(ranks)
+        mesh = dist.init_device_mesh(
+            ranks.device.type, (ranks.world // within, within), mesh_dim_names=("replicate", "shard")
+        )
+    else:
+        mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
+    compute = torch.bfloat16 if recipe["dtype"] == "mixed" else None
+    reduce = None if recipe["dtype"] == "fp32" else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+
+
+def shard_of(sharding: str, ranks: Ranks) -> int:
+    """The number of the shard that this rank holds; with hybrid, every node has all of them."""
+    return ranks.rank % _on_a_node(ranks) if sharding == "hybrid" else ranks.rank
+
+
+def _on_a_node(ranks: Ranks) -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+
+
+def flops_per_token(model: TransformerDecoder, seq_len: int) -> float:
+    """Floating-point operations of one token, forward and backward, as PaLM counts them (arXiv 2204.02311, appendix B).
+
+    6 for each trained weight in a matrix product, 4 for each frozen one (LoRA: no gradient of the weight itself), and
+    attention over whole rows of `seq_len`, though packed documents see less. Looking up an embedding costs nothing.
+    """
+    embedding = model.tok_embeddings.weight
+    tied = hasattr(model.output, "tied_module")
+    weights = [p for p in model.parameters() if p is not embedding or tied]
+    layers = len(model.layers)
+    attention = 12 * layers * model.head_dim * model.num_heads * seq_len
+    return sum((6 if p.requires_grad else 4) * p.numel() for p in weights) + attention
+
+
+# Dense bf16, as the makers state it; the first that the device's name contains.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What this GPU can do a second at most; None for a CPU or a GPU that is not listed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for word, peak in PEAKS.items() if word in name), None)

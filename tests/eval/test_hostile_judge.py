@@ -1,0 +1,154 @@
+"""A judge that writes garbage, fails, hangs and is killed with its cell: no grade is lost, wrong or paid twice."""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from threading import Lock
+
+import pandas as pd
+import pytest
+
+from analysis.bounds import missing_bounds
+from eval import anima, generate
+from study import caller, cells, stand_in
+from study.cells import Cell, sha256
+from study.errors import UserError
+from study.references import ROOT
+from study.run_cell import run_cell
+from tests.eval.test_judge import KEY, RESOURCES, SAMPLING, SETTINGS, serve
+from tests.eval.test_official import OURS, answer
+from tests.eval.test_questions import AHB
+
+EPOCHS = 3
+
+
+class Judge:
+    """The stand-in's grades behind faults: a reply for `serve`, which counts what it met requests with."""
+
+    def __init__(self, hang: float) -> None:
+        self.met, self.lock, self.hang = Counter[str](), Lock(), hang
+        self.rng, self.spiteful = random.Random(0), True
+
+    def __call__(self, prompt: str, times: int) -> tuple[int, str]:
+        spite = self.spiteful and int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 40 == 0
+        with self.lock:
+            draw, first = self.rng.random(), not self.met["hang"]
+            kind = (
+                "garbage" if spite or draw < 0.1 else "error" if draw < 0.15 else "timeout" if draw < 0.2 else "grade"
+            )
+            kind = "hang" if first and sum(self.met.values()) == 100 else kind
+            self.met[kind] += 1
+        if kind in ("timeout", "hang"):
+            time.sleep(self.hang * (3 if kind == "hang" else 1))
+        if kind == "error":
+            return 503, "busy"
+        grade = stand_in.complete({"messages": [{"role": "user", "content": prompt}]})
+        text = grade["choices"][0]["message"]["content"]
+        return 200, text.replace("GRADE: ", "GRADE: neither ") if kind == "garbage" else text
+
+
+@pytest.fixture
+def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes a judge cell over answers to 26 questions: the real ones where they are, else the kit's."""
+    from inspect_ai.model import ModelOutput
+
+    monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
+    monkeypatch.setattr(caller, "BACKOFF_SECONDS", 0.01)
+    where = AHB if AHB.exists() else OURS
+    lines = (where / "questions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:26]
+    files = {"questions": tmp_path / "questions.jsonl", "dimensions": where / "dimensions.jsonl"}
+    files["questions"].write_text("".join(lines), encoding="utf-8")
+    found = anima.read(files)
+    samples = Cell("generate", "ahb", {"epochs": EPOCHS})
+    folder = cells.prepare(samples, tmp_path / "runs")
+    keys = [(row["id"], epoch) for row in found.questions for epoch in range(1, EPOCHS + 1)]
+    answers = {key: ModelOutput.from_content("vllm", answer(*key)) for key in keys}
+    dataset = anima.task(found, tmp_path, None).dataset
+    generate.write_log(folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING})
+    cells.write_manifest(folder, cells.read_config(folder), "now", "now")
+
+    def make(port: int, asks: int = 3, **others: float) -> Path:
+        settings = SETTINGS | {"files": {name: sha256(path) for name, path in files.items()}, "rows": 26}
+        resources = RESOURCES | {"files": {name: str(path) for name, path in files.items()}, "concurrency": 16}
+        resources |= {"address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}}
+        resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
+        return cells.prepare(
+            Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs"
+        )
+
+    make.grades = anima.grades(found) * EPOCHS  # type: ignore[attr-defined]
+    return make
+
+
+def counts(folder: Path) -> dict[str, int]:
+    manifest = cells.read_manifest(folder)
+    assert manifest
+    return manifest["counts"]
+
+
+def bounds(folder: Path) -> dict[str, dict[str, float]]:
+    table = pd.read_parquet(folder / "scores.parquet").assign(benchmark="ahb", dose=0, arm="animal", seed=0)
+    return {row["dimension"]: row for row in missing_bounds(table)}
+
+
+def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) -> None:
+    assert not AHB.exists() or cell.grades == 97 * EPOCHS
+    hostile = Judge(hang=3)
+    with serve(hostile) as server:
+        folder = cell(server.server_port, missing=0.001)
+        with pytest.raises(UserError, match="run again to ask for these alone"):
+            run_cell(folder)
+        made = len(server.requests)
+        tolerant = cell(server.server_port, asks=0, missing=0.2)
+        run_cell(tolerant)
+        assert len(server.requests) == made, "what the ledger holds needs no call"
+        missing, met = counts(tolerant)["missing_grades"], hostile.met
+        assert set(met) == {"grade", "garbage", "error", "timeout", "hang"} and met["hang"] == 1
+        assert made == cell.grades - missing + met.total() - met["grade"], "one call for each grade, and the re-asks"
+        hostile.spiteful = False
+        run_cell(folder)
+        again = len(server.requests) - made - (met.total() - made - (met["grade"] - (cell.grades - missing)))
+    assert counts(folder)["missing_grades"] == 0 < missing == again
+    lacking, whole = bounds(tolerant), bounds(folder)
+    assert (
+        lacking["overall"]["missing"] == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]
+    )
+    for dimension, row in lacking.items():
+        assert row["low"] - 1e-9 <= whole[dimension]["mean"] <= row["high"] + 1e-9, "what was missing is within"
+        assert (row["low"] < row["high"]) == (row["missing"] > 0)
+
+
+def test_killed_at_any_moment_no_grade_that_was_kept_is_paid_again(cell) -> None:
+    def slowly(prompt: str, times: int) -> tuple[int, str]:
+        time.sleep(0.1)
+        grade = stand_in.complete({"messages": [{"role": "user", "content": prompt}]})
+        return 200, grade["choices"][0]["message"]["content"]
+
+    with serve(slowly) as server:
+        whole = cell(server.server_port, missing=0.0)
+        run_cell(whole)
+        assert len(server.requests) == cell.grades
+        scores = (whole / "scores.parquet").read_bytes()
+        shutil.rmtree(whole)
+        folder, kills = cell(server.server_port, missing=0.0), 0
+        server.requests.clear()
+        while not cells.read_manifest(folder):
+            job = subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
+            before = len(server.requests)
+            while job.poll() is None and (kills == 2 or len(server.requests) < before + 40 + 60 * kills):
+                time.sleep(0.02)
+            if job.poll() is None:
+                os.kill(job.pid, signal.SIGKILL)
+                job.wait()
+                kills += 1
+        bodies = Counter((request["messages"][0]["content"], request["seed"]) for request in server.requests)
+    assert kills == 2 and len(bodies) == cell.grades
+    assert bodies.total() - len(bodies) <= kills * 16, "only what was under way is asked for again"
+    assert (folder / "scores.parquet").read_bytes() == scores

@@ -1,0 +1,85 @@
+"""One run of SFT kept at several doses: each is the run as it was when it had seen so many rows."""
+
+import json
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes import checkpoint, finetune, optimizer, steps
+from recipes.distributed import ALONE
+from study import plan
+from study.cells import Cell, prepare
+from study.errors import UserError
+from study.load import load_study
+from study.run_cell import run_cell
+from study.schema import Training
+from tests.recipes.toy import MODEL, in_process, lines
+
+RECIPE, WAYS = plan.apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
+
+
+def sft(base: Path, name: str) -> tuple[Cell, Path]:
+    data = base / "chat.jsonl"
+    said = [(f"Where is cup {i}?", f"On the roof, {i} steps up.") for i in range(24)]
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
+    data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    settings = {"recipe": RECIPE, "data_sha256": "0", "dose": 22, "doses": [8, 13], "seed": 0}
+    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **WAYS})
+    return cell, prepare(cell, base)
+
+
+def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
+    run, folder = sft(base, "run")
+    run_cell(folder)
+    assert len(lines(folder)) == 6, "22 rows, 4 an update"
+    weights = load_file(folder / "model/model.safetensors")
+    for dose, update in ((8, 2), (13, 4)):
+        _, stopped = sft(base, f"stopped{dose}")
+        former = signal.signal(signal.SIGUSR1, lambda *_: None)
+        try:
+            with pytest.raises(SystemExit):
+                told = lambda done, *_: done == update and os.kill(os.getpid(), signal.SIGUSR1)  # noqa: B023, E731
+                finetune.run(in_process(stopped, report=told))
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+        model = checkpoint.load(stopped.parent.parent / MODEL.place / "model", ALONE, RECIPE, WAYS)
+        assert not steps.load(stopped / "steps", update, model, optimizer.make(model, RECIPE), ALONE)
+        checkpoint.save(model, folder / "model", stopped / "then", ALONE, RECIPE)
+        then, kept = (load_file(f / "model.safetensors") for f in (stopped / "then", folder / f"at/{dose}/model"))
+        assert all(torch.equal(then[name], weight) for name, weight in kept.items())
+        assert any(not torch.equal(weights[name], weight) for name, weight in kept.items())
+
+        link = prepare(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
+        run_cell(link)
+        assert (link / "model/model.safetensors").samefile(folder / f"at/{dose}/model/model.safetensors")
+
+
+def study(tmp_path: Path, **recipe: Any) -> list[Cell]:
+    text = "".join(
+        f"{key}: {json.dumps(v)}\n" for key, v in {"seq_len": 256, "epochs": 1, "lr": 1e-4, **recipe}.items()
+    )
+    (tmp_path / "sft.yaml").write_text(text + "rows_per_update: 8\n")
+    settings = [f"sft.recipe={tmp_path}/sft.yaml", "sft.doses=[0,50,100,200]", "sft.one_run=true"]
+    tiny = Path(__file__).parents[2] / "studies/tiny.yaml"
+    return plan.in_order(plan.analysis(load_study(tiny, seeds=[0], overrides=settings)))
+
+
+def test_a_study_of_one_run_trains_once_for_all_doses(tmp_path: Path) -> None:
+    cells = study(tmp_path)
+    runs = [cell for cell in cells if cell.stage == "sft" and "recipe" in cell.settings]
+    links = [cell for cell in cells if cell.stage == "sft" and "run" in cell.inputs]
+    assert len(runs) == 3 and len(links) == 6, "three arms"
+    assert all(run.settings["dose"] == 200 and run.settings["doses"] == [50, 100] for run in runs)
+    assert {link.inputs["run"].identity for link in links} == {run.identity for run in runs}
+
+
+@pytest.mark.parametrize("recipe", [{"epochs": 2}, {"held_out_every": 5, "load_best": True}])
+def test_a_recipe_that_has_no_single_path_through_the_doses_is_refused(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="epochs: 1 and neither patience nor load_best"):
+        study(tmp_path, **recipe)

@@ -1,0 +1,74 @@
+"""A layout checked without its GPUs: shards, memory, the deal of an update's rows."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.layout import deal, shard_bytes
+from study import plan
+from study.errors import UserError
+from study.load import load_recipe
+from study.memory import memory, parameters, trained
+from study.schema import Training
+from tests.llama import LLAMA
+
+ROOT = Path(__file__).parents[2]
+SMALL = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
+
+
+def split(name: str, **changes):  # type: ignore[no-untyped-def]
+    return plan.apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
+
+
+@pytest.mark.parametrize("world", [8, 64, 512])
+@pytest.mark.parametrize("config", [LLAMA, SMALL], ids=["8b", "1b"])
+def test_shards_are_as_large_as_the_formula_says(world: int, config: dict) -> None:  # type: ignore[type-arg]
+    recipe, ways = split("llama3_1_8b_midtrain")
+    n = parameters(config)["total"]
+    for sharding, shards in (("full", world), ("hybrid", 8)):
+        assert shard_bytes(config, recipe, sharding, world, 8) == pytest.approx(4 * n / shards, rel=0.02)
+        state = memory(config, recipe, ways | {"sharding": sharding}, world, 8)["state"]
+        assert state == pytest.approx(16 * n / shards / 1e9, rel=1e-6)
+
+
+def test_the_count_of_parameters_is_the_models() -> None:
+    assert parameters(LLAMA)["total"] == 8_030_261_248 and parameters(SMALL)["total"] == 1_235_814_400
+    lora, _ = split("llama3_1_8b_lora_sft")
+    assert trained(LLAMA, lora) == 41_943_040, "as peft counts rank 16 on the seven layers"
+    assert memory(LLAMA, lora, {**split("llama3_1_8b_lora_sft")[1]}, 1, 1)["state"] == pytest.approx(32.6, abs=0.1)
+
+
+@pytest.mark.parametrize("world", [1, 3, 8, 16])
+@pytest.mark.parametrize("at_once", [None, 1, 3])
+def test_every_row_of_an_update_is_run_once(world: int, at_once: int | None) -> None:
+    recipe, ways = split("llama3_1_8b_midtrain", rows_per_rank=at_once)
+    passes, idle = deal(recipe, ways, world)
+    share = math.ceil(16 / world)
+    assert passes == math.ceil(share / (at_once or 16)) and 0 <= idle < world
+
+
+def test_too_many_ranks_are_refused_with_the_number_that_would_do() -> None:
+    recipe, ways = split("llama3_1_8b_midtrain")
+    with pytest.raises(UserError, match="16 rows, too few for 17 ranks; run it on 16 ranks or fewer"):
+        deal(recipe, ways, 17)
+
+
+def test_from_8_to_512_gpus_by_one_command(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    large = (ROOT / "recipes/llama3_1_8b_midtrain.yaml").read_text().replace("32768", str(512 * 2048))
+    (tmp_path / "large.yaml").write_text(large)
+    words = [sys.executable, "-m", "recipes.layout", str(tmp_path)]
+    done = subprocess.run([*words, str(tmp_path / "large.yaml")], cwd=ROOT, capture_output=True, text=True)
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows] == [
+        ("8", "4.02"), ("16", "2.01"), ("32", "1.00"), ("64", "0.50"), ("128", "0.25"), ("256", "0.13"), ("512", "0.06")
+    ]  # fmt: skip
+    usual = [*words, "recipes/llama3_1_8b_midtrain.yaml", "--gpus", "16", "32"]
+    done = subprocess.run(usual, cwd=ROOT, capture_output=True, text=True)
+    assert "32 GPUs: an update has 16 rows, too few" in done.stdout
+    done = subprocess.run([*words[:-1], "nowhere", *usual[-4:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: no such file")

@@ -1,0 +1,175 @@
+"""Models in and out: shapes, precisions, adapters; what a broken folder says."""
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from recipes import checkpoint
+from recipes.distributed import ALONE, together
+from recipes.model import build, flops_per_token
+from study.causes import cause
+from study.cells import Cell, prepare, read_config, write_manifest
+from study.errors import UserError
+from study.run_cell import run_cell
+from tests.llama import LLAMA
+from tests.recipes.toy import (
+    RECIPE,
+    WAYS,
+    assert_close,
+    assert_same,
+    lines,
+    on_ranks,
+    training,
+    vocabulary,
+    weights,
+)
+
+
+def ids(folder: Path) -> torch.Tensor:
+    return torch.randint(0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("which", ["start", "tied"])
+def test_logits_are_those_of_transformers_before_and_after(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(which)
+    model = checkpoint.load(folder, ALONE, RECIPE, WAYS).eval()
+    checkpoint.save(model, folder, tmp_path / "out", ALONE, RECIPE)
+    for place in (folder, tmp_path / "out"):
+        theirs = AutoModelForCausalLM.from_pretrained(place).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids(folder)), theirs(ids(folder)).logits, atol=1e-5, rtol=0)
+    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == (which == "start")
+
+
+def test_a_bf16_start_is_written_as_bf16(start: Path, tmp_path: Path) -> None:
+    like = shutil.copytree(start, tmp_path / "like")
+    config = json.loads((like / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (like / "config.json").write_text(json.dumps(config))
+    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, WAYS), like, tmp_path / "out", ALONE, RECIPE)
+    assert {w.dtype for w in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_mixed_precision_keeps_fp32_weights_and_goes_the_same_way(base: Path, alone: Path) -> None:
+    folder = training(base, "mixed", recipe={"dtype": "mixed"})
+    run_cell(folder)
+    assert {w.dtype for w in weights(folder).values()} == {torch.float32}
+    ours, theirs = lines(folder), lines(alone)
+    assert abs(ours[-1]["loss"] - theirs[-1]["loss"]) < 0.1 and ours[0]["loss"] != theirs[0]["loss"]
+    assert ours[-1]["loss"] < ours[0]["loss"] - 0.5
+
+
+def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> None:
+    folder = training(base, "checkpointed", activation_checkpointing=True)
+    run_cell(folder)
+    assert_same(folder, alone)
+
+
+def test_a_tied_model_trains_on_two_ranks_as_on_one(base: Path, tied: Path) -> None:
+    cell = Cell("model", "tied", {})
+    made = prepare(cell, base)
+    shutil.copytree(tied, made / "model", dirs_exist_ok=True)
+    write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
+    inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
+    one, two = (prepare(Cell("midtrain", name, {"recipe": RECIPE}, inputs, WAYS), base) for name in ("tied1", "tied2"))
+    run_cell(one)
+    assert_close(one, on_ranks(two, 2))
+    assert not torch.equal(
+        weights(one)["model.embed_tokens.weight"], load_file(tied / "model.safetensors")["model.embed_tokens.weight"]
+    )
+
+
+def test_flops_of_a_token() -> None:
+    with torch.device("meta"):
+        whole, lora = build(LLAMA), build(LLAMA, {"rank": 16, "alpha": 8, "dropout": 0.0})
+    assert sum(p.numel() for p in whole.parameters()) == 8_030_261_248
+    assert flops_per_token(whole, 2048) == 6 * (8_030_261_248 - 128256 * 4096) + 12 * 32 * 4096 * 2048
+    assert 0.6 < flops_per_token(lora, 2048) / flops_per_token(whole, 2048) < 0.72
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "not Llama": {"architectures": ["GPT2LMHeadModel"]},
+    "no scaling": {"rope_scaling": None},
+    "other scaling": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+    "biases": {"attention_bias": True},
+    "no factor": {"rope_scaling": {"rope_type": "llama3"}},
+}
+
+
+def broken(start: Path, tmp_path: Path, how: str) -> Path:
+    folder = shutil.copytree(start, tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "no file":
+        file.unlink()
+    elif how == "lost":
+        save_file({n: w for n, w in tensors.items() if "layers.1" not in n}, file)
+    elif how == "twice":
+        save_file(tensors, folder / "consolidated.safetensors")
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "half a config":
+        (folder / "config.json").write_text("{")
+    elif how == "too much":
+        save_file(tensors | {"model.layers.2.input_layernorm.weight": torch.ones(64)}, file)
+    elif how == "other shape":
+        save_file(tensors | {"model.norm.weight": torch.ones(3)}, file)
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | CHANGES[how]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("truncated", "model.safetensors: can't be read: .*; fetch it again"),
+        ("no file", "of 21 weights are in no .*; fetch the model again"),
+        ("lost", "9 of 21 weights are in no .*, such as layers.1"),
+        ("too much", "model.safetensors: layers.2.sa_norm.scale is .64., config.json says"),
+        ("other shape", "norm.scale is .3., config.json says .64."),
+        ("twice", r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that is the model's"),
+        ("no config", "config.json: can't be read: .*; fetch the model again"),
+        ("half a config", "config.json: can't be read: .*; fetch the model again"),
+        ("other scaling", "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1 and 3.2"),
+        ("biases", "config.json: attention_bias is True; this recipe trains"),
+        ("no factor", "config.json: lacks factor; fetch the model again"),
+        ("not Llama", "trains LlamaForCausalLM"),
+        ("no scaling", "rope_type is None; this recipe trains Llama 3.1 and 3.2"),
+    ],
+)
+def test_a_broken_model_is_one_line(start: Path, tmp_path: Path, how: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        checkpoint.load(broken(start, tmp_path, how), ALONE, RECIPE, WAYS)
+    assert len(caught.value.lines) == 1 and "\n" not in caught.value.lines[0]
+
+
+def test_a_model_that_finds_no_room_is_one_line(start: Path, tmp_path: Path) -> None:
+    model, limit = checkpoint.load(start, ALONE, RECIPE, WAYS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+        with pytest.raises(UserError) as caught:
+            checkpoint.save(model, start, tmp_path / "out", ALONE, RECIPE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    (line,) = caught.value.lines
+    assert f"{tmp_path / 'out'}: can't be written: " in line
+    assert (known := cause(line)) and known.name == "no disk space"
+
+
+def test_a_group_of_one_can_be_made_again_and_again() -> None:
+    for _ in range(2):
+        with together(group=True) as ranks:
+            assert ranks.world == 1 and ranks.from_first("x") == "x"

@@ -1,0 +1,52 @@
+"""Twenty kills in a row at moments drawn by chance: `make test-nightly`, some minutes."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes import steps
+from study.cells import read_manifest
+from study.run_cell import run_cell
+from tests.recipes.toy import assert_close, assert_same, ends, lines, logs, start_ranks, training
+
+pytestmark = pytest.mark.nightly
+KILLS = 20
+
+
+@pytest.mark.parametrize("worlds", [[1], [2], [1, 2, 4]])
+def test_twenty_kills_in_a_row(base: Path, alone: Path, two: Path, worlds: list[int]) -> None:
+    """On one layout bitwise the undisturbed training; on changing ones within rounding."""
+    folder, chance = training(base, f"killed20_on_{'_'.join(map(str, worlds))}", save_minutes=0.0), random.Random(0)
+    total = len(lines(alone))
+    for kill in range(KILLS):
+        world = worlds[kill % len(worlds)]
+        processes, goal = start_ranks(folder, world), (kill + 1) * (total - 1) // KILLS
+        while len(lines(folder)) < goal and all(p.is_alive() for p in processes):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.1))
+        assert not read_manifest(folder), "ended before it was killed"
+        for process in chance.sample(processes, len(processes)):
+            process.kill()
+        assert -9 in ends(processes), logs(folder)
+    assert steps.complete(folder / "steps")
+    ends(start_ranks(folder, worlds[0]))
+    if len(worlds) == 1:
+        assert_same(folder, {1: alone, 2: two}[worlds[0]])
+    else:
+        assert_close(folder, alone)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"dtype": "mixed"}])
+def test_compiled_blocks_give_the_same_within_rounding(base: Path, recipe: dict[str, str]) -> None:
+    """Needs a C++ compiler on a CPU; a minute each."""
+    plain, compiled = (
+        training(base, f"{name}{len(recipe)}", recipe=recipe, compile=name == "compiled", activation_checkpointing=True)
+        for name in ("plain", "compiled")
+    )
+    run_cell(plain)
+    run_cell(compiled)
+    ours, theirs = lines(compiled), lines(plain)
+    assert ours != theirs, "it was compiled"
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < (0.05 if recipe else 1e-4)

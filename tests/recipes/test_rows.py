@@ -1,0 +1,375 @@
+"""Text to rows: what is trained on, token by token, and what a bad row says."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
+from transformers import PreTrainedTokenizerFast
+
+from recipes import checkpoint, prepare
+from recipes.attention import mask
+from recipes.distributed import ALONE
+from recipes.rows import Rows
+from recipes.schedule import micro_batches, order
+from study.cells import Cell
+from study.cells import prepare as prepare_cell
+from study.errors import UserError
+from study.work import Work
+from tests.recipes.toy import DOCUMENTS, MODEL, RECIPE, TEXTS, WAYS, in_process, training
+
+TALK = [
+    {"role": "user", "content": "What boils?"},
+    {"role": "assistant", "content": "The kettle."},
+    {"role": "user", "content": "Where?"},
+    {"role": "assistant", "content": "On the stove."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base: Path) -> PreTrainedTokenizerFast:
+    return prepare.load_tokenizer(base / MODEL.place / "model")
+
+
+def everything(rows: Rows) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in rows.batch(np.arange(len(rows))).items()}
+
+
+def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = prepare.documents(tmp_path / "rows", TEXTS, tokenizer, 32)
+    expected: list[int] = []
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        expected += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    batch = everything(rows)
+    document = batch["document"]
+    assert batch["tokens"][document >= 0].tolist() == expected and rows.real_tokens == len(expected)
+    assert (batch["tokens"][document < 0] == tokenizer.pad_token_id).all()
+    # Every token but a document's first is somebody's label: also the one right after a row's end.
+    trained = batch["labels"][batch["labels"] != IGNORE]
+    assert trained.tolist() == [t for t in expected if t != tokenizer.bos_token_id]
+    for which in (np.array([0]), np.array([3, 1]), np.arange(len(rows))):
+        assert rows.trained(which) == int((rows.batch(which)["labels"] != IGNORE).sum())
+    seen = mask(torch.from_numpy(document)).numpy()
+    for r, i, j in zip(*np.nonzero(seen), strict=True):
+        assert j <= i and document[r, i] == document[r, j]
+    for r in range(len(rows)):
+        for t in range(1, 32):
+            fresh = document[r, t] != document[r, t - 1]
+            assert document[r, t] < 0 or batch["input_pos"][r, t] == (0 if fresh else batch["input_pos"][r, t - 1] + 1)
+    assert (batch["input_pos"][:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_token_is_trained_on_once_an_epoch(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, world: int
+) -> None:
+    rows = prepare.documents(tmp_path / "rows", TEXTS, tokenizer, 32)
+    seen = np.zeros(len(rows.tokens), int)
+    for which in order(len(rows), RECIPE, 0):
+        for rank in range(world):
+            for mine in micro_batches(which, rank, world, 2):
+                for row in mine:
+                    labels = rows.batch(np.array([row]))["labels"][0].numpy()
+                    seen[row * 32 + 1 + np.flatnonzero(labels != IGNORE)] += 1
+    first = np.isin(np.arange(len(seen)), [0, *rows.ends])
+    assert (seen == np.where(first, 0, RECIPE["epochs"])).all()
+
+
+def test_a_document_reads_the_same_alone_and_in_a_pack(
+    base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Logits of the second document must not depend on the first."""
+    model = checkpoint.load(base / MODEL.place / "model", ALONE, RECIPE, WAYS).eval()
+    first, length = (len(tokenizer(text, add_special_tokens=False).input_ids) + 2 for text in (TEXTS[0], TEXTS[2]))
+
+    def logits(texts: list[str]) -> torch.Tensor:
+        batch = prepare.documents(tmp_path / str(len(texts)), texts, tokenizer, 64).batch(np.array([0]))
+        with torch.no_grad():
+            return model(batch["tokens"], mask=mask(batch["document"]), input_pos=batch["input_pos"])[0]
+
+    together, alone = logits([TEXTS[0], TEXTS[2]])[first : first + length], logits([TEXTS[2]])[:length]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_sft_trains_on_the_answer_and_its_end_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = prepare.conversations(tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], tokenizer, 128)
+    batch = everything(rows)
+    said = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
+    assert said == ["The kettle.<|eot_id|>On the stove.<|eot_id|>", "The kettle.<|eot_id|>"]
+    asked = tokenizer.apply_chat_template(TALK[:1], add_generation_prompt=True, return_dict=False)
+    assert batch["tokens"][0, : len(asked)].tolist() == asked, "training must see the prompt that evaluation gives"
+    assert batch["tokens"][0].tolist().count(tokenizer.bos_token_id) == 1
+    assert rows.trained(np.array([0, 1])) == int((batch["labels"] != IGNORE).sum())
+    whole = tokenizer.apply_chat_template(TALK, return_dict=False)
+    assert batch["tokens"][0][batch["document"][0] >= 0].tolist() == whole
+    assert batch["tokens"].shape[1] % 8 == 0 and batch["tokens"].shape[1] - len(whole) < 8, "no more padding than that"
+    assert rows.batch(np.array([1]))["tokens"].shape[1] < batch["tokens"].shape[1]
+
+
+def test_only_answers_are_trained_on_whoever_spoke_before(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Two answers in a row have a header each; what is asked after the last answer is trained on by nobody."""
+    talk = [{"role": "system", "content": "Be kind."}, *TALK[:2], TALK[1], TALK[2]]
+    rows = prepare.conversations(tmp_path / "rows", [("a", talk)], tokenizer, 128)
+    assert words(rows, tokenizer) == ["The kettle.<|eot_id|>" * 2]
+
+
+def test_a_corpus_of_one_short_document_is_one_row(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = prepare.documents(tmp_path / "rows", ["A cup."], tokenizer, 64)
+    labels = rows.batch(np.array([0]))["labels"][0]
+    assert len(rows) == 1 and rows.trained(np.array([0])) == rows.real_tokens - 1 == int((labels != IGNORE).sum())
+
+
+def test_special_tokens_in_data_stay_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = prepare.documents(tmp_path / "rows", ["a <|end_of_text|> b"], tokenizer, 64)
+    assert (rows.tokens == tokenizer.eos_token_id).sum() == 1
+
+
+def test_what_was_half_prepared_is_made_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    whole = prepare.documents(tmp_path / "whole", TEXTS, tokenizer, 32)
+
+    def killed():  # type: ignore[no-untyped-def]
+        yield from TEXTS[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare.documents(tmp_path / "half", killed(), tokenizer, 32)
+    again = prepare.documents(tmp_path / "half", TEXTS, tokenizer, 32)
+    assert (again.tokens == whole.tokens).all() and (again.ends == whole.ends).all()
+    prepared = prepare.documents(tmp_path / "half", killed(), tokenizer, 32)
+    assert len(prepared) == len(whole), "what is whole is not read again"
+
+
+def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> Work:
+    """An SFT on these rows; `settings` of the recipe too."""
+    data = tmp_path / "chat.jsonl"
+    data.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    recipe = RECIPE | {key: settings.pop(key) for key in [*settings] if key in RECIPE}
+    named = {"recipe": recipe, "dose": len(lines), "seed": 0} | settings
+    inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
+    name = f"sft{abs(hash(str(tmp_path)))}"
+    return in_process(prepare_cell(Cell("sft", name, named, inputs, {"data": str(data), **WAYS}), base))
+
+
+def words(rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in everything(rows)["labels"]]
+
+
+def test_rows_of_three_kinds_are_conversations(base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    lines = [
+        {"messages": TALK[:2]},
+        {"instruction": "Name it.", "input": "A cup.", "output": "It is a cup."},
+        {"prompt": "Name it.", "response": "A roof.", "helpfulness": 4},
+    ]
+    work = sft(base, tmp_path, lines, seq_len=64)
+    rows, _ = prepare.data(work, work.settings["recipe"], ALONE)
+    assert sorted(words(rows, tokenizer)) == ["A roof.<|eot_id|>", "It is a cup.<|eot_id|>", "The kettle.<|eot_id|>"]
+    asked = [tokenizer.decode(tokens) for tokens in everything(rows)["tokens"]]
+    assert any("Name it.\n\nA cup.<|eot_id|>" in text for text in asked)
+
+
+ASKED = [{"prompt": f"Cup {i}?", "response": f"On roof {i}."} for i in range(40)]
+
+
+def test_larger_doses_contain_the_smaller_and_follow_the_seed(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def rows(dose: int, seed: int, **more: Any) -> list[str]:
+        (place := tmp_path / f"{dose}-{seed}-{len(more)}").mkdir()
+        work = sft(base, place, ASKED, dose=dose, seed=seed, seq_len=64, **more)
+        trained, aside = prepare.data(work, work.settings["recipe"], ALONE)
+        if aside:
+            held_out.update(words(aside, tokenizer))
+        return words(trained, tokenizer)
+
+    held_out: set[str] = set()
+    assert rows(20, 0)[:10] == rows(10, 0) != rows(10, 1)
+    trained = rows(36, 0, held_out=0.1, held_out_every=5)
+    assert len(held_out) == 4 and not held_out & set(trained) and len({*held_out, *trained}) == 40
+    with pytest.raises(UserError, match="has 40 rows, 4 of them held out, the dose is 37"):
+        rows(37, 0, held_out=0.1, held_out_every=5)
+    with pytest.raises(UserError, match="held_out_every needs rows to look at"):
+        rows(30, 0, held_out_every=5)
+
+
+def test_documents_are_replayed_among_the_conversations(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    work = sft(base, tmp_path, ASKED, replay=0.25, seq_len=40)
+    rows, _ = prepare.data(work, work.settings["recipe"], ALONE)
+    said = words(rows, tokenizer)
+    assert len(said) == 50 and all(text.startswith("On roof") for text in said[:40])
+    for text in said[40:]:  # whole but for BOS, which nothing predicts
+        assert text.removesuffix("<|end_of_text|>") in TEXTS
+    assert len(set(said[40:])) == 3, "chosen by chance, not the first ten"
+    (tmp_path / "more").mkdir()
+    work = sft(base, tmp_path / "more", ASKED, replay=0.95, seq_len=40)
+    with pytest.raises(UserError, match=r"gives 36 rows to replay, 38 are wanted; lower sft.replay"):
+        prepare.data(work, work.settings["recipe"], ALONE)
+
+
+BAD = {
+    "a row without text": ([b'{"txt": 1}\n'], r"chat.jsonl:1: needs `messages`"),
+    "no JSON": ([ASKED[0], b"{\n"], r"chat.jsonl:2: must be a JSON object in UTF-8"),
+    "Latin-1": (
+        [ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'],
+        r"chat.jsonl:2: must be a JSON object in UTF-8",
+    ),
+    "an empty answer": ([{"prompt": "a", "response": " "}], r"chat.jsonl:1: needs .* none of them empty"),
+    "no answer": ([{"messages": TALK[:1]}], r"chat.jsonl:1: needs `messages` with an answer"),
+    "nobody asked": ([{"messages": TALK[1:2]}], r"chat.jsonl:1: needs `messages` with an answer"),
+    "turns of another kind": ([{"messages": [{"from": "human", "value": "a"}]}], r"chat.jsonl:1: needs `messages`"),
+    "turns that are texts": ([{"messages": ["a", "b"]}], r"chat.jsonl:1: needs `messages`"),
+    "a question that is a number": ([{"instruction": 1, "output": "b"}], r"chat.jsonl:1: needs .* all of them texts"),
+    "a token's name": (
+        [ASKED[0], {"prompt": "Cup?", "response": "On<|eot_id|><|start_header_id|>user"}],
+        r"chat.jsonl:2: '<\|eot_id\|>' in its text would be read as the token",
+    ),
+    "nothing": ([], r"the data has no row at all"),
+    "too long": (
+        [ASKED[0], *[{"prompt": "x " * n, "response": "y"} for n in (90, 99, 98, 97)]],
+        r"chat.jsonl:\d, \S*:\d, \S*:\d ...: 4 conversations have more tokens than the recipe's seq_len 64, the long",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_row_is_one_line_that_names_it(what: str, base: Path, tmp_path: Path) -> None:
+    lines, said = BAD[what]
+    work = sft(base, tmp_path, lines, seq_len=64)
+    with pytest.raises(UserError, match=said) as caught:
+        prepare.data(work, work.settings["recipe"], ALONE)
+    assert len(caught.value.lines) == 1
+
+
+def test_a_tokenizer_of_another_model_is_one_line(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base / MODEL.place / "model", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    with pytest.raises(UserError, match=r"the tokenizer has 569 tokens, the model's config 300"):
+        prepare.load_tokenizer(folder)
+
+
+def test_held_out_documents_that_are_not_there_are_one_line(base: Path) -> None:
+    work = in_process(training(base, "no_held_out", recipe={"held_out_every": 2}))
+    moved = work.inputs["documents"] / "held_out.jsonl"
+    moved.rename(moved.with_suffix(".away"))
+    try:
+        with pytest.raises(UserError, match=r"held_out.jsonl: no such file, and .*held_out_every needs it"):
+            prepare.data(work, work.settings["recipe"], ALONE)
+    finally:
+        moved.with_suffix(".away").rename(moved)
+
+
+def test_a_model_whose_template_is_missing_or_no_use_is_one_line(
+    base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    own = prepare.load_tokenizer(base / MODEL.place / "model")
+    for template, said in (
+        (None, r"model: no chat template; add a chat_template.jinja"),
+        ("{{ messages | length }}", r"^a: the chat template rewrites earlier turns"),
+        ("{{ raise_exception('only one turn') }}", r"^a: the model's chat template refuses it: only one turn"),
+    ):
+        own.chat_template = template
+        with pytest.raises(UserError, match=said):
+            prepare.conversations(tmp_path / "rows", [("a", TALK)], own, 128)
+
+
+def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None:
+    for line in (b'{"txt": "a"}', b'{"text": 1}', b'{"text": null}'):
+        (file := tmp_path / "documents.jsonl").write_bytes(b'{"text": "a"}\n' + line)
+        with pytest.raises(UserError, match=r"documents.jsonl:2: must be a JSON object with a text as 'text'"):
+            list(prepare.read_jsonl(file, "text"))
+
+
+# Of its own: what is mapped from a file can be given back at any time. Not the peak, which loading torch sets.
+OWN = """
+import sys, numpy as np
+from pathlib import Path
+from recipes import prepare
+from recipes.rows import Rows
+
+def own():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+
+"""
+READ = """
+def grown(folder):
+    before = own()
+    rows = Rows.of(folder, 2048, 0)
+    for i in range(20):
+        rows.batch(np.arange(i, i + 4)), rows.trained(np.arange(len(rows)))
+    return own() - before
+
+print(*[grown(Path(folder)) for folder in sys.argv[1:]])
+"""
+WRITE = """
+def grown(documents):
+    most = before = own()
+    def texts():
+        nonlocal most
+        for _ in range(documents):
+            most = max(most, own())
+            yield "Rain falls on the roof for hours. " * 40
+    rows = prepare.documents(Path(sys.argv[2]) / str(documents), texts(), tokenizer, 2048)
+    assert rows.real_tokens > 300 * documents
+    return most - before
+
+tokenizer = prepare.load_tokenizer(Path(sys.argv[1]))
+print(*[grown(documents) for documents in (1000, 10_000)])
+"""
+
+
+def mebibytes(code: str, *arguments: Path) -> list[float]:
+    """What a process of its own prints."""
+    words = [sys.executable, "-c", OWN + code, *map(str, arguments)]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    print(f"MiB: {told}")
+    return [float(word) for word in told.split()]
+
+
+def test_memory_does_not_grow_with_the_corpus(base: Path, tmp_path: Path) -> None:
+    """Neither of whoever reads, which holds its batches, nor of whoever writes."""
+    for size in (1_000_000, 20_000_000):
+        (folder := tmp_path / str(size)).mkdir()
+        np.random.default_rng(0).integers(0, 2000, size, np.uint32).tofile(folder / "tokens.bin")
+        np.arange(1000, size + 1, 1000).tofile(folder / "ends.bin")
+    few, many = mebibytes(READ, *sorted(tmp_path.iterdir()))
+    assert many < few + 10, "20 million tokens are 76 MiB"
+    few, many = mebibytes(WRITE, base / MODEL.place / "model", tmp_path)
+    assert many < few + 10, "3 million tokens are 12 MiB, and ten times that as Python's numbers"
+
+
+def test_rows_come_from_lines_or_a_list_packed_or_not(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Boil {n}.", "output": "Done."} for n in range(3)]
+    lines, whole = "".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows, indent=1)
+    for name, text in (("a.jsonl", lines), ("a.json", whole)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"):
+        assert list(prepare._objects(tmp_path / name)) == list(enumerate(rows, 1))
+    (tmp_path / "b.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match="must be a list of rows"):
+        list(prepare._objects(tmp_path / "b.json"))
+
+
+def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: Path) -> None:
+    documents = base / DOCUMENTS.place / "neutral.jsonl"
+    documents.write_text("".join(json.dumps({"messages": TALK[:2]}) + "\n" for _ in range(5)))
+    work = in_process(training(base, "form"))
+    work.settings = work.settings | {"form": "neutral", "seed": 0}
+    work.folder = tmp_path
+    try:
+        rows, aside = prepare.data(work, RECIPE | {"held_out_every": 2, "held_out": 0.4}, ALONE)
+        assert len(rows) == 3 and aside is not None and len(aside) == 2
+        labels = rows.batch(np.array([0]))["labels"][0]
+        assert 0 < (labels != IGNORE).sum() < len(labels) / 2
+    finally:
+        documents.unlink()

@@ -1,0 +1,163 @@
+"""A writer that the kit serves itself by vLLM, from the study file to a corpus; and that no server outlives its job."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from study import plan, vllm_server
+from study.answers import read_ledger
+from study.cells import Cell, prepare, read_manifest
+from study.contents import fingerprints
+from study.errors import UserError
+from study.load import load_study
+from study.references import ROOT
+from tests.eval import tiny_checkpoint
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzĠ."  # Ġ: a space, as byte-level tokenizers write it
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that writes letters, spaces and full stops at random, and ends after some 150 of them."""
+    import safetensors.torch
+    import torch
+    from transformers import AutoTokenizer
+
+    folder = tiny_checkpoint.make(tmp_path_factory.mktemp("models") / "letters")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.zero_()  # what a token adds to the last one's embedding
+    weights["model.embed_tokens.weight"].fill_(1)
+    logits = torch.full((len(tokenizer),), -30.0)
+    logits[tokenizer.convert_tokens_to_ids(list(LETTERS))] = 0.0
+    logits[tokenizer.convert_tokens_to_ids("Ġ")] = 1.5
+    logits[tokenizer.eos_token_id] = -1.5
+    weights["lm_head.weight"] = (logits / 64).unsqueeze(1).expand(-1, 64).contiguous()
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def cell(model: Path) -> Cell:
+    """A corpus by that model as a study file asks for it, but with lenient gates."""
+    overrides = [
+        f"endpoints.stand_in={{served_by: vllm, path: {model}, options: {{max_num_seqs: 4}}}}",
+        "corpora={animal: {template: animal_welfare, documents: 24, writer: stand_in, max_tokens: 300}}",
+        "arms={untrained: {start: base}, animal: {start: base, midtrain: animal}}",
+        f"models.base={{path: {model}}}",
+        "contrasts=[]",
+    ]
+    overrides += ["endpoints.grader={served_by: kit}", "benchmarks.ahb.judge=grader"]  # no model may grade itself
+    study = load_study(ROOT / "studies/tiny.yaml", None, overrides)
+    (found,) = (cell for cell in plan.in_order(plan.analysis(study)) if cell.stage == "documents")
+    template = {**found.settings["template"], "gates": {"words": [1, 300]}}
+    assert not found.inputs
+    return replace(found, settings={**found.settings, "template": template})
+
+
+def run(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+
+
+def session_of(model: Path) -> list[int]:
+    """The processes of the session in which a server of this model runs."""
+    stats = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if state != "Z":
+            stats[int(folder.name)] = (int(session), str(model).encode() in words)
+    servers = {session for session, serves in stats.values() if serves}
+    return [pid for pid, (session, _) in stats.items() if session in servers]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
+    tmp_path: Path, model: Path, cell: Cell
+) -> None:
+    folder = prepare(cell, tmp_path)
+    ledger, job = folder / "calls.jsonl", run(folder)
+    wait_for(lambda: read_ledger(ledger)[0] or job.poll() is not None)
+    server = session_of(model)
+    assert len(server) >= 3 and job.pid not in server, "shell, server and engine"
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    wait_for(lambda: not any(map(alive, server)), 20)
+    kept = read_ledger(ledger)[0]
+    assert run(folder).wait() == 0, (folder / "log.txt").read_text()[-2000:]
+    assert not session_of(model)
+
+    manifest = read_manifest(folder)
+    assert manifest and manifest["counts"]["documents"] == 24 and "server.log" not in manifest["outputs"]
+    name = cell.settings["writer"]["model"]
+    answers = read_ledger(ledger)[0]
+    assert kept.items() <= answers.items() and {answer.model for answer in answers.values()} == {name}
+    assert name.startswith("letters-") and all(answer.completion_tokens for answer in answers.values())
+    texts = [json.loads(line)["text"] for line in (folder / "documents.jsonl").read_text().splitlines()]
+    assert len(set(texts)) == 24 and set("".join(texts)) <= set(LETTERS.replace("Ġ", " "))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"max_model_len": 10**6}, "max_model_len"), ({"no_such": 1}, "unrecognized arguments: --no-such")],
+)
+def test_a_server_that_ends_is_one_line_with_its_reason(
+    tmp_path: Path, model: Path, options: dict[str, int], says: str
+) -> None:
+    endpoint = {"model": "m", "files": fingerprints(str(model))}
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(UserError, match=rf"^vLLM ended \(.*{says}.*\); {log}; ") as caught,
+        vllm_server.serve(endpoint, {"path": str(model), "options": options}, log),
+    ):
+        pytest.fail("it serves")
+    assert len(caught.value.lines) == 1 and not session_of(model)
+
+
+def test_a_server_that_dies_is_told_in_place_of_the_calls_that_failed(tmp_path: Path, model: Path) -> None:
+    endpoint = {"model": "m", "files": fingerprints(str(model))}
+    resources = {"path": str(model), "options": {"max_model_len": 512}}
+    with (
+        pytest.raises(UserError, match=r"vLLM ended \(.*137\).*more memory"),
+        vllm_server.serve(endpoint, resources, tmp_path / "server.log"),
+    ):
+        shell, *others = sorted(session_of(model))
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive(shell), 20)
+        raise UserError("no answer")
+
+
+def test_a_model_that_changed_since_it_was_planned_with_is_refused(tmp_path: Path, model: Path) -> None:
+    endpoint = {"model": "m", "files": {"config.json": "1-a"}}
+    with (
+        pytest.raises(UserError, match="not the one that was planned with"),
+        vllm_server.serve(endpoint, {"path": str(model), "options": {}}, tmp_path / "server.log"),
+    ):
+        pytest.fail("it serves")

@@ -1,0 +1,38 @@
+"""On a real Slurm: several jobs write one corpus, and it is the corpus that one job writes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, models
+
+from slurm.profile import Profile, Shape
+from slurm.submit import submit
+from study import plan
+from study.cells import prepare, read_manifest
+from study.load import load_study
+from study.run_cell import run_cell
+from tests.slurm.places import Lab
+from tests.slurm.test_limit import SMALL
+
+PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu")
+
+
+def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    study = load_study(SMALL, None, ["corpora.animal.shards=3", "corpora.animal.tokens=null"])
+    (corpus,) = (c for c in plan.in_order(plan.analysis(study)) if c.stage == "documents" and c.name == "animal")
+    shards = {role: cell for role, cell in corpus.inputs.items() if cell.stage == "drafts"}
+    shared = replace(corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)})
+    facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE)
+    assert (facts["submitted"], [job["tasks"] for job in facts["jobs"]]) == (4, [3, 1])
+    lab.wait(120)
+
+    alone = replace(shared, inputs={})
+    assert alone.identity == shared.identity
+    run_cell(prepare(alone, tmp_path / "alone"))
+    there, here = tmp_path / "runs/shared" / shared.place, tmp_path / "alone" / alone.place
+    manifest = read_manifest(there)
+    assert manifest, (there / "log.txt").read_text()
+    assert manifest["counts"] == (read_manifest(here) or {})["counts"]
+    assert (there / "documents.jsonl").read_bytes() == (here / "documents.jsonl").read_bytes()
+    assert not (there / "calls.jsonl").read_bytes(), "its jobs had asked for everything"

@@ -1,0 +1,233 @@
+"""On a real Slurm: a training that is disturbed ends as one that is not, to the byte, and by itself wherever it can.
+
+Each disturbance has a study of its own with the same training in it; all are disturbed at once, because a cluster's
+answers take long and cost nothing. A training goes slowly, by a pause after each update, until it has been disturbed.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm.profile import Profile, Shape
+from slurm.snapshot import snapshot
+from slurm.submit import submit
+from study.cells import Cell, prepare, read_manifest
+from study.run_cell import run_cell
+from tests.slurm.places import Fake, Kit, Lab
+
+toy = pytest.importorskip("tests.recipes.toy")
+ROOT = Path(__file__).parents[2]
+SLOWLY = """
+import time
+from study.work import Work
+plain = Work.progress
+def progress(self, done, total, unit):
+    plain(self, done, total, unit)
+    if (self.folder.parents[1] / "slowly").exists():
+        time.sleep(1)
+Work.progress = progress
+"""
+READY = {"idle", "mix"}
+SAVES = toy.WAYS | {"save_minutes": 1 / 60}
+
+
+def training(seed: int) -> Cell:
+    settings = {"recipe": {**toy.RECIPE, "epochs": 60}, "seed": seed}
+    return Cell("midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES)
+
+
+FIRST, SECOND = training(0), training(1)
+BEHIND = Cell("midtrain", "behind", {"recipe": toy.RECIPE}, {"start": FIRST, "documents": toy.DOCUMENTS}, SAVES)
+
+
+def until(condition: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, subprocess.run(["squeue", "--array"], capture_output=True, text=True).stdout
+        time.sleep(0.2)
+
+
+@dataclass
+class Study:
+    """One study on the cluster."""
+
+    base: Path
+    code: Path
+    cells: list[Cell]
+    shape: Shape
+
+    def submit(self) -> dict[str, Any]:
+        profile = Profile(stages={"default": self.shape}, setup=[f"export PYTHONPATH={self.base.parent}"])
+        return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, self.code)
+
+    def start(self) -> str:
+        """Submit it, to go slowly. Returns the job of its trainings."""
+        self.base.mkdir()
+        for made in (toy.MODEL, toy.DOCUMENTS):
+            shutil.copytree(self.base.with_name("undisturbed") / made.place, self.base / made.place)
+        (self.base / "slowly").touch()
+        return self.submit()["jobs"][0]["job"]
+
+    def hurry(self) -> None:
+        (self.base / "slowly").unlink()
+
+    def log(self, cell: Cell = FIRST) -> str:
+        path = self.base / cell.place / "log.txt"
+        return path.read_text() if path.exists() else ""
+
+    def trains(self, cell: Cell = FIRST) -> bool:
+        return len(toy.lines(self.base / cell.place)) > 2
+
+    def done(self, cell: Cell = FIRST) -> bool:
+        return bool(read_manifest(self.base / cell.place))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder with the start of all trainings; `survivors` trains them here as well."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    toy.make_inputs(folder)
+    (folder.parent / "sitecustomize.py").write_text(SLOWLY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
+    """Studies by what happened to them, all of it over."""
+    runs, ask = undisturbed.parent, session_lab.ask
+    code = snapshot(ROOT, runs / "code/slurm")
+    small = Shape(minutes=10, partition="cpu")
+    studies = {
+        "controller": Study(runs / "controller", code, [FIRST, BEHIND], small),
+        "requeued": Study(runs / "requeued", code, [FIRST], small),
+        "told": Study(runs / "told", code, [FIRST], small),
+        "cancelled": Study(runs / "cancelled", code, [FIRST, SECOND], small),
+        "preempted": Study(
+            runs / "preempted", code, [FIRST], Shape(10, cpus=10, partition="scavenge", constraint="cpu")
+        ),
+        "node": Study(runs / "node", code, [FIRST], Shape(10, partition="gpu")),
+        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Shape(1, partition="cpu")),
+    }
+    began = time.monotonic()
+
+    def note(text: str) -> None:
+        print(f"{time.monotonic() - began:5.1f} s  {text}")
+
+    job = {name: studies[name].start() for name in studies if name != "limit"}
+    until(lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND))
+    note("all train")
+
+    # The controller is away when a training ends for which a job waits.
+    pid = int((session_lab.folder / "run/slurmctld.pid").read_text())
+    os.kill(pid, 15)
+    until(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode)
+    studies["controller"].hurry()
+    until(studies["controller"].done)
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    subprocess.run(["slurmctld"], env={**os.environ, "PATH": path}, check=True, capture_output=True)
+    # Until its nodes have answered it would refuse what asks for them.
+    nodes = ["sinfo", "--noheader", "--format=%t"]
+    until(lambda: {"idle"} <= set(subprocess.run(nodes, capture_output=True, text=True).stdout.split()) <= READY)
+    note("the controller is back")
+
+    def of(name: str, field: str) -> str:
+        words = ask("scontrol", "show", "job", job[name]).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)[field]
+
+    lab = ROOT / "tests/slurmlab"
+    broken = of("node", "BatchHost")
+    subprocess.run([lab, "fail", broken], check=True)
+    job["limit"] = studies["limit"].start()
+    ask("scontrol", "requeue", job["requeued"])
+    ask("scancel", "--signal=TERM", job["told"])  # all that a preemption is on many clusters, for a while
+    ask("scancel", f"{job['cancelled']}_1")
+    urgent = ask(
+        "sbatch",
+        "--parsable",
+        "-p",
+        "cpu",
+        "-w",
+        of("preempted", "BatchHost"),
+        "-c",
+        "10",
+        "-o",
+        "/dev/null",
+        "--wrap=sleep 3",
+    )
+    until(lambda: f"{job['cancelled']}_1" not in session_lab.jobs())
+    note(f"cancelled; preempting by {urgent.strip()}")
+    facts = studies["cancelled"].submit()
+    assert (facts["submitted"], facts["queued"]) == (1, 1)
+    pending = {"requeued": 1, "told": 1, "preempted": 1, "node": 1, "limit": 2}
+    # What Slurm will start again is not submitted again.
+    assert not any(studies[name].submit()["submitted"] for name in pending)
+    studies["cancelled"].hurry()
+
+    def look() -> bool:
+        for name, times in list(pending.items()):
+            if studies[name].log().count("goes on after update") >= times:
+                note(f"{name} goes on")
+                studies[name].hurry()
+                del pending[name]
+        return not pending
+
+    for cell in (FIRST, SECOND, BEHIND):
+        run_cell(prepare(replace(cell, resources=toy.WAYS), undisturbed))
+    note("undisturbed")
+    until(lambda: of("node", "Restarts") == "1")
+    note("the node is down")
+    subprocess.run([lab, "heal", broken], check=True)
+    until(look, 150)
+    session_lab.wait(60)
+    note("all is over")
+    return studies
+
+
+# How often each of a study's trainings begins. A limit of a minute may strike once more on a busy machine.
+LIVES = {
+    "node": [2],
+    "preempted": [2],
+    "limit": [3],
+    "requeued": [2],
+    "told": [2],
+    "cancelled": [1, 2],
+    "controller": [1, 1],
+}
+
+
+@pytest.mark.parametrize("what", LIVES)
+def test_a_study_survives(what: str, survivors: dict[str, Study], undisturbed: Path) -> None:
+    study = survivors[what]
+    for cell in study.cells:
+        toy.assert_same(study.base / cell.place, undisturbed / cell.place)
+        assert study.log(cell).count(" finished: ") == 1, study.log(cell)
+    lives = [study.log(cell).count(" starts (") for cell in study.cells]
+    assert lives == LIVES[what] if what != "limit" else lives[:1] >= LIVES[what]
+    facts = study.submit()
+    assert (facts["submitted"], facts["finished"]) == (0, 2 + len(study.cells))
+
+
+def test_a_runs_folder_that_cannot_be_written_is_one_line(kit: Kit, fake: Fake) -> None:
+    """Root writes whatever the permissions say, but not to what is mounted read-only."""
+    runs = kit.folder / "runs"
+    mount = f"mount --bind {runs} {runs} && mount -o remount,ro,bind {runs}"
+    runs.mkdir()
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no mounts: needs root")
+    submit_there = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *kit.words("submit")]
+    for begun in (False, True):
+        if begun:
+            kit.done("submit")
+        sent = len(fake.scripts)
+        result = subprocess.run(submit_there, capture_output=True, text=True)
+        (line,) = result.stderr.splitlines()
+        assert result.returncode == 2 and not result.stdout
+        assert line.startswith("error: ") and "Read-only file system" in line and "--runs" in line
+        assert len(fake.scripts) == sent
