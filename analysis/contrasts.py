@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from analysis.estimates import ALPHA, Arm, Estimate, response_level_p, two_way
+from analysis.estimates import ALPHA, Arm, Estimate, response_level_p, two_way, within_seeds
 from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, matrix
 
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ def arm_rows(means: pd.DataFrame) -> list[Row]:
     rows = []
     for found in means.groupby(["benchmark", "dose", "arm"])[["n", "missing"]].sum().reset_index().to_dict("records"):
         arm = _arm(means, found["benchmark"], found["dose"], found["arm"])
-        mean = two_way([arm], _scenarios(means, found["benchmark"]))
+        mean = two_way([arm], scenarios_of(means, found["benchmark"]))
         rows.append(
             {"arm": found["arm"], "benchmark": found["benchmark"], "dose": found["dose"], "mean": mean.estimate}
             | {key: getattr(mean, key) for key in ("low", "high", "se", "df", "seed_se", "question_se")}
@@ -43,7 +43,8 @@ def contrast_rows(
 
     `estimate`, `low`, `high`, `se` are in score units (0..1), `of` minus `against`. Verdicts rest on `p_holm`, Holm's
     step-down over every test declared in the family: a test that could not be made still counts, with p = 1, so a
-    half-finished study is never judged more leniently than the whole one.
+    half-finished study is never judged more leniently than the whole one. `paired` contrasts are of arms that share
+    their midtraining runs: differences are taken within seeds, and `seeds_against` is then `seeds_of`.
     """
     planned = {(row["benchmark"], row["arm"], row["dose"]) for row in unfinished}
     keys = means[["benchmark", "arm", "dose"]].drop_duplicates()
@@ -77,7 +78,7 @@ def _contrast(
     doses: tuple[int, int] | None,
     unfinished: list[dict[str, Any]],
 ) -> Row:
-    row: Row = {key: contrast[key] for key in ("name", *SIDES, "family")}
+    row: Row = {key: contrast[key] for key in ("name", *SIDES, "family")} | {"paired": bool(contrast.get("paired"))}
     row |= {"benchmark": benchmark, "dose": doses and doses[0], "against_dose": doses and doses[1]}
     row |= {"p_holm": None, "verdict": "none", "p_response_level": None}
     sides = [] if doses is None else [(contrast[side], dose) for side, dose in zip(SIDES, doses, strict=True)]
@@ -94,12 +95,12 @@ def _contrast(
     elif not all(len(scores) for scores in responses):
         found = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
     else:
-        arms = [_arm(means, benchmark, dose, arm) for arm, dose in sides]
-        found = two_way(arms, _scenarios(means, benchmark))
+        found = two_way(contrast_arms(means, benchmark, sides, row["paired"]), scenarios_of(means, benchmark))
         row |= {"judge": part["judge"].iloc[0], "p_response_level": response_level_p(*responses)}
     keys = ("estimate", "low", "high", "se", "df", "p", "seed_se", "question_se", "interaction_se", "reason")
     row |= {key: getattr(found, key) for key in keys}
     counts = dict(zip(SIDES, found.seeds or (0, 0), strict=True))
+    counts |= {"against": counts["of"]} if row["paired"] else {}
     # a fixed checkpoint has no training seed to count; the trained arm's seeds are then the study's
     row |= {"seeds": min((n for n in counts.values() if n), default=0)}
     row |= {"seeds_of": counts["of"], "seeds_against": counts["against"]}
@@ -107,16 +108,26 @@ def _contrast(
     return row
 
 
-def _questions(means: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+def contrast_arms(means: pd.DataFrame, benchmark: str, sides: list[tuple[str, int]], paired: bool) -> list[Arm]:
+    """Both sides (arm, dose) of a contrast for `two_way`, `paired` by seed or not."""
+    arms = [_arm(means, benchmark, dose, arm) for arm, dose in sides]
+    if not paired or any(arm.fixed for arm in arms):
+        return arms
+    part = means[means["benchmark"] == benchmark]
+    seeds = [sorted(part.loc[(part["arm"] == arm) & (part["dose"] == dose), "seed"].unique()) for arm, dose in sides]
+    return within_seeds(arms, seeds)[0]
+
+
+def questions_of(means: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     part = means.loc[means["benchmark"] == benchmark, ["question", "scenario"]]
     return part.drop_duplicates().sort_values("question", kind="stable")
 
 
-def _scenarios(means: pd.DataFrame, benchmark: str) -> np.ndarray:
-    return _questions(means, benchmark)["scenario"].to_numpy(str)
+def scenarios_of(means: pd.DataFrame, benchmark: str) -> np.ndarray:
+    return questions_of(means, benchmark)["scenario"].to_numpy(str)
 
 
 def _arm(means: pd.DataFrame, benchmark: str, dose: int, arm: str) -> Arm:
     part = means[(means["benchmark"] == benchmark) & (means["dose"] == dose) & (means["arm"] == arm)]
-    questions = _questions(means, benchmark)["question"].tolist()
+    questions = questions_of(means, benchmark)["question"].tolist()
     return Arm(matrix(means, benchmark, dose, arm, questions), fixed=bool(part["seed"].isna().all()))

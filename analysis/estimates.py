@@ -124,6 +124,16 @@ def two_way(arms: list[Arm], scenarios: np.ndarray) -> Estimate:
     return replace(found, se=se, df=df, low=estimate - half, high=estimate + half, p=p)
 
 
+def within_seeds(arms: list[Arm], seeds: list[list[int]]) -> tuple[list[Arm], list[list[int]]]:
+    """Two arms as one: their difference within each seed that both have, beside zeros, and those seeds.
+
+    For arms whose runs of one seed share an earlier training: what that run adds to both is no difference of theirs.
+    """
+    both = [seed for seed in seeds[0] if seed in seeds[1]]
+    of, against = (arm.scores[[own.index(seed) for seed in both]] for arm, own in zip(arms, seeds, strict=True))
+    return [Arm(of - against), Arm(np.zeros((1, of.shape[1])), fixed=True)], [both, []]
+
+
 def response_level_p(of: np.ndarray, against: np.ndarray) -> float | None:
     """p of Welch's t-test over single responses, as the paper computes it; for comparison only, it never decides.
 

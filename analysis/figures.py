@@ -1,105 +1,108 @@
-"""Figures: means with intervals and one dot per seed, drawn without a display and byte for byte the same each time."""
+"""Which figures a study has, each with its caption and its numbers in words; the modules beside draw them."""
 
-import io
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.headline import missing_lines
+from analysis import corpus_map, curves, plots, profiles
 
-COLORS = ["#7d868c", "#2f7fc1", "#e0862b", "#3a9a6a", "#a4508b", "#b8a11f", "#4fb3bf", "#c0504d"]
-# text and lines drawn in this color become `currentColor` on the page, so the figure follows light and dark
-INK = "#010203"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "study",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.xmargin": 0.08,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+Results = dict[str, Any]
 
 
-def scores_figure(results: dict[str, Any]) -> Figure:
-    """One panel per benchmark: a row per dose and arm with its mean, 95 % interval and one dot per training seed."""
-    benchmarks = list(results["benchmarks"])
-    planned = {(row["dose"], row["arm"]) for row in [*results["arms"], *results["missing"]]}
-    lines: list[tuple[int, str | None]] = []
-    for dose in sorted({dose for dose, _ in planned}):
-        lines.append((dose, None))
-        lines += [(dose, arm) for arm in results["arm_order"] if (dose, arm) in planned]
-    figure = Figure(figsize=(1.6 + 3.4 * len(benchmarks), 1.1 + 0.3 * len(lines)), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[call-arg, union-attr]
-    axes = figure.subplots(1, len(benchmarks), sharey=True, squeeze=False)[0]
-    for axis, benchmark in zip(axes, benchmarks, strict=True):
-        _panel(axis, results, benchmark, lines)
-    labels = axes[0].get_yticklabels()
-    for label, (_, arm) in zip(labels, lines, strict=True):
-        label.set_fontweight("bold" if arm is None else "normal")
-    if results["missing"]:
-        figure.supxlabel(
-            f"{len(results['missing'])} planned checkpoint(s) not finished", fontsize=7, ha="right", x=0.99
-        )
-    return figure
+@dataclass(frozen=True)
+class Drawn:
+    """`title`: a caption; `text`: the figure's text alternative; `error`: why it could not be drawn, else None."""
+
+    figure: Figure
+    title: str
+    text: str
+    error: str | None = None
 
 
-def _panel(axis: Axes, results: dict[str, Any], benchmark: str, lines: list[tuple[int, str | None]]) -> None:
-    axis.set_title(benchmark, fontsize=10, fontweight="bold", loc="left")
-    axis.set_yticks(range(len(lines)), [f"SFT dose {dose}" if arm is None else arm for dose, arm in lines])
-    axis.set_ylim(len(lines) - 0.4, -0.6)
-    axis.set_xlabel("score (%)")
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color="#8888884d", linewidth=0.6)
-    axis.set_axisbelow(True)
-    for y, (dose, arm) in enumerate(lines):
-        if arm is None:
-            continue
-        color = COLORS[results["arm_order"].index(arm) % len(COLORS)]
-        found = [
-            row for row in results["arms"] if (row["benchmark"], row["dose"], row["arm"]) == (benchmark, dose, arm)
-        ]
-        if not found or found[0]["mean"] is None:
-            axis.annotate(
-                "no scores", (0.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=7, style="italic"
-            )
-            continue
-        row = found[0]
-        if row["low"] is not None:
-            axis.plot([100 * row["low"], 100 * row["high"]], [y, y], color=color, linewidth=2.2, solid_capstyle="round")
-        axis.plot(100 * row["mean"], y, "D" if row["fixed"] else "o", color=color, markersize=7)
-        key = (benchmark, dose, arm)
-        seeds = [s for s in results["scores"] if (s["benchmark"], s["dose"], s["arm"]) == key and s["seed"] is not None]
-        dots = [100 * s["score"] for s in seeds if s["score"] is not None]
-        axis.plot(dots, [y + 0.3] * len(dots), "o", color=color, markersize=3.4, alpha=0.75, markeredgewidth=0)
+@plots.uncollected()
+def draw(
+    results: Results, means: pd.DataFrame, losses: Sequence[dict[str, Any]], corpora: Mapping[str, Sequence[str]]
+) -> dict[str, Drawn]:
+    """File name -> figure, in the order of a page: `scores` always, others where the study has what they show.
+
+    `results`: results.json; `means`: analysis.table.question_means; `losses`: see curves.losses; `corpora`: name -> the
+    texts of its documents. A figure that can't be drawn says why in its place and costs no other.
+    """
+    drawn: dict[str, Drawn] = {}
+
+    def add(name: str, title: str, figure: Callable[..., Figure], words: Callable[..., str], *data: Any) -> None:
+        file, n = name, 1
+        while file in drawn:
+            file, n = f"{name}-{n + 1}", n + 1
+        drawn[file] = _drawn(title, partial(figure, *data), partial(words, *data))
+
+    title = "Mean scores by arm and SFT dose, with 95 % intervals and a dot for each training seed"
+    add("scores", title, plots.bars, plots.describe_bars, results)
+    if results["contrasts"]:
+        title = "Every declared contrast in percentage points, with its 95 % interval and its verdict"
+        add("contrasts", title, plots.forest, plots.describe_forest, results)
+    if _doses(results) > 1:
+        control = results["contrasts"][0]["against"] if results["contrasts"] else None
+        title = f"Scores{f', and the advantage over {control},' if control else ''} by SFT dose"
+        add("erosion", title, curves.erosion, curves.describe_erosion, results)
+    first: dict[str, int] = {}
+    for row in results["dimensions"]:
+        first[row["benchmark"]] = min(row["dose"], first.get(row["benchmark"], row["dose"]))
+    for benchmark, dose in first.items():
+        name = _file_name("dimensions", benchmark) if len(first) > 1 else "dimensions"
+        title = f"Mean grades by dimension on {benchmark}, {plots.when(dose)}"
+        add(name, title, profiles.radar, profiles.describe_radar, results, benchmark, dose)
+    contrasts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["contrasts"]:
+        if row["family"] == "primary":
+            contrasts.setdefault((row["name"], row["benchmark"]), []).append(row)
+    for (contrast, benchmark), rows in contrasts.items():
+        places = profiles.differences(means, rows).values()
+        if not all(math.isnan(value) for questions in places for value, _, _ in questions.values()):
+            title = f"{contrast} on {benchmark}, question by question"
+            add(_file_name("questions", contrast, benchmark), title, profiles.per_question,
+                profiles.describe_per_question, means, rows)  # fmt: skip
+    if losses:
+        title = "Training and held-out loss, a thin line for each training seed"
+        figure = partial(curves.losses, arm_order=results["arm_order"])
+        add("losses", title, figure, curves.describe_losses, losses)
+    if any(map(len, corpora.values())):
+        title = "Documents of each corpus in the two main directions of their words"
+        figure = partial(corpus_map.corpus_map, arm_order=results["arm_order"])
+        add("corpora", title, figure, corpus_map.describe_corpus_map, corpora)
+    return drawn
 
 
-def describe(results: dict[str, Any]) -> str:
-    """The text alternative of the scores figure: every mean it shows."""
-    parts = [
-        f"{row['arm']} on {row['benchmark']} at dose {row['dose']}: {100 * row['mean']:.1f} %"
-        for row in results["arms"]
-        if row["mean"] is not None
-    ]
-    return "Mean scores by arm and SFT dose. " + "; ".join([*parts, *missing_lines(results)]) + "."
+def _drawn(title: str, figure: Callable[[], Figure], words: Callable[[], str]) -> Drawn:
+    try:
+        return Drawn(figure(), title, words())
+    except Exception as error:
+        why = f"it could not be drawn ({type(error).__name__}: {error})"
+        return Drawn(plots.nothing(why), title, plots.told(title, [why]), why)
 
 
-def save(results: dict[str, Any], folder: Path) -> str:
-    """Write `scores.pdf` and `scores.png` into `folder`; returns the same figure as SVG text to put in a page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure = scores_figure(results)
-        figure.savefig(folder / "scores.pdf", metadata={"CreationDate": None})
-        figure.savefig(folder / "scores.png", dpi=200, metadata={"Software": None})
-        page = io.StringIO()
-        figure.savefig(page, format="svg", transparent=True, metadata={"Date": None})
-    svg = page.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+def _doses(results: Results) -> int:
+    """SFT doses of the arm that was scored or planned at most of them on one benchmark."""
+    doses: dict[tuple[str, str], set[int]] = {}
+    for row in [*results["arms"], *results["missing"]]:
+        doses.setdefault((row["benchmark"], row["arm"]), set()).add(row["dose"])
+    return max(map(len, doses.values()), default=0)
+
+
+def _file_name(*parts: str) -> str:
+    """Small letters, digits and - alone: what LaTeX and every file system take."""
+    plain = unicodedata.normalize("NFKD", " ".join(parts)).encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:80].rstrip("-")
+
+
+def save(drawn: Mapping[str, Drawn], folder: Path) -> dict[str, str]:
+    """Write NAME.pdf and NAME.png of each; returns their SVG texts, which one page can hold together."""
+    return plots.save_all({name: one.figure for name, one in drawn.items()}, folder)

@@ -94,9 +94,10 @@ def krippendorff_alpha(grades: np.ndarray) -> float | None:
 
 def _several(table: pd.DataFrame, primary: dict[str, str]) -> Iterator[tuple[str, list[str], pd.DataFrame]]:
     """Benchmarks with several judges: name, judges (primary first), and scores with a column for each judge."""
-    for name, part in table.groupby("benchmark"):
-        benchmark, found = str(name), set(part["judge"].dropna())
+    for name, found in table.dropna(subset="judge").groupby("benchmark")["judge"].unique().items():
+        benchmark = str(name)
         if len(found) > 1:
+            part, found = table[table["benchmark"] == benchmark], set(found)
             judges = [primary[benchmark], *sorted(found - {primary[benchmark]})]
             part = part.assign(seed=part["seed"].fillna(-1))
             wide = part.pivot(index=[*RESPONSE, "dimension"], columns="judge", values="score")

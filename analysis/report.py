@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.figures import describe
+from analysis.figures import Drawn
 from analysis.headline import interval, missing_lines, p_value, percent, stand_in_note
 from analysis.tables import in_order, made_of
 
@@ -65,8 +65,8 @@ def typeset(number: str) -> str:
     return "–" if number == "-" else number.replace("-", "−")
 
 
-def report(results: dict[str, Any], svg: str) -> str:
-    """The page as HTML. `svg` is the scores figure from figures.save; all other text is escaped."""
+def report(results: dict[str, Any], drawn: dict[str, Drawn], svgs: dict[str, str]) -> str:
+    """The page as HTML. `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
@@ -87,8 +87,9 @@ def report(results: dict[str, Any], svg: str) -> str:
         seeds=seeds,
         dimensions=dimensions,
         strips=strips(results["contrasts"]),
-        figure=Markup(svg),
-        figure_text=describe(results),
+        figures={
+            name: {"svg": Markup(svgs[name]), "title": one.title, "text": one.text} for name, one in drawn.items()
+        },
         sentence=sentence,
         when=when,
         percent=lambda value, sign="": typeset(percent(value, sign)),

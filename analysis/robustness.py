@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimates import Arm, Estimate, two_way
+from analysis.estimates import Arm, Estimate, two_way, within_seeds
 from analysis.table import CHECKPOINT, OVERALL, decisive, matrix, question_means
 
 Row = dict[str, Any]
-Sides = list[tuple[str, int]]  # the two arms, each at a dose of SFT
+Sides = tuple[tuple[str, int], tuple[str, int], bool]  # the two arms, each at a dose of SFT; paired by seed?
 NOTHING = 1e-9  # below it a difference has no sign but that of rounding
 FIRST = 26  # the paper's questions are the first of the benchmark's
 
@@ -64,7 +64,7 @@ def grid(table: pd.DataFrame, declared: list[Row], settings: Row) -> list[Row]:
                     none: Found = ("all", Estimate(reason="no scores of both arms"), None)
                     rows.append(row | _row(none, none[1]))
                     continue
-                sides = [(contrast["of"], doses[0]), (contrast["against"], doses[1])]
+                sides = (contrast["of"], doses[0]), (contrast["against"], doses[1]), bool(contrast.get("paired"))
                 found = list(_variants(_only(part, sides), _only(whole, sides), sides, others[benchmark]))
                 rows += [row | _row(variant, found[0][1]) for variant in found]
     return rows
@@ -86,7 +86,10 @@ def _doses(part: pd.DataFrame, contrast: Row) -> list[tuple[int, int] | None]:
 
 
 def _only(table: pd.DataFrame, sides: Sides) -> pd.DataFrame:
-    return table[[side in sides for side in zip(table["arm"], table["dose"], strict=True)]]
+    (arm, dose), (other, others_dose) = sides[:2]
+    return table[
+        (table["arm"] == arm) & (table["dose"] == dose) | (table["arm"] == other) & (table["dose"] == others_dose)
+    ]
 
 
 def _row(found: Found, base: Estimate) -> Row:
@@ -125,10 +128,12 @@ def _data(part: pd.DataFrame, sides: Sides) -> Data:
     means = question_means(part)
     asked = means[["question", "scenario"]].drop_duplicates().sort_values("question", kind="stable")
     questions, arms, seeds = asked["question"].tolist(), [], []
-    for arm, dose in sides:
+    for arm, dose in sides[:2]:
         seeds.append(sorted(means.loc[(means["arm"] == arm) & (means["dose"] == dose), "seed"].dropna().unique()))
         scores = matrix(means, part["benchmark"].iloc[0], dose, arm, questions)
         arms.append(Arm(scores, fixed=not seeds[-1]))
+    if sides[2] and all(seeds):
+        arms, seeds = within_seeds(arms, seeds)
     return Data(arms, seeds, questions, asked["scenario"].to_numpy(str))
 
 
@@ -151,7 +156,7 @@ def _without_seed(data: Data, sides: Sides) -> Iterator[tuple[str, Estimate]]:
         for n, seed in enumerate(seeds):
             less = [*data.arms]
             less[place] = replace(arm, scores=np.delete(arm.scores, n, axis=0))
-            yield f"{sides[place][0]} seed {seed}", two_way(less, data.scenarios)
+            yield f"seed {seed}" if sides[2] else f"{sides[:2][place][0]} seed {seed}", two_way(less, data.scenarios)
 
 
 def _range(variant: str, base: Estimate, found: Iterator[tuple[str, Estimate]]) -> Found:
@@ -198,7 +203,7 @@ def _dimensions(part: pd.DataFrame, sides: Sides) -> Estimate:
     cells = rows.groupby([*question, "dimension"], dropna=False)["score"].mean().reset_index()
     # dimensions of a question that one arm lacks would compare arms over different questions
     sided = cells.groupby(["question", "dimension", "arm", "dose"]).size().groupby(level=[0, 1]).size()
-    cells = cells[[sided[key] == len(sides) for key in zip(cells["question"], cells["dimension"], strict=True)]]
+    cells = cells[[sided[key] == 2 for key in zip(cells["question"], cells["dimension"], strict=True)]]
     if cells.empty:
         return Estimate(reason="no dimension was graded in both arms")
     checkpoint = cells.groupby(CHECKPOINT, dropna=False)

@@ -1,20 +1,26 @@
 """The analysis stage: scores of every finished checkpoint in; results.json, tables, figures and report.html out."""
 
+import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import figures, tables
+from analysis import evidence_tables, figures, tables
 from analysis.bounds import contrast_bounds, missing_bounds
 from analysis.claims import arithmetic, claim_rows
 from analysis.contrasts import arm_rows, contrast_rows, score_rows
 from analysis.corpora import corpora
+from analysis.curves import read_losses
+from analysis.erosion import erosion_rows
+from analysis.examples import examples
 from analysis.headline import headline, missing_lines, stand_in_note
 from analysis.judges import agreement, differential_bias
 from analysis.macros import macros
+from analysis.opinions import dimension_rows, opinion_rows
 from analysis.report import report
 from analysis.robustness import grid
 from analysis.table import (
@@ -25,7 +31,9 @@ from analysis.table import (
     dimension_means,
     long_table,
     question_means,
+    without,
 )
+from analysis.variance import purchase_rows
 from study.errors import UserError
 from study.work import Work
 
@@ -36,21 +44,33 @@ METHOD = (
     "no verdict is given. Missing grades are left out, never counted as wrong."
 )
 
+# Tables that are written where there is something to put into them.
+OPTIONAL = (
+    *("erosion", "opinions", "dimension_tests", "variance", "corpora", "judges", "bounds", "robustness", "claims"),
+    "arithmetic",
+)
+
 
 def run(work: Work) -> dict[str, int | float]:
     """Write every output of the analysis into `work.folder`; returns the counts for the manifest.
 
     Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark, checkpoint; `work.inputs[role]` holds
     scores.parquet, `work.inputs["corpus-NAME"]` card.json); `labels` (roles of what people graded); `missing` (planned
-    checkpoints without scores); `contrasts` (name, of, against, on, family); `benchmarks` (name -> task, judge or None,
-    other_judges, stand_in); `roles` (analysis.claims; empty: none); `writers` (corpus, model, stand_in).
+    checkpoints without scores); `contrasts` (name, of, against, on, family, margin, paired); `benchmarks` (name ->
+    task, judge or None, other_judges, stand_in, exclude); `costs` (study.schema.Costs); `roles` (analysis.claims;
+    empty: none); `writers` (corpus, model, stand_in). Resources: `trainings` (stage, arm, seed, cell).
     Raises UserError when the scores can't be analyzed as they are (see analysis.table.check).
     """
     settings = work.settings
-    table = long_table(settings["rows"], work.inputs, settings["labels"])
+    excluded = {name: benchmark["exclude"] for name, benchmark in settings["benchmarks"].items()}
+    table = without(long_table(settings["rows"], work.inputs, settings["labels"]), excluded)
     main = decisive(table, {name: benchmark["other_judges"] for name, benchmark in settings["benchmarks"].items()})
     check(main, {name: benchmark["judge"] for name, benchmark in settings["benchmarks"].items()})
-    results = analyze(main, settings) | {
+    results = analyze(main, settings)
+    judging = {name: benchmark["judge"] for name, benchmark in results["benchmarks"].items()}
+    results |= {
+        "variance": plain(purchase_rows(table, results["contrasts"], judging, settings["costs"])),
+        "examples": examples(settings["rows"], results["contrasts"], work.inputs),
         "corpora": plain(corpora(work.inputs)),
         "judges": plain(judges(table, settings)),
     }
@@ -63,15 +83,15 @@ def run(work: Work) -> dict[str, int | float]:
     for note in results["notes"]:
         work.warn(note)
 
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    (work.folder / "results.json").write_text(text + "\n", encoding="utf-8")
     # pandas keeps attrs in the file, so the long table also says what it lacks
     table.attrs["missing"] = results["missing"]
     table.to_parquet(work.folder / "scores.parquet", index=False)
     (work.folder / "tables").mkdir(exist_ok=True)
-    others = ("corpora", "judges", "bounds", "robustness", "claims", "arithmetic")
-    optional = [name for name in others if results[name]]
-    for name in ("scores", "contrasts", "dimensions", *optional):
-        text = getattr(tables, f"{name}_table")(results)
-        (work.folder / "tables" / f"{name}.tex").write_text(text, encoding="utf-8")
+    for name in ("scores", "contrasts", "dimensions", *(name for name in OPTIONAL if results[name])):
+        make = getattr(tables, f"{name}_table", None) or getattr(evidence_tables, f"{name}_table")
+        (work.folder / "tables" / f"{name}.tex").write_text(make(results), encoding="utf-8")
     try:
         notes = [note for note in [stand_in_note(results), *missing_lines(results)] if note]
         text = "".join(f"% {note}\n" for note in notes) + macros(results)
@@ -79,11 +99,14 @@ def run(work: Work) -> dict[str, int | float]:
     except UserError as error:  # two names that come to the same letters
         for line in error.lines:
             work.warn(f"no macros.tex: {line}")
-    svg = figures.save(results, work.folder / "figures")
-    (work.folder / "report.html").write_text(report(results, svg), encoding="utf-8")
+    texts = {row["name"]: documents(work.inputs[f"corpus-{row['name']}"]) for row in results["corpora"]}
+    drawn = figures.draw(results, question_means(main), losses(work), texts)
+    for name, one in drawn.items():
+        if one.error:
+            work.warn(f"figures/{name}: {one.error}")
+    svgs = figures.save(drawn, work.folder / "figures")
+    (work.folder / "report.html").write_text(report(results, drawn, svgs), encoding="utf-8")
     (work.folder / "headline.txt").write_text(headline(results) + "\n", encoding="utf-8")
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    (work.folder / "results.json").write_text(text + "\n", encoding="utf-8")
     return {
         "checkpoints": len(results["scores"]),
         "checkpoints_missing": len(results["missing"]),
@@ -108,23 +131,58 @@ def analyze(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
             "epochs": 0 if part.empty else part["epoch"].nunique(),
             "judge": benchmark["judge"] if part.empty else part["judge"].iloc[0],
         }
+    declared = settings["contrasts"]
+    contrasts = contrast_rows(table, means, declared, settings["missing"])
+    margins = {contrast["name"]: contrast["margin"] for contrast in declared if contrast.get("margin")}
     results = {
         "study": settings["study"],
         "method": METHOD,
+        "declared": declared_hash(settings),
         "scores": score_rows(means),
-        "contrasts": contrast_rows(table, means, settings["contrasts"], settings["missing"]),
+        "contrasts": contrasts,
+        "erosion": [row for row in erosion_rows(means, declared) if len(row["doses"]) > 1],
+        "opinions": opinion_rows(table, means, contrasts, margins),
+        "dimension_tests": dimension_rows(table, contrasts),
         "arms": arm_rows(means),
         "dimensions": dimension_means(table).to_dict("records"),
         "bounds": bounds(table, settings["contrasts"]),
         "missing": sorted(
             settings["missing"], key=lambda row: (row["benchmark"], row["dose"], row["arm"], row["seed"] or 0)
         ),
-        "notes": uneven(means),
+        "notes": [*left_out(settings["benchmarks"]), *uneven(means)],
         "arm_order": list(dict.fromkeys(row["arm"] for row in planned)),
         "benchmarks": benchmarks,
         "writers": settings["writers"],
     }
     return plain(results)
+
+
+def losses(work: Work) -> list[dict[str, Any]]:
+    """Losses of the trainings behind the scores, as far as their folders are there."""
+    base = work.folder.parents[1]
+    rows = [row | read_losses(base / row["cell"]) for row in work.resources.get("trainings", [])]
+    return [row for row in rows if row["points"] or row["held_out"]]
+
+
+def documents(corpus: Path) -> list[str]:
+    """The texts that a corpus trains on."""
+    with open(corpus / "documents.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def declared_hash(settings: dict[str, Any]) -> str:
+    """sha256 of what was declared before any data: contrasts with families and margins, questions left out, roles."""
+    keys = ("name", "of", "against", "on", "family", "of_dose", "against_dose", "margin")
+    contrasts = [{key: contrast.get(key) for key in keys} for contrast in settings["contrasts"]]
+    excluded = {name: benchmark["exclude"] for name, benchmark in settings["benchmarks"].items()}
+    text = json.dumps([contrasts, excluded, settings["roles"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def left_out(benchmarks: dict[str, Any]) -> list[str]:
+    """A line per benchmark some of whose questions the study file excludes."""
+    found = [(name, benchmark["exclude"]) for name, benchmark in benchmarks.items() if benchmark["exclude"]]
+    return [f"{name}: the study file leaves out {len(ids)} questions: {', '.join(ids)}" for name, ids in found]
 
 
 def judges(table: pd.DataFrame, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -72,6 +72,20 @@ def decisive(table: pd.DataFrame, others: dict[str, list[str]]) -> pd.DataFrame:
     return table[~beside].reset_index(drop=True)
 
 
+def without(table: pd.DataFrame, excluded: dict[str, list[str]]) -> pd.DataFrame:
+    """The table without the questions (by id) that a study leaves out of a benchmark; UserError for unknown ids."""
+    unknown = []
+    for benchmark, ids in excluded.items():
+        part = table["benchmark"] == benchmark
+        unknown += [
+            f"{benchmark}: exclude: no question {one}" for one in ids if one not in set(table[part]["question"])
+        ]
+        table = table[~(part & table["question"].isin(ids))]
+    if unknown:
+        raise UserError(*unknown)
+    return table.reset_index(drop=True)
+
+
 def check(table: pd.DataFrame, judges: dict[str, str | None]) -> None:
     """Refuse a table that would give a wrong number; `judges` maps a benchmark to its declared judge, if any.
 

@@ -25,7 +25,7 @@ def scores_table(results: dict[str, Any]) -> str:
         [
             *(tex(row[key]) for key in ("benchmark", "dose", "arm")),
             percent(row["mean"]),
-            _braced(interval(row)),
+            braced(interval(row)),
             "fixed" if row["fixed"] else str(row["seeds"]),
             *(str(row[key]) for key in ("questions", "n", "missing")),
         ]
@@ -37,7 +37,7 @@ def scores_table(results: dict[str, Any]) -> str:
         "``fixed'': one checkpoint without a training seed, so its interval is for new questions only.",
     ]
     headers = ["Benchmark", "SFT dose", "Arm", "Score", "95\\,\\% interval", "Seeds", "Questions", "Grades", "No grade"]
-    return _table(headers, rows, "lrlS[table-format=3.1]rrrrr", " ".join(caption), "tab:scores", results)
+    return table(headers, rows, "lrlS[table-format=3.1]rrrrr", " ".join(caption), "tab:scores", results)
 
 
 def contrasts_table(results: dict[str, Any]) -> str:
@@ -48,11 +48,11 @@ def contrasts_table(results: dict[str, Any]) -> str:
             tex(row["benchmark"]),
             "-" if row["dose"] is None else tex(row["dose"]),
             percent(row["estimate"]),
-            _braced(interval(row, "+")),
+            braced(interval(row, "+")),
             f"{row['seeds_of']}/{row['seeds_against']}",
-            _p(row["p_holm"]),
+            p_cell(row["p_holm"]),
             row["verdict"],
-            _p(row["p_response_level"]),
+            p_cell(row["p_response_level"]),
         ]
         for row in results["contrasts"]
     ]
@@ -67,7 +67,7 @@ def contrasts_table(results: dict[str, Any]) -> str:
     caption += [f"No verdict: {tex('; '.join(reasons))}."] if reasons else []
     headers = ["Contrast", "Benchmark", "SFT dose", "Points", "95\\,\\% interval", "Seeds", "$p$ (Holm)", "Verdict"]
     headers.append("$p$ (responses)")
-    return _table(headers, rows, "llrS[table-format=-3.1]rrrlr", " ".join(caption), "tab:contrasts", results)
+    return table(headers, rows, "llrS[table-format=-3.1]rrrlr", " ".join(caption), "tab:contrasts", results)
 
 
 def dimensions_table(results: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def dimensions_table(results: dict[str, Any]) -> str:
         "Scores per dimension in percent: mean over questions of means over seeds and epochs; described, not tested."
     )
     headers = ["Benchmark", "SFT dose", "Dimension", "Questions", *map(tex, arms)]
-    return _table(headers, rows, "lrlr" + "S[table-format=3.1]" * len(arms), caption, "tab:dimensions", results)
+    return table(headers, rows, "lrlr" + "S[table-format=3.1]" * len(arms), caption, "tab:dimensions", results)
 
 
 def corpora_table(results: dict[str, Any]) -> str:
@@ -110,95 +110,7 @@ def corpora_table(results: dict[str, Any]) -> str:
     headers = ["Corpus", "Documents", "Held out", "Tokens", "Median words", "Type-token", "Bigrams", "Trigrams"]
     headers += ["Similarity", "Vendi", "Rejected"]
     columns = "lrrrr" + "S[table-format=1.3]" * 4 + "S[table-format=3.1]r"
-    return _table(headers, rows, columns, caption, "tab:corpora", results)
-
-
-def judges_table(results: dict[str, Any]) -> str:
-    """Agreement of the judges that graded the same answers, for each pair and arm."""
-    rows = [
-        [
-            *(tex(text) for text in (row["benchmark"], row["arm"] or "all arms", pair["judge"], pair["other"])),
-            str(pair["n"]),
-            *(number(pair[key], ".3f") for key in ("mean_judge", "mean_other", "agreement", "kappa")),
-            number(row["alpha"], ".3f"),
-        ]
-        for row in results["judges"]
-        for pair in row["pairs"]
-    ]
-    caption = (
-        "Judges over the same answers. The first decides; the other is reported only. Means and agreement over the "
-        "grades that both gave, Cohen's $\\kappa$ for grades of 0 or 1, Krippendorff's $\\alpha$ over all judges."
-    )
-    headers = ["Benchmark", "Arm", "Judge", "Other judge", "Grades", "Mean", "Other's mean", "Agreement"]
-    headers += [r"$\kappa$", r"$\alpha$"]
-    return _table(headers, rows, "llllr" + "S[table-format=1.3]" * 5, caption, "tab:judges", results)
-
-
-def bounds_table(results: dict[str, Any]) -> str:
-    """What the missing grades of each arm could change: its mean had all of them failed, or passed."""
-    found = [row for row in results["bounds"]["arms"] if row["missing"]]
-    rows = [
-        [
-            *(tex(row[key]) for key in ("benchmark", "dose", "arm", "dimension")),
-            f"{row['missing']} of {row['grades']}",
-            *(percent(row[key]) for key in ("mean", "low", "high")),
-        ]
-        for row in found
-    ]
-    caption = "Missing grades and what they could change: means in percent as graded, had all failed, had all passed."
-    headers = ["Benchmark", "SFT dose", "Arm", "Dimension", "Missing", "As graded", "All failed", "All passed"]
-    return _table(headers, rows, "lrllr" + "S[table-format=3.1]" * 3, caption, "tab:bounds", results)
-
-
-def claims_table(results: dict[str, Any]) -> str:
-    """The paper's claims beside this study's numbers (those on corpora have units of their own and stay out)."""
-    rows = [
-        [
-            *(tex(row[key]) for key in ("id", "statement", "published")),
-            percent(row["estimate"], "+"),
-            _braced(interval(row, "+")),
-            _p(row["p_holm"]),
-            row["verdict"],
-            tex(row["reason"] or ""),
-        ]
-        for row in results["claims"]
-        if row["benchmark"] or row["verdict"] != "none"
-    ]
-    caption = "The paper's claims. Published as printed; ours in points, first arm minus second; Holm-adjusted $p$."
-    headers = ["Claim", "Statement", "Published", "Points", "95\\,\\% interval", "$p$ (Holm)", "Verdict", "Why"]
-    return _table(headers, rows, "lp{4.5cm}lS[table-format=-3.1]rrlp{3cm}", caption, "tab:claims", results)
-
-
-def arithmetic_table(results: dict[str, Any]) -> str:
-    """The paper's figures recomputed from each other, where something is printed to compare with."""
-    rows = [
-        [
-            *(tex(row[key]) for key in ("id", "what", "published", "recomputed")),
-            "agrees" if row["agrees"] else "does not agree",
-        ]
-        for row in results["arithmetic"]
-        if row["agrees"] is not None
-    ]
-    caption = "The paper's figures recomputed from each other."
-    headers = ["Claim", "Figure", "Printed", "Recomputed", "Agreement"]
-    return _table(headers, rows, "lp{5cm}lp{4cm}l", caption, "tab:arithmetic", results)
-
-
-def robustness_table(results: dict[str, Any]) -> str:
-    """Each primary contrast under one other choice at a time."""
-    rows = [
-        [
-            *(tex(row[key]) for key in ("name", "benchmark", "dose", "variant")),
-            percent(row["estimate"], "+"),
-            _braced(interval(row, "+")),
-            _p(row["p"]),
-            tex(row["which"] or row["reason"] or ""),
-        ]
-        for row in results["robustness"]
-    ]
-    caption = "The primary contrasts under one other choice at a time, in points; $p$ unadjusted; nothing here decides."
-    headers = ["Contrast", "Benchmark", "SFT dose", "Variant", "Points", "Interval or range", "$p$", "Note"]
-    return _table(headers, rows, "llrlS[table-format=-3.1]rrp{4cm}", caption, "tab:robustness", results)
+    return table(headers, rows, columns, caption, "tab:corpora", results)
 
 
 def in_order(results: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -230,23 +142,25 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _p(p: float | None) -> str:
+def p_cell(p: float | None) -> str:
     return p_value(p).replace("< ", "$<$ ")
 
 
-def _braced(text: str) -> str:
+def braced(text: str) -> str:
+    """Text for a column of numbers, minus signs as such."""
     return "{--}" if text == "-" else "{" + text.replace("-", "$-$") + "}"
 
 
-def _table(
+def table(
     headers: list[str], rows: list[list[str]], columns: str, caption: str, label: str, results: dict[str, Any]
 ) -> str:
+    """One LaTeX table with `label`; the caption goes on to say what the numbers rest on and what is missing."""
     notes = [f"{tex('. '.join(made_of(results)))}."]
     notes += [tex(note) for note in [stand_in_note(results)] if note]
     notes += [tex(f"Missing: {'; '.join(missing_lines(results))}.")] if missing_lines(results) else []
     # braces keep siunitx from reading headers and dashes as numbers
-    table = pd.DataFrame([["{--}" if cell == "-" else cell for cell in row] for row in rows], columns=headers)
-    body = table.style.hide(axis="index").to_latex(
+    frame = pd.DataFrame([["{--}" if cell == "-" else cell for cell in row] for row in rows], columns=headers)
+    body = frame.style.hide(axis="index").to_latex(
         hrules=True,
         siunitx=True,
         column_format=columns,

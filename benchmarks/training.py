@@ -24,7 +24,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from study.plan import WAYS, apart
+from study.inputs import WAYS, apart
 from study.references import ROOT
 
 SHAPES = {  # of config.json

@@ -1,11 +1,13 @@
 """Grades for a checkpoint's answers: a benchmark's official scorer over an Inspect log, with an explicit judge."""
 
 import contextlib
+import json
 import math
 import shutil
 import statistics
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval import questions
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog, EvalSample
 
+EXAMPLES = 5
 CONTINUES = True  # from the ledger of a run that was interrupted, or that left more grades missing than it may
 
 
 def run(work: Work) -> dict[str, int | float]:
-    """Grade the answers of a generate cell; write `scored.eval`, `scores.parquet` and the ledger `calls.jsonl`.
+    """Grade the answers of a generate cell; write `scored.eval`, `scores.parquet`, `examples.jsonl` (a few answers, for
+    the report) and the ledger `calls.jsonl`.
 
     Settings: scorer (a module of eval), variant (of it, or None), files {name: identity}, rows (expected, or None),
     judge (endpoint), temperature, max_tokens, missing (the share of grades that may be). Resources: files {name: path},
@@ -54,6 +58,7 @@ def run(work: Work) -> dict[str, int | float]:
     check_headline(scorer.headline(log, **variant), overall)
     write_eval_log(log, work.folder / "scored.eval")
     table.to_parquet(work.folder / "scores.parquet", index=False)
+    write_examples(log, overall, work.folder / "examples.jsonl")
     calls, counts = grader.caller.counts, grader.counts
     return {
         "questions": len(found.questions),
@@ -64,6 +69,18 @@ def run(work: Work) -> dict[str, int | float]:
         **{name: calls[name] for name in ("calls", "calls_reused", "prompt_tokens", "completion_tokens")},
         "cost": round(grader.caller.cost, 6),
     }
+
+
+def write_examples(log: "EvalLog", overall: "pd.DataFrame", path: Path) -> None:
+    """Write the first answers to the first questions, one a line: question, asked, response, score."""
+    scores = dict(zip(overall["response"], overall["score"], strict=True))
+    lines = []
+    for sample in (log.samples or [])[:EXAMPLES]:
+        graded = scores[f"{sample.id}/{sample.epoch}"]
+        asked = sample.input if isinstance(sample.input, str) else sample.input[-1].text
+        line = {"question": str(sample.id), "asked": asked, "response": sample.output.completion}
+        lines.append(json.dumps(line | {"score": None if math.isnan(graded) else graded}, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def score(log: "EvalLog", task: "Task", grader: Grader, work: Work) -> "EvalLog":

@@ -1,4 +1,4 @@
-"""Hugging Face model folders in and out of torchtune's Llama."""
+"""Hugging Face model folders in and out of torchtune's models."""
 
 import json
 import math
@@ -12,12 +12,11 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 from recipes.distributed import ALONE, Ranks
-from recipes.model import build, is_sharded, lay_out, read_config
+from recipes.model import build, family, is_sharded, lay_out, read_config
 from study.errors import UserError
 
 Weights = dict[str, Any]  # of tensors
@@ -71,9 +70,9 @@ def _parts(
         if config.get("tie_word_embeddings"):
             weights.pop("lm_head.weight", None)  # the embedding, written twice
         try:
-            part = hf_to_tune(weights, **_shape(config))
+            part = family(config).from_hf(weights, **_shape(config))
         except Exception as error:  # torchtune raises Exception itself for a name that it doesn't know
-            raise UserError(f"{file}: is not of this Llama: {error}; see config.json beside it") from None
+            raise UserError(f"{file}: is not of this model: {error}; see config.json beside it") from None
         for name, weight in part.items():
             if weight.shape != shapes.get(name):
                 raise UserError(f"{file}: {name} is {[*weight.shape]}, config.json says {[*shapes.get(name, [])]}")
@@ -109,14 +108,16 @@ def save(
     if ranks.rank:
         return
     config = json.loads((like / "config.json").read_text())
+    for name, weight in weights.items():
+        # It may be the model's own, which merging would change, or part of something padded, which safetensors refuses.
+        weights[name] = weight.clone()
     if recipe and (lora := recipe["lora"]):
         weights = get_merged_lora_ckpt(weights, lora["rank"], lora["alpha"])
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     for name, weight in weights.items():
-        # Gathered, it may be a part of something padded, which safetensors refuses.
-        weights[name] = weight.to(dtype) if weight.dtype != dtype else weight.clone()
+        weights[name] = weight.to(dtype)
     try:
-        _write(tune_to_hf(weights, **_shape(config)), config, like, folder)
+        _write(family(config).to_hf(weights, **_shape(config)), config, like, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: can't be written: {error}; is no space left on device, or no quota? make room and run it again"

@@ -24,9 +24,9 @@ from recipes.distributed import Ranks
 from recipes.model import build, read_config, shard
 from recipes.schedule import micro_batches
 from study.errors import UserError
+from study.inputs import apart
 from study.load import load_recipe
 from study.memory import memory, rows_per_update
-from study.plan import apart
 from study.schema import Training
 
 

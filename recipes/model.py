@@ -1,21 +1,27 @@
-"""torchtune's Llama in the shape of a Hugging Face config.json, and how it is laid out over devices."""
+"""torchtune's Llama or Qwen2 in the shape of a Hugging Face config.json, and how it is laid out over devices."""
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import llama3_1, lora_llama3_1
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
+from torchtune.models.qwen2 import lora_qwen2, qwen2, qwen2_hf_to_tune, qwen2_tune_to_hf
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
 from recipes.distributed import Ranks
 from study.errors import UserError
+from study.memory import architecture
 
 # The paper's seven: with torchtune's apply_lora_to_mlp these four, gate, up and down.
 ATTENTION = ["q_proj", "k_proj", "v_proj", "output_proj"]
@@ -31,53 +37,94 @@ SHAPE = {
     "intermediate_dim": "intermediate_size",
     "max_seq_len": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_theta",
 }
-# What torchtune's Llama does, whatever a config says.
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 ROPE = {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+Builder = Callable[..., TransformerDecoder]
+Converter = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The models of an architecture that torchtune has."""
+
+    names: str
+    fixed: dict[str, Any]  # what torchtune does, whatever a config.json says
+    shape: dict[str, str]
+    builders: tuple[tuple[Builder, Builder], ...]  # whole and with LoRA; the same where the output is the embedding
+    from_hf: Converter
+    to_hf: Converter
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(
+        "Llama 3.1 and 3.2",
+        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **ROPE},
+        SHAPE | {"scale_factor": "factor"},
+        ((llama3_1, lora_llama3_1), (llama3_2, lora_llama3_2)),
+        hf_to_tune,
+        tune_to_hf,
+    ),
+    "Qwen2ForCausalLM": Family(
+        "Qwen2 and 2.5 with plain RoPE and full attention",
+        {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
+        SHAPE,
+        tuple(
+            (partial(qwen2, tie_word_embeddings=tied), partial(lora_qwen2, tie_word_embeddings=tied))
+            for tied in (False, True)
+        ),
+        qwen2_hf_to_tune,
+        qwen2_tune_to_hf,
+    ),
+}
+
+
+def family(config: dict[str, Any]) -> Family:
+    """Of a config that read_config has read."""
+    return FAMILIES[config["architectures"][0]]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a Llama 3.1 or 3.2. Raises UserError where there is none, or it is another model's."""
+    """The config.json of a model of the FAMILIES. Raises UserError where there is none, or it is another model's."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read: {error}; fetch the model again") from None
-    if config.get("architectures") != ["LlamaForCausalLM"]:
-        raise UserError(f"{file}: the model is {config.get('architectures')}; this recipe trains LlamaForCausalLM")
-    rope = {"rope_type": None, **_rope(config)}
-    lost = [*(SHAPE.values() - config.keys()), *({"factor", "rope_theta"} - rope.keys())]
-    other = [f"{key} is {config[key]}" for key, value in FIXED.items() if config.get(key, value) != value]
-    other += [f"{key} is {rope[key]}" for key, value in ROPE.items() if rope.get(key, value) != value]
+    kind, numbers = FAMILIES[architecture(config, file)], _numbers(config)
+    lost = kind.shape.values() - numbers.keys()
+    other = [f"{key} is {numbers[key]}" for key, value in kind.fixed.items() if numbers.get(key, value) != value]
+    if not lost and numbers.get("head_dim") not in (None, config["hidden_size"] // config["num_attention_heads"]):
+        other.append(f"head_dim is {config['head_dim']}")
     if other:
-        raise UserError(f"{file}: {', '.join(other)}; this recipe trains Llama 3.1 and 3.2")
+        raise UserError(f"{file}: {', '.join(other)}; this recipe trains {kind.names}")
     if lost:
         raise UserError(f"{file}: lacks {', '.join(sorted(lost))}; fetch the model again")
     return config
 
 
 def build(config: dict[str, Any], lora: dict[str, Any] | None = None) -> TransformerDecoder:
-    """torchtune's Llama 3.1, or 3.2 (its output layer is the embedding), with random weights of torch's default dtype.
+    """torchtune's model of the config's family, with random weights of torch's default dtype.
 
     With `lora` (rank, alpha, dropout) only its adapters are trainable.
     """
-    rope = _rope(config)
-    shape = {ours: config[theirs] for ours, theirs in SHAPE.items()}
-    shape |= {"rope_base": rope["rope_theta"], "scale_factor": rope["factor"]}
-    tied = bool(config.get("tie_word_embeddings"))
+    kind, numbers = family(config), _numbers(config)
+    shape = {ours: numbers[theirs] for ours, theirs in kind.shape.items()}
+    whole, adapted = kind.builders[bool(config.get("tie_word_embeddings"))]
     if not lora:
-        return llama3_2(**shape) if tied else llama3_1(**shape)
+        return whole(**shape)
     shape |= {"lora_rank": lora["rank"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
-    model = (lora_llama3_2 if tied else lora_llama3_1)(ATTENTION, apply_lora_to_mlp=True, **shape)
+    model = adapted(ATTENTION, apply_lora_to_mlp=True, **shape)
+    for layer in model.layers:  # Qwen2's have a table of positions each, alike: some GB of a 7B
+        layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
     set_trainable_params(model, get_adapter_params(model))
     return model
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE's numbers, which transformers has moved."""
-    older = {"rope_theta": config["rope_theta"]} if "rope_theta" in config else {}
-    return config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), **older}
+def _numbers(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with RoPE's numbers among the others; transformers has moved and renamed them."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {**config, "rope_type": rope.get("type", "default"), **rope}
 
 
 def lay_out(model: TransformerDecoder, recipe: dict[str, Any], ways: dict[str, Any], ranks: Ranks) -> None:

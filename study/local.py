@@ -1,4 +1,4 @@
-"""The commands of one machine: plan, run, report, verify, cell."""
+"""The commands of one machine: plan, run, fetch, report, cell."""
 
 import argparse
 import json
@@ -17,14 +17,15 @@ from study.causes import cause
 from study.cells import Cell, prepare, read_manifest
 from study.errors import UserError
 from study.forecast import KEYS, compare, forecast, total
+from study.inputs import previews, sources
 from study.load import load_study
 from study.log import log_to
+from study.prune import again
 from study.publish import publish
 from study.references import ROOT
 from study.run_cell import run_cell
 from study.schema import Study
 from study.sources import missing
-from study.verify import verify
 
 
 def load(args: argparse.Namespace) -> tuple[Study, Path]:
@@ -101,13 +102,12 @@ def plan(args: argparse.Namespace) -> None:
         headers = ["corpus written", "", *(key.replace("_", " ") for key in KEYS)]
         print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
     print("\n" + totals.show(whole, compared))
-    for line in missing(planning.sources(study)):
+    for line in missing(sources(study)):
         print(f"warning: {line}")
-    for row in training:
-        for text in row["warnings"]:
-            print(f"warning: {row['training']}: {text}")
-        if row["refused"]:
-            print(f"can't run: {row['training']}: {row['refused']}")
+    for line in trainings.grouped(training, "warnings"):
+        print(f"warning: {line}")
+    for line in trainings.grouped(training, "refused"):
+        print(f"can't run: {line}")
     totals.check_budget(whole, totals.parse_budget(args.budget))
 
 
@@ -171,10 +171,11 @@ def run(args: argparse.Namespace) -> int:
     from study.progress import watching
 
     study, base = load(args)
-    shown = planning.previews(study)
+    shown = previews(study)
     last = planning.analysis(study)
     cells = shown or planning.in_order(last)
     if todo := unfinished(cells, base):
+        check_pruned(cells, base)
         check_keys(todo)
         check_fetched(study)
         check_budget(args, cells, base)
@@ -227,9 +228,15 @@ def check_keys(cells: list[Cell]) -> None:
         )
 
 
+def check_pruned(cells: list[Cell], base: Path) -> None:
+    """Raise UserError for every pruned checkpoint that a cell to run would read: what to delete, to make it anew."""
+    if lines := again(cells, base):
+        raise UserError(*lines)
+
+
 def check_fetched(study: Study) -> None:
     """Raise UserError for every model and data set that isn't here yet: compute nodes have no network to get it by."""
-    if lines := missing(planning.sources(study)):
+    if lines := missing(sources(study)):
         raise UserError(*lines)
 
 
@@ -237,7 +244,7 @@ def fetch(args: argparse.Namespace) -> None:
     from study.fetch import fetch
 
     study, base = load(args)
-    entries = fetch(planning.sources(study), base / "fetched.json", args.check)
+    entries = fetch(sources(study), base / "fetched.json", args.check)
     if args.json:
         return print(json.dumps(entries, indent=1))
     lines = [(e.get("hub") or e["url"], e.get("revision", "")[:8], e["bytes"] / 1e9) for e in entries]
@@ -272,18 +279,6 @@ def _show(results: Path, args: argparse.Namespace) -> None:
 
 def short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def verify_files(args: argparse.Namespace) -> int:
-    study, base = load(args)
-    checked, faults = verify(planning.in_order(planning.analysis(study)), base)
-    if args.json:
-        print(json.dumps({"study": study.study, "files": checked, "faults": faults}, indent=1))
-    else:
-        for fault in faults:
-            print(f"{fault['cell']}: {fault['file']}: {fault['fault']}")
-        print(f"{checked} files checked, {len(faults)} faults")
-    return 1 if faults else 0
 
 
 def cell(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
-"""What a Llama takes, by arithmetic on its shape: parameters, memory of a GPU in training, operations of a token."""
+"""What a model takes, by arithmetic on its shape: parameters, memory of a GPU in training, operations of a token."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from study.cells import Cell
@@ -9,7 +10,8 @@ from study.references import resolve
 
 CHUNK = 1024  # tokens whose logits exist at once: with Llama's 128,256 words 0.5 GB in fp32
 Shape = dict[str, Any]  # the keys of a Hugging Face config.json
-
+# What the recipes train (recipes.model): whether its queries, keys and values have biases.
+BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True}
 
 # What of it counts here -> the toy's name of it (recipes/tiny_llama.yaml).
 NUMBERS = {
@@ -22,20 +24,20 @@ NUMBERS = {
 }
 
 
-def _llama(hidden: int, ffn: int, layers: int, heads: int, tied: bool) -> Shape:
-    numbers = (128_256, hidden, ffn, layers, heads, 8)
-    return dict(zip(NUMBERS, numbers, strict=True)) | {
-        "head_dim": hidden // heads,
-        "tie_word_embeddings": tied,
-        "dtype": "bfloat16",
-    }
+def _known(kind: str, tied: bool, *numbers: int) -> Shape:
+    about = {"architectures": [kind], "tie_word_embeddings": tied, "dtype": "bfloat16"}
+    return dict(zip(NUMBERS, numbers, strict=True)) | about
 
 
 # By the beginning of their names on Hugging Face, from their config.json: to plan before they are fetched.
 KNOWN = {
-    "meta-llama/Llama-3.1-8B": _llama(4096, 14336, 32, 32, False),
-    "meta-llama/Llama-3.2-1B": _llama(2048, 8192, 16, 32, True),
-    "meta-llama/Llama-3.2-3B": _llama(3072, 8192, 28, 24, True),
+    "meta-llama/Llama-3.1-8B": _known("LlamaForCausalLM", False, 128_256, 4096, 14336, 32, 32, 8),
+    "meta-llama/Llama-3.2-1B": _known("LlamaForCausalLM", True, 128_256, 2048, 8192, 16, 32, 8),
+    "meta-llama/Llama-3.2-3B": _known("LlamaForCausalLM", True, 128_256, 3072, 8192, 28, 24, 8),
+    "Qwen/Qwen2.5-0.5B": _known("Qwen2ForCausalLM", True, 151_936, 896, 4864, 24, 14, 2),
+    "Qwen/Qwen2.5-1.5B": _known("Qwen2ForCausalLM", True, 151_936, 1536, 8960, 28, 12, 2),
+    "Qwen/Qwen2.5-3B": _known("Qwen2ForCausalLM", True, 151_936, 2048, 11008, 36, 16, 2),
+    "Qwen/Qwen2.5-7B": _known("Qwen2ForCausalLM", False, 152_064, 3584, 18944, 28, 28, 4),
 }
 
 
@@ -59,18 +61,27 @@ def shape(cell: Cell) -> Shape:
         config: Shape = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: can't be read: {error}; give the folder of a Hugging Face model") from None
-    if config.get("architectures") != ["LlamaForCausalLM"]:
-        raise UserError(f"{file}: the model is {config.get('architectures')}; the recipe trains LlamaForCausalLM")
+    architecture(config, file)
     if lost := sorted(NUMBERS.keys() - config.keys()):
         raise UserError(f"{file}: lacks {', '.join(lost)}; fetch the model again")
     return config
 
 
+def architecture(config: Shape, file: Path) -> str:
+    """The architecture that the config.json `file` names. Raises UserError where no recipe trains it."""
+    for name in BIASES:
+        if config.get("architectures") == [name]:
+            return name
+    raise UserError(f"{file}: the model is {config.get('architectures')}; the recipes train {' and '.join(BIASES)}")
+
+
 def parameters(model: Shape) -> dict[str, int]:
-    """Parameters of a Llama: `embedding`, one `layer`, the `root` (embedding, last norm, output layer), the `total`."""
+    """Parameters of a model: `embedding`, one `layer`, the `root` (embedding, last norm, output layer), the `total`."""
     d, f, layers = model["hidden_size"], model["intermediate_size"], model["num_hidden_layers"]
     kv = _kv(model)
     embedding, layer = model["vocab_size"] * d, 2 * d * d + 2 * d * kv + 3 * d * f + 2 * d
+    if BIASES[model.get("architectures", [*BIASES])[0]]:
+        layer += d + 2 * kv
     root = embedding * (1 if model.get("tie_word_embeddings") else 2) + d
     return {"embedding": embedding, "layer": layer, "root": root, "total": root + layers * layer}
 

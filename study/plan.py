@@ -1,27 +1,17 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from study import benchmarks
 from study.cells import Cell
-from study.contents import (
-    LIMITS,
-    content_hash,
-    endpoint_address,
-    endpoint_model,
-    fingerprints,
-    is_stand_in,
-    load_recipe_once,
-    model_name,
-    yaml_once,
-)
+from study.contents import content_hash, is_stand_in, load_recipe_once, model_name
 from study.errors import UserError
+from study.inputs import apart, documents, model, remote
 from study.references import resolve
-from study.schema import Benchmark, Corpus, Model, Remote, Sft, Study, TinyLlama, Training
-from study.sources import Source, identity, locate
+from study.schema import Benchmark, Contrast, Sft, Study, Training
+from study.sources import identity, locate
 
 # In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
 STAGES = (
@@ -82,7 +72,8 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
     """
     rows, missing, labels, inputs = [], [], [], {}
     shared: dict[str, Cell] = {}
-    for checkpoint in checkpoints(study):
+    found = checkpoints(study)
+    for checkpoint in found:
         for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
             for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
                 row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
@@ -105,13 +96,15 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
         "missing": missing,
         "labels": labels,
         "roles": study.roles,
-        "contrasts": [asdict(contrast) for contrast in study.contrasts],
+        "contrasts": [asdict(contrast) | {"paired": _paired(found, contrast)} for contrast in study.contrasts],
+        "costs": asdict(study.costs),
         "benchmarks": {
             name: {
                 "task": b.task,
                 "judge": model_name(study, b.judge),
                 "stand_in": is_stand_in(study, b.judge),
                 "other_judges": [model_name(study, judge) for judge in b.other_judges] + ["human"] * bool(b.labels),
+                "exclude": b.exclude,
             }
             for name, b in study.benchmarks.items()
         },
@@ -121,10 +114,40 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
         ],
     }
     for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
-        corpus = _documents(study, name)
+        corpus = documents(study, name)
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
-    return Cell("analysis", study.study, settings, inputs)
+    return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(found)})
+
+
+def _paired(found: list[Checkpoint], contrast: Contrast) -> bool:
+    """Whether runs of one seed share their midtraining in both arms: they are then compared within seeds."""
+
+    def midtrained(side: str) -> dict[int, Cell | None]:
+        arm, dose = getattr(contrast, side), getattr(contrast, f"{side}_dose")
+        return {c.seed: _midtraining(c.cell) for c in found if c.seed is not None and c.arm == arm
+                and dose in (None, c.dose)}  # fmt: skip
+
+    of, against = midtrained("of"), midtrained("against")
+    both = [(of[seed], against[seed]) for seed in of.keys() & against.keys()]
+    return bool(both) and all(a and b and a.identity == b.identity for a, b in both)
+
+
+def _midtraining(cell: Cell) -> Cell | None:
+    while cell.stage == "sft":
+        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
+    return cell if cell.stage == "midtrain" else None
+
+
+def _trainings(found: list[Checkpoint]) -> list[dict[str, Any]]:
+    """Where the losses of the arms' trainings lie; of arms that share one, the first is named."""
+    rows: dict[str, dict[str, Any]] = {}
+    for c in found:
+        for cell in (_midtraining(c.cell), c.cell.inputs.get("run", c.cell)):
+            if cell and cell.stage != "model":
+                stage = cell.stage if cell.stage == "midtrain" else f"SFT on {cell.settings['dose']} rows"
+                rows.setdefault(cell.place, {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.place})
+    return list(rows.values())
 
 
 def _asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
@@ -147,15 +170,6 @@ def in_order(last: Cell) -> list[Cell]:
     return sorted(found.values(), key=lambda cell: STAGES.index(cell.stage))
 
 
-# Keys of a training recipe that a user may change while a training is half done: it goes on in the same folder.
-WAYS = ("rows_per_rank", "save_minutes", "activation_checkpointing", "compile", "sharding")
-
-
-def apart(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A training recipe's settings, and its ways of running."""
-    return {k: v for k, v in recipe.items() if k not in WAYS}, {k: recipe[k] for k in WAYS}
-
-
 def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe, size = load_recipe_once(path, Training), {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage]
     if not recipe[size]:
@@ -166,14 +180,14 @@ def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
     found, sft = study.arms[arm], sft_of(study, arm)
     start, corpus, form = found.start, found.midtrain, found.form
-    cell, name = _model(study, start), start
+    cell, name = model(study, start), start
     if corpus:
         path = found.recipe or (study.midtrain and study.midtrain.recipe)
         assert seed is not None and path
         recipe, ways = _training("sft" if form else "midtrain", path)
         name += f"-{corpus}{'_' + form if form else ''}{'_' + Path(path).stem if found.recipe else ''}"
         settings = {"recipe": recipe, "seed": seed} | ({"form": form} if form else {})
-        inputs = {"start": cell, "documents": _documents(study, corpus)}
+        inputs = {"start": cell, "documents": documents(study, corpus)}
         cell = Cell("midtrain", f"{name}-s{seed}", settings, inputs, ways)
     if dose:
         assert sft and seed is not None
@@ -191,7 +205,7 @@ def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
             settings |= {"dose": last, "doses": passed}
         inputs, ways = {"start": cell}, {"data": place, **ways}
         if sft.replay and corpus:
-            settings, inputs = settings | {"replay": sft.replay}, inputs | {"replay": _documents(study, corpus)}
+            settings, inputs = settings | {"replay": sft.replay}, inputs | {"replay": documents(study, corpus)}
         cell = Cell("sft", f"{name}-d{last}", settings, inputs, ways)
         if dose != last:
             cell = Cell("sft", f"{name}-d{dose}", {"dose": dose}, {"run": cell})
@@ -202,117 +216,5 @@ def _sft_data(sft: Sft) -> tuple[dict[str, Any], str]:
     """What of an SFT's data is identity, and where it lies."""
     if isinstance(sft.data, str):
         return {"data_sha256": content_hash(sft.data)}, str(resolve(sft.data))
-    source = _remote(sft.data)
+    source = remote(sft.data)
     return {"data": identity(source)}, str(locate(source))
-
-
-def _remote(data: Remote) -> Source:
-    if data.url:
-        return {"url": data.url, "sha256": data.sha256}
-    return {"hub": data.hub, "revision": data.revision, "kind": "dataset", "file": data.file}
-
-
-def _model(study: Study, name: str) -> Cell:
-    model = study.models[name]
-    if model.make:
-        recipe = load_recipe_once(model.make, TinyLlama)
-        pretrain, ways = apart(recipe["pretrain"])
-        # It is pretrained on the English that comes with this Python.
-        english = f"Python {platform.python_version()}"
-        settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
-        return Cell("model", name, settings, resources=ways)
-    if model.path:
-        settings, place = {"files": fingerprints(model.path)}, resolve(model.path)
-    else:
-        settings, place = {"source": identity(_on_hub(model, "model"))}, locate(_on_hub(model, "model"))
-    resources = {"path": str(place)}
-    if template := model.chat_template:
-        settings, resources = (
-            settings | {"chat_template_sha256": content_hash(template)},
-            resources | {"chat_template": str(resolve(template))},
-        )
-    return Cell("model", name, settings, resources=resources)
-
-
-def _on_hub(what: Model | Corpus, kind: str) -> Source:
-    return {"hub": what.hub, "revision": what.revision, "kind": kind}
-
-
-def sources(study: Study) -> list[Source]:
-    """What the study takes from Hugging Face or a URL."""
-    found = [_on_hub(model, "model") for model in study.models.values() if model.hub]
-    found += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
-    for sft in filter(None, [study.sft, *study.sfts.values()]):
-        found += [_remote(sft.data)] if isinstance(sft.data, Remote) else []
-    for bench in study.benchmarks.values():
-        found += [source for source in benchmarks.sources(bench).values() if "path" not in source]
-    return [source for n, source in enumerate(found) if source not in found[:n]]
-
-
-def previews(study: Study) -> list[Cell]:
-    """The cells that write a few documents of a corpus to be looked at, where the study asks for that."""
-    found = []
-    for name, corpus in study.corpora.items():
-        if corpus.preview:
-            # The same requests as the corpus', so its first documents are then paid for.
-            shown, resources = _drafting(study, name)
-            found.append(Cell("documents", name, shown | {"preview": corpus.preview}, {}, resources))
-    return found
-
-
-def _documents(study: Study, name: str) -> Cell:
-    corpus = study.corpora[name]
-    settings, resources = _drafting(study, name)
-    inputs, whole = {}, {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
-    starts = [arm.start for arm in study.arms.values() if arm.midtrain == name] or [*study.models]
-    model = study.models[starts[0]]
-    if model.path:
-        whole["tokenizer_sha256"] = content_hash(f"{model.path}/tokenizer.json")
-        counted = resources | {"tokenizer": str(resolve(model.path))}
-    elif model.hub:
-        whole["tokenizer"] = identity(_on_hub(model, "model"))
-        counted = resources | {"tokenizer": str(locate(_on_hub(model, "model")))}
-    else:
-        counted = resources
-        inputs["tokenizer"] = _model(study, starts[0])
-    if corpus.matched_to:
-        inputs["matched_to"] = _documents(study, corpus.matched_to)
-    for k in range(corpus.shards if corpus.shards > 1 else 0):
-        share = settings | {"share": [k, corpus.shards]}
-        label = f"{name}.{k + 1}of{corpus.shards}"
-        inputs[f"drafts{k + 1}"] = Cell("drafts", label, share, {}, resources)
-    return Cell("documents", name, settings | whole, inputs, counted)
-
-
-def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and resources of whatever takes documents from a corpus' source."""
-    corpus = study.corpora[name]
-    files = benchmarks.texts(study, corpus.avoid)
-    settings: dict[str, Any] = {
-        "documents": corpus.documents,
-        "seed": 0,  # one corpus for all training seeds
-        "near_duplicates": corpus.near_duplicates,
-        "avoid": {place: identity(source) for place, source in files.items()},
-    }
-    resources: dict[str, Any] = {"avoid": [str(locate(source)) for source in files.values()]}
-    if corpus.template:
-        settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
-    if corpus.writer:
-        endpoint = study.endpoints[corpus.writer]
-        settings |= {"slots": yaml_once("sdf/templates/slots.yaml"), "writer": endpoint_model(endpoint)}
-        settings |= {key: getattr(corpus, key) for key in ("temperature", "max_tokens", "draws")}
-        if corpus.score:
-            settings["score"] = asdict(corpus.score)
-        limits = {key: getattr(endpoint, key) for key in LIMITS}
-        return settings, resources | {
-            "concurrency": study.concurrency,
-            "address": endpoint_address(endpoint),
-            "limits": limits,
-        }
-    source = {"column": corpus.column, "split": corpus.split}
-    if corpus.path:
-        return settings | {"source": source | {"sha256": content_hash(corpus.path)}}, resources | {
-            "source": str(resolve(corpus.path))
-        }
-    found = _on_hub(corpus, "dataset")
-    return settings | {"source": source | identity(found)}, resources | {"source": str(locate(found))}

@@ -151,6 +151,7 @@ class Benchmark:
     judge_max_tokens: Count = 1024
     arms: list[str] | None = None  # only these
     doses: list[Annotated[int, Field(ge=0)]] | None = None  # only at these
+    exclude: list[str] = Field(default_factory=list)  # questions by id that no number rests on; they are still asked
     base_prompt: str = "Question: {question}\nAnswer:"  # for checkpoints that were never tuned to chat
 
 
@@ -174,6 +175,17 @@ class Contrast:
     # Both, to compare two doses, such as after SFT and before; none: each dose that both arms have.
     of_dose: Annotated[int, Field(ge=0)] | None = None
     against_dose: Annotated[int, Field(ge=0)] | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None  # score units: a smaller difference would not matter
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Costs:
+    """What more data would cost, in one unit, for the report's "what to buy next"; None: not known."""
+
+    unit: str = "GPU-hours"
+    seed: Annotated[float, Field(gt=0)] | None = None  # one more training of one arm, with its answers and grades
+    question: Annotated[float, Field(gt=0)] | None = None  # one more, asked of all checkpoints
+    epoch: Annotated[float, Field(gt=0)] | None = None  # one more answer to every question
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -189,6 +201,7 @@ class Study:
     sft: Sft | None = None
     sfts: dict[Name, Sft] = Field(default_factory=dict)  # others, which arms name
     contrasts: list[Contrast] = Field(default_factory=list)
+    costs: Costs = Costs()
     # What the paper's claims (analysis/claims.yaml) speak of, in this study: arms, benchmarks, corpora by name, doses,
     # and margins of equivalence (score units). None: the claims are left out.
     roles: dict[Name, str | int | float] = Field(default_factory=dict)
@@ -229,7 +242,7 @@ class Training:
     held_out_every: Count | None = None  # updates between two looks at the loss on what is held out; none: never
     patience: Count | None = None  # stop after so many looks without a better one; none: never
     load_best: bool = False  # end with the weights of the best look, not with the last ones
-    # How, not what: they change no result beyond rounding, and are no part of a cell's identity (plan.WAYS).
+    # How, not what: they change no result beyond rounding, and are no part of a cell's identity (inputs.WAYS).
     rows_per_rank: Count | None = None  # rows at once on each rank; none: its whole share of an update
     save_minutes: Annotated[float, Field(ge=0)] = 30  # between step checkpoints; 0: one after every update
     activation_checkpointing: bool = False  # computes each block twice, to keep little of it in memory

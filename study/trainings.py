@@ -129,6 +129,16 @@ def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[
     return [{"training": name, **_row(some, base, layouts, measured)} for name, some in kinds.items()]
 
 
+def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
+    """What `key` (refused or warnings) says of trainings, a line for each different text: first and how many more."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for text in [row[key]] if isinstance(row[key], str) else row[key] or []:
+            found.setdefault(text, []).append(row)
+    counts = {text: sum(row["left"] or 1 for row in those) - 1 for text, those in found.items()}
+    return [f"{found[text][0]['training']}{f' and {n} more' * bool(n)}: {text}" for text, n in counts.items()]
+
+
 def _row(some: list[Cell], base: Path, layouts: dict[str, Layout], measured: dict[str, float]) -> dict[str, Any]:
     cell, layout = some[0], layouts.get(some[0].stage, Layout())
     model, recipe, ways = shape(cell), cell.settings["recipe"], cell.resources

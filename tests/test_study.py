@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,58 @@ def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:
     assert result.returncode == 1
     (fault,) = json.loads(result.stdout)["faults"]
     assert fault["file"] == "scores.parquet" and fault["fault"] == "changed since it was made"
+
+
+def test_verify_shows_the_way_back_of_a_number(finished: Place) -> None:
+    result = finished.study("verify", "--trace", "ahb", "animal", "0", "0", "--json")
+    steps = json.loads(result.stdout)
+    assert [step["stage"] for step in steps if step["stage"] != "file"][::-1] == [
+        *("model", "documents", "midtrain", "generate", "judge", "analysis")
+    ]
+    assert {step["recorded"] for step in steps if step["stage"] != "file"} == {"yes"}
+    assert f"score {finished.scores()['ahb', 'animal', 0]}" in steps[0]["facts"]
+    assert "benchmark, arm, seed and dose: ahb" in finished.study("verify", "--trace", "ahb", "nobody", "0", "0").stderr
+    assert "SEED and DOSE are numbers" in finished.study("verify", "--trace", "ahb", "animal", "x", "0").stderr
+
+
+def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    files = sorted(str(path) for path in (tmp_path / "runs").rglob("*"))
+    dry = place.study("prune")
+    assert (
+        dry.returncode == 0
+        and "nothing was removed" in dry.stdout
+        and "weights of 4 checkpoints would go" in dry.stdout
+    )
+    assert sorted(str(path) for path in (tmp_path / "runs").rglob("*") if path.name != ".lock") == [
+        file for file in files if not file.endswith(".lock")
+    ]
+    result = place.study("prune", "--delete")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not list((tmp_path / "runs").glob("*/sft/*/model/*.safetensors"))
+    assert place.study("verify").stdout.endswith("0 faults\n")
+    again = place.study("run")
+    assert again.returncode == 0 and "done already" not in again.stdout
+    shutil.rmtree(next((tmp_path / "runs/small/analysis").iterdir()))
+    assert place.study("run").returncode == 0, "the analysis needs no weights"
+    for name in ("results.json", "tables/scores.tex", "report.html"):
+        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+    more = place.study("run", "--set", "benchmarks.ahb.epochs=3")
+    assert more.returncode == 2 and more.stderr.count("was pruned on") == 4 and "rm " in more.stderr
+
+
+def test_it_is_packed_and_described_for_others(finished: Place, tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    result = place.study("archive", str(tmp_path / "small.tar.gz"))
+    assert result.returncode == 0 and "sha256" in result.stdout, result.stderr
+    with tarfile.open(tmp_path / "small.tar.gz") as packed:
+        names = packed.getnames()
+    assert "small/results/results.json" in names and not [n for n in names if n.endswith((".safetensors", ".eval"))]
+    result = place.study("cards")
+    cards = sorted(path.parent.parent.name for path in (tmp_path / "results/small-cards").rglob("README.md"))
+    assert result.returncode == 0 and cards == ["documents"] * 2 + ["midtrain"] * 2 + ["sft"] * 2, result.stderr
 
 
 def test_a_report_of_an_unfinished_study_lists_what_is_missing(finished: Place, tmp_path: Path) -> None:

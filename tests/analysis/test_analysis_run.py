@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.multitest import multipletests
 
+from analysis import figures
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
@@ -39,6 +40,17 @@ def scores(rng: np.random.Generator, level: float, questions: int, epochs: int, 
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+@pytest.fixture
+def drawn() -> None:
+    """Asked for by tests that look at figures; they take most of an analysis' time, so the others go without."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(figures, "draw", lambda *_: {})
+
+
 LEVELS = {"untrained": 0.3, "animal": 0.6, "urban": 0.35}
 
 
@@ -58,11 +70,12 @@ def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap:
             }
         ],
         "benchmarks": {
-            "ahb": {"task": "anima", "judge": "stand-in", "other_judges": [], "stand_in": True},
-            "concern": {"task": "concern", "judge": None, "other_judges": [], "stand_in": False},
+            "ahb": {"task": "anima", "judge": "stand-in", "other_judges": [], "stand_in": True, "exclude": []},
+            "concern": {"task": "concern", "judge": None, "other_judges": [], "stand_in": False, "exclude": []},
         },
         "labels": [],
         "roles": {},
+        "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
         "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
     }
     if swap:
@@ -171,7 +184,7 @@ def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished
         assert (row["p"], other["verdict"]) == (other["p"], "lower")
 
 
-def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, tmp_path):
+def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, tmp_path, drawn):
     work, _ = finished
     again = study(tmp_path)
     for role in again.inputs:
@@ -188,11 +201,115 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
         }
 
     first, second = digests(work.folder), digests(again.folder)
-    figures = {"figures/scores.pdf", "figures/scores.png"}
-    tables = {f"tables/{name}.tex" for name in ("scores", "contrasts", "dimensions", "robustness")}
+    drawn = ["scores", "contrasts", "erosion", "dimensions"]
+    drawn += [f"questions-animal-urban-{benchmark}" for benchmark in ("ahb", "concern")]
+    figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("pdf", "png")}
+    made = ("scores", "contrasts", "dimensions", "robustness", "erosion", "opinions", "dimension_tests", "variance")
+    tables = {f"tables/{name}.tex" for name in made}
     others = {"results.json", "scores.parquet", "report.html", "headline.txt", "macros.tex"}
     assert set(first) == others | figures | tables
     assert first == second
+
+
+def test_what_stands_beside_the_verdicts(finished):
+    _, results = finished
+    assert [(row["benchmark"], row["doses"]) for row in results["erosion"]] == [
+        ("ahb", [0, 200]),
+        ("concern", [0, 200]),
+    ]
+    contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
+    for row in results["opinions"]:
+        decided = contrasts[row["benchmark"], row["dose"]]
+        assert row["bootstrap"]["low"] < decided["estimate"] < row["bootstrap"]["high"]
+        assert row["mixed"]["estimate"] == pytest.approx(decided["estimate"], abs=1e-4)
+        assert row["permutation"] == {"p": 0.1, "smallest_p": 0.1, "reason": None}, "3 seeds against 3: 2 of 20 ways"
+        assert row["equivalence"] is None
+    assert {(row["dimension"], row["benchmark"]) for row in results["dimension_tests"]} == {
+        ("Harm", "ahb"),
+        ("Scope", "ahb"),
+    }
+    assert all(row["p"] <= row["q"] for row in results["dimension_tests"])
+    (first, _) = results["variance"]
+    assert [part["component"] for part in first["components"]][:2] == ["seed", "question"]
+    costs = {row["purchase"]: row["cost"] for row in first["purchases"]}
+    assert costs == {"now": 0, "one more seed per arm": 4, "twice the epochs": 1, "26 more questions": None}
+
+
+def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_path):
+    work = study(tmp_path)
+    work.settings["contrasts"][0] |= {"family": "second", "margin": 0.9}
+    results = results_of(work)
+    assert results["declared"] != finished[1]["declared"]
+    for row in results["opinions"]:
+        assert row["equivalence"]["equivalent"] and row["equivalence"]["margin"] == 0.9
+        assert -0.9 < row["equivalence"]["low"] < row["equivalence"]["high"] < 0.9
+    assert all(row["margin"]["dose"] is None and row["half"] for row in results["erosion"])
+    assert results["dimension_tests"] == results["robustness"] == results["variance"] == []
+
+
+def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
+    """An advantage that is the same in every seed, though seeds differ by far more: only the paired test can see it."""
+
+    def level(role: str, frame: pd.DataFrame) -> pd.DataFrame:
+        shift = {"0": 0.1, "1": 0.4, "2": 0.7}[role.split("-")[1]] + (0.05 if role.startswith("animal") else 0)
+        noise = pd.util.hash_pandas_object(frame[["question", "epoch", "dimension"]], index=False) % 1000 / 20_000
+        return frame.assign(score=shift + noise.to_numpy() + 0.002 * (hash_of(role) % 5))
+
+    def hash_of(role: str) -> int:
+        return int(hashlib.sha256(role.encode()).hexdigest()[:4], 16)
+
+    found = {}
+    for paired in (False, True):
+        work = study(tmp_path / str(paired))
+        work.settings["contrasts"][0]["paired"] = paired
+        for role in work.inputs:
+            if not role.startswith("untrained"):
+                edit(work, role, lambda frame, role=role: level(role, frame))
+        found[paired] = results_of(work)
+    for apart, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
+        assert apart["estimate"] == within["estimate"] and (within["seeds_of"], within["seeds_against"]) == (3, 3)
+        assert (apart["verdict"], within["verdict"]) == ("inconclusive", "higher") and within["se"] < apart["se"] / 10
+    robust = {
+        row["variant"]: row for row in found[True]["robustness"] if row["benchmark"] == "ahb" and row["dose"] == 0
+    }
+    assert (
+        robust["all"]["p"] == found[True]["contrasts"][0]["p"] and robust["one seed left out"]["which"][:5] == "seed "
+    )
+    assert {row["permutation"]["p"] for row in found[True]["opinions"]} == {None}
+    assert all(row["paired"] for row in found[True]["erosion"])
+
+
+def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
+    work = study(tmp_path)
+    work.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
+    results = results_of(work)
+    assert results["notes"] == ["ahb: the study file leaves out 2 questions: q000, q003"]
+    assert results["benchmarks"]["ahb"]["questions"] == 10 and results["declared"] != finished[1]["declared"]
+    assert {"q000", "q003"}.isdisjoint(
+        pd.read_parquet(work.folder / "scores.parquet").query("benchmark == 'ahb'").question
+    )
+    work.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q999"]
+    with pytest.raises(UserError, match="ahb: exclude: no question q999"):
+        run(work)
+
+
+def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
+    work = study(tmp_path)
+    for role, folder in work.inputs.items():
+        said = [
+            {"question": f"q{n}", "asked": f"What of {n}?", "response": f"<b>{role}", "score": None} for n in range(5)
+        ]
+        (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+    results = results_of(work)
+    shown = [
+        (row["benchmark"], row["question"], [answer["response"] for answer in row["answers"]])
+        for row in results["examples"]
+    ]
+    assert shown == [
+        (b, f"q{n}", [f"<b>{arm}-0-0-{b}" for arm in ("animal", "urban")]) for b in ("ahb", "concern") for n in range(3)
+    ]
+    page = (work.folder / "report.html").read_text()
+    assert "&lt;b&gt;animal-0-0-ahb" in page and "<b>animal" not in page and "no grade" in page
 
 
 def test_missing_checkpoints_are_listed_everywhere(tmp_path):
@@ -212,7 +329,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     name = "urban, seed 2, dose 200, on ahb"
     texts = [(work.folder / "report.html").read_text(), headline(results)]
     texts += [path.read_text() for path in (work.folder / "tables").glob("*.tex")]
-    assert len(texts) == 6 and all(name in text for text in texts)
+    assert len(texts) == 10 and all(name in text for text in texts)
     assert pd.read_parquet(work.folder / "scores.parquet").attrs["missing"] == results["missing"]
     assert any(name in warning for warning in work.warnings)
 

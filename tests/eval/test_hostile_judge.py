@@ -43,7 +43,7 @@ class Judge:
             kind = (
                 "garbage" if spite or draw < 0.1 else "error" if draw < 0.15 else "timeout" if draw < 0.2 else "grade"
             )
-            kind = "hang" if first and sum(self.met.values()) == 100 else kind
+            kind = "hang" if first and sum(self.met.values()) == 100 else kind if self.spiteful else "grade"
             self.met[kind] += 1
         if kind in ("timeout", "hang"):
             time.sleep(self.hang * (3 if kind == "hang" else 1))

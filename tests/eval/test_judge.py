@@ -131,7 +131,7 @@ def table(work: Work) -> dict[str, dict[str, float]]:
 
 TOOK = dict(grades=8, missing_grades=0, missing_scores=0, calls=8, calls_reused=0, prompt_tokens=8, completion_tokens=8)
 TOOK["cost"] = 8 * (1 + 2)
-FILES = ["calls.jsonl", "config.yaml", "scored.eval", "scores.parquet"]
+FILES = ["calls.jsonl", "config.yaml", "examples.jsonl", "scored.eval", "scores.parquet"]
 RIGHT = {
     "0/1": {"overall": 0.75, MORAL: 0.5, TRADE: 1.0},
     "0/2": {"overall": 0.0, MORAL: 0.0, TRADE: 0.0},

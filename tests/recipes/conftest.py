@@ -51,6 +51,16 @@ def tied(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_qwen2(tmp_path_factory.mktemp("qwen2") / "model", tied=False)
+
+
+@pytest.fixture(scope="package")
+def tied_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_qwen2(tmp_path_factory.mktemp("tied_qwen2") / "model", tied=True)
+
+
+@pytest.fixture(scope="package")
 def alone(base: Path) -> Path:
     """The training as one process does it, undisturbed."""
     folder = toy.training(base, "alone")

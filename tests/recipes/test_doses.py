@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from recipes import checkpoint, finetune, optimizer, steps
 from recipes.distributed import ALONE
-from study import plan
+from study import inputs, plan
 from study.cells import Cell, prepare
 from study.errors import UserError
 from study.load import load_study
@@ -21,7 +21,7 @@ from study.run_cell import run_cell
 from study.schema import Training
 from tests.recipes.toy import MODEL, in_process, lines
 
-RECIPE, WAYS = plan.apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
+RECIPE, WAYS = inputs.apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
 
 
 def sft(base: Path, name: str) -> tuple[Cell, Path]:

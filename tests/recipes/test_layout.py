@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes.layout import deal, shard_bytes
-from study import plan
+from recipes.model import build, flops_per_token
+from study import inputs
 from study.errors import UserError
 from study.load import load_recipe
-from study.memory import memory, parameters, trained
+from study.memory import KNOWN, memory, parameters, trained
+from study.memory import flops_per_token as memory_flops
 from study.schema import Training
 from tests.llama import LLAMA
 
@@ -21,7 +24,7 @@ SMALL = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_lay
 
 
 def split(name: str, **changes):  # type: ignore[no-untyped-def]
-    return plan.apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
+    return inputs.apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
 
 
 @pytest.mark.parametrize("world", [8, 64, 512])
@@ -40,6 +43,21 @@ def test_the_count_of_parameters_is_the_models() -> None:
     lora, _ = split("llama3_1_8b_lora_sft")
     assert trained(LLAMA, lora) == 41_943_040, "as peft counts rank 16 on the seven layers"
     assert memory(LLAMA, lora, {**split("llama3_1_8b_lora_sft")[1]}, 1, 1)["state"] == pytest.approx(32.6, abs=0.1)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_models_are_counted_as_torchtune_builds_them(name: str) -> None:
+    config = LLAMA | ({} if "Llama" in name else {"rope_scaling": None}) | KNOWN[name]
+    whole, _ = split("llama3_1_8b_midtrain")
+    lora, _ = split("llama3_1_8b_lora_sft")
+    for recipe in (whole, lora):
+        with torch.device("meta"):
+            model = build(config, recipe["lora"])
+        weights = [*model.parameters()]
+        count = trained(config, recipe)
+        assert sum(w.numel() for w in weights if w.requires_grad) == count
+        assert sum(w.numel() for w in weights) == parameters(config)["total"] + (count if recipe["lora"] else 0)
+        assert flops_per_token(model, 64) == memory_flops(config, recipe | {"seq_len": 64})
 
 
 @pytest.mark.parametrize("world", [1, 3, 8, 16])

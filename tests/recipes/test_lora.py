@@ -46,7 +46,7 @@ def test_adapters_begin_by_the_seed_and_change_nothing_yet(start: Path) -> None:
     assert not any(one[name].any() for name in one if ".lora_b." in name)
 
 
-@pytest.mark.parametrize("which", ["start", "tied"])
+@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2"])
 def test_the_merged_model_answers_as_the_adapted_one(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -60,6 +60,7 @@ def test_the_merged_model_answers_as_the_adapted_one(
                 weight.normal_(std=0.05)
         after = model(tokens)
         checkpoint.save(model, folder, tmp_path / "out", ALONE, RECIPE | LORA)
+        assert torch.equal(model(tokens), after), "a training that is kept on its way goes on as it was"
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(tokens).logits
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after, theirs, atol=1e-5, rtol=0)

@@ -36,7 +36,7 @@ def ids(folder: Path) -> torch.Tensor:
     return torch.randint(0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("which", ["start", "tied"])
+@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2"])
 def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers_before_and_after(
         theirs = AutoModelForCausalLM.from_pretrained(place).eval()
         with torch.no_grad():
             torch.testing.assert_close(model(ids(folder)), theirs(ids(folder)).logits, atol=1e-5, rtol=0)
-    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == (which == "start")
+    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == ("tied" not in which)
 
 
 def test_a_bf16_start_is_written_as_bf16(start: Path, tmp_path: Path) -> None:
@@ -75,17 +75,20 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> Non
     assert_same(folder, alone)
 
 
-def test_a_tied_model_trains_on_two_ranks_as_on_one(base: Path, tied: Path) -> None:
-    cell = Cell("model", "tied", {})
+@pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
+def test_a_tied_model_trains_on_two_ranks_as_on_one(base: Path, which: str, request: pytest.FixtureRequest) -> None:
+    cell, start = Cell("model", which, {}), request.getfixturevalue(which)
     made = prepare(cell, base)
-    shutil.copytree(tied, made / "model", dirs_exist_ok=True)
+    shutil.copytree(start, made / "model", dirs_exist_ok=True)
     write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
     inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
-    one, two = (prepare(Cell("midtrain", name, {"recipe": RECIPE}, inputs, WAYS), base) for name in ("tied1", "tied2"))
+    # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are next to nothing.
+    settings = {"recipe": RECIPE | {"lr": 1e-4}}
+    one, two = (prepare(Cell("midtrain", f"{which}{n}", settings, inputs, WAYS), base) for n in (1, 2))
     run_cell(one)
     assert_close(one, on_ranks(two, 2))
     assert not torch.equal(
-        weights(one)["model.embed_tokens.weight"], load_file(tied / "model.safetensors")["model.embed_tokens.weight"]
+        weights(one)["model.embed_tokens.weight"], load_file(start / "model.safetensors")["model.embed_tokens.weight"]
     )
 
 
@@ -146,8 +149,8 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
         ("other scaling", "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1 and 3.2"),
         ("biases", "config.json: attention_bias is True; this recipe trains"),
         ("no factor", "config.json: lacks factor; fetch the model again"),
-        ("not Llama", "trains LlamaForCausalLM"),
-        ("no scaling", "rope_type is None; this recipe trains Llama 3.1 and 3.2"),
+        ("not Llama", r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM and Qwen2ForCausalLM"),
+        ("no scaling", "rope_type is default; this recipe trains Llama 3.1 and 3.2"),
     ],
 )
 def test_a_broken_model_is_one_line(start: Path, tmp_path: Path, how: str, said: str) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from recipes import checkpoint, model, tiny_llama
-from study import plan
+from study import inputs
 from study.cells import Cell, check_inputs, prepare, read_config, read_manifest, write_manifest
 from study.schema import Training
 from study.work import Work
@@ -27,7 +28,7 @@ TEXTS = [
 ] * 12
 HELD_OUT = ["The kettle is warm and the cups are on the roof.", "Rain boils for hours.", "A short rain falls."]
 # Five rows an update: two ranks can't share them evenly.
-RECIPE, WAYS = plan.apart(
+RECIPE, WAYS = inputs.apart(
     asdict(Training(seq_len=32, epochs=8, tokens_per_update=5 * 32, lr=1e-3, warmup_updates=2, weight_decay=0.01))
 )
 LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "lr": 1e-2}
@@ -43,6 +44,39 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     checkpoint.save(model.build(config), folder, folder)
+
+
+# As Qwen2.5's: ChatML, and a system's turn where none is given.
+CHATML = """
+{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{%- endif %}
+{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+
+
+def make_qwen2(folder: Path, tied: bool) -> Path:
+    """A tiny untrained Qwen2 as transformers writes it, with biases that are not zero; its tokenizer has no BOS."""
+    bpe = json.loads(tiny_llama.make_tokenizer(TEXTS, SHAPE["vocab_size"]).backend_tokenizer.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=bpe["vocab"], merges=[*map(tuple, bpe["merges"])], chat_template=CHATML)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer) + 3,  # Qwen's is rounded up too
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+        rope_theta=1e6,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(folder)
+    return folder
 
 
 def make_inputs(folder: Path) -> None:

@@ -306,4 +306,4 @@ def test_room_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_profiles_that_come_with_the_kit_can_be_looked_at() -> None:
     for name in ("lab", "university", "partitions"):
         one = load_profile(Path(name))
-        assert checks.gpus(one.shape("midtrain")) == {"lab": 0, "university": 1, "partitions": 4}[name]
+        assert checks.gpus(one.shape("midtrain")) == {"lab": 0, "university": 4, "partitions": 4}[name]

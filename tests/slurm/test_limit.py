@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slurm.profile import Profile, Shape
 from slurm.submit import submit
-from study import plan
+from study import inputs
 from study.cells import Cell, read_manifest
 from study.load import load_study
 from tests.slurm.places import Lab
@@ -17,7 +17,7 @@ SMALL = Path(__file__).parents[1] / "small/small.yaml"
 
 def corpora(count: int) -> list[Cell]:
     """Small cells that need nothing."""
-    (corpus,) = plan.previews(load_study(SMALL, None, ["corpora.animal.preview=8"]))
+    (corpus,) = inputs.previews(load_study(SMALL, None, ["corpora.animal.preview=8"]))
     return [replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)]
 
 

@@ -198,7 +198,7 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
 def test_what_works_badly_is_said_and_submitted(kit: Kit, fake: Fake) -> None:
     done = kit.call("submit")
     assert done.returncode == 0 and json.loads(done.stdout)["submitted"] and fake.scripts
-    assert re.search(r"^warning: sft base-animal-d80: \d\d updates; under 100", done.stderr, re.MULTILINE)
+    assert re.search(r"^warning: sft base-animal-d80 and 1 more: \d\d updates; under 100", done.stderr, re.MULTILINE)
 
 
 def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:

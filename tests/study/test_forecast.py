@@ -4,6 +4,7 @@ from pathlib import Path
 
 from study import plan
 from study.cells import prepare, read_config, write_manifest
+from study.contents import yaml_once
 from study.forecast import compare, forecast, total
 from study.load import load_study
 from study.references import ROOT
@@ -22,7 +23,7 @@ def rows(*overrides: str) -> list[dict]:
 
 def test_calls_tokens_cost_and_hours_by_hand() -> None:
     animal, urban = rows()
-    prompt = round(1.2 * len(plan.yaml_once("sdf/templates/animal_welfare.yaml")["prompt"]) / 4)
+    prompt = round(1.2 * len(yaml_once("sdf/templates/animal_welfare.yaml")["prompt"]) / 4)
     assert (animal["corpus"], animal["calls"]) == ("animal", 2700)
     assert animal["prompt_tokens"] == 2700 * prompt and animal["completion_tokens"] == 2700 * 1100
     assert abs(animal["cost"] - (2700 * prompt * 0.1 + 2700 * 1100 * 0.4) / 1e6) < 1e-9

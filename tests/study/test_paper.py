@@ -56,6 +56,11 @@ def scored(study: Study) -> set[tuple[str, int, str]]:
     return {(row["arm"], row["dose"], row["benchmark"]) for row in plan.analysis(study).settings["rows"]}
 
 
+def test_arms_that_share_their_midtraining_are_compared_within_seeds(paper: Study) -> None:
+    paired = {contrast["name"]: contrast["paired"] for contrast in plan.analysis(paper).settings["contrasts"]}
+    assert {name for name, on in paired.items() if on} == {"E2 erosion", "replay - none"}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_the_paper_has_its_cells(name: str, paper: Study) -> None:
     arms, start, corpora, doses, benchmarks = EXPERIMENTS[name]

@@ -189,4 +189,4 @@ def test_numbers_are_data_too(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert main(["plan", str(TINY), "--runs", str(tmp_path)]) == 0
     assert "GPU-hours left" in capsys.readouterr().out
     assert main(["plan", str(TINY), "--runs", str(tmp_path), "--cluster", "partitions"]) == 0
-    assert "can't run: midtrain base-animal: an update has 4 rows" in capsys.readouterr().out
+    assert "can't run: midtrain base-animal and 5 more: an update has 4 rows" in capsys.readouterr().out
