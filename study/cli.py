@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", local.plan, "cells, what is done, what is left to do; changes nothing", parents=[common])
     plan.add_argument("--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile")
+    plan.add_argument("--power", action="store_true", help="what its primary contrasts could find")
     run = command("run", local.run, "run everything that is missing on this machine", parents=[common])
     run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)")
     submit = command("submit", cluster.submit, "submit everything that is missing to Slurm, and end", parents=[common])

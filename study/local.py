@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from study import plan as planning
-from study import totals, trainings
+from study import power, totals, trainings
 from study.causes import cause
 from study.cells import Cell, prepare, read_manifest
 from study.errors import UserError
@@ -66,6 +66,7 @@ def plan(args: argparse.Namespace) -> None:
         data: dict[str, Any] = {"study": study.study, "cells": rows, "training": training}
         data |= {"writing": writing, "written": written}
         data |= {"totals": whole, "compared": compared}
+        data |= {"power": power.rows(study)} if args.power else {}
         return print(json.dumps(data, indent=1))
     shown = [
         (
@@ -101,6 +102,8 @@ def plan(args: argparse.Namespace) -> None:
             lines.append(["", how, *(row["actual"][key] for key in KEYS)])
         headers = ["corpus written", "", *(key.replace("_", " ") for key in KEYS)]
         print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
+    if args.power:
+        print("\n" + power.show(power.rows(study)))
     print("\n" + totals.show(whole, compared))
     for line in missing(sources(study)):
         print(f"warning: {line}")

@@ -154,3 +154,18 @@ def test_response_level_p_is_welchs():
     assert response_level_p(of, against) == stats.ttest_ind(of, against, equal_var=False).pvalue
     assert response_level_p(np.append(of, np.nan), against) == response_level_p(of, against)
     assert response_level_p(np.ones(9), np.zeros(9)) is None
+
+
+@pytest.mark.parametrize("sizes", [[1] * 12, [1, 3, 2, 6, 1, 4]])
+def test_one_checkpoint_has_inspects_clustered_standard_error(sizes):
+    """Inspect's `stderr(cluster=...)` of question means, with questions of a scenario as a cluster."""
+    from inspect_ai.scorer import SampleScore, Score, stderr
+
+    scenarios = np.repeat([f"s{n}" for n in range(len(sizes))], sizes)
+    scores = np.random.default_rng(len(sizes)).uniform(size=len(scenarios))
+    rows = [
+        SampleScore(score=Score(value=float(value)), sample_metadata={"scenario": str(scenario)})
+        for value, scenario in zip(scores, scenarios, strict=True)
+    ]
+    ours = two_way([Arm(scores[None], fixed=True)], scenarios)
+    assert ours.question_se == ours.se == pytest.approx(stderr(cluster="scenario")(rows), rel=1e-9)
