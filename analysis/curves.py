@@ -196,7 +196,12 @@ def losses(runs: Sequence[dict[str, Any]], arm_order: Sequence[str] = ()) -> Fig
     arms = [arm for arm in order if any(run["arm"] == arm for run in runs)]
     stages = list(dict.fromkeys(run["stage"] for run in runs))
     both = len(arms) > TOGETHER
-    kinds = [(stage, some) for stage in stages for some in ([tuple(KINDS)] if both else [(kind,) for kind in KINDS])]
+    kinds: list[tuple[str, tuple[str, ...]]] = []
+    for stage in stages:
+        there = tuple(kind for kind in KINDS if any(run[kind] for run in runs if run["stage"] == stage))
+        kinds += [(stage, there)] if both else [(stage, (kind,)) for kind in there]
+    if not kinds:
+        return plots.nothing("no training has a loss yet")
     titles = [f"{stage}: {' and '.join(KINDS[kind] for kind in some)} loss (nats per token)" for stage, some in kinds]
     long = any(len(run[kind]) > POINTS for run in runs for kind in KINDS)
     more = [plots.key("a seed" + (", means over some updates" if long else ""), linestyle="-", linewidth=0.6)]

@@ -1,6 +1,6 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,26 @@ def sft_of(study: Study, arm: str) -> Sft | None:
     return study.sfts[name] if (name := study.arms[arm].sft) else study.sft
 
 
-def checkpoints(study: Study) -> list[Checkpoint]:
+def checkpoints(study: Study, seen: dict[str, Cell] | None = None) -> list[Checkpoint]:
     """Every (arm, seed, dose) of the study with the cell that makes it."""
-    found = []
+    found, seen = [], {} if seen is None else seen
     for arm in study.arms:
         for dose in doses(study, arm):
             trained = bool(study.arms[arm].midtrain) or dose > 0
             for seed in study.seeds if trained else [None]:
-                cell = _checkpoint(study, arm, seed, dose)
+                cell = _once(_checkpoint(study, arm, seed, dose), seen)
                 chat = dose > 0 or study.models[study.arms[arm].start].chat
                 found.append(Checkpoint(arm, seed, dose, cell, chat))
     return found
+
+
+def _once(cell: Cell, seen: dict[str, Cell]) -> Cell:
+    """The cell, and all that it needs, under the first name that the same thing has in the study.
+
+    Two names would be two folders, of which a run fills only one.
+    """
+    inputs = {role: _once(needed, seen) for role, needed in cell.inputs.items()}
+    return seen.setdefault(cell.identity, replace(cell, inputs=inputs))
 
 
 def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ignore[assignment]
@@ -72,7 +81,8 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
     """
     rows, missing, labels, inputs = [], [], [], {}
     shared: dict[str, Cell] = {}
-    found = checkpoints(study)
+    seen: dict[str, Cell] = {}
+    found = checkpoints(study, seen)
     for checkpoint in found:
         for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
             for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
@@ -114,7 +124,7 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
         ],
     }
     for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
-        corpus = documents(study, name)
+        corpus = _once(documents(study, name), seen)
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
     return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(found)})

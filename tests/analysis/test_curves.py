@@ -80,12 +80,19 @@ def test_numbers_that_are_none_are_drawn(nan):
     [
         ([], "Nothing to show: no training"),
         (trainings(("animal",), 1, 900), "means over some updates"),
-        ([trainings()[0] | {"points": [(1, math.nan)], "held_out": []}], "× no held-out loss"),
+        ([trainings()[0] | {"points": [(1, math.nan)], "held_out": []}, trainings()[1]], "× no held-out loss"),
+        ([trainings()[0] | {"points": [], "held_out": []}], "no training has a loss yet"),
         (trainings(tuple("abcdef"), 1), "held-out: with marks"),
     ],
 )
 def test_odd_losses_are_drawn(runs, words):
     assert words in drawn(curves.losses(runs))
+
+
+def test_a_stage_without_held_out_losses_has_no_panel_for_them():
+    runs = trainings(("animal", "urban"), 1)
+    assert "held-out" in drawn(curves.losses(runs))
+    assert "held-out" not in drawn(curves.losses([run | {"held_out": []} for run in runs]))
 
 
 def test_losses_are_read_from_a_trainings_folder(tmp_path):

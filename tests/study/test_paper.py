@@ -61,6 +61,17 @@ def test_arms_that_share_their_midtraining_are_compared_within_seeds(paper: Stud
     assert {name for name, on in paired.items() if on} == {"E2 erosion", "replay - none"}
 
 
+def test_the_same_thing_under_two_names_is_one_cell() -> None:
+    """In the miniature the two models are one, and so are three of its writers."""
+    last = plan.analysis(load_study(ROOT / "tests/small/paper.yaml"))
+    cells = plan.in_order(last)
+    places = {cell.place for cell in cells}
+    assert len({cell.identity for cell in cells}) == len(cells) == len(places)
+    assert all(needed.place in places for cell in cells for needed in cell.inputs.values())
+    assert all(row["checkpoint"] in places for row in last.settings["rows"])
+    assert {cell.name for cell in cells if cell.stage == "model"} == {"base"}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_of_the_paper_has_its_cells(name: str, paper: Study) -> None:
     arms, start, corpora, doses, benchmarks = EXPERIMENTS[name]
