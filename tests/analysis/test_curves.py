@@ -80,7 +80,10 @@ def test_numbers_that_are_none_are_drawn(nan):
     [
         ([], "Nothing to show: no training"),
         (trainings(("animal",), 1, 900), "means over some updates"),
-        ([trainings()[0] | {"points": [(1, math.nan)], "held_out": []}, trainings()[1]], "× no held-out loss"),
+        (
+            [trainings()[0] | {"points": [(1, math.nan)], "held_out": []}, trainings()[0] | {"arm": "b"}],
+            "× no held-out loss",
+        ),
         ([trainings()[0] | {"points": [], "held_out": []}], "no training has a loss yet"),
         (trainings(tuple("abcdef"), 1), "held-out: with marks"),
     ],
