@@ -38,7 +38,7 @@ JUDGED = {"anima": (115, 97 / 26, 750), "moru": (201, 4, 600), "rubric": (18, 1,
 GRADE_TOKENS, GRADE_SECONDS, KIT_SECONDS = 200, 3.0, 0.02  # of a judge's reply; of a call to an API, to the stand-in
 TOKEN_BYTES, DOCUMENT_BYTES = 10, 500  # of a corpus, in ledger, documents.jsonl and corpus/: 4 letters 2.4 times; slots
 ANSWER_BYTES, GRADE_BYTES, ITEM_BYTES, UPDATE_BYTES = 2000, 2700, 300, 600  # samples, scored samples and ledger, logs
-SHARD_GB, UNKNOWN_GB = 5, 16  # of a file of weights; of a model that is no Llama or not here
+SHARD_GB, UNKNOWN_GB = 5, 16  # of a file of weights; of a model that is not known or not here
 STEPS_HELD = 1.5  # times the two step checkpoints that are kept: while a third is written
 # A toy's pretraining as a row of study.trainings: a minute on a core.
 TOY: dict[str, Any] = {"hours": 1e-6, "updates": 300, "speed": "guessed", "step_checkpoints_gb": 0.0, "ranks": 1}
