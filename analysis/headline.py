@@ -40,9 +40,13 @@ def stand_in_note(results: dict[str, Any]) -> str | None:
     """What of this study was written or judged by the kit's stand-in; None when nothing was."""
     corpora = [writer["corpus"] for writer in results["writers"] if writer["stand_in"]]
     judged = [name for name, benchmark in results["benchmarks"].items() if benchmark["stand_in"]]
-    parts = [f"wrote the documents of {' and '.join(corpora)}"] if corpora else []
-    parts += [f"judged {' and '.join(judged)}"] if judged else []
+    parts = [f"wrote the documents of {_listed(corpora)}"] if corpora else []
+    parts += [f"judged {_listed(judged)}"] if judged else []
     return f"A deterministic rule-based stand-in, not a language model, {' and '.join(parts)}." if parts else None
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
 def headline(results: dict[str, Any]) -> str:
