@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from analysis.estimates import ALPHA
+from analysis.estimates import ALPHA, adjusted
 from analysis.headline import stand_in_note
 
 Row = dict[str, Any]
@@ -43,11 +42,9 @@ def claim_rows(results: Row, roles: dict[str, Any], claims: list[Row] | None = N
     claims = claims or published()["claims"]
     rows = [(_corpora if "measure" in claim else _scores)(claim, results, roles) for claim in claims]
     unchanged = [row for row in rows if row["direction"] == "none" and row["margin"] is not None]
-    if unchanged:
-        # a test that could not be made still counts, as in the study's own families
-        ps = [1.0 if row["p_equivalence"] is None else row["p_equivalence"] for row in unchanged]
-        for row, p in zip(unchanged, multipletests(ps, method="holm")[1], strict=True):
-            row["p_equivalence"] = row["p_equivalence"] and float(p)
+    # a test that could not be made still counts, as in the study's own families
+    for row, p in zip(unchanged, adjusted([row["p_equivalence"] for row in unchanged], "holm"), strict=True):
+        row["p_equivalence"] = p
     note = stand_in_note(results)
     for row in rows:
         found = row.pop("found")

@@ -1,12 +1,12 @@
 """From the long table to the numbers of results.json: scores, arms and the declared contrasts with their verdicts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from analysis.estimates import ALPHA, Arm, Estimate, response_level_p, two_way, within_seeds
+from analysis.estimates import ALPHA, Arm, Estimate, adjusted, response_level_p, two_way, within_seeds
 from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, matrix
 
 Row = dict[str, Any]
@@ -62,10 +62,9 @@ def contrast_rows(
                 rows.append(_contrast(table, means, contrast, benchmark, both, unfinished))
     for family in {row["family"] for row in rows}:
         members = [row for row in rows if row["family"] == family]
-        ps = [1.0 if row["p"] is None else row["p"] for row in members]
-        for row, p_holm in zip(members, multipletests(ps, alpha=ALPHA, method="holm")[1], strict=True):
-            if row["p"] is not None:
-                row["p_holm"] = float(p_holm)
+        for row, p_holm in zip(members, adjusted([row["p"] for row in members], "holm"), strict=True):
+            if p_holm is not None:
+                row["p_holm"] = p_holm
                 row["verdict"] = "inconclusive" if p_holm > ALPHA else "higher" if row["estimate"] > 0 else "lower"
     return rows
 
@@ -95,7 +94,8 @@ def _contrast(
     elif not all(len(scores) for scores in responses):
         found = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
     else:
-        found = two_way(contrast_arms(means, benchmark, sides, row["paired"]), scenarios_of(means, benchmark))
+        arms, _ = contrast_arms(means, benchmark, sides, row["paired"])
+        found = two_way(arms, scenarios_of(means, benchmark))
         row |= {"judge": part["judge"].iloc[0], "p_response_level": response_level_p(*responses)}
     keys = ("estimate", "low", "high", "se", "df", "p", "seed_se", "question_se", "interaction_se", "reason")
     row |= {key: getattr(found, key) for key in keys}
@@ -108,14 +108,14 @@ def _contrast(
     return row
 
 
-def contrast_arms(means: pd.DataFrame, benchmark: str, sides: list[tuple[str, int]], paired: bool) -> list[Arm]:
-    """Both sides (arm, dose) of a contrast for `two_way`, `paired` by seed or not."""
+def contrast_arms(
+    means: pd.DataFrame, benchmark: str, sides: Sequence[tuple[str, int]], paired: bool
+) -> tuple[list[Arm], list[list[int]]]:
+    """Both sides (arm, dose) of a contrast for `two_way`, `paired` by seed or not, and the seeds of their rows."""
     arms = [_arm(means, benchmark, dose, arm) for arm, dose in sides]
-    if not paired or any(arm.fixed for arm in arms):
-        return arms
-    part = means[means["benchmark"] == benchmark]
+    part = means[(means["benchmark"] == benchmark) & means["seed"].notna()]
     seeds = [sorted(part.loc[(part["arm"] == arm) & (part["dose"] == dose), "seed"].unique()) for arm, dose in sides]
-    return within_seeds(arms, seeds)[0]
+    return within_seeds(arms, seeds) if paired and all(seeds) else (arms, seeds)
 
 
 def questions_of(means: pd.DataFrame, benchmark: str) -> pd.DataFrame:

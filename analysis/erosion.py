@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
-from analysis.estimates import ALPHA, Arm, Estimate, two_way
+from analysis.estimates import Arm, Estimate, adjusted, two_way
 
 Row = dict[str, Any]
 SIDES = ("of", "against")
@@ -175,6 +174,5 @@ def _nothing(reason: str | None) -> Row:
 def _holm(tests: list[tuple[str, Row]]) -> None:
     for family in {family for family, _ in tests}:
         rows = [row for name, row in tests if name == family]
-        adjusted = multipletests([1.0 if row["p"] is None else row["p"] for row in rows], alpha=ALPHA, method="holm")
-        for row, p in zip(rows, adjusted[1], strict=True):
-            row["p_holm"] = None if row["p"] is None else float(p)
+        for row, p in zip(rows, adjusted([row["p"] for row in rows], "holm"), strict=True):
+            row["p_holm"] = p

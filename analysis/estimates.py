@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 ALPHA = 0.05
 
@@ -122,6 +123,14 @@ def two_way(arms: list[Arm], scenarios: np.ndarray) -> Estimate:
     # a single mean is described, not tested against 0
     p = float(2 * stats.t.sf(abs(estimate) / se, df)) if len(arms) > 1 else None
     return replace(found, se=se, df=df, low=estimate - half, high=estimate + half, p=p)
+
+
+def adjusted(ps: list[float | None], method: str) -> list[float | None]:
+    """p adjusted for several tests, by statsmodels' `method`; a test that could not be made (None) counts as p = 1."""
+    if not ps:
+        return []
+    found = multipletests([1.0 if p is None else p for p in ps], method=method)[1]
+    return [None if p is None else float(q) for p, q in zip(ps, found, strict=True)]
 
 
 def within_seeds(arms: list[Arm], seeds: list[list[int]]) -> tuple[list[Arm], list[list[int]]]:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
-from analysis.estimates import ALPHA, Arm, two_way
+from analysis.estimates import ALPHA, Arm, adjusted, two_way
 from study.errors import UserError
 
 BLOCK = 500  # resamples at a time: what a block needs fits a processor's cache
@@ -201,10 +200,7 @@ def benjamini_hochberg(ps: list[float | None]) -> list[float | None]:
 
     A test that could not be made (None) stays None and counts as p = 1, as it does in the families of contrasts.
     """
-    if not ps:
-        return []
-    adjusted = multipletests([1.0 if p is None else p for p in ps], method="fdr_bh")[1]
-    return [None if p is None else float(q) for p, q in zip(ps, adjusted, strict=True)]
+    return adjusted(ps, "fdr_bh")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def opinion_rows(
         margin = margins.get(row["name"])
         if row["estimate"] is None or not (row["family"] == "primary" or margin):
             continue
-        of, against = contrast_arms(means, row["benchmark"], _sides(row), row["paired"])
+        (of, against), _ = contrast_arms(means, row["benchmark"], _sides(row), row["paired"])
         scenarios, fixed = scenarios_of(means, row["benchmark"]), (of.fixed, against.fixed)
         first, second = of.scores[..., None], against.scores[..., None]
         if not row["paired"]:
@@ -73,10 +73,8 @@ def dimension_rows(table: pd.DataFrame, contrasts: list[Row]) -> list[Row]:
             graded = {(arm, dose) for arm, dose in zip(means["arm"], means["dose"], strict=True)}
             if not {*_sides(row)} <= graded:
                 continue
-            test = two_way(
-                contrast_arms(means, row["benchmark"], _sides(row), row["paired"]),
-                scenarios_of(means, row["benchmark"]),
-            )
+            arms, _ = contrast_arms(means, row["benchmark"], _sides(row), row["paired"])
+            test = two_way(arms, scenarios_of(means, row["benchmark"]))
             one: Row = {key: row[key] for key in ("name", "benchmark", "dose", "against_dose")} | {
                 "dimension": dimension
             }

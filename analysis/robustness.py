@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimates import Arm, Estimate, two_way, within_seeds
-from analysis.table import CHECKPOINT, OVERALL, decisive, matrix, question_means
+from analysis.contrasts import contrast_arms, questions_of, scenarios_of
+from analysis.estimates import Arm, Estimate, two_way
+from analysis.table import CHECKPOINT, OVERALL, decisive, question_means
 
 Row = dict[str, Any]
 Sides = tuple[tuple[str, int], tuple[str, int], bool]  # the two arms, each at a dose of SFT; paired by seed?
@@ -125,16 +126,9 @@ def _variants(part: pd.DataFrame, whole: pd.DataFrame, sides: Sides, others: lis
 
 
 def _data(part: pd.DataFrame, sides: Sides) -> Data:
-    means = question_means(part)
-    asked = means[["question", "scenario"]].drop_duplicates().sort_values("question", kind="stable")
-    questions, arms, seeds = asked["question"].tolist(), [], []
-    for arm, dose in sides[:2]:
-        seeds.append(sorted(means.loc[(means["arm"] == arm) & (means["dose"] == dose), "seed"].dropna().unique()))
-        scores = matrix(means, part["benchmark"].iloc[0], dose, arm, questions)
-        arms.append(Arm(scores, fixed=not seeds[-1]))
-    if sides[2] and all(seeds):
-        arms, seeds = within_seeds(arms, seeds)
-    return Data(arms, seeds, questions, asked["scenario"].to_numpy(str))
+    means, benchmark = question_means(part), part["benchmark"].iloc[0]
+    arms, seeds = contrast_arms(means, benchmark, sides[:2], sides[2])
+    return Data(arms, seeds, questions_of(means, benchmark)["question"].tolist(), scenarios_of(means, benchmark))
 
 
 def _some(variant: str, data: Data, kept: list[int], everything: str) -> Found:

@@ -21,10 +21,9 @@ from tabulate import tabulate
 from analysis.estimates import ALPHA, Arm, response_level_p, two_way
 from analysis.inference import Variances, detectable, hierarchical_bootstrap, permutation, power
 from analysis.mixed import sensitivity
+from study.power import EFFECTS
 
 SEEDS, QUESTIONS = (3, 5, 8), (26, 115)
-# of the paper: documents against QA pairs after 2,500 samples; two writer models; animal against urban documents
-EFFECTS = (0.062, 0.083, 0.109)
 
 
 def study(

@@ -10,25 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from study.errors import UserError
 from study.load import explain, in_file_order, read_yaml, validate
+from study.plan import Stage
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
-Stage = Literal[
-    "default",
-    "model",
-    "drafts",
-    "documents",
-    "midtrain",
-    "sft",
-    "generate",
-    "likelihood",
-    "lm_eval",
-    "judge",
-    "labels",
-    "analysis",
-]
+Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 
 
@@ -55,7 +43,7 @@ class Shape:
 class Profile:
     """One cluster, for one user."""
 
-    stages: dict[Stage, Shape]
+    stages: dict[Stages, Shape]
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None

@@ -26,8 +26,8 @@ def submit(args: argparse.Namespace) -> None:
     check_pruned(cells, base)
     check_keys(todo)
     check_fetched(study)
-    check_budget(args, cells, base, args.cluster)
-    left = [row for row in forecast(cells, base, layouts(args.cluster)) if row["left"]]
+    check_budget(args, cells, base, profile)
+    left = [row for row in forecast(cells, base, layouts(profile)) if row["left"]]
     if lines := grouped(left, "refused"):
         raise UserError(*(f"{line}; change the cluster profile or the recipe" for line in lines))
     facts = submit(cells, base, profile)

@@ -58,10 +58,11 @@ def plan(args: argparse.Namespace) -> None:
         rows.append(row)
     finished = {cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"}
     writing, written = forecast(cells, finished), compare(cells, base)
-    training = trainings.forecast(cells, base, layouts(args.cluster))
     profile = _profile(args.cluster)
-    whole = totals.totals(cells, base, layouts(args.cluster), profile)
-    compared = totals.compare(cells, base, layouts(args.cluster), profile)
+    placed = layouts(profile)
+    training = trainings.forecast(cells, base, placed)
+    whole = totals.totals(cells, base, placed, profile)
+    compared = totals.compare(cells, base, placed, profile)
     if args.json:
         data: dict[str, Any] = {"study": study.study, "cells": rows, "training": training}
         data |= {"writing": writing, "written": written}
@@ -122,15 +123,15 @@ def _profile(cluster: Path | None) -> Any:
     return load_profile(cluster)
 
 
-def check_budget(args: argparse.Namespace, cells: list[Cell], base: Path, cluster: Path | None = None) -> None:
+def check_budget(args: argparse.Namespace, cells: list[Cell], base: Path, profile: Any = None) -> None:
     """Raise UserError where the study as a whole takes more than `--budget` allows."""
     if budget := totals.parse_budget(args.budget):
-        totals.check_budget(totals.totals(cells, base, layouts(cluster), _profile(cluster)), budget)
+        totals.check_budget(totals.totals(cells, base, layouts(profile), profile), budget)
 
 
-def layouts(cluster: Path | None) -> dict[str, trainings.Layout]:
-    """Where trainings run, by stage, as a cluster profile has it; none without a cluster."""
-    if (profile := _profile(cluster)) is None:
+def layouts(profile: Any) -> dict[str, trainings.Layout]:
+    """Where trainings run, by stage, as a cluster profile (slurm.profile) has it; none without one."""
+    if profile is None:
         return {}
     found = {}
     for stage in ("midtrain", "sft"):

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from study import benchmarks
 from study.cells import Cell
@@ -14,7 +14,7 @@ from study.schema import Benchmark, Contrast, Sft, Study, Training
 from study.sources import identity, locate
 
 # In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
-STAGES = (
+Stage = Literal[
     "model",
     "drafts",
     "documents",
@@ -26,7 +26,8 @@ STAGES = (
     "judge",
     "labels",
     "analysis",
-)
+]
+STAGES: tuple[str, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Cards of a finished study by hand: their YAML header parses, and every number is the manifests'."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,10 @@ import yaml
 from study.cards import dataset_card, model_card
 from study.errors import UserError
 from study.publish import results
-from tests.study.test_archive import finished
+from tests.study.test_archive import base, once
 
+__all__ = ["base", "once"]  # fixtures
 HUB = {"hub": "meta-llama/Llama-3.1-8B", "revision": "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"}
-
-
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(tmp_path_factory.mktemp("study") / "runs").parents[1]
-
-
-@pytest.fixture
-def base(once: Path, tmp_path: Path) -> Path:
-    shutil.copytree(once, tmp_path / "there")
-    return tmp_path / "there/runs/small"
 
 
 def split(card: str) -> tuple[dict[str, Any], str]:
