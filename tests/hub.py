@@ -9,6 +9,7 @@ with Hub() as hub:
 import hashlib
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,7 +42,8 @@ class Hub:
         self.hold: dict[str, threading.Event] = {}  # file name: its transfers stop halfway until the event
         self.holding = threading.Event()
         self.damage: set[str] = set()  # files whose content arrives changed
-        self.down: set[str] = set()  # first words of paths that are answered with 503
+        self.down: set[str] = set()  # first words of paths that are answered with 503 ...
+        self.after = 0  # ... once so many small files were asked for: a client gives up what it has not begun then
         outer = self
 
         class Handler(_Handler):
@@ -74,6 +76,11 @@ class Hub:
         """Paths of all requests for files, but not of those for lists of files."""
         return [path for _, path in self.requests if not path.startswith("/api/")]
 
+    def small_asked(self) -> int:
+        """How many small files of repositories were asked for, each but once."""
+        files = {path for method, path in self.requests if method == "GET" and "/resolve/" in path}
+        return sum(not is_large(path) for path in files)
+
 
 def is_large(name: str) -> bool:
     """Whether the hub keeps a file by its sha256 (LFS), and sends it from elsewhere."""
@@ -98,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         if token:
             self.hub.authorized.append(self.path)
         if parts[0] in self.hub.down:
+            while self.command == "GET" and self.hub.small_asked() < self.hub.after:
+                time.sleep(0.01)
             return self._send(503)
         if token and token != f"Bearer {TOKEN}" and parts[0] not in ("elsewhere", "plain"):
             return self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
