@@ -9,7 +9,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # The longest first, so that neither process ends long before the other.
-_FIRST = ("tests/slurm", "tests/test_study.py")
+_FIRST = ("tests/slurm", "tests/test_study.py", "tests/recipes")
 
 
 @pytest.fixture(scope="module", autouse=True)
