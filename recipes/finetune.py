@@ -25,7 +25,7 @@ from recipes.batches import batches
 from recipes.distributed import ALONE, Ranks, meet, together, word_of_first
 from recipes.held_out import Looks, held_out_loss
 from recipes.loss import end_in_hidden_states, summed_loss
-from recipes.model import shard_of
+from recipes.model import forget_copies, shard_of
 from recipes.rows import Rows
 from recipes.schedule import learning_rate, order, updates_planned
 from recipes.stopping import Stop, stoppable
@@ -222,6 +222,7 @@ def _update(
         loss = summed_loss(state.model, batch) / trained
         (loss * ranks.world).backward()  # FSDP2 takes the mean of the ranks' gradients
         sums += torch.stack([loss.detach().float(), real, real.new_tensor(batch["tokens"].numel())])
+    forget_copies(state.model)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe["clip_grad_norm"])
     mean, tokens, places = ranks.sum(sums).tolist()
     line = {

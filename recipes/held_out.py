@@ -11,6 +11,7 @@ from torchtune.modules import TransformerDecoder
 from recipes.batches import batches
 from recipes.distributed import Ranks
 from recipes.loss import summed_loss
+from recipes.model import forget_copies
 from recipes.rows import Rows
 from study.memory import rows_per_update
 
@@ -25,6 +26,7 @@ def held_out_loss(
     for begin in range(0, len(rows), size):
         for batch in batches(rows, np.arange(begin, min(begin + size, len(rows))), ranks, at_once):
             total += summed_loss(model, batch)
+    forget_copies(model)
     model.train()
     return ranks.sum(total).item() / rows.trained(np.arange(len(rows)))
 

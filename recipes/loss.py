@@ -1,8 +1,8 @@
 """Cross-entropy that never holds the logits of a whole batch."""
 
+from typing import Any
+
 import torch
-from torch.nn import LinearCrossEntropyOptions
-from torch.nn.functional import linear_cross_entropy
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 
@@ -18,18 +18,62 @@ def summed_loss(model: TransformerDecoder, batch: dict[str, torch.Tensor]) -> to
     """Cross-entropy (nats, fp32) summed over the trained tokens of `batch`: tokens, labels, input_pos [b, s], mask.
 
     0, with gradients of 0, where no token is trained. The model ends in hidden states: the output layer is here, a
-    chunk of tokens at a time. Of fp32 states the gradients are made in the forward pass; of bf16 states the logits are
-    made again in the backward pass, because torch's own sum over them would be bf16 too, wrong by a hundredth.
+    chunk of tokens at a time, and its gradients are made with the loss.
     """
-    hidden = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
+    hidden = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"]).flatten(0, 1)
     # Tied or not; with FSDP2 it is whole here, because the root keeps its own parameters until the backward pass.
     layer = model.tok_embeddings if hasattr(model.output, "tied_module") else model.output
-    nats = linear_cross_entropy(
-        hidden.flatten(0, 1),
-        layer.weight,
-        batch["labels"].flatten(),
-        reduction="sum" if hidden.dtype == torch.float32 else "none",
-        ignore_index=IGNORE,
-        options=LinearCrossEntropyOptions(batch_chunk_size=CHUNK),
-    )
-    return nats.float().sum()
+    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, layer.weight)]
+    nats: torch.Tensor = _InChunks.apply(hidden, layer.weight, batch["labels"].flatten(), *wanted)
+    return nats
+
+
+class _InChunks(torch.autograd.Function):
+    """As torch.nn.functional.linear_cross_entropy, but the loss of bf16 states is fp32, and a GPU runs one kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, to_hidden: bool, to_weight: bool
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        ctx.hidden = torch.empty_like(hidden) if to_hidden else None
+        ctx.weight = torch.zeros_like(weight) if to_weight else None
+        # Eager, each step of it is a pass over the logits; on a GPU one kernel does them all.
+        measure = _compiled if hidden.is_cuda else _nats_and_slope
+        for begin in range(0, len(hidden), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            nats, slope = measure(_logits(hidden[part], weight), labels[part], hidden.dtype)
+            total += nats
+            if to_hidden:
+                torch.mm(slope, weight, out=ctx.hidden[part])
+            if to_weight:
+                ctx.weight.addmm_(slope.T, hidden[part])
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        made = [None if grad is None else grad.mul_(slope) for grad in (ctx.hidden, ctx.weight)]
+        ctx.hidden = ctx.weight = None
+        return (*made, None, None, None)
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """fp32 [n, v]: of bf16 products, the sums as they were added up."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
+
+
+def _nats_and_slope(
+    logits: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy of fp32 logits [n, v], and its derivative by them in `dtype`."""
+    trained = (labels != IGNORE)[:, None]
+    label = labels.clamp(min=0)[:, None]
+    total = logits.logsumexp(1, keepdim=True)
+    nats = (total - logits.gather(1, label)) * trained
+    slope = (logits - total).exp_().mul_(trained).to(dtype)
+    return nats.sum(), slope.scatter_(1, label, (-nats).expm1().to(dtype))  # 0 too where untrained
+
+
+_compiled = torch.compile(_nats_and_slope)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import llama3_1, lora_llama3_1
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
@@ -145,7 +145,10 @@ def is_sharded(recipe: dict[str, Any], ranks: Ranks) -> bool:
 
 
 def shard(model: TransformerDecoder, recipe: dict[str, Any], sharding: str, ranks: Ranks) -> None:
-    """FSDP2, a group of parameters for each layer and one for the rest, which is whole between forward and backward."""
+    """FSDP2, a group of parameters for each layer and one for the rest, which is whole between forward and backward.
+
+    Alone, a rank has nobody to share with: what it has copied to bf16 it keeps until `forget_copies`.
+    """
     if sharding == "hybrid":
         within = _on_a_node(ranks)
         mesh = dist.init_device_mesh(
@@ -157,7 +160,16 @@ def shard(model: TransformerDecoder, recipe: dict[str, Any], sharding: str, rank
     reduce = None if recipe["dtype"] == "fp32" else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
     for part in (*model.layers, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False if ranks.world == 1 else None)
+    if ranks.world == 1:
+        model.set_reshard_after_backward(False)
+
+
+def forget_copies(model: TransformerDecoder) -> None:
+    """Give up what FSDP2 holds beside this rank's shards; to be called before the weights change or are saved."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def shard_of(sharding: str, ranks: Ranks) -> int:

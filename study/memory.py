@@ -110,11 +110,12 @@ def memory(model: Shape, recipe: dict[str, Any], ways: dict[str, Any], ranks: in
     """GB on one of `ranks` GPUs, `within` of them on a node: `state`, `gathered`, `activations`, and their `total`.
 
     state: weights, gradients and moments of the optimizer, a shard of each (exact). gathered: what FSDP2 holds whole at
-    the worst moment, the root and two layers, and the gradients of the root and of one layer where they are trained, in
-    the dtype of the products. activations: an input for each layer and all of one layer's with activation
-    checkpointing, else all of all (8 times the width, 4 times the feed-forward and 3 times the key-value width a
-    token), and the logits of a chunk. After the last layer activations are gone, but the root's gradient is there two
-    times, once in fp32 to be summed over ranks: `gathered` is at least what lets `total` hold that.
+    the worst moment, the root and two layers (on one GPU all layers, kept between the batches of an update), and the
+    gradients of the root and of one layer where they are trained, in the dtype of the products. activations: an input
+    for each layer and all of one layer's with activation checkpointing, else all of all (8 times the width, 4 times
+    the feed-forward and 3 times the key-value width a token), and the logits of a chunk. After the last layer
+    activations are gone, but the root's gradient is there two times, once in fp32 to be summed over ranks: `gathered`
+    is at least what lets `total` hold that.
     Not in it: what CUDA and NCCL take for themselves, 1 to 2 GB.
     """
     n, shards = parameters(model), within if ways["sharding"] == "hybrid" else ranks
@@ -131,7 +132,8 @@ def memory(model: Shape, recipe: dict[str, Any], ways: dict[str, Any], ranks: in
     gathered = 0
     if ranks > 1 or recipe["dtype"] == "mixed":  # FSDP2 holds it
         gradients, sums = (0, 0) if recipe["lora"] else (n["root"] + n["layer"], n["root"] * (2 * product + 4))
-        gathered = max((n["root"] + 2 * n["layer"] + gradients) * product, sums - activations)
+        copies = n["root"] + 2 * n["layer"] if ranks > 1 else n["total"]
+        gathered = max((copies + gradients) * product, sums - activations)
     found = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
     return found | {"total": sum(found.values())}
 

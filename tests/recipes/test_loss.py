@@ -13,6 +13,7 @@ from recipes import checkpoint
 from recipes.attention import mask
 from recipes.distributed import ALONE, Ranks, together
 from recipes.loss import end_in_hidden_states, summed_loss
+from recipes.model import forget_copies
 from tests.recipes.toy import RECIPE, WAYS, ends, logs, on_two, vocabulary
 
 Loss = Callable[[TransformerDecoder, dict[str, Any]], torch.Tensor]
@@ -39,6 +40,7 @@ def results(model: TransformerDecoder, given: dict[str, Any], loss: Loss, ranks:
     model.zero_grad()
     value = loss(model, given)
     (value * ranks.world).backward()
+    forget_copies(model)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     whole = [g.full_tensor() if isinstance(g, DTensor) else g.clone() for g in grads]
     assert len(whole) == len([*model.parameters()])

@@ -1,0 +1,216 @@
+"""The trainings that benchmarks.training compares: the kit's, torchtune's own recipe, transformers' Trainer.
+
+Each takes a folder that `make` has filled and a case (shape, seq_len, rows, updates, dtype, ways of running), and
+gives (useful tokens, seconds) of each update; useful tokens are those of documents, not padding.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from study.inputs import WAYS, apart
+
+Told = list[tuple[float, float]]
+SHAPES = {  # of config.json
+    "toy": {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 2048,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+
+
+def make(folder: Path, case: dict[str, Any]) -> None:
+    """A start model with random weights and documents enough for all updates."""
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from recipes import tiny_llama
+
+    texts = tiny_llama.english()
+    tokenizer = tiny_llama.make_tokenizer(texts, 2048)
+    tokenizer.save_pretrained(folder / "start/model")
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    dtype = "float32" if case["dtype"] == "fp32" else "bfloat16"
+    shape = SHAPES[case["shape"]] | {"max_position_embeddings": 131072, "rope_parameters": rope, "dtype": dtype}
+    config = LlamaConfig(**shape, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    torch.manual_seed(0)
+    with torch.device("cpu" if case["dtype"] == "fp32" else "cuda"):
+        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder / "start/model")
+    words, chance, size = " ".join(texts).split(), np.random.default_rng(0), case.get("tokens")
+    wanted = size or int(1.3 * case["updates"] * case["rows"] * case["seq_len"])
+    (folder / "documents").mkdir()
+    spread = np.sqrt(np.log(1 + (620 / 1016) ** 2))
+    with open(folder / "documents/documents.jsonl", "w") as file:
+        while wanted > 0:
+            length = max(2, int(1016 / (2048 / case["seq_len"]) * np.exp(chance.normal(-(spread**2) / 2, spread))))
+            begin = chance.integers(len(words) - length)
+            text = " ".join(words[begin : begin + length])
+            wanted -= len(text) // 4  # at most so many tokens, so there are enough
+            file.write(json.dumps({"text": text}) + "\n")
+
+
+def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The kit's recipe of a case, and its ways of running."""
+    from study.load import validate
+    from study.schema import Training
+
+    own = {key: case[key] for key in ("dtype", "optimizer", "lora", *WAYS) if key in case}
+    size = {"seq_len": case["seq_len"], "tokens_per_update": case["rows"] * case["seq_len"], "epochs": 100}
+    return apart(asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]})))
+
+
+def kit(folder: Path, case: dict[str, Any]) -> Told:
+    """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
+    from recipes import attention, batches, finetune, loss
+    from study.work import Work
+
+    if case.get("dense_mask"):
+        mask = attention.mask
+
+        def dense(document: Any, device: Any) -> Any:
+            made = mask(document)
+            return made if made is None else made.to(device)
+
+        batches.mask = dense
+    if case.get("whole_logits"):
+        loss.CHUNK = case["seq_len"] * case["rows"]
+    if case["dtype"] != "fp32":
+        finetune._export = lambda *_: None  # a GPU's time is dear, and this is not what is measured
+    settings, ways = recipe(case)
+    inputs = {"start": folder / "start", "documents": folder / "documents"}
+    place = Path(tempfile.mkdtemp(dir=folder))
+    finetune.run(Work(place, "kit", {"recipe": settings}, ways, inputs))
+    told = [json.loads(line) for line in (place / "speed.jsonl").read_text().splitlines()]
+    return [(line["tokens"], line["seconds"]) for line in told]
+
+
+def rows_of(folder: Path, case: dict[str, Any]):  # type: ignore[no-untyped-def]
+    from recipes import prepare
+
+    tokenizer = prepare.load_tokenizer(folder / "start/model")
+    texts = prepare.read_jsonl(folder / "documents/documents.jsonl", "text")
+    return prepare.documents(Path(tempfile.mkdtemp(dir=folder)) / "rows", texts, tokenizer, case["seq_len"])
+
+
+def torchtune(folder: Path, case: dict[str, Any]) -> Told:
+    """torchtune's single-device recipe on the kit's rows; in its own bf16 (all of it) where the case is not fp32."""
+    from omegaconf import OmegaConf
+
+    from tests.recipes.test_others import Same, config, torchtunes
+
+    rows = Same.rows = rows_of(folder, case)
+    Same.order = list(range(case["updates"] * case["rows"]))
+    at_once = case.get("rows_per_rank") or case["rows"]
+    changes = {
+        "dtype": "fp32" if case["dtype"] == "fp32" else "bf16",
+        "device": "cuda" if case["dtype"] != "fp32" else "cpu",
+        "compile": bool(case.get("compile")),
+        "enable_activation_checkpointing": bool(case.get("activation_checkpointing")),
+        "batch_size": at_once,
+        "gradient_accumulation_steps": case["rows"] // at_once,
+    }
+    own = Path(tempfile.mkdtemp(dir=folder))
+    settings = OmegaConf.create(config(folder / "start/model", own) | changes)
+    if SHAPES[case["shape"]].get("tie_word_embeddings"):
+        settings.model._component_ = "torchtune.models.llama3_2.llama3_2"
+        settings.checkpointer.model_type = "LLAMA3_2"
+    job = torchtunes().FullFinetuneRecipeSingleDevice(cfg=settings)
+    job.setup(cfg=settings)
+    moments = [time.perf_counter()]
+    job._metric_logger.log_dict = lambda *_, **__: moments.append(time.perf_counter())
+    job.save_checkpoint = lambda *_, **__: None
+    job.train()
+    real = rows.real_tokens / (len(rows) * case["seq_len"])
+    return [(case["rows"] * case["seq_len"] * real, b - a) for a, b in pairwise(moments)]
+
+
+def trainer(folder: Path, case: dict[str, Any], packed: bool = True) -> Told:
+    """transformers' Trainer: on the kit's rows, without a mask between documents; or a document a row, padded."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    rows = rows_of(folder, case)
+    if packed:
+        tokens = rows.batch(np.arange(case["updates"] * case["rows"]))["tokens"]
+        data = [{"input_ids": row, "labels": row} for row in tokens]
+    else:
+        begins = [0, *rows.ends[:-1]]
+        texts = [torch.from_numpy(rows.tokens[b:e].astype(np.int64)) for b, e in zip(begins, rows.ends, strict=True)]
+        data = [{"input_ids": text, "labels": text} for text in texts]
+
+    def together(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad([row["input_ids"] for row in batch], batch_first=True, padding_value=rows.pad)
+        labels = pad([row["labels"] for row in batch], batch_first=True, padding_value=-100)
+        useful.append(sum(len(row["labels"]) for row in batch))
+        return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            moments.append(time.perf_counter())
+
+    useful: list[int] = []
+    moments: list[float] = []
+    on_gpu = case["dtype"] != "fp32"
+    at_once = case.get("rows_per_rank") or case["rows"]
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(dir=folder),
+        max_steps=case["updates"],
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=case["rows"] // at_once,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=bool(case.get("activation_checkpointing")),
+        torch_compile=bool(case.get("compile")),
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+    )
+    dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder / "start/model", dtype=dtype)
+    Trainer(model, arguments, data_collator=together, train_dataset=data, callbacks=[Clock()]).train()
+    each = case["rows"] // at_once
+    tokens = [sum(useful[i * each : (i + 1) * each]) for i in range(len(moments))]
+    return [(count, b - a) for count, (a, b) in zip(tokens[1:], pairwise(moments), strict=True)]
+
+
+CONTENDERS: dict[str, Callable[[Path, dict[str, Any]], Told]] = {
+    "kit": kit,
+    "torchtune's recipe": torchtune,
+    "Trainer, packed": trainer,
+    "Trainer, a document a row": lambda folder, case: trainer(folder, case, packed=False),
+}

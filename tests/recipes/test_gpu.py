@@ -1,0 +1,85 @@
+"""Trainings on a GPU, where there is one: the losses of the CPU's, up to rounding, whatever the way of running."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from study.cells import read_manifest
+from study.references import ROOT
+from tests.recipes.toy import LORA, lines, training, until
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+# Rows of several blocks of flex attention, with several documents in each.
+ROWS: dict[str, Any] = {"seq_len": 256, "tokens_per_update": 3 * 256, "epochs": 30}
+OUTSIDE = dict(os.environ)  # before the other tests' fixture, which hides all GPUs
+
+
+def start(folder: Path, gpu: bool = True) -> subprocess.Popen[bytes]:
+    code = f"from pathlib import Path; from study.run_cell import run_cell; run_cell(Path({str(folder)!r}))"
+    environment = OUTSIDE if gpu else OUTSIDE | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
+
+
+def losses(folder: Path, gpu: bool = True) -> list[float]:
+    assert start(folder, gpu).wait(300) == 0 and read_manifest(folder)
+    return [line["loss"] for line in lines(folder)]
+
+
+@pytest.fixture(scope="module")
+def on_cpu(base: Path) -> list[float]:
+    return losses(training(base, "cpu", recipe=ROWS), gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "ways", "apart"),
+    [
+        ("fp32", {}, {}, 1e-4),
+        ("fp32, two at once", {}, {"rows_per_rank": 2}, 1e-4),
+        ("checkpointed", {}, {"activation_checkpointing": True}, 1e-4),
+        ("mixed, compiled", {"dtype": "mixed"}, {"compile": True, "activation_checkpointing": True}, 0.03),
+        ("mixed, 8 bits", {"dtype": "mixed", "optimizer": "adamw_8bit"}, {}, 0.1),
+        ("bf16", {"dtype": "bf16"}, {"compile": True}, 0.1),
+    ],
+)
+def test_losses_are_those_of_the_cpu(
+    base: Path, on_cpu: list[float], name: str, recipe: dict[str, Any], ways: dict[str, Any], apart: float
+) -> None:
+    ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **ways))
+    print(f"{name}: largest difference {max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True)):.1e}")
+    assert ours == pytest.approx(on_cpu, abs=apart)
+
+
+def test_lora_learns(base: Path) -> None:
+    ours = losses(training(base, "lora", recipe=ROWS | LORA | {"dtype": "mixed"}, compile=True))
+    assert ours[-1] < ours[0] - 0.5
+
+
+def test_a_killed_training_goes_on(base: Path) -> None:
+    recipe = ROWS | {"dtype": "mixed"}
+    whole = losses(training(base, "whole", recipe=recipe))
+    killed = training(base, "killed", recipe=recipe, save_minutes=0)
+    process = start(killed)
+    saved = killed / "steps"
+    until(lambda: saved.exists() and [p for p in saved.iterdir() if p.name.isdigit()], [Alive(process)])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(lines(killed))
+    assert 0 < done < len(whole)
+    assert losses(killed) == pytest.approx(whole, abs=1e-3)
+
+
+class Alive:
+    """A process of subprocess as `until` asks for it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
