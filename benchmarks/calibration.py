@@ -95,7 +95,8 @@ def main() -> None:
     error = 100 * (0.05 * 0.95 / asked.studies) ** 0.5
     print(f"No effect, {asked.studies} studies a design ({asked.mixed} for the mixed model). A share of 5 % has a")
     print(f"standard error of {error:.1f} points ({100 * (0.05 * 0.95 / max(asked.mixed, 1)) ** 0.5:.1f} for mixed).")
-    print("Rejections, %: should be at most 5. Coverage, %: should be at least 95. (Width against two-way's.)\n")
+    print("Rejections, %: should be at most 5; permutation's are about these questions, where the arms do differ.")
+    print("Coverage, %: should be at least 95. (Width against two-way's.)\n")
     rows = []
     for questions, seeds in designs:
         shares = calibrate(seeds, questions, asked.studies, asked.resamples, min(asked.mixed, asked.studies))
