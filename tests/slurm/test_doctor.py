@@ -155,14 +155,14 @@ def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path:
             call = subprocess.Popen(
                 [sys.executable, "-c", code, str(path), str(tmp_path / "runs")], cwd=ROOT, stderr=subprocess.PIPE
             )
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not lab.jobs():
                 assert time.monotonic() < end and call.poll() is None
                 time.sleep(0.1)
             (job,) = lab.jobs()
             assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), "Slurm drops it, whatever happens"
             call.send_signal(told)
-            assert b"KeyboardInterrupt" in call.communicate(timeout=30)[1]
+            assert b"KeyboardInterrupt" in call.communicate(timeout=120)[1]
             nothing_left(lab, tmp_path / "runs")
 
 

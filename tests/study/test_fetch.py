@@ -205,8 +205,8 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     while sum(path.is_file() for path in sources.snapshot(asked).rglob("*")) < len(MODEL) - 1:
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
-    threading.Timer(0.3, hub.hold[slow].set).start()
-    assert process.communicate(timeout=20)[1].count("Traceback") == 0
+    threading.Timer(3, hub.hold[slow].set).start()  # a busy machine needs its time to hear a signal
+    assert process.communicate(timeout=60)[1].count("Traceback") == 0
     assert process.returncode == 130
     assert slow not in found(sources.locate(asked)), "it went on to the end of the file"
     assert not list((hub.home / "hf").rglob("*.incomplete"))
