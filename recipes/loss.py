@@ -70,9 +70,9 @@ def _nats_and_slope(
     """The summed cross-entropy of fp32 logits [n, v], and its derivative by them in `dtype`."""
     trained = (labels != IGNORE)[:, None]
     label = labels.clamp(min=0)[:, None]
-    total = logits.logsumexp(1, keepdim=True)
-    nats = (total - logits.gather(1, label)) * trained
-    slope = (logits - total).exp_().mul_(trained).to(dtype)
+    log_shares = logits.log_softmax(1)
+    nats = -log_shares.gather(1, label) * trained
+    slope = log_shares.exp_().mul_(trained).to(dtype)
     return nats.sum(), slope.scatter_(1, label, (-nats).expm1().to(dtype))  # 0 too where untrained
 
 

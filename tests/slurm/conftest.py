@@ -112,4 +112,4 @@ def lab(session_lab: Lab) -> Iterator[Lab]:
     yield session_lab
     if running := session_lab.jobs():
         subprocess.run(["scancel", "--quiet", *running])
-        session_lab.wait(30)
+        session_lab.wait()

@@ -31,7 +31,7 @@ def finished(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     started = time.monotonic()
     facts = kit.done("submit", *ONE_DOSE)
     assert facts["submitted"] == facts["cells"] == 12
-    session_lab.wait(400)
+    session_lab.wait()
     print(f"the small study on the cluster: {time.monotonic() - started:.0f} s")
     return kit
 
@@ -75,7 +75,7 @@ def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(finis
     before = manifests(kit)
     facts = kit.done("submit", *ONE_DOSE)
     assert [(job["stage"], job["tasks"]) for job in facts["jobs"]] == [("judge", 2), ("analysis", 1)]
-    lab.wait(60)
+    lab.wait()
     assert len(manifests(kit)) == len(before) + 1, "one judge is done, the other and the analysis are not"
     logs = [path.read_text() for path in kit.base.glob("judge/*/log.txt")]
     assert sum("error: " in log and "cut short" in log for log in logs) == 1
@@ -83,7 +83,7 @@ def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(finis
     samples.write_bytes(whole)
     facts = kit.done("submit", *ONE_DOSE)
     assert [(job["stage"], job["cells"]) for job in facts["jobs"]] == [("judge", 1), ("analysis", 1)]
-    lab.wait(60)
+    lab.wait()
     assert manifests(kit) == manifests(finished)
     (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (finished, kit))
     assert ours.read_bytes() == theirs.read_bytes()
@@ -102,7 +102,7 @@ def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alo
     assert kit.done("submit", *seeds)["submitted"] == 0
 
     (model,) = kit.base.glob("model/*")
-    end = time.monotonic() + 40
+    end = time.monotonic() + 300
     while "starts" not in ((model / "log.txt").read_text() if (model / "log.txt").exists() else ""):
         assert time.monotonic() < end
         time.sleep(0.2)
@@ -188,7 +188,7 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
     driver = ["sbatch", "--wait", f"--output={log}", "slurm/study.sbatch", *words, "--json"]
     subprocess.run(driver, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"PYTHON": sys.executable})
     assert json.loads(log.read_text())["submitted"] == left > 0
-    lab.wait(120)
+    lab.wait()
     assert manifests(kit) == manifests(finished)
     (ours,), (theirs,) = ([*k.base.glob("midtrain/*animal*")] for k in (kit, finished))
     assert list(kit.base.glob("slurm/jobs/*_1_log.out")), "a second rank"
@@ -206,7 +206,7 @@ def test_slurm_waits_as_the_plan_assumes(lab: Lab) -> None:
     first = lab.ask(*sbatch, "--array=0-1", "--wrap=sleep $((SLURM_ARRAY_TASK_ID * 4))").strip()
     second = lab.ask(*sbatch, "--array=0-3", f"--dependency=aftercorr:{first}", "--wrap=sleep 0.5").strip()
     order: list[set[str]] = []
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while jobs := lab.jobs():
         assert time.monotonic() < end
         order.append({job for job in jobs if job.startswith(second)})

@@ -64,7 +64,7 @@ class Submitted:
     def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:
         return look(self.cells, self.base, "s.yaml", ends)
 
-    def until(self, expected: dict[str, str], seconds: float = 60) -> dict[str, dict[str, Any]]:
+    def until(self, expected: dict[str, str], seconds: float = 300) -> dict[str, dict[str, Any]]:
         """Rows by cell, once they are in these states."""
         end = time.monotonic() + seconds
         while True:
@@ -82,7 +82,7 @@ def study(tmp_path: Path) -> Submitted:
     return Submitted(tmp_path)
 
 
-def wait(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -47,7 +47,7 @@ FIRST, SECOND = training(0), training(1)
 BEHIND = Cell("midtrain", "behind", {"recipe": toy.RECIPE}, {"start": FIRST, "documents": toy.DOCUMENTS}, SAVES)
 
 
-def until(condition: Callable[[], Any], seconds: float = 90) -> None:
+def until(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, subprocess.run(["squeue", "--array"], capture_output=True, text=True).stdout
@@ -184,8 +184,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     until(lambda: of("node", "Restarts") == "1")
     note("the node is down")
     subprocess.run([lab, "heal", broken], check=True)
-    until(look, 150)
-    session_lab.wait(60)
+    until(look)
+    session_lab.wait()
     note("all is over")
     return studies
 
