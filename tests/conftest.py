@@ -1,7 +1,11 @@
 """Which tests share a process when pytest-xdist spreads them over several (`make test`), and what they may leave."""
 
+import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,6 +21,26 @@ def _environment() -> Iterator[None]:
     """A file's tests leave no trace there: vLLM and the cells, whose process is their own, set what they need."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(scope="session")
+def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs and results of tests/small/small.yaml, which ran here without interruption.
+
+    Made once for all processes of pytest-xdist, by the first that wants it; nobody changes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "one-machine"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "ran").exists():
+            root = Path(__file__).parents[1]
+            words = ["run", str(root / "tests/small/small.yaml"), "--runs", str(folder / "runs")]
+            result = subprocess.run([sys.executable, "-m", "study", *words], cwd=root, capture_output=True, text=True)
+            assert result.returncode == 0, result.stdout + result.stderr
+            (folder / "ran").touch()
+    return folder
 
 
 def _group(nodeid: str) -> str:

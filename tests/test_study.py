@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -24,7 +25,8 @@ from tests.eval.test_judge import serve
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "tests/small/small.yaml"
-KILLS = 10
+# When the engine is killed: after a cell of this stage has started.
+KILLS = ["model", "documents", "midtrain", "midtrain", "sft", "generate", "likelihood", "judge", "judge", "analysis"]
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Place:
     folder: Path
 
     def command(self, command: str, *more: str) -> list[str]:
+        # One process at a time: others test beside this one, and each process imports vLLM or Inspect for seconds.
+        more = (*more, "--jobs", "1") if command == "run" and "--jobs" not in more else more
         return [sys.executable, "-m", "study", command, str(SMALL), "--runs", str(self.folder / "runs"), *more]
 
     def study(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -48,18 +52,20 @@ class Place:
         """Of finished cells. Not rglob: it fails when a folder vanishes that a running cell was working in."""
         return sorted((self.folder / "runs").glob("*/*/*/manifest.json"))
 
+    def begun(self, stage: str) -> int:
+        """How often a cell of the stage has started."""
+        logs = (self.folder / "runs").glob(f"*/{stage}/*/log.txt")
+        return sum(path.read_text(errors="replace").count(" starts (") for path in logs)
+
     def scores(self) -> dict[tuple[str, str, int], float]:
         rows = json.loads((self.results / "results.json").read_text())["scores"]
         return {(r["benchmark"], r["arm"], r["dose"]): r["score"] for r in rows}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
+@pytest.fixture
+def finished(one_machine: Path) -> Place:
     """A study that ran without interruption."""
-    place = Place(tmp_path_factory.mktemp("finished"))
-    result = place.study("run")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return place
+    return Place(one_machine)
 
 
 def test_it_ends_with_the_headline_and_says_where_things_are(finished: Place) -> None:
@@ -118,14 +124,15 @@ def test_a_second_run_does_no_work(finished: Place) -> None:
 
 
 def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, tmp_path: Path) -> None:
-    """SIGKILL to the engine at ten moments spread over the study; its children must die with it."""
+    """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it."""
     place = Place(tmp_path)
     clock = random.Random(0)
-    total = len(finished.manifests)
     interrupted = 0
-    for kill in range(KILLS):
-        engine = subprocess.Popen(place.command("run"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(place.manifests) < kill * total // KILLS and engine.poll() is None:
+    for kill, stage in enumerate(KILLS):
+        command = place.command("run", "--jobs", str(2 - kill % 2))
+        begun = place.begun(stage)
+        engine = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while place.begun(stage) == begun and engine.poll() is None:
             time.sleep(0.05)
         time.sleep(clock.uniform(0, 3))
         interrupted += engine.poll() is None
@@ -133,7 +140,8 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, 
         engine.wait()
         _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=20)
         assert not alive, "a cell outlived its engine"
-    assert interrupted >= KILLS - 1
+    assert interrupted >= len(KILLS) - 1
+    assert all(place.begun(stage) for stage in KILLS)
     before = {path: path.read_bytes() for path in place.manifests}
     result = place.study("run")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -228,6 +236,10 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
+    # As many tries as ever, but not a minute of waits between them.
+    (tmp_path / "hasty").mkdir()
+    (tmp_path / "hasty/sitecustomize.py").write_text("import study.caller\nstudy.caller.BACKOFF_MOST = 0.5\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "hasty")]))
     place = Place(tmp_path)
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
@@ -255,6 +267,8 @@ def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Pat
         "benchmarks.ahb.max_tokens": 8,
         "engine.max_model_len": 2048,
         "sft.doses": [0],
+        "arms": "{animal: {start: base, midtrain: animal}}",
+        "contrasts": [],
     }
     result = place.study("run", *(word for key, value in changes.items() for word in ("--set", f"{key}={value}")))
     assert result.returncode == 0, result.stdout + result.stderr
