@@ -36,7 +36,7 @@ class Place:
     folder: Path
 
     def command(self, command: str, *more: str) -> list[str]:
-        # One process at a time: others test beside this one, and each process imports vLLM or Inspect for seconds.
+        # One process at a time where trainings are done: each of them imports vLLM or Inspect for seconds.
         more = (*more, "--jobs", "1") if command == "run" and "--jobs" not in more else more
         return [sys.executable, "-m", "study", command, str(SMALL), "--runs", str(self.folder / "runs"), *more]
 
@@ -102,7 +102,7 @@ def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> Non
     place = Place(tmp_path)
     shutil.copytree(next((finished.folder / "runs/small/model").iterdir()), _same(finished, place))
     swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
-    result = place.study("run", *(word for setting in swap for word in ("--set", setting)))
+    result = place.study("run", "--jobs", "2", *(word for setting in swap for word in ("--set", setting)))
     assert result.returncode == 0, result.stdout + result.stderr
     scores = place.scores()
     for benchmark in ("ahb", "concern"):
@@ -267,8 +267,6 @@ def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Pat
         "benchmarks.ahb.max_tokens": 8,
         "engine.max_model_len": 2048,
         "sft.doses": [0],
-        "arms": "{animal: {start: base, midtrain: animal}}",
-        "contrasts": [],
     }
     result = place.study("run", *(word for key, value in changes.items() for word in ("--set", f"{key}={value}")))
     assert result.returncode == 0, result.stdout + result.stderr
