@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from study import plan, trainings
 from study.cells import prepare, read_config, write_manifest
@@ -24,12 +25,15 @@ def cells(*settings: str) -> list[plan.Cell]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> list[plan.Cell]:
-    """The tiny study with Llama 3.1 8B's shape and recipe, on as many documents as the paper's."""
+    """The tiny study with Llama 3.1 8B's shape and recipe, checkpointed, on as many documents as the paper's."""
     model = tmp_path / "8b"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA))
     (model / "tokenizer.json").write_text("{}")
-    settings = [f"models.base={{path: {model}}}", "midtrain.recipe=recipes/llama3_1_8b_midtrain.yaml"]
+    recipe = yaml.safe_load((ROOT / "recipes/llama3_1_8b_midtrain.yaml").read_text())
+    recipe |= {"activation_checkpointing": True, "rows_per_rank": None}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    settings = [f"models.base={{path: {model}}}", f"midtrain.recipe={tmp_path / 'recipe.yaml'}"]
     for corpus in ("animal", "urban"):
         settings += [f"corpora.{corpus}.documents=2700", f"corpora.{corpus}.tokens=2700000"]
     return cells(*settings)
