@@ -76,7 +76,6 @@ def child(name: str, folder: Path, case: dict[str, Any], limit: float | None = N
 
 def figures(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
     """What a child tells of itself."""
-    began = time.perf_counter()
     told = CONTENDERS[name](folder, case)
     import torch
 
@@ -84,7 +83,6 @@ def figures(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
 
     rate = median(tokens / seconds for tokens, seconds in told[FIRST:] or told)
     found = {"tokens_per_second": rate, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
-    found["seconds"] = time.perf_counter() - began
     if torch.cuda.is_available() and case["dtype"] != "fp32":
         with torch.device("meta"):
             model = build(json.loads((folder / "start/model/config.json").read_text()), recipe(case)[0]["lora"])

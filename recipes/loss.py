@@ -29,7 +29,7 @@ def summed_loss(model: TransformerDecoder, batch: dict[str, torch.Tensor]) -> to
 
 
 class _InChunks(torch.autograd.Function):
-    """As torch.nn.functional.linear_cross_entropy, but the loss of bf16 states is fp32, and a GPU runs one kernel."""
+    """As torch.nn.functional.linear_cross_entropy, but the loss of bf16 states is fp32, and it is compiled on a GPU."""
 
     @staticmethod
     def forward(
@@ -38,7 +38,7 @@ class _InChunks(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         ctx.hidden = torch.empty_like(hidden) if to_hidden else None
         ctx.weight = torch.zeros_like(weight) if to_weight else None
-        # Eager, each step of it is a pass over the logits; on a GPU one kernel does them all.
+        # Eager, each step of it is a pass over the logits; compiled, they share a few.
         measure = _compiled if hidden.is_cuda else _nats_and_slope
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)

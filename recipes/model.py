@@ -167,7 +167,7 @@ def shard(model: TransformerDecoder, recipe: dict[str, Any], sharding: str, rank
 
 def forget_copies(model: TransformerDecoder) -> None:
     """Give up what FSDP2 holds beside this rank's shards; to be called before the weights change or are saved."""
-    for part in model.modules():
+    for part in (*model.layers, model):
         if isinstance(part, FSDPModule):
             part.reshard()
 

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# The longest first, so that neither process ends long before the other.
+# The longest first, so that no process ends long before the others.
 _FIRST = ("tests/slurm", "tests/test_study.py", "tests/recipes")
 
 

@@ -138,7 +138,7 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, 
         interrupted += engine.poll() is None
         engine.send_signal(signal.SIGKILL)
         engine.wait()
-        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=20)
+        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=5)
         assert not alive, "a cell outlived its engine"
     assert interrupted >= len(KILLS) - 1
     assert all(place.begun(stage) for stage in KILLS)
@@ -243,7 +243,7 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     place = Place(tmp_path)
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
-    result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone", "--set", "sft.doses=[0]")
+    result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone")
     assert result.returncode == 1
     assert "no answer (" in result.stderr and "endpoint http://127.0.0.1:9/v1, model 'm'" in result.stderr
     assert "same command again" in result.stderr

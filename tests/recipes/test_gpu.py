@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from recipes import steps
 from study.cells import read_manifest
 from study.references import ROOT
 from tests.recipes.toy import LORA, lines, training, until
@@ -66,8 +67,7 @@ def test_a_killed_training_goes_on(base: Path) -> None:
     whole = losses(training(base, "whole", recipe=recipe))
     killed = training(base, "killed", recipe=recipe, save_minutes=0)
     process = start(killed)
-    saved = killed / "steps"
-    until(lambda: saved.exists() and [p for p in saved.iterdir() if p.name.isdigit()], [Alive(process)])
+    until(lambda: steps.complete(killed / "steps"), [Alive(process)])
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(lines(killed))
