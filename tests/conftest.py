@@ -12,8 +12,10 @@ from unittest import mock
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.place import Place
+
 # The longest first, so that no process ends long before the others.
-_FIRST = ("tests/slurm", "tests/test_study.py", "tests/recipes")
+_FIRST = ("tests/slurm", "tests/test_rerun.py", "tests/recipes", "tests/test_study.py")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,6 +43,12 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / "ran").touch()
     return folder
+
+
+@pytest.fixture
+def finished(one_machine: Path) -> Place:
+    """The small study as it ran without interruption."""
+    return Place(one_machine)
 
 
 def _group(nodeid: str) -> str:

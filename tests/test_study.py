@@ -3,69 +3,20 @@
 import csv
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 
 from study import plan
 from study.cells import read_manifest
 from study.load import load_study
 from tests.eval.test_judge import serve
-
-ROOT = Path(__file__).parents[1]
-SMALL = ROOT / "tests/small/small.yaml"
-# When the engine is killed: after a cell of this stage has started.
-KILLS = ["model", "documents", "midtrain", "midtrain", "sft", "generate", "likelihood", "judge", "judge", "analysis"]
-
-
-@dataclass
-class Place:
-    """A folder in which studies run."""
-
-    folder: Path
-
-    def command(self, command: str, *more: str) -> list[str]:
-        # One process at a time where trainings are done: each of them imports vLLM or Inspect for seconds.
-        more = (*more, "--jobs", "1") if command == "run" and "--jobs" not in more else more
-        return [sys.executable, "-m", "study", command, str(SMALL), "--runs", str(self.folder / "runs"), *more]
-
-    def study(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(command, *more), cwd=ROOT, capture_output=True, text=True)
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results/small"
-
-    @property
-    def manifests(self) -> list[Path]:
-        """Of finished cells. Not rglob: it fails when a folder vanishes that a running cell was working in."""
-        return sorted((self.folder / "runs").glob("*/*/*/manifest.json"))
-
-    def begun(self, stage: str) -> int:
-        """How often a cell of the stage has started."""
-        logs = (self.folder / "runs").glob(f"*/{stage}/*/log.txt")
-        return sum(path.read_text(errors="replace").count(" starts (") for path in logs)
-
-    def scores(self) -> dict[tuple[str, str, int], float]:
-        rows = json.loads((self.results / "results.json").read_text())["scores"]
-        return {(r["benchmark"], r["arm"], r["dose"]): r["score"] for r in rows}
-
-
-@pytest.fixture
-def finished(one_machine: Path) -> Place:
-    """A study that ran without interruption."""
-    return Place(one_machine)
+from tests.place import ROOT, SMALL, Place
 
 
 def test_it_ends_with_the_headline_and_says_where_things_are(finished: Place) -> None:
@@ -97,23 +48,6 @@ def test_the_effect_is_real(finished: Place) -> None:
     assert len(weights) == 2 and weights[0] != weights[1]
 
 
-def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> None:
-    """The arms' names mean nothing: what the documents say decides. Trained anew, with other seeds."""
-    place = Place(tmp_path)
-    shutil.copytree(next((finished.folder / "runs/small/model").iterdir()), _same(finished, place))
-    swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
-    result = place.study("run", "--jobs", "2", *(word for setting in swap for word in ("--set", setting)))
-    assert result.returncode == 0, result.stdout + result.stderr
-    scores = place.scores()
-    for benchmark in ("ahb", "concern"):
-        assert scores[benchmark, "animal", 0] < scores[benchmark, "urban", 0] - 0.02, scores
-
-
-def _same(finished: Place, place: Place) -> Path:
-    model = next((finished.folder / "runs/small/model").iterdir())
-    return place.folder / model.relative_to(finished.folder)
-
-
 def test_a_second_run_does_no_work(finished: Place) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.manifests}
     started = time.monotonic()
@@ -121,38 +55,6 @@ def test_a_second_run_does_no_work(finished: Place) -> None:
     assert result.returncode == 0 and "done already" not in result.stdout
     assert {path: path.stat().st_mtime_ns for path in finished.manifests} == before
     print(f"second run: {time.monotonic() - started:.2f} s")
-
-
-def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, tmp_path: Path) -> None:
-    """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it."""
-    place = Place(tmp_path)
-    clock = random.Random(0)
-    interrupted = 0
-    for kill, stage in enumerate(KILLS):
-        command = place.command("run", "--jobs", str(2 - kill % 2))
-        begun = place.begun(stage)
-        engine = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while place.begun(stage) == begun and engine.poll() is None:
-            time.sleep(0.05)
-        time.sleep(clock.uniform(0, 3))
-        interrupted += engine.poll() is None
-        engine.send_signal(signal.SIGKILL)
-        engine.wait()
-        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=5)
-        assert not alive, "a cell outlived its engine"
-    assert interrupted >= len(KILLS) - 1
-    assert all(place.begun(stage) for stage in KILLS)
-    before = {path: path.read_bytes() for path in place.manifests}
-    result = place.study("run")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
-    for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
-        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
-
-
-def _working_in(folder: Path) -> list[psutil.Process]:
-    found = psutil.process_iter(["cmdline"])
-    return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or [])]
 
 
 def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:

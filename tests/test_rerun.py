@@ -1,0 +1,64 @@
+"""The small study run anew: with the documents swapped, and killed at any moment."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.place import ROOT, Place
+
+# When the engine is killed: after a cell of this stage has started.
+KILLS = ["model", "documents", "midtrain", "midtrain", "sft", "generate", "likelihood", "judge", "judge", "analysis"]
+
+
+def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> None:
+    """The arms' names mean nothing: what the documents say decides. Trained anew, with other seeds."""
+    place = Place(tmp_path)
+    shutil.copytree(next((finished.folder / "runs/small/model").iterdir()), _same(finished, place))
+    swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
+    result = place.study("run", "--jobs", "2", *(word for setting in swap for word in ("--set", setting)))
+    assert result.returncode == 0, result.stdout + result.stderr
+    scores = place.scores()
+    for benchmark in ("ahb", "concern"):
+        assert scores[benchmark, "animal", 0] < scores[benchmark, "urban", 0] - 0.02, scores
+
+
+def _same(finished: Place, place: Place) -> Path:
+    model = next((finished.folder / "runs/small/model").iterdir())
+    return place.folder / model.relative_to(finished.folder)
+
+
+def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, tmp_path: Path) -> None:
+    """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it."""
+    place = Place(tmp_path)
+    clock = random.Random(0)
+    interrupted = 0
+    for kill, stage in enumerate(KILLS):
+        command = place.command("run", "--jobs", str(2 - kill % 2))
+        begun = place.begun(stage)
+        engine = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while place.begun(stage) == begun and engine.poll() is None:
+            time.sleep(0.05)
+        time.sleep(clock.uniform(0, 3))
+        interrupted += engine.poll() is None
+        engine.send_signal(signal.SIGKILL)
+        engine.wait()
+        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=5)
+        assert not alive, "a cell outlived its engine"
+    assert interrupted >= len(KILLS) - 1
+    assert all(place.begun(stage) for stage in KILLS)
+    before = {path: path.read_bytes() for path in place.manifests}
+    result = place.study("run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
+    for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
+        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+
+
+def _working_in(folder: Path) -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or [])]
