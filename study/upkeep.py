@@ -62,6 +62,8 @@ def prune(args: argparse.Namespace) -> int:
     study, base = load(args)
     cells = planning.in_order(planning.analysis(study))
     rows = pruning.plan(cells, base)
+    if not rows and not args.json:
+        raise UserError(f"{base}: nothing is there yet; python -m study run {typed(args)}")
     left = pruning.prune(rows, cells, base, args.others) if args.delete else []
     totals = pruning.total(rows, args.others)
     if args.json:

@@ -40,6 +40,11 @@ def test_a_preview_shows_documents_and_does_nothing_else(tmp_path: Path) -> None
     assert [path.parents[1].name for path in place.manifests] == ["documents"] and not place.results.exists()
 
 
+def test_a_study_not_begun_has_nothing_to_prune(tmp_path: Path) -> None:
+    result = Place(tmp_path).study("prune")
+    assert result.returncode == 2 and "nothing is there yet" in result.stderr and not result.stdout
+
+
 def test_the_effect_is_real(finished: Place) -> None:
     scores = finished.scores()
     for benchmark in ("ahb", "concern"):
