@@ -153,16 +153,18 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Told:
     return [(case["rows"] * case["seq_len"] * real, b - a) for a, b in pairwise(moments)]
 
 
-def trainer(folder: Path, case: dict[str, Any], packed: bool = True) -> Told:
-    """transformers' Trainer: on the kit's rows, without a mask between documents; or a document a row, padded."""
+def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: bool = False) -> Told:
+    """transformers' Trainer: on the kit's rows, `masked` or not between documents; or a document a row, padded."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     rows = rows_of(folder, case)
     if packed:
-        tokens = rows.batch(np.arange(case["updates"] * case["rows"]))["tokens"]
-        data = [{"input_ids": row, "labels": row} for row in tokens]
+        batch = rows.batch(np.arange(case["updates"] * case["rows"]))
+        # transformers tells documents apart where positions begin anew, if no attention mask is given.
+        positions = [{"position_ids": row} if masked else {} for row in batch["input_pos"]]
+        data = [{"input_ids": row, "labels": row, **p} for row, p in zip(batch["tokens"], positions, strict=True)]
     else:
         begins = [0, *rows.ends[:-1]]
         texts = [torch.from_numpy(rows.tokens[b:e].astype(np.int64)) for b, e in zip(begins, rows.ends, strict=True)]
@@ -173,6 +175,8 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True) -> Told:
         ids = pad([row["input_ids"] for row in batch], batch_first=True, padding_value=rows.pad)
         labels = pad([row["labels"] for row in batch], batch_first=True, padding_value=-100)
         useful.append(sum(len(row["labels"]) for row in batch))
+        if masked:
+            return {"input_ids": ids, "labels": labels, "position_ids": torch.stack([r["position_ids"] for r in batch])}
         return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
 
     class Clock(TrainerCallback):
@@ -202,6 +206,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True) -> Told:
     )
     dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "start/model", dtype=dtype)
+    model.config.use_cache = False  # with a cache it would not tell documents apart
     Trainer(model, arguments, data_collator=together, train_dataset=data, callbacks=[Clock()]).train()
     each = case["rows"] // at_once
     tokens = [sum(useful[i * each : (i + 1) * each]) for i in range(len(moments))]
@@ -211,6 +216,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True) -> Told:
 CONTENDERS: dict[str, Callable[[Path, dict[str, Any]], Told]] = {
     "kit": kit,
     "torchtune's recipe": torchtune,
-    "Trainer, packed": trainer,
+    "Trainer, packed": lambda folder, case: trainer(folder, case, masked=True),
+    "Trainer, packed, documents see each other": trainer,
     "Trainer, a document a row": lambda folder, case: trainer(folder, case, packed=False),
 }
