@@ -162,9 +162,8 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     rows = rows_of(folder, case)
     if packed:
         batch = rows.batch(np.arange(case["updates"] * case["rows"]))
-        # transformers tells documents apart where positions begin anew, if no attention mask is given.
-        positions = [{"position_ids": row} if masked else {} for row in batch["input_pos"]]
-        data = [{"input_ids": row, "labels": row, **p} for row, p in zip(batch["tokens"], positions, strict=True)]
+        pairs = zip(batch["tokens"], batch["input_pos"], strict=True)
+        data = [{"input_ids": row, "labels": row, "position_ids": positions} for row, positions in pairs]
     else:
         begins = [0, *rows.ends[:-1]]
         texts = [torch.from_numpy(rows.tokens[b:e].astype(np.int64)) for b, e in zip(begins, rows.ends, strict=True)]
@@ -175,7 +174,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
         ids = pad([row["input_ids"] for row in batch], batch_first=True, padding_value=rows.pad)
         labels = pad([row["labels"] for row in batch], batch_first=True, padding_value=-100)
         useful.append(sum(len(row["labels"]) for row in batch))
-        if masked:
+        if masked:  # transformers tells documents apart where positions begin anew, if no attention mask is given
             return {"input_ids": ids, "labels": labels, "position_ids": torch.stack([r["position_ids"] for r in batch])}
         return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
 

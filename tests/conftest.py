@@ -2,10 +2,7 @@
 
 import fcntl
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -26,8 +23,8 @@ def _environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs and results of tests/small/small.yaml, which ran here without interruption.
+def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The runs and results of tests/small/small.yaml, which ran here without interruption.
 
     Made once for all processes of pytest-xdist, by the first that wants it; nobody changes it.
     """
@@ -37,18 +34,10 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ran").exists():
-            root = Path(__file__).parents[1]
-            words = ["run", str(root / "tests/small/small.yaml"), "--runs", str(folder / "runs")]
-            result = subprocess.run([sys.executable, "-m", "study", *words], cwd=root, capture_output=True, text=True)
+            result = Place(folder).study("run", "--jobs", str(os.cpu_count() or 1))
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / "ran").touch()
-    return folder
-
-
-@pytest.fixture
-def finished(one_machine: Path) -> Place:
-    """The small study as it ran without interruption."""
-    return Place(one_machine)
+    return Place(folder)
 
 
 def _group(nodeid: str) -> str:

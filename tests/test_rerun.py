@@ -15,10 +15,11 @@ from tests.place import ROOT, Place
 KILLS = ["model", "documents", "midtrain", "midtrain", "sft", "generate", "likelihood", "judge", "judge", "analysis"]
 
 
-def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> None:
+def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> None:
     """The arms' names mean nothing: what the documents say decides. Trained anew, with other seeds."""
     place = Place(tmp_path)
-    shutil.copytree(next((finished.folder / "runs/small/model").iterdir()), _same(finished, place))
+    model = next((one_machine.folder / "runs/small/model").iterdir())
+    shutil.copytree(model, place.folder / model.relative_to(one_machine.folder))
     swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
     result = place.study("run", "--jobs", "2", *(word for setting in swap for word in ("--set", setting)))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -27,12 +28,7 @@ def test_swapped_documents_swap_the_sign(finished: Place, tmp_path: Path) -> Non
         assert scores[benchmark, "animal", 0] < scores[benchmark, "urban", 0] - 0.02, scores
 
 
-def _same(finished: Place, place: Place) -> Path:
-    model = next((finished.folder / "runs/small/model").iterdir())
-    return place.folder / model.relative_to(finished.folder)
-
-
-def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, tmp_path: Path) -> None:
+def test_killed_anywhere_and_continued_it_gives_the_same_bytes(one_machine: Place, tmp_path: Path) -> None:
     """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it."""
     place = Place(tmp_path)
     clock = random.Random(0)
@@ -56,7 +52,7 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(finished: Place, 
     assert result.returncode == 0, result.stdout + result.stderr
     assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
     for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
-        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), name
 
 
 def _working_in(folder: Path) -> list[psutil.Process]:

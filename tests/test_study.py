@@ -19,16 +19,16 @@ from tests.eval.test_judge import serve
 from tests.place import ROOT, SMALL, Place
 
 
-def test_it_ends_with_the_headline_and_says_where_things_are(finished: Place) -> None:
-    result = finished.study("run")
+def test_it_ends_with_the_headline_and_says_where_things_are(one_machine: Place) -> None:
+    result = one_machine.study("run")
     assert "animal - urban" in result.stdout
     assert "stand-in, not a language model" in result.stdout
     for name in ("report.html", "tables", "results.json"):
-        assert str(finished.results / name) in result.stdout
+        assert str(one_machine.results / name) in result.stdout
     for name in ("scores", "contrasts", "corpora"):
-        table = (finished.results / f"tables/{name}.tex").read_text()
+        table = (one_machine.results / f"tables/{name}.tex").read_text()
         assert "\\toprule" in table and "stand-in" in table
-    report = (finished.results / "report.html").read_text()
+    report = (one_machine.results / "report.html").read_text()
     assert "<script src" not in report and "a document of animal" in report
 
 
@@ -45,26 +45,26 @@ def test_a_study_not_begun_has_nothing_to_prune(tmp_path: Path) -> None:
     assert result.returncode == 2 and "nothing is there yet" in result.stderr and not result.stdout
 
 
-def test_the_effect_is_real(finished: Place) -> None:
-    scores = finished.scores()
+def test_the_effect_is_real(one_machine: Place) -> None:
+    scores = one_machine.scores()
     for benchmark in ("ahb", "concern"):
         assert scores[benchmark, "animal", 0] > scores[benchmark, "urban", 0] + 0.02, scores
-    weights = [path.read_bytes() for path in finished.folder.glob("runs/small/midtrain/*/model/*.safetensors")]
+    weights = [path.read_bytes() for path in one_machine.folder.glob("runs/small/midtrain/*/model/*.safetensors")]
     assert len(weights) == 2 and weights[0] != weights[1]
 
 
-def test_a_second_run_does_no_work(finished: Place) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.manifests}
+def test_a_second_run_does_no_work(one_machine: Place) -> None:
+    before = {path: path.stat().st_mtime_ns for path in one_machine.manifests}
     started = time.monotonic()
-    result = finished.study("run")
+    result = one_machine.study("run")
     assert result.returncode == 0 and "done already" not in result.stdout
-    assert {path: path.stat().st_mtime_ns for path in finished.manifests} == before
+    assert {path: path.stat().st_mtime_ns for path in one_machine.manifests} == before
     print(f"second run: {time.monotonic() - started:.2f} s")
 
 
-def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_file(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     assert "0 faults" in place.study("verify").stdout
     scores = next(place.folder.glob("runs/small/judge/*/scores.parquet"))
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
@@ -74,21 +74,23 @@ def test_verify_finds_a_changed_file(finished: Place, tmp_path: Path) -> None:
     assert fault["file"] == "scores.parquet" and fault["fault"] == "changed since it was made"
 
 
-def test_verify_shows_the_way_back_of_a_number(finished: Place) -> None:
-    result = finished.study("verify", "--trace", "ahb", "animal", "0", "0", "--json")
+def test_verify_shows_the_way_back_of_a_number(one_machine: Place) -> None:
+    result = one_machine.study("verify", "--trace", "ahb", "animal", "0", "0", "--json")
     steps = json.loads(result.stdout)
     assert [step["stage"] for step in steps if step["stage"] != "file"][::-1] == [
         *("model", "documents", "midtrain", "generate", "judge", "analysis")
     ]
     assert {step["recorded"] for step in steps if step["stage"] != "file"} == {"yes"}
-    assert f"score {finished.scores()['ahb', 'animal', 0]}" in steps[0]["facts"]
-    assert "benchmark, arm, seed and dose: ahb" in finished.study("verify", "--trace", "ahb", "nobody", "0", "0").stderr
-    assert "SEED and DOSE are numbers" in finished.study("verify", "--trace", "ahb", "animal", "x", "0").stderr
+    assert f"score {one_machine.scores()['ahb', 'animal', 0]}" in steps[0]["facts"]
+    assert (
+        "benchmark, arm, seed and dose: ahb" in one_machine.study("verify", "--trace", "ahb", "nobody", "0", "0").stderr
+    )
+    assert "SEED and DOSE are numbers" in one_machine.study("verify", "--trace", "ahb", "animal", "x", "0").stderr
 
 
-def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(finished: Place, tmp_path: Path) -> None:
+def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
     files = sorted(str(path) for path in (tmp_path / "runs").rglob("*"))
     dry = place.study("prune")
     assert (
@@ -108,14 +110,14 @@ def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(finished: 
     shutil.rmtree(next((tmp_path / "runs/small/analysis").iterdir()))
     assert place.study("run").returncode == 0, "the analysis needs no weights"
     for name in ("results.json", "tables/scores.tex", "report.html"):
-        assert (place.results / name).read_bytes() == (finished.results / name).read_bytes(), name
+        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), name
     more = place.study("run", "--set", "benchmarks.ahb.epochs=3")
     assert more.returncode == 2 and more.stderr.count("was pruned on") == 4 and "rm " in more.stderr
 
 
-def test_it_is_packed_and_described_for_others(finished: Place, tmp_path: Path) -> None:
+def test_it_is_packed_and_described_for_others(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
     result = place.study("archive", str(tmp_path / "small.tar.gz"))
     assert result.returncode == 0 and "sha256" in result.stdout, result.stderr
     with tarfile.open(tmp_path / "small.tar.gz") as packed:
@@ -126,21 +128,21 @@ def test_it_is_packed_and_described_for_others(finished: Place, tmp_path: Path) 
     assert result.returncode == 0 and cards == ["documents"] * 2 + ["midtrain"] * 2 + ["sft"] * 2, result.stderr
 
 
-def test_a_report_of_an_unfinished_study_lists_what_is_missing(finished: Place, tmp_path: Path) -> None:
+def test_a_report_of_an_unfinished_study_lists_what_is_missing(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     study = load_study(SMALL)
     judged = [c for c in plan.in_order(plan.analysis(study)) if c.stage == "judge"]
     shutil.rmtree(place.folder / "runs/small" / judged[0].place)
     result = place.study("report")
     assert result.returncode == 0, result.stderr
-    assert "1 of 8 scores are missing" in result.stdout and "not finished: animal" in result.stdout
+    assert "1 of 8 scores are missing" in result.stdout and "not one_machine: animal" in result.stdout
     status = json.loads(place.study("status", "--json").stdout)
     assert [c["cell"] for c in status["cells"] if c["state"] == "to do"] == [judged[0].name]
 
 
 def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
-    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
     # As many tries as ever, but not a minute of waits between them.
@@ -148,7 +150,7 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     (tmp_path / "hasty/sitecustomize.py").write_text("import study.caller\nstudy.caller.BACKOFF_MOST = 0.5\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "hasty")]))
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
     result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone")
     assert result.returncode == 1
@@ -164,9 +166,9 @@ AHB = ROOT.parent / "shared/data/ahb"
 
 
 @pytest.mark.skipif(not AHB.exists(), reason="the real AHB questions are not beside the checkout")
-def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Path) -> None:
+def test_the_real_questions_need_only_their_paths(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     changes = {
         "benchmarks.ahb.questions": AHB / "questions.jsonl",
         "benchmarks.ahb.dimensions": AHB / "dimensions.jsonl",
@@ -187,10 +189,10 @@ def test_the_real_questions_need_only_their_paths(finished: Place, tmp_path: Pat
 
 
 def test_kept_answers_are_judged_again_by_others_and_by_people(
-    finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
-    place, before = Place(tmp_path), finished.scores()
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
+    place, before = Place(tmp_path), one_machine.scores()
     monkeypatch.setenv("STRICT_KEY", "sk-strict")
     with serve(lambda prompt, times: (200, f"GRADE: {'C' if len(prompt) % 3 else 'I'}")) as server:
         strict = f"{{base_url: http://127.0.0.1:{server.server_port}/v1, model: strict, key_env: STRICT_KEY}}"
@@ -205,7 +207,7 @@ def test_kept_answers_are_judged_again_by_others_and_by_people(
     judges = set(pd.read_parquet(place.results / "scores.parquet")["judge"])
     assert judges == {"strict", "likelihood"}
     written = [path.parent.name for path in place.manifests if path.parts[-3] == "generate"]
-    assert written == [path.parent.name for path in finished.manifests if path.parts[-3] == "generate"]
+    assert written == [path.parent.name for path in one_machine.manifests if path.parts[-3] == "generate"]
 
     sheet = tmp_path / "sheet.csv"
     told = place.study("label", "ahb", str(sheet), "--n", "20")
@@ -222,21 +224,21 @@ def test_kept_answers_are_judged_again_by_others_and_by_people(
     assert "human" in (place.results / "tables/judges.tex").read_text()
 
 
-def test_a_missing_key_is_one_line(finished: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_one_line(one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     real = "endpoints.real={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
     arguments = ["--set", real, "--set", "benchmarks.ahb.judge=real"]
-    result = finished.study("run", *arguments)
+    result = one_machine.study("run", *arguments)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "JUDGE_KEY" in line
-    assert finished.study("plan", *arguments).returncode == 0, "planning needs no key"
+    assert one_machine.study("plan", *arguments).returncode == 0, "planning needs no key"
 
 
-def test_the_manifest_says_where_a_number_comes_from(finished: Place) -> None:
+def test_the_manifest_says_where_a_number_comes_from(one_machine: Place) -> None:
     study = load_study(SMALL)
     for cell in plan.in_order(plan.analysis(study)):
-        manifest: dict[str, Any] = read_manifest(finished.folder / "runs/small" / cell.place) or {}
+        manifest: dict[str, Any] = read_manifest(one_machine.folder / "runs/small" / cell.place) or {}
         assert manifest["identity"] == cell.identity
         assert set(manifest["inputs"]) == set(cell.inputs)
         assert manifest["packages"]["torch"].startswith("2.13.0")

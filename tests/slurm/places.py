@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-SMALL = ROOT / "tests/small/small.yaml"
+from tests.place import ROOT, SMALL
 
 
 @dataclass

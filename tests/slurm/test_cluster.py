@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from study import plan
 from study.cells import read_manifest
 from study.load import load_study
+from tests.place import ROOT, SMALL, Place
 from tests.slurm.places import Kit, Lab
 
-ROOT = Path(__file__).parents[2]
-SMALL = ROOT / "tests/small/small.yaml"
 ONE_DOSE = ("--set", "sft.doses=[0]")
 BEHIND_A_TRAINING = {"midtrain", "generate", "likelihood", "judge"}
 
@@ -46,7 +45,7 @@ def manifests(kit: Kit) -> list[Path]:
 
 
 def test_a_study_runs_to_its_tables_and_gives_the_same_bytes_as_on_one_machine(
-    finished: Kit, one_machine: Path, lab: Lab, kit: Kit
+    finished: Kit, one_machine: Place, lab: Lab, kit: Kit
 ) -> None:
     cells = plan.in_order(plan.analysis(load_study(SMALL, overrides=["sft.doses=[0]"])))
     for cell in cells:
@@ -54,13 +53,13 @@ def test_a_study_runs_to_its_tables_and_gives_the_same_bytes_as_on_one_machine(
         assert manifest and manifest["slurm_job"], f"{cell.place} did not run as a job"
         assert "finished: " in (finished.base / cell.place / "log.txt").read_text()
     assert finished.done("submit", *ONE_DOSE)["submitted"] == 0
-    shutil.copytree(one_machine / "runs", kit.folder / "runs")
+    shutil.copytree(one_machine.folder / "runs", kit.folder / "runs")
     shutil.rmtree(kit.base / "analysis")  # of both doses
     for cell in cells[:-1]:
         manifest = read_manifest(kit.base / cell.place)
         assert manifest and not manifest["slurm_job"], f"{cell.place} did not run without Slurm"
-    command = [sys.executable, "-m", "study", "run", str(SMALL), "--runs", str(kit.folder / "runs"), *ONE_DOSE]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    result = Place(kit.folder).study("run", *ONE_DOSE)
+    assert result.returncode == 0, result.stdout + result.stderr
     (ours,), (theirs,) = ([*k.base.glob("analysis/*")] for k in (finished, kit))
     for name in ("results.json", "tables/scores.tex", "report.html", "scores.parquet"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
