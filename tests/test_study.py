@@ -136,7 +136,7 @@ def test_a_report_of_an_unfinished_study_lists_what_is_missing(one_machine: Plac
     shutil.rmtree(place.folder / "runs/small" / judged[0].place)
     result = place.study("report")
     assert result.returncode == 0, result.stderr
-    assert "1 of 8 scores are missing" in result.stdout and "not one_machine: animal" in result.stdout
+    assert "1 of 8 scores are missing" in result.stdout and "not finished: animal" in result.stdout
     status = json.loads(place.study("status", "--json").stdout)
     assert [c["cell"] for c in status["cells"] if c["state"] == "to do"] == [judged[0].name]
 
