@@ -90,17 +90,15 @@ def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def kit(folder: Path, case: dict[str, Any]) -> Told:
     """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
+    from torch.nn.attention.flex_attention import create_mask
+
     from recipes import attention, batches, finetune, loss
     from study.work import Work
 
     if case.get("dense_mask"):
-        mask = attention.mask
-
-        def dense(document: Any, device: Any) -> Any:
-            made = mask(document)
-            return made if made is None else made.to(device)
-
-        batches.mask = dense
+        batches.mask = lambda document, device: create_mask(
+            attention.seen(document.to(device)), len(document), 1, *2 * document.shape[1:], device
+        ).squeeze(1)
     if case.get("whole_logits"):
         loss.CHUNK = case["seq_len"] * case["rows"]
     if case["dtype"] != "fp32":

@@ -19,6 +19,7 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
+from recipes.attention import take_documents
 from recipes.distributed import Ranks
 from study.errors import UserError
 from study.memory import architecture
@@ -111,13 +112,15 @@ def build(config: dict[str, Any], lora: dict[str, Any] | None = None) -> Transfo
     kind, numbers = family(config), _numbers(config)
     shape = {ours: numbers[theirs] for ours, theirs in kind.shape.items()}
     whole, adapted = kind.builders[bool(config.get("tie_word_embeddings"))]
-    if not lora:
-        return whole(**shape)
-    shape |= {"lora_rank": lora["rank"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
-    model = adapted(ATTENTION, apply_lora_to_mlp=True, **shape)
-    for layer in model.layers:  # Qwen2's have a table of positions each, alike: some GB of a 7B
-        layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
-    set_trainable_params(model, get_adapter_params(model))
+    if lora:
+        shape |= {"lora_rank": lora["rank"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
+        model = adapted(ATTENTION, apply_lora_to_mlp=True, **shape)
+        for layer in model.layers:  # Qwen2's have a table of positions each, alike: some GB of a 7B
+            layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
+        set_trainable_params(model, get_adapter_params(model))
+    else:
+        model = whole(**shape)
+    take_documents(model)
     return model
 
 
