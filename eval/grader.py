@@ -55,7 +55,8 @@ class Grader:
             self.last = text
         self.counts["grades"] += 1
         self.counts["missing"] += not self._usable(text)
-        self._work.progress(self.counts["grades"], self._total, "grades")
+        lost = f" ({self.counts['missing']:,} missing)" if self.counts["missing"] else ""
+        self._work.progress(self.counts["grades"], self._total, f"grades{lost}")
         return text
 
     def model(self, concurrency: int) -> "Model":

@@ -1,6 +1,7 @@
 """A judge that writes garbage, fails, hangs and is killed with its cell: no grade is lost, wrong or paid twice."""
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -105,11 +106,13 @@ def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) 
         folder = cell(server.server_port, missing=0.001)
         with pytest.raises(UserError, match="run again to ask for these alone"):
             run_cell(folder)
+        told = json.loads((folder / "progress.json").read_text())
         made = len(server.requests)
         tolerant = cell(server.server_port, asks=0, missing=0.2)
         run_cell(tolerant)
         assert len(server.requests) == made, "what the ledger holds needs no call"
         missing, met = counts(tolerant)["missing_grades"], hostile.met
+        assert told == {"done": cell.grades, "total": cell.grades, "unit": f"grades ({missing} missing)"}
         assert set(met) == {"grade", "garbage", "error", "timeout", "hang"} and met["hang"] == 1
         assert made == cell.grades - missing + met.total() - met["grade"], "one call for each grade, and the re-asks"
         hostile.spiteful = False
