@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from study.errors import UserError
+from study.references import ROOT
 
 # Recorded in every manifest; a package that is not installed is left out.
 PACKAGES = (
@@ -165,9 +166,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code_version() -> dict[str, Any]:
-    """The checkout's commit and whether files differ from it; nothing where git or the history is missing."""
-    root = Path(__file__).resolve().parents[1]
+def code_version(root: Path = ROOT) -> dict[str, Any]:
+    """The checkout's commit and whether files differ from it; nothing where git or the history is missing.
+
+    Studies and cluster profiles, which are everybody's own, are not code: what a cell takes of them is in its config.
+    """
     snapshot = root / "code.json"  # written into the copy of the code that submitted jobs run from
     if snapshot.exists():
         return json.loads(snapshot.read_text())
@@ -176,7 +179,8 @@ def code_version() -> dict[str, Any]:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)studies", ":(exclude)slurm/clusters")
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(changed.strip())}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
 

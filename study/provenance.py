@@ -17,7 +17,7 @@ from study.contents import fingerprints
 from study.errors import UserError
 from study.plan import STAGES
 from study.publish import results as results_of
-from study.references import ROOT
+from study.references import ROOT, guess
 from study.sources import recorded
 
 Row = dict[str, Any]
@@ -281,7 +281,7 @@ def trace(results: Path, base: Path, benchmark: str, arm: str, seed: int | None,
     """The way back of one published score: {stage, cell, facts, sha256, recorded}, the analysis first.
 
     sha256 is that of the cell's manifest, `recorded` whether whoever used the cell had the same. Files from outside
-    (questions, data, models) come last, with their state in `chain`. Raises UserError that lists the scores there are.
+    (questions, data, models) come last, with their state in `chain`. Raises UserError where there is no such score.
     """
     analysis, wanted = published(base, results), (benchmark, arm, seed, dose)
     rows = chain(analysis, base, hashes=False)
@@ -289,8 +289,8 @@ def trace(results: Path, base: Path, benchmark: str, arm: str, seed: int | None,
     for score in read_config(analysis)["settings"]["rows"]:
         roles.setdefault(tuple(score[key] for key in SCORE), score["role"])  # the judge that counts comes first
     if wanted not in roles:
-        listed = ", ".join(" ".join(map(str, key)) for key in roles)
-        raise UserError(f"{results}: no score of {' '.join(map(str, wanted))}; benchmark, arm, seed and dose: {listed}")
+        name, *known = (" ".join(map(str, key)) for key in (wanted, *roles))
+        raise UserError(f"{results}: no score of {name}{guess(name, known)}; results.json there lists the scores")
     said = (read(results / "results.json") or {"scores": []})["scores"]
     number = [f"score {s['score']}, n {s['n']}" for s in said if tuple(s[key] for key in SCORE) == wanted]
     had = {(rows[-1]["cell"], *read_all([str(results / "manifest.json")]).values())}

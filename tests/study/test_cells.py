@@ -12,7 +12,16 @@ import pytest
 import yaml
 
 from study import plan, run_cell
-from study.cells import Cell, check_inputs, prepare, read_config, read_manifest, write_atomically, write_manifest
+from study.cells import (
+    Cell,
+    check_inputs,
+    code_version,
+    prepare,
+    read_config,
+    read_manifest,
+    write_atomically,
+    write_manifest,
+)
 from study.errors import UserError
 from study.load import load_study
 from study.references import ROOT
@@ -164,3 +173,21 @@ def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         folder = finished(tmp_path, cell)
         for file in folder.iterdir():
             assert os.environ["WRITER_KEY"] not in file.read_text()
+
+
+def test_a_study_and_a_profile_of_ones_own_leave_the_code_as_committed(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    for folder in ("studies", "slurm/clusters"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "studies/tiny.yaml").write_text("seeds: [0]")
+    (tmp_path / "slurm/job.py").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    (tmp_path / "studies/tiny.yaml").write_text("seeds: [0, 1]")
+    (tmp_path / "slurm/clusters/mine.yaml").write_text("account: me")
+    assert code_version(tmp_path)["commit"] and code_version(tmp_path)["dirty"] is False
+    (tmp_path / "slurm/job.py").write_text("2")
+    assert code_version(tmp_path)["dirty"] is True
