@@ -19,8 +19,7 @@ study: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+	$(BIN)/mypy & $(BIN)/python -m pytest -n 3 --no-loadscope-reorder && wait $$!  # beside the tests, much of which wait
 
 test-nightly: .venv/ready
 	$(BIN)/python -m pytest -m nightly
