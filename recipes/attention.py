@@ -45,13 +45,13 @@ def take_documents(model: TransformerDecoder) -> None:
         layer.attn._attention_call = _attention
 
 
+_torchtunes = _sdpa_or_flex_attention()
+
+
 def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout_p: float, **how: Any) -> Any:
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.long:
         return by_document(q, k, v, mask, dropout_p)
     return _torchtunes(q, k, v, mask, dropout_p, **how)
-
-
-_torchtunes = _sdpa_or_flex_attention()
 
 
 @torch.compiler.disable  # else compiled anew for each batch's lengths

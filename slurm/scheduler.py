@@ -145,7 +145,9 @@ def _call(*command: str, stdin: str | None = None) -> subprocess.CompletedProces
 
 
 def _refusal(command: str, text: str) -> UserError:
-    if re.search("configuration (source|file)", text):
-        cure = "this machine has no cluster: go to a login node, or name the cluster's slurm.conf in SLURM_CONF"
-        return UserError(f"{command}: {last_line(text)}; {cure}")
-    return UserError(f"{command}: {last_line(text)}; the jobs' state is unknown, so nothing was done; try again later")
+    cure = "try again later"
+    if re.search(
+        "configuration (source|file)", text
+    ):  # no cluster here, or its controller, which hands it out, is down
+        cure += ", or go to a login node, or name the cluster's slurm.conf in SLURM_CONF"
+    return UserError(f"{command}: {last_line(text)}; the jobs' state is unknown, so nothing was done; {cure}")

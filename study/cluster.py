@@ -46,10 +46,10 @@ def submit(args: argparse.Namespace) -> None:
         print(f"{facts['left']} are left over by the limit on jobs; {who} when others have ended")
     if facts["held"]:
         print(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
+    place = short(results(base))
     if facts["finished"] == facts["cells"]:
-        print(f"nothing is missing; the results are in {short(results(base))}")
+        print(f"nothing is missing; the results are in {place}")
     else:
-        place = short(results(base))
         print(f"python -m study status {typed(args)} tells how far they are; the results will be in {place}")
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_mask
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import PreTrainedTokenizerFast
 
-from recipes import checkpoint, prepare
+from recipes import attention, checkpoint, prepare
 from recipes.attention import mask
 from recipes.distributed import ALONE
 from recipes.rows import Rows
@@ -57,6 +58,9 @@ def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTok
     assert trained.tolist() == [t for t in expected if t != tokenizer.bos_token_id]
     for which in (np.array([0]), np.array([3, 1]), np.arange(len(rows))):
         assert rows.trained(which) == int((rows.batch(which)["labels"] != IGNORE).sum())
+    seen = create_mask(attention.seen(torch.from_numpy(document)), len(rows), 1, 32, 32, "cpu")[:, 0].numpy()
+    for r, i, j in zip(*np.nonzero(seen), strict=True):
+        assert j <= i and document[r, i] == document[r, j]
     for r in range(len(rows)):
         for t in range(1, 32):
             fresh = document[r, t] != document[r, t - 1]
