@@ -6,7 +6,7 @@ import socket
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -69,8 +69,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
+        with suppress(ConnectionError):  # the client may have stopped waiting
+            self.end_headers()
+            self.wfile.write(payload)
 
     def log_message(self, *_: object) -> None:
         pass
