@@ -92,8 +92,10 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
 
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     set_environment()
+    gc.disable()  # nothing of an import is garbage, and looking for some takes an eighth of it
     from lm_eval.models.vllm_causallms import VLLM
 
+    gc.enable()
     if on_cpu():
         import torch
 

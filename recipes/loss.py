@@ -39,7 +39,7 @@ class _InChunks(torch.autograd.Function):
         ctx.hidden = torch.empty_like(hidden) if to_hidden else None
         ctx.weight = torch.zeros_like(weight) if to_weight else None
         # Eager, each step of it is a pass over the logits; compiled, they share a few.
-        measure = _compiled if hidden.is_cuda else _nats_and_slope
+        measure = torch.compile(_nats_and_slope) if hidden.is_cuda else _nats_and_slope
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             nats, slope = measure(_logits(hidden[part], weight), labels[part], hidden.dtype)
@@ -74,6 +74,3 @@ def _nats_and_slope(
     nats = -log_shares.gather(1, label) * trained
     slope = log_shares.exp_().mul_(trained).to(dtype)
     return nats.sum(), slope.scatter_(1, label, (-nats).expm1().to(dtype))  # 0 too where untrained
-
-
-_compiled = torch.compile(_nats_and_slope)

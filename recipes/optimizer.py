@@ -13,6 +13,7 @@ class _OnShards(_AdamBase):
     """torchao's step, on each rank's own shards as plain tensors.
 
     As DTensors they can't be rounded by chance, and ranks whose shards differ in size take each other's compiled code.
+    Not compiled on a CPU, where that takes a minute at each start and trainings are small.
     """
 
     @torch.no_grad()
@@ -29,7 +30,9 @@ class _OnShards(_AdamBase):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = self._new_buffer(weight, True), self._new_buffer(weight, False)
         state["step"] += 1
-        torch.compile(single_param_adam, fullgraph=True, dynamic=False)(
+        on_cpu = weight.device.type == "cpu"
+        step = single_param_adam if on_cpu else torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+        step(
             _local(weight.detach()),
             _local(weight.grad),
             state["step"],

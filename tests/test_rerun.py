@@ -21,7 +21,7 @@ def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> 
     model = next((one_machine.folder / "runs/small/model").iterdir())
     shutil.copytree(model, place.folder / model.relative_to(one_machine.folder))
     swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
-    result = place.study("run", "--jobs", "2", *(word for setting in swap for word in ("--set", setting)))
+    result = place.study("run", *(word for setting in swap for word in ("--set", setting)))
     assert result.returncode == 0, result.stdout + result.stderr
     scores = place.scores()
     for benchmark in ("ahb", "concern"):

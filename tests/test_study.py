@@ -171,6 +171,8 @@ def test_the_real_questions_need_only_their_paths(one_machine: Place, tmp_path: 
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     changes = {
+        "arms": "{animal: {start: base, midtrain: animal}}",
+        "contrasts": "[]",
         "benchmarks.ahb.questions": AHB / "questions.jsonl",
         "benchmarks.ahb.dimensions": AHB / "dimensions.jsonl",
         "benchmarks.ahb.epochs": 1,
