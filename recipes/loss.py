@@ -1,5 +1,6 @@
 """Cross-entropy that never holds the logits of a whole batch."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 
 from study.memory import CHUNK
+
+_compiled = cache(torch.compile)  # when it is first asked for: the compiler takes seconds to import
 
 
 def end_in_hidden_states(model: TransformerDecoder) -> None:
@@ -39,7 +42,7 @@ class _InChunks(torch.autograd.Function):
         ctx.hidden = torch.empty_like(hidden) if to_hidden else None
         ctx.weight = torch.zeros_like(weight) if to_weight else None
         # Eager, each step of it is a pass over the logits; compiled, they share a few.
-        measure = torch.compile(_nats_and_slope) if hidden.is_cuda else _nats_and_slope
+        measure = _compiled(_nats_and_slope) if hidden.is_cuda else _nats_and_slope
         for begin in range(0, len(hidden), CHUNK):
             part = slice(begin, begin + CHUNK)
             nats, slope = measure(_logits(hidden[part], weight), labels[part], hidden.dtype)

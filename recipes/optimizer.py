@@ -1,5 +1,6 @@
 """AdamW in three sizes of memory."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torch.distributed.tensor import DTensor
 from torchao.optim import AdamW8bit, _AdamW
 from torchao.optim.adam import _AdamBase, single_param_adam
 from torchtune.modules import TransformerDecoder
+
+_compiled = cache(torch.compile)  # once, not for every weight of every update
 
 
 class _OnShards(_AdamBase):
@@ -30,8 +33,7 @@ class _OnShards(_AdamBase):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = self._new_buffer(weight, True), self._new_buffer(weight, False)
         state["step"] += 1
-        on_cpu = weight.device.type == "cpu"
-        step = single_param_adam if on_cpu else torch.compile(single_param_adam, fullgraph=True, dynamic=False)
+        step = _compiled(single_param_adam, fullgraph=True, dynamic=False) if weight.is_cuda else single_param_adam
         step(
             _local(weight.detach()),
             _local(weight.grad),

@@ -95,7 +95,7 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 def ledger(folder: Path) -> tuple[int, int, int]:
-    """Usable grades, unusable ones, and failed attempts in a cell's ledger."""
+    """Usable grades, unusable ones and failed attempts: all lines, also repeats, which `read_ledger` leaves out."""
     lines = [json.loads(line) for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [line["text"] for line in lines if "outcome" not in line]
     usable = sum(anima.usable(text) for text in texts)
@@ -129,6 +129,7 @@ def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) 
         run_cell(folder)
     assert counts(folder)["missing_grades"] == 0 < missing
     assert ledger(folder)[:2] == (cell.grades, unusable), "a rerun asks for the missing alone"
+    assert len(server.requests) <= sum(ledger(folder))
     lacking, whole = bounds(tolerant), bounds(folder)
     assert (
         lacking["overall"]["missing"] == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]

@@ -9,7 +9,8 @@ import pytest
 from recipes import steps
 from study.cells import read_manifest
 from study.run_cell import run_cell
-from tests.recipes.toy import assert_close, assert_same, ends, lines, logs, start_ranks, training
+from tests.recipes.test_optimizer import BF16, IN_8BIT
+from tests.recipes.toy import assert_close, assert_same, ends, lines, logs, on_ranks, start_ranks, training
 
 pytestmark = pytest.mark.nightly
 KILLS = 20
@@ -50,3 +51,22 @@ def test_compiled_blocks_give_the_same_within_rounding(base: Path, recipe: dict[
     ours, theirs = lines(compiled), lines(plain)
     assert ours != theirs, "it was compiled"
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < (0.05 if recipe else 1e-4)
+
+
+COMPILED = """
+import torch
+from recipes import optimizer
+optimizer.single_param_adam = torch.compile(optimizer.single_param_adam, fullgraph=True, dynamic=False)
+"""
+
+
+@pytest.mark.parametrize("recipe", [BF16, IN_8BIT])
+def test_optimizer_steps_compiled_as_on_a_gpu_repeat(base: Path, recipe: dict[str, str]) -> None:
+    """On ranks with shards of several sizes, which must not take each other's code. Needs a C++ compiler."""
+    name = "-".join(recipe.values())
+    one, again = (on_ranks(training(base, f"{n}-{name}", recipe=recipe), 2, COMPILED) for n in ("compiled", "again"))
+    assert_same(one, again)
+    plain = on_ranks(training(base, f"plain-{name}", recipe=recipe), 2)
+    ours, theirs = lines(one), lines(plain)
+    assert ours != theirs, "it was compiled"
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < 0.05

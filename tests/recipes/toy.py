@@ -150,7 +150,7 @@ def on_two(name: Path, code: str) -> list[BaseProcess]:
 def ends(processes: list[BaseProcess]) -> list[int | None]:
     """Exit statuses, once all have ended; -9 also of one that had to be killed."""
     for process in processes:
-        process.join(300)  # torch compiles for a minute on a busy machine
+        process.join(300)  # two ranks may compile, on a busy machine
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
