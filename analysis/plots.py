@@ -3,14 +3,12 @@
 `results` is what results.json holds. What has no number is marked ×, or says why it has none; it is never drawn at 0.
 """
 
-import contextlib
 import functools
-import gc
 import io
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -22,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.headline import interval, missing_lines, percent
+from study.garbage import uncollected
 
 P = ParamSpec("P")
 COLORS = ["#7d868c", "#2f7fc1", "#e0862b", "#3a9a6a", "#a4508b", "#b8a11f", "#4fb3bf", "#c0504d"]
@@ -264,18 +263,7 @@ def lay_out(figure: Figure) -> None:
     figure.set_layout_engine(None)
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Leave garbage where it is: embedding fonts makes so much that looking for it takes a fifth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
+# Embedding fonts makes so much garbage that looking for it takes a fifth of the time.
 @uncollected()
 def save_all(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
     """Write NAME.pdf and NAME.png of each figure; returns their SVG texts, which one page can hold together."""

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from study.garbage import uncollected
 from study.inputs import WAYS, apart
 
 Told = list[tuple[float, float]]
@@ -74,7 +75,8 @@ def make(folder: Path, case: dict[str, Any]) -> None:
             length = max(2, int(1016 / (2048 / case["seq_len"]) * np.exp(chance.normal(-(spread**2) / 2, spread))))
             begin = chance.integers(len(words) - length)
             text = " ".join(words[begin : begin + length])
-            wanted -= len(text) // 4  # at most so many tokens, so there are enough
+            # Without `tokens` at most so many, so that there are enough.
+            wanted -= len(tokenizer(text).input_ids) + 1 if size else len(text) // 4
             file.write(json.dumps({"text": text}) + "\n")
 
 
@@ -90,9 +92,10 @@ def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def kit(folder: Path, case: dict[str, Any]) -> Told:
     """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
+    with uncollected():  # as study.run_cell does
+        from recipes import attention, batches, finetune, loss
     from torch.nn.attention.flex_attention import create_mask
 
-    from recipes import attention, batches, finetune, loss
     from study.work import Work
 
     if case.get("dense_mask"):

@@ -138,7 +138,7 @@ def start_up() -> None:
             seconds = next(Path(folder).glob("*/speed.jsonl")).stat().st_mtime - began
             size = (next(Path(folder).glob("documents/*.jsonl")).stat().st_size) / 1e6
         table.append([f"{tokens:,}", f"{size:.0f}", f"{seconds:.1f}", f"{found['gb']:.2f}"])
-    print(tabulate(table, headers=["tokens (at least)", "MB of text", "seconds, imports too", "peak GB"]))
+    print(tabulate(table, headers=["tokens", "MB of text", "seconds, imports too", "peak GB"]))
 
 
 def main() -> int:

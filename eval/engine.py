@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from study.errors import UserError
+from study.garbage import uncollected
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
@@ -92,10 +93,9 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
 
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     set_environment()
-    gc.disable()  # nothing of an import is garbage, and looking for some takes an eighth of it
-    from lm_eval.models.vllm_causallms import VLLM
+    with uncollected():  # an eighth of the import
+        from lm_eval.models.vllm_causallms import VLLM
 
-    gc.enable()
     if on_cpu():
         import torch
 

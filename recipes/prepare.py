@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from recipes.distributed import Ranks
 from recipes.model import read_config
@@ -25,6 +25,7 @@ from study.cells import write_atomically
 from study.errors import UserError
 from study.work import Work
 
+LLAMAS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # its name by transformers 4 and 5
 AT_ONCE = 200  # texts: enough for the tokenizer's threads, little in memory
 Messages = list[dict[str, str]]
 
@@ -114,7 +115,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises UserError where it has tokens that the model has no embedding for, or config.json is another model's.
     """
     vocabulary = read_config(folder)["vocab_size"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _tokenizer_class(folder).from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
@@ -124,6 +125,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's config {vocabulary}; is it another's?"
         )
     return tokenizer
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """The class that transformers and vLLM take; Llama 3's at once: AutoTokenizer's import takes 2 s for the same."""
+    config = folder / "tokenizer_config.json"
+    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") in LLAMAS:
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def read_jsonl(path: Path, key: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recipes import attention, checkpoint, prepare
 from recipes.attention import mask
@@ -37,6 +37,18 @@ TALK = [
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return prepare.load_tokenizer(base / MODEL.place / "model")
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", None])
+def test_the_tokenizer_is_the_one_that_transformers_takes(name: str | None, base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base / MODEL.place / "model", tmp_path / "model")
+    # Qwen2's has a token of its own.
+    for file, change in ("config.json", {"vocab_size": 641}), ("tokenizer_config.json", {"tokenizer_class": name}):
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    ours, theirs = prepare.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    text = "The kettle boils at 100 degrees,\n\n isn't it?  \U0001f600"
+    assert type(ours) is type(theirs) and ours(text).input_ids == theirs(text).input_ids
+    assert ours.apply_chat_template(TALK) == theirs.apply_chat_template(TALK)
 
 
 def everything(rows: Rows) -> dict[str, np.ndarray]:
