@@ -12,7 +12,8 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.place import Place
 
 # The longest first, so that no process ends long before the others.
-_FIRST = ("tests/slurm", "tests/test_rerun.py", "tests/recipes", "tests/test_study.py")
+_FIRST = ("tests/slurm", "tests/test_rerun.py", "tests/test_study.py", "tests/eval", "tests/recipes", "tests/analysis")
+_TOGETHER = ("tests/slurm", "tests/recipes", "tests/eval", "tests/analysis")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,9 +42,9 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def _group(nodeid: str) -> str:
-    """A file's tests stay together, and so do folders' that share something dear: the cluster, the trainings."""
+    """A file's tests stay together, and so do folders' that share something dear: a cluster, trainings, imports."""
     file = nodeid.split("::")[0]
-    return next((folder for folder in ("tests/slurm", "tests/recipes") if file.startswith(f"{folder}/")), file)
+    return next((folder for folder in _TOGETHER if file.startswith(f"{folder}/")), file)
 
 
 class _Groups(LoadScopeScheduling):
