@@ -128,7 +128,7 @@ def evaluate(
     Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut silently.
     """
     import datasets
-    from lm_eval import evaluate
+    import lm_eval
     from lm_eval.tasks import TaskManager
 
     begin = lm.tokenizer.bos_token or ""
@@ -158,7 +158,7 @@ def evaluate(
     }
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         # simple_evaluate would also ask pip and the system what they are, for as long as a small model takes to answer.
-        result = evaluate(lm, TaskManager(include_defaults=False).load([declaration]), bootstrap_iters=0)
+        result = lm_eval.evaluate(lm, TaskManager(include_defaults=False).load([declaration]), bootstrap_iters=0)
     assert result
     found = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []
