@@ -114,8 +114,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises UserError where it has tokens that the model has no embedding for, or config.json is another model's.
     """
-    vocabulary = read_config(folder)["vocab_size"]
-    tokenizer = _tokenizer_class(folder).from_pretrained(folder)
+    config = read_config(folder)
+    vocabulary = config["vocab_size"]
+    tokenizer = _tokenizer_class(folder, config).from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
@@ -127,10 +128,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _tokenizer_class(folder: Path) -> Any:
+def _tokenizer_class(folder: Path, config: dict[str, Any]) -> Any:
     """The class that transformers and vLLM take; Llama 3's at once: AutoTokenizer's import takes 2 s for the same."""
-    config = folder / "tokenizer_config.json"
-    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") in LLAMAS:
+    file = folder / "tokenizer_config.json"
+    named = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.exists() else None
+    # Of Qwen2 AutoTokenizer takes the family's own class, whatever the file names.
+    if config.get("model_type") == "llama" and named in LLAMAS:
         return PreTrainedTokenizerFast
     from transformers import AutoTokenizer
 

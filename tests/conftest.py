@@ -11,9 +11,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.place import Place
 
-# The longest first, so that no process ends long before the others.
+# What stays together beyond a file's own tests, and what comes first: the longest, so that no process ends long before
+# the others.
 _FIRST = ("tests/slurm", "tests/test_rerun.py", "tests/test_study.py", "tests/eval", "tests/recipes", "tests/analysis")
-_TOGETHER = ("tests/slurm", "tests/recipes", "tests/eval", "tests/analysis")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +44,7 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def _group(nodeid: str) -> str:
     """A file's tests stay together, and so do folders' that share something dear: a cluster, trainings, imports."""
     file = nodeid.split("::")[0]
-    return next((folder for folder in _TOGETHER if file.startswith(f"{folder}/")), file)
+    return next((first for first in _FIRST if file.startswith(first)), file)
 
 
 class _Groups(LoadScopeScheduling):

@@ -40,10 +40,13 @@ def tokenizer(base: Path) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", None])
-def test_the_tokenizer_is_the_one_that_transformers_takes(name: str | None, base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base / MODEL.place / "model", tmp_path / "model")
-    # Qwen2's has a token of its own.
-    for file, change in ("config.json", {"vocab_size": 641}), ("tokenizer_config.json", {"tokenizer_class": name}):
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_tokenizer_is_the_one_that_transformers_takes(
+    family: str, name: str | None, base: Path, qwen2: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(qwen2 if family == "qwen2" else base / MODEL.place / "model", tmp_path / "model")
+    # Qwen2's class adds a token of its own.
+    for file, change in ("config.json", {"vocab_size": 1000}), ("tokenizer_config.json", {"tokenizer_class": name}):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
     ours, theirs = prepare.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "The kettle boils at 100 degrees,\n\n isn't it?  \U0001f600"
