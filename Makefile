@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
-# One thread per process: see study/engine.py.
+# One thread per process: see core/cell/local_executor.py.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: study test test-nightly test-slurm-versions slurm-packages clean

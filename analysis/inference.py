@@ -7,7 +7,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from analysis.estimates import ALPHA, Arm, adjusted, two_way
-from study.errors import UserError
+from core.errors import UserError
 
 BLOCK = 500  # resamples at a time: what a block needs fits a processor's cache
 Pair = tuple[bool, bool]

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.headline import p_value, percent
 from analysis.tables import tex
-from study.errors import UserError
+from core.errors import UserError
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 SYMBOLS = {

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.headline import interval, missing_lines, percent
-from study.garbage import uncollected
+from core.garbage import uncollected
 
 P = ParamSpec("P")
 COLORS = ["#7d868c", "#2f7fc1", "#e0862b", "#3a9a6a", "#a4508b", "#b8a11f", "#4fb3bf", "#c0504d"]

@@ -34,8 +34,8 @@ from analysis.table import (
     without,
 )
 from analysis.variance import purchase_rows
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
 
 METHOD = (
     "Means over questions of means over seeds and epochs. Intervals and tests are for new training seeds and new "
@@ -57,7 +57,7 @@ def run(work: Work) -> dict[str, int | float]:
     Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark, checkpoint; `work.inputs[role]` holds
     scores.parquet, `work.inputs["corpus-NAME"]` card.json); `labels` (roles of what people graded); `missing` (planned
     checkpoints without scores); `contrasts` (name, of, against, on, family, margin, paired); `benchmarks` (name ->
-    task, judge or None, other_judges, stand_in, exclude); `costs` (study.schema.Costs); `roles` (analysis.claims;
+    task, judge or None, other_judges, stand_in, exclude); `costs` (study.spec.schema.Costs); `roles` (analysis.claims;
     empty: none); `writers` (corpus, model, stand_in). Resources: `trainings` (stage, arm, seed, cell).
     Raises UserError when the scores can't be analyzed as they are (see analysis.table.check).
     """

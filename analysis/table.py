@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.errors import UserError
+from core.errors import UserError
 
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 MADE_BY = "checkpoint"  # the cell that made the weights

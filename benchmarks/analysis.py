@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import run as stage
 from analysis.inference import Variances
-from study.work import Work
+from core.cell.context import Work
 
 DIMENSIONS = [f"dimension {n}" for n in range(13)]
 JUDGE = "simulated"

@@ -21,7 +21,7 @@ from tabulate import tabulate
 from analysis.estimates import ALPHA, Arm, response_level_p, two_way
 from analysis.inference import Variances, detectable, hierarchical_bootstrap, permutation, power
 from analysis.mixed import sensitivity
-from study.power import EFFECTS
+from analysis.power import EFFECTS
 
 SEEDS, QUESTIONS = (3, 5, 8), (26, 115)
 

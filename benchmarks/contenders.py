@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from study.garbage import uncollected
-from study.inputs import WAYS, apart
+from core.garbage import uncollected
+from core.recipe import WAYS, apart
 
 Told = list[tuple[float, float]]
 SHAPES = {  # of config.json
@@ -82,8 +82,8 @@ def make(folder: Path, case: dict[str, Any]) -> None:
 
 def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The kit's recipe of a case, and its ways of running."""
-    from study.load import validate
-    from study.schema import Training
+    from core.recipe import Training
+    from core.strict_yaml import validate
 
     own = {key: case[key] for key in ("dtype", "optimizer", "lora", *WAYS) if key in case}
     size = {"seq_len": case["seq_len"], "tokens_per_update": case["rows"] * case["seq_len"], "epochs": 100}
@@ -92,11 +92,11 @@ def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def kit(folder: Path, case: dict[str, Any]) -> Told:
     """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
-    with uncollected():  # as study.run_cell does
+    with uncollected():  # as core.cell.run does
         from recipes import attention, batches, finetune, loss
     from torch.nn.attention.flex_attention import create_mask
 
-    from study.work import Work
+    from core.cell.context import Work
 
     if case.get("dense_mask"):
         batches.mask = lambda document, device: create_mask(

@@ -17,12 +17,12 @@ from unittest.mock import patch
 
 from tabulate import tabulate
 
+from core.cell.identity import Cell
 from slurm import arrays as planning
 from slurm.arrays import Array, Task
 from slurm.profile import load_profile
-from study import plan
-from study.cells import Cell
-from study.load import load_study
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 STUDY = Path(__file__).with_name("paper_like.yaml")
 FIRST = "ahb"  # an arm's first result is its first graded checkpoint on this benchmark

@@ -28,11 +28,12 @@ from unittest import mock
 from tabulate import tabulate
 
 from benchmarks import training, writer
-from eval import anima, engine
-from study import plan
-from study.cells import Cell, prepare
-from study.load import load_study
-from study.run_cell import run_cell
+from core.cell.identity import Cell, prepare
+from core.cell.run import run_cell
+from core.inference import vllm_engine as engine
+from eval import anima
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 CALLS, LATENCY = 16, 0.4  # to the judge at once; seconds for each
 PAPER = [f"benchmarks.ahb.{setting}" for setting in ("epochs=30", "max_tokens=128", "temperature=1.0")]
@@ -141,8 +142,8 @@ def judge(folder: Path, rounds: int) -> None:
 def checkpoints(folder: Path, rounds: int) -> None:
     from openai import OpenAI
 
-    from study.contents import fingerprints
-    from study.vllm_server import serve
+    from core.files import fingerprints
+    from core.inference.vllm_server import serve
 
     found = planned(folder, "benchmarks.ahb.epochs=2", "benchmarks.ahb.max_tokens=16", models=4)
     path, texts = str(folder / "m0"), [row["question"] for row in anima.read(FILES).questions] * 2

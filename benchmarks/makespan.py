@@ -27,12 +27,13 @@ import yaml
 from tabulate import tabulate
 
 from benchmarks.dependencies import longest, schedule
+from core.cell.identity import Cell
+from core.cell.manifest import read_manifest
+from core.errors import UserError
+from core.paths import ROOT
 from slurm import ledger, scheduler
-from study import plan
-from study.cells import Cell, read_manifest
-from study.errors import UserError
-from study.load import load_study
-from study.references import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 LAB = ROOT / "tests/slurmlab"
 SLOTS = (

@@ -26,7 +26,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.contenders import CONTENDERS, make, recipe
-from study.references import ROOT
+from core.paths import ROOT
 
 MARK = "figures: "  # of a child's line, among what libraries print
 FIRST = 3  # updates that are left out: allocations, compilation

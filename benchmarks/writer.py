@@ -27,13 +27,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from study import plan
-from study.answers import Answer, read_ledger
-from study.budget import Budget
-from study.caller import Caller, in_parallel
-from study.cells import prepare, read_manifest
-from study.endpoints import Endpoint
-from study.load import load_study
+from core.cell.identity import prepare
+from core.cell.manifest import read_manifest
+from core.endpoints.client import Caller, in_parallel
+from core.endpoints.connect import Endpoint
+from core.endpoints.ledger import Answer, read_ledger
+from core.endpoints.rate_limit import Budget
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.endpoint import KEY
 
 ROOT = Path(__file__).parents[1]
@@ -249,7 +250,7 @@ def main() -> None:
     options.documents = options.documents or (5400 if options.mode == "hostile" else 1500)
     if options.mode == "hostile":
         return hostile(options)
-    measure("study.caller", [sys.executable, "-m", "benchmarks.writer", "--work"], options)
+    measure("core.endpoints.client", [sys.executable, "-m", "benchmarks.writer", "--work"], options)
     if options.curator:
         measure("bespoke-curator", [os.path.abspath(options.curator), "-c", CURATOR], options)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from core.errors import UserError
 from eval.questions import QuestionSet, dataset_folder
-from study.errors import UserError
 
 if TYPE_CHECKING:
     from inspect_ai import Task

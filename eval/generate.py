@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import engine, questions
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
+from core.inference import vllm_engine as engine
+from eval import questions
 
 if TYPE_CHECKING:
     from inspect_ai.dataset import Dataset

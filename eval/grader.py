@@ -7,9 +7,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.caller import Caller, Unanswered, open_caller
-from study.errors import UserError
-from study.work import Work, seed_of
+from core.cell.context import Work, seed_of
+from core.endpoints.client import Caller, Unanswered, open_caller
+from core.errors import UserError
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model

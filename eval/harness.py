@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eval import engine
+from core.cell.context import Work
+from core.errors import UserError
+from core.inference import vllm_engine as engine
 from eval.generate import encode
 from eval.questions import TEMPORARY
-from study.errors import UserError
-from study.work import Work
 
 ROOT = "harness"  # the group that holds the tasks of a cell
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.cell.context import Work
+from core.errors import UserError
 from eval import questions
 from eval.grader import RESPONSE, Grader, open_grader
-from study.errors import UserError
-from study.work import Work
 
 if TYPE_CHECKING:
     import pandas as pd

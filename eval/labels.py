@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval import engine
+from core.cell.context import Work
+from core.errors import UserError
+from core.inference import vllm_engine as engine
 from eval.questions import as_planned
-from study.errors import UserError
-from study.work import Work
 
 CONTEXT = "Question: {question}\nAnswer:"
 

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import UserError
 from eval.anima import _plain
 from eval.questions import QuestionSet, dataset_folder
 from eval.rubric import rows, usable  # noqa: F401
-from study.errors import UserError
 
 if TYPE_CHECKING:
     from inspect_ai import Task

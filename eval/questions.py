@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from study.cells import sha256
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
+from core.files import sha256
 
 TEMPORARY = "temporary-"  # the folders that a killed process leaves behind begin like this
 README = """---

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import UserError
 from eval.questions import QuestionSet
-from study.errors import UserError
 
 if TYPE_CHECKING:
     from inspect_ai import Task

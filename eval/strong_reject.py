@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.errors import UserError
 from eval.questions import QuestionSet
 from eval.rubric import rows, unique
-from study.errors import UserError
 
 if TYPE_CHECKING:
     from inspect_ai import Task

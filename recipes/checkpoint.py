@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
+from core.errors import UserError
 from recipes.distributed import ALONE, Ranks
 from recipes.model import build, family, is_sharded, lay_out, read_config
-from study.errors import UserError
 
 Weights = dict[str, Any]  # of tensors
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from study.errors import UserError
+from core.errors import UserError
 
 CPU = torch.device("cpu")
 # The others wait while rank 0 writes the final model, which takes minutes on a slow disk.

@@ -20,6 +20,10 @@ import torch
 from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
+from core.cell.context import Work, seed_of
+from core.errors import UserError
+from core.model_size import rows_per_update
+from core.recipe import FEW_UPDATES
 from recipes import checkpoint, metrics, optimizer, prepare, steps
 from recipes.batches import batches
 from recipes.distributed import ALONE, Ranks, meet, together, word_of_first
@@ -29,10 +33,6 @@ from recipes.model import forget_copies, shard_of
 from recipes.rows import Rows
 from recipes.schedule import learning_rate, order, updates_planned
 from recipes.stopping import Stop, stoppable
-from study.errors import UserError
-from study.memory import rows_per_update
-from study.trainings import FEW_UPDATES
-from study.work import Work, seed_of
 
 CONTINUES = True  # a run that was stopped or killed goes on from its last step checkpoint
 RANKS = (meet, word_of_first)  # it runs on several ranks: how rank 0 tells the others when to begin

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torchtune.modules import TransformerDecoder
 
+from core.model_size import rows_per_update
 from recipes.batches import batches
 from recipes.distributed import Ranks
 from recipes.loss import summed_loss
 from recipes.model import forget_copies
 from recipes.rows import Rows
-from study.memory import rows_per_update
 
 
 @torch.no_grad()

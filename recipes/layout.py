@@ -1,14 +1,10 @@
-"""Whether a model and a recipe fit a number of GPUs, checked in one process without any of them.
-
-    python -m recipes.layout MODEL_FOLDER recipes/llama3_1_8b_midtrain.yaml --gpus 8 16 64 512 --gpus-per-node 8
+"""Whether a model and a recipe fit a number of GPUs, checked in one process without any of them (`plan --layout`).
 
 Builds the model on the meta device from its config.json alone, shards it as the training would (torch's fake process
 group stands in for the others), and deals an update's rows to all ranks.
 """
 
-import argparse
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,14 +16,11 @@ from tabulate import tabulate
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from core.errors import UserError
+from core.model_size import memory, rows_per_update
 from recipes.distributed import Ranks
 from recipes.model import build, read_config, shard
 from recipes.schedule import micro_batches
-from study.errors import UserError
-from study.inputs import apart
-from study.load import load_recipe
-from study.memory import memory, rows_per_update
-from study.schema import Training
 
 
 def shard_bytes(config: dict[str, Any], recipe: dict[str, Any], sharding: str, world: int, within: int) -> int:
@@ -58,8 +51,9 @@ def deal(recipe: dict[str, Any], ways: dict[str, Any], world: int) -> tuple[int,
     return len(shares[0]), sum(len(share[-1]) == 0 for share in shares)
 
 
-def table(config: dict[str, Any], recipe: dict[str, Any], ways: dict[str, Any], worlds: list[int], node: int) -> str:
-    """A line for each number of GPUs."""
+def table(model: Path, recipe: dict[str, Any], ways: dict[str, Any], worlds: list[int], node: int) -> str:
+    """A line for each number of GPUs of `worlds`, `node` of them on a node. `model`: its config.json alone is read."""
+    config = read_config(model)
     lines: list[list[Any]] = []
     refused = ""
     for world in worlds:
@@ -83,27 +77,3 @@ def table(config: dict[str, Any], recipe: dict[str, Any], ways: dict[str, Any], 
         "idle in the last",
     ]
     return tabulate(lines, headers=headers, disable_numparse=True) + refused
-
-
-def main() -> int:
-    """Print the table; 2 after a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.layout", description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, help="a Hugging Face folder; only its config.json is read")
-    parser.add_argument("recipe")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512])
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    given = parser.parse_args()
-    try:
-        recipe, ways = apart(load_recipe(given.recipe, Training))
-        file = given.model / "config.json"
-        if not file.exists():
-            raise UserError(f"{file}: no such file; give the folder of a Hugging Face model")
-        print(table(read_config(given.model), recipe, ways, given.gpus, given.gpus_per_node))
-    except UserError as error:
-        print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

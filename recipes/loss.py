@@ -7,7 +7,7 @@ import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 
-from study.memory import CHUNK
+from core.model_size import CHUNK
 
 _compiled = cache(torch.compile)  # when it is first asked for: the compiler takes seconds to import
 

@@ -16,10 +16,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchtune.modules import TransformerDecoder
 
+from core.cell.context import Work
+from core.files import write_atomically
 from recipes.distributed import Ranks
 from recipes.model import flops_per_token, peak_flops
-from study.cells import write_atomically
-from study.work import Work
 
 FILES = ("metrics.jsonl", "held_out.jsonl", "speed.jsonl")
 

@@ -19,10 +19,10 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
+from core.errors import UserError
+from core.model_size import architecture
 from recipes.attention import take_documents
 from recipes.distributed import Ranks
-from study.errors import UserError
-from study.memory import architecture
 
 # The paper's seven: with torchtune's apply_lora_to_mlp these four, gate, up and down.
 ATTENTION = ["q_proj", "k_proj", "v_proj", "output_proj"]

@@ -18,12 +18,12 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from core.cell.context import Work
+from core.errors import UserError
+from core.files import write_atomically
 from recipes.distributed import Ranks
 from recipes.model import read_config
 from recipes.rows import Rows
-from study.cells import write_atomically
-from study.errors import UserError
-from study.work import Work
 
 LLAMAS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # its name by transformers 4 and 5
 AT_ONCE = 200  # texts: enough for the tokenizer's threads, little in memory

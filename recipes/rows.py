@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 
-from study.trainings import MULTIPLE
+from core.recipe import MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from study.memory import rows_per_update
+from core.model_size import rows_per_update
 
 
 def updates_planned(rows: int, recipe: dict[str, Any]) -> int:

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torchao.optim import AdamW8bit
 
+from core.errors import UserError
 from recipes.distributed import Ranks
-from study.errors import UserError
 
 KEPT = 2
 

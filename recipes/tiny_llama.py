@@ -13,11 +13,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
+from core.cell.context import Work
 from recipes import checkpoint, model, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, check_size, counts, train
 from recipes.stopping import stoppable
-from study.work import Work
 
 CONTINUES = True  # a pretraining goes on from its last step checkpoint
 SPECIAL = 256

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.contamination import units
+from core.errors import UserError
 from sdf.duplicates import runs
-from sdf.overlap import units
-from study.errors import UserError
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 EXAMPLES = 3

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from core.cell.context import Work
+from core.errors import UserError
+from core.files import write_atomically
 from sdf.card import balance, card, counter, trim
 from sdf.drafting import Drafting, corpus_name, counts, draft, open_drafting
 from sdf.duplicates import duplicates
 from sdf.existing import existing
 from sdf.slots import Row, deal
-from study.cells import write_atomically
-from study.errors import UserError
-from study.work import Work
 
 CONTINUES = True  # a killed run goes on from its ledger
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.cell.context import Work, seed_of
+from core.contamination import overlap, read
+from core.endpoints.client import Caller, in_parallel, open_caller
+from core.endpoints.ledger import Answer
+from core.errors import UserError
 from sdf.gates import Rules, gate, rejected, rules
-from sdf.overlap import overlap, read
 from sdf.slots import Row, deal, prompts
-from study.answers import Answer
-from study.caller import Caller, in_parallel, open_caller
-from study.errors import UserError
-from study.work import Work, seed_of
 
 SCORE = re.compile(r"score\W{0,3}:\W{0,3}(10|[1-9])(?!\d|\.\d)", re.IGNORECASE)
 GIVE_UP_AFTER = 5  # documents without an acceptable draw: the cause is then likely common, and each call costs

@@ -5,8 +5,8 @@ It leaves a ledger, which the stage `documents` reads as its own: the corpus is 
 
 from typing import Any
 
+from core.cell.context import Work
 from sdf.drafting import counts, draft, open_drafting
-from study.work import Work
 
 CONTINUES = True  # a killed run goes on from its ledger
 

@@ -13,7 +13,7 @@ from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from sdf.overlap import units
+from core.contamination import units
 
 SHINGLE = 3  # words
 PERMUTATIONS = 128

@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from core.cell.context import Work
+from core.errors import UserError
 from sdf.drafting import rules_of, tally
 from sdf.duplicates import duplicates
 from sdf.gates import gate, rejected
-from study.errors import UserError
-from study.work import Work
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 

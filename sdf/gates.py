@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sdf.overlap import SPACELESS, Index, index, overlap
-from study.errors import UserError
+from core.contamination import SPACELESS, Index, index, overlap
+from core.errors import UserError
 
 EXCERPT = 600  # letters at the beginning, in the middle and at the end whose language is looked at
 

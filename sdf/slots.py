@@ -5,7 +5,7 @@ import string
 from collections import Counter
 from typing import Any
 
-from study.errors import UserError
+from core.errors import UserError
 
 Row = dict[str, str]
 

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from core.cell.identity import Cell
 from slurm.profile import Shape
-from study.cells import Cell
 
 # Cells of these stages that wait for the same checkpoint share a job: vLLM takes long to start.
 SHARED = {"generate": "evaluate", "likelihood": "evaluate", "lm_eval": "evaluate"}

@@ -8,12 +8,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.cell.identity import Cell
+from core.errors import UserError
+from core.paths import ROOT
 from slurm import scheduler
 from slurm.executor import executor, script
 from slurm.profile import Profile, Shape
-from study.cells import Cell
-from study.errors import UserError
-from study.references import ROOT
 
 OK, WARNING, FAILED, UNKNOWN = "ok", "warning", "failed", "not checked"
 GIB = 2**30

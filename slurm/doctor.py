@@ -18,6 +18,10 @@ from urllib.parse import urlsplit
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from core.cell.identity import Cell
+from core.errors import UserError
+from core.paths import ROOT
+from core.stages import STAGE_MODULES, STAGES
 from slurm import checks, scheduler
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.executor import executor
@@ -25,34 +29,28 @@ from slurm.findings import Visit, ended, judged
 from slurm.probe import Probe, torn
 from slurm.profile import Profile, Shape, load_profile
 from slurm.snapshot import snapshot
-from study import plan as planning
-from study.cells import Cell
-from study.errors import UserError
-from study.references import ROOT
-from study.run_cell import STAGES
-from study.schema import Study
 
 MINUTES, MEM_GB = 5, 16.0  # at most, for a job that only looks around
 LATE_SECONDS = 30  # a shared folder may show a job's last file this long after the job
 
 
-def doctor(profile_path: Path, runs: Path, study: Study | None, wait: float) -> list[Check]:
+def doctor(profile_path: Path, runs: Path, cells: list[Cell] | None, wait: float) -> list[Check]:
     """Check a cluster profile, Slurm, the `runs` folder and one node of each kind that the profile asks for.
 
     Small jobs look at the nodes; none is left behind, and those that have not ended after `wait` seconds are cancelled
-    and told as not checked. Without a study, its endpoints, keys and models are not checked.
+    and told as not checked. `cells`: those of a study, whose
+    endpoints, keys and models are then checked too.
 
     Raises UserError where the profile has mistakes.
     """
     profile = load_profile(profile_path)
-    cells = planning.in_order(planning.analysis(study)) if study else []
-    named = {cell.stage for cell in cells} or set(planning.STAGES)
+    named = {cell.stage for cell in cells or ()} or set(STAGES)
     shapes: dict[Shape, list[str]] = defaultdict(list)
-    for stage in planning.STAGES:
+    for stage in STAGES:
         if stage in named:
             shapes[profile.shape(stage)].append(stage)
     found = [Check("profile", OK, f"{profile_path}: {len(shapes)} kinds of jobs for {len(named)} stages")]
-    if study:
+    if cells is not None:
         found.append(checks.keys(cells))
     else:
         found.append(
@@ -71,7 +69,7 @@ def doctor(profile_path: Path, runs: Path, study: Study | None, wait: float) -> 
             found.append(checks.accounting(list(shapes)))
             found.append(checks.requeue(profile, list(shapes), cluster))
             good = {s: stages for s, stages in shapes.items() if requests[s].state != FAILED}
-            found += _on_nodes(profile, runs.absolute(), cells, good, wait)
+            found += _on_nodes(profile, runs.absolute(), cells or [], good, wait)
         except UserError as error:
             found.append(checks.of_error("Slurm", error))
     return found
@@ -174,7 +172,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _send(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell], wait: float) -> None:
-    modules = ["submitit", *dict.fromkeys(STAGES[stage] for stage in visit.stages)]
+    modules = ["submitit", *dict.fromkeys(STAGE_MODULES[stage] for stage in visit.stages)]
     if {"generate", "likelihood", "lm_eval"} & set(visit.stages):
         modules.append("vllm.platforms.cuda" if visit.shape.gpus_per_node else "vllm")  # the first loads its kernels
     paths = {value for c in cells for value in _texts(c.resources) if Path(value).is_absolute()}

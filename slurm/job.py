@@ -11,8 +11,8 @@ from pathlib import Path
 
 from submitit.helpers import DelayedSubmission
 
-from study.log import log_to
-from study.run_cell import run_cell
+from core.cell.log import log_to
+from core.cell.run import run_cell
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

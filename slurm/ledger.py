@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.cell.identity import Cell
+from core.errors import UserError
 from slurm.scheduler import Queued
-from study.cells import Cell
-from study.errors import UserError
 
 
 @dataclass(frozen=True)

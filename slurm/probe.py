@@ -25,8 +25,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from core.files import write_atomically
 from slurm.job import export_ranks
-from study.cells import write_atomically
 
 ANSWER_SECONDS = 60
 COLLECTIVE_SECONDS = 60

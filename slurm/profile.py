@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from study.errors import UserError
-from study.load import explain, in_file_order, read_yaml, validate
-from study.plan import Stage
+from core.errors import UserError
+from core.stages import Stage
+from core.strict_yaml import explain, in_file_order, read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 

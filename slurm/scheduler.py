@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from study.errors import UserError
+from core.errors import UserError
 
 SECONDS = 60
 LEAK = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|PMI|PMIX|PALS|SUBMITIT)_?")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from study.cells import code_version
+from core.cell.manifest import code_version
 
 NOT_CODE = {"runs", "results", "__pycache__"}
 

@@ -7,11 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.cell.failures import cause, end
+from core.cell.identity import Cell
+from core.errors import UserError
 from slurm import ledger, scheduler
 from slurm.scheduler import Queued
-from study.causes import cause, end
-from study.cells import Cell
-from study.errors import UserError
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 # Causes for which a job in the queue never starts by itself.

@@ -12,6 +12,10 @@ from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from core.cell.identity import Cell, prepare
+from core.cell.manifest import read_manifest
+from core.errors import UserError
+from core.paths import ROOT
 from slurm import arrays as planning
 from slurm import ledger, scheduler
 from slurm.arrays import Array
@@ -19,9 +23,6 @@ from slurm.executor import executor, script
 from slurm.job import CellJob
 from slurm.profile import Profile, Shape
 from slurm.snapshot import snapshot
-from study.cells import Cell, prepare, read_manifest
-from study.errors import UserError
-from study.references import ROOT
 
 COMPLETING_SECONDS = 30
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs has left over

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from study import stand_in
-from study.endpoints import Endpoint
+from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints.connect import Endpoint
 
 KEY = "sk-never-to-be-seen-1234"
 FAULTS = ("429", "500", "dropped", "hang", "empty", "truncated", "not JSON")

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study import plan
-from study.cells import read_manifest
-from study.load import load_study
+from core.cell.manifest import read_manifest
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.eval.test_judge import serve
 from tests.place import ROOT, SMALL, Place
 
@@ -148,7 +148,9 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
     # As many tries as ever, but not a minute of waits between them.
     (tmp_path / "hasty").mkdir()
-    (tmp_path / "hasty/sitecustomize.py").write_text("import study.caller\nstudy.caller.BACKOFF_MOST = 0.5\n")
+    (tmp_path / "hasty/sitecustomize.py").write_text(
+        "import core.endpoints.client\ncore.endpoints.client.BACKOFF_MOST = 0.5\n"
+    )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "hasty")]))
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)

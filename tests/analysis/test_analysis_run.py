@@ -17,8 +17,8 @@ from analysis import figures
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
 
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
 

@@ -13,7 +13,7 @@ from analysis import inference
 from analysis.estimates import Arm, two_way
 from analysis.inference import Variances, detectable, equivalence, hierarchical_bootstrap, permutation, power
 from benchmarks import bootstrap, calibration
-from study.errors import UserError
+from core.errors import UserError
 
 SMALL = Variances(epochs=4)
 

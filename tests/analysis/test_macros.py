@@ -9,7 +9,7 @@ import pytest
 
 from analysis.macros import macros, word
 from analysis.run import plain
-from study.errors import UserError
+from core.errors import UserError
 
 LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (.+)")
 ODD = "50%_a&b$#{~^\\é"

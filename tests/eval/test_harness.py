@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 import yaml
 
-from eval import engine, harness
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
+from core.inference import vllm_engine as engine
+from eval import harness
 from tests.eval import tiny_checkpoint
 
 ENGINE = {"dtype": "float32", "max_model_len": 2048}

@@ -17,12 +17,15 @@ import pandas as pd
 import pytest
 
 from analysis.bounds import missing_bounds
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import read_manifest, write_manifest
+from core.cell.run import run_cell
+from core.endpoints import client as caller
+from core.endpoints import dummy_endpoint as stand_in
+from core.errors import UserError
+from core.files import sha256
+from core.paths import ROOT
 from eval import anima, generate
-from study import caller, cells, stand_in
-from study.cells import Cell, sha256
-from study.errors import UserError
-from study.references import ROOT
-from study.run_cell import run_cell
 from tests.eval.test_judge import KEY, RESOURCES, SAMPLING, SETTINGS, serve
 from tests.eval.test_official import OURS, answer
 from tests.eval.test_questions import AHB
@@ -68,28 +71,26 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files["questions"].write_text("".join(lines), encoding="utf-8")
     found = anima.read(files)
     samples = Cell("generate", "ahb", {"epochs": EPOCHS})
-    folder = cells.prepare(samples, tmp_path / "runs")
+    folder = prepare(samples, tmp_path / "runs")
     keys = [(row["id"], epoch) for row in found.questions for epoch in range(1, EPOCHS + 1)]
     answers = {key: ModelOutput.from_content("vllm", answer(*key)) for key in keys}
     dataset = anima.task(found, tmp_path, None).dataset
     generate.write_log(folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING})
-    cells.write_manifest(folder, cells.read_config(folder), "now", "now")
+    write_manifest(folder, read_config(folder), "now", "now")
 
     def make(port: int, asks: int = 3, **others: float) -> Path:
         settings = SETTINGS | {"files": {name: sha256(path) for name, path in files.items()}, "rows": 26}
         resources = RESOURCES | {"files": {name: str(path) for name, path in files.items()}, "concurrency": 16}
         resources |= {"address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}}
         resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
-        return cells.prepare(
-            Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs"
-        )
+        return prepare(Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs")
 
     make.grades = anima.grades(found) * EPOCHS  # type: ignore[attr-defined]
     return make
 
 
 def counts(folder: Path) -> dict[str, int]:
-    manifest = cells.read_manifest(folder)
+    manifest = read_manifest(folder)
     assert manifest
     return manifest["counts"]
 
@@ -153,7 +154,7 @@ def test_killed_at_any_moment_no_grade_that_was_kept_is_paid_again(cell) -> None
         shutil.rmtree(whole)
         folder, kills = cell(server.server_port, missing=0.0), 0
         server.requests.clear()
-        while not cells.read_manifest(folder):
+        while not read_manifest(folder):
             job = subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
             before = len(server.requests)
             while job.poll() is None and (kills == 2 or len(server.requests) < before + 40 + 60 * kills):

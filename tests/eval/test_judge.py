@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from core.cell.context import Work
+from core.endpoints import client as caller
+from core.errors import UserError
+from core.files import sha256
 from eval import anima, generate, judge, questions
-from study import caller
-from study.cells import sha256
-from study.errors import UserError
-from study.work import Work
 from tests.eval.test_questions import AHB, jsonl
 
 KEY = "sk-a-key-that-nobody-may-see"

@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from core.errors import UserError
 from eval import anima, generate, judge, questions
 from eval.labels import SHEET, read_back, write_out
-from study.errors import UserError
 from tests.eval.test_questions import jsonl
 
 MORAL, TRADE = "Moral Consideration", "Trade-Off Transparency"

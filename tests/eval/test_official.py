@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from core.cell.context import Work
+from core.endpoints import dummy_endpoint as stand_in
+from core.files import sha256
 from eval import anima, generate, judge, questions
-from study import stand_in
-from study.cells import sha256
-from study.work import Work
 from tests.eval.test_judge import RESOURCES, SAMPLING, SETTINGS
 from tests.eval.test_questions import AHB
 

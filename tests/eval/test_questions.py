@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from core.errors import UserError
+from core.files import sha256
 from eval import anima, questions
-from study.cells import sha256
-from study.errors import UserError
 
 AHB = Path(__file__).parents[3] / "shared/data/ahb"
 

@@ -15,8 +15,8 @@ import anyio
 import pytest
 import yaml
 
+from core.errors import UserError
 from eval import generate, moru, questions, rubric, strong_reject
-from study.errors import UserError
 from tests.eval.test_questions import jsonl
 
 ROOT = Path(__file__).resolve().parents[2]

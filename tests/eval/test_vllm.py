@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from eval import engine, generate, likelihood
-from study.cells import sha256
-from study.errors import UserError
-from study.work import Work
+from core.cell.context import Work
+from core.errors import UserError
+from core.files import sha256
+from core.inference import vllm_engine as engine
+from eval import generate, likelihood
 from tests.eval import tiny_checkpoint
 
 ENGINE = {"dtype": "float32", "max_model_len": 512}

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from study.run_cell import run_cell
+from core.cell.run import run_cell
 from tests.recipes import toy
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _processes() -> Iterator[None]:
     """Ranks are forked from a process that has imported torch already: an import takes seconds."""
-    toy.PROCESSES.set_forkserver_preload(["recipes.finetune", "study.run_cell", "torch.distributed.tensor"])
+    toy.PROCESSES.set_forkserver_preload(["recipes.finetune", "core.cell.run", "torch.distributed.tensor"])
     ours = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with mock.patch.dict(os.environ, ours):
         yield

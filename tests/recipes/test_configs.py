@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from study.load import load_recipe
-from study.schema import TinyLlama, Training
+from core.recipe import TinyLlama, Training, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))

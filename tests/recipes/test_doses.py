@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.cell.identity import Cell, prepare
+from core.cell.run import run_cell
+from core.errors import UserError
+from core.recipe import Training, apart
 from recipes import checkpoint, finetune, optimizer, steps
 from recipes.distributed import ALONE
-from study import inputs, plan
-from study.cells import Cell, prepare
-from study.errors import UserError
-from study.load import load_study
-from study.run_cell import run_cell
-from study.schema import Training
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.recipes.toy import MODEL, in_process, lines
 
-RECIPE, WAYS = inputs.apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
+RECIPE, WAYS = apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
 
 
 def sft(base: Path, name: str) -> tuple[Cell, Path]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from core.cell.manifest import read_manifest
+from core.paths import ROOT
 from recipes import steps
-from study.cells import read_manifest
-from study.references import ROOT
 from tests.recipes.toy import LORA, lines, training, until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -23,7 +23,7 @@ OUTSIDE = dict(os.environ)  # before the other tests' fixture, which hides all G
 
 
 def start(folder: Path, gpu: bool = True) -> subprocess.Popen[bytes]:
-    code = f"from pathlib import Path; from study.run_cell import run_cell; run_cell(Path({str(folder)!r}))"
+    code = f"from pathlib import Path; from core.cell.run import run_cell; run_cell(Path({str(folder)!r}))"
     environment = OUTSIDE if gpu else OUTSIDE | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
 

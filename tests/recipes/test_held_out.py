@@ -11,11 +11,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from core.cell.context import Work
+from core.cell.manifest import read_manifest
+from core.cell.run import run_cell
 from recipes import finetune, steps
 from recipes.held_out import Looks
-from study.cells import read_manifest
-from study.run_cell import run_cell
-from study.work import Work
 from tests.recipes.toy import HELD_OUT, assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
 
 # At this rate the toy soon knows its few texts by heart, and the held-out loss turns.

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from core.errors import UserError
+from core.model_size import KNOWN, memory, parameters, trained
+from core.model_size import flops_per_token as memory_flops
+from core.recipe import Training, apart, load_recipe
 from recipes.layout import deal, shard_bytes
 from recipes.model import build, flops_per_token
-from study import inputs
-from study.errors import UserError
-from study.load import load_recipe
-from study.memory import KNOWN, memory, parameters, trained
-from study.memory import flops_per_token as memory_flops
-from study.schema import Training
 from tests.llama import LLAMA
 
 ROOT = Path(__file__).parents[2]
+QUESTIONS, DIMENSIONS = (f"eval/data/anima_like/{name}.jsonl" for name in ("questions", "dimensions"))
 SMALL = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True}
 
 
 def split(name: str, **changes):  # type: ignore[no-untyped-def]
-    return inputs.apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
+    return apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
 
 
 @pytest.mark.parametrize("world", [8, 64, 512])
@@ -76,17 +76,34 @@ def test_too_many_ranks_are_refused_with_the_number_that_would_do() -> None:
 
 
 def test_from_8_to_512_gpus_by_one_command(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "model" / name).write_text(json.dumps(LLAMA))
     large = (ROOT / "recipes/llama3_1_8b_midtrain.yaml").read_text().replace("32768", str(512 * 2048))
     (tmp_path / "large.yaml").write_text(large)
-    words = [sys.executable, "-m", "recipes.layout", str(tmp_path)]
-    done = subprocess.run([*words, str(tmp_path / "large.yaml")], cwd=ROOT, capture_output=True, text=True)
-    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    (tmp_path / "documents.jsonl").write_text('{"text": "a"}\n')
+    study = {
+        "study": "large",
+        "seeds": [0],
+        "models": {"base": {"path": str(tmp_path / "model")}},
+        "corpora": {"docs": {"path": str(tmp_path / "documents.jsonl"), "documents": 1}},
+        "arms": {"docs": {"start": "base", "midtrain": "docs"}},
+        "midtrain": {"recipe": str(tmp_path / "large.yaml")},
+        "endpoints": {"judge": {"served_by": "kit"}},
+        "benchmarks": {"ahb": {"task": "anima", "questions": QUESTIONS, "dimensions": DIMENSIONS, "judge": "judge"}},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    words = [sys.executable, "-m", "study", "plan", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
+
+    def layout(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*words, "--layout", *more], cwd=ROOT, capture_output=True, text=True)
+
+    rows = [line.split() for line in layout("8", "16", "32", "64", "128", "256", "512").stdout.splitlines()[3:]]
     assert [(row[0], row[1]) for row in rows] == [
         ("8", "4.02"), ("16", "2.01"), ("32", "1.00"), ("64", "0.50"), ("128", "0.25"), ("256", "0.13"), ("512", "0.06")
     ]  # fmt: skip
-    usual = [*words, "recipes/llama3_1_8b_midtrain.yaml", "--gpus", "16", "32"]
-    done = subprocess.run(usual, cwd=ROOT, capture_output=True, text=True)
-    assert "32 GPUs: an update has 16 rows, too few" in done.stdout
-    done = subprocess.run([*words[:-1], "nowhere", *usual[-4:]], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: nowhere/config.json: no such file")
+    usual = layout("16", "32", "--set", "midtrain.recipe=recipes/llama3_1_8b_midtrain.yaml")
+    assert "32 GPUs: an update has 16 rows, too few" in usual.stdout
+    (tmp_path / "model/config.json").unlink()
+    done = layout("8")
+    assert done.returncode == 2 and str(tmp_path / "model/config.json") in done.stderr.splitlines()[-1]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoModelForCausalLM
 
+from core.cell.run import run_cell
 from recipes import checkpoint
 from recipes.distributed import ALONE, Ranks, together
-from study.run_cell import run_cell
 from tests.recipes.toy import (
     LORA,
     RECIPE,

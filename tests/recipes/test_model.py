@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from core.cell.failures import cause
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import write_manifest
+from core.cell.run import run_cell
+from core.errors import UserError
 from recipes import checkpoint
 from recipes.distributed import ALONE, together
 from recipes.model import build, flops_per_token
-from study.causes import cause
-from study.cells import Cell, prepare, read_config, write_manifest
-from study.errors import UserError
-from study.run_cell import run_cell
 from tests.llama import LLAMA
 from tests.recipes.toy import (
     RECIPE,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from core.cell.manifest import read_manifest
+from core.cell.run import run_cell
 from recipes import steps
-from study.cells import read_manifest
-from study.run_cell import run_cell
 from tests.recipes.test_optimizer import BF16, IN_8BIT
 from tests.recipes.toy import assert_close, assert_same, ends, lines, logs, on_ranks, start_ranks, training
 

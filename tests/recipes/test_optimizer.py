@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.cell.run import run_cell
 from recipes import finetune
-from study.run_cell import run_cell
 from tests.recipes.toy import LORA, MODEL, assert_same, ends, lines, on_ranks, start_ranks, training, until, weights
 
 

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM
 
+from core.cell.context import Work
 from recipes import checkpoint, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, train
 from recipes.rows import Rows
 from recipes.schedule import order
 from recipes.stopping import Stop
-from study.work import Work
 from tests.recipes.toy import MODEL, RECIPE, TEXTS, WAYS, lines
 
 UPDATES = 30

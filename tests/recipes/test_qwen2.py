@@ -12,11 +12,11 @@ import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM
 
+from core.cell.run import run_cell
+from core.errors import UserError
 from recipes import checkpoint, finetune, prepare
 from recipes.distributed import ALONE
 from recipes.model import read_config
-from study.errors import UserError
-from study.run_cell import run_cell
 from tests.recipes import toy
 from tests.recipes.test_rows import ASKED, TALK, everything, sft
 

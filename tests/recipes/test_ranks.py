@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.cell.identity import read_config
+from core.cell.manifest import check_inputs, read_manifest
+from core.cell.run import run_cell
+from core.errors import UserError
 from recipes import prepare
 from recipes.distributed import Ranks
 from recipes.finetune import check_size
 from recipes.schedule import micro_batches
-from study.cells import check_inputs, read_config, read_manifest
-from study.errors import UserError
-from study.run_cell import run_cell
 from tests.recipes.toy import (
     RECIPE,
     TEXTS,

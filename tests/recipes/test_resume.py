@@ -11,12 +11,12 @@ from unittest import mock
 
 import pytest
 
+from core.cell.context import Work
+from core.cell.failures import cause
+from core.cell.identity import read_config
+from core.cell.run import run_cell
+from core.errors import UserError
 from recipes import finetune, steps, tiny_llama
-from study.causes import cause
-from study.cells import read_config
-from study.errors import UserError
-from study.run_cell import run_cell
-from study.work import Work
 from tests.recipes.toy import (
     RECIPE,
     SHAPE,

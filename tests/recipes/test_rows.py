@@ -15,15 +15,15 @@ from torch.nn.attention.flex_attention import create_mask
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from core.cell.context import Work
+from core.cell.identity import Cell
+from core.cell.identity import prepare as prepare_cell
+from core.errors import UserError
 from recipes import attention, checkpoint, prepare
 from recipes.attention import mask
 from recipes.distributed import ALONE
 from recipes.rows import Rows
 from recipes.schedule import micro_batches, order
-from study.cells import Cell
-from study.cells import prepare as prepare_cell
-from study.errors import UserError
-from study.work import Work
 from tests.recipes.toy import DOCUMENTS, MODEL, RECIPE, TEXTS, WAYS, in_process, training
 
 TALK = [

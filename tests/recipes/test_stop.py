@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from core.cell.run import run_cell
 from recipes import checkpoint, finetune, prepare, steps
-from study.run_cell import run_cell
 from tests.recipes.toy import assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
 
 

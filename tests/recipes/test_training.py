@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from core.cell.context import Work
+from core.errors import UserError
 from recipes import checkpoint, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, check_size, train
 from recipes.schedule import learning_rate, order
 from recipes.stopping import Stop
-from study.errors import UserError
-from study.work import Work
 from tests.recipes.toy import RECIPE, TEXTS, WAYS, make_model
 
 

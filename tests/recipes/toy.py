@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from core.cell.context import Work
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import check_inputs, read_manifest, write_manifest
+from core.recipe import Training, apart
 from recipes import checkpoint, model, tiny_llama
-from study import inputs
-from study.cells import Cell, check_inputs, prepare, read_config, read_manifest, write_manifest
-from study.schema import Training
-from study.work import Work
 
 PROCESSES = multiprocessing.get_context("forkserver")
 TEXTS = [
@@ -28,7 +28,7 @@ TEXTS = [
 ] * 12
 HELD_OUT = ["The kettle is warm and the cups are on the roof.", "Rain boils for hours.", "A short rain falls."]
 # Five rows an update: two ranks can't share them evenly.
-RECIPE, WAYS = inputs.apart(
+RECIPE, WAYS = apart(
     asdict(Training(seq_len=32, epochs=8, tokens_per_update=5 * 32, lr=1e-3, warmup_updates=2, weight_decay=0.01))
 )
 LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "lr": 1e-2}
@@ -118,7 +118,7 @@ os.environ.update({environment})
 log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(log, 1), os.dup2(log, 2)
 {before}
-from study.run_cell import run_cell
+from core.cell.run import run_cell
 run_cell(Path({folder!r}))
 """
 

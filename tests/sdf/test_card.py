@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from core.errors import UserError
 from sdf import card as cards
-from study.errors import UserError
 
 
 @pytest.fixture

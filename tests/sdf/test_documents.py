@@ -11,10 +11,10 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from core.cell.context import Work
+from core.endpoints import dummy_endpoint as stand_in
+from core.errors import UserError
 from sdf import documents, drafts
-from study import stand_in
-from study.errors import UserError
-from study.work import Work
 from tests.endpoint import KEY, Hostile, serving
 
 ROOT = Path(__file__).parents[2]

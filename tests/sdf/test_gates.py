@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdf import gates, overlap
-from study.errors import UserError
+from core import contamination as overlap
+from core.errors import UserError
+from sdf import gates
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from study import plan, vllm_server
-from study.answers import read_ledger
-from study.cells import Cell, prepare, read_manifest
-from study.contents import fingerprints
-from study.errors import UserError
-from study.load import load_study
-from study.references import ROOT
+from core.cell.identity import Cell, prepare
+from core.cell.manifest import read_manifest
+from core.endpoints.ledger import read_ledger
+from core.errors import UserError
+from core.files import fingerprints
+from core.inference import vllm_server
+from core.paths import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.eval import tiny_checkpoint
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzĠ."  # Ġ: a space, as byte-level tokenizers write it

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.errors import UserError
 from sdf.slots import deal, prompts
-from study.errors import UserError
 
 TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.endpoints import dummy_endpoint as stand_in
 from sdf.gates import rejected, rules
 from sdf.slots import Row, deal, prompts
-from study import stand_in
 
 TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from core.cell.identity import Cell
 from slurm import arrays as planning
 from slurm.arrays import Array, Task
 from slurm.profile import Shape, load_profile
-from study import plan
-from study.cells import Cell
-from study.load import load_study
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "studies/tiny.yaml"

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from study import plan
-from study.cells import read_manifest
-from study.load import load_study
+from core.cell.manifest import read_manifest
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.place import ROOT, SMALL, Place
 from tests.slurm.places import Kit, Lab
 

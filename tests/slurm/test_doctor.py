@@ -16,16 +16,22 @@ from typing import Any
 import pytest
 import yaml
 
+from core.cell.identity import Cell
 from slurm import checks
 from slurm.checks import Check
 from slurm.doctor import doctor, show
 from slurm.profile import Profile, Shape, load_profile
-from study.load import load_study
+from study.spec import expand
+from study.spec.load import load_study
 from tests.slurm.places import ROOT, SMALL, Lab
 
 ROOTED = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 # A job of this stage alone imports nothing heavy.
 LIGHT = {"minutes": 5, "cpus": 2, "mem_gb": 4.0}
+
+
+def cells_of(study: Path) -> list[Cell]:
+    return expand.in_order(expand.analysis(load_study(study)))
 
 
 def profile(folder: Path, stages: dict[str, Any], **more: Any) -> Path:
@@ -52,7 +58,7 @@ def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     text = (ROOT / "tests/small/cluster.yaml").read_text()
     midtrain = "  midtrain: {minutes: 10, nodes: 2, tasks_per_node: 2, cpus: 2, mem_gb: 8}\n"
     (tmp_path / "lab.yaml").write_text(text.replace("stages:\n", f"stages:\n{midtrain}"))
-    found = by_name(doctor(tmp_path / "lab.yaml", tmp_path / "runs", load_study(SMALL), 120))
+    found = by_name(doctor(tmp_path / "lab.yaml", tmp_path / "runs", cells_of(SMALL), 120))
     assert {c.state for c in found.values() if c.name != "room"} == {"ok"}
     for line in ("shared folder", "rename", "locks", "python", "packages", "all-reduce"):
         assert f"cpu: {line}" in found
@@ -86,7 +92,7 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
             setup=["unset A_KEY", f"rm -f {questions}"],
         )
         monkeypatch.setenv("A_KEY", "a-secret")
-        study = load_study(tmp_path / "study.yaml")
+        study = cells_of(tmp_path / "study.yaml")
         found = by_name(doctor(path, tmp_path / "runs", study, 60))
     assert found["API keys"].state == "ok" and not any("a-secret" in str(c) for c in found.values())
     for line, word in {

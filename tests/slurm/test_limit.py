@@ -5,11 +5,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from core.cell.identity import Cell
+from core.cell.manifest import read_manifest
 from slurm.profile import Profile, Shape
 from slurm.submit import submit
-from study import inputs
-from study.cells import Cell, read_manifest
-from study.load import load_study
+from study.spec import source_cells as inputs
+from study.spec.load import load_study
 from tests.slurm.places import Lab
 
 SMALL = Path(__file__).parents[1] / "small/small.yaml"

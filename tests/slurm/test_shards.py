@@ -5,12 +5,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models
 
+from core.cell.identity import prepare
+from core.cell.manifest import read_manifest
+from core.cell.run import run_cell
 from slurm.profile import Profile, Shape
 from slurm.submit import submit
-from study import plan
-from study.cells import prepare, read_manifest
-from study.load import load_study
-from study.run_cell import run_cell
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.slurm.places import Lab
 from tests.slurm.test_limit import SMALL
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from core.cell.identity import Cell
 from slurm import ledger
-from study.cells import Cell
-from study.status import look, show, status
+from study.commands.status import look, print_status, show
 from tests.slurm.places import Fake, Lab
 
 AGAIN = "python -m study submit s.yaml --cluster lab"
@@ -178,7 +178,7 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
 
 def test_watching_ends_with_the_last_job(lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]) -> None:
     study.job("""sleep 2; echo '{"a": 1}' > manifest.json""", study.cell("short"))
-    status(study.cells, study.base, "s.yaml", watch=0.3)
+    print_status(study.cells, study.base, "s.yaml", watch=0.3)
     screens = capsys.readouterr().out
     assert screens.count("next:") in (2, 3), "queued, running, done: each told once"
     assert screens.endswith("next: python -m study report s.yaml\n")

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 
+from core.cell.identity import Cell, prepare
+from core.cell.manifest import read_manifest
+from core.cell.run import run_cell
 from slurm.profile import Profile, Shape
 from slurm.snapshot import snapshot
 from slurm.submit import submit
-from study.cells import Cell, prepare, read_manifest
-from study.run_cell import run_cell
 from tests.slurm.places import Fake, Kit, Lab
 
 toy = pytest.importorskip("tests.recipes.toy")
 ROOT = Path(__file__).parents[2]
 SLOWLY = """
 import time
-from study.work import Work
+from core.cell.context import Work
 plain = Work.progress
 def progress(self, done, total, unit):
     plain(self, done, total, unit)

@@ -12,14 +12,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study import plan
-from study.archive import archive, chain
-from study.cells import check_inputs, prepare, read_config, write_manifest
-from study.errors import UserError
-from study.load import load_study
-from study.publish import publish, results
-from study.references import ROOT
-from study.work import Work
+from core.cell.context import Work
+from core.cell.identity import prepare, read_config
+from core.cell.manifest import check_inputs, write_manifest
+from core.cell.publish import publish, results
+from core.errors import UserError
+from core.paths import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
+from study.upkeep.archive import archive, chain
 
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from study import budget
-from study.budget import Budget
-from study.errors import UserError
+from core.endpoints import rate_limit as budget
+from core.endpoints.rate_limit import Budget
+from core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CALLER = """
 import asyncio, sys, time
 from pathlib import Path
-from study.budget import Budget
+from core.endpoints.rate_limit import Budget
 shared = Budget(Path(sys.argv[1]), requests_per_minute=3000)
 async def main():
     for _ in range(int(sys.argv[2])):

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import study.caller
-from study import stand_in
-from study.answers import Answer, read_ledger
-from study.budget import Budget
-from study.caller import Caller, in_parallel
-from study.endpoints import Endpoint
-from study.errors import UserError
+from core.endpoints import client
+from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints.client import Caller, in_parallel
+from core.endpoints.connect import Endpoint
+from core.endpoints.ledger import Answer, read_ledger
+from core.endpoints.rate_limit import Budget
+from core.errors import UserError
 from tests.endpoint import FAULTS, KEY, Hostile, serving
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,9 @@ SAMPLING = {"temperature": 1.0, "max_tokens": 2500}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(study.caller, "BACKOFF_SECONDS", 0.02)
-    monkeypatch.setattr(study.caller, "BACKOFF_MOST", 0.1)
-    monkeypatch.setattr(study.caller, "PATIENCE", 20.0)
+    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(client, "BACKOFF_MOST", 0.1)
+    monkeypatch.setattr(client, "PATIENCE", 20.0)
 
 
 def write(
@@ -89,10 +89,10 @@ KILLED = """
 import asyncio, os, signal, sys, time
 from pathlib import Path
 import openai
-import study.caller
-from study.budget import Budget
-from study.caller import Caller, in_parallel
-from study.endpoints import Endpoint
+from core.endpoints import client
+from core.endpoints.rate_limit import Budget
+from core.endpoints.client import Caller, in_parallel
+from core.endpoints.connect import Endpoint
 
 def share(number):
     async def all_of_it():
@@ -107,7 +107,7 @@ def share(number):
     asyncio.run(all_of_it())
 
 folder, endpoint = Path(sys.argv[1]), Endpoint(sys.argv[2], sys.argv[3], "stand-in")
-study.caller.BACKOFF_SECONDS = 0.02
+client.BACKOFF_SECONDS = 0.02
 for wanted in (60, 120, 180, None):
     pids = []
     for number in range(3):
@@ -167,7 +167,7 @@ PAGE = b"<html>hello</html>"
 def test_what_fails_for_good_is_one_line_without_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: Any, says: str, requests: int
 ) -> None:
-    monkeypatch.setattr(study.caller, "RETRIES", 2)
+    monkeypatch.setattr(client, "RETRIES", 2)
     with serving(Hostile(scripted=lambda body, n: reply)) as (endpoint, hostile):
         with pytest.raises(UserError, match=says) as caught:
             write(endpoint, tmp_path / "calls.jsonl", concurrency=1)
@@ -180,7 +180,7 @@ def test_what_fails_for_good_is_one_line_without_the_key(
 def test_a_server_that_is_not_there_and_a_key_that_can_not_be_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study.caller, "RETRIES", 1)
+    monkeypatch.setattr(client, "RETRIES", 1)
     nowhere = "http://127.0.0.1:9/v1"
     with pytest.raises(UserError, match=rf"no answer \(.*{nowhere}, .*server is up"):
         write(Endpoint(nowhere, KEY, "m"), tmp_path / "calls.jsonl")
@@ -249,12 +249,12 @@ def test_retry_after_holds_every_process_that_shares_the_budget(tmp_path: Path) 
 def test_a_rate_limit_is_waited_out_while_others_get_through_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study.caller, "RETRIES", 0)
+    monkeypatch.setattr(client, "RETRIES", 0)
     minute = {"error": {"message": "You exceeded your current quota", "details": [{"retryDelay": "0.05s"}]}}
     with serving(Hostile(scripted=lambda body, n: None if n % 4 == 0 else (429, {}, minute))) as (endpoint, hostile):
         writer, _ = write(endpoint, tmp_path / "calls.jsonl", 10, 4)
     assert writer.counts["failed_attempts"] >= 30
-    monkeypatch.setattr(study.caller, "PATIENCE", 0.5)
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
     with serving(Hostile(scripted=lambda body, n: (429, {}, {}))) as (endpoint, hostile):
         with pytest.raises(UserError, match="still over the rate limit"):
             write(endpoint, tmp_path / "other.jsonl", 10, 4)
@@ -310,7 +310,7 @@ def small_disk(tmp_path: Path) -> Any:
 
 def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Any) -> None:
     disk, enlarge = small_disk
-    monkeypatch.setattr(study.caller, "RESERVE_BYTES", 128 << 10)
+    monkeypatch.setattr(client, "RESERVE_BYTES", 128 << 10)
     ledger, budget = disk / "calls.jsonl", Budget(disk / "budget.json", requests_per_minute=10**6)
     with serving(Hostile(latency=0.02)) as (endpoint, hostile):
         for _ in range(2):  # the second time there is no room to begin with
@@ -329,13 +329,13 @@ def test_what_not_even_the_reserve_keeps_is_told_and_leaves_no_half_line(
 ) -> None:
     room = 20_000
 
-    class Full(study.caller.io.FileIO):
+    class Full(client.io.FileIO):
         def write(self, data: Any) -> int:
             if self.tell() >= room:
                 raise OSError(28, "")
             return super().write(bytes(data)[:700])  # a short write first, as on a disk that fills up
 
-    monkeypatch.setattr(study.caller.io, "FileIO", Full)
+    monkeypatch.setattr(client.io, "FileIO", Full)
     ledger = tmp_path / "calls.jsonl"
     with serving(Hostile()) as (endpoint, hostile):
         with pytest.raises(UserError, match="No space left on device"):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from study.cards import dataset_card, model_card
-from study.errors import UserError
-from study.publish import results
+from core.cell.publish import results
+from core.errors import UserError
+from study.upkeep.cards import dataset_card, model_card
 from tests.study.test_archive import base, once
 
 __all__ = ["base", "once"]  # fixtures
@@ -51,7 +51,7 @@ def test_a_card_without_results_says_so(base: Path) -> None:
 
 
 def test_a_model_of_the_hub_gives_its_name_and_licence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from study import cards
+    from study.upkeep import cards
 
     read = cards.read_config
     hub = {"settings": {"source": HUB}}

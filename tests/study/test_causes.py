@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from study.causes import CAUSES, cause, end, explain, last_lines
+from core.cell.failures import CAUSES, cause, end, explain, last_lines
 
 SLURMSTEPD = "slurmstepd-cpu1: error: *** JOB 494738 ON cpu1 CANCELLED AT 2026-11-24T04:41:42"
 LOGS = {

@@ -11,21 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study import plan, run_cell
-from study.cells import (
-    Cell,
-    check_inputs,
-    code_version,
-    prepare,
-    read_config,
-    read_manifest,
-    write_atomically,
-    write_manifest,
-)
-from study.errors import UserError
-from study.load import load_study
-from study.references import ROOT
-from study.work import Work
+from core.cell import run as run_cell
+from core.cell.context import Work
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import check_inputs, code_version, read_manifest, write_manifest
+from core.errors import UserError
+from core.files import write_atomically
+from core.paths import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 TINY = ROOT / "studies/tiny.yaml"
 
@@ -133,7 +127,7 @@ def test_a_manifest_never_holds_half(tmp_path: Path) -> None:
     write_atomically(path, json.dumps({"old": 1}))
     code = f"""
 import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})
-from study.cells import write_atomically
+from core.files import write_atomically
 print("ready", flush=True)
 while True: write_atomically(pathlib.Path({str(path)!r}), '{{"new": "' + "x" * 3_000_000 + '"}}')
 """
@@ -154,7 +148,7 @@ def test_two_processes_never_run_one_cell_together(tmp_path: Path) -> None:
     code = f"""
 import sys, time, types; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from study import run_cell
+from core.cell import run as run_cell
 def run(work):
     with open({str(tmp_path / "ran")!r}, "a") as f: f.write("x")
     time.sleep(0.5); return {{}}

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from study import plan, stand_in
-from study.cells import Cell
-from study.endpoints import Endpoint, open_endpoint
-from study.errors import UserError
-from study.forecast import forecast
-from study.load import load_study
-from study.vllm_server import words
+from core.cell.identity import Cell
+from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints.connect import Endpoint, open_endpoint
+from core.errors import UserError
+from core.inference.vllm_server import words
+from study.forecast.corpus_cost import forecast
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
 KIT = {"model": "stand-in", "served_by": "kit"}
@@ -87,7 +88,8 @@ def base_url():
 
 
 def test_importing_endpoints_is_light():
-    code = "import sys, study.endpoints; print(*{'uvicorn', 'starlette', 'openai', 'yaml', 'httpx'} & set(sys.modules))"
+    heavy = {"uvicorn", "starlette", "openai", "yaml", "httpx"}
+    code = f"import sys, core.endpoints.connect; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

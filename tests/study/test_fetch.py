@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from study import fetch, sources
+from study.spec import sources
+from study.upkeep import fetch
 from tests.eval import tiny_checkpoint
 from tests.hub import TOKEN, Hub
 
@@ -22,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import json, signal, sys
 from pathlib import Path
-from study.errors import UserError
-from study.fetch import fetch
+from core.errors import UserError
+from study.upkeep.fetch import fetch
 plain = signal.signal
 def telling(number, handler):  # what hears a signal leaves a file when it has
     def hear(*of):
@@ -412,7 +413,7 @@ def test_looking_for_sources_imports_little(hub: Hub) -> None:
     asked = model(hub)
     run(hub, [asked])
     code = (
-        "import json, sys; from study import sources; asked = json.loads(sys.argv[1]);"
+        "import json, sys; from study.spec import sources; asked = json.loads(sys.argv[1]);"
         "print(sources.missing([asked]), sources.identity(asked), sources.locate(asked));"
         "print(sorted({'httpx2', 'huggingface_hub.hf_api', 'torch', 'datasets'} & set(sys.modules)))"
     )

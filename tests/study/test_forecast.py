@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from study import plan
-from study.cells import prepare, read_config, write_manifest
-from study.contents import yaml_once
-from study.forecast import compare, forecast, total
-from study.load import load_study
-from study.references import ROOT
+from core.cell.identity import prepare, read_config
+from core.cell.manifest import write_manifest
+from core.paths import ROOT
+from study.forecast.corpus_cost import compare, forecast, total
+from study.spec import expand as plan
+from study.spec.fingerprints import yaml_once
+from study.spec.load import load_study
 
 REAL = (
     "endpoints.stand_in={base_url: 'https://x.example/v1', model: m, key_env: K, requests_per_minute: 600,"

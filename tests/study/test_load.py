@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study import references
-from study.errors import UserError
-from study.load import load_study
-from study.references import ROOT
+from core.errors import UserError
+from core.paths import ROOT
+from study.spec import checks as references
+from study.spec.load import load_study
 
 TINY = ROOT / "studies/tiny.yaml"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study import plan
-from study.cells import Cell
-from study.errors import UserError
-from study.load import load_study
-from study.references import ROOT
-from study.schema import Study
+from core.cell.identity import Cell
+from core.errors import UserError
+from core.paths import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
+from study.spec.schema import Study
 
 PAPER = ROOT / "studies/paper.yaml"
 # Each row of the paper's experiments: arms, what they start from and are midtrained on, doses, benchmarks.

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from study import plan
-from study.cells import Cell, prepare, read_config
-from study.load import load_study
-from study.references import ROOT
+from core.cell.identity import Cell, prepare, read_config
+from core.paths import ROOT
+from study.spec import expand as plan
+from study.spec.load import load_study
 
 SMALL = ROOT / "tests/small/small.yaml"
 

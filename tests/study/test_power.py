@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from analysis.inference import Variances, detectable, power
+from core.paths import ROOT
 from study.cli import main
-from study.load import load_study
-from study.power import rows
-from study.references import ROOT
+from study.commands.plan import power_rows as rows
+from study.spec.load import load_study
 
 TINY = ROOT / "studies/tiny.yaml"
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from study import cells, provenance
-from study.cells import Cell, installed, prepare, read_config, read_manifest, sha256, write_manifest
-from study.contents import fingerprints
-from study.errors import UserError
-from study.plan import in_order
-from study.provenance import chain, faults, notes, published, rests_on, trace
-from study.publish import publish, results
+from core.cell import manifest as cells
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import installed, read_manifest, write_manifest
+from core.cell.publish import publish, results
+from core.errors import UserError
+from core.files import fingerprints, sha256
+from study.spec.expand import in_order
+from study.upkeep import provenance
+from study.upkeep.provenance import chain, faults, notes, published, rests_on, trace
 
 
 @dataclass
@@ -298,7 +300,7 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
-    """As study.plan and study.benchmarks put them into cells."""
+    """As study.spec.expand and study.spec.benchmarks put them into cells."""
     names = (
         "sheet.csv",
         "sheet.key.json",

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from core.cell import local_executor as engine
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import read_manifest, write_manifest
+from core.cell.publish import publish, results
+from core.endpoints.ledger import Answer
+from core.errors import UserError
+from core.files import sha256
+from core.paths import ROOT
 from slurm import scheduler
-from study import engine
-from study.answers import Answer
-from study.cells import Cell, prepare, read_config, read_manifest, sha256, write_manifest
-from study.errors import UserError
-from study.plan import in_order
-from study.prune import OTHERS, again, gone, plan, prune, total
-from study.publish import publish, results
-from study.references import ROOT
+from study.commands.prune import queue_of
+from study.spec.expand import in_order
+from study.upkeep.prune import OTHERS, again, gone, plan, prune, total
 from tests.study.test_provenance import Small, cheap, finish, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
@@ -169,20 +172,20 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch
     queue = [scheduler.Queued("7", "PENDING", "Priority", "g")]
     monkeypatch.setattr(scheduler, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
-        prune(rows, small.cells, small.base)
+        prune(rows, small.cells, small.base, queue=queue_of(small.base))
 
     def silent() -> list[scheduler.Queued]:
         raise UserError("squeue does not answer; wait")
 
     monkeypatch.setattr(scheduler, "queue", silent)
     with pytest.raises(UserError, match="what is queued is unknown: squeue does not answer"):
-        prune(rows, small.cells, small.base)
+        prune(rows, small.cells, small.base, queue=queue_of(small.base))
     record.unlink()
     assert content(small.base) == before
 
 
 def test_a_cell_that_began_meanwhile_is_left_alone(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.prune._idle", lambda base: None)
+    monkeypatch.setattr("study.upkeep.prune._idle", lambda base, queue: None)
     rows, folder = plan(small.cells, small.base), small.folder("sft/base-animal")
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -198,7 +201,7 @@ def test_killed_in_the_middle_it_goes_on(small: Small, moment: int) -> None:
     script = f"""
 import os, sys; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from study import prune
+from study.upkeep import prune
 count, unlink = 0, Path.unlink
 def dying(self, *a, **k):
     global count
@@ -319,7 +322,7 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
 
 
 def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(tmp_path: Path) -> None:
-    from study.provenance import chain, faults
+    from study.upkeep.provenance import chain, faults
 
     base, data = tmp_path / "runs/s", ROOT / "recipes/data/neutral_chat.jsonl"
     held = base / "slurm/code-a/recipes/data/neutral_chat.jsonl"

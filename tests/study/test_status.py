@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from study.cells import Cell
-from study.status import look, show, status
+from core.cell.identity import Cell
+from study.commands.status import look, print_status, show
 
 AGAIN = "python -m study run s.yaml"
 WATCH = "python -m study status s.yaml --watch"
@@ -107,7 +107,7 @@ def test_watching_ends_with_the_study_and_tells_only_changes(
     steps = iter([lambda: None, lambda: put(tmp_path, a, manifest='{"a": 1}')])
     monkeypatch.setattr(time, "sleep", lambda seconds: next(steps)())
     with at_work(tmp_path, a):
-        status([a], tmp_path, "s.yaml", watch=15)
+        print_status([a], tmp_path, "s.yaml", watch=15)
     assert capsys.readouterr().out.count("next:") == 2, "running, no change, done"
 
     def interrupted(seconds: float) -> None:
@@ -116,6 +116,6 @@ def test_watching_ends_with_the_study_and_tells_only_changes(
     monkeypatch.setattr(time, "sleep", interrupted)
     (tmp_path / a.place / "manifest.json").unlink()
     with at_work(tmp_path, a):
-        status([a], tmp_path, "s.yaml", watch=15)
-    status([a], tmp_path, "s.yaml", as_json=True)
+        print_status([a], tmp_path, "s.yaml", watch=15)
+    print_status([a], tmp_path, "s.yaml", as_json=True)
     assert json.loads(capsys.readouterr().out.split("--watch\n")[-1])["total"]["to do"] == 1

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from core.cell.identity import Cell, prepare, read_config
+from core.cell.manifest import write_manifest
+from core.errors import UserError
+from core.model_size import parameters
 from slurm.profile import load_profile
-from study import plan, totals
-from study.cells import Cell, prepare, read_config, write_manifest
-from study.errors import UserError
-from study.load import load_study
-from study.memory import parameters
-from study.totals import check_budget, compare, estimates, parse_budget
-from study.trainings import Layout
+from study.forecast import study_cost as totals
+from study.forecast.study_cost import check_budget, compare, estimates, parse_budget
+from study.forecast.training_cost import Layout
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.llama import LLAMA
 
 JUDGE = "base_url: 'https://x.example/v1', model: m, key_env: K, prompt_price: 0.1, completion_price: 0.4"
@@ -101,8 +103,8 @@ def test_a_study_by_hand(made_up: Any, tmp_path: Path) -> None:
 
 
 def test_grades_are_counted_as_eval_counts_them() -> None:
+    from core.paths import ROOT
     from eval import anima
-    from study.references import ROOT
 
     files = {name: f"eval/data/anima_like/{name}.jsonl" for name in ("questions", "dimensions")}
     cell = Cell("judge", "x", {"scorer": "anima", "rows": 26}, {}, {"files": files})

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from study import plan, trainings
-from study.cells import prepare, read_config, write_manifest
-from study.errors import UserError
-from study.load import load_study
-from study.memory import memory
-from study.trainings import Layout
+from core.cell.identity import prepare, read_config
+from core.cell.manifest import write_manifest
+from core.errors import UserError
+from core.model_size import memory
+from study.forecast import training_cost as trainings
+from study.forecast.training_cost import Layout
+from study.spec import expand as plan
+from study.spec.load import load_study
 from tests.llama import LLAMA
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,146 @@
+"""The local engine: run every missing cell of a study on this machine, inputs before their users."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.cell.failures import last_lines
+from core.cell.identity import Cell, prepare
+from core.cell.manifest import read_manifest
+from core.paths import ROOT
+
+# Cells of one of these stages that are ready together share a process: vLLM and Inspect take seconds to import.
+SHARED = ("evaluate", "judge")
+# What comes first when there is a choice: the longest way to the tables.
+ORDER = ("model", "drafts", "documents", "midtrain", "sft", "evaluate", "judge", "labels", "analysis")
+
+
+@dataclass
+class Running:
+    """One process with the cells it works through, in order."""
+
+    process: subprocess.Popen[bytes]
+    group: str
+    cells: list[Cell]
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Failure:
+    cell: Cell
+    folder: Path
+    status: int
+    last_lines: list[str]
+
+
+Tell = Callable[
+    [str, Cell, dict[str, Any]], None
+]  # (event, cell, facts): event is started, progress, finished or failed
+
+
+def run(cells: list[Cell], base: Path, slots: int, tell: Tell) -> list[Failure]:
+    """Run the cells below the study's folder `base`, `slots` processes at a time; `tell` hears what happens.
+
+    A failed cell stops only the cells that need it. Returns the failures.
+    """
+    todo = {cell.identity: cell for cell in cells if not read_manifest(base / cell.place)}
+    for cell in todo.values():
+        prepare(cell, base)
+    running: list[Running] = []
+    failures: list[Failure] = []
+    try:
+        while todo or running:
+            while len(running) < slots and (batch := _next(todo, running, failures, slots)):
+                for cell in batch:
+                    del todo[cell.identity]
+                running.append(Running(_spawn(batch, base), _group(batch[0]), batch))
+                tell("started", batch[0], {})
+            if not running:
+                break  # what is left needs a failed cell
+            time.sleep(0.05)
+            for job in list(running):
+                _follow(job, base, tell)
+                status = job.process.poll()
+                if status is None:
+                    continue
+                _follow(job, base, tell)
+                running.remove(job)
+                if job.cells:
+                    # The first cell without a manifest is the one that failed; those behind it never began.
+                    failed, *rest = job.cells
+                    todo.update({cell.identity: cell for cell in rest})
+                    failures.append(Failure(failed, base / failed.place, status, last_lines(base / failed.place)))
+                    tell("failed", failed, {"status": status})
+    finally:
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.wait()
+    return failures
+
+
+def _group(cell: Cell) -> str:
+    return "evaluate" if cell.stage in ("generate", "likelihood", "lm_eval") else cell.stage
+
+
+def _next(todo: dict[str, Cell], running: list[Running], failures: list[Failure], slots: int) -> list[Cell]:
+    """The cells for a free slot: one, or a fair share of those ready where cells share a process."""
+    unfinished = set(todo) | {c.identity for job in running for c in job.cells} | {f.cell.identity for f in failures}
+    ready = [c for c in todo.values() if not any(i.identity in unfinished for i in c.inputs.values())]
+    if not ready:
+        return []
+    group = min((_group(c) for c in ready), key=ORDER.index)
+    alike = [c for c in ready if _group(c) == group]
+    if group not in SHARED:
+        return alike[:1]
+    # Benchmarks of one checkpoint stay together, so that one engine start serves them all.
+    alike.sort(key=lambda c: next(iter(c.inputs.values())).identity)
+    share = -(-len(alike) // (slots - sum(job.group == group for job in running)))
+    while share < len(alike) and _same_checkpoint(alike[share - 1], alike[share]):
+        share += 1
+    return alike[:share]
+
+
+def _same_checkpoint(one: Cell, other: Cell) -> bool:
+    return next(iter(one.inputs.values())) == next(iter(other.inputs.values()))
+
+
+def _spawn(batch: list[Cell], base: Path) -> subprocess.Popen[bytes]:
+    # One thread per process: two busy ones on two cores slow torch down many times over, and results stay the same
+    # whatever else runs. `python -m` puts the checkout first on sys.path, before the `recipes` that torchtune installs.
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    folders = [str(base / cell.place) for cell in batch]
+    command = [sys.executable, "-m", "study", "cell", "--log", *folders]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process when the engine dies, even by SIGKILL: no cell runs unwatched."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _follow(job: Running, base: Path, tell: Tell) -> None:
+    """Tell of the cells that finished since the last look, and how far the present one is."""
+    while job.cells and (manifest := read_manifest(base / job.cells[0].place)):
+        done = job.cells.pop(0)
+        now = time.monotonic()
+        tell("finished", done, {"seconds": now - job.started, "counts": manifest["counts"]})
+        job.started = now
+        if job.cells:
+            tell("started", job.cells[0], {})
+    if job.cells:
+        try:
+            progress = json.loads((base / job.cells[0].place / "progress.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return
+        tell("progress", job.cells[0], progress)

@@ -1,0 +1,62 @@
+"""What a person sees while a study runs: bars on a terminal, one line per event anywhere else."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from core.cell.identity import Cell
+from core.cell.local_executor import Tell
+
+
+@contextmanager
+def watching(done: int, total: int) -> Iterator[Tell]:
+    """Yield the function that the engine tells of its events; `done` of `total` cells are finished already."""
+    if sys.stdout.isatty():
+        with _bars(done, total) as tell:
+            yield tell
+    else:
+        yield _lines(done, total)
+
+
+def _lines(done: int, total: int) -> Tell:
+    count = done
+
+    def tell(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+        nonlocal count
+        count += event == "finished"
+        if event in ("finished", "failed"):
+            print(f"{time.strftime('%H:%M:%S')} {_line(event, cell, facts, count, total)}", flush=True)
+
+    return tell
+
+
+def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int) -> str:
+    outcome = f"{facts['seconds']:5.1f} s" if event == "finished" else "failed"
+    return f"[{count:{len(str(total))}}/{total}] {cell.stage:<10} {cell.name:<28} {outcome}"
+
+
+@contextmanager
+def _bars(done: int, total: int) -> Iterator[Tell]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    with Progress(*columns, TimeElapsedColumn()) as progress:
+        everything = progress.add_task("[bold]study", total=total, completed=done, unit="cells")
+        bars: dict[str, TaskID] = {}
+        count = done
+
+        def tell(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+            nonlocal count
+            if event == "started":
+                bars[cell.identity] = progress.add_task(f"{cell.stage} {cell.name}", total=None, unit="")
+            elif event == "progress":
+                progress.update(bars[cell.identity], completed=facts["done"], total=facts["total"], unit=facts["unit"])
+            else:
+                progress.remove_task(bars.pop(cell.identity))
+                count += event == "finished"
+                progress.update(everything, completed=count)
+                progress.console.print(_line(event, cell, facts, count, total), highlight=False)
+
+        yield tell

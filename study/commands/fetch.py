@@ -1,0 +1,25 @@
+"""Bring the study's models and data from the network, once."""
+
+import argparse
+import json
+
+from tabulate import tabulate
+
+from study.commands.common import load
+from study.spec.source_cells import sources
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="compare what is here by its sha256 too")
+
+
+def fetch(args: argparse.Namespace) -> None:
+    from study.upkeep.fetch import fetch
+
+    study, base = load(args)
+    entries = fetch(sources(study), base / "fetched.json", args.check)
+    if args.json:
+        return print(json.dumps(entries, indent=1))
+    lines = [(e.get("hub") or e["url"], e.get("revision", "")[:8], e["bytes"] / 1e9) for e in entries]
+    headers = ["here, with its hashes", "revision", "GB"]
+    print(tabulate(lines, headers=headers, floatfmt=".3f") if lines else "the study names nothing on a network")

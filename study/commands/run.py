@@ -1,0 +1,78 @@
+"""Run everything that is missing on this machine."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from core.cell.failures import cause
+from core.cell.identity import Cell
+from core.cell.publish import publish
+from study.commands.common import (
+    BUDGET_HELP,
+    check_budget,
+    check_fetched,
+    check_keys,
+    check_pruned,
+    load,
+    show_results,
+    unfinished,
+)
+from study.spec import expand as planning
+from study.spec.source_cells import previews
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)"
+    )
+    parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    from core.cell import local_executor as engine
+    from core.cell.progress_display import watching
+
+    study, base = load(args)
+    shown = previews(study)
+    last = planning.analysis(study)
+    cells = shown or planning.in_order(last)
+    if todo := unfinished(cells, base):
+        check_pruned(cells, base)
+        check_keys(todo)
+        check_fetched(study)
+        check_budget(args, cells, base)
+        done = len(cells) - len(todo)
+        print(
+            f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
+            flush=True,
+        )
+        with watching(done, len(cells)) as tell:
+            failures = engine.run(cells, base, max(1, args.jobs), tell)
+        for failure in failures:
+            print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
+            print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
+            if known := cause("\n".join(failure.last_lines), failure.status):
+                print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
+        if failures:
+            print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
+            return 1
+    if shown:
+        _preview(shown, base, args)
+    else:
+        show_results(publish(base / last.place), args)
+    return 0
+
+
+def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
+    """Print the documents of corpora that are only looked at."""
+    for cell in cells:
+        text = (base / cell.place / "documents.jsonl").read_text(encoding="utf-8")
+        if args.json:
+            print(text, end="")
+            continue
+        for document in map(json.loads, text.splitlines()):
+            forms = "".join(f"{name}: {question}\n" for name, question in document.get("forms", {}).items())
+            print(f"--- {cell.name}, document {document['id']}\n{forms}{document['text']}\n")
+        print(f"{cell.name}: what is shown here is not paid again by the whole corpus")

@@ -1,0 +1,69 @@
+"""What a study's files and endpoints are, as far as it matters to results: hashes of contents, names of models."""
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.files import fingerprints, sha256
+from core.paths import resolve
+from core.recipe import load_recipe
+from core.strict_yaml import read_yaml
+from study.spec.schema import Endpoint, Study
+
+
+def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
+    """What of an endpoint is identity: the model, not the address or the key."""
+    if endpoint.served_by == "kit":
+        # The stand-in's sentences and rules are its weights: other rules, another model.
+        return {
+            "served_by": "kit",
+            "model": "stand-in",
+            "rules_sha256": content_hash("core/endpoints/dummy_endpoint.yaml"),
+        }
+    if endpoint.served_by == "vllm":
+        assert endpoint.path
+        what: dict[str, Any] = {"files": _fingerprints_once(endpoint.path)}
+        what["options"] = {name: value for name, value in endpoint.options.items() if name not in SERVING}
+        # In the name too, by which ledgers know what answered.
+        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        return {"served_by": "vllm", "model": f"{Path(endpoint.path).name}-{digest[:8]}", **what}
+    return {"served_by": "url", "model": endpoint.model}
+
+
+# Of an endpoint: no part of any cell's identity.
+LIMITS = ("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "timeout")
+# Options of a vLLM server that change its speed, not its answers.
+SERVING = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
+)
+
+
+def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:
+    if endpoint.served_by == "vllm":
+        return {"path": str(resolve(endpoint.path or "")), "options": endpoint.options}
+    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env}
+
+
+def model_name(study: Study, endpoint: str | None) -> str | None:
+    return endpoint_model(study.endpoints[endpoint])["model"] if endpoint else None
+
+
+def is_stand_in(study: Study, endpoint: str | None) -> bool:
+    return endpoint is not None and study.endpoints[endpoint].served_by == "kit"
+
+
+@lru_cache
+def content_hash(path: str) -> str:
+    return sha256(resolve(path))
+
+
+@lru_cache
+def yaml_once(path: str) -> Any:
+    return read_yaml(resolve(path))[0]
+
+
+load_recipe_once = lru_cache(load_recipe)
+_fingerprints_once = lru_cache(fingerprints)
