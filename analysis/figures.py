@@ -27,7 +27,7 @@ class Drawn:
     error: str | None = None
 
 
-@plots.uncollected()
+@plots.gc_disabled()
 def draw(
     results: Results, means: pd.DataFrame, losses: Sequence[dict[str, Any]], corpora: Mapping[str, Sequence[str]]
 ) -> dict[str, Drawn]:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.headline import interval, missing_lines, percent
-from core.garbage import uncollected
+from core.garbage import gc_disabled
 
 P = ParamSpec("P")
 COLORS = ["#7d868c", "#2f7fc1", "#e0862b", "#3a9a6a", "#a4508b", "#b8a11f", "#4fb3bf", "#c0504d"]
@@ -264,7 +264,7 @@ def lay_out(figure: Figure) -> None:
 
 
 # Embedding fonts makes so much garbage that looking for it takes a fifth of the time.
-@uncollected()
+@gc_disabled()
 def save_all(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
     """Write NAME.pdf and NAME.png of each figure; returns their SVG texts, which one page can hold together."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from analysis.table import (
     without,
 )
 from analysis.variance import purchase_rows
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 
 METHOD = (
@@ -51,7 +51,7 @@ OPTIONAL = (
 )
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `work.folder`; returns the counts for the manifest.
 
     Settings: `study`; `rows` (role, arm, seed or None, dose, benchmark, checkpoint; `work.inputs[role]` holds
@@ -157,7 +157,7 @@ def analyze(table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
     return plain(results)
 
 
-def losses(work: Work) -> list[dict[str, Any]]:
+def losses(work: StageContext) -> list[dict[str, Any]]:
     """Losses of the trainings behind the scores, as far as their folders are there."""
     base = work.folder.parents[1]
     rows = [row | read_losses(base / row["cell"]) for row in work.resources.get("trainings", [])]

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import run as stage
 from analysis.inference import Variances
-from core.cell.context import Work
+from core.cell.context import StageContext
 
 DIMENSIONS = [f"dimension {n}" for n in range(13)]
 JUDGE = "simulated"
@@ -40,7 +40,7 @@ def scores(rng: np.random.Generator, mean: np.ndarray, epochs: int) -> pd.DataFr
     return whole.assign(scenario=whole["question"], judge=JUDGE, missing=None, response=answer)
 
 
-def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> Work:
+def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> StageContext:
     """A finished study on disk, ready to be analyzed."""
     rng, v = np.random.default_rng(0), Variances()
     shared, rows, inputs = rng.normal(0.5, v.question, questions), [], {}
@@ -65,7 +65,7 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> W
     settings |= {"costs": {"unit": "GPU-hours", "seed": 9.0, "question": 0.2, "epoch": 1.5}}
     out = folder / "runs/large/analysis"
     out.mkdir(parents=True)
-    return Work(out, "identity", settings, {}, inputs)
+    return StageContext(out, "identity", settings, {}, inputs)
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core.garbage import uncollected
-from core.recipe import WAYS, apart
+from core.garbage import gc_disabled
+from core.recipe import RUNTIME_KEYS, split_recipe
 
 Told = list[tuple[float, float]]
 SHAPES = {  # of config.json
@@ -85,18 +85,18 @@ def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     from core.recipe import Training
     from core.strict_yaml import validate
 
-    own = {key: case[key] for key in ("dtype", "optimizer", "lora", *WAYS) if key in case}
+    own = {key: case[key] for key in ("dtype", "optimizer", "lora", *RUNTIME_KEYS) if key in case}
     size = {"seq_len": case["seq_len"], "tokens_per_update": case["rows"] * case["seq_len"], "epochs": 100}
-    return apart(asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]})))
+    return split_recipe(asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]})))
 
 
 def kit(folder: Path, case: dict[str, Any]) -> Told:
     """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
-    with uncollected():  # as core.cell.run does
+    with gc_disabled():  # as core.cell.run does
         from recipes import attention, batches, finetune, loss
     from torch.nn.attention.flex_attention import create_mask
 
-    from core.cell.context import Work
+    from core.cell.context import StageContext
 
     if case.get("dense_mask"):
         batches.mask = lambda document, device: create_mask(
@@ -109,7 +109,7 @@ def kit(folder: Path, case: dict[str, Any]) -> Told:
     settings, ways = recipe(case)
     inputs = {"start": folder / "start", "documents": folder / "documents"}
     place = Path(tempfile.mkdtemp(dir=folder))
-    finetune.run(Work(place, "kit", {"recipe": settings}, ways, inputs))
+    finetune.run(StageContext(place, "kit", {"recipe": settings}, ways, inputs))
     told = [json.loads(line) for line in (place / "speed.jsonl").read_text().splitlines()]
     return [(line["tokens"], line["seconds"]) for line in told]
 

@@ -28,7 +28,7 @@ from unittest import mock
 from tabulate import tabulate
 
 from benchmarks import training, writer
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.inference import vllm_engine as engine
 from eval import anima
@@ -78,9 +78,9 @@ def planned(folder: Path, *changes: str, models: int = 1) -> dict[tuple[str, str
 
 
 def again(cell: Cell, folder: Path) -> Path:
-    shutil.rmtree(folder / cell.place, ignore_errors=True)
-    run_cell(prepare(cell, folder))
-    return folder / cell.place
+    shutil.rmtree(folder / cell.relpath, ignore_errors=True)
+    run_cell(create_cell_dir(cell, folder))
+    return folder / cell.relpath
 
 
 def clocked(parts: Facts, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -94,7 +94,7 @@ def generate(folder: Path, rounds: int) -> None:
     from eval import generate as own
 
     cell = planned(folder, *PAPER)["generate", "ahb-m0"]
-    lm = engine.open_engine(folder / cell.inputs["checkpoint"].place / "model", cell.settings["engine"])
+    lm = engine.open_engine(folder / cell.inputs["checkpoint"].relpath / "model", cell.settings["engine"])
     with mock.patch.object(lm.model, "generate", wraps=lm.model.generate) as asked:
         again(cell, folder)
 
@@ -150,7 +150,7 @@ def checkpoints(folder: Path, rounds: int) -> None:
 
     def kit(count: int) -> None:
         shutil.rmtree(folder / "generate", ignore_errors=True)
-        cells = [str(prepare(found["generate", f"ahb-m{i}"], folder)) for i in range(count)]
+        cells = [str(create_cell_dir(found["generate", f"ahb-m{i}"], folder)) for i in range(count)]
         subprocess.run([sys.executable, "-m", "study", "cell", "--log", *cells], cwd=writer.ROOT, check=True)
 
     def server() -> None:

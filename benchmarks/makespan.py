@@ -97,8 +97,8 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
     base = folder / "runs" / loaded.study
     cells = {cell.identity: cell for cell in plan.in_order(plan.analysis(loaded))}
     for cell in cells.values():
-        if not read_manifest(base / cell.place):
-            raise UserError(f"{cell.place} did not finish; see log.txt in {base / cell.place}")
+        if not read_manifest(base / cell.relpath):
+            raise UserError(f"{cell.relpath} did not finish; see log.txt in {base / cell.relpath}")
     stamps = dict(line.split(maxsplit=1) for line in (folder / "stamps").read_text().splitlines())
     found = []
     for group in ledger.read(base / "slurm"):
@@ -112,7 +112,7 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
 def _ran(kind: str, cells: list[Cell], start: float, end: float, base: Path) -> Ran:
     begun, started, ended = {}, {}, {}
     for cell in cells:
-        folder, manifest = base / cell.place, read_manifest(base / cell.place)
+        folder, manifest = base / cell.relpath, read_manifest(base / cell.relpath)
         assert manifest
         begun[cell.identity] = (folder / ".lock").stat().st_mtime
         ended[cell.identity] = (folder / "manifest.json").stat().st_mtime

@@ -27,12 +27,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from core.cell.identity import prepare
+from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
-from core.endpoints.client import Caller, in_parallel
+from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
-from core.endpoints.ledger import Answer, read_ledger
-from core.endpoints.rate_limit import Budget
+from core.endpoints.ledger import LedgerEntry, read_ledger
+from core.endpoints.rate_limit import RateLimiter
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.endpoint import KEY
@@ -73,21 +73,21 @@ def work(task: dict[str, Any]) -> None:
 
     async def share() -> None:
         endpoint = Endpoint(task["address"], KEY, "stand-in")
-        writer = Caller(
+        writer = LedgerClient(
             endpoint.model,
             lambda: endpoint,
             {"temperature": 1.0, "max_tokens": 2500},
             folder / f"calls{task['number']}.jsonl",
-            budget=Budget(folder / "budget.json", requests_per_minute=task["limit"]),
+            budget=RateLimiter(folder / "budget.json", requests_per_minute=task["limit"]),
             prices=PRICES,
             timeout=task["timeout"],
         )
 
         async def one(i: int) -> None:
-            await writer.ask(i, 0, "document", prompts[i], i)
+            await writer.complete(i, 0, "document", prompts[i], i)
 
         async with writer:
-            await in_parallel(range(task["number"], len(prompts), task["processes"]), one, task["concurrency"])
+            await gather_limited(range(task["number"], len(prompts), task["processes"]), one, task["concurrency"])
 
     asyncio.run(share())
 
@@ -130,7 +130,8 @@ def cells(options: argparse.Namespace, folder: Path, address: str) -> tuple[list
     study = load_study(ROOT / "studies/tiny.yaml", None, overrides)
     found = plan.in_order(plan.analysis(study))
     drafts, documents = (
-        [prepare(cell, folder / "runs") for cell in found if cell.stage == stage] for stage in ("drafts", "documents")
+        [create_cell_dir(cell, folder / "runs") for cell in found if cell.stage == stage]
+        for stage in ("drafts", "documents")
     )
     return drafts, documents
 
@@ -162,7 +163,7 @@ def run(commands: list[list[str]], task: dict[str, Any], kills: int) -> tuple[li
     return lost, time.time() - started
 
 
-def ledger(folder: Path) -> dict[str, Answer]:
+def ledger(folder: Path) -> dict[str, LedgerEntry]:
     return {digest: answer for path in folder.rglob("calls*.jsonl") for digest, answer in read_ledger(path)[0].items()}
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Leave garbage where it is: for imports, which make none, and for what frees its memory soon after."""
     enabled = gc.isenabled()
     gc.disable()

@@ -7,12 +7,12 @@ from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
 from core.paths import resolve
-from core.strict_yaml import STRICT, Count, Found, Rate, explain, in_file_order, located, read_yaml, validate
+from core.strict_yaml import STRICT, Count, Problems, Rate, explain, in_file_order, located, read_yaml, validate
 
 FEW_UPDATES = 100  # a handful of updates at a small learning rate hardly moves a model
 MULTIPLE = 8  # tokens, to which conversations are padded: fewer shapes, and fit for tensor cores
 # Keys of a training recipe that a user may change while a training is half done: it goes on in the same folder.
-WAYS = ("rows_per_rank", "save_minutes", "activation_checkpointing", "compile", "sharding")
+RUNTIME_KEYS = ("rows_per_rank", "save_minutes", "activation_checkpointing", "compile", "sharding")
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -71,9 +71,9 @@ class TinyLlama:
     pretrain: Training
 
 
-def training_mistakes(recipe: dict[str, Any]) -> Found:
+def training_mistakes(recipe: dict[str, Any]) -> Problems:
     """Settings of a training recipe that contradict each other, each right by itself."""
-    found: Found = []
+    found: Problems = []
     if bool(recipe["tokens_per_update"]) == bool(recipe["rows_per_update"]):
         found.append(((), "needs exactly one of tokens_per_update (documents), rows_per_update (conversations)"))
     elif recipe["tokens_per_update"] and recipe["tokens_per_update"] % recipe["seq_len"]:
@@ -103,6 +103,6 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
     return found
 
 
-def apart(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A training recipe's settings, and its ways of running."""
-    return {k: v for k, v in recipe.items() if k not in WAYS}, {k: recipe[k] for k in WAYS}
+    return {k: v for k, v in recipe.items() if k not in RUNTIME_KEYS}, {k: recipe[k] for k in RUNTIME_KEYS}

@@ -18,7 +18,7 @@ Stage = Literal[
 ]
 STAGES: tuple[str, ...] = get_args(Stage)
 # Cells of these stages only share out another cell's work: into how many, changes no result.
-SHARES = {"drafts"}
+SHARDING_STAGES = {"drafts"}
 # The rooms are named here as text and imported only when a cell of theirs runs.
 STAGE_MODULES = {
     "model": "recipes.tiny_llama",

@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from core.errors import UserError
 
-Found = list[tuple[tuple[Any, ...], str]]  # (path of the value in the file, what is wrong and what is valid)
+Problems = list[tuple[tuple[Any, ...], str]]  # (path of the value in the file, what is wrong and what is valid)
 
 
-def guess(word: str, valid: list[str]) -> str:
+def did_you_mean(word: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(word, [str(v) for v in valid], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -89,7 +89,7 @@ def explain(path: Path, error: ValidationError, kind: type, where: Where) -> lis
         fault, value = problem["type"], problem.get("input")
         if fault == "unexpected_keyword_argument":
             valid = _valid_keys(kind, at[:-1])
-            text = f"unknown key{guess(str(at[-1]), valid)}; valid keys: {', '.join(valid)}"
+            text = f"unknown key{did_you_mean(str(at[-1]), valid)}; valid keys: {', '.join(valid)}"
         elif fault in ("missing", "missing_argument"):
             text = "missing; this key is required"
         elif fault == "string_pattern_mismatch" and at[-1] == "revision":

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval import questions
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inspect_ai.model import ModelOutput
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Answer every question `epochs` times in one vLLM batch and write `samples.eval`, an unscored Inspect log.
 
     Settings: scorer (a module of eval), files {questions: identity}, rows (expected, or None), sampling {temperature,

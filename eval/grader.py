@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import Work, seed_of
-from core.endpoints.client import Caller, Unanswered, open_caller
+from core.cell.context import StageContext, derive_seed
+from core.endpoints.client import LedgerClient, RequestFailed, open_caller
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ class Grader:
     missing, unanswered (calls that failed for good).
     """
 
-    def __init__(self, work: Work, caller: Caller, usable: Callable[[str], bool], asks: int, total: int) -> None:
+    def __init__(
+        self, work: StageContext, caller: LedgerClient, usable: Callable[[str], bool], asks: int, total: int
+    ) -> None:
         self.caller = caller
         self.counts = Counter(grades=0, missing=0, unanswered=0)
         self.stopped: UserError | None = None
@@ -36,13 +38,13 @@ class Grader:
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
         repeat = 0
-        while (known := self.caller.known(prompt, seed_of(response, repeat))) and not self._usable(known.text):
+        while (known := self.caller.known(prompt, derive_seed(response, repeat))) and not self._usable(known.text):
             repeat += 1
         text = ""
         for draw in range(repeat, repeat + max(self._asks, 1 if known else 0)):
             try:
-                answer = await self.caller.ask(response, draw, "grade", prompt, seed_of(response, draw))
-            except Unanswered as error:
+                answer = await self.caller.complete(response, draw, "grade", prompt, derive_seed(response, draw))
+            except RequestFailed as error:
                 self.counts["unanswered"] += 1
                 self.last = str(error)
                 break
@@ -78,7 +80,7 @@ class Grader:
 
 
 @contextmanager
-def open_grader(work: Work, usable: Callable[[str], bool], total: int) -> Iterator[Grader]:
+def open_grader(work: StageContext, usable: Callable[[str], bool], total: int) -> Iterator[Grader]:
     """The cell's judge for `total` grades, with what other cells of the study were told of the same samples."""
     settings = work.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
@@ -86,7 +88,7 @@ def open_grader(work: Work, usable: Callable[[str], bool], total: int) -> Iterat
         yield Grader(work, caller, usable, work.resources["asks"], total)
 
 
-def other_ledgers(work: Work) -> list[Path]:
+def other_ledgers(work: StageContext) -> list[Path]:
     """Ledgers of the study's other judge cells over the same samples: another rubric, judge or tolerance."""
     samples = work.inputs["samples"].name
     cells = [cell for cell in sorted(work.folder.parent.iterdir()) if cell != work.folder]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval.generate import encode
@@ -24,7 +24,7 @@ COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "miss
 BATCH = 2048  # requests at a time: vLLM's log-probabilities take some 0.5 kB of memory for each token of a prompt
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Score a checkpoint on lm-eval tasks; write `samples.jsonl` and `scores.parquet`.
 
     Settings: task (name), lm_eval (names of tasks or groups), metric (a mean over documents), num_fewshot, engine
@@ -150,7 +150,7 @@ def check(group: Any, settings: dict[str, Any]) -> None:
         raise UserError(f"the data set has {rows} rows, not {settings['rows']}; take a whole snapshot, or correct rows")
 
 
-def evaluate(lm: Any, group: Any, work: Work) -> tuple[Any, dict[str, int]]:
+def evaluate(lm: Any, group: Any, work: StageContext) -> tuple[Any, dict[str, int]]:
     """lm-eval's results, and counts: requests, tokens (read and written).
 
     A prompt begins with the tokenizer's begin-of-text token, whatever the tokenizer would do by itself; by chat

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from eval import questions
 from eval.grader import RESPONSE, Grader, open_grader
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample
 
 EXAMPLES = 5
-CONTINUES = True  # from the ledger of a run that was interrupted, or that left more grades missing than it may
+RESUMABLE = True  # from the ledger of a run that was interrupted, or that left more grades missing than it may
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Grade the answers of a generate cell; write `scored.eval`, `scores.parquet`, `examples.jsonl` (a few answers, for
     the report) and the ledger `calls.jsonl`.
 
@@ -83,7 +83,7 @@ def write_examples(log: "EvalLog", overall: "pd.DataFrame", path: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def score(log: "EvalLog", task: "Task", grader: Grader, work: Work) -> "EvalLog":
+def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "EvalLog":
     """The log with the task's scores and metrics.
 
     Raises UserError if the log's questions are not the task's.
@@ -164,7 +164,7 @@ def scores_table(log: "EvalLog", found: questions.QuestionSet, values: Any, judg
     return pd.DataFrame(rows).astype({"missing": "str"})
 
 
-def check_missing(work: Work, grader: Grader) -> None:
+def check_missing(work: StageContext, grader: Grader) -> None:
     """Warn of grades that are missing. Raises UserError when they are more than the settings allow, or all."""
     counts, allowed = grader.counts, work.settings["missing"]
     missing, total = counts["missing"], counts["grades"]

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 UNIT = [*CHECKPOINT, "question", "epoch", "dimension"]
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Read a labelled sheet; write `scores.parquet`, with the checkpoint of each row in it (`read_back`).
 
     Settings: hashes of the sheet and its key. Resources: sheet (CSV path). Returns counts: labels, missing.

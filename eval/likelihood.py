@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval.questions import as_planned
@@ -16,7 +16,7 @@ from eval.questions import as_planned
 CONTEXT = "Question: {question}\nAnswer:"
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Score every item by the probability of its matching answer; write `samples.jsonl` and `scores.parquet`.
 
     The score is P(matching) / (P(matching) + P(others)), from the log-probabilities of the whole choices after the

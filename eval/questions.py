@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import sha256
 
@@ -42,7 +42,7 @@ class QuestionSet:
     mended: dict[str, int] = field(default_factory=dict)
 
 
-def open_set(work: Work) -> tuple[ModuleType, QuestionSet]:
+def open_set(work: StageContext) -> tuple[ModuleType, QuestionSet]:
     """The module of a cell's scorer, and its question set.
 
     Settings: scorer, files {name: identity}, rows (how many questions are expected, or None). Resources: files.

@@ -20,7 +20,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
-from core.cell.context import Work, seed_of
+from core.cell.context import StageContext, derive_seed
 from core.errors import UserError
 from core.model_size import rows_per_update
 from core.recipe import FEW_UPDATES
@@ -34,7 +34,7 @@ from recipes.rows import Rows
 from recipes.schedule import learning_rate, order, updates_planned
 from recipes.stopping import Stop, stoppable
 
-CONTINUES = True  # a run that was stopped or killed goes on from its last step checkpoint
+RESUMABLE = True  # a run that was stopped or killed goes on from its last step checkpoint
 RANKS = (meet, word_of_first)  # it runs on several ranks: how rank 0 tells the others when to begin
 
 
@@ -48,7 +48,7 @@ class State:
     looks: Looks
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and the files of recipes.metrics.
 
     With `doses` in its settings a run of SFT also keeps at/DOSE/model of the smaller doses it passes; the cell of such
@@ -80,7 +80,7 @@ def run(work: Work) -> dict[str, int | float]:
     return {**counts(work, rows, recipe), "ranks": ranks.world} if ranks.rank == 0 else {}
 
 
-def check_size(work: Work, rows: Rows, recipe: dict[str, Any], ranks: Ranks = ALONE) -> None:
+def check_size(work: StageContext, rows: Rows, recipe: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Warn of few updates. Raises UserError where there would be none, or a rank would idle through all of them."""
     total, per_update = updates_planned(len(rows), recipe), rows_per_update(recipe)
     if ranks.world > per_update:
@@ -94,7 +94,9 @@ def check_size(work: Work, rows: Rows, recipe: dict[str, Any], ranks: Ranks = AL
         work.warn(f"only {total} updates: under {FEW_UPDATES} hardly moves a model")
 
 
-def begin(work: Work, start: Callable[[], TransformerDecoder], recipe: dict[str, Any], ranks: Ranks = ALONE) -> State:
+def begin(
+    work: StageContext, start: Callable[[], TransformerDecoder], recipe: dict[str, Any], ranks: Ranks = ALONE
+) -> State:
     """The training after the newest step checkpoint that can be read, its metrics cut back to it; else at `start`.
 
     `start` gives the start model; it is called again after a step checkpoint that could be read in part only.
@@ -122,7 +124,7 @@ def begin(work: Work, start: Callable[[], TransformerDecoder], recipe: dict[str,
 
 
 def train(
-    work: Work,
+    work: StageContext,
     state: State,
     rows: Rows,
     recipe: dict[str, Any],
@@ -168,7 +170,7 @@ def train(
         if state.looks.over():
             work.log(f"stops after update {state.done}: {state.looks.patience} looks without a better held-out loss")
             break
-        torch.manual_seed(seed_of(work.identity, "torch", update, ranks.rank))
+        torch.manual_seed(derive_seed(work.identity, "torch", update, ranks.rank))
         try:
             line = _update(work, state, rows, which, update, total, recipe, ranks, speed)
         except UserError:  # on all ranks: of a loss that is no number
@@ -202,7 +204,7 @@ def train(
 
 
 def _update(
-    work: Work,
+    work: StageContext,
     state: State,
     rows: Rows,
     which: np.ndarray,
@@ -238,7 +240,7 @@ def _update(
             "lower the learning rate, or look at these rows"
         )
     # For stochastic rounding: copies of a shard on several nodes must round alike, or they drift apart.
-    torch.manual_seed(seed_of(work.identity, "rounding", update, shard_of(work.resources["sharding"], ranks)))
+    torch.manual_seed(derive_seed(work.identity, "rounding", update, shard_of(work.resources["sharding"], ranks)))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     speed.note(tokens, places)
@@ -250,7 +252,9 @@ def _doses(doses: list[int], recipe: dict[str, Any]) -> dict[int, int]:
     return {-(-dose // rows_per_update(recipe)): dose for dose in doses}
 
 
-def _end(work: Work, recipe: dict[str, Any], state: State, export: Callable[[Path], None], ranks: Ranks) -> None:
+def _end(
+    work: StageContext, recipe: dict[str, Any], state: State, export: Callable[[Path], None], ranks: Ranks
+) -> None:
     """Give the training its model/: the weights of the best look, where the recipe asks for them, or the last ones."""
     best = state.looks.best() if recipe["load_best"] else None
     if best is None:
@@ -261,7 +265,7 @@ def _end(work: Work, recipe: dict[str, Any], state: State, export: Callable[[Pat
     ranks.wait()
 
 
-def _link(work: Work) -> dict[str, int | float]:
+def _link(work: StageContext) -> dict[str, int | float]:
     """The checkpoint that a longer run of the same SFT has kept at this dose."""
     kept = work.inputs["run"] / f"at/{work.settings['dose']}/model"
     model = work.folder / "model"
@@ -280,7 +284,7 @@ def _export(model: TransformerDecoder, start: Path, final: Path, recipe: dict[st
         steps.publish(temporary, final)
 
 
-def counts(work: Work, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | float]:
+def counts(work: StageContext, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | float]:
     """What a finished training tells in its manifest: updates, rows, tokens, its losses, how fast it went."""
     lines, speed = metrics.read(work.folder / "metrics.jsonl"), metrics.read(work.folder / "speed.jsonl")
     looks = metrics.read(work.folder / "held_out.jsonl")

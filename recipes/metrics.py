@@ -16,7 +16,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchtune.modules import TransformerDecoder
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.files import write_atomically
 from recipes.distributed import Ranks
 from recipes.model import flops_per_token, peak_flops
@@ -96,7 +96,7 @@ class Speed:
             self.last["mfu"] = tokens / seconds / self.full
             self.last["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
 
-    def tell(self, work: Work, update: int, total: int, loss: float) -> None:
+    def tell(self, work: StageContext, update: int, total: int, loss: float) -> None:
         work.progress(update, total, "updates")
         if time.monotonic() - self.said >= self.EVERY or update == total:
             self.said = time.monotonic()

@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import write_atomically
 from recipes.distributed import Ranks
@@ -30,7 +30,7 @@ AT_ONCE = 200  # texts: enough for the tokenizer's threads, little in memory
 Messages = list[dict[str, str]]
 
 
-def data(work: Work, recipe: dict[str, Any], ranks: Ranks) -> tuple[Rows, Rows | None]:
+def data(work: StageContext, recipe: dict[str, Any], ranks: Ranks) -> tuple[Rows, Rows | None]:
     """The training rows of a cell, and its held-out rows (None where it never looks at them).
 
     midtrain: documents.jsonl and held_out.jsonl of the input `documents`; with `form` in its settings that form of its
@@ -198,7 +198,7 @@ def _messages(path: str, number: int, row: dict[str, Any]) -> Messages:
     return turns
 
 
-def _split(work: Work, recipe: dict[str, Any]) -> tuple[list[tuple[str, Messages]], list[tuple[str, Messages]]]:
+def _split(work: StageContext, recipe: dict[str, Any]) -> tuple[list[tuple[str, Messages]], list[tuple[str, Messages]]]:
     """The rows of this dose and the held-out rows, shuffled by the study's seed: a larger dose has the smaller."""
     if "documents" in work.inputs:
         path = str(work.inputs["documents"] / f"{work.settings['form']}.jsonl")
@@ -216,7 +216,7 @@ def _split(work: Work, recipe: dict[str, Any]) -> tuple[list[tuple[str, Messages
     return mixed[:dose], mixed[len(mixed) - aside :]
 
 
-def _held_out_documents(work: Work, tokenizer: PreTrainedTokenizerBase, seq_len: int, ranks: Ranks) -> Rows:
+def _held_out_documents(work: StageContext, tokenizer: PreTrainedTokenizerBase, seq_len: int, ranks: Ranks) -> Rows:
     texts, folder = work.inputs["documents"] / "held_out.jsonl", work.folder / "rows_held_out"
     if not texts.exists():
         raise UserError(
@@ -228,7 +228,7 @@ def _held_out_documents(work: Work, tokenizer: PreTrainedTokenizerBase, seq_len:
     return Rows.of(folder, seq_len, tokenizer.pad_token_id)
 
 
-def _replayed(work: Work, tokenizer: PreTrainedTokenizerBase, seq_len: int, rows: int) -> list[np.ndarray]:
+def _replayed(work: StageContext, tokenizer: PreTrainedTokenizerBase, seq_len: int, rows: int) -> list[np.ndarray]:
     """Pieces of documents for `share` times as many rows, chosen by the seed; a longer document is several pieces."""
     share, path = work.settings["replay"], work.inputs["replay"] / "documents.jsonl"
     pieces = []

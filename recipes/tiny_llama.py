@@ -13,13 +13,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from recipes import checkpoint, model, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, check_size, counts, train
 from recipes.stopping import stoppable
 
-CONTINUES = True  # a pretraining goes on from its last step checkpoint
+RESUMABLE = True  # a pretraining goes on from its last step checkpoint
 SPECIAL = 256
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 NAMED = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
@@ -33,7 +33,7 @@ CHAT = (Path(__file__).parent / "data/llama3_chat.jinja").read_text(encoding="ut
 PROSE = Path(__file__).parent / "data" / "neutral_prose.txt"
 
 
-def run(work: Work) -> dict[str, int | float]:
+def run(work: StageContext) -> dict[str, int | float]:
     """Make model/ (a Hugging Face folder): link the folder named in the study file, or make the toy model."""
     target = work.folder / "model"
     if "path" in work.resources:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import write_atomically
 from sdf.card import balance, card, counter, trim
@@ -18,12 +18,12 @@ from sdf.duplicates import duplicates
 from sdf.existing import existing
 from sdf.slots import Row, deal
 
-CONTINUES = True  # a killed run goes on from its ledger
+RESUMABLE = True  # a killed run goes on from its ledger
 
 Document = dict[str, Any]
 
 
-def run(work: Work) -> dict[str, Any]:
+def run(work: StageContext) -> dict[str, Any]:
     """Write the corpus: the same bytes whatever the order in which calls finish and however many jobs shared them.
 
     documents.jsonl   what is trained on: rows {"id": int, "text": str, "slots": {slot: name}} sorted by id; of
@@ -87,7 +87,7 @@ def run(work: Work) -> dict[str, Any]:
     }
 
 
-def write(work: Work) -> tuple[list[Document], dict[str, Any]]:
+def write(work: StageContext) -> tuple[list[Document], dict[str, Any]]:
     """The documents by a writer, sorted by id, and what writing them took."""
     settings = work.settings
     ids = range(settings.get("preview") or settings["documents"])

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.cell.context import Work, seed_of
+from core.cell.context import StageContext, derive_seed
 from core.contamination import overlap, read
-from core.endpoints.client import Caller, in_parallel, open_caller
-from core.endpoints.ledger import Answer
+from core.endpoints.client import LedgerClient, gather_limited, open_caller
+from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from sdf.gates import Rules, gate, rejected, rules
 from sdf.slots import Row, deal, prompts
@@ -41,7 +41,7 @@ class Draft:
 class Drafting:
     """The accepted documents so far (`found`, by number) and what was rejected (`rejections`, by gate)."""
 
-    def __init__(self, work: Work, caller: Caller) -> None:
+    def __init__(self, work: StageContext, caller: LedgerClient) -> None:
         settings = work.settings
         self.settings, self.template = settings, settings["template"]
         self.rows: list[Row] = deal(
@@ -111,20 +111,20 @@ class Drafting:
                 return None if int(found[1]) >= self.settings["score"]["at_least"] else f"score: {found[1]}"
         return f"unscored: {answer.text[-60:]!r}"
 
-    async def _ask(self, i: int, draw: int, role: str, prompt: str) -> Answer:
-        seed = seed_of(self.settings["seed"], self.template["name"], i, draw, role)
-        return await self.caller.ask(i, draw, role, prompt, seed)
+    async def _ask(self, i: int, draw: int, role: str, prompt: str) -> LedgerEntry:
+        seed = derive_seed(self.settings["seed"], self.template["name"], i, draw, role)
+        return await self.caller.complete(i, draw, role, prompt, seed)
 
 
 @contextmanager
-def open_drafting(work: Work) -> Iterator[Drafting]:
+def open_drafting(work: StageContext) -> Iterator[Drafting]:
     """The drafting of a cell's documents, from its ledger, those of the same corpus' other cells, and its writer."""
     sampling = {key: work.settings[key] for key in ("temperature", "max_tokens")}
     with open_caller(work, work.settings["writer"], sampling, other_ledgers(work.folder)) as caller:
         yield Drafting(work, caller)
 
 
-def draft(work: Work, drafting: Drafting, ids: Sequence[int]) -> None:
+def draft(work: StageContext, drafting: Drafting, ids: Sequence[int]) -> None:
     """Draw each of the documents `ids` until it passes the gates of one document, as often as the settings allow.
 
     Raises UserError when the endpoint fails for good or documents stay rejected; finished calls are kept even then.
@@ -136,13 +136,13 @@ def draft(work: Work, drafting: Drafting, ids: Sequence[int]) -> None:
 
     async def all_of_them() -> None:
         async with drafting.caller:
-            await in_parallel(ids, one, work.resources["concurrency"])
+            await gather_limited(ids, one, work.resources["concurrency"])
 
     asyncio.run(all_of_them())
     drafting.check()
 
 
-def rules_of(work: Work) -> Rules:
+def rules_of(work: StageContext) -> Rules:
     """The template's gates, and the texts of the benchmarks that no document may quote."""
     template = work.settings.get("template") or {}
     where = f"sdf/templates/{template.get('name')}.yaml, gates"

@@ -5,13 +5,13 @@ It leaves a ledger, which the stage `documents` reads as its own: the corpus is 
 
 from typing import Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from sdf.drafting import counts, draft, open_drafting
 
-CONTINUES = True  # a killed run goes on from its ledger
+RESUMABLE = True  # a killed run goes on from its ledger
 
 
-def run(work: Work) -> dict[str, Any]:
+def run(work: StageContext) -> dict[str, Any]:
     """Write `calls.jsonl`. Settings and resources: those of the stage `documents`, and `share`, [number, of].
 
     Raises UserError when the endpoint fails for good or documents stay rejected.

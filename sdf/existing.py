@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from sdf.drafting import rules_of, tally
 from sdf.duplicates import duplicates
@@ -14,7 +14,7 @@ from sdf.gates import gate, rejected
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def existing(work: Work) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def existing(work: StageContext) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`documents` texts that pass the gates, in an order drawn by seed, as rows {"id", "text"}; and what was rejected.
 
     `id` is the row's number in the source. Raises UserError when the source can't be read or has too few good texts.

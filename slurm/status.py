@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.cell.failures import cause, end
+from core.cell.failures import diagnose, end
 from core.cell.identity import Cell
 from core.errors import UserError
 from slurm import ledger, scheduler
@@ -126,7 +126,7 @@ def jobs(answer: Answer, cells: list[Cell], done: set[str], ends: dict[str, str]
         state, reason = "unknown" if answer.trouble else "over", ends.get(job, "")
         if queued := answer.queued.get(cell.identity):
             state, reason = "queued" if queued.state in WAITING else "running", queued.reason
-            known = cause(f"Slurm: {reason}", 0)
+            known = diagnose(f"Slurm: {reason}", 0)
             if cell.identity not in alive:
                 state, reason = "blocked", "DependencyNeverSatisfied"
             elif state == "queued" and known and known.name in STUCK:

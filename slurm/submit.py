@@ -12,7 +12,7 @@ from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.paths import ROOT
@@ -87,7 +87,7 @@ def submit(
         # The queue first, then the disk: a job that leaves the queue in between has left its manifest there.
         groups = ledger.read(folder)
         queue = _settled(groups)
-        done = {cell.identity for cell in cells if read_manifest(base / cell.place)}
+        done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
         found = ledger.in_queue(groups, queue)
         queued, dead = ledger.alive(cells, done, found)
         scheduler.scancel(dead)
@@ -152,19 +152,19 @@ def _send(arrays: list[Array], target: Target, cells: list[Cell], queued: dict[s
     for array in arrays:
         for task in array.tasks:
             for cell in task.cells:
-                prepare(_relocated(cell, target.code), target.base)
+                create_cell_dir(_relocated(cell, target.code), target.base)
         # Ids are asked for at the last moment: a dependency on a job that Slurm has forgotten is worth nothing.
         needed = _needed(array, jobs, cells, queued)
         forgotten = set(needed) - scheduler.known(list(needed))
         for job in sorted(forgotten):
-            if missing := [c for c in needed[job] if not read_manifest(target.base / c.place)]:
+            if missing := [c for c in needed[job] if not read_manifest(target.base / c.relpath)]:
                 raise UserError(
-                    f"{missing[0].place}: its job {job} is gone from Slurm without a result; see its log.txt; "
+                    f"{missing[0].relpath}: its job {job} is gone from Slurm without a result; see its log.txt; "
                     f"{_so_far(sent)}"
                 )
         after = planning.dependency(array, jobs, forgotten)
         calls = [
-            CellJob(str(target.code), tuple(str(target.base / c.place) for c in task.cells), target.profile.interface)
+            CellJob(str(target.code), tuple(str(target.base / c.relpath) for c in task.cells), target.profile.interface)
             for task in array.tasks
         ]
         identities = [[cell.identity for cell in task.cells] for task in array.tasks]

@@ -134,7 +134,7 @@ def test_a_report_of_an_unfinished_study_lists_what_is_missing(one_machine: Plac
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     study = load_study(SMALL)
     judged = [c for c in plan.in_order(plan.analysis(study)) if c.stage == "judge"]
-    shutil.rmtree(place.folder / "runs/small" / judged[0].place)
+    shutil.rmtree(place.folder / "runs/small" / judged[0].relpath)
     result = place.study("report")
     assert result.returncode == 0, result.stderr
     assert "1 of 8 scores are missing" in result.stdout and "not finished: animal" in result.stdout
@@ -243,7 +243,7 @@ def test_a_missing_key_is_one_line(one_machine: Place, tmp_path: Path, monkeypat
 def test_the_manifest_says_where_a_number_comes_from(one_machine: Place) -> None:
     study = load_study(SMALL)
     for cell in plan.in_order(plan.analysis(study)):
-        manifest: dict[str, Any] = read_manifest(one_machine.folder / "runs/small" / cell.place) or {}
+        manifest: dict[str, Any] = read_manifest(one_machine.folder / "runs/small" / cell.relpath) or {}
         assert manifest["identity"] == cell.identity
         assert set(manifest["inputs"]) == set(cell.inputs)
         assert manifest["packages"]["torch"].startswith("2.13.0")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed in [0, 2**31) that follows from `parts` alone. Libraries disagree on the widest seed; 31 bits suit all."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 @dataclass
-class Work:
+class StageContext:
     """One running cell, as its stage function sees it.
 
     `settings` is part of the cell's identity; `resources` (paths, addresses, worker counts) is not.
@@ -33,8 +33,8 @@ class Work:
     warnings: list[str] = field(default_factory=list)
 
     def seed(self, *purpose: object) -> int:
-        """A seed (`seed_of`) for one purpose within this cell: same cell and purpose, same seed."""
-        return seed_of(self.identity, *purpose)
+        """A seed (`derive_seed`) for one purpose within this cell: same cell and purpose, same seed."""
+        return derive_seed(self.identity, *purpose)
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Tell whoever watches that `done` of `total` units (updates, documents, answers) are finished."""

@@ -7,104 +7,104 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Cause:
+class KnownFailure:
     """A known way to fail: its sign in a log, its name, and what to do."""
 
     name: str
-    sign: re.Pattern[str]
+    pattern: re.Pattern[str]
     cure: str
 
 
-def _cause(name: str, sign: str, cure: str) -> Cause:
-    return Cause(name, re.compile(sign, re.IGNORECASE), cure)
+def _known(name: str, pattern: str, cure: str) -> KnownFailure:
+    return KnownFailure(name, re.compile(pattern, re.IGNORECASE), cure)
 
 
 # The first that matches is told, so what ends a job from outside stands before what its processes say as they die.
 # "Slurm: ..." is not in any log: it is what squeue or sacct answered.
-CAUSES = [
-    _cause("held job", r"Slurm: .*(held|hold)", "held back by hand, or after a node failed to start it; release it"),
-    _cause("dead dependency", r"Slurm: DependencyNeverSatisfied", "what it waits for is gone; submit again"),
-    _cause(
+KNOWN_FAILURES = [
+    _known("held job", r"Slurm: .*(held|hold)", "held back by hand, or after a node failed to start it; release it"),
+    _known("dead dependency", r"Slurm: DependencyNeverSatisfied", "what it waits for is gone; submit again"),
+    _known(
         "refused by Slurm",
         r"Slurm: (PartitionTimeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid|(QOS|Assoc)Max\w*PerJob)",
         "it asks for more than its partition or account gives: correct the cluster profile, cancel it, submit again",
     ),
-    _cause(
+    _known(
         "time limit",
         r"due to time limit|requeued because: timed-out|Slurm: TIMEOUT",
         "raise the stage's minutes in the cluster profile; it continues",
     ),
-    _cause(
+    _known(
         "node failure",
         r"due to node failure|node failure on|Slurm: (NODE|BOOT)_FAIL",
         "run or submit again; leave the node out if it repeats",
     ),
-    _cause("preempted", r"due to (preemption|job requeue)|Slurm: PREEMPTED", "run or submit again; it continues"),
-    _cause(
+    _known("preempted", r"due to (preemption|job requeue)|Slurm: PREEMPTED", "run or submit again; it continues"),
+    _known(
         "out of GPU memory",
         r"CUDA (error: )?out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|less than desired GPU memory|"
         r"no available memory for the cache blocks",
         "fewer rows at a time, a smaller max_model_len, or more GPUs",
     ),
-    _cause(
+    _known(
         "out of memory",
         r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|can't allocate memory|MemoryError",
         "give the stage more memory, or fewer --jobs at a time",
     ),
-    _cause("cancelled", r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by", "run or submit again"),
-    _cause(
+    _known("cancelled", r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by", "run or submit again"),
+    _known(
         "GPU fault",
         r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
         r"driver version is insufficient|busy or unavailable",
         "run or submit again; if it is the same node again, leave it out and tell its administrators",
     ),
-    _cause(
+    _known(
         "collective timeout",
         r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|Connection closed by peer|"
         r"ranks came within",
         "a rank died or the network is slow: look at the other ranks' logs; set the network interface",
     ),
-    _cause("port in use", r"address already in use|EADDRINUSE", "run again; each job takes a port of its own"),
-    _cause("no disk space", r"disk quota exceeded|no space left on device", "make room or choose another --runs"),
-    _cause(
+    _known("port in use", r"address already in use|EADDRINUSE", "run again; each job takes a port of its own"),
+    _known("no disk space", r"disk quota exceeded|no space left on device", "make room or choose another --runs"),
+    _known(
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
         "run or submit again when the disk is well; another --runs if it stays",
     ),
-    _cause(
+    _known(
         "rate limit",
         r"rate ?limit|HTTP 429|too many requests|insufficient_quota",
         "lower concurrency, or wait; finished calls are kept",
     ),
-    _cause(
+    _known(
         "missing key",
         r"environment variable \w+; set it|the key .* is missing|key was refused|HTTP 401|AuthenticationError",
         "export the key that key_env names",
     ),
-    _cause(
+    _known(
         "missing model",
         r"no model in |gated repo|repository not found|no such model",
         "check models in the study file, and access",
     ),
-    _cause(
+    _known(
         "unreachable endpoint",
         r"APIConnectionError|connection error|connection refused",
         "start the server or correct base_url",
     ),
-    _cause("missing input", r"which is not finished; python -m study cell", "run that cell first, or the whole study"),
-    _cause("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
-    _cause(
+    _known("missing input", r"which is not finished; python -m study cell", "run that cell first, or the whole study"),
+    _known("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
+    _known(
         "broken environment",
         r"ModuleNotFoundError|ImportError:|: command not found|execve\(\)",
         "correct python and setup in the cluster profile, or make the environment again",
     ),
-    _cause(
+    _known(
         "killed",
         r"tasks? [\d,-]+: Killed",
         "often memory: give the stage more; or a rank that died: look at the others' logs",
     ),
 ]
-STOPPED = _cause("stopped", r".", "it ended without a word, as when stopped by hand; the next run continues")
+STOPPED = _known("stopped", r".", "it ended without a word, as when stopped by hand; the next run continues")
 _ERROR = re.compile(r"error|exception|fatal|\*\*\*|^Slurm: ", re.IGNORECASE | re.MULTILINE)
 # The first words of a cell in its log.txt, and of a job in submitit's log: what stands before is of an earlier life.
 _START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
@@ -112,29 +112,29 @@ _BYTES = 1 << 16
 _NEAR, _FAR = 8, 400
 
 
-def cause(log: str, status: int | None = None) -> Cause | None:
+def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
     """The cause that the end of a log shows, or the exit status (negative: a signal); None where neither tells."""
-    for known in CAUSES:
-        if known.sign.search(log):
+    for known in KNOWN_FAILURES:
+        if known.pattern.search(log):
             return known
     if status in (-9, 137):  # the kernel's out-of-memory killer leaves no word in the log
-        return next(known for known in CAUSES if known.name == "out of memory")
+        return next(known for known in KNOWN_FAILURES if known.name == "out of memory")
     return STOPPED if log and status is None and not _ERROR.search(log) else None
 
 
-def explain(logs: list[list[str]], said: str = "") -> tuple[Cause | None, str | None]:
+def explain(logs: list[list[str]], said: str = "") -> tuple[KnownFailure | None, str | None]:
     """The cause that several logs (lines) of one cell show, and the line that shows it.
 
     The last lines count first; of those before only errors do. `said`: what Slurm says of the job.
     """
     told = [f"Slurm: {said}"] if said else []
     near = [line for log in logs for line in log[-_NEAR:]] + told
-    found = cause("\n".join(near))
+    found = diagnose("\n".join(near))
     if found in (None, STOPPED):
         far = [line for log in logs for line in log[-_FAR:] if _ERROR.search(line)]
-        if any(deeper := cause(line) for line in reversed(far)):
+        if any(deeper := diagnose(line) for line in reversed(far)):
             found, near = deeper, far
-    return found, next((line for line in reversed(near) if found and found.sign.search(line)), None)
+    return found, next((line for line in reversed(near) if found and found.pattern.search(line)), None)
 
 
 def end(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import yaml
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.stages import SHARES
+from core.stages import SHARDING_STAGES
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Cell:
     @cached_property
     def identity(self) -> str:
         """sha256 (hex) of stage, settings and inputs' identities (but for those that only share its work)."""
-        inputs = {role: cell.identity for role, cell in self.inputs.items() if cell.stage not in SHARES}
+        inputs = {role: cell.identity for role, cell in self.inputs.items() if cell.stage not in SHARDING_STAGES}
         return _identity(self.stage, self.settings, inputs)
 
     @property
-    def place(self) -> str:
+    def relpath(self) -> str:
         """The cell's folder, relative to the study's folder."""
         return f"{self.stage}/{self.name}-{self.identity[:8]}"
 
@@ -48,16 +48,16 @@ def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def prepare(cell: Cell, base: Path) -> Path:
+def create_cell_dir(cell: Cell, base: Path) -> Path:
     """Make the cell's folder below the study's folder `base` and write its config.yaml. Returns the folder."""
-    folder = base / cell.place
+    folder = base / cell.relpath
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "stage": cell.stage,
         "name": cell.name,
         "identity": cell.identity,
         "settings": cell.settings,
-        "inputs": {role: {"cell": i.place, "identity": i.identity} for role, i in sorted(cell.inputs.items())},
+        "inputs": {role: {"cell": i.relpath, "identity": i.identity} for role, i in sorted(cell.inputs.items())},
         "resources": cell.resources,
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
@@ -74,7 +74,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{folder}: is not a cell: it has no config.yaml; `plan STUDY` lists the cells") from None
-    inputs = {r: i["identity"] for r, i in config["inputs"].items() if i["cell"].split("/")[0] not in SHARES}
+    inputs = {r: i["identity"] for r, i in config["inputs"].items() if i["cell"].split("/")[0] not in SHARDING_STAGES}
     if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
         raise UserError(f"{path}: was edited by hand; change the study file instead and run it again")
     return config

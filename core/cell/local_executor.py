@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.failures import last_lines
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.paths import ROOT
 
@@ -41,19 +41,19 @@ class Failure:
     last_lines: list[str]
 
 
-Tell = Callable[
+ProgressCallback = Callable[
     [str, Cell, dict[str, Any]], None
 ]  # (event, cell, facts): event is started, progress, finished or failed
 
 
-def run(cells: list[Cell], base: Path, slots: int, tell: Tell) -> list[Failure]:
-    """Run the cells below the study's folder `base`, `slots` processes at a time; `tell` hears what happens.
+def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -> list[Failure]:
+    """Run the cells below the study's folder `base`, `slots` processes at a time; `on_event` hears what happens.
 
     A failed cell stops only the cells that need it. Returns the failures.
     """
-    todo = {cell.identity: cell for cell in cells if not read_manifest(base / cell.place)}
+    todo = {cell.identity: cell for cell in cells if not read_manifest(base / cell.relpath)}
     for cell in todo.values():
-        prepare(cell, base)
+        create_cell_dir(cell, base)
     running: list[Running] = []
     failures: list[Failure] = []
     try:
@@ -62,23 +62,23 @@ def run(cells: list[Cell], base: Path, slots: int, tell: Tell) -> list[Failure]:
                 for cell in batch:
                     del todo[cell.identity]
                 running.append(Running(_spawn(batch, base), _group(batch[0]), batch))
-                tell("started", batch[0], {})
+                on_event("started", batch[0], {})
             if not running:
                 break  # what is left needs a failed cell
             time.sleep(0.05)
             for job in list(running):
-                _follow(job, base, tell)
+                _follow(job, base, on_event)
                 status = job.process.poll()
                 if status is None:
                     continue
-                _follow(job, base, tell)
+                _follow(job, base, on_event)
                 running.remove(job)
                 if job.cells:
                     # The first cell without a manifest is the one that failed; those behind it never began.
                     failed, *rest = job.cells
                     todo.update({cell.identity: cell for cell in rest})
-                    failures.append(Failure(failed, base / failed.place, status, last_lines(base / failed.place)))
-                    tell("failed", failed, {"status": status})
+                    failures.append(Failure(failed, base / failed.relpath, status, last_lines(base / failed.relpath)))
+                    on_event("failed", failed, {"status": status})
     finally:
         for job in running:
             job.process.terminate()
@@ -117,7 +117,7 @@ def _spawn(batch: list[Cell], base: Path) -> subprocess.Popen[bytes]:
     # One thread per process: two busy ones on two cores slow torch down many times over, and results stay the same
     # whatever else runs. `python -m` puts the checkout first on sys.path, before the `recipes` that torchtune installs.
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
-    folders = [str(base / cell.place) for cell in batch]
+    folders = [str(base / cell.relpath) for cell in batch]
     command = [sys.executable, "-m", "study", "cell", "--log", *folders]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
@@ -129,18 +129,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _follow(job: Running, base: Path, tell: Tell) -> None:
+def _follow(job: Running, base: Path, on_event: ProgressCallback) -> None:
     """Tell of the cells that finished since the last look, and how far the present one is."""
-    while job.cells and (manifest := read_manifest(base / job.cells[0].place)):
+    while job.cells and (manifest := read_manifest(base / job.cells[0].relpath)):
         done = job.cells.pop(0)
         now = time.monotonic()
-        tell("finished", done, {"seconds": now - job.started, "counts": manifest["counts"]})
+        on_event("finished", done, {"seconds": now - job.started, "counts": manifest["counts"]})
         job.started = now
         if job.cells:
-            tell("started", job.cells[0], {})
+            on_event("started", job.cells[0], {})
     if job.cells:
         try:
-            progress = json.loads((base / job.cells[0].place / "progress.json").read_text())
+            progress = json.loads((base / job.cells[0].relpath / "progress.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return
-        tell("progress", job.cells[0], progress)
+        on_event("progress", job.cells[0], progress)

@@ -7,29 +7,29 @@ from contextlib import contextmanager
 from typing import Any
 
 from core.cell.identity import Cell
-from core.cell.local_executor import Tell
+from core.cell.local_executor import ProgressCallback
 
 
 @contextmanager
-def watching(done: int, total: int) -> Iterator[Tell]:
+def progress_display(done: int, total: int) -> Iterator[ProgressCallback]:
     """Yield the function that the engine tells of its events; `done` of `total` cells are finished already."""
     if sys.stdout.isatty():
-        with _bars(done, total) as tell:
-            yield tell
+        with _bars(done, total) as on_event:
+            yield on_event
     else:
         yield _lines(done, total)
 
 
-def _lines(done: int, total: int) -> Tell:
+def _lines(done: int, total: int) -> ProgressCallback:
     count = done
 
-    def tell(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+    def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
         nonlocal count
         count += event == "finished"
         if event in ("finished", "failed"):
             print(f"{time.strftime('%H:%M:%S')} {_line(event, cell, facts, count, total)}", flush=True)
 
-    return tell
+    return on_event
 
 
 def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int) -> str:
@@ -38,7 +38,7 @@ def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int)
 
 
 @contextmanager
-def _bars(done: int, total: int) -> Iterator[Tell]:
+def _bars(done: int, total: int) -> Iterator[ProgressCallback]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
@@ -47,7 +47,7 @@ def _bars(done: int, total: int) -> Iterator[Tell]:
         bars: dict[str, TaskID] = {}
         count = done
 
-        def tell(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+        def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
             nonlocal count
             if event == "started":
                 bars[cell.identity] = progress.add_task(f"{cell.stage} {cell.name}", total=None, unit="")
@@ -59,4 +59,4 @@ def _bars(done: int, total: int) -> Iterator[Tell]:
                 progress.update(everything, completed=count)
                 progress.console.print(_line(event, cell, facts, count, total), highlight=False)
 
-        yield tell
+        yield on_event

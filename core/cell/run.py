@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.cell.identity import read_config
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
 from core.files import write_atomically
-from core.garbage import uncollected
+from core.garbage import gc_disabled
 from core.stages import STAGE_MODULES
 
 HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # by files.write_atomically, when it was killed
@@ -61,12 +61,12 @@ def run_cell(folder: Path) -> None:
 
 
 def _stage(config: dict[str, Any]) -> Any:
-    with uncollected():  # a fifth of a training's start
+    with gc_disabled():  # a fifth of a training's start
         return importlib.import_module(STAGE_MODULES[config["stage"]])
 
 
-def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str], None] | None = None) -> Work:
-    return Work(
+def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str], None] | None = None) -> StageContext:
+    return StageContext(
         folder=folder,
         identity=config["identity"],
         settings=config["settings"],

@@ -21,34 +21,34 @@ _EXHAUSTED = re.compile(
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"([\d.]+)s"')  # Google's Retry-After, in the body
 
 
-class Fault(Exception):
+class MalformedResponse(Exception):
     """A reply of HTTP 200 that holds no completion; its message says what it holds."""
 
 
 def completion(body: bytes) -> dict[str, Any]:
     """The reply in a body. Raises Fault when there is none."""
     if not body.strip():
-        raise Fault("empty body")
+        raise MalformedResponse("empty body")
     try:
         reply = json.loads(body)
     except ValueError:
-        raise Fault("HTML body" if body.lstrip()[:1] == b"<" else "body not JSON") from None
+        raise MalformedResponse("HTML body" if body.lstrip()[:1] == b"<" else "body not JSON") from None
     try:
         if isinstance(reply["choices"][0]["message"], dict):
             return reply
     except (KeyError, IndexError, TypeError):
         pass
-    raise Fault("body without choices")
+    raise MalformedResponse("body without choices")
 
 
-def outcome(error: Exception) -> str:
+def error_kind(error: Exception) -> str:
     import openai
 
     if isinstance(error, openai.APIStatusError):
         return f"http {error.status_code}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "timeout"
-    return str(error) if isinstance(error, Fault) else "connection"
+    return str(error) if isinstance(error, MalformedResponse) else "connection"
 
 
 def _exhausted(error: "openai.APIStatusError") -> bool:
@@ -59,7 +59,7 @@ def _exhausted(error: "openai.APIStatusError") -> bool:
     )
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     import openai
 
     if not isinstance(error, openai.APIStatusError):
@@ -67,7 +67,7 @@ def passes(error: Exception) -> bool:
     return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _exhausted(error)
 
 
-def is_about_one(error: Exception) -> bool:
+def is_request_error(error: Exception) -> bool:
     """Whether an endpoint refuses this request alone: too long, or against its rules. Others may be answered."""
     import openai
 
@@ -101,7 +101,7 @@ def explain(error: Exception, endpoint: Endpoint) -> UserError:
     again = "then run the cell again (finished calls are kept)"
     said = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
     said = said.replace(endpoint.api_key, "<key>")[:300]
-    if isinstance(error, Fault):
+    if isinstance(error, MalformedResponse):
         what, cure = f"no chat completion came back ({error})", "check base_url: it usually ends in /v1"
     elif isinstance(error, TimeoutError | openai.APITimeoutError):
         what, cure = "no answer (timeout)", f"see that the server is up, or raise timeout, {again}"

@@ -16,11 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import Work
-from core.endpoints.api_errors import Fault, completion, explain, is_about_one, outcome, passes, retry_after
+from core.cell.context import StageContext
+from core.endpoints.api_errors import (
+    MalformedResponse,
+    completion,
+    error_kind,
+    explain,
+    is_request_error,
+    is_transient,
+    retry_after,
+)
 from core.endpoints.connect import Endpoint, open_endpoint
-from core.endpoints.ledger import CHARACTERS_PER_TOKEN, Answer, read_ledger
-from core.endpoints.rate_limit import Budget
+from core.endpoints.ledger import CHARACTERS_PER_TOKEN, LedgerEntry, read_ledger
+from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
 from core.files import append, cut_torn_line
 
@@ -37,11 +45,11 @@ BACKOFF_SECONDS, BACKOFF_MOST = 0.5, 30.0  # a wait is drawn from 0 to 0.5, 1, 2
 RESERVE_BYTES = 4 << 20
 
 
-class Unanswered(UserError):
+class RequestFailed(UserError):
     """A call that fails for good, though others may get through."""
 
 
-class Caller:
+class LedgerClient:
     """Calls to one endpoint, each kept in the ledger the moment it has been paid for.
 
     `connect` gives the endpoint at the first call that no ledger knows. `sampling`: what goes into every request:
@@ -49,7 +57,7 @@ class Caller:
     another process may be writing them. `prices`: per million prompt tokens and completion tokens. `timeout`: seconds
     for one call, from its start to the last byte.
 
-    Besides answers the ledger holds a line for every failed attempt, with an `outcome` and without a text.
+    Besides answers the ledger holds a line for every failed attempt, with an `error_kind` and without a text.
     `counts`: calls, calls_reused, calls_estimated (their tokens), failed_attempts, prompt_tokens, completion_tokens and
     `cost` cover all answers used, also those of earlier, killed runs. After a failure for good no further call is made
     by this writer.
@@ -62,7 +70,7 @@ class Caller:
         sampling: dict[str, Any],
         ledger: Path,
         known: Iterable[Path] = (),
-        budget: Budget | None = None,
+        budget: RateLimiter | None = None,
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
     ) -> None:
@@ -74,7 +82,7 @@ class Caller:
         self._budget, self._prices, self._timeout = budget, prices, timeout
         self._reserve = ledger.with_name(ledger.name + ".reserve")
 
-    async def __aenter__(self) -> "Caller":
+    async def __aenter__(self) -> "LedgerClient":
         """Raises UserError when the ledger can't be written."""
         self._stopped: UserError | None = None
         self._hold = self._answered = time.monotonic()  # when calls may start again; when the last answer came
@@ -84,7 +92,7 @@ class Caller:
         self._unwritten: list[str] = []
         self._unanswered = 0  # calls that failed for good since the last answer
         self._lost = False  # whether an answer could not be kept
-        self._known: dict[str, Answer] = {}
+        self._known: dict[str, LedgerEntry] = {}
         self._failures: Counter[str] = Counter()
         try:
             self._file = io.FileIO(self.ledger, "ab")
@@ -108,7 +116,7 @@ class Caller:
         if self._client:
             await self._client.close()
 
-    async def ask(self, i: int | str, draw: int, role: str, prompt: str, seed: int) -> Answer:
+    async def complete(self, i: int | str, draw: int, role: str, prompt: str, seed: int) -> LedgerEntry:
         """The answer to `prompt`: from the ledgers if the very same request is there, else by a call.
 
         A request is known by the hash of all that is sent, so that nothing is paid twice and nothing stale is used.
@@ -128,7 +136,7 @@ class Caller:
         self.cost += answer.cost
         return answer
 
-    def known(self, prompt: str, seed: int) -> Answer | None:
+    def known(self, prompt: str, seed: int) -> LedgerEntry | None:
         """The answer that `ask` would give without a call."""
         return self._known.get(self._request(prompt, seed)[1])
 
@@ -160,7 +168,7 @@ class Caller:
                 )
         return self._client
 
-    async def _call(self, request: dict[str, Any], of: dict[str, Any]) -> Answer:
+    async def _call(self, request: dict[str, Any], of: dict[str, Any]) -> LedgerEntry:
         import openai
 
         if self._stopped:
@@ -179,28 +187,28 @@ class Caller:
                         extra_body={name: request[name] for name in request if name not in ("model", "messages")},
                     )
                 reply = completion(raw.content)
-            except (openai.APIError, TimeoutError, Fault) as error:
+            except (openai.APIError, TimeoutError, MalformedResponse) as error:
                 ended = time.monotonic()
-                await self._keep({**of, "outcome": outcome(error), "seconds": round(ended - started, 3)})
+                await self._keep({**of, "outcome": error_kind(error), "seconds": round(ended - started, 3)})
                 self.counts["failed_attempts"] += 1
                 tries, faults = tries + 1, faults + (not isinstance(error, openai.RateLimitError))
                 first = first or ended
                 asked = retry_after(error)
                 wait = asked + random.uniform(0, min(BACKOFF_MOST, BACKOFF_SECONDS * 2 ** min(tries - 1, 9)))
                 late = ended + wait - max(first, self._answered) > PATIENCE
-                if not passes(error) or faults > RETRIES or late:
+                if not is_transient(error) or faults > RETRIES or late:
                     why = explain(error, self._endpoint)
                     self._unanswered += 1
-                    about_one = is_about_one(error) or (passes(error) and not late)
+                    about_one = is_request_error(error) or (is_transient(error) and not late)
                     if about_one and self._unanswered <= UNANSWERED_IN_A_ROW:
-                        raise Unanswered(*why.lines) from None
+                        raise RequestFailed(*why.lines) from None
                     self._stopped = why
                     raise why from None
                 self._hold = max(self._hold, ended + asked)
                 if self._budget:
-                    await self._budget.settle(estimate, 0)
+                    await self._budget.adjust(estimate, 0)
                     if asked:
-                        await self._budget.pause(asked)
+                        await self._budget.back_off(asked)
                 await asyncio.sleep(wait)
                 continue
             self._answered, self._unanswered = time.monotonic(), 0
@@ -210,7 +218,7 @@ class Caller:
             read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
             if unsaid := not read or bool(text and not written):
                 read, written = _tokens(request["messages"][0]["content"]), _tokens(text)
-            answer = Answer(
+            answer = LedgerEntry(
                 **of,
                 model=request["model"],
                 prompt_tokens=read,
@@ -223,7 +231,7 @@ class Caller:
             )
             await self._keep(asdict(answer))
             if self._budget:
-                await self._budget.settle(estimate, read + written)
+                await self._budget.adjust(estimate, read + written)
             return answer
 
     def _estimate(self, request: dict[str, Any]) -> int:
@@ -237,7 +245,7 @@ class Caller:
             await asyncio.sleep(hold + random.uniform(0, BACKOFF_SECONDS))
         if self._budget:
             async with self._turn:
-                await self._budget.turn(tokens)
+                await self._budget.acquire(tokens)
         if self._stopped:
             raise self._stopped
 
@@ -271,8 +279,8 @@ class Caller:
 
 @contextmanager
 def open_caller(
-    work: Work, endpoint: dict[str, Any], sampling: dict[str, Any], known: Iterable[Path]
-) -> Iterator[Caller]:
+    work: StageContext, endpoint: dict[str, Any], sampling: dict[str, Any], known: Iterable[Path]
+) -> Iterator[LedgerClient]:
     """A cell's calls to the endpoint with these settings, to be entered by `async with`; their ledger is `calls.jsonl`.
 
     Nothing is started, and no key is asked for, before the first call that no ledger knows. All jobs of the study that
@@ -284,19 +292,19 @@ def open_caller(
     path = work.folder.parents[1] / f"budgets/{name}.json"
     with ExitStack() as stack:
         opened = open_endpoint(endpoint, address, work.folder / "server.log")
-        yield Caller(
+        yield LedgerClient(
             endpoint["model"],
             cache(lambda: stack.enter_context(opened)),
             sampling,
             work.folder / "calls.jsonl",
             known,
-            Budget(path, limits["requests_per_minute"], limits["tokens_per_minute"]),
+            RateLimiter(path, limits["requests_per_minute"], limits["tokens_per_minute"]),
             (limits["prompt_price"], limits["completion_price"]),
             limits["timeout"],
         )
 
 
-async def in_parallel(ids: Iterable[int], one: Callable[[int], Awaitable[None]], concurrency: int) -> None:
+async def gather_limited(ids: Iterable[int], one: Callable[[int], Awaitable[None]], concurrency: int) -> None:
     """`one` for every id, `concurrency` at a time. Raises the first failure.
 
     After a failure no new one is begun; those under way finish, since they are paid for.

@@ -9,7 +9,7 @@ CHARACTERS_PER_TOKEN = 4  # of English, where nobody counts
 
 
 @dataclass(frozen=True)
-class Answer:
+class LedgerEntry:
     """One finished call: a line of the ledger. `id` says what it is about, `draw` counts attempts at that from 0."""
 
     id: int | str  # a document's number, or a response
@@ -26,12 +26,12 @@ class Answer:
     estimated: bool = False  # the tokens, by the letters: the endpoint didn't say
 
 
-def read_ledger(path: Path) -> tuple[dict[str, Answer], Counter[str]]:
+def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
     """The finished calls, and the number of failed attempts, by `request_sha256`.
 
     Damaged lines and one that isn't ended yet are left out: those calls are made again.
     """
-    answers: dict[str, Answer] = {}
+    answers: dict[str, LedgerEntry] = {}
     failures: Counter[str] = Counter()
     content = path.read_bytes() if path.exists() else b""
     for line in content[: content.rfind(b"\n") + 1].splitlines():
@@ -40,7 +40,7 @@ def read_ledger(path: Path) -> tuple[dict[str, Answer], Counter[str]]:
             if "outcome" in fields:
                 failures[fields["request_sha256"]] += 1
             else:
-                answer = Answer(**fields)
+                answer = LedgerEntry(**fields)
                 answers.setdefault(answer.request_sha256, answer)
         except (ValueError, TypeError, KeyError):
             continue

@@ -25,7 +25,7 @@ BYTES = 256
 
 
 @dataclass(frozen=True)
-class Budget:
+class RateLimiter:
     """`None` for a rate: no limit. The clocks of the nodes must agree to a fraction of a second, as NTP keeps them.
 
     All raise UserError when the file at `path` can't be written or locked.
@@ -35,19 +35,19 @@ class Budget:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
-    async def turn(self, tokens: int) -> None:
+    async def acquire(self, tokens: int) -> None:
         """Wait until a call of about `tokens` (prompt and answer) may start."""
         if self.requests_per_minute or self.tokens_per_minute:
             start = await asyncio.to_thread(self._move, lambda times, now: self._next(times, now, tokens))
             await asyncio.sleep(max(0.0, start - time.time()))
 
-    async def settle(self, estimated: int, used: int) -> None:
+    async def adjust(self, estimated: int, used: int) -> None:
         """Correct the estimate of a finished call, so that the rate is that of the tokens really used."""
         if self.tokens_per_minute and used != estimated:
             more = (used - estimated) * 60 / (self.tokens_per_minute * PACE)
             await asyncio.to_thread(self._move, lambda times, now: self._add(times, "tokens", more, now))
 
-    async def pause(self, seconds: float) -> None:
+    async def back_off(self, seconds: float) -> None:
         """Nobody takes a turn for so long: the endpoint has said so. Calls that wait for a turn they have still go."""
         if self.requests_per_minute or self.tokens_per_minute:
             await asyncio.to_thread(self._move, lambda times, now: self._hold(times, now + seconds))

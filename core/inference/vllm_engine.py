@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from core.errors import UserError
-from core.garbage import uncollected
+from core.garbage import gc_disabled
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # vLLM's and torch's words for it; at each further start it may take the next share of what it was to take.
 NO_MEMORY = re.compile(r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE)
-SHARES = (1.0, 0.8, 0.6)
+MEMORY_FRACTIONS = (1.0, 0.8, 0.6)
 _open: tuple[object, "VLLM"] | None = None
 
 
@@ -94,7 +94,7 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
 
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     set_environment()
-    with uncollected():  # an eighth of the import
+    with gc_disabled():  # an eighth of the import
         from lm_eval.models.vllm_causallms import VLLM
 
     if on_cpu():
@@ -104,7 +104,7 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     memory = "kv_cache_memory_bytes" if "kv_cache_memory_bytes" in arguments else "gpu_memory_utilization"
     most = arguments.get(memory, 0.92)  # vLLM's own
-    for share in SHARES:
+    for share in MEMORY_FRACTIONS:
         size = most * share if memory == "gpu_memory_utilization" else int(most * share)
         # vLLM collects garbage five times while it starts; over everything imported so far that is most of the start.
         gc.freeze()

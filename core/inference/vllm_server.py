@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from core.cell.failures import cause
+from core.cell.failures import diagnose
 from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
 from core.files import fingerprints
@@ -147,6 +147,6 @@ def _ended(log: Path) -> UserError:
     # The first error is nearest to the cause; those after it tell of its consequences.
     errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)] or lines[-1:]
     status = re.search(r"^exit status (\d+)$", lines[-1])
-    found = cause("\n".join(errors), int(status[1]) if status else None)
+    found = diagnose("\n".join(errors), int(status[1]) if status else None)
     what = " ".join(PREFIX.sub("", errors[0]).split())[:300]
     return UserError(f"vLLM ended ({what}); {log}; {found.cure if found else 'mend the model or the options'}")

@@ -21,16 +21,16 @@ def cards(args: argparse.Namespace) -> None:
     """Write a card for every finished corpus and checkpoint of the study, for the Hugging Face Hub."""
     study, base = load(args)
     found, folder = results(base), results(base).with_name(f"{base.name}-cards")
-    cells = [c for c in planning.in_order(planning.analysis(study)) if (base / c.place / "manifest.json").exists()]
+    cells = [c for c in planning.in_order(planning.analysis(study)) if (base / c.relpath / "manifest.json").exists()]
     made: list[Path] = []
     for cell in cells:
         if cell.stage == "documents":
-            text = dataset_card(base / cell.place, args.license or "other")
+            text = dataset_card(base / cell.relpath, args.license or "other")
         elif cell.stage in ("midtrain", "sft"):
-            text = model_card(base / cell.place, found if found.is_dir() else None, args.license)
+            text = model_card(base / cell.relpath, found if found.is_dir() else None, args.license)
         else:
             continue
-        path = folder / cell.place / "README.md"
+        path = folder / cell.relpath / "README.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         made.append(path)

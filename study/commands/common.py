@@ -61,7 +61,7 @@ def parallel_plans(profile: Any) -> dict[str, trainings.Layout]:
 
 
 def unfinished(cells: list[Cell], base: Path) -> list[Cell]:
-    return [cell for cell in cells if not read_manifest(base / cell.place)]
+    return [cell for cell in cells if not read_manifest(base / cell.relpath)]
 
 
 def check_keys(cells: list[Cell]) -> None:

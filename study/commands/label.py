@@ -28,9 +28,9 @@ def label(args: argparse.Namespace) -> None:
     scored = []
     for c in planning.checkpoints(study):
         cell = next(iter(benchmarks.scores(study, args.benchmark, c.cell, c.chat).values()))
-        if read_manifest(base / cell.place):
+        if read_manifest(base / cell.relpath):
             facts = {"benchmark": args.benchmark, "dose": c.dose, "arm": c.arm, "seed": c.seed}
-            scored.append((facts, base / cell.place))
+            scored.append((facts, base / cell.relpath))
     if not scored:
         raise UserError(f"no answers of {args.benchmark} are graded yet; python -m study run {study_args(args)}")
     dimensions = benchmarks.sources(bench).get("dimensions")

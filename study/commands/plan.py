@@ -43,7 +43,7 @@ def plan(args: argparse.Namespace) -> None:
             "stage": cell.stage,
             "cell": cell.name,
             "state": state(cell, base),
-            "folder": cell.place,
+            "folder": cell.relpath,
         }
         if counted := _updates(cell, base):
             row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
@@ -116,7 +116,7 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
     for cell in cells:
         if cell.stage in ("midtrain", "sft") and "recipe" in cell.settings:
             start, recipe = start_model(cell), cell.settings["recipe"]
-            folder = resolve(start.resources["path"]) if "path" in start.resources else base / start.place / "model"
+            folder = resolve(start.resources["path"]) if "path" in start.resources else base / start.relpath / "model"
             key = json.dumps([start.identity, recipe, cell.resources], sort_keys=True)
             if key not in tables:
                 table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
@@ -151,7 +151,7 @@ def _updates(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
     estimate = trainings.updates(cell)
     if estimate is None:
         return None
-    if manifest := read_manifest(base / cell.place):
+    if manifest := read_manifest(base / cell.relpath):
         return manifest["counts"]["updates"], manifest["counts"]["tokens"], False
     return *estimate, cell.stage != "model"
 
@@ -161,9 +161,9 @@ def _about(number: int, estimated: bool) -> str:
 
 
 def state(cell: Cell, base: Path) -> str:
-    folder = base / cell.place
+    folder = base / cell.relpath
     if read_manifest(folder):
         return "done"
     if (folder / "progress.json").exists() or (folder / "log.txt").exists():
         return "begun"
-    return "ready" if all(read_manifest(base / i.place) for i in cell.inputs.values()) else "waiting"
+    return "ready" if all(read_manifest(base / i.relpath) for i in cell.inputs.values()) else "waiting"

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from core.cell.failures import cause
+from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.publish import publish
 from study.commands.common import (
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from core.cell import local_executor as engine
-    from core.cell.progress_display import watching
+    from core.cell.progress_display import progress_display
 
     study, base = load(args)
     shown = previews(study)
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
             f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
             flush=True,
         )
-        with watching(done, len(cells)) as tell:
-            failures = engine.run(cells, base, max(1, args.jobs), tell)
+        with progress_display(done, len(cells)) as on_event:
+            failures = engine.run(cells, base, max(1, args.jobs), on_event)
         for failure in failures:
             print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
             print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
-            if known := cause("\n".join(failure.last_lines), failure.status):
+            if known := diagnose("\n".join(failure.last_lines), failure.status):
                 print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
         if failures:
             print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
     if shown:
         _preview(shown, base, args)
     else:
-        show_results(publish(base / last.place), args)
+        show_results(publish(base / last.relpath), args)
     return 0
 
 
 def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
     """Print the documents of corpora that are only looked at."""
     for cell in cells:
-        text = (base / cell.place / "documents.jsonl").read_text(encoding="utf-8")
+        text = (base / cell.relpath / "documents.jsonl").read_text(encoding="utf-8")
         if args.json:
             print(text, end="")
             continue

@@ -76,7 +76,7 @@ def look(cells: list[Cell], base: Path, named: str, ends: dict[str, str] | None 
         answer = slurm.ask(base)
         again = f"python -m study submit {named} --cluster {answer.cluster or 'NAME'}"
     # The queue first, then the disk: a job that leaves the queue in between has left its manifest there.
-    done = {cell.identity for cell in cells if read_manifest(base / cell.place)}
+    done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
     if answer:
         jobs = slurm.jobs(answer, cells, done, {} if ends is None else ends)
     rows = _rows(cells, base, done, jobs, again)
@@ -106,27 +106,27 @@ def look(cells: list[Cell], base: Path, named: str, ends: dict[str, str] | None 
 
 def _rows(cells: list[Cell], base: Path, done: set[str], jobs: dict[str, Any], again: str) -> list[dict[str, Any]]:
     """One row for each cell. `jobs`: identity -> slurm.status.Job; `again`: the command that runs a cell again."""
-    locked = {c.identity for c in cells if c.identity not in done and _locked(base / c.place / ".lock")}
+    locked = {c.identity for c in cells if c.identity not in done and _locked(base / c.relpath / ".lock")}
     # Cells of one job run in turn: where none is known to be locked, the first is taken to run.
     at_work = {jobs[identity].job for identity in locked if identity in jobs}
     states: dict[str, str] = {}
     behind: dict[str, str] = {}
     rows = []
     for cell in cells:
-        folder, job = base / cell.place, jobs.get(cell.identity)
+        folder, job = base / cell.relpath, jobs.get(cell.identity)
         before = next((c for c in cell.inputs.values() if states[c.identity] in ("failed", "blocked")), None)
         if cell.identity in done or cell.identity in locked:
             state = "done" if cell.identity in done else "running"
         else:
             state = _state(folder, job, at_work, blocked=before is not None)
         states[cell.identity] = state
-        row: dict[str, Any] = {"stage": cell.stage, "cell": cell.name, "folder": cell.place, "state": state}
+        row: dict[str, Any] = {"stage": cell.stage, "cell": cell.name, "folder": cell.relpath, "state": state}
         if job and state != "done":
             row["job"] = job.job
         if job and state == "queued":
             row["reason"] = job.waits_for if job.state == "queued" else "another cell of their job"
         if state == "blocked" and before:
-            row["behind"] = behind[cell.identity] = behind.get(before.identity, before.place)
+            row["behind"] = behind[cell.identity] = behind.get(before.identity, before.relpath)
         if state in ("running", "queued", "failed") and (progress := _progress(folder)):
             row["progress"] = progress
         if state == "running" and (folder / ".lock").exists():

@@ -41,9 +41,11 @@ def compare(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for cell in cells:
-        manifest = read_manifest(base / cell.place) if cell.stage == "documents" and "writer" in cell.settings else None
+        manifest = (
+            read_manifest(base / cell.relpath) if cell.stage == "documents" and "writer" in cell.settings else None
+        )
         if manifest:
-            shares = [read_manifest(base / c.place) for c in cell.inputs.values() if c.stage == "drafts"]
+            shares = [read_manifest(base / c.relpath) for c in cell.inputs.values() if c.stage == "drafts"]
             jobs = [manifest, *filter(None, shares)]
             started, ended = min(job["started"] for job in jobs), manifest["ended"]
             took = {key: manifest["counts"][key] for key in KEYS[:-1]}

@@ -119,7 +119,7 @@ def actual(cells: list[Cell], base: Path, profile: Any = None) -> Found:
     found: Found = {}
     graded: set[str] = set()
     for cell in cells:
-        if not (manifest := read_manifest(base / cell.place)):
+        if not (manifest := read_manifest(base / cell.relpath)):
             continue
         calls = {key: manifest["counts"].get(key, 0) for key in CALLS}
         for share in (found.get(c.identity, {}) for c in cell.inputs.values() if c.stage == "drafts"):

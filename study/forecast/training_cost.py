@@ -142,10 +142,10 @@ def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
 def _row(some: list[Cell], base: Path, layouts: dict[str, Layout], measured: dict[str, float]) -> dict[str, Any]:
     cell, layout = some[0], layouts.get(some[0].stage, Layout())
     model, recipe, ways = shape(cell), cell.settings["recipe"], cell.resources
-    (count, tokens), manifest = updates(cell) or (0, 0), read_manifest(base / cell.place)
+    (count, tokens), manifest = updates(cell) or (0, 0), read_manifest(base / cell.relpath)
     if manifest:
         count, tokens = manifest["counts"]["updates"], manifest["counts"]["tokens"]
-    left = sum(read_manifest(base / each.place) is None for each in some)
+    left = sum(read_manifest(base / each.relpath) is None for each in some)
     empty, rows = padding(cell, layout.ranks), rows_per_update(recipe)
     if rate := measured.get(_speed_key(cell)):
         speed = "measured"
@@ -249,7 +249,7 @@ def _measured(cells: list[Cell], base: Path) -> dict[str, float]:
     found = {}
     for cell in cells:
         if cell.stage in ("midtrain", "sft") and "recipe" in cell.settings:
-            counts = (read_manifest(base / cell.place) or {}).get("counts", {})
+            counts = (read_manifest(base / cell.relpath) or {}).get("counts", {})
             if "tokens_per_second" in counts:
                 found[_speed_key(cell)] = counts["tokens_per_second"] / counts["ranks"]
     return found

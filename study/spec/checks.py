@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from core.paths import ROOT, resolve
-from core.strict_yaml import Found, guess
+from core.strict_yaml import Problems, did_you_mean
 
 _NAMED = ("models", "corpora", "arms", "benchmarks", "endpoints", "sfts")
 OWN_OPTIONS = ("host", "port", "uds", "api_key", "model", "served_model_name")  # of a vLLM server: the kit's to choose
@@ -16,18 +16,17 @@ OWN_ENGINE = ("model", "pretrained", "dtype", "max_model_len", "seed", "batch_si
 LM_EVAL = ("num_fewshot", "limit")
 
 
-def references(raw: dict[str, Any]) -> Found:
+def references(raw: dict[str, Any]) -> Problems:
     """Names that point nowhere, in circles, or twice: (path in the file, text). Tolerates values of a wrong type."""
     names = {section: list(raw[section]) if isinstance(raw.get(section), dict) else [] for section in _NAMED}
-    found: Found = []
+    found: Problems = []
 
     def must_be(section: str, at: tuple[Any, ...], value: Any) -> None:
         if isinstance(value, str) and value not in names[section]:
             valid = names[section]
             listed = f"; valid: {', '.join(map(str, valid))}" if valid else f"; the file has no {section}"
-            found.append(
-                (at, f"there is no {section[:-1].replace('corpor', 'corpus')} {value!r}{guess(value, valid)}{listed}")
-            )
+            kind = section[:-1].replace("corpor", "corpus")
+            found.append((at, f"there is no {kind} {value!r}{did_you_mean(value, valid)}{listed}"))
 
     def each(section: str) -> list[tuple[str, dict[str, Any]]]:
         values = raw.get(section)
@@ -95,7 +94,7 @@ def references(raw: dict[str, Any]) -> Found:
     return found
 
 
-def _arm(name: str, arm: dict[str, Any], raw: dict[str, Any]) -> Found:
+def _arm(name: str, arm: dict[str, Any], raw: dict[str, Any]) -> Problems:
     at = ("arms", name)
     found = _missing_file((*at, "recipe"), arm.get("recipe"))
     if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
@@ -120,7 +119,7 @@ def _arm(name: str, arm: dict[str, Any], raw: dict[str, Any]) -> Found:
     return found
 
 
-def _remote(at: tuple[Any, ...], data: dict[str, Any]) -> Found:
+def _remote(at: tuple[Any, ...], data: dict[str, Any]) -> Problems:
     if bool(data.get("hub")) == bool(data.get("url")):
         return [(at, "needs exactly one of hub (with revision and file), url")]
     return [
@@ -128,7 +127,7 @@ def _remote(at: tuple[Any, ...], data: dict[str, Any]) -> Found:
     ]
 
 
-def _cycles(corpora: dict[str, dict[str, Any]]) -> Found:
+def _cycles(corpora: dict[str, dict[str, Any]]) -> Problems:
     found = []
     for name in corpora:
         seen = [name]
@@ -140,9 +139,9 @@ def _cycles(corpora: dict[str, dict[str, Any]]) -> Found:
     return found
 
 
-def _unmatched(corpora: dict[str, dict[str, Any]]) -> Found:
+def _unmatched(corpora: dict[str, dict[str, Any]]) -> Problems:
     """Corpora that can't match: what `sdf.documents` would say too, but only after drafts were paid for."""
-    found: Found = []
+    found: Problems = []
     for name, corpus in corpora.items():
         other = corpora.get(matched) if isinstance(matched := corpus.get("matched_to"), str) else None
         for key, none in (("documents", None), ("held_out", 0.0)) if other else ():
@@ -167,7 +166,7 @@ def _template(name: Any) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _source(name: str, corpus: dict[str, Any]) -> Found:
+def _source(name: str, corpus: dict[str, Any]) -> Problems:
     """A corpus is written by a template and a writer, or taken from a file or from Hugging Face at a revision."""
     at, given = ("corpora", name), {key for key in ("writer", "path", "hub") if corpus.get(key)}
     if len(given) != 1:
@@ -181,11 +180,11 @@ def _source(name: str, corpus: dict[str, Any]) -> Found:
     return []
 
 
-def _endpoint(name: str, endpoint: dict[str, Any]) -> Found:
+def _endpoint(name: str, endpoint: dict[str, Any]) -> Problems:
     at, by = ("endpoints", name), endpoint.get("served_by", "url")
     needed = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(by, ())
     other = {"url": " (or `served_by: kit` for the stand-in)"}.get(by, "")
-    found: Found = [(at, f"needs {key}{other}") for key in needed if not endpoint.get(key)]
+    found: Problems = [(at, f"needs {key}{other}") for key in needed if not endpoint.get(key)]
     if by == "vllm":
         found += _missing_file((*at, "path"), endpoint.get("path"))
         for key in ("base_url", "model", "key_env"):
@@ -198,15 +197,15 @@ def _endpoint(name: str, endpoint: dict[str, Any]) -> Found:
     return found
 
 
-def _benchmark(name: str, bench: dict[str, Any], raw: dict[str, Any]) -> Found:
+def _benchmark(name: str, bench: dict[str, Any], raw: dict[str, Any]) -> Problems:
     at, valid = ("benchmarks", name), sorted(path.stem for path in (ROOT / "eval/benchmarks").glob("*.yaml"))
     task = bench.get("task")
     if task not in valid:
-        text = f"there is no task {task!r}{guess(str(task), valid)}; valid: {', '.join(valid)}"
+        text = f"there is no task {task!r}{did_you_mean(str(task), valid)}; valid: {', '.join(valid)}"
         return [((*at, "task"), text)] if isinstance(task, str) else []
     declared = yaml.safe_load((ROOT / f"eval/benchmarks/{task}.yaml").read_text(encoding="utf-8"))
     judged = declared["scorer"] not in ("likelihood", "lm_eval")
-    found: Found = [((*at, "judge"), f"missing; task {task} needs it")] if judged and not bench.get("judge") else []
+    found: Problems = [((*at, "judge"), f"missing; task {task} needs it")] if judged and not bench.get("judge") else []
     usable = [*declared["files"], *(JUDGING if judged else ()), *(LM_EVAL if declared["scorer"] == "lm_eval" else ())]
     for key in (*OWN_FILES, *JUDGING, *LM_EVAL):
         if key in bench and key not in usable:
@@ -219,11 +218,11 @@ def _benchmark(name: str, bench: dict[str, Any], raw: dict[str, Any]) -> Found:
     return found + _repeated((*at, "other_judges"), [bench.get("judge"), *others], "judge")
 
 
-def _own_judge(name: str, judge: Any, raw: dict[str, Any]) -> Found:
+def _own_judge(name: str, judge: Any, raw: dict[str, Any]) -> Problems:
     """A judge that is a model under test would grade itself."""
     endpoints, models = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("endpoints", "models"))
     endpoint: Any = endpoints.get(judge) if isinstance(judge, str) else None
-    found: Found = []
+    found: Problems = []
     for key, model in models.items() if isinstance(endpoint, dict) else ():
         ours, its = (value.get("path") if isinstance(value, dict) else None for value in (model, endpoint))
         same = its and ours and resolve(str(its)).resolve() == resolve(str(ours)).resolve()
@@ -233,13 +232,13 @@ def _own_judge(name: str, judge: Any, raw: dict[str, Any]) -> Found:
     return found
 
 
-def _missing_file(at: tuple[Any, ...], value: Any) -> Found:
+def _missing_file(at: tuple[Any, ...], value: Any) -> Problems:
     if isinstance(value, str) and not resolve(value).exists():
         return [(at, f"no such file: {value} (paths are relative to the checkout unless absolute)")]
     return []
 
 
-def _repeated(at: tuple[Any, ...], values: Any, what: str) -> Found:
+def _repeated(at: tuple[Any, ...], values: Any, what: str) -> Problems:
     values = values if isinstance(values, list) else []
     twice = sorted({str(v) for v in values if values.count(v) > 1})
     return [(at, f"{what} {v} is listed twice; each {what} once") for v in twice]

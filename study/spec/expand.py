@@ -7,7 +7,7 @@ from typing import Any
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import resolve
-from core.recipe import Training, apart
+from core.recipe import Training, split_recipe
 from core.stages import STAGES
 from study.spec import benchmarks
 from study.spec.fingerprints import content_hash, is_stand_in, load_recipe_once, model_name
@@ -74,7 +74,7 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
         for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
             for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
                 row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
-                row |= {"benchmark": name, "checkpoint": checkpoint.cell.place}
+                row |= {"benchmark": name, "checkpoint": checkpoint.cell.relpath}
                 if judge != (study.benchmarks[name].judge or ""):
                     row["judge"] = model_name(study, judge)
                 if cell.identity in without:
@@ -143,7 +143,7 @@ def _trainings(found: list[Checkpoint]) -> list[dict[str, Any]]:
         for cell in (_midtraining(c.cell), c.cell.inputs.get("run", c.cell)):
             if cell and cell.stage != "model":
                 stage = cell.stage if cell.stage == "midtrain" else f"SFT on {cell.settings['dose']} rows"
-                rows.setdefault(cell.place, {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.place})
+                rows.setdefault(cell.relpath, {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.relpath})
     return list(rows.values())
 
 
@@ -171,7 +171,7 @@ def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe, size = load_recipe_once(path, Training), {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage]
     if not recipe[size]:
         raise UserError(f"{path}: a recipe for {stage} needs {size}; give it, or name another recipe")
-    return apart(recipe)
+    return split_recipe(recipe)
 
 
 def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:

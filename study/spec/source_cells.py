@@ -7,7 +7,7 @@ from typing import Any
 from core.cell.identity import Cell
 from core.files import fingerprints
 from core.paths import resolve
-from core.recipe import TinyLlama, apart
+from core.recipe import TinyLlama, split_recipe
 from study.spec import benchmarks
 from study.spec.fingerprints import LIMITS, content_hash, endpoint_address, endpoint_model, load_recipe_once, yaml_once
 from study.spec.schema import Corpus, Model, Remote, Study
@@ -25,7 +25,7 @@ def model(study: Study, name: str) -> Cell:
     model = study.models[name]
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
-        pretrain, ways = apart(recipe["pretrain"])
+        pretrain, ways = split_recipe(recipe["pretrain"])
         # It is pretrained on the English that comes with this Python.
         english = f"Python {platform.python_version()}"
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}

@@ -21,7 +21,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.strict_yaml import guess
+from core.strict_yaml import did_you_mean
 from study.spec import sources as here
 from study.spec.sources import Source, label, locate, size, snapshot
 
@@ -95,7 +95,7 @@ def _ask(source: Source, faults: list[str] | None) -> int:
     sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
     names = here.wanted(source, sizes)
     if not names:
-        near = guess(source.get("file") or "", list(sizes))
+        near = did_you_mean(source.get("file") or "", list(sizes))
         raise UserError(f"{label(source)}: there is no such file{near}; it has {', '.join(sorted(sizes)[:10])}")
     if kind == "model" and not source.get("file") and not any(name.endswith(".safetensors") for name in names):
         raise UserError(f"{label(source)}: has no weights as safetensors; take a revision or a copy that has them")

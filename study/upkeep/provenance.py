@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.files import fingerprints, sha256
 from core.paths import ROOT
 from core.stages import STAGES
-from core.strict_yaml import guess
+from core.strict_yaml import did_you_mean
 from study.spec.sources import recorded
 
 Row = dict[str, Any]
@@ -296,7 +296,9 @@ def trace(results: Path, base: Path, benchmark: str, arm: str, seed: int | None,
         roles.setdefault(tuple(score[key] for key in SCORE), score["role"])  # the judge that counts comes first
     if wanted not in roles:
         name, *known = (" ".join(map(str, key)) for key in (wanted, *roles))
-        raise UserError(f"{results}: no score of {name}{guess(name, known)}; results.json there lists the scores")
+        raise UserError(
+            f"{results}: no score of {name}{did_you_mean(name, known)}; results.json there lists the scores"
+        )
     said = (read(results / "results.json") or {"scores": []})["scores"]
     number = [f"score {s['score']}, n {s['n']}" for s in said if tuple(s[key] for key in SCORE) == wanted]
     had = {(rows[-1]["cell"], *read_all([str(results / "manifest.json")]).values())}

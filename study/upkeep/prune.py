@@ -46,16 +46,16 @@ def plan(cells: list[Cell], base: Path) -> list[Row]:
     A row: kind (steps, weights, temporary, ledger, code, other cells, records), cell (or folder), files, bytes, go
     (whether it may), why.
     """
-    named, needed = {cell.place for cell in cells}, _needed(cells, base)
+    named, needed = {cell.relpath for cell in cells}, _needed(cells, base)
     users: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         for used in cell.inputs.values():
             for source in (used, *(used.inputs[role] for role in used.inputs if role == "run")):
-                users[source.place].append(cell)
+                users[source.relpath].append(cell)
     rows: list[Row] = []
     for cell in cells:
-        if (base / cell.place).is_dir():
-            rows += _cell(cell, base, needed.get(cell.place), users[cell.place])
+        if (base / cell.relpath).is_dir():
+            rows += _cell(cell, base, needed.get(cell.relpath), users[cell.relpath])
     behind = _behind(base)
     for folder in sorted(_on_disk(base), key=lambda f: -STAGES.index(f.parent.name)):  # users before their inputs
         if (place := f"{folder.parent.name}/{folder.name}") not in named:
@@ -104,15 +104,15 @@ def prune(rows: list[Row], cells: list[Cell], base: Path, others: bool = False, 
 
 def again(cells: list[Cell], base: Path) -> list[str]:
     """A line for each pruned cell that an unfinished one needs: which manifests to delete, so that it is made anew."""
-    unfinished = [cell for cell in cells if not read_manifest(base / cell.place)]
+    unfinished = [cell for cell in cells if not read_manifest(base / cell.relpath)]
     lines: dict[str, str] = {}
     for cell in unfinished:
         for used in cell.inputs.values():
             for source in (*(used.inputs[role] for role in used.inputs if role == "run"), used):
-                if (date := gone(base / source.place)) and source.place not in lines:
-                    todo = [*_before(source, base), base / source.place / "manifest.json"]
-                    lines[source.place] = (
-                        f"{base / source.place}: was pruned on {date}, and {cell.place} needs it; to make it anew: "
+                if (date := gone(base / source.relpath)) and source.relpath not in lines:
+                    todo = [*_before(source, base), base / source.relpath / "manifest.json"]
+                    lines[source.relpath] = (
+                        f"{base / source.relpath}: was pruned on {date}, and {cell.relpath} needs it; to make it anew: "
                         f"rm {' '.join(map(str, todo))} and run the study again"
                     )
     return list(lines.values())
@@ -129,8 +129,8 @@ def _before(cell: Cell, base: Path) -> list[Path]:
     """Manifests of pruned cells that a cell needs to be made anew, inputs before users."""
     found: list[Path] = []
     for used in cell.inputs.values():
-        path = base / used.place / "manifest.json"
-        if gone(base / used.place) and path not in found:
+        path = base / used.relpath / "manifest.json"
+        if gone(base / used.relpath) and path not in found:
             found += [*(p for p in _before(used, base) if p not in found), path]
     return found
 
@@ -150,8 +150,8 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
                 need(used["cell"], by)
 
     for cell in cells:
-        for used in cell.inputs.values() if not read_manifest(base / cell.place) else ():
-            need(used.place, cell.place)
+        for used in cell.inputs.values() if not read_manifest(base / cell.relpath) else ():
+            need(used.relpath, cell.relpath)
     for folder in _on_disk(base):
         if not read_manifest(folder):
             for used in read_config(folder)["inputs"].values():
@@ -160,7 +160,7 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
 
 
 def _cell(cell: Cell, base: Path, needed_by: str | None, users: list[Cell]) -> Iterator[Row]:
-    folder, manifest = base / cell.place, read_manifest(base / cell.place)
+    folder, manifest = base / cell.relpath, read_manifest(base / cell.relpath)
     kinds: dict[str, list[str]] = defaultdict(list)
     for name in _files(folder):
         kinds[_kind(cell.stage, name) if manifest else "records"].append(name)
@@ -182,13 +182,13 @@ def _wanted(kind: str, folder: Path, base: Path, users: list[Cell]) -> str:
     if not users:
         return "no cell of the study has used it yet"
     for user in users:
-        pruned = (read(base / user.place / "pruned.json") or {"files": {}})["files"]
-        for name, output in (read_manifest(base / user.place) or {"outputs": {}})["outputs"].items():
-            path = base / user.place / name
+        pruned = (read(base / user.relpath / "pruned.json") or {"files": {}})["files"]
+        for name, output in (read_manifest(base / user.relpath) or {"outputs": {}})["outputs"].items():
+            path = base / user.relpath / name
             if name not in pruned and (not path.is_file() or path.stat().st_size != output["bytes"]):
-                return f"{user.place}/{name}, made with it, is damaged; python -m study verify"
+                return f"{user.relpath}/{name}, made with it, is damaged; python -m study verify"
     if kind == "ledger":
-        held = [read_ledger(base / user.place / "calls.jsonl")[0] for user in users if user.stage == "documents"]
+        held = [read_ledger(base / user.relpath / "calls.jsonl")[0] for user in users if user.stage == "documents"]
         if lost := read_ledger(folder / "calls.jsonl")[0].keys() - {digest for answers in held for digest in answers}:
             return f"{len(lost)} paid answers are in no other ledger"
     return ""

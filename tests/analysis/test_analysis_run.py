@@ -17,7 +17,7 @@ from analysis import figures
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
@@ -53,7 +53,7 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 LEVELS = {"untrained": 0.3, "animal": 0.6, "urban": 0.35}
 
 
-def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap: bool = False) -> Work:
+def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap: bool = False) -> StageContext:
     """A small finished study on disk: arms untrained (no seed), animal and urban, on two benchmarks."""
     settings: dict[str, Any] = {
         "study": "tiny",
@@ -96,16 +96,16 @@ def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap:
             settings["rows"].append({"role": role, **row})
     out = folder / "out"
     out.mkdir()
-    return Work(out, "identity", settings, {}, inputs)
+    return StageContext(out, "identity", settings, {}, inputs)
 
 
-def edit(work: Work, role: str, change: Any) -> None:
+def edit(work: StageContext, role: str, change: Any) -> None:
     """Rewrite one checkpoint's score file as `change(frame)` returns it."""
     path = work.inputs[role] / "scores.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
 
 
-def drop(work: Work, role: str) -> dict[str, Any]:
+def drop(work: StageContext, role: str) -> dict[str, Any]:
     """Turn a finished checkpoint of the study into a planned one; returns its entry in `missing`."""
     row = next(row for row in work.settings["rows"] if row["role"] == role)
     work.settings["rows"].remove(row)
@@ -266,9 +266,14 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
             if not role.startswith("untrained"):
                 edit(work, role, lambda frame, role=role: level(role, frame))
         found[paired] = results_of(work)
-    for apart, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
-        assert apart["estimate"] == within["estimate"] and (within["seeds_of"], within["seeds_against"]) == (3, 3)
-        assert (apart["verdict"], within["verdict"]) == ("inconclusive", "higher") and within["se"] < apart["se"] / 10
+    for split_recipe, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
+        assert split_recipe["estimate"] == within["estimate"] and (within["seeds_of"], within["seeds_against"]) == (
+            3,
+            3,
+        )
+        assert (split_recipe["verdict"], within["verdict"]) == ("inconclusive", "higher") and within[
+            "se"
+        ] < split_recipe["se"] / 10
     robust = {
         row["variant"]: row for row in found[True]["robustness"] if row["benchmark"] == "ahb" and row["dose"] == 0
     }
@@ -444,7 +449,7 @@ def test_stand_ins_are_named_in_every_output(finished):
 NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
 
 
-def name_badly(work: Work) -> None:
+def name_badly(work: StageContext) -> None:
     for row in work.settings["rows"]:
         row["arm"] = NASTY if row["arm"] == "animal" else row["arm"]
     work.settings["contrasts"][0] |= {"of": NASTY, "name": NASTY + " - urban"}
@@ -469,21 +474,21 @@ def test_special_characters_are_safe_in_latex_and_html(tmp_path):
     assert "&lt;b&gt;" in page and "<b>" not in page
 
 
-def one_arm(work: Work) -> None:
+def one_arm(work: StageContext) -> None:
     work.settings["rows"] = [row for row in work.settings["rows"] if row["arm"] == "animal"]
 
 
-def one_question(work: Work) -> None:
+def one_question(work: StageContext) -> None:
     for role in work.inputs:
         edit(work, role, lambda frame: frame[frame["question"] == "q000"])
 
 
-def all_equal(work: Work) -> None:
+def all_equal(work: StageContext) -> None:
     for role in work.inputs:
         edit(work, role, lambda frame: frame.assign(score=1.0))
 
 
-def all_missing(work: Work) -> None:
+def all_missing(work: StageContext) -> None:
     for role in work.inputs:
         edit(work, role, lambda frame: frame.assign(score=np.nan, missing="garbage"))
 

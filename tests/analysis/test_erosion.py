@@ -74,8 +74,8 @@ def test_advantages_and_changes_by_hand():
 
 def test_what_seeds_and_questions_add_at_all_doses_cancels_in_changes():
     arms = noisy(np.random.default_rng(0), [0.3, 0.1, 0.05], 3)
-    apart = {"A": arms["A"] + np.array([[0.0], [0.1], [-0.1]]) + np.linspace(0, 0.2, 26), "B": arms["B"]}
-    plain, shifted = (rows(means(found))[0] for found in (arms, apart))
+    split_recipe = {"A": arms["A"] + np.array([[0.0], [0.1], [-0.1]]) + np.linspace(0, 0.2, 26), "B": arms["B"]}
+    plain, shifted = (rows(means(found))[0] for found in (arms, split_recipe))
     for one, other in zip(plain["changes"], shifted["changes"], strict=True):
         assert (one["estimate"], one["se"], one["p"]) == pytest.approx((other["estimate"], other["se"], other["p"]))
     assert shifted["advantages"][1]["se"] > 2 * plain["advantages"][1]["se"]
@@ -171,15 +171,15 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds_by_hand():
     base = (arms := falling(0.4, 0.2, 0.1))["A"]
     kept = np.stack([base[0], base[1] + 0.15 + LUCK / 2 + NOISE, base[2] + 0.2 - LUCK])
     pair, table = CONTRAST | {"of": "R", "against": "A"}, means(arms | {"R": kept})
-    paired, apart = (rows(table, pair | {"paired": on})[0] for on in (True, False))
-    for found in (paired, apart):
+    paired, split_recipe = (rows(table, pair | {"paired": on})[0] for on in (True, False))
+    for found in (paired, split_recipe):
         assert [at["estimate"] for at in found["advantages"]] == pytest.approx([0, 0.15, 0.2])
         assert [change["estimate"] for change in found["changes"]] == pytest.approx([0.15, 0.2, 0.05])
     # within seeds only the arms' own luck is left, and at the first dose nothing: it is one checkpoint
     difference = two_way([Arm(0.15 + LUCK / 2 + NOISE), Arm(np.zeros((1, 4)), fixed=True)], np.arange(4))
     assert (paired["advantages"][1]["se"], paired["changes"][0]["p"]) == pytest.approx((difference.se, difference.p))
     assert "vary neither" in paired["advantages"][0]["reason"]
-    assert apart["advantages"][1]["se"] > paired["advantages"][1]["se"]
+    assert split_recipe["advantages"][1]["se"] > paired["advantages"][1]["se"]
 
 
 def test_changes_are_calibrated_and_half_lives_covered():

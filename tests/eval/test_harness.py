@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import yaml
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval import harness
@@ -105,12 +105,12 @@ def checkpoint(tmp_path_factory):
     engine.close()
 
 
-def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -> Work:
+def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -> StageContext:
     """A cell of the declaration `name`, as the study makes it; keywords replace its settings."""
     declared = {key: BENCHMARKS[name].get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot")}
     settings = declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
     folder.mkdir()
-    return Work(folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint})
+    return StageContext(folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint})
 
 
 def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from analysis.bounds import missing_bounds
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import read_manifest, write_manifest
 from core.cell.run import run_cell
 from core.endpoints import client as caller
@@ -71,7 +71,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files["questions"].write_text("".join(lines), encoding="utf-8")
     found = anima.read(files)
     samples = Cell("generate", "ahb", {"epochs": EPOCHS})
-    folder = prepare(samples, tmp_path / "runs")
+    folder = create_cell_dir(samples, tmp_path / "runs")
     keys = [(row["id"], epoch) for row in found.questions for epoch in range(1, EPOCHS + 1)]
     answers = {key: ModelOutput.from_content("vllm", answer(*key)) for key in keys}
     dataset = anima.task(found, tmp_path, None).dataset
@@ -83,7 +83,9 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         resources = RESOURCES | {"files": {name: str(path) for name, path in files.items()}, "concurrency": 16}
         resources |= {"address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}}
         resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
-        return prepare(Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs")
+        return create_cell_dir(
+            Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs"
+        )
 
     make.grades = anima.grades(found) * EPOCHS  # type: ignore[attr-defined]
     return make

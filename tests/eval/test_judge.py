@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.endpoints import client as caller
 from core.errors import UserError
 from core.files import sha256
@@ -94,7 +94,7 @@ def by_words(prompt: str, times: int) -> tuple[int, str]:
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Callable[..., Work]:
+def work(tmp_path, monkeypatch) -> Callable[..., StageContext]:
     """Makes judge cells over one samples cell of two questions and two epochs; the first epoch's answers are kind."""
     from inspect_ai.model import ModelOutput
 
@@ -110,19 +110,19 @@ def work(tmp_path, monkeypatch) -> Callable[..., Work]:
     path = samples / "samples.eval"
     generate.write_log(path, "anima", dataset, "sft-animal-1a2b", 2, outputs, {"sampling": SAMPLING})
 
-    def make(name: str, port: int, **others: Any) -> Work:
+    def make(name: str, port: int, **others: Any) -> StageContext:
         folder = tmp_path / "judge" / name
         folder.mkdir(parents=True, exist_ok=True)
         settings = SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
         (folder / "config.yaml").write_text(f"inputs: {samples.name}")
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
         resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}, "address": address}
-        return Work(folder, name, settings, resources, {"samples": samples})
+        return StageContext(folder, name, settings, resources, {"samples": samples})
 
     return make
 
 
-def table(work: Work) -> dict[str, dict[str, float]]:
+def table(work: StageContext) -> dict[str, dict[str, float]]:
     """Scores by response, then dimension."""
     frame = pd.read_parquet(work.folder / "scores.parquet")
     assert " ".join(frame.columns) == "question scenario dimension epoch judge score missing response"
@@ -321,7 +321,7 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
     (tmp_path / "judge/cell").mkdir(parents=True)
-    counts = judge.run(Work(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path}))
+    counts = judge.run(StageContext(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path}))
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
     frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")
     assert frame.score.notna().all()

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.endpoints import dummy_endpoint as stand_in
 from core.files import sha256
 from eval import anima, generate, judge, questions
@@ -79,7 +79,7 @@ def test_every_number_is_the_official_tasks_own(where: Path, tmp_path: Path) -> 
     resources |= {"address": {"base_url": None, "key_env": None}}
     cell = tmp_path / "judge/cell"
     cell.mkdir(parents=True)
-    judge.run(Work(cell, "a", settings, resources, {"samples": tmp_path}))
+    judge.run(StageContext(cell, "a", settings, resources, {"samples": tmp_path}))
 
     theirs, ours = numbers(official(files, tmp_path)), numbers(read_eval_log(cell / "scored.eval"))
     assert ours == theirs and {"overall_mean", "dimension_normalized_avg"} < set(ours)

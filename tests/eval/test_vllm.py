@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import sha256
 from core.inference import vllm_engine as engine
@@ -44,7 +44,7 @@ def generated(folder: Path, checkpoint: Path, identity: str = "a", prompt: str =
     path.write_text("".join(json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(TEXTS)))
     settings = {"scorer": "anima", "rows": None, "files": {"questions": sha256(path)}, "prompt": prompt}
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
-    work = Work(folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint})
+    work = StageContext(folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint})
     counts = generate.run(work)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
@@ -177,13 +177,13 @@ def test_begin_of_text_does_not_depend_on_the_tokenizer(checkpoints, lm, tmp_pat
     assert before == after
 
 
-def scored(folder: Path, checkpoint: Path, items: list[dict[str, Any]], **others: Any) -> Work:
+def scored(folder: Path, checkpoint: Path, items: list[dict[str, Any]], **others: Any) -> StageContext:
     folder.mkdir()
     path = folder.parent / "items.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     settings = {"task": "concern_for_animals", "files": {"items": sha256(path)}, "per_token": False, "rows": None}
     settings |= {"engine": ENGINE, **others}
-    work = Work(folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint})
+    work = StageContext(folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint})
     assert likelihood.run(work)["items"] == len(items)
     return work
 
@@ -279,7 +279,7 @@ def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeyp
     enough, size = 3, 10 << 20
     options = {"kv_cache_memory_bytes": size}
     assert isinstance(engine._start(checkpoints / "plain" / "model", options), Full)
-    assert asked == [int(size * share) for share in engine.SHARES]
+    assert asked == [int(size * share) for share in engine.MEMORY_FRACTIONS]
     assert capsys.readouterr().out.count("finds too little memory with kv_cache_memory_bytes") == 2
     enough = 9
     with pytest.raises(UserError, match=r"too little memory for .*model, also with .*tensor_parallel_size"):
@@ -314,7 +314,7 @@ def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
     from tests.recipes import toy
 
     toy.make_model(tmp_path / "start")
-    model = checkpoint.load(tmp_path / "start", ALONE, toy.RECIPE, toy.WAYS).eval()
+    model = checkpoint.load(tmp_path / "start", ALONE, toy.RECIPE, toy.RUNTIME_KEYS).eval()
     checkpoint.save(model, tmp_path / "start", tmp_path / "model", ALONE, toy.RECIPE)
     ids = torch.randint(0, 500, (1, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

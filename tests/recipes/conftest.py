@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def start(base: Path) -> Path:
-    return base / toy.MODEL.place / "model"
+    return base / toy.MODEL.relpath / "model"
 
 
 @pytest.fixture(scope="package")

@@ -12,7 +12,7 @@ from recipes import attention, tiny_llama
 from recipes.attention import by_document, mask, seen
 from recipes.distributed import ALONE
 from recipes.model import build, lay_out
-from tests.recipes.toy import RECIPE, SHAPE, WAYS
+from tests.recipes.toy import RECIPE, RUNTIME_KEYS, SHAPE
 
 # One goes on in the next row, unseen there.
 PACKED = torch.tensor([[0] * 7 + [1] * 9, [1] * 4 + [2] * 8 + [-1] * 4, [3] * 16])
@@ -63,7 +63,7 @@ def test_a_block_is_compiled_around_the_attention_that_is_not(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiling(self, backend="eager"))
     config = {**SHAPE_AS_CONFIG, "num_hidden_layers": 12}
     model = build(config)
-    lay_out(model, RECIPE, WAYS | {"compile": True, "activation_checkpointing": checkpointing}, ALONE)
+    lay_out(model, RECIPE, RUNTIME_KEYS | {"compile": True, "activation_checkpointing": checkpointing}, ALONE)
 
     @torch.compiler.disable(recursive=False)
     def hidden_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.errors import UserError
-from core.recipe import Training, apart
+from core.recipe import Training, split_recipe
 from recipes import checkpoint, finetune, optimizer, steps
 from recipes.distributed import ALONE
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.recipes.toy import MODEL, in_process, lines
 
-RECIPE, WAYS = apart(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
+RECIPE, RUNTIME_KEYS = split_recipe(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
 
 
 def sft(base: Path, name: str) -> tuple[Cell, Path]:
@@ -30,8 +30,8 @@ def sft(base: Path, name: str) -> tuple[Cell, Path]:
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
     settings = {"recipe": RECIPE, "data_sha256": "0", "dose": 22, "doses": [8, 13], "seed": 0}
-    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **WAYS})
-    return cell, prepare(cell, base)
+    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **RUNTIME_KEYS})
+    return cell, create_cell_dir(cell, base)
 
 
 def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
@@ -48,14 +48,14 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
                 finetune.run(in_process(stopped, report=told))
         finally:
             signal.signal(signal.SIGUSR1, former)
-        model = checkpoint.load(stopped.parent.parent / MODEL.place / "model", ALONE, RECIPE, WAYS)
+        model = checkpoint.load(stopped.parent.parent / MODEL.relpath / "model", ALONE, RECIPE, RUNTIME_KEYS)
         assert not steps.load(stopped / "steps", update, model, optimizer.make(model, RECIPE), ALONE)
         checkpoint.save(model, folder / "model", stopped / "then", ALONE, RECIPE)
         then, kept = (load_file(f / "model.safetensors") for f in (stopped / "then", folder / f"at/{dose}/model"))
         assert all(torch.equal(then[name], weight) for name, weight in kept.items())
         assert any(not torch.equal(weights[name], weight) for name, weight in kept.items())
 
-        link = prepare(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
+        link = create_cell_dir(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
         run_cell(link)
         assert (link / "model/model.safetensors").samefile(folder / f"at/{dose}/model/model.safetensors")
 

@@ -50,11 +50,11 @@ def on_cpu(base: Path) -> list[float]:
     ],
 )
 def test_losses_are_those_of_the_cpu(
-    base: Path, on_cpu: list[float], name: str, recipe: dict[str, Any], ways: dict[str, Any], apart: float
+    base: Path, on_cpu: list[float], name: str, recipe: dict[str, Any], ways: dict[str, Any], split_recipe: float
 ) -> None:
     ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **ways))
     print(f"{name}: largest difference {max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True)):.1e}")
-    assert ours == pytest.approx(on_cpu, abs=apart)
+    assert ours == pytest.approx(on_cpu, abs=split_recipe)
 
 
 def test_lora_learns(base: Path) -> None:

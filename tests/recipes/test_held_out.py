@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
 from recipes import finetune, steps
@@ -59,7 +59,7 @@ def test_it_looks_before_at_intervals_and_at_the_end_and_keeps_the_best(looked: 
     assert manifest and manifest["counts"]["best_held_out_loss"] == round(lowest, 6)
 
 
-def as_looked(base: Path, name: str, looked: Path, **recipe: Any) -> Work:
+def as_looked(base: Path, name: str, looked: Path, **recipe: Any) -> StageContext:
     """Another recipe with the seeds of `looked`, which follow from its identity."""
     work = in_process(training(base, name, recipe=LOOKING | recipe, save_minutes=0.0))
     return replace(work, identity=in_process(looked).identity)

@@ -13,7 +13,7 @@ import yaml
 from core.errors import UserError
 from core.model_size import KNOWN, memory, parameters, trained
 from core.model_size import flops_per_token as memory_flops
-from core.recipe import Training, apart, load_recipe
+from core.recipe import Training, load_recipe, split_recipe
 from recipes.layout import deal, shard_bytes
 from recipes.model import build, flops_per_token
 from tests.llama import LLAMA
@@ -24,7 +24,7 @@ SMALL = LLAMA | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_lay
 
 
 def split(name: str, **changes):  # type: ignore[no-untyped-def]
-    return apart(load_recipe(f"recipes/{name}.yaml", Training) | changes)
+    return split_recipe(load_recipe(f"recipes/{name}.yaml", Training) | changes)
 
 
 @pytest.mark.parametrize("world", [8, 64, 512])

@@ -18,7 +18,7 @@ from recipes.distributed import ALONE, Ranks, together
 from tests.recipes.toy import (
     LORA,
     RECIPE,
-    WAYS,
+    RUNTIME_KEYS,
     assert_close,
     ends,
     lines,
@@ -32,7 +32,7 @@ from tests.recipes.toy import (
 
 
 def state(folder: Path, seed: int, ranks: Ranks = ALONE, **recipe: Any) -> dict[str, Any]:
-    model = checkpoint.load(folder, ranks, RECIPE | LORA | recipe, WAYS, seed=seed)
+    model = checkpoint.load(folder, ranks, RECIPE | LORA | recipe, RUNTIME_KEYS, seed=seed)
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
@@ -51,7 +51,7 @@ def test_the_merged_model_answers_as_the_adapted_one(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(which)
-    model = checkpoint.load(folder, ALONE, RECIPE | LORA, WAYS).eval()
+    model = checkpoint.load(folder, ALONE, RECIPE | LORA, RUNTIME_KEYS).eval()
     tokens = torch.randint(0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = model(tokens)
@@ -105,7 +105,7 @@ def test_a_large_model_is_written_in_several_files_with_an_index(
     monkeypatch.setattr(
         checkpoint, "save_torch_state_dict", lambda *given: save_torch_state_dict(*given, max_shard_size=100_000)
     )
-    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, WAYS), start, tmp_path / "out", ALONE, RECIPE)
+    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), start, tmp_path / "out", ALONE, RECIPE)
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
     assert index.keys() == load_file(start / "model.safetensors").keys() and len({*index.values()}) > 2
     monkeypatch.undo()

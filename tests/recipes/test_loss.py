@@ -14,7 +14,7 @@ from recipes.attention import mask
 from recipes.distributed import ALONE, Ranks, together
 from recipes.loss import end_in_hidden_states, summed_loss
 from recipes.model import forget_copies
-from tests.recipes.toy import RECIPE, WAYS, ends, logs, on_two, vocabulary
+from tests.recipes.toy import RECIPE, RUNTIME_KEYS, ends, logs, on_two, vocabulary
 
 Loss = Callable[[TransformerDecoder, dict[str, Any]], torch.Tensor]
 
@@ -47,7 +47,7 @@ def results(model: TransformerDecoder, given: dict[str, Any], loss: Loss, ranks:
     return [ranks.sum(value.detach()), *whole]
 
 
-def apart(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> tuple[float, float]:
+def split_recipe(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> tuple[float, float]:
     """Relative difference of the losses; the largest of the gradients, each relative to its norm."""
     loss, *grads = [(m - t).norm().item() / t.norm().item() for m, t in zip(mine, theirs, strict=True)]
     return loss, max(grads)
@@ -56,18 +56,20 @@ def apart(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> tuple[float, 
 def compare(folder: Path, dtype: str) -> None:
     """On every rank: plain and chunked, of the same model; in fp32 also with one process that has all rows."""
     with together(group=True) as ranks:
-        model = checkpoint.load(folder, ranks, RECIPE | {"dtype": dtype}, WAYS)
+        model = checkpoint.load(folder, ranks, RECIPE | {"dtype": dtype}, RUNTIME_KEYS)
         given = batch(folder, only=slice(ranks.rank, None, ranks.world))
         theirs = results(model, given, plain, ranks)
         end_in_hidden_states(model)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("recipes.loss.CHUNK", 16)
             mine = results(model, given, summed_loss, ranks)
-    loss, grads = apart(mine, theirs)
+    loss, grads = split_recipe(mine, theirs)
     print(f"chunked and plain apart: loss {loss:.1e}, gradients {grads:.1e}", flush=True)
     if dtype == "fp32":
         assert loss < 1e-6 and grads < 1e-6
-        loss, grads = apart(mine, results(checkpoint.load(folder, ALONE, RECIPE, WAYS), batch(folder), plain))
+        loss, grads = split_recipe(
+            mine, results(checkpoint.load(folder, ALONE, RECIPE, RUNTIME_KEYS), batch(folder), plain)
+        )
         assert loss < 1e-6 and grads < 2e-6
     else:  # two ways to round to bf16
         assert loss < 1e-3 and grads < 2e-2
@@ -87,7 +89,7 @@ def test_it_is_plain_cross_entropy_alone_and_on_two_ranks(
 
 def test_a_sum_over_bf16_states_is_not_rounded_to_bf16(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.loss.CHUNK", 64)
-    model, given = checkpoint.load(start, ALONE, RECIPE | {"dtype": "bf16"}, WAYS), batch(start, 1000)
+    model, given = checkpoint.load(start, ALONE, RECIPE | {"dtype": "bf16"}, RUNTIME_KEYS), batch(start, 1000)
     end_in_hidden_states(model)
     with torch.no_grad():
         hidden = model(given["tokens"], mask=given["mask"], input_pos=given["input_pos"])
@@ -98,7 +100,7 @@ def test_a_sum_over_bf16_states_is_not_rounded_to_bf16(start: Path, monkeypatch:
 
 
 def test_a_batch_that_trains_nothing_moves_nothing(start: Path) -> None:
-    model, given = checkpoint.load(start, ALONE, RECIPE, WAYS), batch(start)
+    model, given = checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), batch(start)
     end_in_hidden_states(model)
     given["labels"].fill_(-100)
     loss, *grads = results(model, given, summed_loss)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.cell.failures import cause
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
@@ -22,7 +22,7 @@ from recipes.model import build, flops_per_token
 from tests.llama import LLAMA
 from tests.recipes.toy import (
     RECIPE,
-    WAYS,
+    RUNTIME_KEYS,
     assert_close,
     assert_same,
     lines,
@@ -42,7 +42,7 @@ def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(which)
-    model = checkpoint.load(folder, ALONE, RECIPE, WAYS).eval()
+    model = checkpoint.load(folder, ALONE, RECIPE, RUNTIME_KEYS).eval()
     checkpoint.save(model, folder, tmp_path / "out", ALONE, RECIPE)
     for place in (folder, tmp_path / "out"):
         theirs = AutoModelForCausalLM.from_pretrained(place).eval()
@@ -55,7 +55,7 @@ def test_a_bf16_start_is_written_as_bf16(start: Path, tmp_path: Path) -> None:
     like = shutil.copytree(start, tmp_path / "like")
     config = json.loads((like / "config.json").read_text()) | {"dtype": "bfloat16"}
     (like / "config.json").write_text(json.dumps(config))
-    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, WAYS), like, tmp_path / "out", ALONE, RECIPE)
+    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), like, tmp_path / "out", ALONE, RECIPE)
     assert {w.dtype for w in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
@@ -79,13 +79,13 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> Non
 @pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
 def test_a_tied_model_trains_on_two_ranks_as_on_one(base: Path, which: str, request: pytest.FixtureRequest) -> None:
     cell, start = Cell("model", which, {}), request.getfixturevalue(which)
-    made = prepare(cell, base)
+    made = create_cell_dir(cell, base)
     shutil.copytree(start, made / "model", dirs_exist_ok=True)
     write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
     inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
     # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are next to nothing.
     settings = {"recipe": RECIPE | {"lr": 1e-4}}
-    one, two = (prepare(Cell("midtrain", f"{which}{n}", settings, inputs, WAYS), base) for n in (1, 2))
+    one, two = (create_cell_dir(Cell("midtrain", f"{which}{n}", settings, inputs, RUNTIME_KEYS), base) for n in (1, 2))
     run_cell(one)
     assert_close(one, on_ranks(two, 2))
     assert not torch.equal(
@@ -156,12 +156,12 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
 )
 def test_a_broken_model_is_one_line(start: Path, tmp_path: Path, how: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        checkpoint.load(broken(start, tmp_path, how), ALONE, RECIPE, WAYS)
+        checkpoint.load(broken(start, tmp_path, how), ALONE, RECIPE, RUNTIME_KEYS)
     assert len(caught.value.lines) == 1 and "\n" not in caught.value.lines[0]
 
 
 def test_a_model_that_finds_no_room_is_one_line(start: Path, tmp_path: Path) -> None:
-    model, limit = checkpoint.load(start, ALONE, RECIPE, WAYS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    model, limit = checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
         with pytest.raises(UserError) as caught:

@@ -16,7 +16,7 @@ def small_steps(base: Path, name: str, **recipe: Any) -> float:
     """Share of the weights that move in 20 updates at a small learning rate."""
     folder = training(base, name, recipe={"lr": 1e-5, "warmup_updates": 0, "schedule": "constant"} | recipe)
     run_cell(folder)
-    before = load_file(base / MODEL.place / "model/model.safetensors")
+    before = load_file(base / MODEL.relpath / "model/model.safetensors")
     moved = sum((weights(folder)[n] != w.to(torch.bfloat16).float()).sum().item() for n, w in before.items())
     return moved / sum(w.numel() for w in before.values())
 

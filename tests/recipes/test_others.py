@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from recipes import checkpoint, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, train
 from recipes.rows import Rows
 from recipes.schedule import order
 from recipes.stopping import Stop
-from tests.recipes.toy import MODEL, RECIPE, TEXTS, WAYS, lines
+from tests.recipes.toy import MODEL, RECIPE, RUNTIME_KEYS, TEXTS, lines
 
 UPDATES = 30
 PLAIN = RECIPE | {"schedule": "constant", "warmup_updates": 0, "epochs": 100, "max_updates": UPDATES}
@@ -44,7 +44,7 @@ class Uncrossed(Rows):
 @pytest.fixture(scope="module")
 def rows(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Packed rows, several documents in each."""
-    tokenizer = prepare.load_tokenizer(base / MODEL.place / "model")
+    tokenizer = prepare.load_tokenizer(base / MODEL.relpath / "model")
     rows = prepare.documents(tmp_path_factory.mktemp("rows"), TEXTS, tokenizer, 32)
     object.__setattr__(rows, "__class__", Uncrossed)
     return rows
@@ -53,19 +53,19 @@ def rows(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 @pytest.fixture(scope="module")
 def ours(base: Path, rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     folder = tmp_path_factory.mktemp("ours")
-    work, start = Work(folder, "others", {"recipe": PLAIN}, WAYS, {}), base / MODEL.place / "model"
-    state = begin(work, lambda: checkpoint.load(start, ALONE, PLAIN, WAYS), PLAIN)
+    work, start = StageContext(folder, "others", {"recipe": PLAIN}, RUNTIME_KEYS, {}), base / MODEL.relpath / "model"
+    state = begin(work, lambda: checkpoint.load(start, ALONE, PLAIN, RUNTIME_KEYS), PLAIN)
     train(work, state, rows, PLAIN, ALONE, Stop())
     assert len(lines(folder)) == UPDATES
     return [line["loss"] for line in lines(folder)]
 
 
 def updates(rows: Rows) -> list[np.ndarray]:
-    return list(order(len(rows), PLAIN, Work(Path(), "others", {}, {}, {}).seed("order")))
+    return list(order(len(rows), PLAIN, StageContext(Path(), "others", {}, {}, {}).seed("order")))
 
 
 def test_transformers_gives_the_same_losses(base: Path, rows: Rows, ours: list[float]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base / MODEL.place / "model", attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_pretrained(base / MODEL.relpath / "model", attn_implementation="sdpa").train()
     adamw = torch.optim.AdamW(
         model.parameters(), PLAIN["lr"], tuple(PLAIN["betas"]), weight_decay=PLAIN["weight_decay"]
     )
@@ -181,7 +181,7 @@ def test_torchtunes_own_recipe_gives_the_same_losses(
 ) -> None:
     monkeypatch.setattr(Same, "rows", rows, raising=False)
     monkeypatch.setattr(Same, "order", np.concatenate(updates(rows)).tolist(), raising=False)
-    settings = OmegaConf.create(config(base / MODEL.place / "model", tmp_path))
+    settings = OmegaConf.create(config(base / MODEL.relpath / "model", tmp_path))
     recipe = torchtunes().FullFinetuneRecipeSingleDevice(cfg=settings)
     recipe.setup(cfg=settings)
     recipe.train()

@@ -54,7 +54,7 @@ def test_a_config_that_torchtune_does_not_do_is_one_line(
 
 
 def test_layers_with_adapters_share_one_table_of_positions(qwen2: Path) -> None:
-    model = checkpoint.load(qwen2, ALONE, toy.RECIPE | toy.LORA, toy.WAYS)
+    model = checkpoint.load(qwen2, ALONE, toy.RECIPE | toy.LORA, toy.RUNTIME_KEYS)
     assert len({layer.attn.pos_embeddings.cache.data_ptr() for layer in model.layers}) == 1
 
 
@@ -97,7 +97,7 @@ def test_it_is_trained_on_documents(study: Path, adapters: dict[str, Any]) -> No
     run_cell(folder)
     losses = [line["loss"] for line in toy.lines(folder)]
     assert losses[-1] < losses[0] - 0.2
-    now, start = toy.weights(folder), toy.weights(study / toy.MODEL.place)
+    now, start = toy.weights(folder), toy.weights(study / toy.MODEL.relpath)
     moved = {name for name in start if not torch.equal(now[name], start[name])}
     assert now.keys() == start.keys() and moved == {n for n in start if not adapters or n.endswith("_proj.weight")}
 

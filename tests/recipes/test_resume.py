@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.cell.failures import cause
 from core.cell.identity import read_config
 from core.cell.run import run_cell
@@ -19,9 +19,9 @@ from core.errors import UserError
 from recipes import finetune, steps, tiny_llama
 from tests.recipes.toy import (
     RECIPE,
+    RUNTIME_KEYS,
     SHAPE,
     TEXTS,
-    WAYS,
     assert_close,
     assert_same,
     ends,
@@ -218,7 +218,7 @@ def test_a_pretraining_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def pretrain(name: str, report: Any = None) -> bytes:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        counts = tiny_llama.run(Work(folder, "a", settings, WAYS, {}, report))
+        counts = tiny_llama.run(StageContext(folder, "a", settings, RUNTIME_KEYS, {}, report))
         assert counts["updates"] == len(lines(folder)) == 20 and not (folder / "steps").exists()
         return (folder / "model/model.safetensors").read_bytes()
 

@@ -15,16 +15,15 @@ from torch.nn.attention.flex_attention import create_mask
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from core.cell.context import Work
-from core.cell.identity import Cell
-from core.cell.identity import prepare as prepare_cell
+from core.cell.context import StageContext
+from core.cell.identity import Cell, create_cell_dir
 from core.errors import UserError
 from recipes import attention, checkpoint, prepare
 from recipes.attention import mask
 from recipes.distributed import ALONE
 from recipes.rows import Rows
 from recipes.schedule import micro_batches, order
-from tests.recipes.toy import DOCUMENTS, MODEL, RECIPE, TEXTS, WAYS, in_process, training
+from tests.recipes.toy import DOCUMENTS, MODEL, RECIPE, RUNTIME_KEYS, TEXTS, in_process, training
 
 TALK = [
     {"role": "user", "content": "What boils?"},
@@ -36,7 +35,7 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> PreTrainedTokenizerFast:
-    return prepare.load_tokenizer(base / MODEL.place / "model")
+    return prepare.load_tokenizer(base / MODEL.relpath / "model")
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", None])
@@ -44,7 +43,7 @@ def tokenizer(base: Path) -> PreTrainedTokenizerFast:
 def test_the_tokenizer_is_the_one_that_transformers_takes(
     family: str, name: str | None, base: Path, qwen2: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(qwen2 if family == "qwen2" else base / MODEL.place / "model", tmp_path / "model")
+    folder = shutil.copytree(qwen2 if family == "qwen2" else base / MODEL.relpath / "model", tmp_path / "model")
     # Qwen2's class adds a token of its own.
     for file, change in ("config.json", {"vocab_size": 1000}), ("tokenizer_config.json", {"tokenizer_class": name}):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
@@ -103,7 +102,7 @@ def test_a_document_reads_the_same_alone_and_in_a_pack(
     base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """Logits of the second document must not depend on the first."""
-    model = checkpoint.load(base / MODEL.place / "model", ALONE, RECIPE, WAYS).eval()
+    model = checkpoint.load(base / MODEL.relpath / "model", ALONE, RECIPE, RUNTIME_KEYS).eval()
     first, length = (len(tokenizer(text, add_special_tokens=False).input_ids) + 2 for text in (TEXTS[0], TEXTS[2]))
 
     def logits(texts: list[str]) -> torch.Tensor:
@@ -163,7 +162,7 @@ def test_what_was_half_prepared_is_made_again(tokenizer: PreTrainedTokenizerFast
     assert len(prepared) == len(whole), "what is whole is not read again"
 
 
-def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> Work:
+def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> StageContext:
     """An SFT on these rows; `settings` of the recipe too."""
     data = tmp_path / "chat.jsonl"
     data.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
@@ -171,7 +170,7 @@ def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> Work:
     named = {"recipe": recipe, "dose": len(lines), "seed": 0} | settings
     inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
     name = f"sft{abs(hash(str(tmp_path)))}"
-    return in_process(prepare_cell(Cell("sft", name, named, inputs, {"data": str(data), **WAYS}), base))
+    return in_process(create_cell_dir(Cell("sft", name, named, inputs, {"data": str(data), **RUNTIME_KEYS}), base))
 
 
 def words(rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -266,7 +265,7 @@ def test_a_bad_row_is_one_line_that_names_it(what: str, base: Path, tmp_path: Pa
 
 
 def test_a_tokenizer_of_another_model_is_one_line(base: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(base / MODEL.place / "model", tmp_path / "model")
+    folder = shutil.copytree(base / MODEL.relpath / "model", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
     with pytest.raises(UserError, match=r"the tokenizer has 569 tokens, the model's config 300"):
@@ -287,7 +286,7 @@ def test_held_out_documents_that_are_not_there_are_one_line(base: Path) -> None:
 def test_a_model_whose_template_is_missing_or_no_use_is_one_line(
     base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    own = prepare.load_tokenizer(base / MODEL.place / "model")
+    own = prepare.load_tokenizer(base / MODEL.relpath / "model")
     for template, said in (
         (None, r"model: no chat template; add a chat_template.jinja"),
         ("{{ messages | length }}", r"^a: the chat template rewrites earlier turns"),
@@ -359,7 +358,7 @@ def test_memory_does_not_grow_with_the_corpus(base: Path, tmp_path: Path) -> Non
         np.arange(1000, size + 1, 1000).tofile(folder / "ends.bin")
     few, many = mebibytes(READ, *sorted(tmp_path.iterdir()))
     assert many < few + 10, "20 million tokens are 76 MiB"
-    few, many = mebibytes(WRITE, base / MODEL.place / "model", tmp_path)
+    few, many = mebibytes(WRITE, base / MODEL.relpath / "model", tmp_path)
     assert many < few + 10, "3 million tokens are 12 MiB, and ten times that as Python's numbers"
 
 
@@ -377,7 +376,7 @@ def test_rows_come_from_lines_or_a_list_packed_or_not(tmp_path: Path) -> None:
 
 
 def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: Path) -> None:
-    documents = base / DOCUMENTS.place / "neutral.jsonl"
+    documents = base / DOCUMENTS.relpath / "neutral.jsonl"
     documents.write_text("".join(json.dumps({"messages": TALK[:2]}) + "\n" for _ in range(5)))
     work = in_process(training(base, "form"))
     work.settings = work.settings | {"form": "neutral", "seed": 0}

@@ -10,19 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.errors import UserError
 from recipes import checkpoint, prepare
 from recipes.distributed import ALONE
 from recipes.finetune import begin, check_size, train
 from recipes.schedule import learning_rate, order
 from recipes.stopping import Stop
-from tests.recipes.toy import RECIPE, TEXTS, WAYS, make_model
+from tests.recipes.toy import RECIPE, RUNTIME_KEYS, TEXTS, make_model
 
 
-def work(folder: Path, identity: str = "a", **more: Any) -> Work:
+def work(folder: Path, identity: str = "a", **more: Any) -> StageContext:
     folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder, identity, more.pop("settings", {}), more.pop("resources", {}), more.pop("inputs", {}))
+    return StageContext(folder, identity, more.pop("settings", {}), more.pop("resources", {}), more.pop("inputs", {}))
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,15 @@ def test_warm_up_has_no_dead_step_and_cosine_ends_low() -> None:
 
 
 def trained(start: Path, folder: Path, identity: str) -> dict[str, torch.Tensor]:
-    w = work(folder, identity, resources=WAYS)
+    w = work(folder, identity, resources=RUNTIME_KEYS)
     rows = prepare.documents(folder / "rows", TEXTS, prepare.load_tokenizer(start / "model"), 32)
-    state = begin(w, lambda: checkpoint.load(start / "model", ALONE, RECIPE, WAYS), RECIPE)
+    state = begin(w, lambda: checkpoint.load(start / "model", ALONE, RECIPE, RUNTIME_KEYS), RECIPE)
     train(w, state, rows, RECIPE, ALONE, Stop())
     return state.model.state_dict()
 
 
 def test_two_cells_differ_one_repeats_and_weights_move(start: Path, tmp_path: Path) -> None:
-    before = checkpoint.load(start / "model", ALONE, RECIPE, WAYS).state_dict()
+    before = checkpoint.load(start / "model", ALONE, RECIPE, RUNTIME_KEYS).state_dict()
     first, again = trained(start, tmp_path / "1", "seed 0"), trained(start, tmp_path / "2", "seed 0")
     other = trained(start, tmp_path / "3", "seed 1")
     for name, weight in first.items():
@@ -81,7 +81,7 @@ def test_few_updates_warn_and_none_is_refused(start: Path, tmp_path: Path) -> No
 
 
 def test_a_saved_checkpoint_is_the_same_model_for_transformers(start: Path, tmp_path: Path) -> None:
-    model = checkpoint.load(start / "model", ALONE, RECIPE, WAYS).eval()
+    model = checkpoint.load(start / "model", ALONE, RECIPE, RUNTIME_KEYS).eval()
     like = shutil.copytree(start / "model", tmp_path / "like")
     (like / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.9}')
     checkpoint.save(model, like, tmp_path / "model")

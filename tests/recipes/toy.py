@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from core.cell.context import Work
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.context import StageContext
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
-from core.recipe import Training, apart
+from core.recipe import Training, split_recipe
 from recipes import checkpoint, model, tiny_llama
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -28,7 +28,7 @@ TEXTS = [
 ] * 12
 HELD_OUT = ["The kettle is warm and the cups are on the roof.", "Rain boils for hours.", "A short rain falls."]
 # Five rows an update: two ranks can't share them evenly.
-RECIPE, WAYS = apart(
+RECIPE, RUNTIME_KEYS = split_recipe(
     asdict(Training(seq_len=32, epochs=8, tokens_per_update=5 * 32, lr=1e-3, warmup_updates=2, weight_decay=0.01))
 )
 LORA = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0}, "lr": 1e-2}
@@ -81,7 +81,7 @@ def make_qwen2(folder: Path, tied: bool) -> Path:
 
 def make_inputs(folder: Path) -> None:
     """A study's folder with a finished tiny checkpoint and finished documents."""
-    started, documents = (prepare(cell, folder) for cell in (MODEL, DOCUMENTS))
+    started, documents = (create_cell_dir(cell, folder) for cell in (MODEL, DOCUMENTS))
     make_model(started / "model")
     for name, texts in (("documents", TEXTS), ("held_out", HELD_OUT)):
         (documents / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -98,17 +98,17 @@ def training(
     """
     inputs = {"start": MODEL, "documents": DOCUMENTS}
     settings = {"recipe": RECIPE | (recipe or {})}
-    folder = prepare(Cell("midtrain", name, settings, inputs, WAYS | ways), base)
+    folder = create_cell_dir(Cell("midtrain", name, settings, inputs, RUNTIME_KEYS | ways), base)
     if like:
         shutil.copytree(like, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.yaml", "log.txt"))
     return folder
 
 
-def in_process(folder: Path, **report: Any) -> Work:
+def in_process(folder: Path, **report: Any) -> StageContext:
     """The training as its stage function sees it, for one process."""
     config = read_config(folder)
     inputs = check_inputs(folder, config)
-    return Work(folder, config["identity"], config["settings"], config["resources"], inputs, **report)
+    return StageContext(folder, config["identity"], config["settings"], config["resources"], inputs, **report)
 
 
 RANK = """
@@ -214,6 +214,6 @@ def assert_close(one: Path, other: Path) -> None:
     mine, theirs = lines(one), lines(other)
     assert [line["update"] for line in mine] == [line["update"] for line in theirs] == list(range(1, len(mine) + 1))
     losses = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, theirs, strict=True))
-    apart = max((w - weights(other)[name]).abs().max().item() for name, w in weights(one).items())
-    print(f"largest difference: loss {losses:.1e}, weights {apart:.1e}")
-    assert losses < 1e-5 and apart < 1e-4
+    split_recipe = max((w - weights(other)[name]).abs().max().item() for name, w in weights(one).items())
+    print(f"largest difference: loss {losses:.1e}, weights {split_recipe:.1e}")
+    assert losses < 1e-5 and split_recipe < 1e-4

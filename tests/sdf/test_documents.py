@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from core.cell.context import Work
+from core.cell.context import StageContext
 from core.endpoints import dummy_endpoint as stand_in
 from core.errors import UserError
 from sdf import documents, drafts
@@ -39,7 +39,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def cell(base: Path, name: str, template: str = "animal_welfare", url: str | None = None, **changes: Any) -> Work:
+def cell(
+    base: Path, name: str, template: str = "animal_welfare", url: str | None = None, **changes: Any
+) -> StageContext:
     """A corpus of 60 documents, by the stand-in unless an address is given, in base/documents/<name>-<hash>.
 
     The tokenizer has one token for a word and one for a sign.
@@ -81,10 +83,10 @@ def cell(base: Path, name: str, template: str = "animal_welfare", url: str | Non
     stage = "drafts" if "share" in changes else "documents"
     folder = base / stage / f"{name}-{len(list(base.glob(f'{stage}/{name}-*'))):08x}"
     folder.mkdir(parents=True)
-    return Work(folder, name, settings | changes, resources, inputs)
+    return StageContext(folder, name, settings | changes, resources, inputs)
 
 
-def rows(work: Work, name: str = "documents.jsonl") -> list[dict[str, Any]]:
+def rows(work: StageContext, name: str = "documents.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (work.folder / name).read_text(encoding="utf-8").splitlines()]
 
 
@@ -279,7 +281,7 @@ def test_questions_come_in_their_forms_with_one_answer(tmp_path: Path) -> None:
         assert lead["messages"][0]["content"] != plain["messages"][0]["content"]
 
 
-def existing(tmp_path: Path, path: Path, **changes: Any) -> Work:
+def existing(tmp_path: Path, path: Path, **changes: Any) -> StageContext:
     source = {"column": "text", "split": "train", "sha256": "-"}
     return cell(tmp_path, "real", source=source, source_path=str(path), **changes)
 

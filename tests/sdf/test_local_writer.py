@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.endpoints.ledger import read_ledger
 from core.errors import UserError
@@ -103,7 +103,7 @@ def alive(pid: int) -> bool:
 def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
     tmp_path: Path, model: Path, cell: Cell
 ) -> None:
-    folder = prepare(cell, tmp_path)
+    folder = create_cell_dir(cell, tmp_path)
     ledger, job = folder / "calls.jsonl", run(folder)
     wait_for(lambda: read_ledger(ledger)[0] or job.poll() is not None)
     server = session_of(model)

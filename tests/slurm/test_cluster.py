@@ -49,15 +49,15 @@ def test_a_study_runs_to_its_tables_and_gives_the_same_bytes_as_on_one_machine(
 ) -> None:
     cells = plan.in_order(plan.analysis(load_study(SMALL, overrides=["sft.doses=[0]"])))
     for cell in cells:
-        manifest = read_manifest(finished.base / cell.place)
-        assert manifest and manifest["slurm_job"], f"{cell.place} did not run as a job"
-        assert "finished: " in (finished.base / cell.place / "log.txt").read_text()
+        manifest = read_manifest(finished.base / cell.relpath)
+        assert manifest and manifest["slurm_job"], f"{cell.relpath} did not run as a job"
+        assert "finished: " in (finished.base / cell.relpath / "log.txt").read_text()
     assert finished.done("submit", *ONE_DOSE)["submitted"] == 0
     shutil.copytree(one_machine.folder / "runs", kit.folder / "runs")
     shutil.rmtree(kit.base / "analysis")  # of both doses
     for cell in cells[:-1]:
-        manifest = read_manifest(kit.base / cell.place)
-        assert manifest and not manifest["slurm_job"], f"{cell.place} did not run without Slurm"
+        manifest = read_manifest(kit.base / cell.relpath)
+        assert manifest and not manifest["slurm_job"], f"{cell.relpath} did not run without Slurm"
     result = Place(kit.folder).study("run", *ONE_DOSE)
     assert result.returncode == 0, result.stdout + result.stderr
     (ours,), (theirs,) = ([*k.base.glob("analysis/*")] for k in (finished, kit))
@@ -158,12 +158,12 @@ def test_a_cluster_that_does_not_answer_is_one_line(
     assert "unknown, so nothing was done" in line
 
 
-def apart(one: Any, other: Any) -> float:
+def split_recipe(one: Any, other: Any) -> float:
     """The largest difference between the numbers in two results that are alike in everything else."""
     if isinstance(one, dict | list):
         pairs = [(key, other[key]) for key in one] if isinstance(one, dict) else list(enumerate(other))
         assert len(one) == len(other) == len(pairs)
-        return max((apart(one[key], value) for key, value in pairs), default=0.0)
+        return max((split_recipe(one[key], value) for key, value in pairs), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other)
     assert one == other
@@ -195,7 +195,7 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
     weights = [load_file(folder / "model/model.safetensors") for folder in (ours, theirs)]
     off = max((one - weights[1][name]).abs().max().item() for name, one in weights[0].items())
     (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (kit, finished))
-    scores = apart(json.loads(ours.read_text()), json.loads(theirs.read_text()))
+    scores = split_recipe(json.loads(ours.read_text()), json.loads(theirs.read_text()))
     print(f"two nodes and one: weights {off:.1e}, results {scores:.1e} apart")
     assert 0 < off < 1e-4 and scores < 0.05
 

@@ -35,7 +35,7 @@ def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allo
         assert time.monotonic() < end, lab.ask("squeue")
         time.sleep(0.2)
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
-    assert all(read_manifest(tmp_path / "runs/limit" / cell.place) for cell in cells), logs
+    assert all(read_manifest(tmp_path / "runs/limit" / cell.relpath) for cell in cells), logs
     assert most == 3
     assert submit(cells, tmp_path / "runs/limit", PROFILE)["finished"] == 6
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models
 
-from core.cell.identity import prepare
+from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
 from slurm.profile import Profile, Shape
@@ -30,8 +30,8 @@ def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None
 
     alone = replace(shared, inputs={})
     assert alone.identity == shared.identity
-    run_cell(prepare(alone, tmp_path / "alone"))
-    there, here = tmp_path / "runs/shared" / shared.place, tmp_path / "alone" / alone.place
+    run_cell(create_cell_dir(alone, tmp_path / "alone"))
+    there, here = tmp_path / "runs/shared" / shared.relpath, tmp_path / "alone" / alone.relpath
     manifest = read_manifest(there)
     assert manifest, (there / "log.txt").read_text()
     assert manifest["counts"] == (read_manifest(here) or {})["counts"]

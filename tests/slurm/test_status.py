@@ -39,7 +39,7 @@ class Submitted:
     def cell(self, name: str, *inputs: Cell, stage: str = "documents", **files: str) -> Cell:
         cell = Cell(stage, name, {"name": name}, {c.name: c for c in inputs})
         self.cells.append(cell)
-        folder = self.base / cell.place
+        folder = self.base / cell.relpath
         folder.mkdir(parents=True)
         for file, text in files.items():
             (folder / file.replace("_", ".")).write_text(text)
@@ -56,7 +56,7 @@ class Submitted:
         ledger.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
         logs = f"--output={folder}/jobs/%j_0_log.out --error={folder}/jobs/%j_0_log.err --open-mode=append"
         words = f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M {logs} {options}".split()
-        script = f"#!/bin/bash\ncd {self.base / cells[0].place}\n{script}\n"
+        script = f"#!/bin/bash\ncd {self.base / cells[0].relpath}\n{script}\n"
         job = subprocess.run(words, input=script, capture_output=True, text=True, check=True).stdout.strip()
         ledger.write(folder, "submitted", group=group, job=job)
         return job

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from core.cell.identity import Cell, prepare
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
 from slurm.profile import Profile, Shape
@@ -27,16 +27,16 @@ toy = pytest.importorskip("tests.recipes.toy")
 ROOT = Path(__file__).parents[2]
 SLOWLY = """
 import time
-from core.cell.context import Work
-plain = Work.progress
+from core.cell.context import StageContext
+plain = StageContext.progress
 def progress(self, done, total, unit):
     plain(self, done, total, unit)
     if (self.folder.parents[1] / "slowly").exists():
         time.sleep(1)
-Work.progress = progress
+StageContext.progress = progress
 """
 READY = {"idle", "mix"}
-SAVES = toy.WAYS | {"save_minutes": 1 / 60}
+SAVES = toy.RUNTIME_KEYS | {"save_minutes": 1 / 60}
 
 
 def training(seed: int) -> Cell:
@@ -72,7 +72,7 @@ class Study:
         """Submit it, to go slowly. Returns the job of its trainings."""
         self.base.mkdir()
         for made in (toy.MODEL, toy.DOCUMENTS):
-            shutil.copytree(self.base.with_name("undisturbed") / made.place, self.base / made.place)
+            shutil.copytree(self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath)
         (self.base / "slowly").touch()
         return self.submit()["jobs"][0]["job"]
 
@@ -80,14 +80,14 @@ class Study:
         (self.base / "slowly").unlink()
 
     def log(self, cell: Cell = FIRST) -> str:
-        path = self.base / cell.place / "log.txt"
+        path = self.base / cell.relpath / "log.txt"
         return path.read_text() if path.exists() else ""
 
     def trains(self, cell: Cell = FIRST) -> bool:
-        return len(toy.lines(self.base / cell.place)) > 2
+        return len(toy.lines(self.base / cell.relpath)) > 2
 
     def done(self, cell: Cell = FIRST) -> bool:
-        return bool(read_manifest(self.base / cell.place))
+        return bool(read_manifest(self.base / cell.relpath))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
         return not pending
 
     for cell in (FIRST, SECOND, BEHIND):
-        run_cell(prepare(replace(cell, resources=toy.WAYS), undisturbed))
+        run_cell(create_cell_dir(replace(cell, resources=toy.RUNTIME_KEYS), undisturbed))
     note("undisturbed")
     until(lambda: of("node", "Restarts") == "1")
     note("the node is down")
@@ -207,7 +207,7 @@ LIVES = {
 def test_a_study_survives(what: str, survivors: dict[str, Study], undisturbed: Path) -> None:
     study = survivors[what]
     for cell in study.cells:
-        toy.assert_same(study.base / cell.place, undisturbed / cell.place)
+        toy.assert_same(study.base / cell.relpath, undisturbed / cell.relpath)
         assert study.log(cell).count(" finished: ") == 1, study.log(cell)
     lives = [study.log(cell).count(" starts (") for cell in study.cells]
     assert lives == LIVES[what] if what != "limit" else lives[:1] >= LIVES[what]

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from core.cell.context import Work
-from core.cell.identity import prepare, read_config
+from core.cell.context import StageContext
+from core.cell.identity import create_cell_dir, read_config
 from core.cell.manifest import check_inputs, write_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
@@ -34,7 +34,7 @@ def finished(runs: Path, *overrides: str) -> Path:
 
     base = runs / "small"
     for number, cell in enumerate(plan.in_order(plan.analysis(load_study(SMALL, None, list(overrides))))):
-        folder, counts = prepare(cell, base), {}
+        folder, counts = create_cell_dir(cell, base), {}
         (folder / "log.txt").write_text(f"in {base}\n")
         if cell.stage in ("model", "midtrain", "sft"):
             (folder / "model").mkdir()
@@ -57,7 +57,7 @@ def finished(runs: Path, *overrides: str) -> Path:
             (folder / "samples.jsonl").write_text('{"id": "q1"}\n') if cell.stage == "likelihood" else None
         elif cell.stage == "analysis":
             config = read_config(folder)
-            run(Work(folder, cell.identity, cell.settings, cell.resources, check_inputs(folder, config)))
+            run(StageContext(folder, cell.identity, cell.settings, cell.resources, check_inputs(folder, config)))
         write_manifest(folder, read_config(folder), "2026-02-01T00:00:00Z", "2026-02-01T01:30:00Z",
                        counts=counts, warnings=[])  # fmt: skip
     publish(folder)

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 
 from core.endpoints import rate_limit as budget
-from core.endpoints.rate_limit import Budget
+from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CALLER = """
 import asyncio, sys, time
 from pathlib import Path
-from core.endpoints.rate_limit import Budget
-shared = Budget(Path(sys.argv[1]), requests_per_minute=3000)
+from core.endpoints.rate_limit import RateLimiter
+shared = RateLimiter(Path(sys.argv[1]), requests_per_minute=3000)
 async def main():
     for _ in range(int(sys.argv[2])):
-        await shared.turn(0)
+        await shared.acquire(0)
         print(time.time(), flush=True)
 asyncio.run(main())
 """
@@ -52,25 +52,25 @@ def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(budget, "PACE", 1.0)
-    one, other = (Budget(tmp_path / "b", requests_per_minute=600, tokens_per_minute=60_000) for _ in range(2))
-    asyncio.run(one.turn(3000))  # three seconds' worth
-    asyncio.run(other.turn(1000))
+    one, other = (RateLimiter(tmp_path / "b", requests_per_minute=600, tokens_per_minute=60_000) for _ in range(2))
+    asyncio.run(one.acquire(3000))  # three seconds' worth
+    asyncio.run(other.acquire(1000))
     assert slept == [0.0, 3.0]
-    asyncio.run(one.settle(1000, 200))
-    asyncio.run(one.turn(1000))
+    asyncio.run(one.adjust(1000, 200))
+    asyncio.run(one.acquire(1000))
     assert slept[-1] == 0.2
     now[0] += 60
     for wait in (0, 0, 1):  # late by a minute: one second of it is made up for
-        asyncio.run(one.turn(1000))
+        asyncio.run(one.acquire(1000))
         assert slept[-1] == wait
-    asyncio.run(other.pause(30))
+    asyncio.run(other.back_off(30))
     size = (tmp_path / "b").stat().st_size
     for wait in (30, 0, 0):  # after a pause, too, one second of it is made up for
-        asyncio.run(one.turn(500))
+        asyncio.run(one.acquire(500))
         assert slept[-1] == wait
     assert (tmp_path / "b").stat().st_size == size == budget.BYTES, "no kill can tear it, no full disk stop it"
     (tmp_path / "b").write_text('{"requ')
-    asyncio.run(one.turn(10))
+    asyncio.run(one.acquire(10))
     assert slept[-1] == 0, "damaged"
 
 
@@ -80,7 +80,7 @@ def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
 ) -> None:
     now, rng = [1000.0], random.Random(0)
     monkeypatch.setattr(time, "time", lambda: now[0])
-    shared = Budget(tmp_path / "b", requests_per_minute=rate)
+    shared = RateLimiter(tmp_path / "b", requests_per_minute=rate)
     # Eight processes: each asks for its next turn when it has used the last one, some of them late.
     calls, free = [], [(1000.0, n) for n in range(8)]
     while now[0] < 1000 + 60 * 5:
@@ -96,12 +96,12 @@ def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
 
 
 def test_no_change_is_lost_between_many(tmp_path: Path) -> None:
-    shared = Budget(tmp_path / "b", tokens_per_minute=60_000)
+    shared = RateLimiter(tmp_path / "b", tokens_per_minute=60_000)
 
     async def many() -> None:
-        await shared.settle(0, 1)
+        await shared.adjust(0, 1)
         before = json.loads(shared.path.read_text())["tokens"]
-        await asyncio.gather(*(shared.settle(0, 1000) for _ in range(400)))
+        await asyncio.gather(*(shared.adjust(0, 1000) for _ in range(400)))
         assert json.loads(shared.path.read_text())["tokens"] - before == pytest.approx(400 / budget.PACE)
 
     asyncio.run(many())
@@ -110,12 +110,12 @@ def test_no_change_is_lost_between_many(tmp_path: Path) -> None:
 def test_a_file_that_can_not_be_locked_or_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match=r"budget can't be kept \(Is a directory\); .*/b; .*flock"):
-        asyncio.run(Budget(tmp_path / "b", requests_per_minute=1).turn(1))
+        asyncio.run(RateLimiter(tmp_path / "b", requests_per_minute=1).acquire(1))
 
 
 def test_without_rates_nothing_is_written(tmp_path: Path) -> None:
-    shared = Budget(tmp_path / "b")
+    shared = RateLimiter(tmp_path / "b")
     for _ in range(3):
-        asyncio.run(shared.turn(10**9))
-    asyncio.run(shared.pause(60))
+        asyncio.run(shared.acquire(10**9))
+    asyncio.run(shared.back_off(60))
     assert not (tmp_path / "b").exists()

@@ -13,10 +13,10 @@ import pytest
 
 from core.endpoints import client
 from core.endpoints import dummy_endpoint as stand_in
-from core.endpoints.client import Caller, in_parallel
+from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
-from core.endpoints.ledger import Answer, read_ledger
-from core.endpoints.rate_limit import Budget
+from core.endpoints.ledger import LedgerEntry, read_ledger
+from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
 from tests.endpoint import FAULTS, KEY, Hostile, serving
 
@@ -34,19 +34,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(
     endpoint: Endpoint, ledger: Path, count: int = 20, concurrency: int = 8, **options: Any
-) -> tuple[Caller, dict[int, Answer]]:
+) -> tuple[LedgerClient, dict[int, LedgerEntry]]:
     """Ask for `count` documents; the writer and the answers."""
-    answers: dict[int, Answer] = {}
-    writer = Caller(
+    answers: dict[int, LedgerEntry] = {}
+    writer = LedgerClient(
         endpoint.model, lambda: endpoint, SAMPLING, ledger, **({"prices": (0.1, 0.4), "timeout": 10} | options)
     )
 
     async def one(i: int) -> None:
-        answers[i] = await writer.ask(i, 0, "document", f"Write on animals, {i}.", i)
+        answers[i] = await writer.complete(i, 0, "document", f"Write on animals, {i}.", i)
 
     async def share() -> None:
         async with writer:
-            await in_parallel(range(count), one, concurrency)
+            await gather_limited(range(count), one, concurrency)
 
     asyncio.run(share())
     return writer, answers
@@ -62,7 +62,7 @@ def test_every_prompt_is_answered_and_paid_once_whatever_the_endpoint_does(tmp_p
         endpoint,
         hostile,
     ):
-        budget = Budget(tmp_path / "budget.json", requests_per_minute=60 * 60)
+        budget = RateLimiter(tmp_path / "budget.json", requests_per_minute=60 * 60)
         writer, answers = write(endpoint, ledger, count, 16, budget=budget, prices=(3, 15), timeout=4)
         again, same = write(endpoint, ledger, count, 16, prices=(3, 15))
     assert set(hostile.met) >= {"answer", *FAULTS}, "so that it was hostile"
@@ -90,20 +90,20 @@ import asyncio, os, signal, sys, time
 from pathlib import Path
 import openai
 from core.endpoints import client
-from core.endpoints.rate_limit import Budget
-from core.endpoints.client import Caller, in_parallel
+from core.endpoints.rate_limit import RateLimiter
+from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
 
 def share(number):
     async def all_of_it():
         ledgers = [folder / f"calls{other}.jsonl" for other in range(3)]
-        budget = Budget(folder / "budget.json", requests_per_minute=6000)
+        budget = RateLimiter(folder / "budget.json", requests_per_minute=6000)
         sampling = {"max_tokens": 2500}
-        writer = Caller(endpoint.model, lambda: endpoint, sampling, ledgers[number], ledgers, budget, (0.1, 0.4))
+        writer = LedgerClient(endpoint.model, lambda: endpoint, sampling, ledgers[number], ledgers, budget, (0.1, 0.4))
         async def one(i):
-            await writer.ask(i, 0, "document", f"Write on animals, {i}.", i)
+            await writer.complete(i, 0, "document", f"Write on animals, {i}.", i)
         async with writer:
-            await in_parallel(range(number, 240, 3), one, 4)
+            await gather_limited(range(number, 240, 3), one, 4)
     asyncio.run(all_of_it())
 
 folder, endpoint = Path(sys.argv[1]), Endpoint(sys.argv[2], sys.argv[3], "stand-in")
@@ -213,7 +213,7 @@ def test_after_a_failure_nothing_new_begins_and_the_rest_ends() -> None:
         ended.append(i)
 
     with pytest.raises(UserError, match=r"^no$"):
-        asyncio.run(in_parallel(range(100), one, 3))
+        asyncio.run(gather_limited(range(100), one, 3))
     assert begun == [0, 1, 2] and ended == [0, 2]
 
 
@@ -227,18 +227,22 @@ def test_retry_after_holds_every_process_that_shares_the_budget(tmp_path: Path) 
     async def both(endpoint: Endpoint) -> None:
         # Two writers are what two processes are: they share no more than the budget's file.
         one, other = (
-            Caller(
-                endpoint.model, lambda: endpoint, SAMPLING, tmp_path / name, budget=Budget(tmp_path / "budget", 60_000)
+            LedgerClient(
+                endpoint.model,
+                lambda: endpoint,
+                SAMPLING,
+                tmp_path / name,
+                budget=RateLimiter(tmp_path / "budget", 60_000),
             )
             for name in "xy"
         )
         async with one, other:
-            first = asyncio.create_task(one.ask(0, 0, "document", "a", 0))
+            first = asyncio.create_task(one.complete(0, 0, "document", "a", 0))
             while not lines(tmp_path / "x"):
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)
             await asyncio.gather(
-                first, *(writer.ask(i, 0, "document", "a", i) for i in (1, 2) for writer in (one, other))
+                first, *(writer.complete(i, 0, "document", "a", i) for i in (1, 2) for writer in (one, other))
             )
 
     with serving(Hostile(scripted=limited)) as (endpoint, _):
@@ -264,11 +268,11 @@ def test_a_rate_limit_is_waited_out_while_others_get_through_but_not_for_ever(
 def test_each_call_takes_a_turn_and_settles_what_it_used(tmp_path: Path) -> None:
     turns, settled = [], []
 
-    class Counting(Budget):
-        async def turn(self, tokens: int) -> None:
+    class Counting(RateLimiter):
+        async def acquire(self, tokens: int) -> None:
             turns.append(tokens)
 
-        async def settle(self, estimated: int, used: int) -> None:
+        async def adjust(self, estimated: int, used: int) -> None:
             settled.append((estimated, used))
 
     fail = lambda body, n: (500, {}, {}) if n in (2, 3) else None  # noqa: E731
@@ -311,7 +315,7 @@ def small_disk(tmp_path: Path) -> Any:
 def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Any) -> None:
     disk, enlarge = small_disk
     monkeypatch.setattr(client, "RESERVE_BYTES", 128 << 10)
-    ledger, budget = disk / "calls.jsonl", Budget(disk / "budget.json", requests_per_minute=10**6)
+    ledger, budget = disk / "calls.jsonl", RateLimiter(disk / "budget.json", requests_per_minute=10**6)
     with serving(Hostile(latency=0.02)) as (endpoint, hostile):
         for _ in range(2):  # the second time there is no room to begin with
             with pytest.raises(UserError, match=f"No space left on device; ledger {ledger}; make room") as caught:

@@ -1,10 +1,10 @@
-"""Every known cause has a log that shows it, as the programs write it."""
+"""Every known diagnose has a log that shows it, as the programs write it."""
 
 from pathlib import Path
 
 import pytest
 
-from core.cell.failures import CAUSES, cause, end, explain, last_lines
+from core.cell.failures import KNOWN_FAILURES, diagnose, end, explain, last_lines
 
 SLURMSTEPD = "slurmstepd-cpu1: error: *** JOB 494738 ON cpu1 CANCELLED AT 2026-11-24T04:41:42"
 LOGS = {
@@ -76,21 +76,21 @@ LOGS = {
 }
 
 
-@pytest.mark.parametrize("name", [known.name for known in CAUSES])
+@pytest.mark.parametrize("name", [known.name for known in KNOWN_FAILURES])
 def test_each_cause_is_known_by_its_logs(name: str) -> None:
     for log in LOGS[name]:
-        found = cause(f"2026-11-23 update 12\n{log}\n")
+        found = diagnose(f"2026-11-23 update 12\n{log}\n")
         assert found and found.name == name and found.cure, log
 
 
 def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:
-    found = cause("update 12", status=-9)
+    found = diagnose("update 12", status=-9)
     assert found and found.name == "out of memory"
-    assert cause("Traceback ...\nKeyError: 'x'", status=1) is None
-    assert cause("Traceback ...\nKeyError: 'x'") is None
-    found = cause("update 12")
+    assert diagnose("Traceback ...\nKeyError: 'x'", status=1) is None
+    assert diagnose("Traceback ...\nKeyError: 'x'") is None
+    found = diagnose("update 12")
     assert found and found.name == "stopped"
-    assert cause("update 12\nSlurm: FAILED") is None
+    assert diagnose("update 12\nSlurm: FAILED") is None
 
 
 def told(*logs: str, said: str = "") -> tuple[str | None, str | None]:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from core.cell import run as run_cell
-from core.cell.context import Work
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.context import StageContext
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, code_version, read_manifest, write_manifest
 from core.errors import UserError
 from core.files import write_atomically
@@ -25,7 +25,7 @@ TINY = ROOT / "studies/tiny.yaml"
 
 
 def finished(base: Path, cell: Cell, **outputs: str) -> Path:
-    folder = prepare(cell, base)
+    folder = create_cell_dir(cell, base)
     for name, text in outputs.items():
         (folder / name).write_text(text)
     write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
@@ -62,21 +62,21 @@ def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:
 
 
 def test_seeds_differ_between_cells_and_purposes_and_repeat() -> None:
-    works = [Work(Path(), identity, {}, {}, {}) for identity in identities().values()]
+    works = [StageContext(Path(), identity, {}, {}, {}) for identity in identities().values()]
     seeds = {work.seed("order") for work in works} | {work.seed("torch") for work in works}
     assert len(seeds) == 2 * len(works)
     assert works[0].seed("order", 1) == works[0].seed("order", 1) != works[0].seed("order", 2)
 
 
 def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
-    places = [c.place for c in plan.in_order(plan.analysis(load_study(TINY)))]
+    places = [c.relpath for c in plan.in_order(plan.analysis(load_study(TINY)))]
     assert len(set(places)) == len(places) == 67
     assert not any(".." in place or place.startswith("/") for place in places)
 
 
 def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Path) -> None:
     parent = Cell("documents", "animal", {"n": 1})
-    child = prepare(Cell("midtrain", "m", {}, {"documents": parent}), tmp_path)
+    child = create_cell_dir(Cell("midtrain", "m", {}, {"documents": parent}), tmp_path)
     with pytest.raises(UserError, match=f"needs documents .*; python -m study cell {tmp_path}/documents/animal-"):
         check_inputs(child, read_config(child))
     folder = finished(tmp_path, parent, text="whole")
@@ -87,7 +87,7 @@ def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Pat
 
 
 def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:
-    folder = prepare(Cell("midtrain", "m", {"lr": 1}), tmp_path)
+    folder = create_cell_dir(Cell("midtrain", "m", {"lr": 1}), tmp_path)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "settings": {"lr": 2}}))
     with pytest.raises(UserError, match="edited by hand"):
@@ -99,7 +99,7 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
 ) -> None:
     """What a killed run left must not be taken for an output of the next."""
     cell = Cell("midtrain", "m", {})
-    folder = prepare(cell, tmp_path)
+    folder = create_cell_dir(cell, tmp_path)
     (folder / "model").mkdir()
     (folder / "model/half.safetensors").write_text("half")
     assert read_manifest(folder) is None
@@ -107,7 +107,7 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
 
     class Stage:
         @staticmethod
-        def run(work: Work) -> dict[str, int]:
+        def run(work: StageContext) -> dict[str, int]:
             seen.extend(p.name for p in work.folder.iterdir())
             (work.folder / "out").write_text("x")
             return {"n": 1}
@@ -144,7 +144,7 @@ while True: write_atomically(pathlib.Path({str(path)!r}), '{{"new": "' + "x" * 3
 
 def test_two_processes_never_run_one_cell_together(tmp_path: Path) -> None:
     """Both finish; the work is done once."""
-    folder = prepare(Cell("documents", "d", {}), tmp_path)
+    folder = create_cell_dir(Cell("documents", "d", {}), tmp_path)
     code = f"""
 import sys, time, types; sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path

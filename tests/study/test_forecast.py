@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.cell.identity import prepare, read_config
+from core.cell.identity import create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.paths import ROOT
 from study.forecast.corpus_cost import compare, forecast, total
@@ -69,7 +69,7 @@ def test_what_is_written_stands_beside_its_forecast(tmp_path: Path) -> None:
     times = {"drafts": ("2026-01-31T23:30:00Z", "2026-02-01T01:00:00Z"), "documents": ("2026-02-01T01:10:00Z",) * 2}
     assert compare(cells, tmp_path) == []
     for cell in (c for c in cells if c.stage == "model" or (c.name.startswith("animal") and c.stage in times)):
-        folder = prepare(cell, tmp_path)
+        folder = create_cell_dir(cell, tmp_path)
         found = counts if cell.stage == "documents" else {}
         write_manifest(folder, read_config(folder), *times.get(cell.stage, ("", "")), counts=found, warnings=[])
     (row,) = compare(cells, tmp_path)

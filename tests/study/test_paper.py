@@ -65,9 +65,9 @@ def test_the_same_thing_under_two_names_is_one_cell() -> None:
     """In the miniature the two models are one, and so are three of its writers."""
     last = plan.analysis(load_study(ROOT / "tests/small/paper.yaml"))
     cells = plan.in_order(last)
-    places = {cell.place for cell in cells}
+    places = {cell.relpath for cell in cells}
     assert len({cell.identity for cell in cells}) == len(cells) == len(places)
-    assert all(needed.place in places for cell in cells for needed in cell.inputs.values())
+    assert all(needed.relpath in places for cell in cells for needed in cell.inputs.values())
     assert all(row["checkpoint"] in places for row in last.settings["rows"])
     assert {cell.name for cell in cells if cell.stage == "model"} == {"base"}
 
@@ -86,7 +86,7 @@ def test_it_expands_quickly_and_shares_what_is_the_same(paper: Study) -> None:
     started = time.monotonic()
     cells = plan.in_order(plan.analysis(paper))
     print(f"{len(cells)} cells in {time.monotonic() - started:.2f} s")
-    assert len({cell.identity for cell in cells}) == len({cell.place for cell in cells}) == len(cells) > 1000
+    assert len({cell.identity for cell in cells}) == len({cell.relpath for cell in cells}) == len(cells) > 1000
     corpora = [cell for cell in cells if cell.stage == "documents"]
     assert len(corpora) == 12 and sum(cell.stage == "model" for cell in cells) == 2
     harm = [cell for cell in cells if cell.name.startswith("strong_reject") and cell.stage == "generate"]

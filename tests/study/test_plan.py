@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -37,9 +37,9 @@ def test_a_way_of_running_is_a_resource_of_the_same_cell(tmp_path: Path, changes
         assert cell.identity == before[name].identity
         assert before[name].resources.items() >= {"rows_per_rank": None, "save_minutes": 30}.items()
         assert cell.resources == {**before[name].resources, **changes}
-        folder = prepare(before[name], tmp_path)
+        folder = create_cell_dir(before[name], tmp_path)
         (folder / "steps").mkdir()
-        assert prepare(cell, tmp_path) == folder and (folder / "steps").exists()
+        assert create_cell_dir(cell, tmp_path) == folder and (folder / "steps").exists()
         assert read_config(folder)["resources"] == cell.resources
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.cell import manifest as cells
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import installed, read_manifest, write_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
@@ -29,10 +29,10 @@ class Small:
     cells: list[Cell] = field(default_factory=list)
 
     def folder(self, start: str) -> Path:
-        (found,) = [self.base / cell.place for cell in self.cells if cell.place.startswith(start)]
+        (found,) = [self.base / cell.relpath for cell in self.cells if cell.relpath.startswith(start)]
         return found
 
-    def place(self, start: str) -> str:
+    def relpath(self, start: str) -> str:
         return self.folder(start).relative_to(self.base).as_posix()
 
     def faults(self) -> list[dict[str, str]]:
@@ -63,7 +63,7 @@ def files_of(cell: Cell) -> dict[str, str]:
 
 
 def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> Path:
-    folder = prepare(cell, base)
+    folder = create_cell_dir(cell, base)
     for name, text in {**files_of(cell), **more}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -125,7 +125,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Small:
         patch.setattr(cells, "code_version", lambda: CODE)
         for cell in every:
             finish(base, cell, **({"results.json": json.dumps({"scores": [said]})} if cell is last else {}))
-    publish(base / last.place)
+    publish(base / last.relpath)
     return Small(base, outside, last, every)
 
 
@@ -140,7 +140,7 @@ def small(original: Small, tmp_path: Path, cheap: None) -> Small:
 
 def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small) -> None:
     rows = chain(published(small.base), small.base)
-    assert [row["cell"] for row in rows] == [cell.place for cell in small.cells]
+    assert [row["cell"] for row in rows] == [cell.relpath for cell in small.cells]
     states = {check["state"] for row in rows for check in row["checks"]}
     assert states == {"same"} and faults(rows, small.base) == []
     outside = {(row["stage"], check["file"]) for row in rows for check in row["checks"] if check["kind"] == "external"}
@@ -155,17 +155,17 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
     row = {"role": "b", "arm": "a", "seed": 0, "dose": 20, "benchmark": "b"}
     last = Cell("analysis", "s", {"rows": [row], "contrasts": []}, {"b": score})
     for cell in in_order(last):
-        write_manifest(prepare(cell, base), read_config(base / cell.place), "", "", counts={}, warnings=[])
-    rows = chain(base / last.place, base)
-    assert [row["cell"] for row in rows] == [cell.place for cell in (run, link, score, last)]
-    assert rests_on(run.place, rows) == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
+        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+    rows = chain(base / last.relpath, base)
+    assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
+    assert rests_on(run.relpath, rows) == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
 
 
 def test_an_edited_sample_is_found_with_the_numbers_that_rest_on_it(small: Small) -> None:
     path = small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval"
     path.write_text(path.read_text().upper())  # of the same size
     (fault,) = small.faults()
-    assert (fault["cell"], fault["file"]) == (small.place("generate/ahb-base-animal-s0-d80"), "samples.eval")
+    assert (fault["cell"], fault["file"]) == (small.relpath("generate/ahb-base-animal-s0-d80"), "samples.eval")
     assert fault["fault"] == "changed since it was made" and "study run" in fault["cure"] and str(path) in fault["cure"]
     assert fault["consequence"] == (
         "scores 1 of 4; benchmarks ahb; arms animal; seeds 0; doses 80; "
@@ -190,8 +190,8 @@ def test_a_swapped_checkpoint_says_whose_it_is(small: Small, what: str) -> None:
     shutil.rmtree(ours / part)
     shutil.copytree(other / part, ours / part)
     (fault,) = small.faults()
-    assert fault["cell"] == small.place("midtrain/base-animal")
-    name = small.place(source)
+    assert fault["cell"] == small.relpath("midtrain/base-animal")
+    name = small.relpath(source)
     if what == "weights":
         assert fault["file"] == "model/model.safetensors"
         assert fault["fault"] == f"is now model/model.safetensors of {name}"
@@ -217,14 +217,14 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
 def test_a_deleted_manifest(small: Small, start: str) -> None:
     (small.folder(start) / "manifest.json").unlink()
     (fault,) = small.faults()
-    assert (fault["cell"], fault["file"], fault["fault"]) == (small.place(start), "manifest.json", "is gone")
+    assert (fault["cell"], fault["file"], fault["fault"]) == (small.relpath(start), "manifest.json", "is gone")
     shutil.rmtree(
         small.folder(start) / "no" if start.startswith("analysis") else small.folder(start), ignore_errors=True
     )
     (fault,) = small.faults()
     assert fault["fault"] == ("is gone" if start.startswith("analysis") else "is gone with its folder")
-    (small.base / "pruned.json").write_text(json.dumps({"cells": {small.place(start): {"date": "2026-02-03"}}}))
-    assert small.faults() == [] and f"removed on 2026-02-03 by prune: {small.place(start)}" in small.notes()
+    (small.base / "pruned.json").write_text(json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}}))
+    assert small.faults() == [] and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
 
 
 @pytest.mark.parametrize("name", ["tables/scores.tex", "results.json", "manifest.json"])
@@ -264,7 +264,7 @@ def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None
 def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     (small.outside / "chat.jsonl").write_text("others")
     found = small.faults()
-    assert {f["cell"] for f in found} == {small.place("sft/base-animal"), small.place("sft/base-urban")}
+    assert {f["cell"] for f in found} == {small.relpath("sft/base-animal"), small.relpath("sft/base-urban")}
     assert all(f["fault"] == "input from outside: changed since it was used" for f in found)
     (small.outside / "chat.jsonl").write_text("chat.jsonl")
     (small.folder("sft/base-animal") / "model/more.safetensors").write_text("a loader would take it too")
@@ -284,9 +284,9 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
     by_hub = Cell("model", "hub", {"source": pin}, {}, {"path": str(hub)})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": by_path, "b": by_hub})
     for cell in (by_path, by_hub, last):
-        folder = prepare(cell, base)
+        folder = create_cell_dir(cell, base)
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
-    publish(base / last.place)
+    publish(base / last.relpath)
     rows = chain(published(base), base)
     assert faults(rows, base) == [] and any("no hash on record" in note for note in notes(rows, base))
     entry = pin | {"files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}}
@@ -330,8 +330,8 @@ def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
     ]
     base, last = tmp_path / "runs/s", Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users})
     for cell in (*users, last):
-        write_manifest(prepare(cell, base), read_config(base / cell.place), "", "", counts={}, warnings=[])
-    publish(base / last.place)
+        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+    publish(base / last.relpath)
     rows = chain(published(base), base)
     assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {*map(str, at.values())}
     assert faults(rows, base) == []
@@ -346,7 +346,7 @@ def test_other_code_and_packages_are_a_note_not_a_fault(small: Small, monkeypatc
     assert small.faults() == []
     found = small.notes()
     made = (read_manifest(small.folder("sft/base-animal")) or {})["packages"]["torch"]
-    assert any(note.startswith(f"torch was {made} and is 9.9: {small.cells[0].place} and ") for note in found)
+    assert any(note.startswith(f"torch was {made} and is 9.9: {small.cells[0].relpath} and ") for note in found)
     assert any("and is ffffffff" in note for note in found)
     assert not any("numpy" in note for note in found)
 
@@ -384,6 +384,6 @@ def test_a_number_that_is_not_there_and_a_study_without_results(small: Small) ->
 def test_the_published_analysis_is_found_among_several(small: Small) -> None:
     other: Any = Cell("analysis", "small", {"rows": [], "contrasts": []}, small.last.inputs)
     finish(small.base, other)
-    assert published(small.base) == small.base / small.last.place
-    publish(small.base / other.place)
-    assert published(small.base) == small.base / other.place
+    assert published(small.base) == small.base / small.last.relpath
+    publish(small.base / other.relpath)
+    assert published(small.base) == small.base / other.relpath

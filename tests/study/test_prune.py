@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from core.cell import local_executor as engine
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import read_manifest, write_manifest
 from core.cell.publish import publish, results
-from core.endpoints.ledger import Answer
+from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
@@ -67,7 +67,7 @@ def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
     half = put(trained / "metrics.jsonl.tmp123")
     before, published = content(small.base), content(results(small.base))
     assert prune(plan(small.cells, small.base), small.cells, small.base) == []
-    trainings = [small.place(f"{stage}/base-{arm}") for stage in ("midtrain", "sft") for arm in ("animal", "urban")]
+    trainings = [small.relpath(f"{stage}/base-{arm}") for stage in ("midtrain", "sft") for arm in ("animal", "urban")]
     weights = {f"{place}/model/{name}" for place in trainings for name in ("model.safetensors", "config.json")}
     assert removed(before, small.base) == weights | {str(p.relative_to(small.base)) for p in (step, half)}
     assert not (trained / "model").exists(), "what is left of it would pass for a whole model"
@@ -83,7 +83,7 @@ def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
     assert file["date"] in note and note.endswith("and 3 more")
     monkeypatch.setattr(engine, "_spawn", lambda *_: pytest.fail("a finished cell was run again"))
     assert engine.run(small.cells, small.base, 2, lambda *_: None) == []
-    publish(small.base / small.last.place)
+    publish(small.base / small.last.relpath)
     assert content(results(small.base)) == published
     assert going(small, "weights") == set() and again(small.cells, small.base) == []
 
@@ -96,17 +96,17 @@ def test_damage_is_told_apart_from_what_was_pruned(small: Small) -> None:
     record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0'))
     found = {(f["cell"], f["file"]) for f in small.faults()}
     files = ("model/config.json", "model/model.safetensors")
-    expected = {(small.place("sft/base-animal"), "metrics.jsonl")} | {(small.place("model/base"), f) for f in files}
-    assert found == expected | {(small.place("sft/base-urban"), f) for f in files}
+    expected = {(small.relpath("sft/base-animal"), "metrics.jsonl")} | {(small.relpath("model/base"), f) for f in files}
+    assert found == expected | {(small.relpath("sft/base-urban"), f) for f in files}
 
 
 def test_weights_stay_for_a_cell_that_is_not_finished(small: Small) -> None:
     sample = small.folder("generate/ahb-base-animal-s0-d80")
     (sample / "manifest.json").unlink()
-    sft = small.place("sft/base-animal")
+    sft = small.relpath("sft/base-animal")
     rows = plan(small.cells, small.base)
     assert going(small, "weights") == {
-        small.place(f"{c}/base-{a}") for c, a in (("midtrain", "animal"), ("midtrain", "urban"), ("sft", "urban"))
+        small.relpath(f"{c}/base-{a}") for c, a in (("midtrain", "animal"), ("midtrain", "urban"), ("sft", "urban"))
     }
     (kept,) = [row for row in rows if row["cell"] == sft and row["kind"] == "weights"]
     assert kept["why"] == f"needed by {sample.relative_to(small.base)}, which is not finished"
@@ -118,10 +118,10 @@ def test_weights_stay_for_a_cell_that_is_not_finished(small: Small) -> None:
 def test_weights_stay_where_what_they_made_is_damaged_or_not_made(small: Small) -> None:
     (small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval").write_text("short")
     shutil.rmtree(small.folder("generate/ahb-base-urban-s0-d80"))
-    assert not going(small, "weights") & {small.place("sft/base-animal"), small.place("sft/base-urban")}
+    assert not going(small, "weights") & {small.relpath("sft/base-animal"), small.relpath("sft/base-urban")}
     alone = [cell for cell in small.cells if cell.stage in ("model", "documents", "midtrain", "sft")]
     kept = {r["cell"]: r["why"] for r in plan(alone, small.base) if r["kind"] == "weights" and not r["go"]}
-    assert kept[small.place("sft/base-animal")] == "no cell of the study has used it yet"
+    assert kept[small.relpath("sft/base-animal")] == "no cell of the study has used it yet"
 
 
 def test_what_became_needed_after_the_plan_stays(small: Small) -> None:
@@ -136,10 +136,10 @@ def test_what_became_needed_after_the_plan_stays(small: Small) -> None:
 
 def test_an_unfinished_cell_of_another_study_file_keeps_what_it_needs(small: Small) -> None:
     other = Cell("generate", "other", {"n": 1}, {"checkpoint": next(c for c in small.cells if c.stage == "sft")})
-    folder = prepare(other, small.base)
-    place = other.inputs["checkpoint"].place
+    folder = create_cell_dir(other, small.base)
+    place = other.inputs["checkpoint"].relpath
     assert place not in going(small, "weights") and len(going(small, "weights")) == 3
-    assert going(small, OTHERS) == {other.place}
+    assert going(small, OTHERS) == {other.relpath}
     prune(plan(small.cells, small.base), small.cells, small.base)
     assert folder.exists(), "only when asked for"
     prune(plan(small.cells, small.base), small.cells, small.base, others=True)
@@ -157,7 +157,7 @@ def test_weights_that_are_not_what_they_were_stay(small: Small) -> None:
 
 def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     before, rows = content(small.base), plan(small.cells, small.base)
-    folder = prepare(Cell("sft", "of-another-study-file", {}), small.base)
+    folder = create_cell_dir(Cell("sft", "of-another-study-file", {}), small.base)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=f"{folder}: is running; prune when"):
@@ -235,7 +235,7 @@ def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weight
     assert {line.split(":")[0] for line in again(more, small.base)} == {
         str(small.folder(f"{s}/base-urban")) for s in ("midtrain", "sft")
     }
-    for cell in (c for c in small.cells if small.base / c.place in (trained, sft)):
+    for cell in (c for c in small.cells if small.base / c.relpath in (trained, sft)):
         finish(small.base, cell, "2026-03-01")
     after = content(small.base)
     assert all(after[name] == before[name] for name in before if "base-animal" in name and "/model/" in name)
@@ -243,17 +243,17 @@ def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weight
 
 
 def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: Small) -> None:
-    (sft,) = [c for c in small.cells if c.place.startswith("sft/base-animal")]
-    folder = small.base / sft.place
+    (sft,) = [c for c in small.cells if c.relpath.startswith("sft/base-animal")]
+    folder = small.base / sft.relpath
     prune(plan(small.cells, small.base), small.cells, small.base)
     finish(small.base, sft, "2026-03-01")
     assert small.faults() == []
-    assert f"pruned and made again with the same bytes: {sft.place}" in small.notes()
+    assert f"pruned and made again with the same bytes: {sft.relpath}" in small.notes()
     finish(small.base, sft, "2026-03-01", **{"model/model.safetensors": "other bits"})
     (fault,) = small.faults()
-    assert fault["cell"] == sft.place and fault["fault"].startswith("was made again since generate/")
+    assert fault["cell"] == sft.relpath and fault["fault"].startswith("was made again since generate/")
     prune(plan(small.cells, small.base), small.cells, small.base)
-    assert [f["cell"] for f in small.faults()] == [sft.place], "pruned again, it is still another"
+    assert [f["cell"] for f in small.faults()] == [sft.relpath], "pruned again, it is still another"
     assert not (folder / "model").exists()
 
 
@@ -266,43 +266,43 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": score, "b": whole})
     cells = in_order(last)
     for cell in cells:
-        folder = prepare(cell, base)
+        folder = create_cell_dir(cell, base)
         if cell is link:
-            (folder / "model").symlink_to(os.path.relpath(base / run.place / "at/20/model", folder))
+            (folder / "model").symlink_to(os.path.relpath(base / run.relpath / "at/20/model", folder))
         elif cell.stage in ("midtrain", "sft"):
             put(folder / "model/w.safetensors")
             put(folder / "at/20/model/w.safetensors")
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
-    (base / score.place / "manifest.json").unlink()
+    (base / score.relpath / "manifest.json").unlink()
     prune(plan(cells, base), cells, base)
-    assert (base / link.place / "model/w.safetensors").exists() and not (base / start.place / "model").exists()
-    finish_again = read_config(base / score.place)
-    write_manifest(base / score.place, finish_again, "", "", counts={}, warnings=[])
+    assert (base / link.relpath / "model/w.safetensors").exists() and not (base / start.relpath / "model").exists()
+    finish_again = read_config(base / score.relpath)
+    write_manifest(base / score.relpath, finish_again, "", "", counts={}, warnings=[])
     prune(plan(cells, base), cells, base)
-    assert not (base / run.place / "at").exists() and (base / link.place / "model").is_symlink()
+    assert not (base / run.relpath / "at").exists() and (base / link.relpath / "model").is_symlink()
     new = [*cells, Cell("likelihood", "another", {"n": 2}, {"checkpoint": link})]
     (line,) = again(new, base)
-    assert f"rm {base / start.place}/manifest.json {base / run.place}/manifest.json and" in line
+    assert f"rm {base / start.relpath}/manifest.json {base / run.relpath}/manifest.json and" in line
 
 
 def answer(digest: str) -> str:
-    return json.dumps(Answer(1, 0, "prompt", digest, "m", 1, 1, 0.0, 1.0, "stop", "paid for").__dict__) + "\n"
+    return json.dumps(LedgerEntry(1, 0, "prompt", digest, "m", 1, 1, 0.0, 1.0, "stop", "paid for").__dict__) + "\n"
 
 
 def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_path: Path) -> None:
     base, drafts = tmp_path / "runs/s", Cell("drafts", "a.1of1", {"share": [0, 1]})
     corpus = Cell("documents", "a", {}, {"drafts1": drafts})
     cells = [drafts, corpus]
-    put(prepare(drafts, base) / "calls.jsonl", answer("one") + answer("two"))
-    put(prepare(corpus, base) / "calls.jsonl", answer("one"))
+    put(create_cell_dir(drafts, base) / "calls.jsonl", answer("one") + answer("two"))
+    put(create_cell_dir(corpus, base) / "calls.jsonl", answer("one"))
     for cell in cells:
-        write_manifest(base / cell.place, read_config(base / cell.place), "", "", counts={}, warnings=[])
+        write_manifest(base / cell.relpath, read_config(base / cell.relpath), "", "", counts={}, warnings=[])
     (row,) = [row for row in plan(cells, base) if row["kind"] == "ledger"]
     assert not row["go"] and row["why"] == "1 paid answers are in no other ledger"
-    put(base / corpus.place / "calls.jsonl", answer("one") + answer("two") + answer("three"))
-    write_manifest(base / corpus.place, read_config(base / corpus.place), "", "", counts={}, warnings=[])
+    put(base / corpus.relpath / "calls.jsonl", answer("one") + answer("two") + answer("three"))
+    write_manifest(base / corpus.relpath, read_config(base / corpus.relpath), "", "", counts={}, warnings=[])
     assert prune(plan(cells, base), cells, base) == []
-    assert not (base / drafts.place / "calls.jsonl").exists() and (base / corpus.place / "calls.jsonl").exists()
+    assert not (base / drafts.relpath / "calls.jsonl").exists() and (base / corpus.relpath / "calls.jsonl").exists()
 
 
 def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None:
@@ -315,7 +315,7 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
         put(small.base / f"slurm/code-{name}/study/cells.py")
     put(small.base / "slurm/code-d/code.json", json.dumps({"commit": "1" * 40, "dirty": False}))
     waiting = Cell("sft", "x", {"n": 3}, {}, {"data": str(small.base / "slurm/code-d/data.jsonl")})
-    prepare(waiting, small.base)
+    create_cell_dir(waiting, small.base)
     assert going(small, "code") == {"slurm/code-a"}
     prune(plan(small.cells, small.base), small.cells, small.base)
     assert sorted(path.name for path in (small.base / "slurm").iterdir()) == ["code-b", "code-c", "code-d"]
@@ -329,18 +329,18 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
     cell = Cell("sft", "x", {"data_sha256": sha256(data)}, {}, {"data": str(held)})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": cell})
     for one in (cell, last):
-        write_manifest(prepare(one, base), read_config(base / one.place), "", "", counts={}, warnings=[])
-    publish(base / last.place)
-    assert faults(chain(base / last.place, base), base) == []
+        write_manifest(create_cell_dir(one, base), read_config(base / one.relpath), "", "", counts={}, warnings=[])
+    publish(base / last.relpath)
+    assert faults(chain(base / last.relpath, base), base) == []
 
 
 def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
     few = in_order(study(small.outside, arms=("animal",)))
-    publish(small.base / small.last.place)
+    publish(small.base / small.last.relpath)
     behind = {row["why"] for row in plan(few, small.base) if row["kind"] == OTHERS}
     assert behind == {"behind the published results"}, "the whole study is what is published"
     finish(small.base, few[-1])
-    publish(small.base / few[-1].place)
+    publish(small.base / few[-1].relpath)
     rows = plan(few, small.base)
     (goes,) = [row for row in total(rows) if row["kind"] == OTHERS]
     assert goes["goes"] == 0 < goes["stays"]
@@ -351,5 +351,5 @@ def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small
     assert {name.split("/")[1] for name in left} == {"calls.jsonl"} and len(left) == 2
     assert small.faults() == []
     record = json.loads((small.base / "pruned.json").read_text())["cells"]
-    assert {place for place in record if "urban" in place} == {c.place for c in small.cells if "urban" in c.name}
+    assert {place for place in record if "urban" in place} == {c.relpath for c in small.cells if "urban" in c.name}
     assert len(record) == 7 + 1, "the former analysis too"

@@ -23,7 +23,7 @@ def cell(stage: str, name: str, *inputs: Cell) -> Cell:
 
 def put(base: Path, what: Cell, **files: str) -> None:
     """Write files of a cell: log, progress, manifest."""
-    folder = base / what.place
+    folder = base / what.relpath
     folder.mkdir(parents=True, exist_ok=True)
     names = {"log": "log.txt", "progress": "progress.json", "manifest": "manifest.json"}
     for name, text in files.items():
@@ -33,7 +33,7 @@ def put(base: Path, what: Cell, **files: str) -> None:
 @contextmanager
 def at_work(base: Path, what: Cell) -> Iterator[None]:
     put(base, what)
-    with open(base / what.place / ".lock", "w") as lock:
+    with open(base / what.relpath / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -114,7 +114,7 @@ def test_watching_ends_with_the_study_and_tells_only_changes(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupted)
-    (tmp_path / a.place / "manifest.json").unlink()
+    (tmp_path / a.relpath / "manifest.json").unlink()
     with at_work(tmp_path, a):
         print_status([a], tmp_path, "s.yaml", watch=15)
     print_status([a], tmp_path, "s.yaml", as_json=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.cell.identity import Cell, prepare, read_config
+from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.errors import UserError
 from core.model_size import parameters
@@ -56,7 +56,7 @@ def made_up(tmp_path: Path) -> Any:
 def finish(cells: list[Cell], base: Path, counts: dict[str, dict[str, Any]], hours: int = 2) -> None:
     """Finish these cells, each in so many hours with an output of 1,000 bytes."""
     for cell in cells:
-        folder = prepare(cell, base)
+        folder = create_cell_dir(cell, base)
         (folder / "out").mkdir()
         (folder / "out/x").write_bytes(b"x" * 1000)
         times = ("2026-01-31T23:00:00Z", f"2026-02-01T0{hours - 1}:00:00Z")
@@ -134,7 +134,7 @@ def test_what_is_finished_counts_as_it_was(made_up: Any, tmp_path: Path) -> None
     alone = totals.totals(cells, tmp_path / "nowhere", {})
     assert found["spent"]["calls"] == 7 and found["spent"]["cost"] == 1.5
     assert found["spent"]["gpu_hours"] == 2 * 2, "the training's and the generation's two hours each"
-    configs = sum((tmp_path / cell.place / "config.yaml").stat().st_size for cell in first)
+    configs = sum((tmp_path / cell.relpath / "config.yaml").stat().st_size for cell in first)
     assert found["spent"]["disk_gb"] == pytest.approx((4 * 1000 + configs) / 1e9) and found["spent"]["folders"] == 8
     assert found["left"]["calls"] == 97 * 30 == alone["left"]["calls"] / 2
     assert found["study"]["cost"] == pytest.approx(1.5 + alone["left"]["cost"] / 2)

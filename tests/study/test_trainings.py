@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from core.cell.identity import prepare, read_config
+from core.cell.identity import create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.errors import UserError
 from core.model_size import memory
@@ -79,7 +79,7 @@ def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
     assert stated["gpu_hours"] == pytest.approx(3 * 140_000 / 100 / 3600) and stated["speed"] == "stated"
     assert stated["hours"] == pytest.approx(140_000 / 200 / 3600), "of one training, on both ranks"
     for cell in [*one.inputs.values(), one]:
-        folder = prepare(cell, tmp_path)
+        folder = create_cell_dir(cell, tmp_path)
         counts = {"updates": 9, "tokens": 90, "tokens_per_second": 1000.0, "ranks": 2}
         write_manifest(folder, read_config(folder), "", "", counts=counts, warnings=[])
     rows = trainings.forecast(study, tmp_path, told)
