@@ -15,6 +15,11 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS PYTHONPLATLIBDIR PYTHONSTARTUP
 # Files are read as UTF-8 in every locale.
 export PYTHONUTF8 := 1
+# The tests write some GB of temporary files. Where /tmp has no room for them, /var/tmp is used.
+ifndef TMPDIR
+export TMPDIR := $(shell \
+  if [ "$$(df -Pk /tmp | awk 'NR == 2 {print $$4}')" -lt 4000000 ] && [ -w /var/tmp ]; then echo /var/tmp; else echo /tmp; fi)
+endif
 
 .PHONY: help environment study test test-nightly test-slurm-versions slurm-packages clean
 
