@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile")
     plan.add_argument("--power", action="store_true", help="what its primary contrasts could find")
     run = command("run", local.run, "run everything that is missing on this machine", parents=[common])
-    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)")
+    run.add_argument(
+        "--jobs", type=int, metavar="N", help="processes at a time (default: a core each, if the memory is enough)"
+    )
     submit = command("submit", cluster.submit, "submit everything that is missing to Slurm, and end", parents=[common])
     submit.add_argument(
         "--cluster", type=Path, required=True, metavar="NAME", help="a profile of slurm/clusters, or a file"

@@ -15,6 +15,7 @@ from study import plan as planning
 from study import power, totals, trainings
 from study.causes import cause
 from study.cells import Cell, prepare, read_manifest
+from study.cores import default_jobs
 from study.errors import UserError
 from study.forecast import KEYS, compare, forecast, total
 from study.inputs import previews, sources
@@ -184,12 +185,13 @@ def run(args: argparse.Namespace) -> int:
         check_fetched(study)
         check_budget(args, cells, base)
         done = len(cells) - len(todo)
+        jobs = default_jobs() if args.jobs is None else max(1, args.jobs)
         print(
-            f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
+            f"study {study.study}: {len(cells)} cells, {done} done already, {jobs} at a time, in {base}",
             flush=True,
         )
         with watching(done, len(cells)) as tell:
-            failures = engine.run(cells, base, max(1, args.jobs), tell)
+            failures = engine.run(cells, base, jobs, tell)
         for failure in failures:
             print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
             print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)

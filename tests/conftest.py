@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from study.cores import default_jobs
 from tests.place import Place
 
 # What stays together beyond a file's own tests, and what comes first: the longest, so that no process ends long before
@@ -35,7 +36,7 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ran").exists():
-            result = Place(folder).study("run", "--jobs", str(os.cpu_count() or 1))
+            result = Place(folder).study("run", "--jobs", str(default_jobs()))
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / "ran").touch()
     return Place(folder)
