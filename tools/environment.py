@@ -168,9 +168,7 @@ def make(venv: Path, base: str, wanted: str) -> None:
     """Make .venv from nothing but its cache, and mark it ready."""
     version = platform.python_version()
     print(f"making the environment in .venv, once: 700 MB to download, {NEEDED_GB} GB of disk", flush=True)
-    for path in venv.iterdir():
-        if path.name not in KEPT:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    clear(venv)
     temporary = venv / "tmp"
     temporary.mkdir()
     environment = clean(dict(os.environ)) | {"TMPDIR": str(temporary)}
@@ -212,6 +210,14 @@ def make(venv: Path, base: str, wanted: str) -> None:
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shutil.rmtree(temporary)
     (venv / "ready").write_text(wanted)
+
+
+def clear(venv: Path) -> None:
+    """Remove what .venv holds but for KEPT, `ready` first: an interrupted set-up must not look complete."""
+    (venv / "ready").unlink(missing_ok=True)
+    for path in venv.iterdir():
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def install_torch(install: list[str], variables: dict[str, str]) -> None:
@@ -269,10 +275,10 @@ def advice(output: str) -> str:
         (r"No space left|os error 28\b|Errno 28\b", "The disk is full: make room, or clone onto a larger disk."),
         (r"[Qq]uota exceeded|os error 122\b", "Your quota is used up: make room, or clone onto another disk."),
         (r"Permission denied|Read-only file system", "Nothing can be written there: clone into a folder of yours."),
-        (r"dns error|resolve|Name or service not known|Connection refused|unreachable|timed out|tcp connect",
+        (r"dns error|resolve host|name resolution|Name or service not known|Connection refused|unreachable|timed out|tcp connect",
          "The package index can't be reached: check the network, a proxy (HTTPS_PROXY), pip's index-url."),
         (r"certificate|CERTIFICATE", "The certificate isn't trusted: name your site's with PIP_CERT or pip's cert."),
-        (r"hash", "A file differs from its pin: another index or a damaged download; check pip's index-url."),
+        (r"[Hh]ash", "A file differs from its pin: another index or a damaged download; check pip's index-url."),
     ):  # fmt: skip
         if re.search(pattern, output):
             return text
