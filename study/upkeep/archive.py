@@ -52,7 +52,7 @@ may quote a few words of either, and the report shows a few of both.
 {replaced}
 ## The analysis again
 
-In the kit's folder, at commit {commit} ({dirty}), with its environment (`make .venv/ready`):
+In the kit's folder, at commit {commit} ({dirty}), with its environment (`make environment`):
 
 ```python
 import json, pandas, yaml
