@@ -275,7 +275,7 @@ def advice(output: str) -> str:
         (r"No space left|os error 28\b|Errno 28\b", "The disk is full: make room, or clone onto a larger disk."),
         (r"[Qq]uota exceeded|os error 122\b", "Your quota is used up: make room, or clone onto another disk."),
         (r"Permission denied|Read-only file system", "Nothing can be written there: clone into a folder of yours."),
-        (r"dns error|resolve host|name resolution|Name or service not known|Connection refused|unreachable|timed out|tcp connect",
+        (r"dns error|resolve host|name resolution|Name or service|Connection refused|unreachable|timed out|tcp connect",
          "The package index can't be reached: check the network, a proxy (HTTPS_PROXY), pip's index-url."),
         (r"certificate|CERTIFICATE", "The certificate isn't trusted: name your site's with PIP_CERT or pip's cert."),
         (r"[Hh]ash", "A file differs from its pin: another index or a damaged download; check pip's index-url."),
