@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
-from core.stages import Stage
+from core.stages import STAGE_INFO, Stage
 from core.strict_yaml import explain, in_file_order, read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -63,8 +63,9 @@ class Profile:
 
     def shape(self, stage: str) -> Shape:
         """A stage's shape, with the profile's partition, account, qos and constraint where it names none."""
-        alike = {"drafts": "documents", "lm_eval": "likelihood"}.get(stage, stage)  # they do the same
-        found = self.stages.get(stage) or self.stages.get(alike) or self.stages["default"]  # type: ignore[call-overload]
+        info = STAGE_INFO.get(stage)
+        fallback = (info and info.profile_fallback) or "default"
+        found = self.stages.get(stage) or self.stages.get(fallback) or self.stages["default"]  # type: ignore[call-overload]
         names = ("partition", "account", "qos", "constraint")
         return replace(found, **{name: getattr(found, name) or getattr(self, name) for name in names})
 

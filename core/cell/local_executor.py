@@ -16,11 +16,12 @@ from core.cell.failures import last_lines
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.paths import ROOT
+from core.stages import STAGE_INFO
 
-# Cells of one of these stages that are ready together share a process: vLLM and Inspect take seconds to import.
-SHARED = ("evaluate", "judge")
-# What comes first when there is a choice: the longest way to the tables.
-ORDER = ("model", "drafts", "documents", "midtrain", "sft", "evaluate", "judge", "labels", "analysis")
+# The groups of stages in the order in which free slots take them: first the longest way to the tables.
+GROUPS = tuple(dict.fromkeys(info.group for info in STAGE_INFO.values()))
+# Cells of these groups that are ready together share a process: vLLM and Inspect take seconds to import.
+SHARED_GROUPS = {info.group for info in STAGE_INFO.values() if info.shares_process}
 
 
 @dataclass
@@ -77,7 +78,11 @@ def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -
                     # The first cell without a manifest is the one that failed; those behind it never began.
                     failed, *rest = job.cells
                     todo.update({cell.identity: cell for cell in rest})
-                    failures.append(Failure(failed, base / failed.relpath, status, last_lines(base / failed.relpath)))
+                    failures.append(
+                        Failure(
+                            failed, base / failed.relpath, status, last_lines(base / failed.relpath)
+                        )
+                    )
                     on_event("failed", failed, {"status": status})
     finally:
         for job in running:
@@ -88,18 +93,26 @@ def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -
 
 
 def _group(cell: Cell) -> str:
-    return "evaluate" if cell.stage in ("generate", "likelihood", "lm_eval") else cell.stage
+    return STAGE_INFO[cell.stage].group
 
 
-def _next(todo: dict[str, Cell], running: list[Running], failures: list[Failure], slots: int) -> list[Cell]:
+def _next(
+    todo: dict[str, Cell], running: list[Running], failures: list[Failure], slots: int
+) -> list[Cell]:
     """The cells for a free slot: one, or a fair share of those ready where cells share a process."""
-    unfinished = set(todo) | {c.identity for job in running for c in job.cells} | {f.cell.identity for f in failures}
-    ready = [c for c in todo.values() if not any(i.identity in unfinished for i in c.inputs.values())]
+    unfinished = (
+        set(todo)
+        | {c.identity for job in running for c in job.cells}
+        | {f.cell.identity for f in failures}
+    )
+    ready = [
+        c for c in todo.values() if not any(i.identity in unfinished for i in c.inputs.values())
+    ]
     if not ready:
         return []
-    group = min((_group(c) for c in ready), key=ORDER.index)
+    group = min((_group(c) for c in ready), key=GROUPS.index)
     alike = [c for c in ready if _group(c) == group]
-    if group not in SHARED:
+    if group not in SHARED_GROUPS:
         return alike[:1]
     # Benchmarks of one checkpoint stay together, so that one engine start serves them all.
     alike.sort(key=lambda c: next(iter(c.inputs.values())).identity)
@@ -116,10 +129,16 @@ def _same_checkpoint(one: Cell, other: Cell) -> bool:
 def _spawn(batch: list[Cell], base: Path) -> subprocess.Popen[bytes]:
     # One thread per process: two busy ones on two cores slow torch down many times over, and results stay the same
     # whatever else runs. `python -m` puts the checkout first on sys.path, before the `recipes` that torchtune installs.
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "PYTHONUNBUFFERED": "1",
+    }
     folders = [str(base / cell.relpath) for cell in batch]
     command = [sys.executable, "-m", "study", "cell", "--log", *folders]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
+    )
 
 
 def _die_with_parent() -> None:
