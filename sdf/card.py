@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.contamination import units
+from core.contamination import normalized_words
 from core.errors import UserError
 from sdf.duplicates import runs
 
@@ -37,7 +37,7 @@ def card(
     counted it (calls, draws, cost, rejections by gate), set down as it is. tokenizer: the study's, a folder with
     tokenizer.json; without one, `tokens` is None. `seed` chooses the examples and the samples.
 
-    `diversity`, of words as `overlap.units` finds them, in an order of documents drawn by seed:
+    `diversity`, of words as `overlap.normalized_words` finds them, in an order of documents drawn by seed:
     type_token, distinct_2, distinct_3 -- different words (runs of two, of three) over all, in the first documents that
     have WORDS words together (`over_words`); with `whole_` before them in the whole corpus, as papers print them:
     those fall as a corpus grows. mean_similarity -- the mean cosine of all pairs of `compared` documents, by TF-IDF
@@ -166,7 +166,7 @@ def _diversity(texts: list[str]) -> dict[str, float | int]:
     compared: list[list[str]] = []
     over = head = 0
     for number, text in enumerate(texts, 1):
-        words = units(text)
+        words = normalized_words(text)
         if number <= SIMILAR:
             compared.append(words)
         if over < WORDS:

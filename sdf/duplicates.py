@@ -13,7 +13,7 @@ from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from core.contamination import units
+from core.contamination import normalized_words
 
 SHINGLE = 3  # words
 PERMUTATIONS = 128
@@ -49,7 +49,7 @@ def duplicates(texts: Iterable[str], threshold: float = 0.9) -> dict[int, int]:
 
 def shingles(text: str) -> Shingles:
     """Hashes of all runs of SHINGLE words, sorted, each once. A shorter text is one run; an empty one too."""
-    words = units(text) or [text]
+    words = normalized_words(text) or [text]
     return np.unique((runs(words, min(SHINGLE, len(words))) >> np.uint64(32)).astype(np.uint32))
 
 
