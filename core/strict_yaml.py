@@ -11,7 +11,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from core.errors import UserError
 
-Problems = list[tuple[tuple[Any, ...], str]]  # (path of the value in the file, what is wrong and what is valid)
+Problems = list[
+    tuple[tuple[Any, ...], str]
+]  # (path of the value in the file, what is wrong and what is valid)
 
 
 def did_you_mean(word: str, valid: list[str]) -> str:
@@ -27,7 +29,9 @@ class YamlLoader(yaml.SafeLoader):
 
 
 YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":null", ":merge"))]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":null", ":merge"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 YamlLoader.add_implicit_resolver(
@@ -35,7 +39,9 @@ YamlLoader.add_implicit_resolver(
 )
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
@@ -46,11 +52,15 @@ def read_yaml(path: Path) -> tuple[Any, Where, list[str]]:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, YamlLoader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; give the path of a YAML file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(
+            f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
     where: Where = {}
     twice: list[str] = []
 
@@ -62,7 +72,9 @@ def read_yaml(path: Path) -> tuple[Any, Where, list[str]]:
             seen = set()
             for key, value in node.value:
                 if key.value in seen:
-                    twice.append(f"{path}:{key.start_mark.line + 1}: {dotted((*at, key.value))}: given twice; keep one")
+                    twice.append(
+                        f"{path}:{key.start_mark.line + 1}: {dotted((*at, key.value))}: given twice; keep one"
+                    )
                 seen.add(key.value)
                 walk(value, (*at, key.value))
                 where[(*at, key.value)] = key.start_mark.line + 1

@@ -22,8 +22,16 @@ def _known(name: str, pattern: str, cure: str) -> KnownFailure:
 # The first that matches is told, so what ends a job from outside stands before what its processes say as they die.
 # "Slurm: ..." is not in any log: it is what squeue or sacct answered.
 KNOWN_FAILURES = [
-    _known("held job", r"Slurm: .*(held|hold)", "held back by hand, or after a node failed to start it; release it"),
-    _known("dead dependency", r"Slurm: DependencyNeverSatisfied", "what it waits for is gone; submit again"),
+    _known(
+        "held job",
+        r"Slurm: .*(held|hold)",
+        "held back by hand, or after a node failed to start it; release it",
+    ),
+    _known(
+        "dead dependency",
+        r"Slurm: DependencyNeverSatisfied",
+        "what it waits for is gone; submit again",
+    ),
     _known(
         "refused by Slurm",
         r"Slurm: (PartitionTimeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid|(QOS|Assoc)Max\w*PerJob)",
@@ -39,7 +47,11 @@ KNOWN_FAILURES = [
         r"due to node failure|node failure on|Slurm: (NODE|BOOT)_FAIL",
         "run or submit again; leave the node out if it repeats",
     ),
-    _known("preempted", r"due to (preemption|job requeue)|Slurm: PREEMPTED", "run or submit again; it continues"),
+    _known(
+        "preempted",
+        r"due to (preemption|job requeue)|Slurm: PREEMPTED",
+        "run or submit again; it continues",
+    ),
     _known(
         "out of GPU memory",
         r"CUDA (error: )?out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|less than desired GPU memory|"
@@ -51,7 +63,11 @@ KNOWN_FAILURES = [
         r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|can't allocate memory|MemoryError",
         "give the stage more memory, or fewer --jobs at a time",
     ),
-    _known("cancelled", r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by", "run or submit again"),
+    _known(
+        "cancelled",
+        r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by",
+        "run or submit again",
+    ),
     _known(
         "GPU fault",
         r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
@@ -64,8 +80,16 @@ KNOWN_FAILURES = [
         r"ranks came within",
         "a rank died or the network is slow: look at the other ranks' logs; set the network interface",
     ),
-    _known("port in use", r"address already in use|EADDRINUSE", "run again; each job takes a port of its own"),
-    _known("no disk space", r"disk quota exceeded|no space left on device", "make room or choose another --runs"),
+    _known(
+        "port in use",
+        r"address already in use|EADDRINUSE",
+        "run again; each job takes a port of its own",
+    ),
+    _known(
+        "no disk space",
+        r"disk quota exceeded|no space left on device",
+        "make room or choose another --runs",
+    ),
     _known(
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
@@ -91,7 +115,11 @@ KNOWN_FAILURES = [
         r"APIConnectionError|connection error|connection refused",
         "start the server or correct base_url",
     ),
-    _known("missing input", r"which is not finished; python -m study cell", "run that cell first, or the whole study"),
+    _known(
+        "missing input",
+        r"which is not finished; python -m study cell",
+        "run that cell first, or the whole study",
+    ),
     _known("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
     _known(
         "broken environment",
@@ -104,7 +132,9 @@ KNOWN_FAILURES = [
         "often memory: give the stage more; or a rank that died: look at the others' logs",
     ),
 ]
-STOPPED = _known("stopped", r".", "it ended without a word, as when stopped by hand; the next run continues")
+STOPPED = _known(
+    "stopped", r".", "it ended without a word, as when stopped by hand; the next run continues"
+)
 _ERROR = re.compile(r"error|exception|fatal|\*\*\*|^Slurm: ", re.IGNORECASE | re.MULTILINE)
 # The first words of a cell in its log.txt, and of a job in submitit's log: what stands before is of an earlier life.
 _START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
@@ -134,7 +164,9 @@ def explain(logs: list[list[str]], said: str = "") -> tuple[KnownFailure | None,
         far = [line for log in logs for line in log[-_FAR:] if _ERROR.search(line)]
         if any(deeper := diagnose(line) for line in reversed(far)):
             found, near = deeper, far
-    return found, next((line for line in reversed(near) if found and found.pattern.search(line)), None)
+    return found, next(
+        (line for line in reversed(near) if found and found.pattern.search(line)), None
+    )
 
 
 def end(path: Path) -> list[str]:

