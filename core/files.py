@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,7 +136,7 @@ def read_rows(
     Args:
         path: The file: .csv or .csv.gz in any case is CSV with a header.
         problems: Where given, what is wrong with a row is appended here and the row is skipped.
-            Otherwise the first problem is raised.
+            Otherwise the first problem is raised. A file that can't be read is always raised.
         objects: Whether each JSON value must be an object.
         skip_torn_line: Skip a last line without a line break: a process that may still write the
             file has not finished it, or was killed.
@@ -150,8 +150,8 @@ def read_rows(
             row has more or fewer cells than the header. It names the file and the line.
     """
 
-    def report(line: int | None, what: str, fix: str) -> None:
-        where = str(path) if line is None else f"{path}:{line}"
+    def report(line: int, what: str, fix: str) -> None:
+        where = f"{path}:{line}"
         if problems is None:
             raise UserError(where=where, what=what, fix=fix)
         problems.append(Problem(where, what, fix))
@@ -164,12 +164,15 @@ def read_rows(
             else:
                 yield from _json_rows(file, report, objects, skip_torn_line)
     except (OSError, EOFError) as error:  # EOFError: a .gz that was cut short
-        reason = getattr(error, "strerror", None) or error
-        report(None, f"cannot be read ({reason})", "give a JSONL or CSV file in UTF-8")
+        raise UserError(
+            where=str(path),
+            what=f"cannot be read ({getattr(error, 'strerror', None) or error})",
+            fix="give a JSONL or CSV file in UTF-8",
+        ) from None
 
 
 def _json_rows(
-    file: BinaryIO, report: Any, objects: bool, skip_torn_line: bool
+    file: BinaryIO, report: Callable[[int, str, str], None], objects: bool, skip_torn_line: bool
 ) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if skip_torn_line and not line.endswith(b"\n"):
@@ -191,7 +194,9 @@ def _json_rows(
         yield number, value
 
 
-def _csv_rows(file: BinaryIO, report: Any) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(
+    file: BinaryIO, report: Callable[[int, str, str], None]
+) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the default of 128 KiB
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, strict=True)

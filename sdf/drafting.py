@@ -15,7 +15,7 @@ from typing import Any
 
 from core.cell.context import StageContext, derive_seed
 from core.contamination import overlap, read
-from core.endpoints.client import LedgerClient, gather_limited, open_caller
+from core.endpoints.client import LedgerClient, gather_limited, open_client
 from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from sdf.gates import Rules, gate, rejected, rules
@@ -120,7 +120,7 @@ class Drafting:
 def open_drafting(work: StageContext) -> Iterator[Drafting]:
     """The drafting of a cell's documents, from its ledger, those of the same corpus' other cells, and its writer."""
     sampling = {key: work.settings[key] for key in ("temperature", "max_tokens")}
-    with open_caller(work, work.settings["writer"], sampling, other_ledgers(work.folder)) as caller:
+    with open_client(work, work.settings["writer"], sampling, other_ledgers(work.folder)) as caller:
         yield Drafting(work, caller)
 
 

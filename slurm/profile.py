@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
 from core.stages import STAGE_INFO, Stage
-from core.strict_yaml import explain, in_file_order, read_yaml, validate
+from core.strict_yaml import explain, in_file_order, located, read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -89,7 +89,7 @@ def load_profile(path: Path) -> Profile:
         profile = None
         mistakes += explain(path, error, Profile, where)
     if profile and "default" not in profile.stages:
-        mistakes.append(f"{path}:{where.get(('stages',), 1)}: stages: needs `default`, for stages not named")
+        mistakes.append(located(path, ("stages",), "needs `default`, for stages not named", where))
     if mistakes or profile is None:
         raise UserError(*in_file_order(mistakes))
     return _expanded(profile)

@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: bars on a terminal, one line per event anywhere else."""
+"""Progress of a running study: bars on a terminal, one line per event anywhere else."""
 
 import sys
 import time
@@ -12,7 +12,12 @@ from core.cell.local_executor import ProgressCallback
 
 @contextmanager
 def progress_display(done: int, total: int) -> Iterator[ProgressCallback]:
-    """Yield the function that the engine tells of its events; `done` of `total` cells are finished already."""
+    """Yield the callback for the executor's events.
+
+    Args:
+        done: Cells that are finished already.
+        total: Cells of the study.
+    """
     if sys.stdout.isatty():
         with _bars(done, total) as on_event:
             yield on_event

@@ -164,7 +164,7 @@ def _why(folder: Path, job: Any, state: str, again: str) -> dict[str, Any]:
         shown = [line, *shown][:LINES]
     found: dict[str, Any] = {"last_lines": shown, "next": again} | ({"log": str(log)} if log else {})
     if known:
-        found |= {"cause": known.name, "cure": known.cure}
+        found |= {"cause": known.name, "cure": known.fix}
         if job and known.name in TO_MEND:
             found["next"] = f"{TO_MEND[known.name]} {job.job}"
     return found
