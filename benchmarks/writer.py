@@ -92,7 +92,7 @@ def run_shard(task: dict[str, Any]) -> None:
             lambda: endpoint,
             {"temperature": 1.0, "max_tokens": 2500},
             folder / f"calls{task['number']}.jsonl",
-            budget=RateLimiter(folder / "budget.json", requests_per_minute=task["limit"]),
+            rate_limiter=RateLimiter(folder / "budget.json", requests_per_minute=task["limit"]),
             prices=PRICES,
             timeout=task["timeout"],
         )

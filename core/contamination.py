@@ -8,7 +8,6 @@ shorter text is a single window. A text below MIN_WORDS or MIN_CHARACTERS is lef
 is a common phrase: "none of these" is left out, "Do fish feel pain?" is not.
 """
 
-import json
 import re
 import tempfile
 import unicodedata
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import regex
 
-from core.errors import UserError
+from core.files import read_rows, row_format
 
-TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+TABLE_FORMATS = (".jsonl", ".csv", ".parquet")
 WINDOW_WORDS = 8
 MIN_WORDS = 4
 WINDOW_CHARACTERS = 13
@@ -76,56 +75,34 @@ def find_overlap(text: str, benchmarks: WindowIndex) -> str | None:
 def read_benchmark_texts(path: Path) -> list[str]:
     """Read every string of a benchmark's file: questions, choices, rubrics, translations ...
 
-    The format (JSONL, CSV or parquet) follows from the suffix. Of a folder, all such files are
-    read, except those of training splits, which no score is computed on.
+    Args:
+        path: a file in JSONL, CSV or Parquet (by its suffix), or a folder with such files. In a
+            folder, files of training splits ("train" in the name) are left out, because no score
+            is computed on them.
 
     Raises:
-        UserError: the file is missing, is not UTF-8, or a line is not JSON.
+        UserError: a file is missing, is not UTF-8, or a line is not JSON or CSV.
     """
     if path.is_dir():
         files = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix in TABLE_SUFFIXES and "train" not in file.name
+            if row_format(file) in TABLE_FORMATS and "train" not in file.name
         )
         return [text for file in files for text in read_benchmark_texts(file)]
-    if path.suffix in (".csv", ".parquet"):
-        return _read_table(path)
-    return _read_json_lines(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    return [text for _, row in read_rows(path, objects=False) for text in _strings(row)]
 
 
-def _read_table(path: Path) -> list[str]:
+def _read_parquet(path: Path) -> list[str]:
     import datasets
 
-    builder = {".csv": "csv", ".parquet": "parquet"}[path.suffix]
     with tempfile.TemporaryDirectory() as cache:
-        rows = datasets.load_dataset(builder, data_files=str(path), split="train", cache_dir=cache)
+        rows = datasets.load_dataset(
+            "parquet", data_files=str(path), split="train", cache_dir=cache
+        )
         return [text for row in rows for text in _strings(row)]
-
-
-def _read_json_lines(path: Path) -> list[str]:
-    try:
-        # str.splitlines would also split at U+2028 inside a JSON string.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            where=str(path),
-            what=f"can't read the benchmark ({error})",
-            fix="give a JSONL file in UTF-8",
-        ) from None
-    texts: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            texts += _strings(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                where=f"{path}, line {number}",
-                what=f"not JSON ({error})",
-                fix="give one JSON value per line",
-            ) from None
-    return texts
 
 
 def _windows(words: list[str]) -> Iterator[list[str]]:

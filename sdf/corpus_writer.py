@@ -16,7 +16,7 @@ from typing import Any
 
 from core.cell.context import StageContext, derive_seed
 from core.contamination import read_benchmark_texts
-from core.endpoints.client import LedgerClient, gather_limited, open_caller
+from core.endpoints.client import LedgerClient, gather_limited, open_client
 from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
@@ -160,7 +160,7 @@ def open_corpus_writer(context: StageContext, settings: CorpusSettings) -> Itera
     writer = settings.writer
     ledgers = other_ledgers(context.folder)
     rules = load_rules(context, settings.template)
-    with open_caller(context, writer.endpoint, writer.sampling, ledgers) as client:
+    with open_client(context, writer.endpoint, writer.sampling, ledgers) as client:
         yield CorpusWriter(settings, writer, rules, client)
 
 

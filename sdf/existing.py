@@ -107,7 +107,7 @@ def _check_utf8(path: Path) -> None:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    where=f"{path}, line {number}",
+                    where=f"{path}:{number}",
                     what=f"not UTF-8 ({error.reason})",
                     fix="convert it, for example with iconv -f WINDOWS-1252 -t UTF-8",
                 ) from None

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from core.files import write_atomically
+from core.files import read_rows, write_atomically
 
 
 class DocumentRow(TypedDict):
@@ -19,8 +19,7 @@ class DocumentRow(TypedDict):
 
 def read_documents(folder: Path) -> list[DocumentRow]:
     """The documents of a finished `documents` cell."""
-    with (folder / "documents.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return [row for _, row in read_rows(folder / "documents.jsonl")]
 
 
 def write_json_lines(path: Path, rows: Iterable[DocumentRow | dict[str, Any]]) -> None:

@@ -56,7 +56,7 @@ def test_every_string_of_a_benchmark_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "where"),
-    [(b'{"a": 1}\n{', "items.jsonl, line 2"), (b'"\xff"', "items.jsonl"), (None, "items.jsonl")],
+    [(b'{"a": 1}\n{', "items.jsonl:2"), (b'"\xff"', "items.jsonl:1"), (None, "items.jsonl")],
 )
 def test_a_file_that_cannot_be_read_is_a_user_error(
     tmp_path: Path, content: bytes | None, where: str
