@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext, derive_seed
+from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.model_size import rows_per_update
 from core.recipe import FEW_UPDATES
@@ -35,7 +36,7 @@ from recipes.schedule import learning_rate, order, updates_planned
 from recipes.stopping import Stop, stoppable
 
 RESUMABLE = True  # a run that was stopped or killed goes on from its last step checkpoint
-RANKS = (meet, word_of_first)  # it runs on several ranks: how rank 0 tells the others when to begin
+DISTRIBUTED = DistributedHooks(meet, word_of_first)  # every rank calls run
 
 
 @dataclass

@@ -1,47 +1,70 @@
-"""The ledger of paid calls: one JSON line for each answer, kept the moment it came, and for each failed attempt."""
+"""The ledger of paid calls (calls.jsonl): one JSON line per response and per failed attempt."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-CHARACTERS_PER_TOKEN = 4  # of English, where nobody counts
+from core.errors import Problem
+from core.files import read_rows
+
+CHARACTERS_PER_TOKEN = 4  # of English; used where the endpoint reports no token counts
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One finished call: a line of the ledger. `id` says what it is about, `draw` counts attempts at that from 0."""
+    """One finished call: a line of the ledger.
 
-    id: int | str  # a document's number, or a response
+    Attributes:
+        id: What the call is about: a document's number, or a response.
+        draw: The number of the attempt at that, from 0.
+        role: What the prompt asks for, such as "document" or "grade".
+        request_sha256: Hash of all that was sent.
+        model: The model's name in the request.
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+        cost: In the currency of the prices; 0 without prices.
+        seconds: Latency of the attempt that succeeded.
+        finish_reason: As the endpoint reports it.
+        text: The answer, stripped.
+        estimated: Whether the tokens are estimated from the characters, because the endpoint
+            reported none.
+    """
+
+    id: int | str
     draw: int
     role: str
     request_sha256: str
     model: str
     prompt_tokens: int
     completion_tokens: int
-    cost: float  # in the currency of the prices; 0 without prices
-    seconds: float  # latency of the call that succeeded
+    cost: float
+    seconds: float
     finish_reason: str
     text: str
-    estimated: bool = False  # the tokens, by the letters: the endpoint didn't say
+    estimated: bool = False
 
 
 def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
-    """The finished calls, and the number of failed attempts, by `request_sha256`.
+    """The finished calls and the number of failed attempts, each by `request_sha256`.
 
-    Damaged lines and one that isn't ended yet are left out: those calls are made again.
+    Damaged lines and an unfinished last line are skipped: those calls are made again. A missing
+    file is an empty ledger.
+
+    Raises:
+        UserError: The file exists and can't be read.
     """
-    answers: dict[str, LedgerEntry] = {}
+    entries: dict[str, LedgerEntry] = {}
     failures: Counter[str] = Counter()
-    content = path.read_bytes() if path.exists() else b""
-    for line in content[: content.rfind(b"\n") + 1].splitlines():
+    if not path.exists():
+        return entries, failures
+    damaged: list[Problem] = []
+    for _, fields in read_rows(path, damaged, skip_torn_line=True):
         try:
-            fields = json.loads(line)
             if "outcome" in fields:
                 failures[fields["request_sha256"]] += 1
             else:
-                answer = LedgerEntry(**fields)
-                answers.setdefault(answer.request_sha256, answer)
-        except (ValueError, TypeError, KeyError):
+                entry = LedgerEntry(**fields)
+                entries.setdefault(entry.request_sha256, entry)
+        except (TypeError, KeyError):
             continue
-    return answers, failures
+    return entries, failures

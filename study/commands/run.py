@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
             print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
             if known := diagnose("\n".join(failure.last_lines), failure.status):
-                print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
+                print(f"cause: {known.name}; {known.fix}", file=sys.stderr)
         if failures:
             print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
             return 1

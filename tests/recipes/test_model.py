@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from core.cell.failures import cause
+from core.cell.failures import diagnose
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.run import run_cell
@@ -170,7 +170,7 @@ def test_a_model_that_finds_no_room_is_one_line(start: Path, tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     (line,) = caught.value.lines
     assert f"{tmp_path / 'out'}: can't be written: " in line
-    assert (known := cause(line)) and known.name == "no disk space"
+    assert (known := diagnose(line)) and known.name == "no disk space"
 
 
 def test_a_group_of_one_can_be_made_again_and_again() -> None:

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from core.cell.context import StageContext
-from core.cell.failures import cause
+from core.cell.failures import diagnose
 from core.cell.identity import read_config
 from core.cell.run import run_cell
 from core.errors import UserError
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_finds_no_room_is_one_line(base: Path, alone: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     (line,) = caught.value.lines
     assert f"{folder}/steps/1: can't be written: OSError: [Errno 27] File too large (rank 0); " in line
-    assert (known := cause(line)) and known.name == "no disk space"
+    assert (known := diagnose(line)) and known.name == "no disk space"
     run_cell(training(base, "no_room"))
     assert_same(folder, alone)
 

@@ -135,7 +135,7 @@ def test_a_server_that_ends_is_one_line_with_its_reason(
     endpoint = {"model": "m", "files": fingerprints(str(model))}
     log = tmp_path / "server.log"
     with (
-        pytest.raises(UserError, match=rf"^vLLM ended \(.*{says}.*\); {log}; ") as caught,
+        pytest.raises(UserError, match=rf"^{log}: vLLM ended \(.*{says}.*\); ") as caught,
         vllm_server.serve(endpoint, {"path": str(model), "options": options}, log),
     ):
         pytest.fail("it serves")

@@ -60,7 +60,7 @@ LOGS = {
         "error: the judge m at https://x/v1 can't grade: RateLimitError: Error code",
     ],
     "missing key": [
-        "error: the key for https://x/v1 is missing; environment variable K; set it before you start",
+        "error: environment variable K: the key for https://x/v1 is missing; set it before you start",
         "error: the judge m at https://x/v1 can't grade: AuthenticationError: Error code: 401",
     ],
     "missing model": ["error: no model in /runs/midtrain/a/model; it has no config.json"],
@@ -80,7 +80,7 @@ LOGS = {
 def test_each_cause_is_known_by_its_logs(name: str) -> None:
     for log in LOGS[name]:
         found = diagnose(f"2026-11-23 update 12\n{log}\n")
-        assert found and found.name == name and found.cure, log
+        assert found and found.name == name and found.fix, log
 
 
 def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:

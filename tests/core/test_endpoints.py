@@ -11,7 +11,7 @@ from core.cell.identity import Cell
 from core.endpoints import dummy_endpoint as stand_in
 from core.endpoints.connect import Endpoint, open_endpoint
 from core.errors import UserError
-from core.inference.vllm_server import words
+from core.inference.vllm_server import command_line_options
 from study.forecast.corpus_cost import forecast
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -257,4 +257,4 @@ def test_mistakes_about_a_served_model(endpoint, says):
 
 def test_options_are_written_as_vllm_reads_them():
     options = {"a_b": 1, "c": True, "d_e": False, "f": {"g": [1]}, "h": "x y"}
-    assert words(options) == ["--a-b=1", "--c", "--no-d-e", '--f={"g": [1]}', "--h=x y"]
+    assert command_line_options(options) == ["--a-b=1", "--c", "--no-d-e", '--f={"g": [1]}', "--h=x y"]

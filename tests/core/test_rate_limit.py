@@ -85,7 +85,7 @@ def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
     calls, free = [], [(1000.0, n) for n in range(8)]
     while now[0] < 1000 + 60 * 5:
         now[0], process = heapq.heappop(free)
-        start = max(now[0], shared._move(lambda times, now: shared._next(times, now, 0)))
+        start = max(now[0], shared._update(lambda times, now: shared._next(times, now, 0)))
         calls.append(start + rng.uniform(0, 0.4))  # when it arrives
         heapq.heappush(free, (start + (0.5 if rng.random() < 0.05 else 0.001), process))
     calls.sort()
@@ -109,7 +109,7 @@ def test_no_change_is_lost_between_many(tmp_path: Path) -> None:
 
 def test_a_file_that_can_not_be_locked_or_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match=r"budget can't be kept \(Is a directory\); .*/b; .*flock"):
+    with pytest.raises(UserError, match=r"/b: .* can't be kept \(Is a directory\); .*flock"):
         asyncio.run(RateLimiter(tmp_path / "b", requests_per_minute=1).acquire(1))
 
 

@@ -63,7 +63,7 @@ def test_every_prompt_is_answered_and_paid_once_whatever_the_endpoint_does(tmp_p
         hostile,
     ):
         budget = RateLimiter(tmp_path / "budget.json", requests_per_minute=60 * 60)
-        writer, answers = write(endpoint, ledger, count, 16, budget=budget, prices=(3, 15), timeout=4)
+        writer, answers = write(endpoint, ledger, count, 16, rate_limiter=budget, prices=(3, 15), timeout=4)
         again, same = write(endpoint, ledger, count, 16, prices=(3, 15))
     assert set(hostile.met) >= {"answer", *FAULTS}, "so that it was hostile"
     assert sorted(answers) == [*range(count)] and set(hostile.delivered.values()) == {1} and same == answers
@@ -182,7 +182,7 @@ def test_a_server_that_is_not_there_and_a_key_that_can_not_be_sent(
 ) -> None:
     monkeypatch.setattr(client, "RETRIES", 1)
     nowhere = "http://127.0.0.1:9/v1"
-    with pytest.raises(UserError, match=rf"no answer \(.*{nowhere}, .*server is up"):
+    with pytest.raises(UserError, match=rf"{nowhere}, .*no answer \(.*server is up"):
         write(Endpoint(nowhere, KEY, "m"), tmp_path / "calls.jsonl")
     for key in (KEY + "\n", "two words", "ключ", ""):
         with pytest.raises(UserError, match="the key has a space, a line break") as caught:
@@ -232,7 +232,7 @@ def test_retry_after_holds_every_process_that_shares_the_budget(tmp_path: Path) 
                 lambda: endpoint,
                 SAMPLING,
                 tmp_path / name,
-                budget=RateLimiter(tmp_path / "budget", 60_000),
+                rate_limiter=RateLimiter(tmp_path / "budget", 60_000),
             )
             for name in "xy"
         )
@@ -277,7 +277,7 @@ def test_each_call_takes_a_turn_and_settles_what_it_used(tmp_path: Path) -> None
 
     fail = lambda body, n: (500, {}, {}) if n in (2, 3) else None  # noqa: E731
     with serving(Hostile(scripted=fail)) as (endpoint, hostile):
-        _, answers = write(endpoint, tmp_path / "a", 10, 1, budget=Counting(tmp_path / "b"))
+        _, answers = write(endpoint, tmp_path / "a", 10, 1, rate_limiter=Counting(tmp_path / "b"))
     assert len(turns) == hostile.requests == 12 and [estimated for estimated, _ in settled] == turns
     assert turns[0] > 2500 > 300 > turns[-1], "the most at first, then what answers had"
     used = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers.values())
@@ -291,7 +291,7 @@ def test_a_ledger_of_another_job_is_used_and_left_as_it_is(tmp_path: Path) -> No
         other.write_bytes(other.read_bytes() + b'{"id": 10, "half a li')
         own.write_bytes(b"\0" * 10 + b'\n{"id": 5}\n[1]\n{"id": 3, "ha\xc3')
         before = other.read_bytes()
-        writer, answers = write(endpoint, own, 12, known=[other, tmp_path / "none.jsonl"])
+        writer, answers = write(endpoint, own, 12, other_ledgers=[other, tmp_path / "none.jsonl"])
     assert other.read_bytes() == before and hostile.requests == 12
     assert writer.counts["calls_reused"] == 10 and sorted(read_ledger(own)[0]) == sorted(
         answer.request_sha256 for i, answer in answers.items() if i >= 10
@@ -318,13 +318,13 @@ def test_a_full_disk_loses_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ledger, budget = disk / "calls.jsonl", RateLimiter(disk / "budget.json", requests_per_minute=10**6)
     with serving(Hostile(latency=0.02)) as (endpoint, hostile):
         for _ in range(2):  # the second time there is no room to begin with
-            with pytest.raises(UserError, match=f"No space left on device; ledger {ledger}; make room") as caught:
-                write(endpoint, ledger, 700, 16, budget=budget)
+            with pytest.raises(UserError, match=f"ledger {ledger}: No space left on device; make room") as caught:
+                write(endpoint, ledger, 700, 16, rate_limiter=budget)
             assert len(caught.value.lines) == 1
             kept = hostile.delivered.total()
             assert 200 < kept == len(read_ledger(ledger)[0]) == len(lines(ledger)) < 600
         enlarge()
-        writer, answers = write(endpoint, ledger, 700, 16, budget=budget)
+        writer, answers = write(endpoint, ledger, 700, 16, rate_limiter=budget)
     assert writer.counts["calls_reused"] == kept and len(answers) == 700 == hostile.delivered.total()
 
 
