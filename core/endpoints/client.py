@@ -2,9 +2,7 @@
 
 import asyncio
 import hashlib
-import io
 import json
-import os
 import random
 import re
 import time
@@ -27,10 +25,14 @@ from core.endpoints.api_errors import (
     retry_after,
 )
 from core.endpoints.connect import Endpoint, open_endpoint
-from core.endpoints.ledger import CHARACTERS_PER_TOKEN, LedgerEntry, read_ledger
+from core.endpoints.ledger import (
+    CHARACTERS_PER_TOKEN,
+    LedgerEntry,
+    LedgerWriter,
+    read_ledger,
+)
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
-from core.files import append, cut_torn_line
 
 if TYPE_CHECKING:
     import openai
@@ -48,9 +50,6 @@ PATIENCE = 600.0
 # A wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter").
 BACKOFF_SECONDS = 0.5
 BACKOFF_MOST = 30.0
-# Reserved on the ledger's disk, so that answers under way can be kept when the disk fills up: some
-# 300 documents.
-RESERVE_BYTES = 4 << 20
 
 
 class RequestFailed(UserError):
@@ -112,7 +111,6 @@ class LedgerClient:
         self._rate_limiter = rate_limiter
         self._prices = prices
         self._timeout = timeout
-        self._reserve = ledger.with_name(ledger.name + ".reserve")
 
     async def __aenter__(self) -> "LedgerClient":
         """Open and read the ledgers.
@@ -126,33 +124,24 @@ class LedgerClient:
         # One request at a time waits for the rate limiter: a killed process then wastes at most one
         # start.
         self._acquiring = asyncio.Lock()
-        self._writing = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
-        self._unwritten: list[str] = []
         self._unanswered = 0  # requests that failed for good since the last answer
-        self._lost = False  # whether an answer could not be kept
         self._entries: dict[str, LedgerEntry] = {}
         self._failures: Counter[str] = Counter()
+        self._writer = LedgerWriter(self.ledger)
         try:
-            self._file = io.FileIO(self.ledger, "ab")
-            cut_torn_line(self.ledger)
             for path in [self.ledger, *self._other_ledgers]:
                 entries, failures = read_ledger(path)
                 self._entries = entries | self._entries
                 self._failures += failures
-            # Random bytes, for file systems that compress.
-            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
-        except OSError as error:
-            self._reserve.unlink(missing_ok=True)
-            raise self._disk_error(error) from None
+        except UserError:
+            self._writer.close()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._reserve.unlink(missing_ok=True)
-        if self._unwritten:  # of calls that ended while this one was being cancelled
-            self._append("".join(self._unwritten).encode())
-        self._file.close()
+        self._writer.close()
         if self._client:
             await self._client.close()
 
@@ -232,8 +221,7 @@ class LedgerClient:
         """Send a request until it is answered or fails for good."""
         import openai
 
-        if self._stopped:
-            raise self._stopped
+        self._raise_if_stopped()
         client = await self._open()
         attempts = _Attempts()
         while True:
@@ -256,7 +244,9 @@ class LedgerClient:
             except (openai.APIError, TimeoutError, MalformedResponse) as error:
                 ended = time.monotonic()
                 seconds = round(ended - started, 3)
-                await self._keep({**labels, "outcome": error_kind(error), "seconds": seconds})
+                await self._writer.append(
+                    {**labels, "outcome": error_kind(error), "seconds": seconds}
+                )
                 await asyncio.sleep(await self._after_failure(error, attempts, ended, estimated))
                 continue
             return await self._after_answer(reply, request, labels, started, estimated)
@@ -322,7 +312,7 @@ class LedgerClient:
             text=text.strip(),
             estimated=unreported,
         )
-        await self._keep(asdict(answer))
+        await self._writer.append(asdict(answer))
         if self._rate_limiter:
             await self._rate_limiter.adjust(estimated, prompt_tokens + completion_tokens)
         return answer
@@ -344,41 +334,11 @@ class LedgerClient:
         if self._rate_limiter:
             async with self._acquiring:
                 await self._rate_limiter.acquire(tokens)
-        if self._stopped:
-            raise self._stopped
+        self._raise_if_stopped()
 
-    async def _keep(self, line: dict[str, Any]) -> None:
-        """Append a line to the ledger and flush it before anything else happens.
-
-        Lines that came while the disk was busy are written together.
-        """
-        self._unwritten.append(json.dumps(line) + "\n")
-        async with self._writing:
-            if self._unwritten:
-                lines = self._unwritten
-                self._unwritten = []
-                await asyncio.to_thread(self._append, "".join(lines).encode())
-        if self._lost:
-            raise self._stopped or AssertionError
-
-    def _append(self, lines: bytes) -> None:
-        try:
-            append(self._file, lines)
-        except OSError as error:
-            self._stopped = self._disk_error(error)
-            self._reserve.unlink(missing_ok=True)
-            try:
-                append(self._file, lines)
-            except OSError:
-                self._lost = True
-
-    def _disk_error(self, error: OSError) -> UserError:
-        return UserError(
-            where=f"ledger {self.ledger}",
-            what=os.strerror(error.errno or 0),
-            fix="make room or repair the disk (or choose another --runs), "
-            "then run the cell again (finished calls are kept)",
-        )
+    def _raise_if_stopped(self) -> None:
+        if error := self._writer.error or self._stopped:
+            raise error
 
 
 @contextmanager

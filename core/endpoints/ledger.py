@@ -1,13 +1,21 @@
 """The ledger of paid calls (calls.jsonl): one JSON line per response and per failed attempt."""
 
+import asyncio
+import io
+import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from core.errors import Problem
-from core.files import read_rows
+from core.errors import Problem, UserError
+from core.files import append, cut_torn_line, read_rows
 
 CHARACTERS_PER_TOKEN = 4  # of English; used where the endpoint reports no token counts
+# Reserved on the ledger's disk, so that answers under way can be kept when the disk fills up: some
+# 300 documents.
+RESERVE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -68,3 +76,77 @@ def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
         except (TypeError, KeyError):
             continue
     return entries, failures
+
+
+class LedgerWriter:
+    """Appends lines to a ledger, each flushed to the disk before `append` returns.
+
+    A file of RESERVE_BYTES beside the ledger keeps room. When the disk is full it is removed, so
+    that the answers of calls under way still fit.
+
+    Attributes:
+        error: Why nothing more should be paid for: the disk failed. None while all is well.
+
+    Raises:
+        UserError: The ledger can't be opened, or there is no room for the reserve.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: UserError | None = None
+        self._path = path
+        self._reserve = path.with_name(path.name + ".reserve")
+        self._writing = asyncio.Lock()
+        self._unwritten: list[str] = []
+        self._lost = False  # whether a line could not be kept
+        try:
+            self._file = io.FileIO(path, "ab")
+            cut_torn_line(path)
+            # Random bytes, for file systems that compress.
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        except OSError as error:
+            self._reserve.unlink(missing_ok=True)
+            raise self._disk_error(error) from None
+
+    async def append(self, line: dict[str, Any]) -> None:
+        """Append a line. Lines that come while the disk is busy are written together.
+
+        Raises:
+            UserError: A line could not be kept.
+        """
+        self._unwritten.append(json.dumps(line) + "\n")
+        async with self._writing:
+            if self._unwritten:
+                await asyncio.to_thread(self._write, self._take_unwritten())
+        if self._lost:
+            raise self.error or AssertionError
+
+    def close(self) -> None:
+        """Write what is left, of calls that ended while this one was being cancelled."""
+        self._reserve.unlink(missing_ok=True)
+        if self._unwritten:
+            self._write(self._take_unwritten())
+        self._file.close()
+
+    def _take_unwritten(self) -> bytes:
+        lines = self._unwritten
+        self._unwritten = []
+        return "".join(lines).encode()
+
+    def _write(self, content: bytes) -> None:
+        try:
+            append(self._file, content)
+        except OSError as error:
+            self.error = self._disk_error(error)
+            self._reserve.unlink(missing_ok=True)
+            try:
+                append(self._file, content)
+            except OSError:
+                self._lost = True
+
+    def _disk_error(self, error: OSError) -> UserError:
+        return UserError(
+            where=f"ledger {self._path}",
+            what=os.strerror(error.errno or 0),
+            fix="make room or repair the disk (or choose another --runs), "
+            "then run the cell again (finished calls are kept)",
+        )
