@@ -67,9 +67,11 @@ def main() -> int:
                 make(venv, base, wanted)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
+        if (venv / "cache").exists():
+            print("The same command continues, and what was downloaded is kept.", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or venv}: {error.strerror}; {advice(str(error))}", file=sys.stderr)
+        print(f"error: {error.filename or venv}: {error.strerror}. {advice(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command continues, and what was downloaded is kept", file=sys.stderr)
@@ -259,8 +261,8 @@ def run(command: list[str], environment: dict[str, str]) -> None:
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
     if result.returncode:
         output = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
-        words = " ".join(Path(word).name if "/" in word else word for word in command[:4])
-        raise SetupError(f"{words} failed:\n{last_lines(output)}\n{advice(output)}")
+        words = " ".join(Path(word).name for word in command[:3])  # such as "uv pip install"
+        raise SetupError("\n".join(filter(None, [f"{words} failed:", last_lines(output), advice(output)])))
 
 
 def last_lines(output: str, lines: int = 12) -> str:
@@ -268,7 +270,7 @@ def last_lines(output: str, lines: int = 12) -> str:
 
 
 def advice(output: str) -> str:
-    """What to do about an error, by its text."""
+    """What to do about an error, by its text; empty where it isn't known."""
     for pattern, text in (
         (r"No space left|os error 28\b|Errno 28\b", "The disk is full: make room, or clone onto a larger disk."),
         (r"[Qq]uota exceeded|os error 122\b", "Your quota is used up: make room, or clone onto another disk."),
@@ -280,7 +282,7 @@ def advice(output: str) -> str:
     ):  # fmt: skip
         if re.search(pattern, output):
             return text
-    return "After a mend the same command continues; what was downloaded is kept."
+    return ""
 
 
 def pin(name: str, pins: str) -> str:
