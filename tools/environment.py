@@ -182,7 +182,7 @@ def make(venv: Path, base: str, wanted: str) -> None:
     with step(1, f"Python {version} and pip"):
         run([base, "-m", "venv", str(venv)], environment)
         settings = pip_settings(python, environment)
-    pip_environment = environment | pip_variables(settings)
+    pip_environment = for_pip(settings, environment)
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps"]
 
     with step(2, "uv, the installer (25 MB)"):
@@ -198,7 +198,7 @@ def make(venv: Path, base: str, wanted: str) -> None:
             tools.write_text(pin("pip", pins) + pin("setuptools", pins))
             run([*pip, "--require-hashes", "-r", str(tools)], pip_environment)
     if uv:
-        install, variables = [*uv, "--no-deps"], environment | uv_variables(settings, environment, venv)
+        install, variables = [*uv, "--no-deps"], for_uv(settings, environment, venv)
     else:
         install, variables = [*pip, "--no-compile"], pip_environment
 
@@ -324,10 +324,11 @@ def parse_pip_config(text: str) -> dict[str, str]:
     return settings
 
 
-def pip_variables(settings: dict[str, str]) -> dict[str, str]:
-    """Variables that give pip these settings and no others, with none of its files."""
+def for_pip(settings: dict[str, str], environment: dict[str, str]) -> dict[str, str]:
+    """The environment in which pip has these settings and no others, from none of its files."""
+    others = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
     ours = {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
-    return ours | {f"PIP_{name.replace('-', '_').upper()}": value for name, value in settings.items()}
+    return others | ours | {f"PIP_{name.replace('-', '_').upper()}": value for name, value in settings.items()}
 
 
 def uv_options(settings: dict[str, str]) -> list[str]:
@@ -342,8 +343,8 @@ def uv_options(settings: dict[str, str]) -> list[str]:
     return options
 
 
-def uv_variables(settings: dict[str, str], environment: dict[str, str], venv: Path) -> dict[str, str]:
-    """uv's variables for these settings of pip. Addresses may hold a password, so they are no options."""
+def for_uv(settings: dict[str, str], environment: dict[str, str], venv: Path) -> dict[str, str]:
+    """The environment in which uv has these settings of pip. Addresses may hold a password, so they are no options."""
     ours = {"UV_CACHE_DIR": str(venv / "cache"), "UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "1"}
     given = {
         "UV_DEFAULT_INDEX": settings.get("index-url"),
@@ -358,7 +359,7 @@ def uv_variables(settings: dict[str, str], environment: dict[str, str], venv: Pa
     if settings.get("keyring-provider") == "subprocess":
         given["UV_KEYRING_PROVIDER"] = "subprocess"
     theirs = {name: value for name, value in given.items() if value and not environment.get(name)}
-    return ours | theirs
+    return environment | ours | theirs
 
 
 if __name__ == "__main__":
