@@ -7,7 +7,9 @@ from scipy import stats
 from analysis.estimates import Arm, response_level_p, two_way
 
 
-def responses(rng: np.random.Generator, seeds: int, questions: int, epochs: int, effect: float) -> list[np.ndarray]:
+def responses(
+    rng: np.random.Generator, seeds: int, questions: int, epochs: int, effect: float
+) -> list[np.ndarray]:
     """Two arms of shape (seeds, questions, epochs) with the variances of the study's own power simulation."""
     shared = rng.normal(0.5, 0.25, questions)
     arms = []
@@ -44,7 +46,10 @@ def test_small_case_by_hand():
 
 
 def test_balanced_variance_is_the_random_effects_analysis_of_variance():
-    scores = np.random.default_rng(0).normal(0.5, [0.1, 0.2, 0.3, 0.2], (5, 4)) + np.arange(5)[:, None] / 10
+    scores = (
+        np.random.default_rng(0).normal(0.5, [0.1, 0.2, 0.3, 0.2], (5, 4))
+        + np.arange(5)[:, None] / 10
+    )
     found = two_way([Arm(scores)], np.arange(4))
     seed = scores.mean(1).var(ddof=1) / 5
     question = scores.mean(0).var(ddof=1) / 4
@@ -94,7 +99,9 @@ def test_calibrated_under_no_effect_where_the_response_level_test_is_not(seeds):
         of, against = responses(rng, seeds, 26, 30, 0.0)
         deciding += both(of.mean(2), against.mean(2)).p < 0.05
         paper += response_level_p(of.ravel(), against.ravel()) < 0.05
-    print(f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, response-level {paper / studies:.3f}")
+    print(
+        f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, response-level {paper / studies:.3f}"
+    )
     assert 0.02 < deciding / studies <= 0.065
     assert paper / studies > 0.25
 
@@ -103,7 +110,9 @@ def test_intervals_of_an_arm_cover_its_true_mean():
     rng = np.random.default_rng(9)
     covered = 0
     for _ in range(800):
-        scores = rng.normal(0.5, 0.25, 26) + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 26))
+        scores = (
+            rng.normal(0.5, 0.25, 26) + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 26))
+        )
         found = two_way([Arm(scores)], np.arange(26))
         covered += found.low < 0.5 < found.high
     assert 0.93 <= covered / 800 <= 0.97
@@ -133,7 +142,9 @@ def test_fixed_checkpoint_has_no_seed_part():
     fixed = two_way([Arm(of[:1], True), Arm(against[:1], True)], np.arange(26))
     assert fixed.p is None and fixed.reason.startswith("one checkpoint per arm")
     alone = two_way([Arm(against[:1], True)], np.arange(26))
-    assert alone.se == pytest.approx(against[0].std(ddof=1) / 26**0.5) and alone.df == pytest.approx(25)
+    assert alone.se == pytest.approx(
+        against[0].std(ddof=1) / 26**0.5
+    ) and alone.df == pytest.approx(25)
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,16 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "card.json").write_text(json.dumps(CARD))
     (tmp_path / "urban/balance.json").write_text(json.dumps(BALANCE))
-    animal, urban = corpora({f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path})
-    assert animal["rejected"] == {"length": 3, "duplicate": 2} and (animal["calls"], animal["cost"]) == (105, 0.25)
-    assert animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
+    animal, urban = corpora(
+        {f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path}
+    )
+    assert animal["rejected"] == {"length": 3, "duplicate": 2} and (
+        animal["calls"],
+        animal["cost"],
+    ) == (105, 0.25)
+    assert (
+        animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
+    )
     assert (urban["against"], urban["compared"], [row["measure"] for row in urban["balance"]]) == (
         "animal",
         2,
