@@ -20,11 +20,19 @@ NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
 def study(
     arms=("animal", "urban"), doses=(0, 100), seeds=3, gone=(), dimensions=DIMENSIONS
 ) -> dict[str, Any]:
-    """results.json as far as figures read it: an arm's mean falls by a point a dose and by ten an arm."""
+    """results.json as far as figures read it.
+
+    An arm's mean falls by a point a dose and by ten an arm.
+    """
     results: dict[str, Any] = {
-        "arm_order": list(arms), "benchmarks": {"ahb": {}}, "scores": [], "arms": [], "missing": [], "contrasts": [],
+        "arm_order": list(arms),
+        "benchmarks": {"ahb": {}},
+        "scores": [],
+        "arms": [],
+        "missing": [],
+        "contrasts": [],
         "dimensions": [],
-    }  # fmt: skip
+    }
     for i, arm in enumerate(arms):
         for j, dose in enumerate(doses):
             place = {"benchmark": "ahb", "dose": dose, "arm": arm}

@@ -1,4 +1,4 @@
-"""The analysis stage on small studies on disk: schema, gaps, refusals, Holm, and the same bytes twice."""
+"""The analysis stage on small studies on disk: schema, numbers, texts, and the same bytes twice."""
 
 import hashlib
 import json
@@ -6,152 +6,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.stats.multitest import multipletests
 
-from analysis import figures
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
 from core.cell.context import StageContext
 from core.errors import UserError
+from tests.analysis.small_study import edit, results_of, study
 
-COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
-
-
-def scores(
-    rng: np.random.Generator, level: float, questions: int, epochs: int, dimensions: list[str]
-) -> pd.DataFrame:
-    """The scores.parquet of one checkpoint: one row per answer and dimension, and the overall score."""
-    rows: list[tuple[Any, ...]] = []
-    difficulty = np.random.default_rng(7).normal(0, 0.15, questions)
-    for question in range(questions):
-        for epoch in range(1, epochs + 1):
-            grades = (
-                rng.random(max(len(dimensions), 1))
-                < np.clip(level + difficulty[question], 0.02, 0.98)
-            ).astype(float)
-            named = [*zip(dimensions, grades, strict=False), ("overall", grades.mean())]
-            for dimension, score in named:
-                name = f"q{question:03d}"
-                rows.append(
-                    (name, name, dimension, epoch, "stand-in", score, None, f"{name}/{epoch}")
-                )
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-@pytest.fixture
-def drawn() -> None:
-    """Asked for by tests that look at figures; they take most of an analysis' time, so the others go without."""
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda *_: {})
-
-
-LEVELS = {"untrained": 0.3, "animal": 0.6, "urban": 0.35}
-
-
-def study(
-    folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap: bool = False
-) -> StageContext:
-    """A small finished study on disk: arms untrained (no seed), animal and urban, on two benchmarks."""
-    settings: dict[str, Any] = {
-        "study": "tiny",
-        "rows": [],
-        "missing": [],
-        "contrasts": [
-            {
-                "name": "animal - urban",
-                "of": "animal",
-                "against": "urban",
-                "on": ["ahb", "concern"],
-                "family": "primary",
-            }
-        ],
-        "benchmarks": {
-            "ahb": {
-                "task": "anima",
-                "judge": "stand-in",
-                "other_judges": [],
-                "stand_in": True,
-                "exclude": [],
-            },
-            "concern": {
-                "task": "concern",
-                "judge": None,
-                "other_judges": [],
-                "stand_in": False,
-                "exclude": [],
-            },
-        },
-        "labels": [],
-        "roles": {},
-        "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
-        "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
-    }
-    if swap:
-        settings["contrasts"][0] |= {"of": "urban", "against": "animal"}
-    inputs = {}
-    rng = np.random.default_rng(5)
-    plan = [("untrained", None, 0)] + [
-        (arm, s, d) for arm in ("animal", "urban") for s in range(seeds) for d in doses
-    ]
-    for arm, seed, dose in plan:
-        for benchmark in ("ahb", "concern"):
-            role = f"{arm}-{seed}-{dose}-{benchmark}"
-            judged = benchmark == "ahb"
-            data = scores(
-                rng,
-                LEVELS[arm],
-                12 if judged else 30,
-                2 if judged else 1,
-                ["Harm", "Scope"] if judged else [],
-            )
-            inputs[role] = folder / role
-            inputs[role].mkdir(parents=True)
-            data.assign(judge="stand-in" if judged else "likelihood").to_parquet(
-                inputs[role] / "scores.parquet"
-            )
-            row = {
-                "arm": arm,
-                "seed": seed,
-                "dose": dose,
-                "benchmark": benchmark,
-                "checkpoint": f"sft/{arm}-{seed}",
-            }
-            settings["rows"].append({"role": role, **row})
-    out = folder / "out"
-    out.mkdir()
-    return StageContext(out, "identity", settings, {}, inputs)
-
-
-def edit(context: StageContext, role: str, change: Any) -> None:
-    """Rewrite one checkpoint's score file as `change(frame)` returns it."""
-    path = context.inputs[role] / "scores.parquet"
-    change(pd.read_parquet(path)).to_parquet(path)
-
-
-def drop(context: StageContext, role: str) -> dict[str, Any]:
-    """Turn a finished checkpoint of the study into a planned one; returns its entry in `missing`."""
-    row = next(row for row in context.settings["rows"] if row["role"] == role)
-    context.settings["rows"].remove(row)
-    entry = {key: row[key] for key in ("arm", "seed", "dose", "benchmark")}
-    context.settings["missing"].append(entry)
-    return entry
-
-
-def results_of(context):
-    counts = run(context)
-    results = json.loads((context.folder / "results.json").read_text())
-    assert counts["checkpoints"] == len(results["scores"])
-    return results
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +171,10 @@ def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_
 
 
 def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
-    """An advantage that is the same in every seed, though seeds differ by far more: only the paired test can see it."""
+    """An advantage that is the same in every seed, though seeds differ by far more.
+
+    Only the paired test can see it.
+    """
 
     def level(role: str, frame: pd.DataFrame) -> pd.DataFrame:
         shift = {"0": 0.1, "1": 0.4, "2": 0.7}[role.split("-")[1]] + (
@@ -392,162 +261,12 @@ def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
     assert "&lt;b&gt;animal-0-0-ahb" in page and "<b>animal" not in page and "no grade" in page
 
 
-def test_missing_checkpoints_are_listed_everywhere(tmp_path):
-    context = study(tmp_path)
-    entry = drop(context, "urban-2-200-ahb")
-    for seed in range(3):
-        drop(context, f"animal-{seed}-200-concern")
-    results = results_of(context)
-    assert entry in results["missing"] and len(results["missing"]) == 4
-    contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
-    assert len(contrasts) == 4
-    half = contrasts["ahb", 200]
-    assert (half["seeds"], half["seeds_of"], half["unfinished"]) == (2, 3, 1)
-    gone = contrasts["concern", 200]
-    assert (gone["verdict"], gone["estimate"], gone["p"]) == ("none", None, None)
-    assert (
-        "not finished" in gone["reason"]
-        and "animal, seed 1, dose 200, on concern" in gone["reason"]
-    )
-    name = "urban, seed 2, dose 200, on ahb"
-    texts = [(context.folder / "report.html").read_text(), headline(results)]
-    texts += [path.read_text() for path in (context.folder / "tables").glob("*.tex")]
-    assert len(texts) == 10 and all(name in text for text in texts)
-    assert pd.read_parquet(context.folder / "scores.parquet").attrs["missing"] == results["missing"]
-    assert any(name in warning for warning in context.warnings)
-
-
-def test_holm_counts_every_declared_test_of_the_family(tmp_path):
-    context = study(tmp_path, seeds=2)
-    aside = {
-        "name": "aside",
-        "of": "animal",
-        "against": "untrained",
-        "on": ["ahb"],
-        "family": "other",
-    }
-    context.settings["contrasts"].append(aside)
-    for seed in range(2):
-        drop(context, f"animal-{seed}-200-concern")
-    rows = results_of(context)["contrasts"]
-    primary = [row for row in rows if row["family"] == "primary"]
-    ps = [row["p"] for row in primary]
-    assert len(ps) == 4 and ps.count(None) == 1
-    expected = multipletests([1.0 if p is None else p for p in ps], method="holm")[1]
-    for row, p_holm in zip(primary, expected, strict=True):
-        if row["p"] is not None:
-            assert row["p_holm"] == pytest.approx(p_holm, rel=1e-4)
-            assert row["verdict"] == ("higher" if p_holm <= 0.05 else "inconclusive")
-    alone = [row for row in rows if row["family"] == "other"]
-    assert len(alone) == 1 and alone[0]["p_holm"] == alone[0]["p"]
-
-
-def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
-    context = study(tmp_path, seeds=1)
-    results = results_of(context)
-    for row in results["contrasts"]:
-        assert (row["verdict"], row["low"], row["high"], row["p"], row["p_holm"]) == (
-            "none",
-            None,
-            None,
-            None,
-            None,
-        )
-        assert row["estimate"] is not None and row["question_se"] is not None and row["seeds"] == 1
-        assert row["reason"].startswith("one seed per arm")
-    assert "one seed per arm" in (context.folder / "report.html").read_text()
-    assert "one seed per arm" in (context.folder / "tables" / "contrasts.tex").read_text()
-    assert "one seed per arm" in headline(results)
-
-
-def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
-    context = study(tmp_path)
-
-    def lose(frame):
-        lost = (frame["question"] == "q003") | (
-            (frame["question"] == "q001") & (frame["epoch"] == 2)
-        )
-        return frame.assign(
-            score=frame["score"].mask(lost), missing=np.where(lost, "unreadable grade", None)
-        )
-
-    before = results_of(study(tmp_path / "whole"))
-    for seed in range(3):
-        edit(context, f"urban-{seed}-0-ahb", lose)
-    results = results_of(context)
-    row = next(
-        r
-        for r in results["scores"]
-        if (r["arm"], r["seed"], r["dose"], r["benchmark"]) == ("urban", 0, 0, "ahb")
-    )
-    kept = lose(pd.read_parquet(tmp_path / "whole" / "urban-0-0-ahb" / "scores.parquet")).query(
-        "dimension == 'overall'"
-    )
-    assert (row["n"], row["missing"]) == (21, 3)
-    assert row["score"] == pytest.approx(kept.groupby("question")["score"].mean().mean(), rel=1e-5)
-    contrast = results["contrasts"][0]
-    assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
-    assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
-    assert (
-        "9 answers" in headline(results)
-        and "9 answers" in (context.folder / "report.html").read_text()
-    )
-
-
-ANIMAL = "animal, seed 0, dose 0, on ahb"
-
-
-@pytest.mark.parametrize(
-    ("change", "where", "what"),
-    [
-        (lambda f: pd.concat([f, f.head(1)]), "", "the same score twice (1 rows)"),
-        (lambda f: f.assign(score=f["score"] * 100), "", "outside 0..1"),
-        (lambda f: f.assign(judge="someone else"), "ahb", "2 judges (someone else, stand-in)"),
-        (lambda f: f[f["dimension"] != "overall"], ANIMAL, "no 'overall' score"),
-        (lambda f: f.assign(scenario="s"), "ahb", "questions without exactly one scenario"),
-        (lambda f: f.assign(missing="why"), "", "also marked missing"),
-        (lambda f: f.drop(columns="response"), "scores.parquet", "columns response are absent"),
-    ],
-)
-def test_a_table_that_would_give_wrong_numbers_is_refused(tmp_path, change, where, what):
-    context = study(tmp_path, seeds=1, doses=(0,))
-    edit(context, "animal-0-0-ahb", change)
-    with pytest.raises(UserError) as error:
-        run(context)
-    assert any(where in problem.where and what in problem.what for problem in error.value.problems)
-    assert not (context.folder / "results.json").exists()
-
-
-def test_undeclared_judge_seed_beside_none_and_nothing_at_all_are_refused(tmp_path):
-    context = study(tmp_path, seeds=1, doses=(0,))
-    context.settings["benchmarks"]["ahb"]["judge"] = "gemini"
-    context.settings["rows"][2]["arm"] = "untrained"
-    with pytest.raises(UserError) as error:
-        run(context)
-    judge, seeds = error.value.problems
-    assert (judge.where, judge.what) == (
-        "benchmark ahb",
-        "graded by stand-in but gemini is declared",
-    )
-    assert "with and without a training seed" in seeds.what
-    assert seeds.where == "arm untrained, dose 0, on ahb"
-    context.settings["rows"] = []
-    with pytest.raises(UserError, match="there are no scores to analyze"):
-        run(context)
-
-
-def test_a_lost_question_is_noted(tmp_path):
-    context = study(tmp_path, doses=(0,))
-    edit(context, "animal-1-0-ahb", lambda frame: frame[frame["question"] != "q005"])
-    assert results_of(context)["notes"] == [
-        "11 of the 12 questions of ahb were answered: animal, seed 1, dose 0, on ahb"
-    ]
-    assert "11 of the 12 questions" in (context.folder / "report.html").read_text()
-
-
 def test_stand_ins_are_named_in_every_output(finished):
     context, results = finished
-    note = "A deterministic rule-based stand-in, not a language model, wrote the documents of animal and judged ahb."
+    note = (
+        "A deterministic rule-based stand-in, not a language model, wrote the documents of animal "
+        "and judged ahb."
+    )
     for path in [context.folder / "report.html", *(context.folder / "tables").glob("*.tex")]:
         assert note in path.read_text()
     assert note in headline(results)
@@ -568,7 +287,10 @@ def test_special_characters_are_safe_in_latex_and_html(tmp_path):
     context = study(tmp_path)
     name_badly(context)
     run(context)
-    escaped = r"50\% a\_b \& \$c\$ \#1 \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \textless{}b\textgreater{}"
+    escaped = (
+        r"50\% a\_b \& \$c\$ \#1 \{x\} \textasciitilde{}\textasciicircum{} "
+        r"\textbackslash{}d \textless{}b\textgreater{}"
+    )
     assert tex(NASTY) == escaped
     for name in ("scores", "contrasts", "dimensions"):
         text = (context.folder / "tables" / f"{name}.tex").read_text()
@@ -581,63 +303,6 @@ def test_special_characters_are_safe_in_latex_and_html(tmp_path):
     assert "&lt;b&gt;" in page and "<b>" not in page
 
 
-def one_arm(context: StageContext) -> None:
-    context.settings["rows"] = [row for row in context.settings["rows"] if row["arm"] == "animal"]
-
-
-def one_question(context: StageContext) -> None:
-    for role in context.inputs:
-        edit(context, role, lambda frame: frame[frame["question"] == "q000"])
-
-
-def all_equal(context: StageContext) -> None:
-    for role in context.inputs:
-        edit(context, role, lambda frame: frame.assign(score=1.0))
-
-
-def all_missing(context: StageContext) -> None:
-    for role in context.inputs:
-        edit(context, role, lambda frame: frame.assign(score=np.nan, missing="garbage"))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (one_arm, "the two arms were not planned at a common SFT dose"),
-        (one_question, "one scenario only"),
-        (all_equal, "the scores vary neither over seeds nor over questions"),
-        (all_missing, "no question was graded in both arms"),
-    ],
-)
-def test_what_the_data_cannot_say_is_a_marked_gap_everywhere(tmp_path, change, reason, drawn):
-    context = study(tmp_path)
-    change(context)
-    results = results_of(context)
-    for row in results["contrasts"]:
-        assert (
-            reason in row["reason"]
-            and row["verdict"] == "none"
-            and row["p"] is row["p_holm"] is None
-        )
-        assert row["estimate"] is None if change in (one_arm, all_missing) else row["low"] is None
-    second = [row[key] for row in results["opinions"] for key in ("bootstrap", "mixed")]
-    assert all(found["reason"] and found["low"] is None for found in second)
-    assert all(
-        bought["detectable"] is None and bought["reason"]
-        for r in results["variance"]
-        for bought in r["purchases"]
-    )
-    assert all(change["p"] is None for row in results["erosion"] for change in row["changes"])
-    assert not [warning for warning in context.warnings if "could not be drawn" in warning]
-    text = (context.folder / "report.html").read_text() + (
-        context.folder / "tables/contrasts.tex"
-    ).read_text()
-    assert (
-        "nan" not in text.lower().replace("finan", "")
-        and (context.folder / "figures/scores.png").exists()
-    )
-
-
 def test_page_needs_no_network_and_no_script(finished):
     context, _ = finished
     page = (context.folder / "report.html").read_text()
@@ -648,7 +313,8 @@ def test_page_needs_no_network_and_no_script(finished):
 
 def test_headline_imports_nothing_heavy(finished):
     _, results = finished
-    code = "import sys, analysis.headline; print({'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))"
+    heavy = {"pandas", "numpy", "scipy", "matplotlib"}
+    code = f"import sys, analysis.headline; print({heavy} & set(sys.modules))"
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True

@@ -1,4 +1,7 @@
-"""What missing grades could change: by hand, the same averages as the study's, and never narrower with less known."""
+"""What missing grades could change.
+
+By hand, the same averages as the study's, and never narrower with less known.
+"""
 
 import json
 import warnings
@@ -19,7 +22,10 @@ CONTRAST = Contrast("A - B", "A", "B", ("ahb",), "primary")
 
 
 def answers(*rows: tuple[Any, ...], **keys: Any) -> pd.DataFrame:
-    """A long table of (arm, seed, question, epoch, {dimension: score}); overall is the mean of the graded."""
+    """A long table of (arm, seed, question, epoch, {dimension: score}).
+
+    Overall is the mean of the graded dimensions.
+    """
     lines = []
     for arm, seed, question, epoch, given in rows:
         overall = {} if OVERALL in given else {OVERALL: pd.Series(given, dtype=float).mean()}
@@ -62,7 +68,10 @@ def test_one_missing_dimension_by_hand():
 
 
 def test_epochs_then_seeds_then_questions():
-    """Seed 0 has two answers to q1 of which one is ungraded, seed 1 one; q2 was asked once, of seed 0."""
+    """Seed 0 has two answers to q1 of which one is ungraded, seed 1 one.
+
+    q2 was asked once, of seed 0.
+    """
     table = answers(
         ("A", 0, "q1", 1, {"Harm": 1}),
         ("A", 0, "q1", 2, {"Harm": NAN}),
@@ -82,7 +91,10 @@ def test_a_benchmark_without_dimensions_uses_its_overall_scores():
 
 
 def test_an_answer_without_any_grade_may_lack_its_dimensions():
-    """Some scorers name no dimensions where they graded none: those grades are missing all the same."""
+    """Some scorers name no dimensions where they graded none.
+
+    Those grades are missing all the same.
+    """
     table = answers(
         ("A", 0, "q1", 1, {"Harm": 1, "Scope": 1}),
         ("A", 0, "q1", 2, {OVERALL: NAN}),
@@ -98,7 +110,10 @@ def test_an_answer_without_any_grade_may_lack_its_dimensions():
 
 
 def test_an_overall_score_that_is_no_mean_can_be_anything():
-    """As StrongREJECT's: a missing dimension leaves it between 0 and 1, and whole answers keep their score."""
+    """As StrongREJECT's: a missing dimension leaves it between 0 and 1.
+
+    Fully graded answers keep their score.
+    """
     table = answers(
         ("A", 0, "q1", 1, {OVERALL: 0.0, "Harm": 1, "Scope": 1}),
         ("A", 0, "q2", 1, {OVERALL: 0.2, "Harm": 0.5, "Scope": NAN}),
@@ -131,7 +146,10 @@ def test_difference_by_hand():
 
 
 def study(seed: int, lost: float, epochs: int = 2) -> pd.DataFrame:
-    """Two arms, three seeds, five questions, three dimensions; a share `lost` of the grades missing."""
+    """Two arms, three seeds, five questions, three dimensions.
+
+    A share `lost` of the grades is missing.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for arm in "AB":

@@ -1,4 +1,4 @@
-"""Claims: the verdict rules on planted results, roles that lack, and the published figures' arithmetic by hand."""
+"""Claims: verdict rules on planted results, missing roles, the published figures by hand."""
 
 import json
 import re
@@ -257,8 +257,10 @@ def test_verdict_on_no_difference(changed, verdict):
 
 
 def test_equivalence_is_corrected_over_all_such_claims():
-    """One test of p .024 passes alone; with a second claim of no difference that was not made, twice that also does;
-    a p of .03 then does not."""
+    """One test of p .024 passes alone, and so does twice that, with a second, untested claim.
+
+    A p of .03 then does not pass.
+    """
     roles = ROLES | {
         "animal": "doc",
         "untrained": "qa",
@@ -357,7 +359,10 @@ def value(found: dict[str, Any]) -> float:
 
 
 def test_writers_by_hand():
-    """46.7 against 37.3: errors (.467 x .533 / 779)^.5 and (.373 x .627 / 779)^.5, t = .094 / .02489 = 3.776."""
+    """46.7 against 37.3, 780 answers each.
+
+    Errors (.467 x .533 / 779)^.5 and (.373 x .627 / 779)^.5, t = .094 / .02489 = 3.776.
+    """
     assert check("e5.grok", "standard errors")["recomputed"] == "1.79 / 1.73 points at most"
     assert check("e5.grok", "standard errors")["agrees"] is None
     assert value(check("e5.grok", "t from")) == 3.78 and check("e5.grok", "t from")["agrees"]
@@ -385,7 +390,10 @@ def test_animal_against_urban_does_not_agree():
 
 
 def test_side_effects_by_hand():
-    """.013 / (.002 x 2^.5) = 4.6 standard errors; .01 / (.12^2 + .11^2)^.5 = .061; .02 / (.042 x 2^.5) = .337."""
+    """Differences in standard errors, with ± read as a standard error.
+
+    .013 / (.002 x 2^.5) = 4.6; .01 / (.12^2 + .11^2)^.5 = .061; .02 / (.042 x 2^.5) = .337.
+    """
     error = {
         name: check(name, "a standard error")
         for name in ("e6.power", "e6.strongreject", "e6.hellaswag")

@@ -6,12 +6,28 @@ from pathlib import Path
 from analysis.corpora import corpora
 
 CARD = {
-    "documents": 90, "held_out": 10, "words": 9000, "tokens": 12000, "tokens_trimmed": 34,
+    "documents": 90,
+    "held_out": 10,
+    "words": 9000,
+    "tokens": 12000,
+    "tokens_trimmed": 34,
     "length": {"words": {"50%": 101.0}},
-    "diversity": {"type_token": 0.1, "distinct_2": 0.4, "distinct_3": 0.6, "over_words": 9000, "compared": 90},
-    "counts": {"calls": 105, "cost": 0.25, "rejected": 5, "rejected_length": 3, "rejected_duplicate": 2},
+    "diversity": {
+        "type_token": 0.1,
+        "distinct_2": 0.4,
+        "distinct_3": 0.6,
+        "over_words": 9000,
+        "compared": 90,
+    },
+    "counts": {
+        "calls": 105,
+        "cost": 0.25,
+        "rejected": 5,
+        "rejected_length": 3,
+        "rejected_duplicate": 2,
+    },
     "examples": [{"id": 4, "text": "A report."}],
-}  # fmt: skip
+}
 BALANCE = [
     {"measure": "tokens", "against": "animal", "verdict": "matched"},
     {"measure": "vendi", "against": "animal", "verdict": "differs"},

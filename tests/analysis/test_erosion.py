@@ -1,4 +1,7 @@
-"""Erosion of an advantage: by hand, paired within seeds and questions, intervals that cover, no extrapolation."""
+"""Erosion of an advantage.
+
+By hand, paired within seeds and questions, intervals that cover, no extrapolation.
+"""
 
 import json
 import warnings
@@ -23,7 +26,10 @@ SAME = np.full((3, 3, 4), 0.5)
 
 
 def means(arms: dict[str, Any], seeds: Any = None) -> pd.DataFrame:
-    """Question means from arrays of shape (doses 0, 100, 400; seeds; questions), NaN for no grade."""
+    """Question means from arrays of shape (doses, seeds, questions), NaN for no grade.
+
+    The doses are 0, 100 and 400.
+    """
     rows = [
         (dose, arm, (seeds or {}).get((arm, dose), range(9))[s], f"q{q}", score)
         for arm, scores in arms.items()
@@ -47,7 +53,10 @@ def rows(table: pd.DataFrame, *contrasts: Contrast) -> list[dict[str, Any]]:
 
 
 def falling(*advantages: float) -> dict[str, np.ndarray]:
-    """Means of B + advantage and B, with variance over seeds and questions that adds nothing to any mean."""
+    """Means of B + advantage and B, at each dose.
+
+    Their variance over seeds and questions adds nothing to any mean.
+    """
     base = 0.4 + (np.arange(4) - 1.5) / 50 + NOISE + LUCK
     return {
         "A": np.stack([base + a for a in advantages]),
@@ -58,7 +67,10 @@ def falling(*advantages: float) -> dict[str, np.ndarray]:
 def noisy(
     rng: np.random.Generator, advantages: Any, seeds: int, questions: int = 26
 ) -> dict[str, np.ndarray]:
-    """Scores with effects of seed and question that all doses share, and of seed and dose, question and dose."""
+    """Scores with effects of seed and question that all doses share.
+
+    Effects of seed and dose, and of question and dose, come on top.
+    """
     arms = {}
     for arm, shift in (("A", np.asarray(advantages)), ("B", np.zeros(len(advantages)))):
         lasting = rng.normal(0.4, 0.08, questions) + rng.normal(0, 0.03, (seeds, 1))
@@ -232,7 +244,8 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds_by_hand():
         assert [change["estimate"] for change in found["changes"]] == pytest.approx(
             [0.15, 0.2, 0.05]
         )
-    # within seeds only the arms' own luck is left, and at the first dose nothing: it is one checkpoint
+    # within seeds only the arms' own luck remains, and nothing at the first dose, which is one
+    # checkpoint
     difference = two_way(
         [Arm(0.15 + LUCK / 2 + NOISE), Arm(np.zeros((1, 4)), fixed=True)], np.arange(4)
     )

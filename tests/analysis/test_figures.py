@@ -1,4 +1,7 @@
-"""Which figures a study has and under which names; the same bytes twice; one that fails costs no other."""
+"""Which figures a study has and under which names.
+
+The same bytes twice; one that fails costs no other.
+"""
 
 import re
 

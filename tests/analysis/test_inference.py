@@ -1,4 +1,4 @@
-"""Second opinions and power: by hand, against scipy and statsmodels, and by brute force."""
+"""Other methods and power: by hand, against scipy and statsmodels, and by brute force."""
 
 import tracemalloc
 import warnings
@@ -26,7 +26,7 @@ SMALL = Variances(epochs=4)
 
 
 def uneven() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """3 and 4 seeds, 8 questions in 5 scenarios, 4 noisy answers each, some of them without a grade."""
+    """3 and 4 seeds, 8 questions in 5 scenarios, 4 noisy answers each, some of them ungraded."""
     rng = np.random.default_rng(3)
     of = (
         0.5

@@ -1,4 +1,4 @@
-"""Agreement of judges: published examples, by hand, and what is said where a number is undefined."""
+"""Agreement of judges: published examples, cases by hand, reasons for undefined numbers."""
 
 import json
 import warnings
@@ -20,7 +20,10 @@ CONTRAST = Contrast("A - B", "A", "B", ("ahb",), "primary")
 
 
 def long(*rows: tuple[Any, ...], seed: int | None = 0, dose: int = 0) -> pd.DataFrame:
-    """A long table of (judge, arm, question, dimension, score); questions are alike but for their last letter."""
+    """A long table of (judge, arm, question, dimension, score).
+
+    The scenario of a question is its id without the last letter.
+    """
     columns = ["judge", "arm", "question", "dimension", "score"]
     table = pd.DataFrame(rows, columns=columns).assign(
         benchmark="ahb", dose=dose, seed=seed, epoch=1, response="r"
@@ -61,8 +64,10 @@ def biases(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def test_kappa_of_a_published_example():
-    """50 proposals, two readers: 20 yes by both, 5 by the first alone, 10 by the second alone, 15 no; kappa .4.
-    Wikipedia, "Cohen's kappa", simple example."""
+    """Wikipedia, "Cohen's kappa", simple example: 50 proposals, two readers, kappa .4.
+
+    20 are yes by both, 5 by the first alone, 10 by the second alone, 15 no by both.
+    """
     counts = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
     first, second = zip(*(pair for pair, n in counts.items() for _ in range(n)), strict=True)
     [everything, arm] = quiet(graded(list(first), list(second)))
@@ -73,8 +78,9 @@ def test_kappa_of_a_published_example():
     assert everything["arm"] is None and arm["arm"] == "A" and arm["pairs"] == everything["pairs"]
 
 
-# Krippendorff, "Computing Krippendorff's alpha-reliability" (2011): example A (two observers, binary) has alpha .095;
-# examples C and D (four observers, missing values) .849 with the interval metric.
+# Krippendorff, "Computing Krippendorff's alpha-reliability" (2011): example A (two observers,
+# binary) has alpha .095; examples C and D (four observers, missing values) .849 with the interval
+# metric.
 BINARY = [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]
 FOUR = [
     [1, 2, 3, 3, 2, 1, 4, 1, 2, NAN, NAN, NAN],
@@ -188,7 +194,10 @@ def test_every_pair_and_the_primary_first():
 
 
 def two_arms(shift: list[float], dimension: str = "Harm", **keys: Any) -> pd.DataFrame:
-    """Judge other adds `shift` to main's grade of arm A's answer, question by question, and nothing in arm B."""
+    """Judge other adds `shift` to main's grade of arm A's answer.
+
+    It does so question by question, and adds nothing in arm B.
+    """
     rows = []
     for i, more in enumerate(shift):
         for judge, arm, score in (
@@ -240,7 +249,10 @@ def test_repeating_every_question_in_another_language_adds_no_certainty():
 
 
 def test_bias_rests_only_on_what_both_judges_scored():
-    """A person labelled q0 and q1 in both arms and q2 in A alone: q2 is left out, its 0.9 moves nothing."""
+    """A person labelled q0 and q1 in both arms and q2 in A alone.
+
+    q2 is left out, so that its 0.9 changes nothing.
+    """
     table = two_arms([0.3, 0.1, 0.9])
     table = table[
         ~((table["judge"] == "other") & (table["arm"] == "B") & (table["question"] == "q2x"))
@@ -287,12 +299,21 @@ def test_no_interval_without_a_reason(table, reason):
 
 
 def noisy(seed: int) -> pd.DataFrame:
-    """Two judges and two arms, three seeds, two epochs, two dimensions; a tenth of the dimension grades missing."""
+    """Two judges and two arms, three seeds, two epochs, two dimensions.
+
+    A tenth of the dimension grades is missing.
+    """
     rng = np.random.default_rng(seed)
     parts = []
     for train in range(3):
-        names = [(j, a, f"q{q}{t}", d) for j in ("main", "other") for a in "AB" for q in range(6) for t in "xy"
-                 for d in ("Harm", "Scope")]  # fmt: skip
+        names = [
+            (judge, arm, f"q{number}{translation}", dimension)
+            for judge in ("main", "other")
+            for arm in "AB"
+            for number in range(6)
+            for translation in "xy"
+            for dimension in ("Harm", "Scope")
+        ]
         for epoch in (1, 2):
             scores = np.where(rng.random(len(names)) < 0.1, NAN, rng.integers(0, 2, len(names)))
             part = long(

@@ -1,4 +1,7 @@
-"""All tables of one study in one LaTeX document, with names that LaTeX would trip over; shown as text by pdftotext."""
+"""All tables of one study in one LaTeX document, with names that LaTeX would trip over.
+
+pdftotext shows them as text.
+"""
 
 import json
 import shutil
@@ -9,7 +12,7 @@ import pytest
 
 from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
 from analysis.tables import TABLES
-from tests.analysis.test_analysis_run import edit, results_of, study
+from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
 
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}

@@ -1,4 +1,4 @@
-"""macros.tex: names of letters only and none twice, values that LaTeX takes, the numbers of the results."""
+"""macros.tex: unique names of letters only, valid LaTeX values, the numbers of the results."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The mixed model: R's numbers, the two-way test's, where it must refuse; all methods on simulated studies."""
+"""The mixed model: R's numbers, the two-way test's, refusals; all methods on simulated data."""
 
 import sys
 
@@ -11,11 +11,11 @@ from analysis.inference import Variances, detectable
 from analysis.mixed import mixed_model
 from benchmarks import calibration
 
-# R 4.2.2 with lme4 1.1-31 and lmerTest 3.1-3, on the scores of `planted` in long form (arm 1 and 0, run and question
-# named across arms):
+# R 4.2.2 with lme4 1.1-31 and lmerTest 3.1-3, on the scores of `planted` in long form (arm 1 and
+# 0, run and question named across arms):
 #   m <- lmer(score ~ arm + (1|run) + (1|scenario) + (1|arm:scenario), d,
-#             control = lmerControl(optCtrl = list(xtol_abs = 1e-12, ftol_abs = 1e-12, xtol_rel = 1e-12,
-#                                                  ftol_rel = 1e-14)))
+#             control = lmerControl(optCtrl = list(xtol_abs = 1e-12, ftol_abs = 1e-12,
+#                                                  xtol_rel = 1e-12, ftol_rel = 1e-14)))
 #   coef(summary(m)); as.data.frame(VarCorr(m))
 # and for `clusters` also + (1|question) + (1|arm:question).
 R = {
@@ -58,7 +58,10 @@ def planted(
     scenarios: np.ndarray | None = None,
     run: float = 0.03,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Question means of two arms, the first higher by .1, and the scenarios of the questions (26 unless given)."""
+    """Question means of two arms, the first higher by .1, and the scenarios of the questions.
+
+    There are 26 questions unless `scenarios` is given.
+    """
     rng = np.random.default_rng(seed)
     scenarios = np.arange(26) if scenarios is None else scenarios
     clusters, questions = int(scenarios.max()) + 1, len(scenarios)
@@ -227,7 +230,8 @@ def test_calibrated_on_studies_without_effect(seeds):
     assert 0.85 < shares["percentile_covers"] <= 0.995 and shares["percentile_width"] < 1.05
     assert shares["mixed_covers"] > 0.75 and shares["mixed_fails"] == 0
     assert shares["response_level_rejects"] > 0.2
-    # with 3 seeds it can't reject; with 5 it does so too often, for it doesn't speak of new questions
+    # with 3 seeds it can't reject; with 5 it does so too often, for it doesn't speak of new
+    # questions
     assert (
         shares["permutation_rejects"] == 0 if seeds == 3 else shares["permutation_rejects"] > 0.05
     )

@@ -1,4 +1,4 @@
-"""Bars and forest: their numbers in words, gaps that are marked, odd studies; and files that go onto one page."""
+"""Bars and forest: numbers in words, marked gaps, odd studies; files that go onto one page."""
 
 import gc
 import math

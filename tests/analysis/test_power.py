@@ -1,4 +1,4 @@
-"""What plan --power promises is the formula of the deciding test, with the study's own seeds, questions and epochs."""
+"""plan --power gives the deciding test's formula for the study's seeds, questions and epochs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Question by question, dimension by dimension: numbers in words, intervals by hand, gaps that are marked."""
+"""By question and by dimension: numbers in words, intervals by hand, marked gaps."""
 
 import math
 import re

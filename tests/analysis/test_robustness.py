@@ -1,4 +1,4 @@
-"""The robustness grid: each variant by hand, the base as the study computes it, and reasons where there is nothing."""
+"""Robustness: each variant by hand, the base as the study computes it, reasons for gaps."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,10 @@ KEYS = (
 
 
 def table(*rows: tuple[Any, ...], **keys: Any) -> pd.DataFrame:
-    """A long table of (arm, seed, question, {dimension: score}), one answer each; `keys` are more columns."""
+    """A long table of (arm, seed, question, {dimension: score}), one answer each.
+
+    `keys` are more columns.
+    """
     lines = [(*row[:3], name, score) for row in rows for name, score in row[3].items()]
     found = pd.DataFrame(lines, columns=["arm", "seed", "question", "dimension", "score"])
     found = found.assign(
@@ -79,8 +82,10 @@ def test_the_base_is_the_study_s_own_contrast():
 
 
 def test_first_26_questions_by_number():
-    """28 questions with ids 0 to 27, of which A is better by .1 on the first 26 and worse by 1 on two: as text, 3 to 9
-    would come after 26 and 27."""
+    """A is better by .1 on the first 26 of 28 questions, and worse by 1 on the last two.
+
+    Their ids are 0 to 27: as text, 3 to 9 would come after 26 and 27.
+    """
     values = np.where(np.arange(28) < 26, 0.6, 0.0)
     shift = np.array([[0.0], [0.02]])
     data = square(
@@ -107,7 +112,10 @@ def test_ids_sort_by_their_numbers():
 
 
 def test_one_question_per_scenario():
-    """Of scenarios s (ids 2 and 10) and t (3) the questions 2 and 3 remain: differences .35 and .3."""
+    """Of scenarios s (ids 2 and 10) and t (3) the questions 2 and 3 remain.
+
+    Their differences are .35 and .3.
+    """
     data = square(OF, AGAINST, ["10", "3", "2"])
     data["scenario"] = data["question"].map({"10": "s", "3": "t", "2": "s"})
     rows = variants(data)
@@ -155,7 +163,10 @@ def test_one_question_left_out_by_hand():
 
 
 def test_one_seed_left_out_by_hand():
-    """Seed means of A .7, .8 and of B .3, .5: without one of A .8 - .4 or .7 - .4, of B .75 - .5 or .75 - .3."""
+    """Seed means of A .7, .8 and of B .3, .5.
+
+    Without one of A .8 - .4 or .7 - .4, of B .75 - .5 or .75 - .3.
+    """
     found = variants(square(OF, AGAINST))["one seed left out"]
     assert (found["low"], found["high"]) == pytest.approx((0.25, 0.45))
     assert found["which"] in ("B seed 0", "B seed 1") and found["seeds"] == 1
@@ -236,7 +247,10 @@ def test_length_adjusted_by_hand():
 
 
 def test_dimensions_weigh_the_same_by_hand():
-    """Harm is asked in four questions with a difference of .1, Scope in one with .9: overall .26, dimensions .5."""
+    """Harm is asked in four questions with a difference of .1, Scope in one with .9.
+
+    The mean overall is .26, of dimensions .5.
+    """
     rows = []
     for arm, harm, scope in (("A", 0.6, 0.95), ("B", 0.5, 0.05)):
         for seed in (0, 1, 2):

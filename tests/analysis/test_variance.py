@@ -1,4 +1,4 @@
-"""Variance components: the analysis of variance by hand, known components, other software; and what to buy next."""
+"""Variance components by hand, known ones, by other software; and which data to add next."""
 
 import json
 import warnings
@@ -104,7 +104,10 @@ def test_two_seeds_and_two_questions_by_hand():
 def test_balanced_estimates_are_those_of_the_analysis_of_variance():
     a, s, q, e = shape = (3, 4, 7, 2)
     table = long(simulated(0, *shape))
-    formula = "score ~ C(arm) + C(question) + C(arm):C(seed) + C(arm):C(question) + C(arm):C(seed):C(question)"
+    formula = (
+        "score ~ C(arm) + C(question) + C(arm):C(seed) + C(arm):C(question) "
+        "+ C(arm):C(seed):C(question)"
+    )
     squares = anova_lm(smf.ols(formula, table.astype({"seed": int})).fit())
     _, question, seed, in_arm, in_seed, sample = (squares["sum_sq"] / squares["df"]).to_numpy()
     expected = [(seed - in_seed) / q / e, (question - in_arm) / a / s / e]
@@ -181,7 +184,8 @@ def test_judges_by_hand():
     """Three answers, two judges that differ by .1, .1 and .4 (mean .2, squares about it .06)."""
     table = long(np.array([0.2, 0.5, 0.3]).reshape(1, 1, 3, 1))
     both = pd.concat([table, table.assign(judge="other", score=table["score"] + [0.1, 0.1, 0.4])])
-    # left of answers and judges: half of .06 over 2; judges: half of 3 x .2 squared, over 3, less a third of the rest
+    # judge x answer: half of .06 over 2; judges: half of 3 x .2 squared, over 3, less a third of
+    # the former
     assert raw(of(both, judge="main"), "judge x answer", "judge") == pytest.approx(
         [0.015, (0.06 - 0.015) / 3]
     )
@@ -258,7 +262,10 @@ def test_the_best_purchase_comes_first():
 
 
 def test_detectable_differences_are_those_of_the_studys_plan_and_of_simulated_studies():
-    """The plan, by simulation: 26 questions: .13 with 3 seeds, .10 with 5; 115 questions: .10 and .07."""
+    """By simulation, the plan is:
+
+    26 questions: .13 with 3 seeds, .10 with 5; 115 questions: .10 and .07.
+    """
     planned = known(0.03, 0.25, 0.08, 0.05, 0.22)
     found = [
         bought(planned, seeds=s, questions=q)[0]["detectable"] for q in (26, 115) for s in (3, 5)
