@@ -177,8 +177,8 @@ def test_bootstrap_of_a_large_study_is_small_and_agrees_with_scipys():
     tracemalloc.stop()
     assert peak < 8e6
     found = bootstrap.compare(3, 26, 30, 2000)
-    assert found["se_ratio"] == pytest.approx(1, abs=0.06)
-    assert abs(found["low_difference"]) + abs(found["high_difference"]) < 0.012
+    assert found.se_ratio == pytest.approx(1, abs=0.06)
+    assert abs(found.low_difference) + abs(found.high_difference) < 0.012
 
 
 def test_permutation_by_hand():
@@ -295,7 +295,7 @@ def test_power_of_a_huge_design_is_the_normal_formula():
 @pytest.mark.parametrize(("seeds", "questions"), [(3, 26), (5, 115)])
 def test_power_is_that_of_the_deciding_test(seeds, questions):
     effect = detectable(Variances(), seeds, questions)
-    share = calibration.found_share(effect, seeds, questions, 600)
+    share = calibration.detected_share(effect, seeds, questions, 600)
     print(f"{seeds} seeds, {questions} questions: {effect:.3f} found in {share:.3f}")
     assert share == pytest.approx(0.8, abs=0.06)
     assert 0.03 < power(0.0, Variances(), seeds, questions) < 0.055
