@@ -240,8 +240,8 @@ def _weights(cell: Cell) -> tuple[float, float]:
         model = _start(cell)
         try:
             config = shape(model)
-            count = parameters(config)["total"]
-            wide = "path" not in model.resources or config.get("dtype", config.get("torch_dtype")) == "float32"
+            count = parameters(config).total
+            wide = "path" not in model.resources or config.dtype == "float32"
             return count, count * (4 if wide else 2) / 1e9
         except UserError:
             path = model.resources["path"]
