@@ -172,12 +172,12 @@ def compare(
     Node-hours: idle while any job still waits for another.
     """
     profile = load_profile(Path("partitions"))
-    todo = planning.tasks(cells, profile.shape, lambda cell: cell.stage in there, {})
+    todo = planning.tasks(cells, profile.resources, lambda cell: cell.stage in there, {})
     needs = needed(todo)
     policies, sizes = {}, {}
     for name, small in (("element-wise", sys.maxsize), ("arrays merged", 0)):
         with patch.object(planning, "SMALL", small):
-            arrays = planning.plan(todo, profile.shape, 1000)
+            arrays = planning.plan(todo, profile.resources, 1000)
         policies[name], sizes[name] = element_wise(todo, arrays), len(arrays)
     policies["stage barriers"] = barriers(todo)
     missing = sum(len(task.cells) for task in todo)
@@ -186,7 +186,7 @@ def compare(
         f"{missing} of {len(cells)} cells in {len(todo)} jobs; {sizes['element-wise']} arrays, or merged "
         f"{sizes['arrays merged']} (above {planning.SMALL} cells); waiting for more than they need: {', '.join(more)}"
     )
-    shapes = [profile.shape(task.cells[0].stage) for task in todo]
+    shapes = [profile.resources(task.cells[0].stage) for task in todo]
     wide, limits = [s.nodes for s in shapes], [s.minutes / 60 for s in shapes]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ("lower bound", *policies)}
     for seed in range(draws):

@@ -31,7 +31,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.paths import ROOT
-from slurm import ledger, scheduler
+from slurm import submissions, slurm_cli
 from study.spec import expand as plan
 from study.spec.load import load_study
 
@@ -67,11 +67,11 @@ def cluster() -> Iterator[None]:
     full = all(map(shutil.which, ("slurmdbd", "mariadbd", "mariadb-install-db", "munged")))
     folder = tempfile.mkdtemp(prefix="lab", dir="/tmp")  # a short path: sockets live in it
     settings = {"LAB_DIR": folder, "LAB_AUTH": "munge" if full else "none", "LAB_ACCT": "dbd" if full else "none"}
-    environment = {k: v for k, v in os.environ.items() if not scheduler.LEAK.match(k)} | settings
+    environment = {k: v for k, v in os.environ.items() if not slurm_cli.LEAK.match(k)} | settings
     try:
         up = subprocess.run([LAB, "up"], env=environment, capture_output=True, text=True)
         if up.returncode:
-            raise UserError(f"tests/slurmlab: {scheduler.last_line(up.stderr)}; LAB_PORT=N takes other ports")
+            raise UserError(f"tests/slurmlab: {slurm_cli.last_line(up.stderr)}; LAB_PORT=N takes other ports")
         os.environ["SLURM_CONF"] = f"{folder}/etc/slurm.conf"
         yield
     finally:
@@ -91,7 +91,7 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
     submitted = subprocess.run([sys.executable, "-m", "study", "submit", *words], cwd=ROOT, stdout=subprocess.PIPE)
     if submitted.returncode:
         raise UserError("the study was not submitted")
-    while scheduler.queue():
+    while slurm_cli.queue():
         time.sleep(1)
     loaded = load_study(study)
     base = folder / "runs" / loaded.study
@@ -101,7 +101,7 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
             raise UserError(f"{cell.relpath} did not finish; see log.txt in {base / cell.relpath}")
     stamps = dict(line.split(maxsplit=1) for line in (folder / "stamps").read_text().splitlines())
     found = []
-    for group in ledger.read(base / "slurm"):
+    for group in submissions.read(base / "slurm"):
         for index, identities in enumerate(group.tasks):
             start, end = map(float, stamps[f"{group.job}_{index}"].split())
             some = [cells[identity] for identity in identities]

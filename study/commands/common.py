@@ -48,7 +48,7 @@ def parallel_plans(profile: Any) -> dict[str, trainings.Layout]:
         return {}
     found = {}
     for stage in ("midtrain", "sft"):
-        shape = profile.shape(stage)
+        shape = profile.resources(stage)
         found[stage] = trainings.Layout(
             shape.nodes * shape.tasks_per_node,
             shape.tasks_per_node,

@@ -215,7 +215,7 @@ def _place(cell: Cell, profile: Any) -> tuple[int, int]:
     if _kind(cell) == "link":
         return 0, 1
     if profile:
-        form = profile.shape(cell.stage)
+        form = profile.resources(cell.stage)
         gpus = str(form.gpus_per_node).rpartition(":")[2]
         return form.nodes * (int(gpus) if gpus.isdigit() else 1), form.nodes * form.tasks_per_node * form.cpus
     if cell.stage in ("model", "midtrain", "sft", "generate", "likelihood", "lm_eval"):

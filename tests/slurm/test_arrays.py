@@ -10,16 +10,16 @@ import pytest
 from core.cell.identity import Cell
 from slurm import arrays as planning
 from slurm.arrays import Array, Task
-from slurm.profile import Shape, load_profile
+from slurm.profile import Resources, load_profile
 from study.spec import expand as plan
 from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "studies/tiny.yaml"
-SHAPE = Shape(minutes=1)
+SHAPE = Resources(minutes=1)
 
 
-def shape(stage: str) -> Shape:
+def resources(stage: str) -> Resources:
     return SHAPE
 
 
@@ -30,8 +30,8 @@ def cells(seeds: int) -> list[Cell]:
 def planned(
     found: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
 ) -> tuple[list[Task], list[Array]]:
-    todo = planning.tasks(found, shape, done, {})
-    return todo, planning.plan(todo, shape, largest)
+    todo = planning.tasks(found, resources, done, {})
+    return todo, planning.plan(todo, resources, largest)
 
 
 def waits_for(task: Task) -> set[Task]:
@@ -39,9 +39,9 @@ def waits_for(task: Task) -> set[Task]:
     array = task.array
     assert array
     found = {need for need in array.needs if isinstance(need, Task)}
-    if array.beside:
-        numbered = task.index < len(array.beside.tasks)
-        found |= {array.beside.tasks[task.index]} if numbered else set(array.beside.tasks)
+    if array.aftercorr_parent:
+        numbered = task.index < len(array.aftercorr_parent.tasks)
+        found |= {array.aftercorr_parent.tasks[task.index]} if numbered else set(array.aftercorr_parent.tasks)
     return found
 
 
@@ -51,12 +51,12 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     assert len(arrays) < len(todo)
     of = {task.cells[0].name: task for task in todo if task.kind in ("midtrain", "sft")}
     sft, midtrain = of["base-animal-s1-d200"], of["base-animal-s1"]
-    assert sft.array and sft.array.beside is midtrain.array and sft.index == midtrain.index
-    assert sft.array.beside
-    jobs = {sft.array.beside: "7"}
+    assert sft.array and sft.array.aftercorr_parent is midtrain.array and sft.index == midtrain.index
+    assert sft.array.aftercorr_parent
+    jobs = {sft.array.aftercorr_parent: "7"}
     assert planning.dependency(sft.array, jobs) == "aftercorr:7"
     assert planning.dependency(sft.array, jobs, {"7_0"}) == "aftercorr:7"
-    every = {f"7_{k}" for k in range(len(sft.array.beside.tasks))}
+    every = {f"7_{k}" for k in range(len(sft.array.aftercorr_parent.tasks))}
     assert planning.dependency(sft.array, jobs, every) is None, "Slurm 22.05 would take it for fulfilled anyway"
 
 
@@ -98,10 +98,10 @@ def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
     found = cells(seeds=1)
     training = next(cell for cell in found if cell.stage == "midtrain")
     before = {cell.identity: "5" for cell in found if cell.stage in ("model", "documents")}
-    todo = planning.tasks(found, shape, lambda cell: False, {**before, training.identity: "77_3"})
+    todo = planning.tasks(found, resources, lambda cell: False, {**before, training.identity: "77_3"})
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
-    planning.plan(todo, shape, 1000)
+    planning.plan(todo, resources, 1000)
     assert sft.array and planning.dependency(sft.array, {}) == "afterok:77_3"
     assert planning.dependency(sft.array, {}, {"77_3"}) is None
     assert all(training not in task.cells for task in todo)
@@ -127,5 +127,5 @@ def test_a_thousand_cells_in_seconds_and_one_call_for_a_hundred(largest: int) ->
 def test_the_examples_of_profiles_are_valid() -> None:
     for name in ("lab", "university", "partitions"):
         profile = load_profile(Path(name))
-        assert profile.shape("analysis").minutes and profile.shape("midtrain").partition
-        assert profile.shape("generate") == profile.shape("likelihood"), "they share a job"
+        assert profile.resources("analysis").minutes and profile.resources("midtrain").partition
+        assert profile.resources("generate") == profile.resources("likelihood"), "they share a job"

@@ -20,7 +20,7 @@ from core.cell.identity import Cell
 from slurm import checks
 from slurm.checks import Check
 from slurm.doctor import doctor, show
-from slurm.profile import Profile, Shape, load_profile
+from slurm.profile import Profile, Resources, load_profile
 from study.spec import expand
 from study.spec.load import load_study
 from tests.slurm.places import ROOT, SMALL, Lab
@@ -172,54 +172,54 @@ def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path:
             nothing_left(lab, tmp_path / "runs")
 
 
-SHAPES = {
-    "partition": (Shape(5, partition="nowhere"), "no partition nowhere", "cpu, gpu, scavenge, short"),
-    "time": (Shape(100), "partition cpu allows 60", "minutes: 60"),
-    "nodes": (Shape(5, nodes=3), "cpu has 2 of 2", "stages.midtrain"),
-    "nodes of the partition": (Shape(1, nodes=2, partition="short"), "short allows 1", "nodes: 1"),
+REQUESTS = {
+    "partition": (Resources(5, partition="nowhere"), "no partition nowhere", "cpu, gpu, scavenge, short"),
+    "time": (Resources(100), "partition cpu allows 60", "minutes: 60"),
+    "nodes": (Resources(5, nodes=3), "cpu has 2 of 2", "stages.midtrain"),
+    "nodes of the partition": (Resources(1, nodes=2, partition="short"), "short allows 1", "nodes: 1"),
     "cores": (
-        Shape(5, tasks_per_node=4, cpus=5),
+        Resources(5, tasks_per_node=4, cpus=5),
         "nodes of 20 cores; cpu has 0 of 2 (at most 16 cores",
         "ask for less",
     ),
-    "memory": (Shape(5, mem_gb=900.0), "900 GiB; cpu has 0 of 2", "ask for less"),
-    "gpus": (Shape(5, gpus_per_node=9, partition="gpu"), "GPUs 9; gpu has 0 of 2", "ask for less"),
-    "type of gpus": (Shape(5, gpus_per_node="a100:1", partition="gpu"), "gpu has 0 of 2", "ask for less"),
-    "constraint": (Shape(5, constraint="h200|a100"), "h200|a100; cpu has 0 of 2", "ask for less"),
-    "account": (Shape(5, account="nobody"), "account", "account nobody"),
+    "memory": (Resources(5, mem_gb=900.0), "900 GiB; cpu has 0 of 2", "ask for less"),
+    "gpus": (Resources(5, gpus_per_node=9, partition="gpu"), "GPUs 9; gpu has 0 of 2", "ask for less"),
+    "type of gpus": (Resources(5, gpus_per_node="a100:1", partition="gpu"), "gpu has 0 of 2", "ask for less"),
+    "constraint": (Resources(5, constraint="h200|a100"), "h200|a100; cpu has 0 of 2", "ask for less"),
+    "account": (Resources(5, account="nobody"), "account", "account nobody"),
 }
 
 
-@pytest.mark.parametrize("what", SHAPES)
+@pytest.mark.parametrize("what", REQUESTS)
 def test_a_request_that_could_never_start(what: str, lab: Lab) -> None:
-    shape, found, fix = SHAPES[what]
+    resources, found, fix = REQUESTS[what]
     if what == "account" and not lab.accounting:
         pytest.skip("no accounting on this cluster")
-    asked = Profile({"default": Shape(5), "midtrain": shape}, partition="cpu")
-    check = checks.request(["midtrain"], asked.shape("midtrain"), asked, checks.ask_cluster())
+    asked = Profile({"default": Resources(5), "midtrain": resources}, partition="cpu")
+    check = checks.request(["midtrain"], asked.resources("midtrain"), asked, checks.ask_cluster())
     assert check.state == "failed" and found in check.found and fix in check.fix, check
 
 
 def test_requests_that_fit(lab: Lab) -> None:
-    for shape in (
-        Shape(1, partition="short,cpu"),
-        Shape(5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0),
-        Shape(60, gpus_per_node=8, partition="scavenge", constraint="gpu&h100"),
+    for resources in (
+        Resources(1, partition="short,cpu"),
+        Resources(5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0),
+        Resources(60, gpus_per_node=8, partition="scavenge", constraint="gpu&h100"),
     ):
-        asked = Profile({"default": shape}, partition="cpu")
-        check = checks.request(["sft"], asked.shape("sft"), asked, checks.ask_cluster())
+        asked = Profile({"default": resources}, partition="cpu")
+        check = checks.request(["sft"], asked.resources("sft"), asked, checks.ask_cluster())
         assert check.state == "ok", check
 
 
 def test_limits_of_accounts_and_qos(lab: Lab) -> None:
     if not lab.accounting:
         pytest.skip("no accounting on this cluster")
-    plain = Profile({"default": Shape(30)}, partition="cpu")
+    plain = Profile({"default": Resources(30)}, partition="cpu")
     high = dataclasses.replace(plain, qos="high")
 
     def looked(asked: Profile) -> tuple[Check, Check]:
-        cluster, shape = checks.ask_cluster(), asked.shape("default")
-        return checks.submissions(asked, [shape], cluster), checks.request(["sft"], shape, asked, cluster)
+        cluster, resources = checks.ask_cluster(), asked.resources("default")
+        return checks.submit_limits(asked, [resources], cluster), checks.request(["sft"], resources, asked, cluster)
 
     def change(*words: str) -> None:
         lab.ask("sacctmgr", "-Q", "-i", "modify", *words)
@@ -244,10 +244,10 @@ def test_limits_of_accounts_and_qos(lab: Lab) -> None:
 
 
 def test_arrays_and_requeues(lab: Lab) -> None:
-    one = Profile({"default": Shape(5)}, partition="scavenge", max_array=20_000)
+    one = Profile({"default": Resources(5)}, partition="scavenge", max_array=20_000)
     check = checks.arrays(one)
     assert check.state == "warning" and check.fix == "max_array: 10000"
-    shapes = [one.shape("default")]
+    shapes = [one.resources("default")]
     assert checks.requeue(one, shapes, checks.ask_cluster()).state == "ok"
     assert checks.requeue(dataclasses.replace(one, requeue=0), shapes, checks.ask_cluster()).state == "warning"
     lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=cancel")
@@ -278,10 +278,10 @@ def bare_lab(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_without_accounts(bare_lab: None) -> None:
-    one = Profile({"default": Shape(5)}, partition="cpu")
-    shapes = [one.shape("default")]
+    one = Profile({"default": Resources(5)}, partition="cpu")
+    shapes = [one.resources("default")]
     assert checks.accounting(shapes).state == "warning"
-    assert checks.submissions(one, shapes, checks.ask_cluster()).state == "not checked"
+    assert checks.submit_limits(one, shapes, checks.ask_cluster()).state == "not checked"
     named = checks.accounting([dataclasses.replace(shapes[0], account="research")])
     assert named.state == "failed" and "research would be ignored" in named.found
 
@@ -319,4 +319,4 @@ def test_room_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_profiles_that_come_with_the_kit_can_be_looked_at() -> None:
     for name in ("lab", "university", "partitions"):
         one = load_profile(Path(name))
-        assert checks.gpus(one.shape("midtrain")) == {"lab": 0, "university": 4, "partitions": 4}[name]
+        assert checks.gpus(one.resources("midtrain")) == {"lab": 0, "university": 4, "partitions": 4}[name]

@@ -12,7 +12,7 @@ import pytest
 from slurm import probe
 from slurm.checks import Check
 from slurm.findings import Visit, judged
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 
 
 def by_name(found: list[Check]) -> dict[str, Check]:
@@ -73,9 +73,9 @@ CHANGES = [
 
 
 def visit(facts: dict[str, Any]) -> Visit:
-    one = Profile({"default": Shape(5)})
+    one = Profile({"default": Resources(5)})
     made = Visit(
-        "gpu", Shape(5, gpus_per_node=4), ["judge"], one, job="1", addresses={"api.example.org:443": ["judge"]}
+        "gpu", Resources(5, gpus_per_node=4), ["judge"], one, job="1", addresses={"api.example.org:443": ["judge"]}
     )
     made.facts = [facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}]
     return made
@@ -106,6 +106,6 @@ def test_a_node_that_falls_silent(tmp_path: Path) -> None:
 
 def test_a_second_node_without_a_word(tmp_path: Path) -> None:
     made = visit(WELL)
-    made.shape = dataclasses.replace(made.shape, nodes=2)
+    made.resources = dataclasses.replace(made.resources, nodes=2)
     found = by_name(judged(made, tmp_path))
     assert found["gpu: node"].state == "failed" and "1 of 2 nodes" in found["gpu: node"].found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import source_cells as inputs
 from study.spec.load import load_study
@@ -22,7 +22,7 @@ def corpora(count: int) -> list[Cell]:
     return [replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)]
 
 
-PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
+PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
 
 
 def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(lab: Lab, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from tokenizers import Tokenizer, models
 from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.slurm.places import Lab
 from tests.slurm.test_limit import SMALL
 
-PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu")
+PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu")
 
 
 def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None:

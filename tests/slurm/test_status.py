@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.cell.identity import Cell
-from slurm import ledger
+from slurm import submissions
 from study.commands.status import look, print_status, show
 from tests.slurm.places import Fake, Lab
 
@@ -34,7 +34,7 @@ class Submitted:
         self.base = folder / "runs/s"
         self.cells: list[Cell] = []
         (self.base / "slurm/jobs").mkdir(parents=True)
-        ledger.write(self.base / "slurm", "submission", cluster="lab")
+        submissions.write(self.base / "slurm", "submission", cluster="lab")
 
     def cell(self, name: str, *inputs: Cell, stage: str = "documents", **files: str) -> Cell:
         cell = Cell(stage, name, {"name": name}, {c.name: c for c in inputs})
@@ -47,18 +47,18 @@ class Submitted:
 
     def record(self, job: str, *tasks: list[Cell], kind: str = "x") -> None:
         identities = [[cell.identity for cell in task] for task in tasks]
-        ledger.write(self.base / "slurm", "submitting", group=f"g{job}", kind=kind, tasks=identities, after=None)
-        ledger.write(self.base / "slurm", "submitted", group=f"g{job}", job=job)
+        submissions.write(self.base / "slurm", "submitting", group=f"g{job}", kind=kind, tasks=identities, after=None)
+        submissions.write(self.base / "slurm", "submitted", group=f"g{job}", job=job)
 
     def job(self, script: str, *cells: Cell, options: str = "") -> str:
         """Submit a job of these cells, which starts in the folder of the first; with {} in `options`, its stdout."""
         folder, group = self.base / "slurm", f"s-{len(self.cells)}-{time.monotonic_ns()}"
-        ledger.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
+        submissions.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
         logs = f"--output={folder}/jobs/%j_0_log.out --error={folder}/jobs/%j_0_log.err --open-mode=append"
         words = f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M {logs} {options}".split()
         script = f"#!/bin/bash\ncd {self.base / cells[0].relpath}\n{script}\n"
         job = subprocess.run(words, input=script, capture_output=True, text=True, check=True).stdout.strip()
-        ledger.write(folder, "submitted", group=group, job=job)
+        submissions.write(folder, "submitted", group=group, job=job)
         return job
 
     def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pytest
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from slurm.submit import submit
 from tests.slurm.places import Fake, Kit, Lab
@@ -62,10 +62,10 @@ class Study:
     base: Path
     code: Path
     cells: list[Cell]
-    shape: Shape
+    resources: Resources
 
     def submit(self) -> dict[str, Any]:
-        profile = Profile(stages={"default": self.shape}, setup=[f"export PYTHONPATH={self.base.parent}"])
+        profile = Profile(stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"])
         return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, self.code)
 
     def start(self) -> str:
@@ -104,17 +104,17 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     """Studies by what happened to them, all of it over."""
     runs, ask = undisturbed.parent, session_lab.ask
     code = snapshot(ROOT, runs / "code/slurm")
-    small = Shape(minutes=10, partition="cpu")
+    small = Resources(minutes=10, partition="cpu")
     studies = {
         "controller": Study(runs / "controller", code, [FIRST, BEHIND], small),
         "requeued": Study(runs / "requeued", code, [FIRST], small),
         "told": Study(runs / "told", code, [FIRST], small),
         "cancelled": Study(runs / "cancelled", code, [FIRST, SECOND], small),
         "preempted": Study(
-            runs / "preempted", code, [FIRST], Shape(10, cpus=10, partition="scavenge", constraint="cpu")
+            runs / "preempted", code, [FIRST], Resources(10, cpus=10, partition="scavenge", constraint="cpu")
         ),
-        "node": Study(runs / "node", code, [FIRST], Shape(10, partition="gpu")),
-        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Shape(1, partition="cpu")),
+        "node": Study(runs / "node", code, [FIRST], Resources(10, partition="gpu")),
+        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Resources(1, partition="cpu")),
     }
     began = time.monotonic()
 

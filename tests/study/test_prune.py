@@ -18,7 +18,7 @@ from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
-from slurm import scheduler
+from slurm import slurm_cli
 from study.commands.prune import queue_of
 from study.spec.expand import in_order
 from study.upkeep.prune import OTHERS, again, gone, plan, prune, total
@@ -169,15 +169,15 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch
         {"event": "submitted", "group": "g", "job": "7"},
     ]
     record = put(small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events))
-    queue = [scheduler.Queued("7", "PENDING", "Priority", "g")]
-    monkeypatch.setattr(scheduler, "queue", lambda: queue)
+    queue = [slurm_cli.Queued("7", "PENDING", "Priority", "g")]
+    monkeypatch.setattr(slurm_cli, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
 
-    def silent() -> list[scheduler.Queued]:
+    def silent() -> list[slurm_cli.Queued]:
         raise UserError("squeue does not answer; wait")
 
-    monkeypatch.setattr(scheduler, "queue", silent)
+    monkeypatch.setattr(slurm_cli, "queue", silent)
     with pytest.raises(UserError, match="what is queued is unknown: squeue does not answer"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
     record.unlink()
