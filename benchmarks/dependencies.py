@@ -50,10 +50,14 @@ def element_wise(todo: list[Task], arrays: list[Array]) -> list[set[int]]:
             for job, _, index in (job.partition("_") for job in jobs):
                 others = arrays[int(job)].tasks
                 for k, task in enumerate(array.tasks):
-                    if kind == "aftercorr" and k < len(others):  # beyond, Slurm waits for the whole array
+                    if kind == "aftercorr" and k < len(
+                        others
+                    ):  # beyond, Slurm waits for the whole array
                         waits[number[task]].add(number[others[k]])
                     else:
-                        waits[number[task]] |= {number[o] for o in ([others[int(index)]] if index else others)}
+                        waits[number[task]] |= {
+                            number[o] for o in ([others[int(index)]] if index else others)
+                        }
     return waits
 
 
@@ -69,15 +73,23 @@ def barriers(todo: list[Task]) -> list[set[int]]:
     of_kind: dict[str, set[int]] = defaultdict(set)
     for i, task in enumerate(todo):
         of_kind[task.kind].add(i)
-    before = {kind: {todo[n].kind for i in some for n in needs[i]} - {kind} for kind, some in of_kind.items()}
-    return [needs[i].union(*(of_kind[kind] for kind in before[task.kind])) for i, task in enumerate(todo)]
+    before = {
+        kind: {todo[n].kind for i in some for n in needs[i]} - {kind}
+        for kind, some in of_kind.items()
+    }
+    return [
+        needs[i].union(*(of_kind[kind] for kind in before[task.kind]))
+        for i, task in enumerate(todo)
+    ]
 
 
 def draw(todo: list[Task], dice: random.Random) -> list[float]:
     """Hours of each task."""
     found = []
     for task in todo:
-        minutes = {"midtrain": 12, "sft": 12, "evaluate": 5}.get(task.kind, 0) + sum(map(_minutes, task.cells))
+        minutes = {"midtrain": 12, "sft": 12, "evaluate": 5}.get(task.kind, 0) + sum(
+            map(_minutes, task.cells)
+        )
         minutes *= dice.lognormvariate(0, 0.35)
         if dice.random() < 0.04:
             minutes *= dice.uniform(2, 4)
@@ -117,7 +129,10 @@ def schedule(
     running: list[tuple[float, int]] = []
     now, free = 0.0, nodes
     while ready or running:
-        spare, by = 0, None  # nodes that the first waiting task leaves over, and when it is promised its own
+        spare, by = (
+            0,
+            None,
+        )  # nodes that the first waiting task leaves over, and when it is promised its own
         for i in sorted(ready):
             if wide[i] <= free and (by is None or wide[i] <= spare or now + limits[i] <= by):
                 if by is not None and now + limits[i] > by:
@@ -128,7 +143,9 @@ def schedule(
                 free -= wide[i]
             elif by is None:
                 spare = free
-                for end, other in sorted((max(now, spans[j][0] + limits[j]), j) for _, j in running):
+                for end, other in sorted(
+                    (max(now, spans[j][0] + limits[j]), j) for _, j in running
+                ):
                     if spare < wide[i]:
                         spare, by = spare + wide[other], end
                 spare -= wide[i]
@@ -181,7 +198,10 @@ def compare(
         policies[name], sizes[name] = element_wise(todo, arrays), len(arrays)
     policies["stage barriers"] = barriers(todo)
     missing = sum(len(task.cells) for task in todo)
-    more = [f"{name} {sum(w > n for w, n in zip(p, needs, strict=True))}" for name, p in policies.items()]
+    more = [
+        f"{name} {sum(w > n for w, n in zip(p, needs, strict=True))}"
+        for name, p in policies.items()
+    ]
     text = (
         f"{missing} of {len(cells)} cells in {len(todo)} jobs; {sizes['element-wise']} arrays, or merged "
         f"{sizes['arrays merged']} (above {planning.SMALL} cells); waiting for more than they need: {', '.join(more)}"
@@ -198,7 +218,9 @@ def compare(
             firsts = [min(spans[i][1] for i in some) for some in arms(todo)]
             inputs = [max((spans[n][1] for n in some), default=0.0) for some in needs]
             until = max(max((spans[n][1] for n in some), default=0.0) for some in waits)
-            busy = sum(w * max(0.0, min(e, until) - s) for (s, e), w in zip(spans, wide, strict=True))
+            busy = sum(
+                w * max(0.0, min(e, until) - s) for (s, e), w in zip(spans, wide, strict=True)
+            )
             found[name].append({
                 "makespan": max(end for _, end in spans),
                 "first result, mean": mean(firsts),
@@ -225,21 +247,37 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         ("element-wise", "lower bound"),
     ):
         pairs = list(zip(found[name], found[other], strict=True))
-        ratios = {k: spread([a[k] / b[k] for a, b in pairs]) for k in pairs[0][1] if all(b[k] > 1e-9 for _, b in pairs)}
+        ratios = {
+            k: spread([a[k] / b[k] for a, b in pairs])
+            for k in pairs[0][1]
+            if all(b[k] > 1e-9 for _, b in pairs)
+        }
         rows.append({"policy": f"{name} / {other}"} | ratios)
     return tabulate(rows, headers="keys", disable_numparse=True)
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dependencies", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dependencies", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--nodes", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3, help="training seeds per arm; 10 make a study of 1,000 cells")
-    parser.add_argument("--draws", type=int, default=30, help="draws of durations, seeded 0, 1, ...")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="training seeds per arm; 10 make a study of 1,000 cells",
+    )
+    parser.add_argument(
+        "--draws", type=int, default=30, help="draws of durations, seeded 0, 1, ..."
+    )
     args = parser.parse_args()
     cells = plan.in_order(plan.analysis(load_study(STUDY, list(range(args.seeds)))))
     print(ASSUMED)
-    for title, there in (("from nothing", ()), ("models and corpora are there", ("model", "documents"))):
+    for title, there in (
+        ("from nothing", ()),
+        ("models and corpora are there", ("model", "documents")),
+    ):
         figures, text = compare(cells, there, args.nodes, args.draws)
         print(
             f"\n{title}: {text}\nHours on {args.nodes} nodes, median (range) of {args.draws} draws:\n{table(figures)}"

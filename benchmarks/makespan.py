@@ -36,9 +36,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 
 LAB = ROOT / "tests/slurmlab"
-SLOTS = (
-    8  # two nodes of 16 cores, 4 for each job of tests/small/cluster.yaml; no array of the tiny study has over 4 tasks
-)
+SLOTS = 8  # two nodes of 16 cores, 4 for each job of tests/small/cluster.yaml; no array of the tiny study has over 4 tasks
 # Slurm's own times have whole seconds; each job's script notes its start and end instead.
 STAMP = """began=$(date +%s.%N); job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}_${SLURM_ARRAY_TASK_ID:-0}
 trap 'echo "$job $began $(date +%s.%N)" >> FILE' EXIT"""
@@ -63,15 +61,23 @@ def cluster() -> Iterator[None]:
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
     if lacking:
-        raise UserError(f"{', '.join(lacking)}: not on PATH; apt-get install slurmctld slurmd slurm-client")
+        raise UserError(
+            f"{', '.join(lacking)}: not on PATH; apt-get install slurmctld slurmd slurm-client"
+        )
     full = all(map(shutil.which, ("slurmdbd", "mariadbd", "mariadb-install-db", "munged")))
     folder = tempfile.mkdtemp(prefix="lab", dir="/tmp")  # a short path: sockets live in it
-    settings = {"LAB_DIR": folder, "LAB_AUTH": "munge" if full else "none", "LAB_ACCT": "dbd" if full else "none"}
+    settings = {
+        "LAB_DIR": folder,
+        "LAB_AUTH": "munge" if full else "none",
+        "LAB_ACCT": "dbd" if full else "none",
+    }
     environment = {k: v for k, v in os.environ.items() if not slurm_cli.LEAK.match(k)} | settings
     try:
         up = subprocess.run([LAB, "up"], env=environment, capture_output=True, text=True)
         if up.returncode:
-            raise UserError(f"tests/slurmlab: {slurm_cli.last_line(up.stderr)}; LAB_PORT=N takes other ports")
+            raise UserError(
+                f"tests/slurmlab: {slurm_cli.last_line(up.stderr)}; LAB_PORT=N takes other ports"
+            )
         os.environ["SLURM_CONF"] = f"{folder}/etc/slurm.conf"
         yield
     finally:
@@ -86,9 +92,18 @@ def run(study: Path, folder: Path) -> tuple[float, list[Ran]]:
     profile = yaml.safe_load((ROOT / "tests/small/cluster.yaml").read_text())
     profile["setup"] = STAMP.replace("FILE", str(folder / "stamps")).splitlines()
     (folder / "lab.yaml").write_text(yaml.safe_dump(profile, width=1000))
-    words = [str(study), "--cluster", str(folder / "lab.yaml"), "--runs", str(folder / "runs"), "--json"]
+    words = [
+        str(study),
+        "--cluster",
+        str(folder / "lab.yaml"),
+        "--runs",
+        str(folder / "runs"),
+        "--json",
+    ]
     begin = time.time()
-    submitted = subprocess.run([sys.executable, "-m", "study", "submit", *words], cwd=ROOT, stdout=subprocess.PIPE)
+    submitted = subprocess.run(
+        [sys.executable, "-m", "study", "submit", *words], cwd=ROOT, stdout=subprocess.PIPE
+    )
     if submitted.returncode:
         raise UserError("the study was not submitted")
     while slurm_cli.queue():
@@ -126,7 +141,8 @@ def needs(jobs: list[Ran]) -> list[set[int]]:
     """For each job the numbers of those whose results it reads."""
     number = {cell.identity: i for i, job in enumerate(jobs) for cell in job.cells}
     return [
-        {number[c.identity] for cell in job.cells for c in cell.inputs.values()} - {i} for i, job in enumerate(jobs)
+        {number[c.identity] for cell in job.cells for c in cell.inputs.values()} - {i}
+        for i, job in enumerate(jobs)
     ]
 
 
@@ -141,21 +157,38 @@ def bounds(begin: float, jobs: list[Ran]) -> str:
         ("cell: started to ended in its manifest", "started"),
         ("cell: with the import of its stage", "begun"),
     ):
-        lasted = [[job.ended[c.identity] - getattr(job, since)[c.identity] for c in job.cells] for job in jobs]
+        lasted = [
+            [job.ended[c.identity] - getattr(job, since)[c.identity] for c in job.cells]
+            for job in jobs
+        ]
         path = longest(inputs, [seconds for some in lasted for seconds in some])
         rows.append((name, path, _on_slots(jobs, [sum(some) for some in lasted])))
     lasted_jobs = [job.end - job.start for job in jobs]
-    rows.append(("job: start to end of its script", longest(needs(jobs), lasted_jobs), _on_slots(jobs, lasted_jobs)))
+    rows.append(
+        (
+            "job: start to end of its script",
+            longest(needs(jobs), lasted_jobs),
+            _on_slots(jobs, lasted_jobs),
+        )
+    )
     return tabulate(
         [(name, path, makespan / path, slots, makespan / slots) for name, path, slots in rows],
-        headers=["duration of a", "critical path", "makespan / it", f"on {SLOTS} slots", "makespan / it"],
+        headers=[
+            "duration of a",
+            "critical path",
+            "makespan / it",
+            f"on {SLOTS} slots",
+            "makespan / it",
+        ],
         floatfmt=("", ".1f", ".2f", ".1f", ".2f"),
     )
 
 
 def _on_slots(jobs: list[Ran], seconds: list[float]) -> float:
     one = [1] * len(jobs)
-    return max(end for _, end in schedule(needs(jobs), seconds, one, [float(n) for n in one], SLOTS))
+    return max(
+        end for _, end in schedule(needs(jobs), seconds, one, [float(n) for n in one], SLOTS)
+    )
 
 
 def chain(begin: float, jobs: list[Ran]) -> str:
@@ -171,7 +204,14 @@ def chain(begin: float, jobs: list[Ran]) -> str:
         work = sum(job.ended[c.identity] - job.started[c.identity] for c in job.cells)
         first, last = min(job.begun.values()), max(job.ended.values())
         between = last - first - work - imports
-        row = (queued, job.start - ready - queued, first - job.start, imports, work, between + job.end - last)
+        row = (
+            queued,
+            job.start - ready - queued,
+            first - job.start,
+            imports,
+            work,
+            between + job.end - last,
+        )
         rows.append((f"{job.kind} {job.cells[0].name}", *row))
         i = before
     rows.reverse()
@@ -182,7 +222,9 @@ def chain(begin: float, jobs: list[Ran]) -> str:
 
 def _full(jobs: list[Ran], since: float, until: float) -> float:
     """Seconds of that time in which every slot was taken."""
-    moments = sorted({since, until, *(t for job in jobs for t in (job.start, job.end) if since < t < until)})
+    moments = sorted(
+        {since, until, *(t for job in jobs for t in (job.start, job.end) if since < t < until)}
+    )
     return sum(
         after - now
         for now, after in pairwise(moments)
@@ -202,7 +244,9 @@ def accounted() -> str:
 
 def main() -> int:
     """Run, print the tables; 2 after a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.makespan", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.makespan", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("study", type=Path, nargs="?", default=ROOT / "studies/tiny.yaml")
     study = parser.parse_args().study
     load = os.getloadavg()[0]
@@ -214,9 +258,15 @@ def main() -> int:
         print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
         return 2
     makespan = max(job.end for job in jobs) - begin
-    print(f"{study.name}: {len(jobs)} jobs; {os.cpu_count()} cores, load {load:.1f} before it began")
-    print(f"makespan {makespan:.1f} s, from the call of submit to the end of the last job ({sacct})")
-    print(f"\n{bounds(begin, jobs)}\n\nThe chain that the makespan is made of, in seconds:\n{chain(begin, jobs)}\n")
+    print(
+        f"{study.name}: {len(jobs)} jobs; {os.cpu_count()} cores, load {load:.1f} before it began"
+    )
+    print(
+        f"makespan {makespan:.1f} s, from the call of submit to the end of the last job ({sacct})"
+    )
+    print(
+        f"\n{bounds(begin, jobs)}\n\nThe chain that the makespan is made of, in seconds:\n{chain(begin, jobs)}\n"
+    )
     print(
         "no slot: every slot was taken; release: from the end of the last input to the start of the job's script;\n"
         "start-up: srun, Python, submitit; imports: the libraries of the stage (to a second); exit: after the last\n"

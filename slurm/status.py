@@ -115,7 +115,7 @@ def ask(base: Path) -> QueueState:
         return QueueState(record, jobs, trouble=trouble, cluster=cluster)
     queued = submissions.in_queue(groups, queue)
     jobs |= {identity: job.job for identity, job in queued.items()}
-    continuations = submissions.of_kind(groups, queue, "continue")
+    continuations = submissions.of_kind(groups, queue, submissions.CONTINUE)
     submits = continuations[-1].job if continuations else None
     return QueueState(record, jobs, queued, submits, cluster=cluster)
 

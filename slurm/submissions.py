@@ -23,6 +23,7 @@ from slurm.profile import Profile
 from slurm.slurm_cli import Queued
 
 FILE = "jobs.jsonl"
+CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot
 
 COMPLETING_SECONDS = 30
-CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
 
 
 def _pending_continuation(groups: list[submissions.Group], queue: list[Queued]) -> str | None:
-    jobs = submissions.of_kind(groups, queue, CONTINUE)
+    jobs = submissions.of_kind(groups, queue, submissions.CONTINUE)
     return next((job.job for job in jobs if job.state == "PENDING"), None)
 
 
@@ -336,7 +335,7 @@ def _continue(call: Continuation, jobs: list[str]) -> str | None:
     )
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
-        return _sbatch(CONTINUE, resources, [call], [[]], call.target, after)
+        return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)
     except UserError:
         return None
 

@@ -75,7 +75,9 @@ def _free_ports() -> int:
     # In any order: of two that look at the same time, both would take the first; ports are bound seconds later.
     for first in random.sample(range(16800, 26800, 40), 250):
         with socket.socket() as one, socket.socket() as other:
-            if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(("127.0.0.1", first + 3)):
+            if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(
+                ("127.0.0.1", first + 3)
+            ):
                 return first
     raise RuntimeError("no free ports for a cluster")
 
@@ -83,11 +85,22 @@ def _free_ports() -> int:
 @pytest.fixture(scope="session")
 def session_lab() -> Iterator[Lab]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)]
+    lacking = [
+        name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)
+    ]
     if lacking:
-        pytest.skip(f"no Slurm on this machine ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client")
-    full = all(shutil.which(name, path=path) for name in ("slurmdbd", "mariadbd", "mariadb-install-db", "munged"))
-    settings = {"LAB_AUTH": "munge", "LAB_ACCT": "dbd"} if full else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
+        pytest.skip(
+            f"no Slurm on this machine ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client"
+        )
+    full = all(
+        shutil.which(name, path=path)
+        for name in ("slurmdbd", "mariadbd", "mariadb-install-db", "munged")
+    )
+    settings = (
+        {"LAB_AUTH": "munge", "LAB_ACCT": "dbd"}
+        if full
+        else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
+    )
     # Not tmp_path: sockets live in it, whose paths may have 108 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))
     settings |= {"LAB_DIR": str(folder), "LAB_PORT": str(_free_ports())}

@@ -41,7 +41,11 @@ def waits_for(task: Task) -> set[Task]:
     found = {need for need in array.needs if isinstance(need, Task)}
     if array.aftercorr_parent:
         numbered = task.index < len(array.aftercorr_parent.tasks)
-        found |= {array.aftercorr_parent.tasks[task.index]} if numbered else set(array.aftercorr_parent.tasks)
+        found |= (
+            {array.aftercorr_parent.tasks[task.index]}
+            if numbered
+            else set(array.aftercorr_parent.tasks)
+        )
     return found
 
 
@@ -51,18 +55,24 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     assert len(arrays) < len(todo)
     of = {task.cells[0].name: task for task in todo if task.kind in ("midtrain", "sft")}
     sft, midtrain = of["base-animal-s1-d200"], of["base-animal-s1"]
-    assert sft.array and sft.array.aftercorr_parent is midtrain.array and sft.index == midtrain.index
+    assert (
+        sft.array and sft.array.aftercorr_parent is midtrain.array and sft.index == midtrain.index
+    )
     assert sft.array.aftercorr_parent
     jobs = {sft.array.aftercorr_parent: "7"}
     assert planning.dependency(sft.array, jobs) == "aftercorr:7"
     assert planning.dependency(sft.array, jobs, {"7_0"}) == "aftercorr:7"
     every = {f"7_{k}" for k in range(len(sft.array.aftercorr_parent.tasks))}
-    assert planning.dependency(sft.array, jobs, every) is None, "Slurm 22.05 would take it for fulfilled anyway"
+    assert planning.dependency(sft.array, jobs, every) is None, (
+        "Slurm 22.05 would take it for fulfilled anyway"
+    )
 
 
 def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
     todo, _ = planned(cells(seeds=1))
-    assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {("generate", "likelihood")}
+    assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {
+        ("generate", "likelihood")
+    }
 
 
 def test_what_is_finished_is_left_out_and_waited_for_by_nobody() -> None:
@@ -91,14 +101,18 @@ def test_any_part_of_a_study_is_ordered_and_waits_for_enough() -> None:
         for task in todo:
             assert task.array and len(task.array.tasks) <= largest
             assert waits_for(task) >= set(task.needs)
-            assert all(order[need.array] < order[task.array] for need in waits_for(task) if need.array)
+            assert all(
+                order[need.array] < order[task.array] for need in waits_for(task) if need.array
+            )
 
 
 def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
     found = cells(seeds=1)
     training = next(cell for cell in found if cell.stage == "midtrain")
     before = {cell.identity: "5" for cell in found if cell.stage in ("model", "documents")}
-    todo = planning.tasks(found, resources, lambda cell: False, {**before, training.identity: "77_3"})
+    todo = planning.tasks(
+        found, resources, lambda cell: False, {**before, training.identity: "77_3"}
+    )
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
     planning.plan(todo, resources, 1000)
@@ -120,8 +134,15 @@ def test_a_thousand_cells_in_seconds_and_one_call_for_a_hundred(largest: int) ->
     if largest == 1000:
         assert len(arrays) <= -(-len(found) // 100)
         # Merged or not: from midtraining on, arms don't wait for each other.
-        sft = [t for t in todo if t.kind == "sft" and any(c.stage == "midtrain" for c in t.cells[0].inputs.values())]
-        assert all(waits_for(task) - {t for t in todo if t.kind == "model"} == set(task.needs) for task in sft)
+        sft = [
+            t
+            for t in todo
+            if t.kind == "sft" and any(c.stage == "midtrain" for c in t.cells[0].inputs.values())
+        ]
+        assert all(
+            waits_for(task) - {t for t in todo if t.kind == "model"} == set(task.needs)
+            for task in sft
+        )
 
 
 def test_the_examples_of_profiles_are_valid() -> None:

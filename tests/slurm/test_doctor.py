@@ -63,12 +63,16 @@ def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     for line in ("shared folder", "rename", "locks", "python", "packages", "all-reduce"):
         assert f"cpu: {line}" in found
     for package in ("torch", "vllm", "transformers", "submitit"):
-        assert package in found["cpu: packages"].found
-    assert "cpu1, cpu2: " in found["cpu: locks"].found and "gloo" in found["cpu: all-reduce"].found
+        assert package in found["cpu: packages"].finding
+    assert (
+        "cpu1, cpu2: " in found["cpu: locks"].finding and "gloo" in found["cpu: all-reduce"].finding
+    )
     nothing_left(lab, tmp_path / "runs")
 
 
-def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_that_only_a_node_sees(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = shutil.copy(ROOT / "eval/data/anima_like/questions.jsonl", tmp_path)
     text = SMALL.read_text().replace("judge: stand_in", "judge: judge")
     text = text.replace("eval/data/anima_like/questions.jsonl", str(questions))
@@ -78,7 +82,9 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
             f"{name}: {{base_url: http://{address}/v1, model: m, key_env: A_KEY}}"
             for name, address in (("stand_in", "127.0.0.1:9"), ("judge", here))
         )
-        (tmp_path / "study.yaml").write_text(text.replace("stand_in: {served_by: kit}", f"{stand_in}\n  {judge}"))
+        (tmp_path / "study.yaml").write_text(
+            text.replace("stand_in: {served_by: kit}", f"{stand_in}\n  {judge}")
+        )
         stages = {
             "default": {"minutes": 100},
             "documents": LIGHT | {"nodes": 2},
@@ -103,8 +109,10 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
         "cpu: endpoints": "documents call 127.0.0.1:9",
         "gpu GPUs h100:8: GPUs": "built without CUDA",
     }.items():
-        assert found[line].state == "failed" and word in found[line].found, found[line]
-    assert found["gpu GPUs h100:8: endpoints"].state == "warning", "judge reaches its own, not the writer"
+        assert found[line].state == "failed" and word in found[line].finding, found[line]
+    assert found["gpu GPUs h100:8: endpoints"].state == "warning", (
+        "judge reaches its own, not the writer"
+    )
     assert found["gpu GPUs h100:8: endpoints"].fix == "offline: true"
     nothing_left(lab, tmp_path / "runs")
 
@@ -119,7 +127,10 @@ def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": {"minutes": 100}, "documents": LIGHT})
     mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$5" && exec "$@"', "sh"]
     result = subprocess.run(
-        [*mounted, sys.executable, "-c", code, str(path), str(runs)], cwd=ROOT, capture_output=True, text=True
+        [*mounted, sys.executable, "-c", code, str(path), str(runs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     print(result.stdout, result.stderr)
     (line,) = [line for line in result.stdout.splitlines() if " cpu: shared folder" in line]
@@ -130,7 +141,7 @@ def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
 def test_a_python_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": LIGHT}, python="/nowhere/python")
     found = by_name(doctor(path, tmp_path / "runs", None, 60))
-    assert found["cpu: node"].state == "failed" and "/nowhere/python" in found["cpu: node"].found
+    assert found["cpu: node"].state == "failed" and "/nowhere/python" in found["cpu: node"].finding
     assert found["study"].state == "not checked"
     nothing_left(lab, tmp_path / "runs")
 
@@ -143,7 +154,9 @@ def drained(lab: Lab) -> Iterator[None]:
     finally:
         lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=resume")
         end = time.monotonic() + 300
-        while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {"idle"}:
+        while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {
+            "idle"
+        }:
             assert time.monotonic() < end, states
             time.sleep(0.2)
 
@@ -152,40 +165,70 @@ def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path:
     path = profile(tmp_path, {"default": LIGHT})
     with drained(lab):
         found = by_name(doctor(path, tmp_path / "runs", None, 2))
-        assert found["request default"].state == "warning" and "0 of 2 nodes" in found["request default"].found
-        assert found["cpu: node"].state == "not checked" and "still waits" in found["cpu: node"].found
+        assert (
+            found["request default"].state == "warning"
+            and "0 of 2 nodes" in found["request default"].finding
+        )
+        assert (
+            found["cpu: node"].state == "not checked"
+            and "still waits" in found["cpu: node"].finding
+        )
         nothing_left(lab, tmp_path / "runs")
         code = "import sys; from pathlib import Path; from slurm.doctor import doctor;"
         code += "doctor(Path(sys.argv[1]), Path(sys.argv[2]), None, 900)"
         for told in (signal.SIGINT, signal.SIGTERM):
             call = subprocess.Popen(
-                [sys.executable, "-c", code, str(path), str(tmp_path / "runs")], cwd=ROOT, stderr=subprocess.PIPE
+                [sys.executable, "-c", code, str(path), str(tmp_path / "runs")],
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
             )
             end = time.monotonic() + 300
             while not lab.jobs():
                 assert time.monotonic() < end and call.poll() is None
                 time.sleep(0.1)
             (job,) = lab.jobs()
-            assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), "Slurm drops it, whatever happens"
+            assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), (
+                "Slurm drops it, whatever happens"
+            )
             call.send_signal(told)
             assert b"KeyboardInterrupt" in call.communicate(timeout=600)[1]
             nothing_left(lab, tmp_path / "runs")
 
 
 REQUESTS = {
-    "partition": (Resources(5, partition="nowhere"), "no partition nowhere", "cpu, gpu, scavenge, short"),
+    "partition": (
+        Resources(5, partition="nowhere"),
+        "no partition nowhere",
+        "cpu, gpu, scavenge, short",
+    ),
     "time": (Resources(100), "partition cpu allows 60", "minutes: 60"),
     "nodes": (Resources(5, nodes=3), "cpu has 2 of 2", "stages.midtrain"),
-    "nodes of the partition": (Resources(1, nodes=2, partition="short"), "short allows 1", "nodes: 1"),
+    "nodes of the partition": (
+        Resources(1, nodes=2, partition="short"),
+        "short allows 1",
+        "nodes: 1",
+    ),
     "cores": (
         Resources(5, tasks_per_node=4, cpus=5),
         "nodes of 20 cores; cpu has 0 of 2 (at most 16 cores",
         "ask for less",
     ),
     "memory": (Resources(5, mem_gb=900.0), "900 GiB; cpu has 0 of 2", "ask for less"),
-    "gpus": (Resources(5, gpus_per_node=9, partition="gpu"), "GPUs 9; gpu has 0 of 2", "ask for less"),
-    "type of gpus": (Resources(5, gpus_per_node="a100:1", partition="gpu"), "gpu has 0 of 2", "ask for less"),
-    "constraint": (Resources(5, constraint="h200|a100"), "h200|a100; cpu has 0 of 2", "ask for less"),
+    "gpus": (
+        Resources(5, gpus_per_node=9, partition="gpu"),
+        "GPUs 9; gpu has 0 of 2",
+        "ask for less",
+    ),
+    "type of gpus": (
+        Resources(5, gpus_per_node="a100:1", partition="gpu"),
+        "gpu has 0 of 2",
+        "ask for less",
+    ),
+    "constraint": (
+        Resources(5, constraint="h200|a100"),
+        "h200|a100; cpu has 0 of 2",
+        "ask for less",
+    ),
     "account": (Resources(5, account="nobody"), "account", "account nobody"),
 }
 
@@ -197,13 +240,15 @@ def test_a_request_that_could_never_start(what: str, lab: Lab) -> None:
         pytest.skip("no accounting on this cluster")
     asked = Profile({"default": Resources(5), "midtrain": resources}, partition="cpu")
     check = checks.request(["midtrain"], asked.resources("midtrain"), asked, checks.ask_cluster())
-    assert check.state == "failed" and found in check.found and fix in check.fix, check
+    assert check.state == "failed" and found in check.finding and fix in check.fix, check
 
 
 def test_requests_that_fit(lab: Lab) -> None:
     for resources in (
         Resources(1, partition="short,cpu"),
-        Resources(5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0),
+        Resources(
+            5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0
+        ),
         Resources(60, gpus_per_node=8, partition="scavenge", constraint="gpu&h100"),
     ):
         asked = Profile({"default": resources}, partition="cpu")
@@ -219,7 +264,9 @@ def test_limits_of_accounts_and_qos(lab: Lab) -> None:
 
     def looked(asked: Profile) -> tuple[Check, Check]:
         cluster, resources = checks.ask_cluster(), asked.resources("default")
-        return checks.submit_limits(asked, [resources], cluster), checks.request(["sft"], resources, asked, cluster)
+        return checks.submit_limits(asked, [resources], cluster), checks.request(
+            ["sft"], resources, asked, cluster
+        )
 
     def change(*words: str) -> None:
         lab.ask("sacctmgr", "-Q", "-i", "modify", *words)
@@ -236,7 +283,11 @@ def test_limits_of_accounts_and_qos(lab: Lab) -> None:
         assert [c.state for c in looked(plain)] == ["ok", "ok"], "of another qos"
         jobs, request = looked(high)
         assert jobs.state == "failed" and jobs.fix == "max_submit: 3"
-        assert request.state == "failed" and "qos high allows 20" in request.found and "minutes: 20" in request.fix
+        assert (
+            request.state == "failed"
+            and "qos high allows 20" in request.finding
+            and "minutes: 20" in request.fix
+        )
         assert looked(dataclasses.replace(high, max_submit=3))[0].state == "ok"
     finally:
         change(*user, "MaxSubmitJobs=-1")
@@ -249,11 +300,14 @@ def test_arrays_and_requeues(lab: Lab) -> None:
     assert check.state == "warning" and check.fix == "max_array: 10000"
     shapes = [one.resources("default")]
     assert checks.requeue(one, shapes, checks.ask_cluster()).state == "ok"
-    assert checks.requeue(dataclasses.replace(one, requeue=0), shapes, checks.ask_cluster()).state == "warning"
+    assert (
+        checks.requeue(dataclasses.replace(one, requeue=0), shapes, checks.ask_cluster()).state
+        == "warning"
+    )
     lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=cancel")
     try:
         lost = checks.requeue(one, shapes, checks.ask_cluster())
-        assert lost.state == "warning" and "scavenge are cancelled" in lost.found
+        assert lost.state == "warning" and "scavenge are cancelled" in lost.finding
     finally:
         lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=requeue")
 
@@ -265,16 +319,25 @@ def bare_lab(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    settings = {"LAB_DIR": str(folder), "LAB_PORT": str(port - 1), "LAB_AUTH": "none", "LAB_ACCT": "none"}
+    settings = {
+        "LAB_DIR": str(folder),
+        "LAB_PORT": str(port - 1),
+        "LAB_AUTH": "none",
+        "LAB_ACCT": "none",
+    }
     names = {"LAB_ISO": "0", "LAB_CPU_NODES": "1", "LAB_GPU_NODES": "0"}
     lab = [ROOT / "tests/slurmlab"]
     try:
-        subprocess.run([*lab, "up"], env=os.environ | settings | names, check=True, capture_output=True)
+        subprocess.run(
+            [*lab, "up"], env=os.environ | settings | names, check=True, capture_output=True
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", str(folder / "etc/slurm.conf"))
             yield
     finally:
-        subprocess.run([*lab, "down", "--wipe"], env=os.environ | settings | names, capture_output=True)
+        subprocess.run(
+            [*lab, "down", "--wipe"], env=os.environ | settings | names, capture_output=True
+        )
 
 
 def test_without_accounts(bare_lab: None) -> None:
@@ -283,13 +346,13 @@ def test_without_accounts(bare_lab: None) -> None:
     assert checks.accounting(shapes).state == "warning"
     assert checks.submit_limits(one, shapes, checks.ask_cluster()).state == "not checked"
     named = checks.accounting([dataclasses.replace(shapes[0], account="research")])
-    assert named.state == "failed" and "research would be ignored" in named.found
+    assert named.state == "failed" and "research would be ignored" in named.finding
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))
-    assert found["commands"].state == "failed" and "not on PATH" in found["commands"].found
+    assert found["commands"].state == "failed" and "not on PATH" in found["commands"].finding
     assert not (tmp_path / "runs").exists()
 
 
@@ -300,8 +363,12 @@ def test_slurm_without_a_cluster(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
     assert found["commands"].state == "failed" and "go to a login node" in found["commands"].fix
 
 
-def test_a_controller_that_does_not_answer(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+def test_a_controller_that_does_not_answer(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = (
+        (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    )
     (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     assert by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))["Slurm"].state == "failed"
@@ -319,4 +386,7 @@ def test_room_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_profiles_that_come_with_the_kit_can_be_looked_at() -> None:
     for name in ("lab", "university", "partitions"):
         one = load_profile(Path(name))
-        assert checks.gpus(one.resources("midtrain")) == {"lab": 0, "university": 4, "partitions": 4}[name]
+        assert (
+            checks.gpus(one.resources("midtrain"))
+            == {"lab": 0, "university": 4, "partitions": 4}[name]
+        )

@@ -11,7 +11,7 @@ import pytest
 
 from slurm import probe
 from slurm.checks import Check
-from slurm.findings import Visit, judged
+from slurm.findings import Visit, report_visit
 from slurm.profile import Profile, Resources
 
 
@@ -22,19 +22,21 @@ def by_name(found: list[Check]) -> dict[str, Check]:
 
 def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
     path, found, enough = tmp_path / "turning", {}, threading.Event()
-    probe.write_atomically(path, "a" * probe.TURNED)
-    turner = threading.Thread(target=probe._turn, args=(path, enough, found), daemon=True)
+    probe.write_atomically(path, "a" * probe.REPLACED_BYTES)
+    turner = threading.Thread(
+        target=probe.replace_repeatedly, args=(path, enough, found), daemon=True
+    )
     turner.start()
-    assert probe.torn(path) == 0
+    assert probe.torn_reads(path) == 0
     enough.set()
     turner.join()
-    path.write_text("a" * 10 + "b" * (probe.TURNED - 10))
-    assert probe.torn(path, 3) == 3
+    path.write_text("a" * 10 + "b" * (probe.REPLACED_BYTES - 10))
+    assert probe.torn_reads(path, 3) == 3
     path.unlink()
-    assert probe.torn(path, 3) == 3
+    assert probe.torn_reads(path, 3) == 3
     found.clear()
     enough.clear()
-    probe._turn(tmp_path / "nowhere/turning", enough, found)
+    probe.replace_repeatedly(tmp_path / "nowhere/turning", enough, found)
     assert found["rename"] == "No such file or directory"
 
 
@@ -64,7 +66,12 @@ CHANGES = [
     ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
     ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
     ("python", {"commands": ["scontrol"]}, "failed", "scontrol"),
-    ("packages", {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}}, "failed", "libcudart"),
+    (
+        "packages",
+        {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}},
+        "failed",
+        "libcudart",
+    ),
     ("GPUs", {"gpus": {"cards": [["H100", 79]] * 3}}, "failed", "3 of 4"),
     ("GPUs", {"gpus": {"driver": "11.8", "cards": []}}, "failed", "too old"),
     ("endpoints", {"addresses": {"api.example.org:443": "timed out"}}, "failed", "judge call"),
@@ -75,20 +82,33 @@ CHANGES = [
 def visit(facts: dict[str, Any]) -> Visit:
     one = Profile({"default": Resources(5)})
     made = Visit(
-        "gpu", Resources(5, gpus_per_node=4), ["judge"], one, job="1", addresses={"api.example.org:443": ["judge"]}
+        "gpu",
+        Resources(5, gpus_per_node=4),
+        ["judge"],
+        one,
+        job="1",
+        addresses={"api.example.org:443": ["judge"]},
     )
-    made.facts = [facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}]
+    made.facts = [
+        facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}
+    ]
     return made
 
 
 @pytest.mark.parametrize("line, change, state, word", CHANGES)
-def test_what_a_node_may_tell(line: str, change: dict[str, Any], state: str, word: str, tmp_path: Path) -> None:
-    assert {c.state for c in judged(visit(WELL), tmp_path)} == {"ok"}
+def test_what_a_node_may_tell(
+    line: str, change: dict[str, Any], state: str, word: str, tmp_path: Path
+) -> None:
+    assert {c.state for c in report_visit(visit(WELL), tmp_path)} == {"ok"}
     facts = json.loads(json.dumps(WELL))
     for section, values in change.items():
-        facts[section] = facts[section] | values if isinstance(values, dict) and section != "addresses" else values
-    found = by_name(judged(visit(facts), tmp_path))
-    assert found[f"gpu: {line}"].state == state and word in found[f"gpu: {line}"].found
+        facts[section] = (
+            facts[section] | values
+            if isinstance(values, dict) and section != "addresses"
+            else values
+        )
+    found = by_name(report_visit(visit(facts), tmp_path))
+    assert found[f"gpu: {line}"].state == state and word in found[f"gpu: {line}"].finding
     others = {c.state for name, c in found.items() if name != f"gpu: {line}"}
     assert others <= {"ok"} or "error" in change.get("shared", {})
 
@@ -100,12 +120,15 @@ def test_a_node_that_falls_silent(tmp_path: Path) -> None:
     (tmp_path / "jobs/1_0_log.err").write_text(
         "NCCL watchdog: abort\nsrun: error: n2: task 1: Exited with exit code 1\n"
     )
-    found = by_name(judged(made, tmp_path))
-    assert found["gpu: all-reduce"].state == "failed" and "NCCL watchdog: abort" in found["gpu: all-reduce"].found
+    found = by_name(report_visit(made, tmp_path))
+    assert (
+        found["gpu: all-reduce"].state == "failed"
+        and "NCCL watchdog: abort" in found["gpu: all-reduce"].finding
+    )
 
 
 def test_a_second_node_without_a_word(tmp_path: Path) -> None:
     made = visit(WELL)
     made.resources = dataclasses.replace(made.resources, nodes=2)
-    found = by_name(judged(made, tmp_path))
-    assert found["gpu: node"].state == "failed" and "1 of 2 nodes" in found["gpu: node"].found
+    found = by_name(report_visit(made, tmp_path))
+    assert found["gpu: node"].state == "failed" and "1 of 2 nodes" in found["gpu: node"].finding

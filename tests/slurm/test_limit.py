@@ -19,13 +19,19 @@ SMALL = Path(__file__).parents[1] / "small/small.yaml"
 def corpora(count: int) -> list[Cell]:
     """Small cells that need nothing."""
     (corpus,) = inputs.previews(load_study(SMALL, None, ["corpora.animal.preview=8"]))
-    return [replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)]
+    return [
+        replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)
+    ]
 
 
-PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
+PROFILE = Profile(
+    stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3
+)
 
 
-def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(lab: Lab, tmp_path: Path) -> None:
+def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(
+    lab: Lab, tmp_path: Path
+) -> None:
     cells = corpora(6)
     facts = submit(cells, tmp_path / "runs/limit", PROFILE)
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
@@ -45,8 +51,17 @@ def test_what_failed_is_not_submitted_again_by_a_job(lab: Lab, tmp_path: Path) -
     more = replace(cells[0], name="more", inputs={"matched_to": cells[0]})
     assert submit([*cells, more], tmp_path / "runs/limit", PROFILE)["left"] == 4
     lab.wait()
-    record = [json.loads(line) for line in (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()]
-    tried = [
-        identity for event in record if event["event"] == "submitting" for task in event["tasks"] for identity in task
+    record = [
+        json.loads(line)
+        for line in (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()
     ]
-    assert sorted(tried) == sorted(cell.identity for cell in cells), "each once, and not what needs one that failed"
+    tried = [
+        identity
+        for event in record
+        if event["event"] == "submitting"
+        for task in event["tasks"]
+        for identity in task
+    ]
+    assert sorted(tried) == sorted(cell.identity for cell in cells), (
+        "each once, and not what needs one that failed"
+    )

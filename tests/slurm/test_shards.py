@@ -19,11 +19,19 @@ PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partitio
 
 
 def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None:
-    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     study = load_study(SMALL, None, ["corpora.animal.shards=3", "corpora.animal.tokens=null"])
-    (corpus,) = (c for c in plan.in_order(plan.analysis(study)) if c.stage == "documents" and c.name == "animal")
+    (corpus,) = (
+        c
+        for c in plan.in_order(plan.analysis(study))
+        if c.stage == "documents" and c.name == "animal"
+    )
     shards = {role: cell for role, cell in corpus.inputs.items() if cell.stage == "drafts"}
-    shared = replace(corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)})
+    shared = replace(
+        corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)}
+    )
     facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE)
     assert (facts["submitted"], [job["tasks"] for job in facts["jobs"]]) == (4, [3, 1])
     lab.wait()

@@ -47,17 +47,33 @@ class Submitted:
 
     def record(self, job: str, *tasks: list[Cell], kind: str = "x") -> None:
         identities = [[cell.identity for cell in task] for task in tasks]
-        submissions.write(self.base / "slurm", "submitting", group=f"g{job}", kind=kind, tasks=identities, after=None)
+        submissions.write(
+            self.base / "slurm",
+            "submitting",
+            group=f"g{job}",
+            kind=kind,
+            tasks=identities,
+            after=None,
+        )
         submissions.write(self.base / "slurm", "submitted", group=f"g{job}", job=job)
 
     def job(self, script: str, *cells: Cell, options: str = "") -> str:
         """Submit a job of these cells, which starts in the folder of the first; with {} in `options`, its stdout."""
         folder, group = self.base / "slurm", f"s-{len(self.cells)}-{time.monotonic_ns()}"
-        submissions.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
+        submissions.write(
+            folder,
+            "submitting",
+            group=group,
+            kind="x",
+            tasks=[[c.identity for c in cells]],
+            after=None,
+        )
         logs = f"--output={folder}/jobs/%j_0_log.out --error={folder}/jobs/%j_0_log.err --open-mode=append"
         words = f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M {logs} {options}".split()
         script = f"#!/bin/bash\ncd {self.base / cells[0].relpath}\n{script}\n"
-        job = subprocess.run(words, input=script, capture_output=True, text=True, check=True).stdout.strip()
+        job = subprocess.run(
+            words, input=script, capture_output=True, text=True, check=True
+        ).stdout.strip()
         submissions.write(folder, "submitted", group=group, job=job)
         return job
 
@@ -69,7 +85,9 @@ class Submitted:
         end = time.monotonic() + seconds
         while True:
             data = self.look()
-            different = {r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]}
+            different = {
+                r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]
+            }
             if not different:
                 break
             assert time.monotonic() < end, (different, show(data))
@@ -97,8 +115,16 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     job(f"{WORK}; sleep 300", cell("first"), cell("second"))
     again = job(TWO_LIVES, cell("again"))
     full = job(f"{FULL} >> log.txt; exit 1", f := cell("full"))
-    job("true", g := cell("killed-with-it", f), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=yes")
-    job("true", cell("behind-both", g), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=no")
+    job(
+        "true",
+        g := cell("killed-with-it", f),
+        options=f"--dependency=afterok:{full} --kill-on-invalid-dep=yes",
+    )
+    job(
+        "true",
+        cell("behind-both", g),
+        options=f"--dependency=afterok:{full} --kill-on-invalid-dep=no",
+    )
     held = job("true", h := cell("held"), options="--hold")
     job("true", cell("waits-for-held", h), options=f"--dependency=afterok:{held}")
     stopped = job("echo begun > log.txt; sleep 300", cell("stopped"))
@@ -113,9 +139,25 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     wait(lambda: log.exists() and log.read_text())
     lab.ask("scancel", stopped, never)
     lab.ask("scontrol", "requeue", again)
-    expected = {"made": "done", "running": "running", "waits": "queued", "first": "running", "second": "queued"}
-    expected |= {"again": "failed", "full": "failed", "killed-with-it": "blocked", "behind-both": "blocked"}
-    expected |= {"held": "blocked", "waits-for-held": "queued", "stopped": "failed", "never-began": "to do"}
+    expected = {
+        "made": "done",
+        "running": "running",
+        "waits": "queued",
+        "first": "running",
+        "second": "queued",
+    }
+    expected |= {
+        "again": "failed",
+        "full": "failed",
+        "killed-with-it": "blocked",
+        "behind-both": "blocked",
+    }
+    expected |= {
+        "held": "blocked",
+        "waits-for-held": "queued",
+        "stopped": "failed",
+        "never-began": "to do",
+    }
     expected |= {"orphan": "blocked", "wordless": "failed", "not-submitted": "to do"}
     expected |= {"hungry": "failed"} if lab.accounting else {}
     rows = study.until(expected)
@@ -133,9 +175,12 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     } | ({"hungry": "out of memory"} if lab.accounting else {})
     assert rows["running"]["progress"] == "120 of 400 updates" and rows["running"]["seconds"] < 300
     assert (
-        rows["waits"]["reason"] == "the cells before them" and rows["second"]["reason"] == "another cell of their job"
+        rows["waits"]["reason"] == "the cells before them"
+        and rows["second"]["reason"] == "another cell of their job"
     )
-    assert rows["behind-both"]["behind"] == rows["killed-with-it"]["behind"] == rows["full"]["folder"]
+    assert (
+        rows["behind-both"]["behind"] == rows["killed-with-it"]["behind"] == rows["full"]["folder"]
+    )
     assert rows["full"]["next"] == rows["orphan"]["next"] == AGAIN
     assert rows["held"]["next"] == f"scontrol release {held}"
     if lab.accounting:
@@ -143,7 +188,10 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
         wait(lambda: study.until(expected)["wordless"]["last_lines"] == ["Slurm: FAILED"])
 
     # The commands that it gives are followed in turn, until there is no more to mend.
-    assert screen.endswith(f"\nnext: scontrol release {held}") and "2 cells are blocked by it" in screen
+    assert (
+        screen.endswith(f"\nnext: scontrol release {held}")
+        and "2 cells are blocked by it" in screen
+    )
     lab.ask(*study.look()["next"].split())
     wait(lambda: held not in lab.jobs())
     assert study.look()["next"] == AGAIN
@@ -158,7 +206,9 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
     study.cell("made", manifest_json='{"a": 1}')
     study.until({"locked": "running", "begun": "running", "queued": "blocked", "made": "done"})
     wait(lambda: len(list(study.base.glob("documents/*/log.txt"))) == 2)
-    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    conf = (
+        (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    )
     (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
     unknown = {"locked": "running", "begun": "unknown", "queued": "unknown", "made": "done"}
     with monkeypatch.context() as patch:
@@ -176,7 +226,9 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
         assert "the jobs are those of user " in show(study.look())
 
 
-def test_watching_ends_with_the_last_job(lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watching_ends_with_the_last_job(
+    lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]
+) -> None:
     study.job("""sleep 2; echo '{"a": 1}' > manifest.json""", study.cell("short"))
     print_status(study.cells, study.base, "s.yaml", watch=0.3)
     screens = capsys.readouterr().out
@@ -207,20 +259,33 @@ def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
         study.record(job, *([study.cell(f"{job}-{task}")] for task in range(tasks)))
     ends: dict[str, str] = {}
     causes = {row["cell"]: row.get("cause", row["state"]) for row in study.look(ends)["cells"]}
-    assert causes == {"7-0": "out of memory", "8-0": "time limit", "11-0": "node failure", "13-0": "preempted"} | (
-        dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do")
+    assert causes == {
+        "7-0": "out of memory",
+        "8-0": "time limit",
+        "11-0": "node failure",
+        "13-0": "preempted",
+    } | (dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do"))
+    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, (
+        "what may still change is asked again"
     )
-    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, "what may still change is asked again"
     fake.say("bin/sacct", "#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
-    assert {row["state"] for row in study.look()["cells"]} == {"to do"}, "nobody knows more, so nothing is claimed"
+    assert {row["state"] for row in study.look()["cells"]} == {"to do"}, (
+        "nobody knows more, so nothing is claimed"
+    )
     fake.in_queue("7|RUNNING|None|g7", "9|PENDING|QOSMaxGRESPerJob|g9", "10|PENDING|Priority|g10")
     data = study.look()
-    assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == ["running", "blocked", "queued"]
+    assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == [
+        "running",
+        "blocked",
+        "queued",
+    ]
     assert data["next"] == "scancel 9" and "queued:  1 for jobs ahead of them" in show(data)
     json.dumps(data)
 
 
-def test_a_job_whose_input_left_the_queue_unfinished_never_starts(fake: Fake, study: Submitted) -> None:
+def test_a_job_whose_input_left_the_queue_unfinished_never_starts(
+    fake: Fake, study: Submitted
+) -> None:
     """Slurm goes on calling it a dependency, as it does where the job between was not told either."""
     gone = study.cell("gone")
     study.record("7", [gone])
@@ -237,6 +302,8 @@ def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> 
     study.record("9", [], kind="continue")
     fake.in_queue("9|PENDING|Dependency|g9")
     data = study.look()
-    assert data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
+    assert (
+        data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
+    )
     fake.in_queue()
     assert study.look()["next"] == AGAIN

@@ -41,17 +41,27 @@ SAVES = toy.RUNTIME_KEYS | {"save_minutes": 1 / 60}
 
 def training(seed: int) -> Cell:
     settings = {"recipe": {**toy.RECIPE, "epochs": 60}, "seed": seed}
-    return Cell("midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES)
+    return Cell(
+        "midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES
+    )
 
 
 FIRST, SECOND = training(0), training(1)
-BEHIND = Cell("midtrain", "behind", {"recipe": toy.RECIPE}, {"start": FIRST, "documents": toy.DOCUMENTS}, SAVES)
+BEHIND = Cell(
+    "midtrain",
+    "behind",
+    {"recipe": toy.RECIPE},
+    {"start": FIRST, "documents": toy.DOCUMENTS},
+    SAVES,
+)
 
 
 def until(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, subprocess.run(["squeue", "--array"], capture_output=True, text=True).stdout
+        assert time.monotonic() < end, subprocess.run(
+            ["squeue", "--array"], capture_output=True, text=True
+        ).stdout
         time.sleep(0.2)
 
 
@@ -65,14 +75,18 @@ class Study:
     resources: Resources
 
     def submit(self) -> dict[str, Any]:
-        profile = Profile(stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"])
+        profile = Profile(
+            stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"]
+        )
         return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, self.code)
 
     def start(self) -> str:
         """Submit it, to go slowly. Returns the job of its trainings."""
         self.base.mkdir()
         for made in (toy.MODEL, toy.DOCUMENTS):
-            shutil.copytree(self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath)
+            shutil.copytree(
+                self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath
+            )
         (self.base / "slowly").touch()
         return self.submit()["jobs"][0]["job"]
 
@@ -111,7 +125,10 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
         "told": Study(runs / "told", code, [FIRST], small),
         "cancelled": Study(runs / "cancelled", code, [FIRST, SECOND], small),
         "preempted": Study(
-            runs / "preempted", code, [FIRST], Resources(10, cpus=10, partition="scavenge", constraint="cpu")
+            runs / "preempted",
+            code,
+            [FIRST],
+            Resources(10, cpus=10, partition="scavenge", constraint="cpu"),
         ),
         "node": Study(runs / "node", code, [FIRST], Resources(10, partition="gpu")),
         "limit": Study(runs / "limit", code, [FIRST, BEHIND], Resources(1, partition="cpu")),
@@ -122,7 +139,9 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
         print(f"{time.monotonic() - began:5.1f} s  {text}")
 
     job = {name: studies[name].start() for name in studies if name != "limit"}
-    until(lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND))
+    until(
+        lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND)
+    )
     note("all train")
 
     # The controller is away when a training ends for which a job waits.
@@ -135,7 +154,13 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     subprocess.run(["slurmctld"], env={**os.environ, "PATH": path}, check=True, capture_output=True)
     # Until its nodes have answered it would refuse what asks for them.
     nodes = ["sinfo", "--noheader", "--format=%t"]
-    until(lambda: {"idle"} <= set(subprocess.run(nodes, capture_output=True, text=True).stdout.split()) <= READY)
+    until(
+        lambda: (
+            {"idle"}
+            <= set(subprocess.run(nodes, capture_output=True, text=True).stdout.split())
+            <= READY
+        )
+    )
     note("the controller is back")
 
     def of(name: str, field: str) -> str:
@@ -147,7 +172,9 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     subprocess.run([lab, "fail", broken], check=True)
     job["limit"] = studies["limit"].start()
     ask("scontrol", "requeue", job["requeued"])
-    ask("scancel", "--signal=TERM", job["told"])  # all that a preemption is on many clusters, for a while
+    ask(
+        "scancel", "--signal=TERM", job["told"]
+    )  # all that a preemption is on many clusters, for a while
     ask("scancel", f"{job['cancelled']}_1")
     urgent = ask(
         "sbatch",
@@ -222,7 +249,15 @@ def test_a_runs_folder_that_cannot_be_written_is_one_line(kit: Kit, fake: Fake) 
     runs.mkdir()
     if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("no mounts: needs root")
-    submit_there = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *kit.words("submit")]
+    submit_there = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'{mount} && exec "$@"',
+        "sh",
+        *kit.words("submit"),
+    ]
     for begun in (False, True):
         if begun:
             kit.done("submit")
