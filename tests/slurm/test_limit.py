@@ -1,4 +1,4 @@
-"""On a real Slurm: more jobs than may be queued at once go in by themselves, some now and the rest later."""
+"""On a real Slurm: a study of more jobs than may be queued at once is submitted in parts."""
 
 import json
 import time
@@ -29,13 +29,14 @@ PROFILE = Profile(
 )
 
 
-def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(
+def test_continuations_submit_all_cells_within_the_limit(
     lab: Lab, tmp_path: Path
 ) -> None:
     cells = corpora(6)
-    facts = submit(cells, tmp_path / "runs/limit", PROFILE)
+    facts = submit(cells, tmp_path / "runs/limit", PROFILE, "lab")
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
-    end, most = time.monotonic() + 300, 0
+    end = time.monotonic() + 300
+    most = 0
     while jobs := lab.jobs():
         most = max(most, len(jobs))
         assert time.monotonic() < end, lab.ask("squeue")
@@ -43,13 +44,16 @@ def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allo
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
     assert all(read_manifest(tmp_path / "runs/limit" / cell.relpath) for cell in cells), logs
     assert most == 3
-    assert submit(cells, tmp_path / "runs/limit", PROFILE)["finished"] == 6
+    assert submit(cells, tmp_path / "runs/limit", PROFILE, "lab")["finished"] == 6
+    record = (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()
+    clusters = [e["cluster"] for e in map(json.loads, record) if e["event"] == "submission"]
+    assert len(clusters) > 1 and set(clusters) == {"lab"}, "continuations record it too"
 
 
-def test_what_failed_is_not_submitted_again_by_a_job(lab: Lab, tmp_path: Path) -> None:
+def test_a_continuation_does_not_resubmit_failed_cells(lab: Lab, tmp_path: Path) -> None:
     cells = [replace(cell, settings={**cell.settings, "template": {}}) for cell in corpora(5)]
     more = replace(cells[0], name="more", inputs={"matched_to": cells[0]})
-    assert submit([*cells, more], tmp_path / "runs/limit", PROFILE)["left"] == 4
+    assert submit([*cells, more], tmp_path / "runs/limit", PROFILE, "lab")["left"] == 4
     lab.wait()
     record = [
         json.loads(line)

@@ -32,7 +32,7 @@ def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None
     shared = replace(
         corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)}
     )
-    facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE)
+    facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE, "lab")
     assert (facts["submitted"], [job["tasks"] for job in facts["jobs"]]) == (4, [3, 1])
     lab.wait()
 

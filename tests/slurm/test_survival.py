@@ -78,7 +78,7 @@ class Study:
         profile = Profile(
             stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"]
         )
-        return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, self.code)
+        return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, "lab", self.code)
 
     def start(self) -> str:
         """Submit it, to go slowly. Returns the job of its trainings."""
