@@ -94,15 +94,17 @@ def tasks(
     return list(by_key.values())
 
 
-def plan(todo: list[Task], resources: Callable[[str], Resources], largest: int) -> list[Array]:
+def plan(
+    todo: list[Task], resources: Callable[[str], Resources], largest: int, small: int = SMALL
+) -> list[Array]:
     """Arrays of at most `largest` tasks for `todo` (of `tasks`), each after those it waits for.
 
-    A large study whose dependencies would take more than one sbatch per 100 cells gets merged
-    arrays: some of their tasks wait for more than they need, never for less.
+    A study of more than `small` cells whose dependencies would take more than one sbatch per 100
+    cells gets merged arrays: some of their tasks wait for more than they need, never for less.
     """
     cells = count(todo)
     arrays = _arrays(todo, resources, largest, merge=False)
-    if cells > SMALL and len(arrays) > -(-cells // CELLS_PER_ARRAY):
+    if cells > small and len(arrays) > -(-cells // CELLS_PER_ARRAY):
         arrays = _arrays(todo, resources, largest, merge=True)
     return arrays
 

@@ -29,9 +29,7 @@ PROFILE = Profile(
 )
 
 
-def test_continuations_submit_all_cells_within_the_limit(
-    lab: Lab, tmp_path: Path
-) -> None:
+def test_continuations_submit_all_cells_within_the_limit(lab: Lab, tmp_path: Path) -> None:
     cells = corpora(6)
     facts = submit(cells, tmp_path / "runs/limit", PROFILE, "lab")
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
