@@ -11,7 +11,6 @@ from typing import Any
 from tests.place import ROOT, SMALL
 from tests.slurm.batch_script import BatchScript
 
-
 CLUSTER = ROOT / "tests/small/cluster.yaml"
 
 

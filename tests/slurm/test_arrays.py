@@ -1,4 +1,4 @@
-"""What waits for what, without a cluster: exact for a study of a usual size, never too little for any."""
+"""Dependencies between jobs: exact for usual studies, and never too few for any."""
 
 import random
 import time
@@ -16,11 +16,11 @@ from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "studies/tiny.yaml"
-SHAPE = Resources(minutes=1)
+MINUTE = Resources(minutes=1)
 
 
 def resources(stage: str) -> Resources:
-    return SHAPE
+    return MINUTE
 
 
 def cells(seeds: int) -> list[Cell]:
@@ -28,9 +28,9 @@ def cells(seeds: int) -> list[Cell]:
 
 
 def planned(
-    found: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
+    study: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
 ) -> tuple[list[Task], list[Array]]:
-    todo = planning.tasks(found, resources, done, {})
+    todo = planning.tasks(study, resources, done, {})
     return todo, planning.plan(todo, resources, largest)
 
 
@@ -38,15 +38,15 @@ def waits_for(task: Task) -> set[Task]:
     """The tasks that Slurm will have seen end well before it starts this one."""
     array = task.array
     assert array
-    found = {need for need in array.needs if isinstance(need, Task)}
+    needs = {need for need in array.needs if isinstance(need, Task)}
     if array.aftercorr_parent:
         numbered = task.index < len(array.aftercorr_parent.tasks)
-        found |= (
+        needs |= (
             {array.aftercorr_parent.tasks[task.index]}
             if numbered
             else set(array.aftercorr_parent.tasks)
         )
-    return found
+    return needs
 
 
 def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
@@ -76,28 +76,33 @@ def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
 
 
 def test_what_is_finished_is_left_out_and_waited_for_by_nobody() -> None:
-    found = cells(seeds=3)
-    todo, _ = planned(found, lambda cell: cell.stage in ("model", "documents", "midtrain"))
+    study = cells(seeds=3)
+    todo, _ = planned(study, lambda cell: cell.stage in ("model", "documents", "midtrain"))
     assert {task.kind for task in todo} == {"sft", "evaluate", "judge", "analysis"}
     assert all(not task.needs for task in todo if task.kind == "sft")
-    assert planned(found, lambda cell: True) == ([], [])
+    assert planned(study, lambda cell: True) == ([], [])
 
 
 def test_any_part_of_a_study_is_ordered_and_waits_for_enough() -> None:
-    """400 random states of a study, with small arrays: whatever is finished, no task can start too early."""
-    found, dice = cells(seeds=4), random.Random(0)
+    """400 random states of a study with small arrays: no task can start too early."""
+    study = cells(seeds=4)
+    dice = random.Random(0)
     for _ in range(400):
         done: set[str] = set()
         share = dice.random()
-        for cell in found:
+        for cell in study:
             if dice.random() < share and all(c.identity in done for c in cell.inputs.values()):
                 done.add(cell.identity)
         largest = dice.choice([1, 2, 5, 1000])
-        todo, arrays = planned(found, lambda cell, done=done: cell.identity in done, largest)  # type: ignore[misc]
-        assert {c.identity for t in todo for c in t.cells} == {c.identity for c in found} - done
+        todo, arrays = planned(
+            study,
+            lambda cell, done=done: cell.identity in done,  # type: ignore[misc]
+            largest,
+        )
+        assert {c.identity for t in todo for c in t.cells} == {c.identity for c in study} - done
         assert [task for array in arrays for task in array.tasks if task.array is not array] == []
         assert sum(len(array.tasks) for array in arrays) == len(todo)
-        order = {array: place for place, array in enumerate(arrays)}
+        order = {array: position for position, array in enumerate(arrays)}
         for task in todo:
             assert task.array and len(task.array.tasks) <= largest
             assert waits_for(task) >= set(task.needs)
@@ -107,11 +112,11 @@ def test_any_part_of_a_study_is_ordered_and_waits_for_enough() -> None:
 
 
 def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
-    found = cells(seeds=1)
-    training = next(cell for cell in found if cell.stage == "midtrain")
-    before = {cell.identity: "5" for cell in found if cell.stage in ("model", "documents")}
+    study = cells(seeds=1)
+    training = next(cell for cell in study if cell.stage == "midtrain")
+    before = {cell.identity: "5" for cell in study if cell.stage in ("model", "documents")}
     todo = planning.tasks(
-        found, resources, lambda cell: False, {**before, training.identity: "77_3"}
+        study, resources, lambda cell: False, {**before, training.identity: "77_3"}
     )
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
@@ -124,15 +129,15 @@ def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
 @pytest.mark.parametrize("largest", [1000, 60])
 def test_a_thousand_cells_in_seconds_and_one_call_for_a_hundred(largest: int) -> None:
     started = time.monotonic()
-    found = cells(seeds=50)
-    todo, arrays = planned(found, largest=largest)
+    study = cells(seeds=50)
+    todo, arrays = planned(study, largest=largest)
     took = time.monotonic() - started
-    print(f"{len(found)} cells: {took:.2f} s, {len(todo)} jobs in {len(arrays)} arrays")
-    assert len(found) >= 1000 and took < 5
+    print(f"{len(study)} cells: {took:.2f} s, {len(todo)} jobs in {len(arrays)} arrays")
+    assert len(study) >= 1000 and took < 5
     assert all(waits_for(task) >= set(task.needs) for task in todo)
     assert all(len(array.tasks) <= largest for array in arrays)
     if largest == 1000:
-        assert len(arrays) <= -(-len(found) // 100)
+        assert len(arrays) <= -(-len(study) // 100)
         # Merged or not: from midtraining on, arms don't wait for each other.
         sft = [
             t

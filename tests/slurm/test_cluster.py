@@ -1,4 +1,4 @@
-"""On a real Slurm (tests/slurmlab): a study from submission to tables, failures, refusals, cancellation."""
+"""On a real Slurm: a study from submission to tables, failures, refusals, cancellation."""
 
 import json
 import os
@@ -72,8 +72,8 @@ def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(
     for stage in ("judge", "analysis"):
         shutil.rmtree(kit.base / stage)
     samples = sorted(kit.base.glob("generate/*/samples.eval"))[0]
-    whole = samples.read_bytes()
-    samples.write_bytes(whole[:-1])
+    content = samples.read_bytes()
+    samples.write_bytes(content[:-1])
     before = manifests(kit)
     facts = kit.done("submit", *ONE_DOSE)
     assert [(job["stage"], job["tasks"]) for job in facts["jobs"]] == [
@@ -87,7 +87,7 @@ def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(
     logs = [path.read_text() for path in kit.base.glob("judge/*/log.txt")]
     assert sum("error: " in log and "cut short" in log for log in logs) == 1
     assert not list(kit.base.glob("analysis/*/log.txt")), "it never started"
-    samples.write_bytes(whole)
+    samples.write_bytes(content)
     facts = kit.done("submit", *ONE_DOSE)
     assert [(job["stage"], job["cells"]) for job in facts["jobs"]] == [
         ("judge", 1),
@@ -152,10 +152,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_slurm_would_refuse_is_one_line(what: str, lab: Lab, kit: Kit, tmp_path: Path) -> None:
-    changes, reason = REFUSED[what]
-    if what in ("account", "qos") and not lab.accounting:
+@pytest.mark.parametrize("field", REFUSED)
+def test_requests_that_slurm_refuses_are_reported_before_any_submission(
+    field: str, lab: Lab, kit: Kit, tmp_path: Path
+) -> None:
+    changes, reason = REFUSED[field]
+    if field in ("account", "qos") and not lab.accounting:
         pytest.skip("no accounting on this cluster")
     profile = {"partition": "cpu", "stages": {"default": {"minutes": 5} | changes}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(profile))
@@ -165,7 +167,7 @@ def test_what_slurm_would_refuse_is_one_line(what: str, lab: Lab, kit: Kit, tmp_
     assert not lab.jobs() and not (kit.base / "slurm/jobs.jsonl").exists()
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(
+def test_a_cluster_that_does_not_answer_is_reported(
     lab: Lab, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     conf = (
@@ -177,14 +179,14 @@ def test_a_cluster_that_does_not_answer_is_one_line(
     assert "unknown, so nothing was done" in line
 
 
-def split_recipe(one: Any, other: Any) -> float:
-    """The largest difference between the numbers in two results that are alike in everything else."""
+def largest_difference(one: Any, other: Any) -> float:
+    """The largest difference between numbers of two results that are otherwise equal."""
     if isinstance(one, dict | list):
         pairs = (
             [(key, other[key]) for key in one] if isinstance(one, dict) else list(enumerate(other))
         )
         assert len(one) == len(other) == len(pairs)
-        return max((split_recipe(one[key], value) for key, value in pairs), default=0.0)
+        return max((largest_difference(one[key], value) for key, value in pairs), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other)
     assert one == other
@@ -201,7 +203,7 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
             "animal" in path.name and path.parent.name in BEHIND_A_TRAINING
         ) or path.parent.name == "analysis":
             shutil.rmtree(path)
-    left = len(manifests(finished)) - len(manifests(kit))
+    remaining = len(manifests(finished)) - len(manifests(kit))
     stages = {"default": {"minutes": 10, "cpus": 2, "mem_gb": 8.0}}
     stages["midtrain"] = stages["default"] | {"nodes": 2}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump({"partition": "cpu", "stages": stages}))
@@ -214,7 +216,7 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
         str(kit.folder / "runs"),
         *ONE_DOSE,
     ]
-    # 26.05 hands the driver's own shape on to its jobs, whose srun then dies: what it submits must be able to start.
+    # Slurm 26.05 passes the driver's own resources on to its jobs, whose srun then dies.
     driver = ["sbatch", "--wait", f"--output={log}", "slurm/study.sbatch", *words, "--json"]
     subprocess.run(
         driver,
@@ -223,7 +225,7 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
         capture_output=True,
         env=os.environ | {"PYTHON": sys.executable},
     )
-    assert json.loads(log.read_text())["submitted"] == left > 0
+    assert json.loads(log.read_text())["submitted"] == remaining > 0
     lab.wait()
     assert manifests(kit) == manifests(finished)
     (ours,), (theirs,) = ([*k.base.glob("midtrain/*animal*")] for k in (kit, finished))
@@ -231,13 +233,13 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
     weights = [load_file(folder / "model/model.safetensors") for folder in (ours, theirs)]
     off = max((one - weights[1][name]).abs().max().item() for name, one in weights[0].items())
     (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (kit, finished))
-    scores = split_recipe(json.loads(ours.read_text()), json.loads(theirs.read_text()))
+    scores = largest_difference(json.loads(ours.read_text()), json.loads(theirs.read_text()))
     print(f"two nodes and one: weights {off:.1e}, results {scores:.1e} apart")
     assert 0 < off < 1e-4 and scores < 0.05
 
 
 def test_slurm_waits_as_the_plan_assumes(lab: Lab) -> None:
-    """aftercorr with a number that the other array lacks waits for all of it; with one it has, for that alone."""
+    """aftercorr waits for the same index of the other array, or else for all of that array."""
     sbatch = ("sbatch", "--parsable", "--output=/dev/null")
     first = lab.ask(*sbatch, "--array=0-1", "--wrap=sleep $((SLURM_ARRAY_TASK_ID * 4))").strip()
     second = lab.ask(

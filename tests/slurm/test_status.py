@@ -267,7 +267,7 @@ SACCT = """7|s-x|FAILED
 
 
 def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
-    """As recorded on clusters that enforce memory and limits; this test's own can't or would take minutes."""
+    """Output of sacct as recorded on clusters that enforce memory and time limits."""
     fake.say("bin/sacct", f"#!/bin/sh\ncat <<'E'\n{SACCT}\nE\n")
     (fake.folder / "bin/sacct").chmod(0o755)
     for job, tasks in {"7": 1, "8": 4, "9": 1, "10": 1, "11": 1, "12": 1, "13": 1}.items():
@@ -301,7 +301,7 @@ def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
 def test_a_job_whose_input_left_the_queue_unfinished_never_starts(
     fake: Fake, study: Submitted
 ) -> None:
-    """Slurm goes on calling it a dependency, as it does where the job between was not told either."""
+    """Slurm's reason remains "Dependency" for such a job."""
     gone = study.cell("gone")
     study.record("7", [gone])
     study.record("8", [study.cell("next", gone)])

@@ -89,7 +89,7 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
     shared = {job["job"] for job in first["jobs"] if job["stage"] in ("model", "documents")}
     training = next(job for job in more["jobs"] if job["stage"] == "midtrain")
     assert set(training["after"].removeprefix("afterok:").split(":")) <= shared
-    # One training is gone from the queue without a result: it and all that needs it are submitted again.
+    # One training left the queue without a result: it and its users are submitted again.
     array = next(job for job in first["jobs"] if job["stage"] == "midtrain")
     fake.in_queue(*[line for line in queue if not line.startswith(f"{array['job']}_1|")])
     again = kit.done("submit", study=TINY)
@@ -105,8 +105,8 @@ def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake
     record = kit.base / "slurm/jobs.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     group = {line["job"]: line["group"] for line in lines if line["event"] == "submitted"}
-    kept = [line for line in lines if line["event"] != "submitted"]
-    record.write_text("".join(json.dumps(line) + "\n" for line in kept) + '{"event": "subm')
+    others = [line for line in lines if line["event"] != "submitted"]
+    record.write_text("".join(json.dumps(line) + "\n" for line in others) + '{"event": "subm')
     queue = []
     for job in facts["jobs"]:
         ids = (
@@ -117,7 +117,7 @@ def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake
         queue += [f"{i}|PENDING|None|{group[job['job']]}" for i in ids]
     fake.in_queue(*queue)
     assert kit.done("submit")["submitted"] == 0
-    # The same ids, but of another group: a cluster that counts from 1 again, or somebody's own jobs.
+    # The same ids with another comment: jobs of a cluster that counts from 1 again, or others.
     record.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fake.in_queue(*[line.rsplit("|", 1)[0] + "|mine" for line in queue])
     assert (
@@ -140,7 +140,7 @@ def test_two_submissions_at_once_do_not_mix_their_records(kit: Kit, fake: Fake) 
         subprocess.Popen(kit.words("submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     results = [json.loads(call.communicate()[0]) for call in calls]
-    # Nothing shows in this queue, so the second submits again: but not among the lines of the first.
+    # This queue stays empty, so the second submits again, but after the lines of the first.
     events = [
         json.loads(line)["event"]
         for line in (kit.base / "slurm/jobs.jsonl").read_text().splitlines()
@@ -154,7 +154,8 @@ def test_a_thousand_cells_go_in(kit: Kit, fake: Fake) -> None:
     started = time.monotonic()
     facts = kit.done("submit", "--seeds", *map(str, range(50)), study=TINY)
     print(
-        f"{facts['cells']} cells submitted in {time.monotonic() - started:.1f} s by {len(fake.scripts)} calls"
+        f"{facts['cells']} cells submitted in {time.monotonic() - started:.1f} s "
+        f"by {len(fake.scripts)} calls"
     )
     assert facts["submitted"] == facts["cells"] > 1000
     assert len(fake.scripts) <= -(-facts["cells"] // 100)

@@ -1,7 +1,7 @@
-"""On a real Slurm: a training that is disturbed ends as one that is not, to the byte, and by itself wherever it can.
+"""On a real Slurm: a training that is disturbed ends with the same bytes as one that is not.
 
-Each disturbance has a study of its own with the same training in it; all are disturbed at once, because a cluster's
-answers take long and cost nothing. A training goes slowly, by a pause after each update, until it has been disturbed.
+Each disturbance has a study of its own with the same training in it. All are disturbed at once,
+because a cluster reacts slowly. A training pauses after each step until it has been disturbed.
 """
 
 import os
@@ -218,7 +218,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     return studies
 
 
-# How often each of a study's trainings begins. A limit of a minute may strike once more on a busy machine.
+# How often each of a study's trainings begins. On a busy machine, one may reach the limit of a
+# minute once more.
 LIVES = {
     "node": [2],
     "preempted": [2],
@@ -242,7 +243,7 @@ def test_a_study_survives(what: str, survivors: dict[str, Study], undisturbed: P
     assert (facts["submitted"], facts["finished"]) == (0, 2 + len(study.cells))
 
 
-def test_a_runs_folder_that_cannot_be_written_is_one_line(kit: Kit, fake: Fake) -> None:
+def test_a_read_only_runs_folder_is_reported_and_nothing_is_submitted(kit: Kit, fake: Fake) -> None:
     """Root writes whatever the permissions say, but not to what is mounted read-only."""
     runs = kit.folder / "runs"
     mount = f"mount --bind {runs} {runs} && mount -o remount,ro,bind {runs}"
