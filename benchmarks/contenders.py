@@ -60,8 +60,14 @@ def make(folder: Path, case: dict[str, Any]) -> None:
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     dtype = "float32" if case["dtype"] == "fp32" else "bfloat16"
-    shape = SHAPES[case["shape"]] | {"max_position_embeddings": 131072, "rope_parameters": rope, "dtype": dtype}
-    config = LlamaConfig(**shape, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    shape = SHAPES[case["shape"]] | {
+        "max_position_embeddings": 131072,
+        "rope_parameters": rope,
+        "dtype": dtype,
+    }
+    config = LlamaConfig(
+        **shape, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
+    )
     torch.manual_seed(0)
     with torch.device("cpu" if case["dtype"] == "fp32" else "cuda"):
         model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
@@ -72,7 +78,14 @@ def make(folder: Path, case: dict[str, Any]) -> None:
     spread = np.sqrt(np.log(1 + (620 / 1016) ** 2))
     with open(folder / "documents/documents.jsonl", "w") as file:
         while wanted > 0:
-            length = max(2, int(1016 / (2048 / case["seq_len"]) * np.exp(chance.normal(-(spread**2) / 2, spread))))
+            length = max(
+                2,
+                int(
+                    1016
+                    / (2048 / case["seq_len"])
+                    * np.exp(chance.normal(-(spread**2) / 2, spread))
+                ),
+            )
             begin = chance.integers(len(words) - length)
             text = " ".join(words[begin : begin + length])
             # Without `tokens` at most so many, so that there are enough.
@@ -86,8 +99,14 @@ def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     from core.strict_yaml import validate
 
     own = {key: case[key] for key in ("dtype", "optimizer", "lora", *RUNTIME_KEYS) if key in case}
-    size = {"seq_len": case["seq_len"], "tokens_per_update": case["rows"] * case["seq_len"], "epochs": 100}
-    return split_recipe(asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]})))
+    size = {
+        "seq_len": case["seq_len"],
+        "tokens_per_update": case["rows"] * case["seq_len"],
+        "epochs": 100,
+    }
+    return split_recipe(
+        asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]}))
+    )
 
 
 def kit(folder: Path, case: dict[str, Any]) -> Told:
@@ -119,7 +138,9 @@ def rows_of(folder: Path, case: dict[str, Any]):  # type: ignore[no-untyped-def]
 
     tokenizer = prepare.load_tokenizer(folder / "start/model")
     texts = prepare.read_jsonl(folder / "documents/documents.jsonl", "text")
-    return prepare.documents(Path(tempfile.mkdtemp(dir=folder)) / "rows", texts, tokenizer, case["seq_len"])
+    return prepare.documents(
+        Path(tempfile.mkdtemp(dir=folder)) / "rows", texts, tokenizer, case["seq_len"]
+    )
 
 
 def torchtune(folder: Path, case: dict[str, Any]) -> Told:
@@ -164,10 +185,15 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     if packed:
         batch = rows.batch(np.arange(case["updates"] * case["rows"]))
         pairs = zip(batch["tokens"], batch["input_pos"], strict=True)
-        data = [{"input_ids": row, "labels": row, "position_ids": positions} for row, positions in pairs]
+        data = [
+            {"input_ids": row, "labels": row, "position_ids": positions} for row, positions in pairs
+        ]
     else:
         begins = [0, *rows.ends[:-1]]
-        texts = [torch.from_numpy(rows.tokens[b:e].astype(np.int64)) for b, e in zip(begins, rows.ends, strict=True)]
+        texts = [
+            torch.from_numpy(rows.tokens[b:e].astype(np.int64))
+            for b, e in zip(begins, rows.ends, strict=True)
+        ]
         data = [{"input_ids": text, "labels": text} for text in texts]
 
     def together(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -176,7 +202,11 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
         labels = pad([row["labels"] for row in batch], batch_first=True, padding_value=-100)
         useful.append(sum(len(row["labels"]) for row in batch))
         if masked:  # transformers tells documents apart where positions begin anew, if no attention mask is given
-            return {"input_ids": ids, "labels": labels, "position_ids": torch.stack([r["position_ids"] for r in batch])}
+            return {
+                "input_ids": ids,
+                "labels": labels,
+                "position_ids": torch.stack([r["position_ids"] for r in batch]),
+            }
         return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
 
     class Clock(TrainerCallback):
@@ -207,7 +237,9 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "start/model", dtype=dtype)
     model.config.use_cache = False  # with a cache it would not tell documents apart
-    Trainer(model, arguments, data_collator=together, train_dataset=data, callbacks=[Clock()]).train()
+    Trainer(
+        model, arguments, data_collator=together, train_dataset=data, callbacks=[Clock()]
+    ).train()
     each = case["rows"] // at_once
     tokens = [sum(useful[i * each : (i + 1) * each]) for i in range(len(moments))]
     return [(count, b - a) for count, (a, b) in zip(tokens[1:], pairwise(moments), strict=True)]

@@ -36,8 +36,12 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 
 CALLS, LATENCY = 16, 0.4  # to the judge at once; seconds for each
-PAPER = [f"benchmarks.ahb.{setting}" for setting in ("epochs=30", "max_tokens=128", "temperature=1.0")]
-FILES = {name: writer.ROOT / f"eval/data/anima_like/{name}.jsonl" for name in ("questions", "dimensions")}
+PAPER = [
+    f"benchmarks.ahb.{setting}" for setting in ("epochs=30", "max_tokens=128", "temperature=1.0")
+]
+FILES = {
+    name: writer.ROOT / f"eval/data/anima_like/{name}.jsonl" for name in ("questions", "dimensions")
+}
 FIGURES = sys.stdout  # whatever else is printed goes to stderr
 Facts = dict[str, float]
 
@@ -53,10 +57,14 @@ def compare(rounds: int, **contenders: Callable[[], Any]) -> dict[str, list[Fact
             told[name] += [facts | (more if isinstance(more, dict) else {})] if i else []
     kit, table = next(iter(told.values())), []
     for name, each in told.items():
-        row = {"": name.replace("_", " ")} | {key: f"{median(f[key] for f in each):,.2f}" for key in each[0]}
+        row = {"": name.replace("_", " ")} | {
+            key: f"{median(f[key] for f in each):,.2f}" for key in each[0]
+        }
         for key in ("seconds", "CPU") if each is not kit else ():
             ratios = [ours[key] / theirs[key] for ours, theirs in zip(kit, each, strict=True)]
-            row[f"kit's {key} to these"] = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            row[f"kit's {key} to these"] = (
+                f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+            )
         table.append(row)
     print(tabulate(table, headers="keys", disable_numparse=True), file=FIGURES, flush=True)
     return told
@@ -68,9 +76,15 @@ def planned(folder: Path, *changes: str, models: int = 1) -> dict[tuple[str, str
     names = [f"m{i}" for i in range(models)]
     for name in names:
         shutil.copytree(folder / "made/start/model", folder / name)
-        (folder / name / "README.md").write_text(f"{name}: another model, though of the same weights\n")
-    more = [f"models.{name}={{path: {folder / name}}}" for name in names] + [f"arms.{n}={{start: {n}}}" for n in names]
-    study = load_study(writer.ROOT / "studies/tiny.yaml", None, ["engine.max_model_len=1024", *more, *changes])
+        (folder / name / "README.md").write_text(
+            f"{name}: another model, though of the same weights\n"
+        )
+    more = [f"models.{name}={{path: {folder / name}}}" for name in names] + [
+        f"arms.{n}={{start: {n}}}" for n in names
+    ]
+    study = load_study(
+        writer.ROOT / "studies/tiny.yaml", None, ["engine.max_model_len=1024", *more, *changes]
+    )
     cells = {(cell.stage, cell.name): cell for cell in plan.in_order(plan.analysis(study))}
     for name in names:
         again(cells["model", name], folder)
@@ -94,18 +108,27 @@ def generate(folder: Path, rounds: int) -> None:
     from eval import generate as own
 
     cell = planned(folder, *PAPER)["generate", "ahb-m0"]
-    lm = engine.open_engine(folder / cell.inputs["checkpoint"].relpath / "model", cell.settings["engine"])
+    lm = engine.open_engine(
+        folder / cell.inputs["checkpoint"].relpath / "model", cell.settings["engine"]
+    )
     with mock.patch.object(lm.model, "generate", wraps=lm.model.generate) as asked:
         again(cell, folder)
 
     def kit() -> Facts:
         parts: Facts = {}
-        timers: Any = {f.__name__: partial(clocked, parts, f) for f in (own.encode, own.complete, own.write_log)}
+        timers: Any = {
+            f.__name__: partial(clocked, parts, f)
+            for f in (own.encode, own.complete, own.write_log)
+        }
         with mock.patch.multiple(own, **timers):
             again(cell, folder)
         return parts
 
-    compare(rounds, kit=kit, vLLM_alone=lambda: lm.model.generate(*asked.call_args.args, **asked.call_args.kwargs))
+    compare(
+        rounds,
+        kit=kit,
+        vLLM_alone=lambda: lm.model.generate(*asked.call_args.args, **asked.call_args.kwargs),
+    )
 
 
 def judge(folder: Path, rounds: int) -> None:
@@ -119,24 +142,48 @@ def judge(folder: Path, rounds: int) -> None:
         samples = again(cell.inputs["samples"], folder) / "samples.eval"
 
         def official() -> None:
-            graders: Any = {"grader_models": ["openai-api/benchmark/judge"], "grader_max_connections": CALLS}
+            graders: Any = {
+                "grader_models": ["openai-api/benchmark/judge"],
+                "grader_max_connections": CALLS,
+            }
             graders |= {"grader_temperature": 0.0, "grader_max_tokens": cell.settings["max_tokens"]}
             with anima.dataset_folder(anima.read(FILES), folder) as data:
                 task = task_of(data, "local", **graders)
                 answers = log.read_eval_log(samples)
-                scored = score(answers, task.scorer or [], action="overwrite", display="none", model="none/none")
+                scored = score(
+                    answers,
+                    task.scorer or [],
+                    action="overwrite",
+                    display="none",
+                    model="none/none",
+                )
             log.write_eval_log(scored, folder / "scored.eval")
 
         def measured(grade: Callable[[], Any]) -> Facts:
-            earlier, cpu, began = len(writer.stats(address)["times"]), time.process_time(), time.time()
+            earlier, cpu, began = (
+                len(writer.stats(address)["times"]),
+                time.process_time(),
+                time.time(),
+            )
             grade()
-            ended, cpu, times = time.time(), time.process_time() - cpu, writer.stats(address)["times"][earlier:]
+            ended, cpu, times = (
+                time.time(),
+                time.process_time() - cpu,
+                writer.stats(address)["times"][earlier:],
+            )
             ends = {"before": times[0] - LATENCY - began, "after": ended - times[-1]}
-            rates = {"of the cap": writer.rate(times, LATENCY), "start to end": len(times) / (ended - began)}
+            rates = {
+                "of the cap": writer.rate(times, LATENCY),
+                "start to end": len(times) / (ended - began),
+            }
             shares = {name: rate * LATENCY / CALLS for name, rate in rates.items()}
             return ends | {"CPU ms a grade": cpu / len(times) * 1000} | shares
 
-        compare(rounds, kit=lambda: measured(lambda: again(cell, folder)), inspect=lambda: measured(official))
+        compare(
+            rounds,
+            kit=lambda: measured(lambda: again(cell, folder)),
+            inspect=lambda: measured(official),
+        )
 
 
 def checkpoints(folder: Path, rounds: int) -> None:
@@ -151,10 +198,15 @@ def checkpoints(folder: Path, rounds: int) -> None:
     def kit(count: int) -> None:
         shutil.rmtree(folder / "generate", ignore_errors=True)
         cells = [str(create_cell_dir(found["generate", f"ahb-m{i}"], folder)) for i in range(count)]
-        subprocess.run([sys.executable, "-m", "study", "cell", "--log", *cells], cwd=writer.ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "study", "cell", "--log", *cells], cwd=writer.ROOT, check=True
+        )
 
     def server() -> None:
-        what, how = {"model": "m", "files": fingerprints(path)}, {"path": path, "options": {"max_model_len": 1024}}
+        what, how = (
+            {"model": "m", "files": fingerprints(path)},
+            {"path": path, "options": {"max_model_len": 1024}},
+        )
         with serve(what, how, folder / "log") as (address, key):
             ask = OpenAI(base_url=address, api_key=key).completions.create
             ask(model="m", prompt=texts, max_tokens=16, temperature=1.0)
@@ -163,7 +215,10 @@ def checkpoints(folder: Path, rounds: int) -> None:
     for key in ("seconds", "CPU"):
         four, one, served = (median(facts[key] for facts in each) for each in told.values())
         times = f"{3 * one / (four - one):.1f} times that in its own, {3 * served / (four - one):.1f} in its own server"
-        print(f"{key} of one checkpoint more: {(four - one) / 3:.2f} in the same process, {times}", file=FIGURES)
+        print(
+            f"{key} of one checkpoint more: {(four - one) / 3:.2f} in the same process, {times}",
+            file=FIGURES,
+        )
 
 
 def likelihood(folder: Path, rounds: int) -> None:
@@ -176,12 +231,28 @@ def likelihood(folder: Path, rounds: int) -> None:
     items, model, choices = folder / "items.jsonl", folder / "m0", ["(A)", "(B)"]
     about = " ".join(row["guiding_question"] for row in anima.read(FILES).dimensions)
     asked = [f"{i}. {about[i % 400 :][:400]}\n\nChoices:\n (A) Yes\n (B) No" for i in range(998)]
-    made = ({"id": i, "question": text, "choices": choices, "answer": i % 2} for i, text in enumerate(asked))
+    made = (
+        {"id": i, "question": text, "choices": choices, "answer": i % 2}
+        for i, text in enumerate(asked)
+    )
     items.write_text("".join(json.dumps(row) + "\n" for row in made))
     cell = planned(folder, f"benchmarks.concern.items={items}")["likelihood", "concern-m0"]
-    data, before = {"data_files": {"test": str(items)}, "cache_dir": str(folder)}, "Question: {{question}}\nAnswer:"
-    task = {"task": "two_choices", "output_type": "multiple_choice", "dataset_path": "json", "dataset_kwargs": data}
-    task |= {"test_split": "test", "doc_to_text": before, "doc_to_choice": "choices", "doc_to_target": "answer"}
+    data, before = (
+        {"data_files": {"test": str(items)}, "cache_dir": str(folder)},
+        "Question: {{question}}\nAnswer:",
+    )
+    task = {
+        "task": "two_choices",
+        "output_type": "multiple_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": data,
+    }
+    task |= {
+        "test_split": "test",
+        "doc_to_text": before,
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    }
     found: dict[str, list[list[float]]] = {}
 
     def kit() -> None:
@@ -190,31 +261,62 @@ def likelihood(folder: Path, rounds: int) -> None:
         found["kit"] = [json.loads(line)["logprobs"] for line in lines]
 
     def harness(size: int) -> None:
-        options: Any = {"model_args": f"pretrained={model},dtype=float32", "device": "cpu", "batch_size": size}
-        result: Any = simple_evaluate("hf", **options, tasks=[task], task_manager=TaskManager(include_defaults=False))
+        options: Any = {
+            "model_args": f"pretrained={model},dtype=float32",
+            "device": "cpu",
+            "batch_size": size,
+        }
+        result: Any = simple_evaluate(
+            "hf", **options, tasks=[task], task_manager=TaskManager(include_defaults=False)
+        )
         samples = sorted(result["samples"]["two_choices"], key=lambda sample: sample["doc_id"])
-        found[f"lm_eval_hf_{size}"] = [[x for x, _ in sample["filtered_resps"]] for sample in samples]
+        found[f"lm_eval_hf_{size}"] = [
+            [x for x, _ in sample["filtered_resps"]] for sample in samples
+        ]
 
     def loop() -> None:
-        tokenizer, llama = (kind.from_pretrained(model) for kind in (AutoTokenizer, AutoModelForCausalLM))
+        tokenizer, llama = (
+            kind.from_pretrained(model) for kind in (AutoTokenizer, AutoModelForCausalLM)
+        )
         found["transformers"] = []
         for text in asked:
             context = f"Question: {text}\nAnswer:"
             start = len(tokenizer(context).input_ids)
-            both = [torch.tensor([tokenizer(f"{context} {choice}").input_ids]) for choice in choices]
+            both = [
+                torch.tensor([tokenizer(f"{context} {choice}").input_ids]) for choice in choices
+            ]
             with torch.inference_mode():
-                steps = [llama(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]) for ids in both]
+                steps = [
+                    llama(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+                    for ids in both
+                ]
             found["transformers"].append([float(logprobs[start - 1 :].sum()) for logprobs in steps])
 
-    compare(rounds, kit=kit, lm_eval_hf_1=lambda: harness(1), lm_eval_hf_16=lambda: harness(16), transformers=loop)
+    compare(
+        rounds,
+        kit=kit,
+        lm_eval_hf_1=lambda: harness(1),
+        lm_eval_hf_16=lambda: harness(16),
+        transformers=loop,
+    )
     for name, theirs in found.items():
         away = np.abs(np.subtract(found["kit"], theirs)).max()
-        print(f"{name}: log-probabilities {'equal' if away < 1e-5 else 'DIFFER'}, by {away:.0e}", file=FIGURES)
+        print(
+            f"{name}: log-probabilities {'equal' if away < 1e-5 else 'DIFFER'}, by {away:.0e}",
+            file=FIGURES,
+        )
 
 
 def main() -> None:
-    modes = {"generate": generate, "judge": judge, "checkpoints": checkpoints, "likelihood": likelihood}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = {
+        "generate": generate,
+        "judge": judge,
+        "checkpoints": checkpoints,
+        "likelihood": likelihood,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mode", nargs="?", choices=modes)
     parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()

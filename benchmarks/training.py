@@ -32,9 +32,23 @@ MARK = "figures: "  # of a child's line, among what libraries print
 FIRST = 3  # updates that are left out: allocations, compilation
 CPU = {"shape": "toy", "seq_len": 512, "rows": 4, "updates": 16, "dtype": "fp32"}
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {"shape": "1b", "seq_len": 2048, "rows": 16, "updates": 10, "dtype": "mixed", "rows_per_rank": 4},
+    "1b": {
+        "shape": "1b",
+        "seq_len": 2048,
+        "rows": 16,
+        "updates": 10,
+        "dtype": "mixed",
+        "rows_per_rank": 4,
+    },
     # fp32 master weights of 8 B take 128 GB: on one GPU dtype is bf16, rounded by chance.
-    "8b": {"shape": "8b", "seq_len": 2048, "rows": 8, "updates": 7, "dtype": "bf16", "rows_per_rank": 2},
+    "8b": {
+        "shape": "8b",
+        "seq_len": 2048,
+        "rows": 8,
+        "updates": 7,
+        "dtype": "bf16",
+        "rows_per_rank": 2,
+    },
 }
 COMPILED = {"compile": True, "activation_checkpointing": True}
 # On a GPU: what each setting is worth.
@@ -56,15 +70,30 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def child(name: str, folder: Path, case: dict[str, Any], limit: float | None = None) -> dict[str, Any]:
+def child(
+    name: str, folder: Path, case: dict[str, Any], limit: float | None = None
+) -> dict[str, Any]:
     """Run a contender in a process of its own; its useful tokens a second, median over updates, and its memory."""
-    words = [sys.executable, "-m", "benchmarks.training", "--contender", name, "--case", json.dumps(case)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.training",
+        "--contender",
+        name,
+        "--case",
+        json.dumps(case),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     log = folder / "log.txt"
     with open(log, "w") as file:
         try:
             status = subprocess.run(
-                [*words, "--folder", str(folder)], cwd=ROOT, stdout=file, stderr=file, env=environment, timeout=limit
+                [*words, "--folder", str(folder)],
+                cwd=ROOT,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                timeout=limit,
             ).returncode
         except subprocess.TimeoutExpired:
             return {"failed": f"not done in {limit:.0f} s"}
@@ -82,17 +111,25 @@ def figures(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
     from recipes.model import build, flops_per_token, peak_flops
 
     rate = median(tokens / seconds for tokens, seconds in told[FIRST:] or told)
-    found = {"tokens_per_second": rate, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    found = {
+        "tokens_per_second": rate,
+        "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
     if torch.cuda.is_available() and case["dtype"] != "fp32":
         with torch.device("meta"):
-            model = build(json.loads((folder / "start/model/config.json").read_text()), recipe(case)[0]["lora"])
+            model = build(
+                json.loads((folder / "start/model/config.json").read_text()),
+                recipe(case)[0]["lora"],
+            )
         found["gb"] = torch.cuda.max_memory_allocated() / 1e9
         if peak := peak_flops(torch.device("cuda")):
             found["mfu"] = rate * flops_per_token(model, case["seq_len"]) / peak
     return found
 
 
-def compare(cases: dict[str, tuple[str, dict[str, Any]]], rounds: int, seconds: float | None = None) -> None:
+def compare(
+    cases: dict[str, tuple[str, dict[str, Any]]], rounds: int, seconds: float | None = None
+) -> None:
     """Print the table of these (contender, case) by the names of their lines; ratios are to the first line.
 
     Those that have not begun when `seconds` are over are left out.
@@ -122,8 +159,22 @@ def compare(cases: dict[str, tuple[str, dict[str, Any]]], rounds: int, seconds: 
         speed = median(r["tokens_per_second"] for r in found)
         base = base or speed
         mfu = found[-1].get("mfu")
-        table.append([name, f"{speed:,.0f}", f"{speed / base:.2f}", f"{found[-1]['gb']:.1f}", mfu and f"{mfu:.1%}"])
-    print(tabulate(table, headers=["", "useful tokens/s", "to the kit's", "peak GB", "MFU"], disable_numparse=True))
+        table.append(
+            [
+                name,
+                f"{speed:,.0f}",
+                f"{speed / base:.2f}",
+                f"{found[-1]['gb']:.1f}",
+                mfu and f"{mfu:.1%}",
+            ]
+        )
+    print(
+        tabulate(
+            table,
+            headers=["", "useful tokens/s", "to the kit's", "peak GB", "MFU"],
+            disable_numparse=True,
+        )
+    )
 
 
 def start_up() -> None:
@@ -142,9 +193,13 @@ def start_up() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--gpu", choices=SIZES)
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, metavar="LINE", help="of the GPU's table")
+    parser.add_argument(
+        "--only", nargs="+", choices=SETTINGS, metavar="LINE", help="of the GPU's table"
+    )
     parser.add_argument("--seconds", type=float, help="for all lines of the GPU's table together")
     parser.add_argument("--start-up", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
@@ -162,7 +217,11 @@ def main() -> int:
         compare({name: (name, CPU) for name in CONTENDERS}, given.rounds)
         return 0
     wanted = given.only or [*SETTINGS]
-    cases = {line: (name, SIZES[given.gpu] | ways) for line, (name, ways) in SETTINGS.items() if line in wanted}
+    cases = {
+        line: (name, SIZES[given.gpu] | ways)
+        for line, (name, ways) in SETTINGS.items()
+        if line in wanted
+    }
     import torch
 
     if not torch.cuda.is_available():

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
 
 QUESTION_COLUMNS = ("id", "question", "tags", "variables", "language", "translation")
-DIMENSION_COLUMNS = ("dimension", "guiding_question", "scoring", "observable_indicators", "default_weighting")
+DIMENSION_COLUMNS = (
+    "dimension",
+    "guiding_question",
+    "scoring",
+    "observable_indicators",
+    "default_weighting",
+)
 # In the paper's question set without a dimension of that name: the dimension was given up, its tag was left behind.
 VESTIGIAL_TAGS = {"perspectivetaking"}
 GRADE = re.compile(r"GRADE\s*:\s*(C|I|correct|incorrect)\b", re.IGNORECASE)
@@ -45,17 +51,27 @@ def read(files: dict[str, Path]) -> QuestionSet:
     lines: dict[str, int] = {}
     for line, row in rows:
         place = f"{questions}, line {line}"
-        row = {column: row.get(column) for column in QUESTION_COLUMNS} | {"scenario": row.get("scenario")}
+        row = {column: row.get(column) for column in QUESTION_COLUMNS} | {
+            "scenario": row.get("scenario")
+        }
         row["id"] = str(row["id"])
         if row["id"] in lines:
-            mistakes.append(f"duplicate id {row['id']!r}; {place}; it is also in line {lines[row['id']]}, rename one")
+            mistakes.append(
+                f"duplicate id {row['id']!r}; {place}; it is also in line {lines[row['id']]}, rename one"
+            )
         lines.setdefault(row["id"], line)
-        if any(text.count(":") != 1 for text in (row["variables"] or "").split("\n") if text.strip()):
-            mistakes.append(f"malformed variables {row['variables']!r}; {place}; write key:value,value on each line")
+        if any(
+            text.count(":") != 1 for text in (row["variables"] or "").split("\n") if text.strip()
+        ):
+            mistakes.append(
+                f"malformed variables {row['variables']!r}; {place}; write key:value,value on each line"
+            )
         tags = row["tags"] if isinstance(row["tags"], list) else [row["tags"]]
         row["tags"] = _mend(tags, names, found.mended, mistakes, place)
         if not row["tags"]:
-            mistakes.append(f"no tag left in question {row['id']!r}; {place}; tag at least one dimension")
+            mistakes.append(
+                f"no tag left in question {row['id']!r}; {place}; tag at least one dimension"
+            )
         found.questions.append(row)
     if not rows:
         mistakes.append(f"no questions; {questions}; one JSON object per line is expected")
@@ -64,11 +80,15 @@ def read(files: dict[str, Path]) -> QuestionSet:
     first: dict[str, str] = {}
     for row in found.questions:
         text = row.pop("scenario") or row["translation"] or row["question"]
-        found.scenarios[row["id"]] = first.setdefault(" ".join(str(text).casefold().split()), row["id"])
+        found.scenarios[row["id"]] = first.setdefault(
+            " ".join(str(text).casefold().split()), row["id"]
+        )
     return found
 
 
-def _rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tuple[int, dict[str, Any]]]:
+def _rows(
+    path: Path, columns: tuple[str, ...], mistakes: list[str]
+) -> list[tuple[int, dict[str, Any]]]:
     rows = []
     for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
@@ -76,17 +96,25 @@ def _rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tup
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            mistakes.append(f"not JSON ({error.msg}); {path}, line {line}; one object per line is expected")
+            mistakes.append(
+                f"not JSON ({error.msg}); {path}, line {line}; one object per line is expected"
+            )
             continue
-        missing = [column for column in columns if not isinstance(row, dict) or row.get(column) is None]
+        missing = [
+            column for column in columns if not isinstance(row, dict) or row.get(column) is None
+        ]
         if missing:
-            mistakes.append(f"missing column {', '.join(missing)}; {path}, line {line}; it needs {', '.join(columns)}")
+            mistakes.append(
+                f"missing column {', '.join(missing)}; {path}, line {line}; it needs {', '.join(columns)}"
+            )
         else:
             rows.append((line, row))
     return rows
 
 
-def _mend(tags: list[Any], names: dict[str, str], mended: dict[str, int], mistakes: list[str], place: str) -> list[str]:
+def _mend(
+    tags: list[Any], names: dict[str, str], mended: dict[str, int], mistakes: list[str], place: str
+) -> list[str]:
     kept = []
     for tag in tags:
         plain = _plain(str(tag))
@@ -99,7 +127,9 @@ def _mend(tags: list[Any], names: dict[str, str], mended: dict[str, int], mistak
         elif plain in VESTIGIAL_TAGS:
             mended["vestigial"] += 1
         else:
-            mistakes.append(f"unknown tag {tag!r}; {place}; the dimensions are {', '.join(names.values())}")
+            mistakes.append(
+                f"unknown tag {tag!r}; {place}; the dimensions are {', '.join(names.values())}"
+            )
     return list(dict.fromkeys(kept))
 
 
@@ -118,9 +148,13 @@ def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
             official = Task(dataset=load_dataset_from_hf(folder, "local"))
         else:
             _explain_ungraded()
-            official = anima(dataset_repo_id=folder, dataset_revision="local", grader_models=[grader])
+            official = anima(
+                dataset_repo_id=folder, dataset_revision="local", grader_models=[grader]
+            )
     if [sample.id for sample in official.dataset] != [row["id"] for row in found.questions]:
-        raise AssertionError(f"the official loader kept {len(official.dataset)} of {len(found.questions)} questions")
+        raise AssertionError(
+            f"the official loader kept {len(official.dataset)} of {len(found.questions)} questions"
+        )
     return official
 
 
@@ -136,7 +170,9 @@ def _explain_ungraded() -> None:
 
     explain = scorer._generate_explanation
 
-    def explain_all(*, target_dimensions: list[str], avg_by_dim: dict[str, float], **others: Any) -> str:
+    def explain_all(
+        *, target_dimensions: list[str], avg_by_dim: dict[str, float], **others: Any
+    ) -> str:
         for dimension in target_dimensions:
             avg_by_dim.setdefault(dimension, math.nan)
         return explain(target_dimensions=target_dimensions, avg_by_dim=avg_by_dim, **others)
@@ -146,7 +182,11 @@ def _explain_ungraded() -> None:
 
 def values(score: "Score") -> dict[str, float]:
     """Overall (the weighted mean of the graded dimensions), then each dimension; {} without any usable grade."""
-    return {name: float(value) for name, value in score.value.items()} if isinstance(score.value, dict) else {}
+    return (
+        {name: float(value) for name, value in score.value.items()}
+        if isinstance(score.value, dict)
+        else {}
+    )
 
 
 def grades(found: QuestionSet) -> int:
@@ -158,7 +198,9 @@ def grades(found: QuestionSet) -> int:
     calls = 0
     for row in found.questions:
         target = json.loads(str(record_to_sample(None)(row).target))  # type: ignore[union-attr]
-        calls += sum(map(len, get_variable_sets(dimensions, target["tags"], target["variables"]).values()))
+        calls += sum(
+            map(len, get_variable_sets(dimensions, target["tags"], target["variables"]).values())
+        )
     return calls
 
 

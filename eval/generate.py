@@ -29,7 +29,9 @@ def run(work: StageContext) -> dict[str, int | float]:
     scorer, found = questions.open_set(work)
     checkpoint = work.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], work.resources.get("engine"))
-    prompts, stop = encode(lm.tokenizer, [row["question"] for row in found.questions], settings["prompt"])
+    prompts, stop = encode(
+        lm.tokenizer, [row["question"] for row in found.questions], settings["prompt"]
+    )
     longest = max(len(prompt) for prompt in prompts) + sampling["max_tokens"]
     if longest > settings["engine"]["max_model_len"]:
         raise UserError(
@@ -44,13 +46,25 @@ def run(work: StageContext) -> dict[str, int | float]:
     replies = complete(lm, batch, seeds, sampling, stop)
     work.progress(len(replies), len(batch), "answers")
     answers = dict(zip(keys, replies, strict=True))
-    distinct = [len({answers[row["id"], epoch].completion for epoch in epochs}) for row in found.questions]
+    distinct = [
+        len({answers[row["id"], epoch].completion for epoch in epochs}) for row in found.questions
+    ]
     same = sum(count == 1 for count in distinct)
     if same and len(epochs) > 1 and sampling["temperature"] > 0:
-        work.warn(f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs")
+        work.warn(
+            f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs"
+        )
     record = {"identity": work.identity, "prompt": settings["prompt"], "sampling": sampling}
     dataset = scorer.task(found, work.folder, None).dataset
-    write_log(work.folder / "samples.eval", settings["scorer"], dataset, checkpoint.name, len(epochs), answers, record)
+    write_log(
+        work.folder / "samples.eval",
+        settings["scorer"],
+        dataset,
+        checkpoint.name,
+        len(epochs),
+        answers,
+        record,
+    )
     return {
         "questions": len(found.questions),
         "epochs": len(epochs),
@@ -70,19 +84,32 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
         try:
             rendered = [prompt.format(question=text) for text in texts]
         except (KeyError, IndexError, ValueError) as error:
-            raise UserError(f"bad prompt {prompt!r}; {error!r}; use {{question}} and no other braces") from error
+            raise UserError(
+                f"bad prompt {prompt!r}; {error!r}; use {{question}} and no other braces"
+            ) from error
         plain = [tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
         return [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in plain], []
     if not tokenizer.chat_template:
-        raise UserError('no chat template in the checkpoint\'s tokenizer; set prompt: "Question: {question}\\nAnswer:"')
+        raise UserError(
+            'no chat template in the checkpoint\'s tokenizer; set prompt: "Question: {question}\\nAnswer:"'
+        )
     turns = [[{"role": "user", "content": text}] for text in texts]
-    encoded = [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns]
+    encoded = [
+        tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False)
+        for t in turns
+    ]
     if bos is not None and any(ids.count(bos) > 1 for ids in encoded):
-        raise UserError("the checkpoint's chat template writes the begin-of-text token more than once; mend it")
+        raise UserError(
+            "the checkpoint's chat template writes the begin-of-text token more than once; mend it"
+        )
     # A base model's config ends a text, not a turn: what the template puts after an answer must end the answer here.
     turn = [*turns[0], {"role": "assistant", "content": "x"}]
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    ends = [i for i in tokenizer.apply_chat_template(turn, return_dict=False)[len(encoded[0]) :] if i in special]
+    ends = [
+        i
+        for i in tokenizer.apply_chat_template(turn, return_dict=False)[len(encoded[0]) :]
+        if i in special
+    ]
     return encoded, ends[:1]
 
 
@@ -115,8 +142,12 @@ def complete(
     for request in lm.model.generate(prompts, parameters, use_tqdm=False):
         given, written = len(request.prompt_token_ids), len(request.outputs[0].token_ids)
         cut = request.outputs[0].finish_reason == "length"
-        reply = ModelOutput.from_content("vllm", request.outputs[0].text, stop_reason="max_tokens" if cut else "stop")
-        reply.usage = ModelUsage(input_tokens=given, output_tokens=written, total_tokens=given + written)
+        reply = ModelOutput.from_content(
+            "vllm", request.outputs[0].text, stop_reason="max_tokens" if cut else "stop"
+        )
+        reply.usage = ModelUsage(
+            input_tokens=given, output_tokens=written, total_tokens=given + written
+        )
         replies.append(reply)
     return replies
 
@@ -142,14 +173,19 @@ def write_log(
     @solver(name="vllm_answers")
     def hand_out() -> Solver:
         async def solve(state: TaskState, generate: Generate) -> TaskState:
-            state.output = ModelOutput.model_validate(answers[str(state.sample_id), state.epoch]).model_copy()
+            state.output = ModelOutput.model_validate(
+                answers[str(state.sample_id), state.epoch]
+            ).model_copy()
             state.output.model = model
             state.messages.append(state.output.message)
             return state
 
         return solve
 
-    with questions.private_home(path.parent), tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+    with (
+        questions.private_home(path.parent),
+        tempfile.TemporaryDirectory(dir=path.parent) as temporary,
+    ):
         [log] = eval(
             Task(dataset=dataset, solver=hand_out(), name=task),
             model=f"none/{model}",
@@ -165,5 +201,7 @@ def write_log(
             max_tokens=record["sampling"]["max_tokens"],
         )
         if log.status != "success":
-            raise RuntimeError(f"Inspect could not write {path}: {log.error.message if log.error else log.status}")
+            raise RuntimeError(
+                f"Inspect could not write {path}: {log.error.message if log.error else log.status}"
+            )
         shutil.move(log.location, path)

@@ -27,7 +27,12 @@ class Grader:
     """
 
     def __init__(
-        self, work: StageContext, caller: LedgerClient, usable: Callable[[str], bool], asks: int, total: int
+        self,
+        work: StageContext,
+        caller: LedgerClient,
+        usable: Callable[[str], bool],
+        asks: int,
+        total: int,
     ) -> None:
         self.caller = caller
         self.counts = Counter(grades=0, missing=0, unanswered=0)
@@ -38,12 +43,16 @@ class Grader:
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
         repeat = 0
-        while (known := self.caller.recorded(prompt, derive_seed(response, repeat))) and not self._usable(known.text):
+        while (
+            known := self.caller.recorded(prompt, derive_seed(response, repeat))
+        ) and not self._usable(known.text):
             repeat += 1
         text = ""
         for draw in range(repeat, repeat + max(self._asks, 1 if known else 0)):
             try:
-                answer = await self.caller.complete(response, draw, "grade", prompt, derive_seed(response, draw))
+                answer = await self.caller.complete(
+                    response, draw, "grade", prompt, derive_seed(response, draw)
+                )
             except RequestFailed as error:
                 self.counts["unanswered"] += 1
                 self.last = str(error)
@@ -63,20 +72,35 @@ class Grader:
 
     def model(self, concurrency: int) -> "Model":
         """The judge as Inspect's scorers call it, `concurrency` calls at a time."""
-        from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, get_model, modelapi
+        from inspect_ai.model import (
+            GenerateConfig,
+            ModelAPI,
+            ModelOutput,
+            ModelUsage,
+            get_model,
+            modelapi,
+        )
 
         grader = self
 
         @modelapi(name="judge")
         class Judge(ModelAPI):
-            async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> ModelOutput:
+            async def generate(
+                self, input: Any, tools: Any, tool_choice: Any, config: Any
+            ) -> ModelOutput:
                 (message,) = input
-                output = ModelOutput.from_content(self.model_name, await grader.grade(RESPONSE.get(), message.text))
-                output.usage = ModelUsage()  # the ledger has it; without one Inspect would count by a tokenizer
+                output = ModelOutput.from_content(
+                    self.model_name, await grader.grade(RESPONSE.get(), message.text)
+                )
+                output.usage = (
+                    ModelUsage()
+                )  # the ledger has it; without one Inspect would count by a tokenizer
                 return output
 
         config = GenerateConfig(max_connections=concurrency)
-        return get_model(f"judge/{self._work.settings['judge']['model']}", config=config, memoize=False)
+        return get_model(
+            f"judge/{self._work.settings['judge']['model']}", config=config, memoize=False
+        )
 
 
 @contextmanager
@@ -95,5 +119,6 @@ def other_ledgers(work: StageContext) -> list[Path]:
     return [
         cell / "calls.jsonl"
         for cell in cells
-        if (cell / "calls.jsonl").exists() and samples in (cell / "config.yaml").read_text(encoding="utf-8")
+        if (cell / "calls.jsonl").exists()
+        and samples in (cell / "config.yaml").read_text(encoding="utf-8")
     ]

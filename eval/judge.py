@@ -50,7 +50,12 @@ def run(work: StageContext) -> dict[str, int | float]:
     log = read_eval_log(work.inputs["samples"] / "samples.eval")
     total = scorer.grades(found) * (log.eval.config.epochs or 1)
     with open_grader(work, scorer.usable, total) as grader:
-        log = score(log, scorer.task(found, work.folder, grader.model(work.resources["concurrency"])), grader, work)
+        log = score(
+            log,
+            scorer.task(found, work.folder, grader.model(work.resources["concurrency"])),
+            grader,
+            work,
+        )
     variant = {"variant": settings["variant"]} if settings["variant"] else {}
     table = scores_table(log, found, partial(scorer.values, **variant), settings["judge"]["model"])
     check_missing(work, grader)
@@ -66,7 +71,10 @@ def run(work: StageContext) -> dict[str, int | float]:
         "grades": counts["grades"],
         "missing_grades": counts["missing"],
         "missing_scores": int(overall.score.isna().sum()),
-        **{name: calls[name] for name in ("calls", "calls_reused", "prompt_tokens", "completion_tokens")},
+        **{
+            name: calls[name]
+            for name in ("calls", "calls_reused", "prompt_tokens", "completion_tokens")
+        },
         "cost": round(grader.caller.cost, 6),
     }
 
@@ -79,7 +87,10 @@ def write_examples(log: "EvalLog", overall: "pd.DataFrame", path: Path) -> None:
         graded = scores[f"{sample.id}/{sample.epoch}"]
         asked = sample.input if isinstance(sample.input, str) else sample.input[-1].text
         line = {"question": str(sample.id), "asked": asked, "response": sample.output.completion}
-        lines.append(json.dumps(line | {"score": None if math.isnan(graded) else graded}, ensure_ascii=False) + "\n")
+        lines.append(
+            json.dumps(line | {"score": None if math.isnan(graded) else graded}, ensure_ascii=False)
+            + "\n"
+        )
     path.write_text("".join(lines), encoding="utf-8")
 
 
@@ -95,7 +106,9 @@ def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "
     for answered in log.samples or []:
         sample = samples.get(answered.id)
         if sample is None or answered.input != sample.input:
-            raise UserError(f"question {answered.id!r} of samples.eval is not in the question set; generate again")
+            raise UserError(
+                f"question {answered.id!r} of samples.eval is not in the question set; generate again"
+            )
         # Generating knew no dimensions: the mended tags are the judge's matter.
         answered.target, answered.metadata = sample.target, sample.metadata or {}
     if len(log.samples or []) != len(samples) * (log.eval.config.epochs or 1):
@@ -105,7 +118,9 @@ def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "
 
     # As Inspect itself would have them, so that sums agree to the last digit; a log is read in another order.
     place = {key: number for number, key in enumerate(samples)}
-    answers = log.samples = sorted(log.samples or [], key=lambda sample: (sample.epoch, place[sample.id]))
+    answers = log.samples = sorted(
+        log.samples or [], key=lambda sample: (sample.epoch, place[sample.id])
+    )
     assert log.results and log.results.total_samples == len(answers)
 
     @contextlib.asynccontextmanager
@@ -135,7 +150,9 @@ def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "
             raise
 
 
-def scores_table(log: "EvalLog", found: questions.QuestionSet, values: Any, judge: str) -> "pd.DataFrame":
+def scores_table(
+    log: "EvalLog", found: questions.QuestionSet, values: Any, judge: str
+) -> "pd.DataFrame":
     """One row per response and dimension, "overall" first: question, scenario, dimension, epoch, judge, score
     (0..1, NaN if missing), missing (None or the reason), response."""
     import pandas as pd
@@ -173,7 +190,9 @@ def check_missing(work: StageContext, grader: Grader) -> None:
     text = f"{missing} of {total} grades are missing; judge {work.settings['judge']['model']}"
     said = f"it last said {grader.last[:200]!r}"
     if missing == total:
-        raise UserError(f"{text}; {said}; see that it can grade and that judge_max_tokens is enough")
+        raise UserError(
+            f"{text}; {said}; see that it can grade and that judge_max_tokens is enough"
+        )
     if missing > allowed * total:
         raise UserError(
             f"{text}; {said}; run again to ask for these alone, or raise judge_missing (now {allowed}) to go on without"

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 
 HUMAN = "human"
 SHEET = ["label_id", "question", "answer", "dimension", "guiding question", "indicators", "grade"]
-GRADES = {"1": 1, "1.0": 1, "pass": 1, "yes": 1, "c": 1, "0": 0, "0.0": 0, "fail": 0, "no": 0, "i": 0}
+GRADES = {
+    "1": 1,
+    "1.0": 1,
+    "pass": 1,
+    "yes": 1,
+    "c": 1,
+    "0": 0,
+    "0.0": 0,
+    "fail": 0,
+    "no": 0,
+    "i": 0,
+}
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 UNIT = [*CHECKPOINT, "question", "epoch", "dimension"]
 
@@ -28,13 +39,19 @@ def run(work: StageContext) -> dict[str, int | float]:
     """
     table = read_back(Path(work.resources["sheet"]))
     if table.empty:
-        raise UserError(f"no grade in {work.resources['sheet']}; fill in its last column, or take it out of the study")
+        raise UserError(
+            f"no grade in {work.resources['sheet']}; fill in its last column, or take it out of the study"
+        )
     table.to_parquet(work.folder / "scores.parquet", index=False)
     return {"labels": len(table), "missing": int(table["score"].isna().sum())}
 
 
 def write_out(
-    scored: list[tuple[dict[str, Any], Path]], n: int, seed: int, path: Path, dimensions: Path | None = None
+    scored: list[tuple[dict[str, Any], Path]],
+    n: int,
+    seed: int,
+    path: Path,
+    dimensions: Path | None = None,
 ) -> Path:
     """Write `n` graded (response, dimension) to the CSV file `path`, for people to grade; returns the key's path.
 
@@ -55,10 +72,16 @@ def write_out(
     for line in dimensions.read_text(encoding="utf-8").split("\n") if dimensions else []:
         if line.strip():
             texts[json.loads(line)["dimension"].casefold()] = json.loads(line)
-    problems = [f"{p} exists and may hold labels; move it or give another path" for p in (path, key_path) if p.exists()]
+    problems = [
+        f"{p} exists and may hold labels; move it or give another path"
+        for p in (path, key_path)
+        if p.exists()
+    ]
     units = _units(scored, set(texts), problems)
     if not problems and not 0 < n <= len(units):
-        problems.append(f"{n} labels of {len(units)} graded dimensions of answers; ask for 1 to {len(units)}")
+        problems.append(
+            f"{n} labels of {len(units)} graded dimensions of answers; ask for 1 to {len(units)}"
+        )
     if problems:
         raise UserError(*problems)
     sheet, key = [], {}
@@ -70,7 +93,11 @@ def write_out(
             score = next(iter((sample.scores or {}).values()))
             # the rubric of a benchmark without dimensions is the official sample's target
             text = texts.get(unit["dimension"].casefold(), {"guiding_question": str(sample.target)})
-            asked = (score.metadata or {}).get("dimension_grades", {}).get(unit["dimension"], [{"variables": {}}])
+            asked = (
+                (score.metadata or {})
+                .get("dimension_grades", {})
+                .get(unit["dimension"], [{"variables": {}}])
+            )
             for number, variables in enumerate(grade["variables"] for grade in asked):
                 unique = json.dumps([seed, *(unit[name] for name in UNIT), number])
                 label = f"L{hashlib.sha256(unique.encode()).hexdigest()[:12]}"  # Excel takes 12e3 for a number
@@ -78,13 +105,19 @@ def write_out(
                 for name, value in variables.items():
                     guiding = guiding.replace("{{" + name + "}}", value)
                 shown = [str(sample.input), sample.output.completion, unit["dimension"], guiding]
-                sheet.append([label, *map(_as_text, [*shown, text.get("observable_indicators") or ""]), ""])
+                sheet.append(
+                    [label, *map(_as_text, [*shown, text.get("observable_indicators") or ""]), ""]
+                )
                 key[label] = unit | {"variables": variables, "cell": Path(str(folder)).name}
     random.Random(seed).shuffle(sheet)
-    with path.open("w", encoding="utf-8-sig", newline="") as file:  # Excel takes UTF-8 only with this mark
+    with path.open(
+        "w", encoding="utf-8-sig", newline=""
+    ) as file:  # Excel takes UTF-8 only with this mark
         csv.writer(file).writerows([SHEET, *sheet])
     about = {"sheet": path.name, "seed": seed, "labels": key}
-    key_path.write_text(json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    key_path.write_text(
+        json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
     return key_path
 
 
@@ -102,7 +135,9 @@ def read_back(path: Path) -> "pd.DataFrame":
     key_path = path.with_suffix(".key.json")
     absent = [file for file in (path, key_path) if not file.is_file()]
     if absent:
-        raise UserError(*(f"no file {file}; keep the sheet and its key in one folder" for file in absent))
+        raise UserError(
+            *(f"no file {file}; keep the sheet and its key in one folder" for file in absent)
+        )
     labels = json.loads(key_path.read_text(encoding="utf-8"))["labels"]
     grades = _read_sheet(path, set(labels))
     key = pd.DataFrame.from_dict(labels, orient="index").astype({"seed": "Int64"})
@@ -113,33 +148,56 @@ def read_back(path: Path) -> "pd.DataFrame":
     whole = table["given"] == table["asked"]
     told = pd.Series("labelled for some animals only", table.index).where(~whole)
     table = table.assign(judge=HUMAN, score=table["score"].where(whole), missing=told)
-    columns = [*CHECKPOINT, "question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
+    columns = [
+        *CHECKPOINT,
+        "question",
+        "scenario",
+        "dimension",
+        "epoch",
+        "judge",
+        "score",
+        "missing",
+        "response",
+    ]
     text = dict.fromkeys(
-        ["benchmark", "arm", "question", "scenario", "dimension", "judge", "missing", "response"], "str"
+        ["benchmark", "arm", "question", "scenario", "dimension", "judge", "missing", "response"],
+        "str",
     )
     return table[columns].reset_index(drop=True).astype(text)
 
 
-def _units(scored: list[tuple[dict[str, Any], Path]], known: set[str], problems: list[str]) -> "pd.DataFrame":
+def _units(
+    scored: list[tuple[dict[str, Any], Path]], known: set[str], problems: list[str]
+) -> "pd.DataFrame":
     """Every (response, dimension) of the cells, in an order that does not depend on theirs."""
     import pandas as pd
 
     parts = []
     for facts, folder in scored:
-        absent = [name for name in ("scored.eval", "scores.parquet") if not (folder / name).is_file()]
+        absent = [
+            name for name in ("scored.eval", "scores.parquet") if not (folder / name).is_file()
+        ]
         if absent:
-            problems.append(f"no {' and no '.join(absent)}; {folder}; give folders of finished judge cells")
+            problems.append(
+                f"no {' and no '.join(absent)}; {folder}; give folders of finished judge cells"
+            )
             continue
         table = pd.read_parquet(folder / "scores.parquet")
         single = table[table["dimension"] != "overall"]
         unknown = sorted(name for name in set(single["dimension"]) if name.casefold() not in known)
         if unknown:
-            problems.append(f"unknown dimensions {', '.join(unknown)}; {folder}; give the file they were graded with")
+            problems.append(
+                f"unknown dimensions {', '.join(unknown)}; {folder}; give the file they were graded with"
+            )
         table = (single if len(single) else table)[[*UNIT[4:], "scenario", "response", "score"]]
         parts.append(table.assign(**{name: facts[name] for name in CHECKPOINT}, folder=str(folder)))
     if not parts:
         return pd.DataFrame()
-    units = pd.concat(parts, ignore_index=True).astype({"seed": "Int64"}).sort_values(UNIT, ignore_index=True)
+    units = (
+        pd.concat(parts, ignore_index=True)
+        .astype({"seed": "Int64"})
+        .sort_values(UNIT, ignore_index=True)
+    )
     for folder in units.loc[units.duplicated(UNIT), "folder"].unique():
         problems.append(f"a checkpoint that is given twice; {folder}; give one judge cell for each")
     return units
@@ -153,7 +211,9 @@ def _choose(units: "pd.DataFrame", n: int, seed: int) -> "pd.DataFrame":
     for position, (size, arm, members) in enumerate(arms):
         rng = random.Random(f"{seed} {arm}")
         number = min(size, (n - sum(map(len, chosen))) // (len(arms) - position))
-        members = members.assign(draw=[rng.random() for _ in range(size)]).sort_values(["score", "dimension", "draw"])
+        members = members.assign(draw=[rng.random() for _ in range(size)]).sort_values(
+            ["score", "dimension", "draw"]
+        )
         start = rng.random()
         picked = [int((start + step) * size / number) for step in range(number)]
         chosen.append(members.iloc[picked].drop(columns="draw"))
@@ -168,10 +228,14 @@ def _as_text(text: str) -> str:
 def _read_sheet(path: Path, known: set[str]) -> dict[str, float]:
     # only ASCII is read back, so letters may have been lost in whatever encoding the sheet was saved in
     text = path.read_text(encoding="utf-8-sig", errors="replace")
-    rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count)))
+    rows = list(
+        csv.reader(io.StringIO(text), delimiter=max(",;\t", key=text.partition("\n")[0].count))
+    )
     header = [name.strip().casefold() for name in rows[0]] if rows else []
     if not {"label_id", "grade"} <= set(header):
-        raise UserError(f"no columns label_id and grade; {path}; save the sheet as CSV with its first line as it was")
+        raise UserError(
+            f"no columns label_id and grade; {path}; save the sheet as CSV with its first line as it was"
+        )
     grades: dict[str, float] = {}
     seen: dict[str, int] = {}
     problems = []
@@ -182,11 +246,17 @@ def _read_sheet(path: Path, known: set[str]) -> dict[str, float]:
         if not any(cells.values()):
             continue
         if label not in known:
-            problems.append(f"unknown label {label!r}; {place}; restore its label_id or the sheet's own key")
+            problems.append(
+                f"unknown label {label!r}; {place}; restore its label_id or the sheet's own key"
+            )
         elif label in seen:
-            problems.append(f"label {label} twice; {place}; it is also in row {seen[label]}, remove one")
+            problems.append(
+                f"label {label} twice; {place}; it is also in row {seen[label]}, remove one"
+            )
         elif grade and grade.casefold() not in GRADES:
-            problems.append(f"unknown grade {grade!r}; {place}; write 1 or 0, pass or fail, yes or no, C or I")
+            problems.append(
+                f"unknown grade {grade!r}; {place}; write 1 or 0, pass or fail, yes or no, C or I"
+            )
         elif grade:
             grades[label] = GRADES[grade.casefold()]
         seen.setdefault(label, number)

@@ -40,12 +40,18 @@ def run(work: StageContext) -> dict[str, int | float]:
     settings = work.settings
     items = read(as_planned(work.resources["files"]["items"], settings["files"]["items"]))
     if settings["rows"] not in (None, len(items)):
-        raise UserError(f"{len(items)} items in {work.resources['files']['items']}, {settings['rows']} are expected")
+        raise UserError(
+            f"{len(items)} items in {work.resources['files']['items']}, {settings['rows']} are expected"
+        )
     right = [len(item["choices"][item["answer"]]) for item in items]
     mean = [sum(map(len, item["choices"])) / len(item["choices"]) for item in items]
     if abs(math.log(sum(right) / sum(mean))) > 0.1:
-        work.warn("matching choices differ from the others in length by over 10 %: a bias towards the shorter ones")
-    lm = engine.open_engine(work.inputs["checkpoint"] / "model", settings["engine"], work.resources.get("engine"))
+        work.warn(
+            "matching choices differ from the others in length by over 10 %: a bias towards the shorter ones"
+        )
+    lm = engine.open_engine(
+        work.inputs["checkpoint"] / "model", settings["engine"], work.resources.get("engine")
+    )
     samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
     work.progress(len(samples), len(items), "items")
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -63,7 +69,9 @@ def run(work: StageContext) -> dict[str, int | float]:
         }
         for item, sample in zip(items, samples, strict=True)
     ]
-    pd.DataFrame(rows).astype({"missing": "str"}).to_parquet(work.folder / "scores.parquet", index=False)
+    pd.DataFrame(rows).astype({"missing": "str"}).to_parquet(
+        work.folder / "scores.parquet", index=False
+    )
     return {
         "items": len(items),
         "correct": sum(sample["acc"] for sample in samples),
@@ -82,12 +90,27 @@ def read(path: Path) -> list[dict[str, Any]]:
         place = f"{path}, line {line}"
         try:
             row = _as_choices(json.loads(text), line)
-            key, question, choices, answer = str(row["id"]), row["question"], row["choices"], row["answer"]
-            sound = isinstance(question, str) and all(isinstance(c, str) and c.strip() for c in choices)
-            if not sound or not 1 < len(set(choices)) == len(choices) or answer not in range(len(choices)):
-                mistakes.append(f"bad item {key!r}; {place}; give different choices and the index of one as answer")
+            key, question, choices, answer = (
+                str(row["id"]),
+                row["question"],
+                row["choices"],
+                row["answer"],
+            )
+            sound = isinstance(question, str) and all(
+                isinstance(c, str) and c.strip() for c in choices
+            )
+            if (
+                not sound
+                or not 1 < len(set(choices)) == len(choices)
+                or answer not in range(len(choices))
+            ):
+                mistakes.append(
+                    f"bad item {key!r}; {place}; give different choices and the index of one as answer"
+                )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            mistakes.append(f"bad item ({error!r}); {place}; it needs id, question, choices and answer")
+            mistakes.append(
+                f"bad item ({error!r}); {place}; it needs id, question, choices and answer"
+            )
             continue
         if key in items:
             mistakes.append(f"duplicate id {key!r}; {place}; rename one")
@@ -140,12 +163,18 @@ def evaluate(
         }
         for item in items
     ]
-    lengths = [len(lm.tok_encode(row["context"] + option)) for row in rows for option in row["options"]]
+    lengths = [
+        len(lm.tok_encode(row["context"] + option)) for row in rows for option in row["options"]
+    ]
     if max(lengths) >= lm.max_length:
-        raise UserError(f"an item has {max(lengths)} tokens; engine.max_model_len is {lm.max_length}; raise it")
+        raise UserError(
+            f"an item has {max(lengths)} tokens; engine.max_model_len is {lm.max_length}; raise it"
+        )
     declaration = {
         "task": task,
-        "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
+        "custom_dataset": lambda **_: datasets.DatasetDict(
+            {"test": datasets.Dataset.from_list(rows)}
+        ),
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{context}}",
@@ -158,7 +187,9 @@ def evaluate(
     }
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         # simple_evaluate would also ask pip and the system what they are, for as long as a small model takes to answer.
-        result = lm_eval.evaluate(lm, TaskManager(include_defaults=False).load([declaration]), bootstrap_iters=0)
+        result = lm_eval.evaluate(
+            lm, TaskManager(include_defaults=False).load([declaration]), bootstrap_iters=0
+        )
     assert result
     found = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []

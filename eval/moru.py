@@ -39,17 +39,24 @@ def read(files: dict[str, Path]) -> QuestionSet:
     if "dimensions" in files:
         found.dimensions.extend(_dimensions(files["dimensions"], mistakes))
     # Tags can't be judged by half of the dimensions.
-    names = {} if mistakes else {_plain(row["dimension"]): row["dimension"] for row in found.dimensions}
+    names = (
+        {} if mistakes else {_plain(row["dimension"]): row["dimension"] for row in found.dimensions}
+    )
     seen: dict[str, tuple[str, dict[str, Any]]] = {}
     first: dict[str, str] = {}
     for place, row in rows(files["questions"], COLUMNS, mistakes):
-        row = {name: row[name] for name in COLUMNS} | {"id": f"{row['id']}_{row['language']}", "record": str(row["id"])}
+        row = {name: row[name] for name in COLUMNS} | {
+            "id": f"{row['id']}_{row['language']}",
+            "record": str(row["id"]),
+        }
         before, same = seen.setdefault(row["id"], (place, row))
         if before != place and row == same:
             mended["repeated row"] += 1
             continue
         if before != place:
-            mistakes.append(f"another text for {row['id']!r}; {place}; the first is in {before}, rename one")
+            mistakes.append(
+                f"another text for {row['id']!r}; {place}; the first is in {before}, rename one"
+            )
         tags = _mend(row["dimension_tags"], names, mended)
         if not tags:
             mistakes.append(
@@ -72,7 +79,9 @@ def _dimensions(path: Path, mistakes: list[str]) -> list[dict[str, str]]:
         try:
             " ".join(row.values()).format(**dict.fromkeys(VARIABLES, ""))
         except (KeyError, IndexError, ValueError):
-            mistakes.append(f"braces in dimension {name!r}; {place}; the judge's prompt takes them for a variable")
+            mistakes.append(
+                f"braces in dimension {name!r}; {place}; the judge's prompt takes them for a variable"
+            )
         found[_plain(name)] = row
     return list(found.values())
 
@@ -94,7 +103,10 @@ def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
     from inspect_evals.moru import moru
     from inspect_evals.moru.dataset import load_dataset_from_hf
 
-    records = [row | {"id": row["record"], "dimension_tags": ",".join(row["tags"])} for row in found.questions]
+    records = [
+        row | {"id": row["record"], "dimension_tags": ",".join(row["tags"])}
+        for row in found.questions
+    ]
     with dataset_folder(QuestionSet(records, found.dimensions, {}), near) as folder:
         questions, dimensions = f"{folder}/questions", f"{folder}/dimensions"
         if grader is None:
@@ -103,7 +115,9 @@ def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
             official = moru(questions, dimensions, "local", "local", grader_models=[grader])
             official.scorer = [_with_every_dimension(scorer) for scorer in official.scorer or []]
     if [sample.id for sample in official.dataset] != [row["id"] for row in found.questions]:
-        raise AssertionError(f"the official loader kept {len(official.dataset)} of {len(found.questions)} questions")
+        raise AssertionError(
+            f"the official loader kept {len(official.dataset)} of {len(found.questions)} questions"
+        )
     return official
 
 
@@ -121,7 +135,10 @@ def _with_every_dimension(official: "Scorer") -> "Scorer":
         async def score(state: "TaskState", target: "Target") -> "Score | None":
             given = await official(state, target)
             if given and isinstance(given.value, dict):
-                given.value = dict.fromkeys(["overall", *json.loads(target.text)["tags"]], math.nan) | given.value
+                given.value = (
+                    dict.fromkeys(["overall", *json.loads(target.text)["tags"]], math.nan)
+                    | given.value
+                )
             return given
 
         return score

@@ -50,7 +50,9 @@ def open_set(work: StageContext) -> tuple[ModuleType, QuestionSet]:
     """
     settings, paths = work.settings, work.resources["files"]
     scorer = importlib.import_module(f"eval.{settings['scorer']}")
-    found: QuestionSet = scorer.read({name: as_planned(paths[name], settings["files"][name]) for name in paths})
+    found: QuestionSet = scorer.read(
+        {name: as_planned(paths[name], settings["files"][name]) for name in paths}
+    )
     if settings["rows"] not in (None, len(found.questions)):
         raise UserError(
             f"{len(found.questions)} questions in {paths['questions']}, {settings['rows']} are expected; "
@@ -66,13 +68,21 @@ def as_planned(path: str, identity: Any) -> Path:
     """
     place = Path(path)
     if not place.exists():
-        raise UserError(f"no file {path}; python -m study fetch STUDY brings it, or correct the path in the study file")
+        raise UserError(
+            f"no file {path}; python -m study fetch STUDY brings it, or correct the path in the study file"
+        )
     if isinstance(identity, str) and sha256(place) != identity:
-        raise UserError(f"{path} changed after this cell was planned; plan the study again, which makes a new cell")
+        raise UserError(
+            f"{path} changed after this cell was planned; plan the study again, which makes a new cell"
+        )
     if place.is_dir():
-        held = sorted(file for file in place.rglob("*") if file.suffix in (".jsonl", ".parquet", ".csv"))
+        held = sorted(
+            file for file in place.rglob("*") if file.suffix in (".jsonl", ".parquet", ".csv")
+        )
         if len(held) != 1:
-            raise UserError(f"{len(held)} data files in {path}; one is expected; name your own in the study file")
+            raise UserError(
+                f"{len(held)} data files in {path}; one is expected; name your own in the study file"
+            )
         return held[0]
     return place
 
@@ -108,6 +118,10 @@ def dataset_folder(found: QuestionSet, near: Path) -> Iterator[str]:
 def private_home(near: Path) -> Iterator[None]:
     """Keep Inspect's caches and traces out of the home directory: in a temporary folder below `near`."""
     with tempfile.TemporaryDirectory(dir=near, prefix=TEMPORARY) as temporary:
-        values = {"XDG_CACHE_HOME": temporary, "XDG_DATA_HOME": temporary, "INSPECT_TRACE_LEVEL": "ERROR"}
+        values = {
+            "XDG_CACHE_HOME": temporary,
+            "XDG_DATA_HOME": temporary,
+            "INSPECT_TRACE_LEVEL": "ERROR",
+        }
         with mock.patch.dict(os.environ, values):
             yield

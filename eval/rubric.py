@@ -30,7 +30,9 @@ def read(files: dict[str, Path]) -> QuestionSet:
     first: dict[str, str] = {}
     for place, row in rows(files["questions"], ("id", "question", "rubric"), mistakes):
         key = unique(str(row["id"]), place, places, mistakes)
-        found.questions.append({"id": key, "question": row["question"], "rubric": row["rubric"], "tags": []})
+        found.questions.append(
+            {"id": key, "question": row["question"], "rubric": row["rubric"], "tags": []}
+        )
         found.scenarios[key] = first.setdefault(str(row.get("scenario") or row["question"]), key)
     if mistakes:
         raise UserError(*mistakes)
@@ -43,8 +45,12 @@ def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.scorer import model_graded_qa
 
-    samples = [Sample(id=row["id"], input=row["question"], target=row["rubric"]) for row in found.questions]
-    return Task(dataset=MemoryDataset(samples), scorer=model_graded_qa(model=grader) if grader else None)
+    samples = [
+        Sample(id=row["id"], input=row["question"], target=row["rubric"]) for row in found.questions
+    ]
+    return Task(
+        dataset=MemoryDataset(samples), scorer=model_graded_qa(model=grader) if grader else None
+    )
 
 
 def values(score: "Score") -> dict[str, float]:
@@ -71,7 +77,9 @@ def headline(log: "EvalLog") -> float:
     return float(log.results.scores[0].metrics["accuracy"].value)
 
 
-def rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def rows(
+    path: Path, columns: tuple[str, ...], mistakes: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
     """Each row of a JSONL, CSV or parquet file (by its ending) with its place. `columns` other than id hold text.
 
     A row that lacks a column goes to `mistakes` instead, and so does a file without rows or in another format.
@@ -79,16 +87,30 @@ def rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tupl
     found, before = [], len(mistakes)
     try:
         for place, row in _parsed(path, mistakes):
-            missing = [name for name in columns if row.get(name) is None or not str(row[name]).strip()]
-            others = [name for name in columns if name not in ("id", *missing) and not isinstance(row[name], str)]
+            missing = [
+                name for name in columns if row.get(name) is None or not str(row[name]).strip()
+            ]
+            others = [
+                name
+                for name in columns
+                if name not in ("id", *missing) and not isinstance(row[name], str)
+            ]
             if missing:
-                mistakes.append(f"missing column {', '.join(missing)}; {place}; it needs {', '.join(columns)}")
+                mistakes.append(
+                    f"missing column {', '.join(missing)}; {place}; it needs {', '.join(columns)}"
+                )
             elif others:
                 mistakes.append(f"column {', '.join(others)} is no text; {place}; write it as text")
             else:
                 found.append((place, row))
-    except (csv.Error, OSError, ValueError) as error:  # pyarrow's and Unicode's errors are ValueErrors
-        mistakes.append(f"can't be read ({' '.join(str(error).split())}); {path}; JSONL, CSV or parquet is expected")
+    except (
+        csv.Error,
+        OSError,
+        ValueError,
+    ) as error:  # pyarrow's and Unicode's errors are ValueErrors
+        mistakes.append(
+            f"can't be read ({' '.join(str(error).split())}); {path}; JSONL, CSV or parquet is expected"
+        )
     if not found and len(mistakes) == before:
         mistakes.append(f"no rows; {path}; each row needs {', '.join(columns)}")
     return found
@@ -106,7 +128,9 @@ def _parsed(path: Path, mistakes: list[str]) -> Iterator[tuple[str, dict[str, An
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
                 if None in row:
-                    mistakes.append(f"more cells than the header has; {place}; put texts with commas in double quotes")
+                    mistakes.append(
+                        f"more cells than the header has; {place}; put texts with commas in double quotes"
+                    )
                 else:
                     yield place, row
     else:

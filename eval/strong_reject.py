@@ -36,7 +36,9 @@ def read(files: dict[str, Path]) -> QuestionSet:
     for place, row in rows(files["questions"], COLUMNS, mistakes):
         sample = _sample(row)
         key = unique(str(sample.id), place, places, mistakes)
-        found.questions.append({"id": key, "question": str(sample.input), "tags": list(DIMENSIONS)} | row)
+        found.questions.append(
+            {"id": key, "question": str(sample.input), "tags": list(DIMENSIONS)} | row
+        )
         found.scenarios[key] = key
     if mistakes:
         raise UserError(*mistakes)
@@ -50,7 +52,9 @@ def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
     from inspect_evals.strong_reject.scorer import strong_reject_scorer
 
     samples = [_sample(row) for row in found.questions]
-    return Task(dataset=MemoryDataset(samples), scorer=strong_reject_scorer(grader) if grader else None)
+    return Task(
+        dataset=MemoryDataset(samples), scorer=strong_reject_scorer(grader) if grader else None
+    )
 
 
 def _sample(row: dict[str, str]) -> "Sample":

@@ -26,7 +26,22 @@ from study.commands import (
     verify,
 )
 
-COMMANDS = (plan, run, submit, cancel, status, doctor, fetch, label, report, verify, prune, archive, cards, cell)
+COMMANDS = (
+    plan,
+    run,
+    submit,
+    cancel,
+    status,
+    doctor,
+    fetch,
+    label,
+    report,
+    verify,
+    prune,
+    archive,
+    cards,
+    cell,
+)
 _WITHOUT_STUDY = (doctor, cell)  # they declare their own arguments, all of them
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
@@ -58,14 +73,18 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study", description="Plan, run and read a study.")
+    parser = argparse.ArgumentParser(
+        prog="python -m study", description="Plan, run and read a study."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
         _add_command(commands, module)
     return parser
 
 
-def _add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType) -> None:
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType
+) -> None:
     """One command: its name is the module's, its help the first line of the module's docstring."""
     name, text = module.__name__.rpartition(".")[2], (module.__doc__ or "").splitlines()[0]
     sub = commands.add_parser(name, help=text, description=text)
@@ -77,10 +96,24 @@ def _add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's")
-    parser.add_argument("--set", action="append", dest="overrides", metavar="KEY.PATH=VALUE", help="change one setting")
     parser.add_argument(
-        "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells; results go beside it"
+        "study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        help="change one setting",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=ROOT / "runs",
+        metavar="DIR",
+        help="folder of the cells; results go beside it",
     )
     parser.add_argument("--json", action="store_true", help="print data instead of text")

@@ -13,7 +13,10 @@ from study.upkeep.cards import dataset_card, model_card
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--license", default="", metavar="NAME", help="of the corpora (other), and of models whose own is unknown"
+        "--license",
+        default="",
+        metavar="NAME",
+        help="of the corpora (other), and of models whose own is unknown",
     )
 
 
@@ -21,7 +24,11 @@ def cards(args: argparse.Namespace) -> None:
     """Write a card for every finished corpus and checkpoint of the study, for the Hugging Face Hub."""
     study, base = load(args)
     found, folder = results(base), results(base).with_name(f"{base.name}-cards")
-    cells = [c for c in planning.in_order(planning.analysis(study)) if (base / c.relpath / "manifest.json").exists()]
+    cells = [
+        c
+        for c in planning.in_order(planning.analysis(study))
+        if (base / c.relpath / "manifest.json").exists()
+    ]
     made: list[Path] = []
     for cell in cells:
         if cell.stage == "documents":
@@ -35,7 +42,11 @@ def cards(args: argparse.Namespace) -> None:
         path.write_text(text, encoding="utf-8")
         made.append(path)
     if not made:
-        raise UserError(f"{base}: no corpus and no training is finished; python -m study run {study_args(args)}")
+        raise UserError(
+            f"{base}: no corpus and no training is finished; python -m study run {study_args(args)}"
+        )
     if args.json:
         return print(json.dumps([str(path) for path in made], indent=1))
-    print(f"{len(made)} cards below {relative_to_cwd(folder)}; each goes beside the files of its cell as README.md")
+    print(
+        f"{len(made)} cards below {relative_to_cwd(folder)}; each goes beside the files of its cell as README.md"
+    )

@@ -37,7 +37,9 @@ def study_args(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def check_budget(args: argparse.Namespace, cells: list[Cell], base: Path, profile: Any = None) -> None:
+def check_budget(
+    args: argparse.Namespace, cells: list[Cell], base: Path, profile: Any = None
+) -> None:
     """Raise UserError where the study as a whole takes more than `--budget` allows."""
     if budget := totals.parse_budget(args.budget):
         totals.check_budget(totals.totals(cells, base, parallel_plans(profile), profile), budget)
@@ -49,7 +51,7 @@ def parallel_plans(profile: Any) -> dict[str, trainings.Layout]:
         return {}
     found = {}
     for stage in TRAINING_STAGES:
-        shape = profile.shape(stage)
+        shape = profile.resources(stage)
         found[stage] = trainings.Layout(
             shape.nodes * shape.tasks_per_node,
             shape.tasks_per_node,
@@ -71,7 +73,10 @@ def check_keys(cells: list[Cell]) -> None:
     missing = sorted(name for name in named if name and not os.environ.get(name))
     if missing:
         raise UserError(
-            *(f"{name} is not set; an endpoint reads its key from it; export {name}=..." for name in missing)
+            *(
+                f"{name} is not set; an endpoint reads its key from it; export {name}=..."
+                for name in missing
+            )
         )
 
 

@@ -24,10 +24,18 @@ from study.spec.sources import missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile")
-    parser.add_argument("--power", action="store_true", help="what its primary contrasts could find")
     parser.add_argument(
-        "--layout", type=int, nargs="+", metavar="GPUS", help="shards, memory and rows of the trainings on so many GPUs"
+        "--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile"
+    )
+    parser.add_argument(
+        "--power", action="store_true", help="what its primary contrasts could find"
+    )
+    parser.add_argument(
+        "--layout",
+        type=int,
+        nargs="+",
+        metavar="GPUS",
+        help="shards, memory and rows of the trainings on so many GPUs",
     )
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="for --layout")
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
@@ -36,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> None:
     study, base = load(args)
     if args.layout:
-        return print(layout_tables(planning.in_order(planning.analysis(study)), base, args.layout, args.gpus_per_node))
+        return print(
+            layout_tables(
+                planning.in_order(planning.analysis(study)), base, args.layout, args.gpus_per_node
+            )
+        )
     rows, cells = [], planning.in_order(planning.analysis(study))
     for cell in cells:
         row: dict[str, Any] = {
@@ -48,7 +60,9 @@ def plan(args: argparse.Namespace) -> None:
         if counted := _updates(cell, base):
             row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
         rows.append(row)
-    finished = {cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"}
+    finished = {
+        cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"
+    }
     writing, written = forecast(cells, finished), compare(cells, base)
     profile = _profile(args.cluster)
     placed = parallel_plans(profile)
@@ -72,7 +86,9 @@ def plan(args: argparse.Namespace) -> None:
     ]
     print(
         tabulate(
-            shown, headers=["stage", "cell", "state", "updates", "tokens"], colalign=("left",) * 3 + ("right",) * 2
+            shown,
+            headers=["stage", "cell", "state", "updates", "tokens"],
+            colalign=("left",) * 3 + ("right",) * 2,
         )
     )
     done = sum(r["state"] == "done" for r in rows)
@@ -80,13 +96,24 @@ def plan(args: argparse.Namespace) -> None:
     if training:
         print("\n" + trainings.show(training))
         guess = f"at {trainings.FLOPS / 1e12:.0f} TFLOP/s a GPU"
-        print(f"GPU-hours with ~ are by the profile's tokens_per_second, or {guess} without it, else as measured")
+        print(
+            f"GPU-hours with ~ are by the profile's tokens_per_second, or {guess} without it, else as measured"
+        )
     if writing:
         lines = [[row["corpus"], *(row[key] for key in KEYS)] for row in writing]
         lines += [["together", *(total(writing)[key] for key in KEYS)]] if len(writing) > 1 else []
-        headers = ["corpus to write", "~calls", "~prompt tokens", "~completion tokens", "~cost", "~hours"]
+        headers = [
+            "corpus to write",
+            "~calls",
+            "~prompt tokens",
+            "~completion tokens",
+            "~cost",
+            "~hours",
+        ]
         print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
-        print("before what gates reject; cost by the endpoints' prices, hours by their rates, in the study file")
+        print(
+            "before what gates reject; cost by the endpoints' prices, hours by their rates, in the study file"
+        )
     if written:
         lines = []
         for row in written:
@@ -116,7 +143,11 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
     for cell in cells:
         if cell.stage in ("midtrain", "sft") and "recipe" in cell.settings:
             start, recipe = start_model(cell), cell.settings["recipe"]
-            folder = resolve(start.resources["path"]) if "path" in start.resources else base / start.relpath / "model"
+            folder = (
+                resolve(start.resources["path"])
+                if "path" in start.resources
+                else base / start.relpath / "model"
+            )
             key = json.dumps([start.identity, recipe, cell.resources], sort_keys=True)
             if key not in tables:
                 table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
@@ -129,7 +160,9 @@ def power_rows(study: Study) -> list[dict[str, Any]]:
     from analysis import power  # scipy takes a second to import
 
     designs = [
-        power.Design(contrast.name, name, len(study.seeds), questions, study.benchmarks[name].epochs)
+        power.Design(
+            contrast.name, name, len(study.seeds), questions, study.benchmarks[name].epochs
+        )
         for contrast in study.contrasts
         if contrast.family == "primary"
         for name in contrast.on
@@ -166,4 +199,6 @@ def state(cell: Cell, base: Path) -> str:
         return "done"
     if (folder / "progress.json").exists() or (folder / "log.txt").exists():
         return "begun"
-    return "ready" if all(read_manifest(base / i.relpath) for i in cell.inputs.values()) else "waiting"
+    return (
+        "ready" if all(read_manifest(base / i.relpath) for i in cell.inputs.values()) else "waiting"
+    )

@@ -14,7 +14,9 @@ from study.upkeep import prune as pruning
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="remove what may go, on record")
-    parser.add_argument("--others", action="store_true", help="cells that the study file does not name may go too")
+    parser.add_argument(
+        "--others", action="store_true", help="cells that the study file does not name may go too"
+    )
 
 
 def prune(args: argparse.Namespace) -> int:
@@ -27,20 +29,37 @@ def prune(args: argparse.Namespace) -> int:
     left = pruning.prune(rows, cells, base, args.others, queue_of(base)) if args.delete else []
     totals = pruning.total(rows, args.others)
     if args.json:
-        print(json.dumps({"deleted": args.delete, "rows": rows, "totals": totals, "left": left}, indent=1))
+        print(
+            json.dumps(
+                {"deleted": args.delete, "rows": rows, "totals": totals, "left": left}, indent=1
+            )
+        )
         return 1 if left else 0
-    shown = [[r["kind"], r["cell"], _size(r["bytes"]), "goes" if r["go"] else "stays", r["why"]] for r in rows]
+    shown = [
+        [r["kind"], r["cell"], _size(r["bytes"]), "goes" if r["go"] else "stays", r["why"]]
+        for r in rows
+    ]
     shown = [row for row in shown if row[0] != "records"]
     if shown:
-        print(tabulate(shown, headers=["what", "of", "GB", "", "why"], colalign=("left", "left", "right")), end="\n\n")
+        print(
+            tabulate(
+                shown, headers=["what", "of", "GB", "", "why"], colalign=("left", "left", "right")
+            ),
+            end="\n\n",
+        )
     print(
-        tabulate([[t["kind"], _size(t["goes"]), _size(t["stays"])] for t in totals], headers=["", "GB go", "GB stay"])
+        tabulate(
+            [[t["kind"], _size(t["goes"]), _size(t["stays"])] for t in totals],
+            headers=["", "GB go", "GB stay"],
+        )
     )
     for line in left:
         print(f"left: {line}")
     lost = sum(row["go"] and row["kind"] == "weights" for row in rows)
     if lost:
-        print(f"\nweights of {lost} checkpoints {'are gone' if args.delete else 'would go'}: their scores, samples and")
+        print(
+            f"\nweights of {lost} checkpoints {'are gone' if args.delete else 'would go'}: their scores, samples and"
+        )
         print(
             "tables stay; another benchmark or dose on them would train them anew (the same bytes on the same machine)"
         )

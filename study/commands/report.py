@@ -16,14 +16,22 @@ from study.spec import expand as planning
 def report(args: argparse.Namespace) -> None:
     study, base = load(args)
     complete = planning.analysis(study)
-    missing = {cell.identity for cell in complete.inputs.values() if not read_manifest(base / cell.relpath)}
+    missing = {
+        cell.identity for cell in complete.inputs.values() if not read_manifest(base / cell.relpath)
+    }
     scores = {cell.identity for cell in complete.inputs.values() if cell.stage != "documents"}
     if scores <= missing:
-        raise UserError(f"{base}: no checkpoint has been scored yet; python -m study run {study_args(args)}")
+        raise UserError(
+            f"{base}: no checkpoint has been scored yet; python -m study run {study_args(args)}"
+        )
     partial = planning.analysis(study, without=missing)
     folder = create_cell_dir(partial, base)
     if not read_manifest(folder):
-        subprocess.run([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT, check=True
+        )
     if missing and not args.json:
-        print(f"{len(missing & scores)} of {len(scores)} scores are missing and listed in the report\n")
+        print(
+            f"{len(missing & scores)} of {len(scores)} scores are missing and listed in the report\n"
+        )
     show_results(publish(folder), args)

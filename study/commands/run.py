@@ -25,7 +25,10 @@ from study.spec.source_cells import previews
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes at a time (default: a core each, if the memory is enough)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes at a time (default: a core each, if the memory is enough)",
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
@@ -57,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
             if known := diagnose("\n".join(failure.last_lines), failure.status):
                 print(f"cause: {known.name}; {known.fix}", file=sys.stderr)
         if failures:
-            print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
+            print(
+                f"\n{len(failures)} cells failed; mend the cause and run the same command again",
+                file=sys.stderr,
+            )
             return 1
     if shown:
         _preview(shown, base, args)
@@ -74,6 +80,8 @@ def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
             print(text, end="")
             continue
         for document in map(json.loads, text.splitlines()):
-            forms = "".join(f"{name}: {question}\n" for name, question in document.get("forms", {}).items())
+            forms = "".join(
+                f"{name}: {question}\n" for name, question in document.get("forms", {}).items()
+            )
             print(f"--- {cell.name}, document {document['id']}\n{forms}{document['text']}\n")
         print(f"{cell.name}: what is shown here is not paid again by the whole corpus")

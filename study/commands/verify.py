@@ -13,7 +13,12 @@ from study.upkeep.provenance import SCORE, chain, faults, notes, published, trac
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     of = tuple(word.upper() for word in SCORE)
-    parser.add_argument("--trace", nargs=4, metavar=of, help="the way back of one score (SEED - of an untrained model)")
+    parser.add_argument(
+        "--trace",
+        nargs=4,
+        metavar=of,
+        help="the way back of one score (SEED - of an untrained model)",
+    )
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -24,7 +29,9 @@ def verify(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(steps, indent=1))
         else:
-            shown = [[s["stage"], s["cell"], s["sha256"][:12], s["recorded"], s["facts"]] for s in steps]
+            shown = [
+                [s["stage"], s["cell"], s["sha256"][:12], s["recorded"], s["facts"]] for s in steps
+            ]
             headers = ["stage", "cell or file", "sha256", "as recorded", "facts"]
             print(tabulate(shown, headers=headers, maxcolwidths=[None, 60, None, None, 60]))
         return 0
@@ -32,12 +39,22 @@ def verify(args: argparse.Namespace) -> int:
     found, said = faults(rows, base), notes(rows, base)
     checked = sum(len(row["checks"]) for row in rows)
     if args.json:
-        data = {"study": base.name, "cells": len(rows), "files": checked, "faults": found, "notes": said}
+        data = {
+            "study": base.name,
+            "cells": len(rows),
+            "files": checked,
+            "faults": found,
+            "notes": said,
+        }
         print(json.dumps(data, indent=1))
     else:
         for fault in found:
             print(f"{fault['cell']}: {fault['file']}: {fault['fault']}")
-            print(f"  touches: {fault['consequence']}\n  cure: {fault['cure']}".replace("STUDY", study_args(args)))
+            print(
+                f"  touches: {fault['consequence']}\n  cure: {fault['cure']}".replace(
+                    "STUDY", study_args(args)
+                )
+            )
         for note in said:
             print(f"note: {note}".replace("STUDY", study_args(args)))
         print(f"{checked} files of {len(rows)} cells checked, {len(found)} faults")

@@ -30,7 +30,10 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_endpoint: dict[str, float] = {}
     for row in rows:
         by_endpoint[row["endpoint"]] = by_endpoint.get(row["endpoint"], 0.0) + row["hours"]
-    return {**{key: sum(row[key] for row in rows) for key in KEYS}, "hours": max(by_endpoint.values(), default=0.0)}
+    return {
+        **{key: sum(row[key] for row in rows) for key in KEYS},
+        "hours": max(by_endpoint.values(), default=0.0),
+    }
 
 
 def compare(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
@@ -42,17 +45,29 @@ def compare(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
     rows = []
     for cell in cells:
         manifest = (
-            read_manifest(base / cell.relpath) if cell.stage == "documents" and "writer" in cell.settings else None
+            read_manifest(base / cell.relpath)
+            if cell.stage == "documents" and "writer" in cell.settings
+            else None
         )
         if manifest:
-            shares = [read_manifest(base / c.relpath) for c in cell.inputs.values() if c.stage == "drafts"]
+            shares = [
+                read_manifest(base / c.relpath) for c in cell.inputs.values() if c.stage == "drafts"
+            ]
             jobs = [manifest, *filter(None, shares)]
             started, ended = min(job["started"] for job in jobs), manifest["ended"]
             took = {key: manifest["counts"][key] for key in KEYS[:-1]}
-            took["hours"] = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds() / 3600
+            took["hours"] = (
+                datetime.fromisoformat(ended) - datetime.fromisoformat(started)
+            ).total_seconds() / 3600
             took["calls_estimated"] = manifest["counts"].get("calls_estimated", 0)
             planned = _corpus(cell)
-            rows.append({"corpus": cell.name, "forecast": {key: planned[key] for key in KEYS}, "actual": took})
+            rows.append(
+                {
+                    "corpus": cell.name,
+                    "forecast": {key: planned[key] for key in KEYS},
+                    "actual": took,
+                }
+            )
     return rows
 
 
@@ -63,13 +78,19 @@ def _corpus(cell: Cell) -> dict[str, Any]:
         written = [ASKED, ANSWERED]
         prompts = [template["asker"], template["answerer"]]
     else:
-        written = [DOCUMENT_OF_THE_KIT if settings["writer"]["served_by"] == "kit" else TOKENS_PER_DOCUMENT["url"]]
+        written = [
+            DOCUMENT_OF_THE_KIT
+            if settings["writer"]["served_by"] == "kit"
+            else TOKENS_PER_DOCUMENT["url"]
+        ]
         prompts = [template["prompt"]]
     written = [min(tokens, settings["max_tokens"]) for tokens in written]
     # What fills a placeholder is about as long as its name in braces, or twice that.
     asked = documents * sum(round(1.2 * len(prompt) / CHARACTERS_PER_TOKEN) for prompt in prompts)
     if "score" in settings:
-        asked += documents * (len(settings["score"]["prompt"]) // CHARACTERS_PER_TOKEN + written[-1])
+        asked += documents * (
+            len(settings["score"]["prompt"]) // CHARACTERS_PER_TOKEN + written[-1]
+        )
         written.append(SCORED)
     calls, answered = documents * len(written), documents * sum(written)
     minutes = [calls * SECONDS_PER_CALL / 60 / cell.resources["concurrency"] / _jobs(cell)]

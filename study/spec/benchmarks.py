@@ -8,7 +8,13 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import resolve
 from study.spec.checks import OWN_FILES
-from study.spec.fingerprints import LIMITS, content_hash, endpoint_address, endpoint_model, yaml_once
+from study.spec.fingerprints import (
+    LIMITS,
+    content_hash,
+    endpoint_address,
+    endpoint_model,
+    yaml_once,
+)
 from study.spec.schema import Benchmark, Study
 from study.spec.sources import Source, identity, locate
 
@@ -17,14 +23,17 @@ def declaration(bench: Benchmark) -> dict[str, Any]:
     """What eval/benchmarks says of the task, but for its files: scorer, and what that needs."""
     declared = {"rows": None, "variant": None} | yaml_once(f"eval/benchmarks/{bench.task}.yaml")
     own = any(getattr(bench, name) for name in OWN_FILES)
-    return declared | ({"rows": None} if own else {})  # how many its own files have is the user's affair
+    return declared | (
+        {"rows": None} if own else {}
+    )  # how many its own files have is the user's affair
 
 
 def sources(bench: Benchmark) -> dict[str, Source]:
     """The benchmark's files by name: the study's own where it names them, else the declared ones."""
     declared = yaml_once(f"eval/benchmarks/{bench.task}.yaml")["files"]
     return {
-        name: {"path": own} if (own := getattr(bench, name)) else _kind(source) for name, source in declared.items()
+        name: {"path": own} if (own := getattr(bench, name)) else _kind(source)
+        for name, source in declared.items()
     }
 
 
@@ -37,7 +46,11 @@ def num_questions(bench: Benchmark) -> int | None:
     if "questions" not in (files := sources(bench)):
         return None
     path = locate(files["questions"])
-    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() and path.suffix == ".jsonl" else []
+    rows = (
+        path.read_text(encoding="utf-8").splitlines()
+        if path.is_file() and path.suffix == ".jsonl"
+        else []
+    )
     return declaration(bench)["rows"] or len(rows) or None
 
 
@@ -62,27 +75,57 @@ def scores(study: Study, name: str, checkpoint: Cell, chat: bool) -> dict[str, C
     engine, inputs = asdict(study.engine), {"checkpoint": checkpoint}
     options = {"engine": engine.pop("options")}
     if declared["scorer"] == "lm_eval":
-        settings = {key: declared.get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot", "rows")}
-        settings |= {"task": bench.task, "engine": engine, "limit": bench.limit, "data": identity(files["data"])}
+        settings = {
+            key: declared.get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot", "rows")
+        }
+        settings |= {
+            "task": bench.task,
+            "engine": engine,
+            "limit": bench.limit,
+            "data": identity(files["data"]),
+        }
         settings |= {"max_tokens": declared.get("max_tokens"), "chat": chat}
         if bench.num_fewshot is not None:
             settings["num_fewshot"] = bench.num_fewshot
         if bench.limit:
             settings["rows"] = None
-        return {"": Cell("lm_eval", label, settings, inputs, {"data": str(locate(files["data"]))} | options)}
+        return {
+            "": Cell(
+                "lm_eval", label, settings, inputs, {"data": str(locate(files["data"]))} | options
+            )
+        }
     if declared["scorer"] == "likelihood":
-        settings = {"task": bench.task, "per_token": declared["per_token"], "rows": declared["rows"], "engine": engine}
-        return {"": Cell("likelihood", label, settings | _identities(files), inputs, _places(files) | options)}
+        settings = {
+            "task": bench.task,
+            "per_token": declared["per_token"],
+            "rows": declared["rows"],
+            "engine": engine,
+        }
+        return {
+            "": Cell(
+                "likelihood", label, settings | _identities(files), inputs, _places(files) | options
+            )
+        }
     asked = {"questions": files["questions"]}
     asking = _asking(study, name, chat)
     assert asking and bench.judge
     # The same samples have the same cell, and the name of whichever benchmark comes first.
     first = next(other for other in study.benchmarks if _asking(study, other, chat) == asking)
-    samples = Cell("generate", f"{first}-{checkpoint.name}", asking, inputs, _places(asked) | options)
-    names = [endpoint_model(study.endpoints[judge])["model"] for judge in (bench.judge, *bench.other_judges)]
+    samples = Cell(
+        "generate", f"{first}-{checkpoint.name}", asking, inputs, _places(asked) | options
+    )
+    names = [
+        endpoint_model(study.endpoints[judge])["model"]
+        for judge in (bench.judge, *bench.other_judges)
+    ]
     if twice := sorted({model for model in names if names.count(model) > 1}):
-        raise UserError(f"{name}: two of its judges are the model {twice[0]}; each judge another model")
-    return {judge: _judge(study, bench, label, samples, judge) for judge in (bench.judge, *bench.other_judges)}
+        raise UserError(
+            f"{name}: two of its judges are the model {twice[0]}; each judge another model"
+        )
+    return {
+        judge: _judge(study, bench, label, samples, judge)
+        for judge in (bench.judge, *bench.other_judges)
+    }
 
 
 def _asking(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
@@ -94,7 +137,9 @@ def _asking(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
     return {
         "scorer": declared["scorer"],
         "rows": declared["rows"],
-        "sampling": {k: getattr(bench, k) for k in ("temperature", "top_p", "max_tokens", "epochs")},
+        "sampling": {
+            k: getattr(bench, k) for k in ("temperature", "top_p", "max_tokens", "epochs")
+        },
         "prompt": "chat" if chat else bench.base_prompt,
         "engine": {"dtype": study.engine.dtype, "max_model_len": study.engine.max_model_len},
         **_identities({"questions": files["questions"]}),

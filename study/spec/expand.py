@@ -72,8 +72,14 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
     found = checkpoints(study, seen)
     for checkpoint in found:
         for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
-            for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
-                row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
+            for judge, cell in benchmarks.scores(
+                study, name, checkpoint.cell, checkpoint.chat
+            ).items():
+                row: dict[str, Any] = {
+                    "arm": checkpoint.arm,
+                    "seed": checkpoint.seed,
+                    "dose": checkpoint.dose,
+                }
                 row |= {"benchmark": name, "checkpoint": checkpoint.cell.relpath}
                 if judge != (study.benchmarks[name].judge or ""):
                     row["judge"] = model_name(study, judge)
@@ -93,20 +99,27 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
         "missing": missing,
         "labels": labels,
         "roles": study.roles,
-        "contrasts": [asdict(contrast) | {"paired": _paired(found, contrast)} for contrast in study.contrasts],
+        "contrasts": [
+            asdict(contrast) | {"paired": _paired(found, contrast)} for contrast in study.contrasts
+        ],
         "costs": asdict(study.costs),
         "benchmarks": {
             name: {
                 "task": b.task,
                 "judge": model_name(study, b.judge),
                 "stand_in": is_stand_in(study, b.judge),
-                "other_judges": [model_name(study, judge) for judge in b.other_judges] + ["human"] * bool(b.labels),
+                "other_judges": [model_name(study, judge) for judge in b.other_judges]
+                + ["human"] * bool(b.labels),
                 "exclude": b.exclude,
             }
             for name, b in study.benchmarks.items()
         },
         "writers": [
-            {"corpus": name, "model": model_name(study, c.writer), "stand_in": is_stand_in(study, c.writer)}
+            {
+                "corpus": name,
+                "model": model_name(study, c.writer),
+                "stand_in": is_stand_in(study, c.writer),
+            }
             for name, c in study.corpora.items()
         ],
     }
@@ -142,8 +155,15 @@ def _trainings(found: list[Checkpoint]) -> list[dict[str, Any]]:
     for c in found:
         for cell in (_midtraining(c.cell), c.cell.inputs.get("run", c.cell)):
             if cell and cell.stage != "model":
-                stage = cell.stage if cell.stage == "midtrain" else f"SFT on {cell.settings['dose']} rows"
-                rows.setdefault(cell.relpath, {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.relpath})
+                stage = (
+                    cell.stage
+                    if cell.stage == "midtrain"
+                    else f"SFT on {cell.settings['dose']} rows"
+                )
+                rows.setdefault(
+                    cell.relpath,
+                    {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.relpath},
+                )
     return list(rows.values())
 
 
@@ -168,9 +188,14 @@ def in_order(last: Cell) -> list[Cell]:
 
 
 def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    recipe, size = load_recipe_once(path, Training), {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage]
+    recipe, size = (
+        load_recipe_once(path, Training),
+        {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage],
+    )
     if not recipe[size]:
-        raise UserError(f"{path}: a recipe for {stage} needs {size}; give it, or name another recipe")
+        raise UserError(
+            f"{path}: a recipe for {stage} needs {size}; give it, or name another recipe"
+        )
     return split_recipe(recipe)
 
 
@@ -182,7 +207,9 @@ def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
         path = found.recipe or (study.midtrain and study.midtrain.recipe)
         assert seed is not None and path
         recipe, ways = _training("sft" if form else "midtrain", path)
-        name += f"-{corpus}{'_' + form if form else ''}{'_' + Path(path).stem if found.recipe else ''}"
+        name += (
+            f"-{corpus}{'_' + form if form else ''}{'_' + Path(path).stem if found.recipe else ''}"
+        )
         settings = {"recipe": recipe, "seed": seed} | ({"form": form} if form else {})
         inputs = {"start": cell, "documents": documents(study, corpus)}
         cell = Cell("midtrain", f"{name}-s{seed}", settings, inputs, ways)
@@ -202,7 +229,10 @@ def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
             settings |= {"dose": last, "doses": passed}
         inputs, ways = {"start": cell}, {"data": place, **ways}
         if sft.replay and corpus:
-            settings, inputs = settings | {"replay": sft.replay}, inputs | {"replay": documents(study, corpus)}
+            settings, inputs = (
+                settings | {"replay": sft.replay},
+                inputs | {"replay": documents(study, corpus)},
+            )
         cell = Cell("sft", f"{name}-d{last}", settings, inputs, ways)
         if dose != last:
             cell = Cell("sft", f"{name}-d{dose}", {"dose": dose}, {"run": cell})

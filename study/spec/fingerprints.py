@@ -25,7 +25,9 @@ def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.served_by == "vllm":
         assert endpoint.path
         what: dict[str, Any] = {"files": _fingerprints_once(endpoint.path)}
-        what["options"] = {name: value for name, value in endpoint.options.items() if name not in SERVING}
+        what["options"] = {
+            name: value for name, value in endpoint.options.items() if name not in SERVING
+        }
         # In the name too, by which ledgers know what answered.
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return {"served_by": "vllm", "model": f"{Path(endpoint.path).name}-{digest[:8]}", **what}
@@ -36,7 +38,12 @@ def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
 LIMITS = ("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "timeout")
 # Options of a vLLM server that change its speed, not its answers.
 SERVING = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    *(
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "distributed_executor_backend",
+    ),
     *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
 )
 

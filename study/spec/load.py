@@ -12,7 +12,9 @@ from study.spec.checks import references
 from study.spec.schema import Study
 
 
-def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] | None = None) -> Study:
+def load_study(
+    path: Path, seeds: list[int] | None = None, overrides: list[str] | None = None
+) -> Study:
     """The study in `path`, with `--seeds` and `--set key.path=value` applied.
 
     Raises UserError with one line per mistake.
@@ -43,7 +45,9 @@ def _extended(
     """The study beside `path` that this one extends, with its keys instead; null takes a key away."""
     base, _, more = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:
-        raise UserError(f"{path}: extends {other}, which is no study, or extends another; name one that stands alone")
+        raise UserError(
+            f"{path}: extends {other}, which is no study, or extends another; name one that stands alone"
+        )
     return _merged(base, raw), mistakes + more
 
 
@@ -51,7 +55,9 @@ def _merged(base: Any, own: Any) -> Any:
     if not isinstance(base, dict) or not isinstance(own, dict):
         return own
     found = {key: _merged(base[key], value) if key in base else value for key, value in own.items()}
-    return {key: value for key, value in (base | found).items() if value is not None or key not in own}
+    return {
+        key: value for key, value in (base | found).items() if value is not None or key not in own
+    }
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -67,11 +73,15 @@ def _override(raw: dict[str, Any], override: str) -> None:
         elif isinstance(target, dict):
             target = target.setdefault(part, {})
         else:
-            raise UserError(f"--set {override}: there is no {part!r} in the study file; see `plan` for its keys")
+            raise UserError(
+                f"--set {override}: there is no {part!r} in the study file; see `plan` for its keys"
+            )
     parsed = yaml.load(value, YamlLoader)
     if isinstance(target, dict):
         target[last] = parsed
     elif isinstance(target, list) and last.isdigit() and int(last) < len(target):
         target[int(last)] = parsed
     else:
-        raise UserError(f"--set {override}: {'.'.join(parents)} is not a mapping; give the key of a mapping")
+        raise UserError(
+            f"--set {override}: {'.'.join(parents)} is not a mapping; give the key of a mapping"
+        )

@@ -18,11 +18,15 @@ class Endpoint:
 
     # kit: the deterministic stand-in. vllm: a vLLM server in each job that calls it. Both on loopback, without a key.
     served_by: Literal["kit", "url", "vllm"] = "url"
-    base_url: str | None = None  # such as https://api.example.org/v1; not part of any cell's identity
+    base_url: str | None = (
+        None  # such as https://api.example.org/v1; not part of any cell's identity
+    )
     model: str | None = None
     key_env: str | None = None  # the NAME of the environment variable that holds the key
     path: str | None = None  # vllm: a Hugging Face folder
-    options: dict[str, Any] = Field(default_factory=dict)  # of `vllm serve`, such as {tensor_parallel_size: 4}
+    options: dict[str, Any] = Field(
+        default_factory=dict
+    )  # of `vllm serve`, such as {tensor_parallel_size: 4}
     # Limits and prices, as the provider states them; no part of any cell's identity. None: no limit, no price.
     requests_per_minute: Rate | None = None  # shared by all jobs of the study
     tokens_per_minute: Rate | None = None
@@ -39,7 +43,9 @@ class Model:
     path: str | None = None
     hub: str | None = None  # on Hugging Face, by its name ...
     revision: Commit | None = None  # ... at this commit
-    chat_template: str | None = None  # a Jinja file for a model that has none, or in place of its own
+    chat_template: str | None = (
+        None  # a Jinja file for a model that has none, or in place of its own
+    )
     chat: bool = False  # true where the model is instruction-tuned already: it is then prompted by its chat template
 
 
@@ -60,7 +66,9 @@ class Corpus:
     """Documents to train on: synthetic ones by a template and a writer, or existing ones."""
 
     documents: Count
-    template: str | None = None  # a file of sdf/templates, without .yaml; of an existing corpus only its gates are used
+    template: str | None = (
+        None  # a file of sdf/templates, without .yaml; of an existing corpus only its gates are used
+    )
     writer: str | None = None
     path: str | None = None  # existing: JSONL, parquet or CSV, one document a row
     hub: str | None = None  # existing: a data set of Hugging Face, by its name ...
@@ -68,15 +76,25 @@ class Corpus:
     split: str = "train"
     column: str = "text"  # of an existing corpus: where the text is
     matched_to: str | None = None  # the corpus whose slots and tokens this one must equal
-    tokens: Count | None = None  # cut what is trained on to so many; none: what was written, or the matched corpus has
-    tolerance: Share = 0.01  # largest relative difference in tokens, to `tokens` or to the matched corpus
+    tokens: Count | None = (
+        None  # cut what is trained on to so many; none: what was written, or the matched corpus has
+    )
+    tolerance: Share = (
+        0.01  # largest relative difference in tokens, to `tokens` or to the matched corpus
+    )
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     max_tokens: Count = 2500
     draws: Count = 10  # times that a rejected document is written again, at most
     score: Score | None = None  # written again below a grade; none: not asked for
-    near_duplicates: Share = 0.9  # cosine of shingles from which a document repeats another; 0: not looked for
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of the documents that is never trained on
-    avoid: list[str] | None = None  # benchmarks that no document may quote; none: all of the study's
+    near_duplicates: Share = (
+        0.9  # cosine of shingles from which a document repeats another; 0: not looked for
+    )
+    held_out: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of the documents that is never trained on
+    )
+    avoid: list[str] | None = (
+        None  # benchmarks that no document may quote; none: all of the study's
+    )
     shards: Count = 1  # jobs that write it; not part of any cell's identity
     preview: Count | None = None  # write only so many of its documents, and show them
 
@@ -115,7 +133,9 @@ class Sft:
     recipe: str
     # Rows {"messages": [{"role", "content"}, ...]}, Alpaca's or HelpSteer's: JSONL, a JSON list, either as .gz too.
     data: str | Remote
-    doses: list[Annotated[int, Field(ge=0)]]  # rows of instruction data; 0 is the checkpoint before SFT
+    doses: list[
+        Annotated[int, Field(ge=0)]
+    ]  # rows of instruction data; 0 is the checkpoint before SFT
     # One training to the largest dose, kept at the others as it passes them, in place of one for each: cheaper, but its
     # learning rate falls towards the largest dose alone. For one epoch.
     one_run: bool = False
@@ -131,11 +151,21 @@ class Benchmark:
     items: str | None = None  # tasks by likelihood: questions with choices
     data: str | None = None  # lm-eval's tasks: the folder of their Hugging Face data set
     judge: str | None = None  # judged tasks: the endpoint that grades, the same for all arms
-    other_judges: list[str] = Field(default_factory=list)  # grade the same answers; reported, they decide nothing
-    labels: str | None = None  # a sheet that `python -m study label` wrote, graded by people; reported, decides nothing
-    judge_missing: Share = 0.01  # of the grades; with more missing the cell fails, and asks for those when run again
-    judge_asks: Annotated[int, Field(ge=0)] = 3  # for one grade in one run; 0: only what the ledgers hold
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None  # lm-eval's tasks: examples in the prompt; none: as usual
+    other_judges: list[str] = Field(
+        default_factory=list
+    )  # grade the same answers; reported, they decide nothing
+    labels: str | None = (
+        None  # a sheet that `python -m study label` wrote, graded by people; reported, decides nothing
+    )
+    judge_missing: Share = (
+        0.01  # of the grades; with more missing the cell fails, and asks for those when run again
+    )
+    judge_asks: Annotated[int, Field(ge=0)] = (
+        3  # for one grade in one run; 0: only what the ledgers hold
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = (
+        None  # lm-eval's tasks: examples in the prompt; none: as usual
+    )
     limit: Count | None = None  # lm-eval's tasks: only so many rows of each
     epochs: Count = 1  # answers per question
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -145,8 +175,12 @@ class Benchmark:
     judge_max_tokens: Count = 1024
     arms: list[str] | None = None  # only these
     doses: list[Annotated[int, Field(ge=0)]] | None = None  # only at these
-    exclude: list[str] = Field(default_factory=list)  # questions by id that no number rests on; they are still asked
-    base_prompt: str = "Question: {question}\nAnswer:"  # for checkpoints that were never tuned to chat
+    exclude: list[str] = Field(
+        default_factory=list
+    )  # questions by id that no number rests on; they are still asked
+    base_prompt: str = (
+        "Question: {question}\nAnswer:"  # for checkpoints that were never tuned to chat
+    )
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -169,7 +203,9 @@ class Contrast:
     # Both, to compare two doses, such as after SFT and before; none: each dose that both arms have.
     of_dose: Annotated[int, Field(ge=0)] | None = None
     against_dose: Annotated[int, Field(ge=0)] | None = None
-    margin: Annotated[float, Field(gt=0, lt=1)] | None = None  # score units: a smaller difference would not matter
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # score units: a smaller difference would not matter
+    )
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -177,7 +213,9 @@ class Costs:
     """What more data would cost, in one unit, for the report's "what to buy next"; None: not known."""
 
     unit: str = "GPU-hours"
-    seed: Annotated[float, Field(gt=0)] | None = None  # one more training of one arm, with its answers and grades
+    seed: Annotated[float, Field(gt=0)] | None = (
+        None  # one more training of one arm, with its answers and grades
+    )
     question: Annotated[float, Field(gt=0)] | None = None  # one more, asked of all checkpoints
     epoch: Annotated[float, Field(gt=0)] | None = None  # one more answer to every question
 

@@ -9,7 +9,14 @@ from core.files import fingerprints
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
 from study.spec import benchmarks
-from study.spec.fingerprints import LIMITS, content_hash, endpoint_address, endpoint_model, load_recipe_once, yaml_once
+from study.spec.fingerprints import (
+    LIMITS,
+    content_hash,
+    endpoint_address,
+    endpoint_model,
+    load_recipe_once,
+    yaml_once,
+)
 from study.spec.schema import Corpus, Model, Remote, Study
 from study.spec.sources import Source, identity, locate
 
@@ -33,7 +40,10 @@ def model(study: Study, name: str) -> Cell:
     if model.path:
         settings, place = {"files": fingerprints(model.path)}, resolve(model.path)
     else:
-        settings, place = {"source": identity(_on_hub(model, "model"))}, locate(_on_hub(model, "model"))
+        settings, place = (
+            {"source": identity(_on_hub(model, "model"))},
+            locate(_on_hub(model, "model")),
+        )
     resources = {"path": str(place)}
     if template := model.chat_template:
         settings, resources = (
@@ -65,7 +75,9 @@ def previews(study: Study) -> list[Cell]:
         if corpus.preview:
             # The same requests as the corpus', so its first documents are then paid for.
             shown, resources = _drafting(study, name)
-            found.append(Cell("documents", name, shown | {"preview": corpus.preview}, {}, resources))
+            found.append(
+                Cell("documents", name, shown | {"preview": corpus.preview}, {}, resources)
+            )
     return found
 
 
@@ -109,7 +121,10 @@ def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
     if corpus.writer:
         endpoint = study.endpoints[corpus.writer]
-        settings |= {"slots": yaml_once("sdf/templates/slots.yaml"), "writer": endpoint_model(endpoint)}
+        settings |= {
+            "slots": yaml_once("sdf/templates/slots.yaml"),
+            "writer": endpoint_model(endpoint),
+        }
         settings |= {key: getattr(corpus, key) for key in ("temperature", "max_tokens", "draws")}
         if corpus.score:
             settings["score"] = asdict(corpus.score)
@@ -125,4 +140,6 @@ def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             "source": str(resolve(corpus.path))
         }
     found = _on_hub(corpus, "dataset")
-    return settings | {"source": source | identity(found)}, resources | {"source": str(locate(found))}
+    return settings | {"source": source | identity(found)}, resources | {
+        "source": str(locate(found))
+    }

@@ -23,7 +23,15 @@ Source = dict[str, Any]
 # Of a model: weights as safetensors and what reads them. No code is among it, and no weights a second time.
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*"]
 SECOND_COPIES = [
-    *("original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "consolidated*", "*/consolidated*"),
+    *(
+        "original/*",
+        "metal/*",
+        "onnx/*",
+        "openvino/*",
+        "coreml/*",
+        "consolidated*",
+        "*/consolidated*",
+    ),
     *("*.bin.index.json", "*.fp16.*", "*.bf16.*", "*.fp32.*"),
 ]
 _fingerprints_once = lru_cache(fingerprints)
@@ -33,7 +41,10 @@ def identity(source: Source) -> Any:
     """What of a source belongs to a cell's identity: a path's content, or the pin that fixes the content."""
     if path := source.get("path"):
         return _fingerprints_once(path) if resolve(path).is_dir() else content_hash(path)
-    return {key: source.get(key) for key in (("hub", "revision", "file") if source.get("hub") else ("url", "sha256"))}
+    return {
+        key: source.get(key)
+        for key in (("hub", "revision", "file") if source.get("hub") else ("url", "sha256"))
+    }
 
 
 def locate(source: Source) -> Path:
@@ -54,17 +65,27 @@ def missing(sources: Iterable[Source]) -> list[str]:
     for source in sources:
         if source.get("path"):
             if not locate(source).exists():
-                lines.append(f"no such file: {source['path']} (paths are relative to the checkout unless absolute)")
+                lines.append(
+                    f"no such file: {source['path']} (paths are relative to the checkout unless absolute)"
+                )
         elif (lacking := absent(source)) is None or lacking:
-            some = f"{len(lacking)} files of {label(source)}" if lacking and source.get("hub") else label(source)
-            lines.append(f"not fetched: {some}; python -m study fetch STUDY on a machine with network")
+            some = (
+                f"{len(lacking)} files of {label(source)}"
+                if lacking and source.get("hub")
+                else label(source)
+            )
+            lines.append(
+                f"not fetched: {some}; python -m study fetch STUDY on a machine with network"
+            )
     return lines
 
 
 def label(source: Source) -> str:
     """How output names a source."""
     if source.get("path") or source.get("url"):
-        return str(source.get("path") or source["url"].split("?")[0])  # behind it may be a signature
+        return str(
+            source.get("path") or source["url"].split("?")[0]
+        )  # behind it may be a signature
     file = f"/{source['file']}" if source.get("file") else ""
     return f"{source['hub']}{file} at {str(source.get('revision'))[:8]}"
 
@@ -94,8 +115,14 @@ def listing(source: Source) -> dict[str, dict[str, Any]] | None:
 
 def recorded(known: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
     """The entry of a record of `study.upkeep.fetch` for a source; {} if there is none, or only of another pin."""
-    keys = ("hub", "revision", "file") if source.get("hub") else ("url", *(("sha256",) if source.get("sha256") else ()))
-    return next((entry for entry in known if all(entry.get(key) == source.get(key) for key in keys)), {})
+    keys = (
+        ("hub", "revision", "file")
+        if source.get("hub")
+        else ("url", *(("sha256",) if source.get("sha256") else ()))
+    )
+    return next(
+        (entry for entry in known if all(entry.get(key) == source.get(key) for key in keys)), {}
+    )
 
 
 def faults(source: Source, entry: dict[str, Any], check: bool) -> list[str] | None:
@@ -107,7 +134,9 @@ def faults(source: Source, entry: dict[str, Any], check: bool) -> list[str] | No
         folder, files = snapshot(source), entry.get("files", {})
     for name, was in files.items():
         path = folder / name
-        if name not in found and (size(path) != was["bytes"] or (check and sha256(path) != was["sha256"])):
+        if name not in found and (
+            size(path) != was["bytes"] or (check and sha256(path) != was["sha256"])
+        ):
             found.append(name)
     return found
 
@@ -122,7 +151,9 @@ def describe(source: Source, entry: dict[str, Any], fresh: Iterable[str]) -> dic
         digest, before = sha256(path), source.get("sha256") or entry.get("sha256")
         if before not in (None, digest):
             path.unlink()
-            raise UserError(f"{source['url']}: its sha256 is {digest}, not {before}; if that is meant, change the pin")
+            raise UserError(
+                f"{source['url']}: its sha256 is {digest}, not {before}; if that is meant, change the pin"
+            )
         return {"url": source["url"], "sha256": digest, "bytes": size(path)}
     tree, files = listing(source) or {}, dict(entry.get("files", {}))
     for name in wanted(source, tree):
@@ -131,8 +162,14 @@ def describe(source: Source, entry: dict[str, Any], fresh: Iterable[str]) -> dic
             files[name] = {"sha256": sha256(path), "bytes": size(path)}
         if files[name]["sha256"] != tree[name].get("lfs_sha256", files[name]["sha256"]):
             discard(path)
-            raise UserError(f"{label(source)}: {name} isn't what the hub has, by its sha256; fetch it again")
-    pins = {"hub": source["hub"], "kind": source.get("kind") or "model", "revision": source["revision"]}
+            raise UserError(
+                f"{label(source)}: {name} isn't what the hub has, by its sha256; fetch it again"
+            )
+    pins = {
+        "hub": source["hub"],
+        "kind": source.get("kind") or "model",
+        "revision": source["revision"],
+    }
     total = sum(file["bytes"] for file in files.values())
     return {**pins, "file": source.get("file"), "files": files, "bytes": total}
 
@@ -147,7 +184,11 @@ def patterns(source: Source) -> tuple[list[str] | None, list[str]]:
     """What of the repository is wanted, as `allow_patterns` (None: everything) and `ignore_patterns`."""
     if file := source.get("file"):
         return [escape(file.rstrip("/")), f"{escape(file.rstrip('/'))}/*"], []
-    return (None, [".gitattributes"]) if source.get("kind") == "dataset" else (MODEL_FILES, SECOND_COPIES)
+    return (
+        (None, [".gitattributes"])
+        if source.get("kind") == "dataset"
+        else (MODEL_FILES, SECOND_COPIES)
+    )
 
 
 def wanted(source: Source, names: Iterable[str]) -> list[str]:

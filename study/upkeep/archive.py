@@ -21,9 +21,25 @@ from core.files import sha256
 from core.paths import ROOT
 
 # Of a cell, where it has them. Weights, corpora and step checkpoints are never among it.
-KEPT = ("config.yaml", "manifest.json", "log.txt", "card.json", "balance.json", "calls.jsonl", "scores.parquet")
-TRAINED = ("metrics.jsonl", "speed.jsonl", "held_out.jsonl")  # of a training; a corpus' held_out.jsonl holds documents
-SAMPLES = ("samples.eval", "scored.eval", "samples.jsonl")  # questions in full, which may be under a licence
+KEPT = (
+    "config.yaml",
+    "manifest.json",
+    "log.txt",
+    "card.json",
+    "balance.json",
+    "calls.jsonl",
+    "scores.parquet",
+)
+TRAINED = (
+    "metrics.jsonl",
+    "speed.jsonl",
+    "held_out.jsonl",
+)  # of a training; a corpus' held_out.jsonl holds documents
+SAMPLES = (
+    "samples.eval",
+    "scored.eval",
+    "samples.jsonl",
+)  # questions in full, which may be under a licence
 EDGE = r"(?<![A-Za-z0-9+/_-])"  # base64 of pictures must not look like keys
 SECRETS = {  # what it is: a piece of it that is found quickly, and all of it
     "a key that begins with sk-": ("sk-", EDGE + r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}"),
@@ -32,11 +48,16 @@ SECRETS = {  # what it is: a piece of it that is found quickly, and all of it
     "an xAI key": ("xai-", EDGE + r"xai-[A-Za-z0-9]{20,}"),
     "a GitHub token": ("gh", EDGE + r"(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
     "an AWS key": ("AKIA", EDGE + r"AKIA[0-9A-Z]{16}\b"),
-    "a bearer token": ("earer", r"\b[Bb]earer(?:\s|%20)+(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}"),
+    "a bearer token": (
+        "earer",
+        r"\b[Bb]earer(?:\s|%20)+(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}",
+    ),
     "a password in a URL": ("://", r"://[^/\s:@\"']+:[^/\s:@\"']{3,}@"),
     "a private key": ("PRIVATE KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
-SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$"
+)  # of an environment variable
 HOME = re.compile(rb"(?<![\w.~-])(?:/root|/home/[\w.-]+|/Users/[\w.-]+)(?![\w.-])")
 README = """# Replication archive of the study `{study}`
 
@@ -77,7 +98,9 @@ print({{name: results[name] == published[name] for name in results}})
 """
 
 
-def archive(study_file: Path, base: Path, results: Path, path: Path, samples: bool = False) -> dict[str, Any]:
+def archive(
+    study_file: Path, base: Path, results: Path, path: Path, samples: bool = False
+) -> dict[str, Any]:
     """Write the archive of a published study as one .tar.gz or .zip: the same bytes from the same files.
 
     `base`: the study's folder below runs; `results`: what was published. In it are the cells that the results were made
@@ -91,7 +114,9 @@ def archive(study_file: Path, base: Path, results: Path, path: Path, samples: bo
         raise UserError(f"{results}: holds no results; python -m study report {study_file}")
     last = f"analysis/{published['name']}-{published['identity'][:8]}"
     cells = sorted(chain(base, last))
-    sources = {f"study/{file.name}": file for file in _extended(study_file)} | {"fetched.json": base / "fetched.json"}
+    sources = {f"study/{file.name}": file for file in _extended(study_file)} | {
+        "fetched.json": base / "fetched.json"
+    }
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
     for cell in cells:
         trained = TRAINED if cell.startswith(("model/", "midtrain/", "sft/")) else ()
@@ -107,25 +132,46 @@ def archive(study_file: Path, base: Path, results: Path, path: Path, samples: bo
         mistakes += [f"{file}: {fault}" for fault in _faults(name, clean, secrets)]
     if mistakes:
         raise UserError(*mistakes)
-    said = "Paths were replaced in these files; their hashes in manifests are of the originals:" if replaced else ""
+    said = (
+        "Paths were replaced in these files; their hashes in manifests are of the originals:"
+        if replaced
+        else ""
+    )
     text = README.format(
         study=base.name,
         file=study_file.name,
         analysis=last,
         commit=published["code"]["commit"],
-        dirty="with changes that were not committed" if published["code"]["dirty"] else "as committed",
-        samples="" if samples else "; questions and answers of benchmarks, some of which are under licences",
+        dirty="with changes that were not committed"
+        if published["code"]["dirty"]
+        else "as committed",
+        samples=""
+        if samples
+        else "; questions and answers of benchmarks, some of which are under licences",
         replaced=said + "".join(f"\n- `{name}`" for name in replaced) + "\n" * bool(replaced),
     ).encode()
     own = {"README.md": text}
-    own["SHA256SUMS"] = "".join([*sums, f"{hashlib.sha256(text).hexdigest()}  README.md\n"]).encode()
+    own["SHA256SUMS"] = "".join(
+        [*sums, f"{hashlib.sha256(text).hexdigest()}  README.md\n"]
+    ).encode()
     names, staged = [*own, *sources], path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     pack = _zip if path.suffix == ".zip" else _tar
     with open(staged, "wb") as packed:
-        pack(packed, base.name, names, lambda n: own.get(n) or _clean(n, sources[n].read_bytes(), base))
+        pack(
+            packed,
+            base.name,
+            names,
+            lambda n: own.get(n) or _clean(n, sources[n].read_bytes(), base),
+        )
     staged.rename(path)
-    return {"path": str(path), "sha256": sha256(path), "files": len(names), "cells": len(cells), "replaced": replaced}
+    return {
+        "path": str(path),
+        "sha256": sha256(path),
+        "files": len(names),
+        "cells": len(cells),
+        "replaced": replaced,
+    }
 
 
 def chain(base: Path, last: str) -> set[str]:
@@ -139,7 +185,9 @@ def chain(base: Path, last: str) -> set[str]:
         if manifest := read_manifest(base / place):
             left += [needed["cell"] for needed in manifest["inputs"].values()]
         else:
-            missing.append(f"{base / place}: is not finished, but the published results need it; run the study again")
+            missing.append(
+                f"{base / place}: is not finished, but the published results need it; run the study again"
+            )
     if missing:
         raise UserError(*sorted(missing))
     return found
@@ -153,10 +201,18 @@ def _extended(study_file: Path) -> list[Path]:
 
 def _secrets(sources: dict[str, Path]) -> dict[str, bytes]:
     """Values of the environment that no file may hold, by the variable's name."""
-    texts = [file.read_text(encoding="utf-8") for name, file in sources.items() if name.endswith(".yaml")]
+    texts = [
+        file.read_text(encoding="utf-8") for name, file in sources.items() if name.endswith(".yaml")
+    ]
     named = {name for text in texts for name in re.findall(r"\bkey_env['\"]?:\s*['\"]?(\w+)", text)}
-    values = {name: value for name, value in os.environ.items() if name in named or SECRET_NAME.search(name.upper())}
-    return {name: value.encode() for name, value in values.items() if len(value) >= 8}  # a shorter one may be anything
+    values = {
+        name: value
+        for name, value in os.environ.items()
+        if name in named or SECRET_NAME.search(name.upper())
+    }
+    return {
+        name: value.encode() for name, value in values.items() if len(value) >= 8
+    }  # a shorter one may be anything
 
 
 def _faults(name: str, content: bytes, secrets: dict[str, bytes]) -> Iterator[str]:
@@ -199,7 +255,9 @@ def _clean(name: str, content: bytes, base: Path) -> bytes:
     places = {base: f"runs/{base.name}", base.parent: "runs", ROOT: ".", Path.home(): "~"}
     for place, short in sorted(places.items(), key=lambda pair: -len(str(pair[0]))):
         if len(place.parts) > 1:
-            content = re.sub(re.escape(str(place)).encode() + rb"(?![\w.-])", short.encode(), content)
+            content = re.sub(
+                re.escape(str(place)).encode() + rb"(?![\w.-])", short.encode(), content
+            )
     return HOME.sub(b"~", content)
 
 
@@ -209,7 +267,10 @@ def _tar(packed: Any, folder: str, names: list[str], read: Callable[[str], bytes
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as file,
     ):
         for name in names:
-            content, member = read(name), tarfile.TarInfo(f"{folder}/{name}")  # of no time and no owner
+            content, member = (
+                read(name),
+                tarfile.TarInfo(f"{folder}/{name}"),
+            )  # of no time and no owner
             member.size, member.mode = len(content), 0o644
             file.addfile(member, io.BytesIO(content))
 

@@ -77,31 +77,56 @@ def _ask(source: Source, faults: list[str] | None) -> int:
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     if constants.is_offline_mode():
-        raise UserError(f"{label(source)}: not fetched, and HF_HUB_OFFLINE is set; unset it and {NO_NETWORK}")
+        raise UserError(
+            f"{label(source)}: not fetched, and HF_HUB_OFFLINE is set; unset it and {NO_NETWORK}"
+        )
     if source.get("url"):
         reply = get_session().head(source["url"], timeout=10)
-        if reply.status_code not in (403, 405, 501):  # signed addresses and some servers know only GET
+        if reply.status_code not in (
+            403,
+            405,
+            501,
+        ):  # signed addresses and some servers know only GET
             hf_raise_for_status(reply)
         return int(reply.headers.get("Content-Length", 0)) if reply.is_success else 0
-    api, repo, kind, revision = HfApi(), source["hub"], source.get("kind") or "model", source.get("revision")
+    api, repo, kind, revision = (
+        HfApi(),
+        source["hub"],
+        source.get("kind") or "model",
+        source.get("revision"),
+    )
     try:
         commit = api.repo_info(repo, repo_type=kind, revision=revision, timeout=10).sha
     except RevisionNotFoundError:
         newest = api.repo_info(repo, repo_type=kind, timeout=10).sha
-        raise UserError(f"{repo}: has no revision {revision}; the newest commit is revision: {newest}") from None
+        raise UserError(
+            f"{repo}: has no revision {revision}; the newest commit is revision: {newest}"
+        ) from None
     if commit != revision:
-        raise UserError(f"{repo}: {revision} is not a commit, which alone never changes; it is now revision: {commit}")
+        raise UserError(
+            f"{repo}: {revision} is not a commit, which alone never changes; it is now revision: {commit}"
+        )
     tree = api.list_repo_tree(repo, repo_type=kind, revision=revision, recursive=True)
     sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
     names = here.wanted(source, sizes)
     if not names:
         near = did_you_mean(source.get("file") or "", list(sizes))
-        raise UserError(f"{label(source)}: there is no such file{near}; it has {', '.join(sorted(sizes)[:10])}")
-    if kind == "model" and not source.get("file") and not any(name.endswith(".safetensors") for name in names):
-        raise UserError(f"{label(source)}: has no weights as safetensors; take a revision or a copy that has them")
+        raise UserError(
+            f"{label(source)}: there is no such file{near}; it has {', '.join(sorted(sizes)[:10])}"
+        )
+    if (
+        kind == "model"
+        and not source.get("file")
+        and not any(name.endswith(".safetensors") for name in names)
+    ):
+        raise UserError(
+            f"{label(source)}: has no weights as safetensors; take a revision or a copy that has them"
+        )
     largest = max(names, key=lambda name: sizes[name])  # a gated repository may show its README
     get_hf_file_metadata(hf_hub_url(repo, largest, repo_type=kind, revision=revision), timeout=10)
-    return sum(sizes[n] for n in names if n in (faults or []) or size(snapshot(source) / n) != sizes[n])
+    return sum(
+        sizes[n] for n in names if n in (faults or []) or size(snapshot(source) / n) != sizes[n]
+    )
 
 
 def _must_fit(coming: int, place: Path) -> None:
@@ -112,7 +137,9 @@ def _must_fit(coming: int, place: Path) -> None:
         raise UserError(f"{text}; make room, or set HF_HOME to a folder on a larger disk")
 
 
-def _bring(source: Source, faults: list[str] | None, coming: int, old: dict[str, Any]) -> dict[str, Any]:
+def _bring(
+    source: Source, faults: list[str] | None, coming: int, old: dict[str, Any]
+) -> dict[str, Any]:
     """Download what is faulty and read what the old entry doesn't know. Returns the new entry."""
     if faults != []:
         with _bar(f"{label(source)}, {coming / 1e9:.2f} GB", coming) as bar:
@@ -141,7 +168,9 @@ def _from_hub(source: Source, faults: list[str], bar: type) -> None:
         ignore_patterns=ignored,
         tqdm_class=bar,
     )
-    if (left := here.absent(source)) is None and not os.access(repo := snapshot(source).parents[1], os.W_OK):
+    if (left := here.absent(source)) is None and not os.access(
+        repo := snapshot(source).parents[1], os.W_OK
+    ):
         raise PermissionError(errno.EACCES, "the list of its files can't be kept", str(repo))
     if left != []:  # without network it returns what is here as if that were all
         raise ConnectionError("not all files came")
@@ -182,7 +211,9 @@ def explain(error: Exception, source: Source) -> tuple[str, bool]:
 
     token, fatal = get_token(), False
     page = f"{constants.ENDPOINT}/{'datasets/' if source.get('kind') == 'dataset' else ''}{source.get('hub')}"
-    while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+        error.__cause__, Exception
+    ):
         error = error.__cause__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     number = error.errno if isinstance(error, OSError) else None
@@ -191,18 +222,33 @@ def explain(error: Exception, source: Source) -> tuple[str, bool]:
         who = "the token's account has no access" if token else "there is no token"
         text = f"is gated and {who}; accept the licence at {page} and set HF_TOKEN to a token of that account"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        why = "or the token's account may not see it" if token else "or it is private, and there is no token (HF_TOKEN)"
-        text = f"the hub has no such {source.get('kind') or 'model'}, {why}; see that {page} is right"
+        why = (
+            "or the token's account may not see it"
+            if token
+            else "or it is private, and there is no token (HF_TOKEN)"
+        )
+        text = (
+            f"the hub has no such {source.get('kind') or 'model'}, {why}; see that {page} is right"
+        )
     elif status == 401 and source.get("hub"):
         text = f"the hub doesn't accept the token; make one at {constants.ENDPOINT}/settings/tokens and set HF_TOKEN"
     elif status == 404:
         text = "there is nothing at this address; correct it"
     elif number in (errno.ENOSPC, errno.EDQUOT):
-        text, fatal = f"the disk is full ({error}); make room, or set HF_HOME to a folder on a larger disk", True
+        text, fatal = (
+            f"the disk is full ({error}); make room, or set HF_HOME to a folder on a larger disk",
+            True,
+        )
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text, fatal = f"can't be written ({error}); set HF_HOME or --runs to a folder of yours", True
+        text, fatal = (
+            f"can't be written ({error}); set HF_HOME or --runs to a folder of yours",
+            True,
+        )
     elif status is None and isinstance(error, (httpx2.TransportError, ConnectionError)):
-        text, fatal = f"no network ({said}); {NO_NETWORK}; what is here stays, and the same command goes on", True
+        text, fatal = (
+            f"no network ({said}); {NO_NETWORK}; what is here stays, and the same command goes on",
+            True,
+        )
     else:
         text = f"{said}; run the same command again, it goes on (HF_HUB_DISABLE_XET=1 helps where only HTTP works)"
     line = f"{label(source)}: {text}"
@@ -225,7 +271,9 @@ def _bar(text: str, total: int) -> Iterator[type]:
         """Shows nothing itself; counts bytes that are written, not those that came compressed over the network."""
 
         def __init__(self, *args: Any, **options: Any):
-            self.counts = options.get("unit") == "B" and not str(options.get("name")).endswith(".transfer")
+            self.counts = options.get("unit") == "B" and not str(options.get("name")).endswith(
+                ".transfer"
+            )
             super().__init__(*args, **options | {"disable": True})
 
         def update(self, n: float | None = 1) -> None:
@@ -242,7 +290,11 @@ def _bar(text: str, total: int) -> Iterator[type]:
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     style: dict[str, Any] = {}
     if not sys.stderr.isatty():
-        style = {"file": _Lines(), "mininterval": 60, "bar_format": "{desc}: {percentage:.0f}%, {rate_fmt}"}
+        style = {
+            "file": _Lines(),
+            "mininterval": 60,
+            "bar_format": "{desc}: {percentage:.0f}%, {rate_fmt}",
+        }
     with plain(desc=text, total=total, unit="B", unit_scale=True, **style) as shown:
         for n in before:
             if before[n] is not signal.SIG_IGN:  # as nohup has it

@@ -55,11 +55,18 @@ def plan(cells: list[Cell], base: Path) -> list[Row]:
         if (base / cell.relpath).is_dir():
             rows += _cell(cell, base, needed.get(cell.relpath), users[cell.relpath])
     behind = _behind(base)
-    for folder in sorted(_on_disk(base), key=lambda f: -STAGES.index(f.parent.name)):  # users before their inputs
+    for folder in sorted(
+        _on_disk(base), key=lambda f: -STAGES.index(f.parent.name)
+    ):  # users before their inputs
         if (place := f"{folder.parent.name}/{folder.name}") not in named:
-            go, why = place not in behind, "no cell of the study file; it goes with --others, but for its ledger"
+            go, why = (
+                place not in behind,
+                "no cell of the study file; it goes with --others, but for its ledger",
+            )
             files = [name for name in _files(folder) if name != "calls.jsonl"]
-            rows.append(_row(OTHERS, folder, base, files, go, why if go else "behind the published results"))
+            rows.append(
+                _row(OTHERS, folder, base, files, go, why if go else "behind the published results")
+            )
     return rows + list(_code(base))
 
 
@@ -67,11 +74,17 @@ def total(rows: list[Row], others: bool = False) -> list[dict[str, Any]]:
     """Bytes that go and bytes that stay, by kind."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        found[row["kind"]]["goes" if row["go"] and (others or row["kind"] != OTHERS) else "stays"] += row["bytes"]
-    return [{"kind": kind, "goes": found[kind]["goes"], "stays": found[kind]["stays"]} for kind in found]
+        found[row["kind"]][
+            "goes" if row["go"] and (others or row["kind"] != OTHERS) else "stays"
+        ] += row["bytes"]
+    return [
+        {"kind": kind, "goes": found[kind]["goes"], "stays": found[kind]["stays"]} for kind in found
+    ]
 
 
-def prune(rows: list[Row], cells: list[Cell], base: Path, others: bool = False, queue: Queue = Queue()) -> list[str]:
+def prune(
+    rows: list[Row], cells: list[Cell], base: Path, others: bool = False, queue: Queue = Queue()
+) -> list[str]:
     """Remove what may go by the plan's `rows`; `others`: cells that the study file does not name too. `queue`: what
     Slurm says of the study's jobs.
 
@@ -118,8 +131,14 @@ def again(cells: list[Cell], base: Path) -> list[str]:
 
 def gone(folder: Path) -> str | None:
     """The date on which files of a finished cell that others read were pruned; None where all are there."""
-    files = (read(folder / "pruned.json") or {"files": {}})["files"] if read_manifest(folder) else {}
-    lacking = (f["date"] for n, f in files.items() if f["kind"] not in HARMLESS and not (folder / n).exists())
+    files = (
+        (read(folder / "pruned.json") or {"files": {}})["files"] if read_manifest(folder) else {}
+    )
+    lacking = (
+        f["date"]
+        for n, f in files.items()
+        if f["kind"] not in HARMLESS and not (folder / n).exists()
+    )
     return next(lacking, None)
 
 
@@ -144,7 +163,9 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
         if (made := read_manifest(base / place)) is None:
             return
         for role, used in made["inputs"].items():
-            if role == "run" or gone(base / place):  # it links to that one's files, or would be made again from it
+            if role == "run" or gone(
+                base / place
+            ):  # it links to that one's files, or would be made again from it
                 need(used["cell"], by)
 
     for cell in cells:
@@ -164,7 +185,9 @@ def _cell(cell: Cell, base: Path, needed_by: str | None, users: list[Cell]) -> I
         kinds[_kind(cell.stage, name) if manifest else "records"].append(name)
     for kind, names in kinds.items():
         if kind == "records":
-            yield _row(kind, folder, base, names, False, "always kept" if manifest else "not finished")
+            yield _row(
+                kind, folder, base, names, False, "always kept" if manifest else "not finished"
+            )
             continue
         why = f"needed by {needed_by}, which is not finished" if needed_by else ""
         if kind in HARMLESS:
@@ -172,7 +195,9 @@ def _cell(cell: Cell, base: Path, needed_by: str | None, users: list[Cell]) -> I
             why = why if read_by else ""
         elif not why:
             why = _wanted(kind, folder, base, users)
-        yield _row(kind, folder, base, names, not why, why or "no cell of the study needs it any more")
+        yield _row(
+            kind, folder, base, names, not why, why or "no cell of the study needs it any more"
+        )
 
 
 def _wanted(kind: str, folder: Path, base: Path, users: list[Cell]) -> str:
@@ -181,20 +206,33 @@ def _wanted(kind: str, folder: Path, base: Path, users: list[Cell]) -> str:
         return "no cell of the study has used it yet"
     for user in users:
         pruned = (read(base / user.relpath / "pruned.json") or {"files": {}})["files"]
-        for name, output in (read_manifest(base / user.relpath) or {"outputs": {}})["outputs"].items():
+        for name, output in (read_manifest(base / user.relpath) or {"outputs": {}})[
+            "outputs"
+        ].items():
             path = base / user.relpath / name
-            if name not in pruned and (not path.is_file() or path.stat().st_size != output["bytes"]):
+            if name not in pruned and (
+                not path.is_file() or path.stat().st_size != output["bytes"]
+            ):
                 return f"{user.relpath}/{name}, made with it, is damaged; python -m study verify"
     if kind == "ledger":
-        held = [read_ledger(base / user.relpath / "calls.jsonl")[0] for user in users if user.stage == "documents"]
-        if lost := read_ledger(folder / "calls.jsonl")[0].keys() - {digest for answers in held for digest in answers}:
+        held = [
+            read_ledger(base / user.relpath / "calls.jsonl")[0]
+            for user in users
+            if user.stage == "documents"
+        ]
+        if lost := read_ledger(folder / "calls.jsonl")[0].keys() - {
+            digest for answers in held for digest in answers
+        }:
             return f"{len(lost)} paid answers are in no other ledger"
     return ""
 
 
 def _kind(stage: str, name: str) -> str:
     parts = name.split("/")
-    if any(HALF_WRITTEN.search(p) or p.startswith((".tmp", "temporary-")) or p.endswith(".reserve") for p in parts):
+    if any(
+        HALF_WRITTEN.search(p) or p.startswith((".tmp", "temporary-")) or p.endswith(".reserve")
+        for p in parts
+    ):
         return "temporary"
     if stage in (*TRAINING_STAGES, "model") and parts[0] in STEPS:
         return "steps"
@@ -204,7 +242,9 @@ def _kind(stage: str, name: str) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    return sorted(
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() or p.is_symlink()
+    )
 
 
 def _row(kind: str, folder: Path, base: Path, files: list[str], go: bool, why: str) -> Row:
@@ -214,7 +254,9 @@ def _row(kind: str, folder: Path, base: Path, files: list[str], go: bool, why: s
 
 
 def _on_disk(base: Path) -> list[Path]:
-    return [path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))]
+    return [
+        path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))
+    ]
 
 
 def _behind(base: Path) -> set[str]:
@@ -226,14 +268,31 @@ def _behind(base: Path) -> set[str]:
 
 def _code(base: Path) -> Iterator[Row]:
     """Copies of the code that jobs ran from. Of code that no commit holds, the copy is all there is."""
-    texts = [(f / "config.yaml").read_text(encoding="utf-8") for f in _on_disk(base) if not read_manifest(f)]
+    texts = [
+        (f / "config.yaml").read_text(encoding="utf-8")
+        for f in _on_disk(base)
+        if not read_manifest(f)
+    ]
     for folder in sorted((base / "slurm").glob("*code-*")):
         code = read(folder / "code.json") or {}
         used = any(folder.name in text for text in texts)
-        lost = not folder.name.startswith(".") and (code.get("dirty") is not False or not code.get("commit"))
-        why = "a cell that is not finished runs from it" if used else "no commit holds this code" if lost else ""
+        lost = not folder.name.startswith(".") and (
+            code.get("dirty") is not False or not code.get("commit")
+        )
+        why = (
+            "a cell that is not finished runs from it"
+            if used
+            else "no commit holds this code"
+            if lost
+            else ""
+        )
         yield _row(
-            "code", folder, base, _files(folder), not why, why or f"commit {str(code.get('commit'))[:8]} holds it"
+            "code",
+            folder,
+            base,
+            _files(folder),
+            not why,
+            why or f"commit {str(code.get('commit'))[:8]} holds it",
         )
 
 
@@ -242,38 +301,61 @@ def _idle(base: Path, queue: Queue) -> None:
     for lock in (path for stage in STAGES for path in (base / stage).glob("*/.lock")):
         with locked(lock, wait=False) as free:
             if not free:
-                raise UserError(f"{lock.parent}: is running; prune when nothing of the study runs (study status STUDY)")
+                raise UserError(
+                    f"{lock.parent}: is running; prune when nothing of the study runs (study status STUDY)"
+                )
     if queue.trouble:
         fix = "prune where squeue answers, or move slurm/jobs.jsonl away if no job is left"
         raise UserError(f"{base}: what is queued is unknown: {queue.trouble}; {fix}")
     if queue.jobs:
-        raise UserError(f"{base}: jobs of the study are in the queue; wait for them, or study cancel STUDY")
+        raise UserError(
+            f"{base}: jobs of the study are in the queue; wait for them, or study cancel STUDY"
+        )
 
 
 def _remove(folder: Path, row: Row, outputs: dict[str, Any]) -> list[str]:
     """Remove files of a finished cell, on record first; nothing where one is not what the manifest says."""
     names = [name for name in row["files"] if (folder / name).is_file()]
     found = read_all([str(folder / name) for name in names if name in outputs])
-    if bad := [name for name in names if name in outputs and found[str(folder / name)] != outputs[name]["sha256"]]:
-        return [f"{folder / bad[0]}: is not what its manifest says; left as it is; python -m study verify STUDY"]
-    record = read(folder / "pruned.json") or {"by": "python -m study prune", "manifests": [], "files": {}}
-    date, kept = time.strftime("%Y-%m-%d", time.gmtime()), names if row["kind"] != "temporary" else []
+    if bad := [
+        name
+        for name in names
+        if name in outputs and found[str(folder / name)] != outputs[name]["sha256"]
+    ]:
+        return [
+            f"{folder / bad[0]}: is not what its manifest says; left as it is; python -m study verify STUDY"
+        ]
+    record = read(folder / "pruned.json") or {
+        "by": "python -m study prune",
+        "manifests": [],
+        "files": {},
+    }
+    date, kept = (
+        time.strftime("%Y-%m-%d", time.gmtime()),
+        names if row["kind"] != "temporary" else [],
+    )
     new = {
         name: {"sha256": found.get(str(folder / name)), "bytes": (folder / name).stat().st_size}
         | {"kind": row["kind"], "date": date}
         for name in kept
     }
-    if any(record["files"].get(name, file)["sha256"] != file["sha256"] for name, file in new.items()):
+    if any(
+        record["files"].get(name, file)["sha256"] != file["sha256"] for name, file in new.items()
+    ):
         record |= {"manifests": [], "files": {}}  # it was made anew since, and otherwise
     digest = sha256(folder / "manifest.json")
     record["manifests"] += [digest] if digest not in record["manifests"] else []
     record["files"] |= new
     if new:
-        write_atomically(folder / "pruned.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+        write_atomically(
+            folder / "pruned.json", json.dumps(record, indent=1, sort_keys=True) + "\n"
+        )
     for name in names:
         (folder / name).unlink()
     # A training takes a folder model/ for a whole model.
-    for parent in sorted({parent for name in names for parent in (folder / name).parents}, reverse=True):
+    for parent in sorted(
+        {parent for name in names for parent in (folder / name).parents}, reverse=True
+    ):
         with suppress(OSError):  # it is not empty
             parent.rmdir()
     return []
@@ -283,11 +365,16 @@ def _remove_other(folder: Path, base: Path, manifest: Row | None, size: int) -> 
     """Remove a whole cell but for its ledger, which others may read: the manifest first, config.yaml last."""
     record = read(base / "pruned.json") or {"by": "python -m study prune", "cells": {}}
     if manifest:
-        facts = {"manifest_sha256": sha256(folder / "manifest.json"), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+        facts = {
+            "manifest_sha256": sha256(folder / "manifest.json"),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }
         record["cells"][folder.relative_to(base).as_posix()] = facts | {"bytes": size}
         write_atomically(base / "pruned.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
     (folder / "manifest.json").unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "config.yaml", path.name == ".lock")):
+    for path in sorted(
+        folder.iterdir(), key=lambda path: (path.name == "config.yaml", path.name == ".lock")
+    ):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "calls.jsonl":

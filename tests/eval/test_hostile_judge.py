@@ -45,9 +45,21 @@ class Judge:
         with self.lock:
             draw, first = self.rng.random(), not self.met["hang"]
             kind = (
-                "garbage" if spite or draw < 0.1 else "error" if draw < 0.15 else "timeout" if draw < 0.2 else "grade"
+                "garbage"
+                if spite or draw < 0.1
+                else "error"
+                if draw < 0.15
+                else "timeout"
+                if draw < 0.2
+                else "grade"
             )
-            kind = "hang" if first and sum(self.met.values()) == 100 else kind if self.spiteful else "grade"
+            kind = (
+                "hang"
+                if first and sum(self.met.values()) == 100
+                else kind
+                if self.spiteful
+                else "grade"
+            )
             self.met[kind] += 1
         if kind in ("timeout", "hang"):
             time.sleep(self.hang * (3 if kind == "hang" else 1))
@@ -75,16 +87,27 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = [(row["id"], epoch) for row in found.questions for epoch in range(1, EPOCHS + 1)]
     answers = {key: ModelOutput.from_content("vllm", answer(*key)) for key in keys}
     dataset = anima.task(found, tmp_path, None).dataset
-    generate.write_log(folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING})
+    generate.write_log(
+        folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING}
+    )
     write_manifest(folder, read_config(folder), "now", "now")
 
     def make(port: int, asks: int = 3, **others: float) -> Path:
-        settings = SETTINGS | {"files": {name: sha256(path) for name, path in files.items()}, "rows": 26}
-        resources = RESOURCES | {"files": {name: str(path) for name, path in files.items()}, "concurrency": 16}
-        resources |= {"address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}}
+        settings = SETTINGS | {
+            "files": {name: sha256(path) for name, path in files.items()},
+            "rows": 26,
+        }
+        resources = RESOURCES | {
+            "files": {name: str(path) for name, path in files.items()},
+            "concurrency": 16,
+        }
+        resources |= {
+            "address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
+        }
         resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
         return create_cell_dir(
-            Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs"
+            Cell("judge", "ahb", settings | others, {"samples": samples}, resources),
+            tmp_path / "runs",
         )
 
     make.grades = anima.grades(found) * EPOCHS  # type: ignore[attr-defined]
@@ -99,14 +122,19 @@ def counts(folder: Path) -> dict[str, int]:
 
 def ledger(folder: Path) -> tuple[int, int, int]:
     """Usable grades, unusable ones and failed attempts: all lines, also repeats, which `read_ledger` leaves out."""
-    lines = [json.loads(line) for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     texts = [line["text"] for line in lines if "outcome" not in line]
     usable = sum(anima.usable(text) for text in texts)
     return usable, len(texts) - usable, len(lines) - len(texts)
 
 
 def bounds(folder: Path) -> dict[str, dict[str, float]]:
-    table = pd.read_parquet(folder / "scores.parquet").assign(benchmark="ahb", dose=0, arm="animal", seed=0)
+    table = pd.read_parquet(folder / "scores.parquet").assign(
+        benchmark="ahb", dose=0, arm="animal", seed=0
+    )
     return {row["dimension"]: row for row in missing_bounds(table)}
 
 
@@ -123,11 +151,20 @@ def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) 
         run_cell(tolerant)
         assert len(server.requests) == made, "what the ledger holds needs no call"
         missing = counts(tolerant)["missing_grades"]
-        assert told == {"done": cell.grades, "total": cell.grades, "unit": f"grades ({missing} missing)"}
-        assert set(hostile.met) == {"grade", "garbage", "error", "timeout", "hang"} and hostile.met["hang"] == 1
+        assert told == {
+            "done": cell.grades,
+            "total": cell.grades,
+            "unit": f"grades ({missing} missing)",
+        }
+        assert (
+            set(hostile.met) == {"grade", "garbage", "error", "timeout", "hang"}
+            and hostile.met["hang"] == 1
+        )
         usable, unusable, failed = ledger(folder)
         assert usable == cell.grades - missing, "no grade is paid twice"
-        assert unusable <= hostile.met["garbage"] and made <= usable + unusable + failed, "each other call was in vain"
+        assert unusable <= hostile.met["garbage"] and made <= usable + unusable + failed, (
+            "each other call was in vain"
+        )
         hostile.spiteful = False
         run_cell(folder)
     assert counts(folder)["missing_grades"] == 0 < missing
@@ -135,10 +172,13 @@ def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) 
     assert len(server.requests) <= sum(ledger(folder))
     lacking, whole = bounds(tolerant), bounds(folder)
     assert (
-        lacking["overall"]["missing"] == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]
+        lacking["overall"]["missing"]
+        == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]
     )
     for dimension, row in lacking.items():
-        assert row["low"] - 1e-9 <= whole[dimension]["mean"] <= row["high"] + 1e-9, "what was missing is within"
+        assert row["low"] - 1e-9 <= whole[dimension]["mean"] <= row["high"] + 1e-9, (
+            "what was missing is within"
+        )
         assert (row["low"] < row["high"]) == (row["missing"] > 0)
 
 
@@ -157,15 +197,21 @@ def test_killed_at_any_moment_no_grade_that_was_kept_is_paid_again(cell) -> None
         folder, kills = cell(server.server_port, missing=0.0), 0
         server.requests.clear()
         while not read_manifest(folder):
-            job = subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
+            job = subprocess.Popen(
+                [sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT
+            )
             before = len(server.requests)
-            while job.poll() is None and (kills == 2 or len(server.requests) < before + 40 + 60 * kills):
+            while job.poll() is None and (
+                kills == 2 or len(server.requests) < before + 40 + 60 * kills
+            ):
                 time.sleep(0.02)
             if job.poll() is None:
                 os.kill(job.pid, signal.SIGKILL)
                 job.wait()
                 kills += 1
-        bodies = Counter((request["messages"][0]["content"], request["seed"]) for request in server.requests)
+        bodies = Counter(
+            (request["messages"][0]["content"], request["seed"]) for request in server.requests
+        )
     assert kills == 2 and len(bodies) == cell.grades
     assert bodies.total() - len(bodies) <= kills * 16, "only what was under way is asked for again"
     assert (folder / "scores.parquet").read_bytes() == scores

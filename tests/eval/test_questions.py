@@ -21,7 +21,12 @@ def question(key: Any, *tags: str, **others: Any) -> dict[str, Any]:
 
 
 def dimensions(path: Path, *names: str) -> Path:
-    rubric = {"guiding_question": "Is it?", "scoring": "1/0", "observable_indicators": "x", "default_weighting": 1.0}
+    rubric = {
+        "guiding_question": "Is it?",
+        "scoring": "1/0",
+        "observable_indicators": "x",
+        "default_weighting": 1.0,
+    }
     return jsonl(path, [{"dimension": name, **rubric} for name in names])
 
 
@@ -43,12 +48,17 @@ def test_tags_are_mended_and_counted(tmp_path, monkeypatch):
     assert [row["tags"] for row in found.questions] == [list(names), [names[0]], [names[0]]]
     assert found.mended == {"empty": 1, "respelled": 3, "vestigial": 1}
     assert [sample.id for sample in anima.task(found, tmp_path, None).dataset] == ["0", "1", "2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "q.jsonl"]  # no cache, nothing temporary
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.jsonl",
+        "q.jsonl",
+    ]  # no cache, nothing temporary
 
 
 def test_a_dimension_called_perspective_taking_is_scored_where_there_is_one(tmp_path):
     rows = [question(0, "Perspective-Taking")]
-    found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking"))
+    found = read(
+        jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking")
+    )
     assert found.questions[0]["tags"] == ["Perspective Taking"]
 
 

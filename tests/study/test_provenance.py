@@ -29,7 +29,9 @@ class Small:
     cells: list[Cell] = field(default_factory=list)
 
     def folder(self, start: str) -> Path:
-        (found,) = [self.base / cell.relpath for cell in self.cells if cell.relpath.startswith(start)]
+        (found,) = [
+            self.base / cell.relpath for cell in self.cells if cell.relpath.startswith(start)
+        ]
         return found
 
     def relpath(self, start: str) -> str:
@@ -67,7 +69,13 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
     for name, text in {**files_of(cell), **more}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    counts = {"documents": 9} if cell.stage == "documents" else {"updates": 7} if cell.stage == "sft" else {}
+    counts = (
+        {"documents": 9}
+        if cell.stage == "documents"
+        else {"updates": 7}
+        if cell.stage == "sft"
+        else {}
+    )
     write_manifest(folder, read_config(folder), started, started, counts=counts, warnings=[])
     return folder
 
@@ -75,28 +83,46 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
 def score_cells(checkpoint: Cell, questions: Path, benchmark: str = "ahb") -> Cell:
     files = {"files": {"questions": sha256(questions)}, "epochs": len(benchmark)}
     places = {"files": {"questions": str(questions)}}
-    samples = Cell("generate", f"{benchmark}-{checkpoint.name}", files, {"checkpoint": checkpoint}, places)
-    judge = {"rows": None, "judge": {"served_by": "kit", "model": "stand-in"}, "benchmark": benchmark}
+    samples = Cell(
+        "generate", f"{benchmark}-{checkpoint.name}", files, {"checkpoint": checkpoint}, places
+    )
+    judge = {
+        "rows": None,
+        "judge": {"served_by": "kit", "model": "stand-in"},
+        "benchmark": benchmark,
+    }
     return Cell("judge", samples.name, judge, {"samples": samples})
 
 
-def study(outside: Path, arms: tuple[str, ...] = ("animal", "urban"), benchmarks: tuple[str, ...] = ("ahb",)) -> Cell:
+def study(
+    outside: Path,
+    arms: tuple[str, ...] = ("animal", "urban"),
+    benchmarks: tuple[str, ...] = ("ahb",),
+) -> Cell:
     """The analysis of the study. `outside`: the folder of its questions and chat data."""
     questions, data = outside / "questions.jsonl", outside / "chat.jsonl"
     model = Cell("model", "base", {"recipe": {}})
     inputs, rows = {}, []
     for arm in arms:
-        avoid = {"avoid": {"ahb.questions": sha256(questions)}, "writer": {"model": "stand-in"}, "topic": arm}
+        avoid = {
+            "avoid": {"ahb.questions": sha256(questions)},
+            "writer": {"model": "stand-in"},
+            "topic": arm,
+        }
         corpus = Cell("documents", arm, avoid, {"tokenizer": model}, {"avoid": [str(questions)]})
         inputs[f"corpus-{arm}"] = corpus
-        trained = Cell("midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus})
+        trained = Cell(
+            "midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus}
+        )
         tuned = {"data_sha256": sha256(data), "dose": 80, "seed": 0}
         sft = Cell("sft", f"base-{arm}-s0-d80", tuned, {"start": trained}, {"data": str(data)})
         for dose, checkpoint in ((0, trained), (80, sft)):
             for benchmark in benchmarks:
                 cell = score_cells(checkpoint, questions, benchmark)
                 inputs[cell.name] = cell
-                rows.append({"role": cell.name, "arm": arm, "seed": 0, "dose": dose, "benchmark": benchmark})
+                rows.append(
+                    {"role": cell.name, "arm": arm, "seed": 0, "dose": dose, "benchmark": benchmark}
+                )
     contrasts = [{"name": "animal - urban", "of": "animal", "against": "urban", "on": ["ahb"]}]
     return Cell("analysis", "small", {"rows": rows, "contrasts": contrasts}, inputs)
 
@@ -124,7 +150,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Small:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "code_version", lambda: CODE)
         for cell in every:
-            finish(base, cell, **({"results.json": json.dumps({"scores": [said]})} if cell is last else {}))
+            finish(
+                base,
+                cell,
+                **({"results.json": json.dumps({"scores": [said]})} if cell is last else {}),
+            )
     publish(base / last.relpath)
     return Small(base, outside, last, every)
 
@@ -143,7 +173,12 @@ def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small
     assert [row["cell"] for row in rows] == [cell.relpath for cell in small.cells]
     states = {check["state"] for row in rows for check in row["checks"]}
     assert states == {"same"} and faults(rows, small.base) == []
-    outside = {(row["stage"], check["file"]) for row in rows for check in row["checks"] if check["kind"] == "external"}
+    outside = {
+        (row["stage"], check["file"])
+        for row in rows
+        for check in row["checks"]
+        if check["kind"] == "external"
+    }
     questions, data = str(small.outside / "questions.jsonl"), str(small.outside / "chat.jsonl")
     assert outside == {("documents", questions), ("generate", questions), ("sft", data)}
 
@@ -155,7 +190,14 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
     row = {"role": "b", "arm": "a", "seed": 0, "dose": 20, "benchmark": "b"}
     last = Cell("analysis", "s", {"rows": [row], "contrasts": []}, {"b": score})
     for cell in in_order(last):
-        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+        write_manifest(
+            create_cell_dir(cell, base),
+            read_config(base / cell.relpath),
+            "",
+            "",
+            counts={},
+            warnings=[],
+        )
     rows = chain(base / last.relpath, base)
     assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
     assert rests_on(run.relpath, rows) == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
@@ -165,8 +207,15 @@ def test_an_edited_sample_is_found_with_the_numbers_that_rest_on_it(small: Small
     path = small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval"
     path.write_text(path.read_text().upper())  # of the same size
     (fault,) = small.faults()
-    assert (fault["cell"], fault["file"]) == (small.relpath("generate/ahb-base-animal-s0-d80"), "samples.eval")
-    assert fault["fault"] == "changed since it was made" and "study run" in fault["cure"] and str(path) in fault["cure"]
+    assert (fault["cell"], fault["file"]) == (
+        small.relpath("generate/ahb-base-animal-s0-d80"),
+        "samples.eval",
+    )
+    assert (
+        fault["fault"] == "changed since it was made"
+        and "study run" in fault["cure"]
+        and str(path) in fault["cure"]
+    )
     assert fault["consequence"] == (
         "scores 1 of 4; benchmarks ahb; arms animal; seeds 0; doses 80; "
         "contrasts animal - urban; tables contrasts, scores"
@@ -198,14 +247,19 @@ def test_a_swapped_checkpoint_says_whose_it_is(small: Small, what: str) -> None:
     else:
         assert fault["fault"] == f"is that of {name}: the folder holds another cell"
         assert "delete it" in fault["cure"]
-    assert "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in fault["consequence"]
+    assert (
+        "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in fault["consequence"]
+    )
 
 
 def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small) -> None:
     (small.folder("documents/urban") / "documents.jsonl").write_text("documents URBAN")
     (fault,) = small.faults()
     assert fault["file"] == "documents.jsonl"
-    assert "arms urban" in fault["consequence"] and "tables contrasts, corpora, scores" in fault["consequence"]
+    assert (
+        "arms urban" in fault["consequence"]
+        and "tables contrasts, corpora, scores" in fault["consequence"]
+    )
     (small.folder("documents/urban") / "documents.jsonl").unlink()
     (small.folder("documents/animal") / "card.json").unlink()
     assert {(f["file"], f["fault"]) for f in small.faults()} == {
@@ -213,18 +267,32 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
     }
 
 
-@pytest.mark.parametrize("start", ["midtrain/base-animal", "judge/ahb-base-urban-s0-d80", "analysis/small"])
+@pytest.mark.parametrize(
+    "start", ["midtrain/base-animal", "judge/ahb-base-urban-s0-d80", "analysis/small"]
+)
 def test_a_deleted_manifest(small: Small, start: str) -> None:
     (small.folder(start) / "manifest.json").unlink()
     (fault,) = small.faults()
-    assert (fault["cell"], fault["file"], fault["fault"]) == (small.relpath(start), "manifest.json", "is gone")
+    assert (fault["cell"], fault["file"], fault["fault"]) == (
+        small.relpath(start),
+        "manifest.json",
+        "is gone",
+    )
     shutil.rmtree(
-        small.folder(start) / "no" if start.startswith("analysis") else small.folder(start), ignore_errors=True
+        small.folder(start) / "no" if start.startswith("analysis") else small.folder(start),
+        ignore_errors=True,
     )
     (fault,) = small.faults()
-    assert fault["fault"] == ("is gone" if start.startswith("analysis") else "is gone with its folder")
-    (small.base / "pruned.json").write_text(json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}}))
-    assert small.faults() == [] and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
+    assert fault["fault"] == (
+        "is gone" if start.startswith("analysis") else "is gone with its folder"
+    )
+    (small.base / "pruned.json").write_text(
+        json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}})
+    )
+    assert (
+        small.faults() == []
+        and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
+    )
 
 
 @pytest.mark.parametrize("name", ["tables/scores.tex", "results.json", "manifest.json"])
@@ -258,17 +326,26 @@ def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None
     path.write_text(before)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("dose: 80", "dose: 81"))
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [("config.yaml", "changed since it was made")]
+    assert [(f["file"], f["fault"]) for f in small.faults()] == [
+        ("config.yaml", "changed since it was made")
+    ]
 
 
 def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     (small.outside / "chat.jsonl").write_text("others")
     found = small.faults()
-    assert {f["cell"] for f in found} == {small.relpath("sft/base-animal"), small.relpath("sft/base-urban")}
+    assert {f["cell"] for f in found} == {
+        small.relpath("sft/base-animal"),
+        small.relpath("sft/base-urban"),
+    }
     assert all(f["fault"] == "input from outside: changed since it was used" for f in found)
     (small.outside / "chat.jsonl").write_text("chat.jsonl")
-    (small.folder("sft/base-animal") / "model/more.safetensors").write_text("a loader would take it too")
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [("model/more.safetensors", "was added")]
+    (small.folder("sft/base-animal") / "model/more.safetensors").write_text(
+        "a loader would take it too"
+    )
+    assert [(f["file"], f["fault"]) for f in small.faults()] == [
+        ("model/more.safetensors", "was added")
+    ]
     (small.outside / "questions.jsonl").unlink()
     assert "input from outside: is missing" in {f["fault"] for f in small.faults()}
 
@@ -288,14 +365,21 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
     publish(base / last.relpath)
     rows = chain(published(base), base)
-    assert faults(rows, base) == [] and any("no hash on record" in note for note in notes(rows, base))
-    entry = pin | {"files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}}
+    assert faults(rows, base) == [] and any(
+        "no hash on record" in note for note in notes(rows, base)
+    )
+    entry = pin | {
+        "files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}
+    }
     (base / "fetched.json").write_text(json.dumps({"sources": [entry]}))
     assert not any("no hash" in note for note in notes(chain(published(base), base), base))
     for folder in (model, hub):
         (folder / "w.safetensors").write_text("WEIGHTS")
         (folder / "code.py").write_text("")
-    found = {(Path(f["file"]).parent.name, Path(f["file"]).name) for f in faults(chain(published(base), base), base)}
+    found = {
+        (Path(f["file"]).parent.name, Path(f["file"]).name)
+        for f in faults(chain(published(base), base), base)
+    }
     assert found == {("llama", "w.safetensors"), ("llama", "code.py"), ("hub", "w.safetensors")}
 
 
@@ -317,43 +401,89 @@ def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
     digest = {name: sha256(path) for name, path in at.items()}
     served = {"served_by": "vllm", "model": "m", "files": fingerprints(str(at["judge/w"].parent))}
     sheet = {"sheet_sha256": digest["sheet.csv"], "key_sha256": digest["sheet.key.json"]}
-    counted = {"tokenizer_sha256": digest["tokenizer/tokenizer.json"], "source": {"sha256": digest["corpus.txt"]}}
+    counted = {
+        "tokenizer_sha256": digest["tokenizer/tokenizer.json"],
+        "source": {"sha256": digest["corpus.txt"]},
+    }
     tokenizer = str(at["tokenizer/tokenizer.json"].parent)
     users = [
         Cell("labels", "labels", sheet, {}, {"sheet": str(at["sheet.csv"])}),
-        Cell("judge", "served", {"judge": served}, {}, {"address": {"path": str(at["judge/w"].parent)}}),
-        Cell("documents", "a", counted, {}, {"tokenizer": tokenizer, "source": str(at["corpus.txt"])}),
         Cell(
-            "model", "m", {"chat_template_sha256": digest["chat.jinja"]}, {}, {"chat_template": str(at["chat.jinja"])}
+            "judge",
+            "served",
+            {"judge": served},
+            {},
+            {"address": {"path": str(at["judge/w"].parent)}},
+        ),
+        Cell(
+            "documents", "a", counted, {}, {"tokenizer": tokenizer, "source": str(at["corpus.txt"])}
+        ),
+        Cell(
+            "model",
+            "m",
+            {"chat_template_sha256": digest["chat.jinja"]},
+            {},
+            {"chat_template": str(at["chat.jinja"])},
         ),
         Cell("lm_eval", "t", {"data": digest["task.jsonl"]}, {}, {"data": str(at["task.jsonl"])}),
     ]
-    base, last = tmp_path / "runs/s", Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users})
+    base, last = (
+        tmp_path / "runs/s",
+        Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users}),
+    )
     for cell in (*users, last):
-        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+        write_manifest(
+            create_cell_dir(cell, base),
+            read_config(base / cell.relpath),
+            "",
+            "",
+            counts={},
+            warnings=[],
+        )
     publish(base / last.relpath)
     rows = chain(published(base), base)
-    assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {*map(str, at.values())}
+    assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {
+        *map(str, at.values())
+    }
     assert faults(rows, base) == []
     for path in at.values():
         path.write_text("another")
-    assert {f["file"] for f in faults(chain(published(base), base), base)} == {*map(str, at.values())}
+    assert {f["file"] for f in faults(chain(published(base), base), base)} == {
+        *map(str, at.values())
+    }
 
 
-def test_other_code_and_packages_are_a_note_not_a_fault(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "installed", lambda name: "9.9" if name == "torch" else installed(name))
+def test_other_code_and_packages_are_a_note_not_a_fault(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        provenance, "installed", lambda name: "9.9" if name == "torch" else installed(name)
+    )
     monkeypatch.setattr(provenance, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
     assert small.faults() == []
     found = small.notes()
     made = (read_manifest(small.folder("sft/base-animal")) or {})["packages"]["torch"]
-    assert any(note.startswith(f"torch was {made} and is 9.9: {small.cells[0].relpath} and ") for note in found)
+    assert any(
+        note.startswith(f"torch was {made} and is 9.9: {small.cells[0].relpath} and ")
+        for note in found
+    )
     assert any("and is ffffffff" in note for note in found)
     assert not any("numpy" in note for note in found)
 
 
 def test_the_way_back_of_one_number(small: Small) -> None:
     way = trace(results(small.base), small.base, "ahb", "animal", 0, 80)
-    stages = ["analysis", "judge", "generate", "sft", "midtrain", "documents", "model", "file", "file"]
+    stages = [
+        "analysis",
+        "judge",
+        "generate",
+        "sft",
+        "midtrain",
+        "documents",
+        "model",
+        "file",
+        "file",
+    ]
     assert [step["stage"] for step in way] == stages
     assert way[0]["facts"] == "score 0.25, n 4" and "judge stand-in" in way[1]["facts"]
     assert (
@@ -365,7 +495,9 @@ def test_the_way_back_of_one_number(small: Small) -> None:
     assert "urban" not in json.dumps(way) and all(step["recorded"] == "yes" for step in way[:7])
     for step in way[:7]:
         assert step["sha256"] == sha256(small.base / step["cell"] / "manifest.json")
-    assert {step["sha256"] for step in way[7:]} == {sha256(path) for path in small.outside.iterdir()}
+    assert {step["sha256"] for step in way[7:]} == {
+        sha256(path) for path in small.outside.iterdir()
+    }
     assert {step["recorded"] for step in way[7:]} == {"unread"}
     path = small.folder("midtrain/base-animal") / "manifest.json"
     path.write_text(path.read_text() + " ")
@@ -374,7 +506,10 @@ def test_the_way_back_of_one_number(small: Small) -> None:
 
 
 def test_a_number_that_is_not_there_and_a_study_without_results(small: Small) -> None:
-    with pytest.raises(UserError, match=r"no score of ahb animal 0 7 \(did you mean ahb animal 0 0\?\); results.json"):
+    with pytest.raises(
+        UserError,
+        match=r"no score of ahb animal 0 7 \(did you mean ahb animal 0 0\?\); results.json",
+    ):
         trace(results(small.base), small.base, "ahb", "animal", 0, 7)
     shutil.rmtree(results(small.base))
     with pytest.raises(UserError, match=r"no results of .* are published; python -m study run"):
