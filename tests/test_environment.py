@@ -177,6 +177,15 @@ def test_variables_of_python_change_nothing(name: str, checkout: Path) -> None:
     assert name not in env.clean({name: value, "HOME": "/"})
 
 
+def test_caches_go_to_venv_where_the_home_is_not_writable(checkout: Path, tmp_path: Path) -> None:
+    with (checkout / "Makefile").open("a") as file:
+        file.write("show:\n\t@echo $$XDG_CACHE_HOME\n")
+    if "XDG_CACHE_HOME" not in os.environ:
+        assert setup(checkout, "show", HOME=str(tmp_path)).stdout == "\n"
+    nowhere = setup(checkout, "show", HOME="/nowhere").stdout.strip()
+    assert nowhere == os.environ.get("XDG_CACHE_HOME", f"{checkout}/.venv/home/cache")
+
+
 def test_make_alone_lists_the_targets(checkout: Path) -> None:
     text = setup(checkout, "--silent", "help").stdout
     (phony,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
