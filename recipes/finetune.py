@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext, derive_seed
+from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
 from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
@@ -40,7 +41,7 @@ from recipes.rows import Rows
 from recipes.schedule import batch_indices, learning_rate, num_steps
 
 RESUMABLE = True  # a run that was stopped or killed resumes from its last step checkpoint
-RANKS = (rendezvous_store, sync_with_rank0)  # how rank 0 tells the others to begin
+DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank calls run
 
 
 def run(context: StageContext) -> dict[str, int | float]:

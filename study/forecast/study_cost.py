@@ -17,6 +17,7 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.model_size import parameters, shape
 from core.paths import resolve
+from core.stages import TRAINING_STAGES, VLLM_STAGES
 from study.forecast import corpus_cost as writing
 from study.forecast import training_cost as trainings
 
@@ -218,7 +219,7 @@ def _place(cell: Cell, profile: Any) -> tuple[int, int]:
         form = profile.shape(cell.stage)
         gpus = str(form.gpus_per_node).rpartition(":")[2]
         return form.nodes * (int(gpus) if gpus.isdigit() else 1), form.nodes * form.tasks_per_node * form.cpus
-    if cell.stage in ("model", "midtrain", "sft", "generate", "likelihood", "lm_eval"):
+    if cell.stage in ("model", *TRAINING_STAGES, *VLLM_STAGES):
         return int("recipe" not in _start(cell).settings), 1
     return int("path" in cell.resources.get("address", {})), 1
 
