@@ -96,6 +96,6 @@ def killed(folder: Path, world: int) -> Path:
     toy.until(lambda: len(toy.lines(folder)) > 9, processes)
     for process in processes:
         process.kill()
-    toy.offsets(processes)
+    toy.ends(processes)
     assert not (folder / "manifest.json").exists() and not (folder / "model").exists()
     return folder

@@ -67,7 +67,7 @@ def test_rows_of_one_text_each_need_no_mask() -> None:
 def test_a_block_is_compiled_around_the_attention_that_is_not(
     masks: list[torch.Tensor | None], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchtune hides flex attention from the compiler, the kit its own; what is around must be compiled even so."""
+    """torchtune hides flex attention from the compiler, the kit its own; the rest is compiled."""
     compiling = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiling(self, backend="eager"))
     config = {**SHAPE_AS_CONFIG, "num_hidden_layers": 12}

@@ -1,4 +1,4 @@
-"""Trainings on a GPU, where there is one: the losses of the CPU's, up to rounding, whatever the way of running."""
+"""Trainings on a GPU, where there is one: the CPU's losses up to rounding, in every setting."""
 
 import os
 import signal
@@ -23,7 +23,8 @@ OUTSIDE = dict(os.environ)  # before the other tests' fixture, which hides all G
 
 
 def start(folder: Path, gpu: bool = True) -> subprocess.Popen[bytes]:
-    code = f"from pathlib import Path; from core.cell.run import run_cell; run_cell(Path({str(folder)!r}))"
+    code = "from pathlib import Path; from core.cell.run import run_cell; "
+    code += f"run_cell(Path({str(folder)!r}))"
     environment = OUTSIDE if gpu else OUTSIDE | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
 
@@ -39,7 +40,7 @@ def on_cpu(base: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe", "ways", "apart"),
+    ("name", "recipe", "runtime", "tolerance"),
     [
         ("fp32", {}, {}, 1e-4),
         ("fp32, two at once", {}, {"rows_per_rank": 2}, 1e-4),
@@ -59,14 +60,13 @@ def test_losses_are_those_of_the_cpu(
     on_cpu: list[float],
     name: str,
     recipe: dict[str, Any],
-    ways: dict[str, Any],
-    apart: float,
+    runtime: dict[str, Any],
+    tolerance: float,
 ) -> None:
-    ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **ways))
-    print(
-        f"{name}: largest difference {max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True)):.1e}"
-    )
-    assert ours == pytest.approx(on_cpu, abs=apart)
+    ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **runtime))
+    difference = max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True))
+    print(f"{name}: largest difference {difference:.1e}")
+    assert ours == pytest.approx(on_cpu, abs=tolerance)
 
 
 def test_lora_learns(base: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters: how they begin, that they alone are trained, that merging changes no answer; on any number of ranks."""
+"""Adapters: their start, that only they are trained, and that merging changes no output."""
 
 import json
 import shutil
@@ -88,7 +88,8 @@ def test_a_start_of_several_files_is_the_same_on_two_ranks(
     )
     save_torch_state_dict(load_file(start / "model.safetensors"), folder, max_shard_size=100_000)
     assert len([*folder.glob("*.safetensors")]) > 2
-    code = f"from tests.recipes import test_lora; test_lora.load_on_ranks(Path({str(folder)!r}), **{recipe})"
+    code = "from tests.recipes import test_lora; "
+    code += f"test_lora.load_on_ranks(Path({str(folder)!r}), **{recipe})"
     assert ends(on_two(tmp_path / "ranks", code)) == [0, 0], logs(tmp_path / "ranks")
 
 

@@ -1,4 +1,4 @@
-"""The chunked loss is plain cross-entropy: its value and its gradients, on one rank and on two, in every precision."""
+"""The chunked loss and its gradients are those of plain cross-entropy, on one rank and on two."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def results(
 
 
 def differences(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> tuple[float, float]:
-    """Relative difference of the losses; the largest of the gradients, each relative to its norm."""
+    """Relative difference of the losses, and the largest of the gradients relative to its norm."""
     loss, *grads = [
         (m - t).norm().item() / t.norm().item() for m, t in zip(mine, theirs, strict=True)
     ]
@@ -66,7 +66,7 @@ def differences(mine: list[torch.Tensor], theirs: list[torch.Tensor]) -> tuple[f
 
 
 def compare(folder: Path, dtype: str) -> None:
-    """On every rank: plain and chunked, of the same model; in fp32 also with one process that has all rows."""
+    """On every rank plain and chunked loss agree; in fp32 also with one process of all rows."""
     with process_group(force=True) as ranks:
         model = checkpoint.load(folder, ranks, make_recipe(dtype=dtype))
         given = batch(folder, only=slice(ranks.rank, None, ranks.world_size))

@@ -99,7 +99,8 @@ def test_a_tied_model_trains_on_two_ranks_as_on_one(
     shutil.copytree(start, made / "model", dirs_exist_ok=True)
     write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
     inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
-    # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are next to nothing.
+    # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are
+    # next to nothing.
     settings = {"recipe": SETTINGS | {"lr": 1e-4}}
     one, two = (
         create_cell_dir(Cell("midtrain", f"{which}{n}", settings, inputs, RUNTIME), base)
@@ -170,7 +171,7 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
         ("other shape", "norm.scale is .3., config.json says .64."),
         (
             "twice",
-            r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that is the model's",
+            r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that",
         ),
         ("no config", "config.json: can't be read: .*; fetch the model again"),
         ("half a config", "config.json: can't be read: .*; fetch the model again"),

@@ -76,13 +76,14 @@ def test_compiled_blocks_give_the_same_within_rounding(base: Path, recipe: dict[
 COMPILED = """
 import torch
 from recipes import optimizer
-optimizer.single_param_adam = torch.compile(optimizer.single_param_adam, fullgraph=True, dynamic=False)
+adam = optimizer.single_param_adam
+optimizer.single_param_adam = torch.compile(adam, fullgraph=True, dynamic=False)
 """
 
 
 @pytest.mark.parametrize("recipe", [BF16, IN_8BIT])
 def test_optimizer_steps_compiled_as_on_a_gpu_repeat(base: Path, recipe: dict[str, str]) -> None:
-    """On ranks with shards of several sizes, which must not take each other's code. Needs a C++ compiler."""
+    """On ranks whose shards differ in size: they must not share code. Needs a C++ compiler."""
     name = "-".join(recipe.values())
     one, again = (
         on_ranks(training(base, f"{n}-{name}", recipe=recipe), 2, COMPILED)

@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_bitwise_the_undisturbed_in_every_precision(
 
 @pytest.mark.parametrize("recipe", [BF16, IN_8BIT])
 def test_killed_on_two_ranks_it_goes_on_alone(base: Path, recipe: dict[str, Any]) -> None:
-    """Though the state of a shard may be in 8 bits, and that of the whole not, or the other way round."""
+    """The state of a shard may be in 8 bits where that of the full weight is not, or reversed."""
     folder = training(base, f"fewer-{'-'.join(recipe.values())}", recipe=recipe, save_minutes=0.0)
     processes = start_ranks(folder, 2)
     until(lambda: len(lines(folder)) > 9, processes)

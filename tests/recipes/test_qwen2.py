@@ -1,4 +1,4 @@
-"""Qwen2 as a start model: its config, its chat rows token by token, documents without BOS, trainings on both."""
+"""Qwen2 as a start model: config, chat rows token by token, documents without BOS, trainings."""
 
 import json
 import shutil
@@ -80,7 +80,8 @@ def test_answers_alone_are_trained_on_in_chatml(qwen2: Path, tmp_path: Path) -> 
     }  # as it is, a line break of one token with the header's
     talks = [("a", TALK), ("b", [system, TALK[0], spaced])]
     batch = everything(tokenization.encode_conversations(tmp_path / "rows", talks, tokenizer, 128))
-    asks = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nWhat boils?<|im_end|>\n<|im_start|>assistant\n"
+    asks = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nWhat boils?<|im_end|>\n"
+    asks += "<|im_start|>assistant\n"
     again = "\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
     expected = [  # by turns not trained on and trained on
         [

@@ -106,7 +106,7 @@ if os.environ["RANK"] == "{rank}":
 
 
 def killed(processes: list[BaseProcess], rank: int) -> int | None:
-    """Kill one of two ranks as a dying node does; the exit status of the other. How soon it came is printed."""
+    """Kill one of two ranks as a dying node does. Returns the exit status of the other."""
     assert all(p.is_alive() for p in processes)
     processes[rank].kill()
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Trainings killed and run again: bitwise the weights of one undisturbed, whatever was lost on the way."""
+"""Trainings killed and run again: bitwise the weights of an undisturbed one."""
 
 import os
 import resource
@@ -148,13 +148,17 @@ def test_a_checkpoint_ahead_of_the_metrics_is_not_used(
 def test_killed_in_the_middle_of_a_save(
     base: Path, world: int, request: pytest.FixtureRequest
 ) -> None:
-    """At update 6 all shards are written, but the checkpoint has no name yet: the one before it must do."""
+    """At step 6 all shards are written but not committed: the checkpoint before is used."""
     folder = training(base, f"killed_saving_{world}", save_minutes=0.0)
     die = """
 import signal
 from recipes import step_checkpoint
-name = step_checkpoint.commit
-step_checkpoint.commit = lambda part, whole: os.kill(os.getpid(), signal.SIGKILL) if whole.name == "6" else name(part, whole)
+commit = step_checkpoint.commit
+def kill_at_6(temporary, final):
+    if final.name == "6":
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(temporary, final)
+step_checkpoint.commit = kill_at_6
 """
     statuses = ends(start_ranks(folder, world, before=die))
     assert statuses[0] == -9 and all(statuses), "the other rank must not wait"
@@ -243,7 +247,7 @@ def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None
 
 
 def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update a minute, a save when five have gone by since the last; none after the last update."""
+    """A step a minute: a save every five minutes, and none after the last step."""
     folder, saved = training(base, "clock", save_minutes=5.0), []
     monkeypatch.setattr(
         finetune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(lines(folder)))

@@ -175,7 +175,7 @@ def test_sft_trains_on_the_answer_and_its_end_alone(
 def test_only_answers_are_trained_on_whoever_spoke_before(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    """Two answers in a row have a header each; what is asked after the last answer is trained on by nobody."""
+    """Two answers in a row have a header each; a question after the last answer is not trained."""
     talk = [{"role": "system", "content": "Be kind."}, *TALK[:2], TALK[1], TALK[2]]
     rows = tokenization.encode_conversations(tmp_path / "rows", [("a", talk)], tokenizer, 128)
     assert words(rows, tokenizer) == ["The kettle.<|eot_id|>" * 2]
@@ -390,7 +390,8 @@ def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None
             list(prepare.read_jsonl(file, "text"))
 
 
-# Of its own: what is mapped from a file can be given back at any time. Not the peak, which loading torch sets.
+# Anonymous memory: pages mapped from a file can be given back at any time. Not the peak, which the
+# import of torch sets.
 OWN = """
 import sys, numpy as np
 from pathlib import Path
@@ -398,7 +399,9 @@ from recipes import tokenization
 from recipes.rows import Rows
 
 def own():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+    status = open("/proc/self/status").read().splitlines()
+    line = next(line for line in status if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
 
 """
 READ = """

@@ -1,4 +1,4 @@
-"""Trainings told to stop, at every moment of their lives: they end soon, and go on as if nothing had been."""
+"""Trainings that receive a signal at any moment: they end soon, and resume bitwise."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None
 
 @contextmanager
 def handled(*numbers: int, before: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
-    """Handlers as submitit's: the list of signals handled; one of USR2 ends the process, another is ignored."""
+    """Handlers like submitit's. Yields the signals handled; USR2 ends the process, others don't."""
     calls: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -110,7 +110,7 @@ def test_before_the_first_update_a_signal_ends_it_at_once(
 def test_all_of_slurms_signals_during_a_save_let_it_end(
     base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a save by the clock ends, after the next update: that is saved too, and the signal that counts obeyed."""
+    """During a commit: the step after it is saved too, and the signal of precedence raised."""
     folder = training(base, "told_saving", save_minutes=0.0)
     publish = step_checkpoint.commit
 

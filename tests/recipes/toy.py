@@ -75,16 +75,21 @@ def make_model(folder: Path) -> None:
 
 # As Qwen2.5's: ChatML, and a system's turn where none is given.
 CHATML = """
-{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{%- endif %}
-{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+{%- if messages[0].role != 'system' %}
+{{- '<|im_start|>system\nBe helpful.<|im_end|>\n' }}
+{%- endif %}
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\n' }}
+{%- endif %}"""
 
 
 def make_qwen2(folder: Path, tied: bool) -> Path:
-    """A tiny untrained Qwen2 as transformers writes it, with biases that are not zero; its tokenizer has no BOS."""
-    bpe = json.loads(tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size).backend_tokenizer.to_str())[
-        "model"
-    ]
+    """A tiny untrained Qwen2 as transformers writes it, with nonzero biases; it has no BOS."""
+    llama_tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size)
+    bpe = json.loads(llama_tokenizer.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=bpe["vocab"], merges=[*map(tuple, bpe["merges"])], chat_template=CHATML
     )
@@ -129,7 +134,7 @@ def training(
     recipe: dict[str, Any] | None = None,
     **runtime: Any,
 ) -> Path:
-    """A cell to train: whatever its name, the same settings and so the same seeds; or a copy of one begun.
+    """A cell to train, or a copy of one begun; its seeds follow from its settings, not its name.
 
     `recipe`: changes to SETTINGS; `runtime` to RUNTIME.
     """
@@ -168,7 +173,7 @@ run_cell(Path({folder!r}))
 
 
 def start_ranks(folder: Path, world: int, before: str = "") -> list[BaseProcess]:
-    """`world` processes on the cell, placed as a launcher would; what each says is in <cell>.rank<r>.txt.
+    """`world` processes on the cell, with a launcher's environment; logs in <cell>.rank<r>.txt.
 
     `before`: Python that each runs first.
     """
@@ -205,7 +210,7 @@ def logs(folder: Path) -> str:
 
 
 def on_ranks(folder: Path, world: int, before: str = "") -> Path:
-    """Run the cell to its end. Judged by the manifest: gloo may abort a process that has done all it had to."""
+    """Run the cell to its end. The manifest counts: gloo may abort a process that has finished."""
     ends(start_ranks(folder, world, before))
     assert read_manifest(folder), logs(folder)
     return folder
