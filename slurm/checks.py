@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.cell.identity import Cell
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
 from slurm import slurm_cli
 from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes
@@ -41,8 +41,7 @@ class Check:
 def of_error(name: str, error: UserError) -> Check:
     """A failed check, from the first problem of an error."""
     problem = error.problems[0]
-    finding = f"{problem.where}: {problem.what}" if problem.where else problem.what
-    return Check(name, FAILED, finding, problem.fix)
+    return Check(name, FAILED, str(Problem(problem.where, problem.what)), problem.fix)
 
 
 def commands() -> Check:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.cell.failures import diagnose, end
 from core.cell.identity import Cell
-from core.errors import UserError
+from core.errors import Problem, UserError
 from slurm import slurm_cli, submissions
 from slurm.slurm_cli import Queued
 
@@ -111,7 +111,7 @@ def ask(base: Path) -> QueueState:
         queue = slurm_cli.queue()
     except UserError as error:
         problem = error.problems[0]
-        trouble = f"{problem.where}: {problem.what}"
+        trouble = str(Problem(problem.where, problem.what))
         return QueueState(record, jobs, trouble=trouble, cluster=cluster)
     queued = submissions.in_queue(groups, queue)
     jobs |= {identity: job.job for identity, job in queued.items()}
