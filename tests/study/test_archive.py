@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
-from study.upkeep.archive import archive, chain
+from study.upkeep.archive import archive, cells_behind
 
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"
@@ -210,7 +210,7 @@ def test_what_is_not_there_is_one_line(base: Path) -> None:
     place = next(base.glob("model/*"))
     (place / "manifest.json").unlink()
     with pytest.raises(UserError) as error:
-        chain(base, f"analysis/{next(base.glob('analysis/*')).name}")
+        cells_behind(base, f"analysis/{next(base.glob('analysis/*')).name}")
     assert error.value.lines == (f"{place}: is not finished, but the published results need it; run the study again",)
     shutil.rmtree(results(base))
     with pytest.raises(UserError, match="results/small: holds no results; python -m study report"):
