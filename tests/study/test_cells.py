@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -169,6 +170,7 @@ def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert os.environ["WRITER_KEY"] not in file.read_text()
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
 def test_a_study_and_a_profile_of_ones_own_leave_the_code_as_committed(tmp_path: Path) -> None:
     def git(*words: str) -> None:
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
