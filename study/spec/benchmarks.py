@@ -62,7 +62,7 @@ def num_questions(bench: Benchmark) -> int | None:
 
 
 def texts(study: Study, names: list[str] | None) -> dict[str, Source]:
-    """Files with the texts of these benchmarks, or of all: those of the questions, not of the rubrics."""
+    """Files with the texts of these benchmarks, or of all: the questions, not the rubrics."""
     return {
         f"{name}.{key}": source
         for name, bench in study.benchmarks.items()

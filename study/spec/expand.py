@@ -121,7 +121,7 @@ class Expansion:
     def _sft(
         self, label: str, sft: Sft, start: Cell, corpus: str | None, seed: int, dose: int
     ) -> Cell:
-        """The cell of an instruction tuning to `dose`, or the one that takes it from a longer run."""
+        """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
         *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.one_run else [dose]
         key = ("sft", label, start.identity, last)
         if key not in self._trainings:

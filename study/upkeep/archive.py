@@ -92,15 +92,14 @@ In the kit's folder, at commit {commit} ({dirty}), with its environment (`make e
 
 ```python
 import json, pandas, yaml
-from analysis.results import analyze
-from analysis.settings import AnalysisSettings
-from analysis.table import primary_judge_rows
+from analysis.run import analyze
+from analysis.table import decisive
 
 archive = "PATH/{study}"
-config = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))
-settings = AnalysisSettings.parse(config["settings"])
+settings = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))["settings"]
 table = pandas.read_parquet(f"{{archive}}/results/scores.parquet")
-results = analyze(primary_judge_rows(table, settings.other_judges), settings)
+others = {{name: benchmark["other_judges"] for name, benchmark in settings["benchmarks"].items()}}
+results = analyze(decisive(table, others), settings)
 published = json.load(open(f"{{archive}}/results/results.json"))
 print({{name: results[name] == published[name] for name in results}})
 ```

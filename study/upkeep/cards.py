@@ -228,7 +228,7 @@ def _citation(what: str, cell: FinishedCell) -> str:
 
 
 def _read(folder: Path) -> FinishedCell:
-    """The cell in a folder. Raises UserError where it, or one that it was made of, is unfinished."""
+    """The cell in a folder. Raises UserError where it, or a cell behind it, is unfinished."""
     manifest = read_manifest(folder)
     if not manifest:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What has changed since the published results were made, what it affects, and how to restore it."""
+"""What has changed since the results were published, what it affects, and how to restore it."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -170,7 +170,7 @@ def affected_results(cell: str, rows: list[Row]) -> str:
 
 
 def notes(rows: list[Row], base: Path, study_args: str) -> list[str]:
-    """Differences that are expected: other code and packages, pruned files, inputs without a hash."""
+    """What is no mistake: other code and packages, pruned files, inputs without a hash."""
     cells: dict[str, list[str]] = defaultdict(list)
     code = code_version()
     packages = {name: installed(name) for name in PACKAGES}

@@ -276,10 +276,10 @@ def explain(error: Exception, source: Source) -> tuple[Problem, bool]:
         error = error.__cause__
     token = get_token()
     what, fix, is_fatal = _cause(error, source, constants.ENDPOINT, bool(token))
-    where = label(source)
+    name = label(source)
     if token:
-        where, what, fix = (text.replace(token, "***") for text in (where, what, fix))
-    return Problem(where, what, fix), is_fatal
+        name, what, fix = (text.replace(token, "***") for text in (name, what, fix))
+    return Problem(name, what, fix), is_fatal
 
 
 def _cause(
