@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from core.cell.identity import Cell
+from core.stages import STAGE_INFO
 from slurm.profile import Shape
 
-# Cells of these stages that wait for the same checkpoint share a job: vLLM takes long to start.
-SHARED = {"generate": "evaluate", "likelihood": "evaluate", "lm_eval": "evaluate"}
 # A study this small may be submitted in as many arrays as its dependencies ask for; beyond, one sbatch per 100 cells.
 SMALL = 500
 
@@ -58,9 +57,9 @@ def tasks(cells: list[Cell], shape: Callable[[str], Shape], finished: Finished, 
         if any(identity not in by_cell and identity not in queued for identity in waits):
             continue
         key: tuple[object, ...] = (cell.identity,)
-        if cell.stage in SHARED:
+        if STAGE_INFO[cell.stage].job_group:  # of one checkpoint they share a job: vLLM takes long to start
             key = (shape(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
-        task = made.setdefault(key, Task(SHARED.get(cell.stage, cell.stage), []))
+        task = made.setdefault(key, Task(STAGE_INFO[cell.stage].group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
         for need in (by_cell.get(identity) or queued[identity] for identity in waits):

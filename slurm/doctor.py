@@ -1,7 +1,6 @@
 """Look at a cluster before anybody submits to it: one line per check, and one thing to do where it isn't well."""
 
 import contextlib
-import fcntl
 import io
 import json
 import shutil
@@ -20,8 +19,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.files import locked
 from core.paths import ROOT
-from core.stages import STAGE_MODULES, STAGES
+from core.stages import STAGE_INFO, STAGES, VLLM_STAGES
 from slurm import checks, scheduler
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.executor import executor
@@ -113,8 +113,7 @@ def _place(runs: Path) -> Iterator[Path]:
         signal.signal(number, signal.default_int_handler)
     try:
         (folder / "token").write_text(uuid.uuid4().hex)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / "lock"):
             yield folder
     finally:
         _leave_nothing(folder)
@@ -172,8 +171,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _send(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell], wait: float) -> None:
-    modules = ["submitit", *dict.fromkeys(STAGE_MODULES[stage] for stage in visit.stages)]
-    if {"generate", "likelihood", "lm_eval"} & set(visit.stages):
+    modules = ["submitit", *dict.fromkeys(STAGE_INFO[stage].module for stage in visit.stages)]
+    if VLLM_STAGES & set(visit.stages):
         modules.append("vllm.platforms.cuda" if visit.shape.gpus_per_node else "vllm")  # the first loads its kernels
     paths = {value for c in cells for value in _texts(c.resources) if Path(value).is_absolute()}
     # Files of the checkout are read from the snapshot.

@@ -15,7 +15,7 @@ def executor(name: str, shape: Shape, profile: Profile, code: Path, logs: Path, 
 
     `more`: further settings of submitit, such as dependency.
     """
-    found = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=profile.python or sys.executable)
+    found = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=profile.python or shlex.quote(sys.executable))
     found.update_parameters(**_parameters(name, shape, profile, code), **more)
     return found
 

@@ -4,16 +4,16 @@ An array is written down before its sbatch, with a group name that its jobs carr
 submission killed between sbatch and the answer is found again in the queue.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import files
 from core.cell.identity import Cell
 from core.errors import UserError
 from slurm.scheduler import Queued
@@ -44,13 +44,16 @@ class Group:
 def locked(base: Path) -> Iterator[Path]:
     """<study>/slurm, made and held: two submissions at once work one after the other."""
     folder = base / "slurm"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; give a folder of yours with --runs") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(folder / ".lock"))
+        except OSError as error:
+            raise UserError(
+                where=str(folder),
+                what=f"cannot be written: {error.strerror}",
+                fix="give a folder of yours with --runs",
+            ) from None
         yield folder
 
 

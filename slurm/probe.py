@@ -5,7 +5,6 @@ Every section is asked for in turn and written at once, so that one that hangs o
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from core.files import write_atomically
+from core.files import locked, write_atomically
 from slurm.job import export_ranks
 
 ANSWER_SECONDS = 60
@@ -109,14 +108,11 @@ def shared(folder: Path, token: str, name: str) -> dict[str, Any]:
     turning.set()
     turner.join(10)
     for lock, field in (("lock", "doctor"), (f"lock-{name}", "own")):
-        with open(folder / lock, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found[f"{field} lock"] = "taken"
-            except BlockingIOError:
-                found[f"{field} lock"] = "held"
-            except OSError as error:
-                found[f"{field} lock"] = error.strerror
+        try:
+            with locked(folder / lock, wait=False) as free:
+                found[f"{field} lock"] = "taken" if free else "held"
+        except OSError as error:
+            found[f"{field} lock"] = error.strerror
     return found
 
 

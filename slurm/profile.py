@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
-from core.stages import Stage
-from core.strict_yaml import explain, in_file_order, read_yaml, validate
+from core.stages import STAGE_INFO, Stage
+from core.strict_yaml import explain, in_file_order, located, read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -63,8 +63,9 @@ class Profile:
 
     def shape(self, stage: str) -> Shape:
         """A stage's shape, with the profile's partition, account, qos and constraint where it names none."""
-        alike = {"drafts": "documents", "lm_eval": "likelihood"}.get(stage, stage)  # they do the same
-        found = self.stages.get(stage) or self.stages.get(alike) or self.stages["default"]  # type: ignore[call-overload]
+        info = STAGE_INFO.get(stage)
+        fallback = (info and info.profile_fallback) or "default"
+        found = self.stages.get(stage) or self.stages.get(fallback) or self.stages["default"]  # type: ignore[call-overload]
         names = ("partition", "account", "qos", "constraint")
         return replace(found, **{name: getattr(found, name) or getattr(self, name) for name in names})
 
@@ -88,7 +89,7 @@ def load_profile(path: Path) -> Profile:
         profile = None
         mistakes += explain(path, error, Profile, where)
     if profile and "default" not in profile.stages:
-        mistakes.append(f"{path}:{where.get(('stages',), 1)}: stages: needs `default`, for stages not named")
+        mistakes.append(located(path, ("stages",), "needs `default`, for stages not named", where))
     if mistakes or profile is None:
         raise UserError(*in_file_order(mistakes))
     return _expanded(profile)

@@ -13,6 +13,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.paths import ROOT
+from core.stages import TRAINING_STAGES
 from study.forecast import study_cost
 from study.forecast.budget import check_budget as check_totals
 from study.forecast.budget import parse_budget
@@ -56,7 +57,7 @@ def parallel_plans(profile: Any) -> dict[str, Layout]:
     if profile is None:
         return {}
     layouts = {}
-    for stage in ("midtrain", "sft"):
+    for stage in TRAINING_STAGES:
         resources = profile.shape(stage)
         layouts[stage] = Layout(
             resources.nodes * resources.tasks_per_node,

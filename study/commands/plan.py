@@ -12,6 +12,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.model_size import start_model
 from core.paths import resolve
+from core.stages import TRAINING_STAGES
 from study.commands.common import BUDGET_HELP, load, parallel_plans, study_args
 from study.forecast import corpus_cost, study_cost, training_cost
 from study.forecast.budget import check_budget, parse_budget
@@ -113,7 +114,7 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
     layout = importlib.import_module("recipes.layout")  # torch takes seconds to import
     tables = {}
     for cell in cells:
-        if cell.stage not in ("midtrain", "sft") or "recipe" not in cell.settings:
+        if cell.stage not in TRAINING_STAGES or "recipe" not in cell.settings:
             continue
         start = start_model(cell)
         recipe = cell.settings["recipe"]
@@ -171,7 +172,7 @@ def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
 
     They are counted where the training is finished, else estimated.
     """
-    estimate = training_cost.updates(cell)
+    estimate = training_cost.count_steps(cell)
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.relpath):

@@ -69,7 +69,7 @@ def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int) -> int:
         print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
         print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
         if cause := diagnose("\n".join(failure.last_lines), failure.status):
-            print(f"cause: {cause.name}; {cause.cure}", file=sys.stderr)
+            print(f"cause: {cause.name}; {cause.fix}", file=sys.stderr)
     if failures:
         advice = "correct the cause and run the same command again"
         print(f"\n{len(failures)} cells failed; {advice}", file=sys.stderr)

@@ -4,7 +4,6 @@ Done is what has a manifest. Slurm is asked what is queued and why a job ended, 
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from tabulate import tabulate
 from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
+from core.files import locked
 from study.commands.common import load, study_args
 from study.spec import expand as planning
 
@@ -164,7 +164,7 @@ def _why(folder: Path, job: Any, state: str, again: str) -> dict[str, Any]:
         shown = [line, *shown][:LINES]
     found: dict[str, Any] = {"last_lines": shown, "next": again} | ({"log": str(log)} if log else {})
     if known:
-        found |= {"cause": known.name, "cure": known.cure}
+        found |= {"cause": known.name, "cure": known.fix}
         if job and known.name in TO_MEND:
             found["next"] = f"{TO_MEND[known.name]} {job.job}"
     return found
@@ -183,13 +183,10 @@ def _next(rows: list[dict[str, Any]], named: str, again: str | None, goes_on: bo
 def _locked(path: Path) -> bool:
     """Whether a process runs the cell of this lock file: asked by taking it, shared and for a moment, if it is free."""
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with locked(path, shared=True, wait=False) as free:
+            return not free
     except OSError:
-        pass  # no file, or a disk without locks
-    return False
+        return False  # no file, or a disk without locks
 
 
 def _progress(folder: Path) -> str | None:

@@ -12,6 +12,7 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.model_size import parameters, shape
 from core.paths import resolve
+from core.stages import TRAINING_STAGES, VLLM_STAGES
 from study.forecast import corpus_cost, training_cost
 from study.forecast.assumptions import (
     ANSWER_BYTES,
@@ -47,8 +48,6 @@ ByIdentity = dict[str, Amounts]
 Layouts = dict[str, training_cost.Layout]  # by stage
 CALLS = ("calls", "prompt_tokens", "completion_tokens", "cost")
 SUMS = ("gpu_hours", "cpu_hours", *CALLS, "disk_gb", "files", "folders")
-TRAININGS = ("model", "midtrain", "sft")
-EVALUATIONS = ("generate", "likelihood", "lm_eval")
 CALLERS = ("judge", "drafts", "documents")
 
 
@@ -93,7 +92,7 @@ def estimates(
         if "recipe" in cell.settings:
             name = f"{cell.stage} {cell.name}".replace(f"-s{cell.settings.get('seed')}", "")
             _add_training(job, cell, rows.get(name) or TOY, profile)
-        elif cell.stage in (*EVALUATIONS, *CALLERS):
+        elif cell.stage in (*VLLM_STAGES, *CALLERS):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)
         amounts["folders"] = job.folders
@@ -270,7 +269,7 @@ def job_size(cell: Cell, profile: Any) -> tuple[int, int]:
         gpus = str(form.gpus_per_node).rpartition(":")[2]
         cores = form.nodes * form.tasks_per_node * form.cpus
         return form.nodes * (int(gpus) if gpus.isdigit() else 1), cores
-    if cell.stage in (*TRAININGS, *EVALUATIONS):
+    if cell.stage in ("model", *TRAINING_STAGES, *VLLM_STAGES):
         return int("recipe" not in _start_model(cell).settings), 1
     return int("path" in cell.resources.get("address", {})), 1
 
@@ -318,9 +317,8 @@ def _weights(cell: Cell) -> tuple[float, float]:
         model = _start_model(cell)
         try:
             config = shape(model)
-            count = parameters(config)["total"]
-            dtype = config.get("dtype", config.get("torch_dtype"))
-            is_fp32 = "path" not in model.resources or dtype == "float32"
+            count = parameters(config).total
+            is_fp32 = "path" not in model.resources or config.dtype == "float32"
             return count, count * (4 if is_fp32 else 2) / 1e9
         except UserError:
             path = model.resources["path"]

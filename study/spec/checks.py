@@ -5,15 +5,15 @@ mistakes are shown at once: a value of a wrong type is passed over here.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from core.paths import ROOT, resolve
-from core.strict_yaml import Problems, did_you_mean
+from core.strict_yaml import KeyPath, did_you_mean
 
 Mapping = dict[str, Any]
-At = tuple[Any, ...]  # the path of a value in the file
 # Sections of named things, and what one of them is called in a message.
 SECTIONS = {
     "models": "model",
@@ -50,45 +50,57 @@ JUDGING = (
 LM_EVAL = ("num_fewshot", "limit")
 
 
-def references(raw: Mapping) -> Problems:
-    """Names that point nowhere, in circles, or twice: (path in the file, what is wrong)."""
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in a file, by the path of the value that it is in."""
+
+    at: KeyPath
+    what: str
+    fix: str = ""  # what to do, or what is valid
+
+
+Mistakes = list[Mistake]
+
+
+def references(raw: Mapping) -> Mistakes:
+    """Names that point nowhere, in circles, or twice."""
     corpora = _named(raw, "corpora")
-    problems: Problems = []
+    mistakes: Mistakes = []
     for name, arm in _named(raw, "arms").items():
-        problems += _arm(name, arm, raw)
+        mistakes += _arm(name, arm, raw)
     for name, corpus in corpora.items():
-        problems += _corpus(name, corpus, raw)
-    problems += _cycles(corpora) + _unmatched(corpora)
+        mistakes += _corpus(name, corpus, raw)
+    mistakes += _cycles(corpora) + _unmatched(corpora)
     for name, endpoint in _named(raw, "endpoints").items():
-        problems += _endpoint(name, endpoint)
+        mistakes += _endpoint(name, endpoint)
     for name, model in _named(raw, "models").items():
-        problems += _model(name, model)
+        mistakes += _model(name, model)
     for name, bench in _named(raw, "benchmarks").items():
-        problems += _benchmark(name, bench, raw)
+        mistakes += _benchmark(name, bench, raw)
     engine_options = _mapping(_mapping(raw.get("engine")).get("options"))
-    problems += [
-        (("engine", "options", key), "is not an option to give here: the kit sets it")
+    mistakes += [
+        Mistake(("engine", "options", key), "is not an option to give here: the kit sets it")
         for key in engine_options
         if key in OWN_ENGINE
     ]
     for section in ("midtrain", "sft"):
-        problems += _training((section,), raw.get(section))
+        mistakes += _training((section,), raw.get(section))
     for name, sft in _named(raw, "sfts").items():
-        problems += _training(("sfts", name), sft)
+        mistakes += _training(("sfts", name), sft)
     for i, contrast in enumerate(_list(raw.get("contrasts"))):
         if isinstance(contrast, dict):
-            problems += _contrast(("contrasts", i), contrast, raw)
-    return problems + _repeated(("seeds",), raw.get("seeds"), "seed")
+            mistakes += _contrast(("contrasts", i), contrast, raw)
+    return mistakes + _repeated(("seeds",), raw.get("seeds"), "seed")
 
 
-def check_reference(raw: Mapping, section: str, at: At, name: Any) -> Problems:
-    """A problem where `name`, the value at `at`, is no name in a section of the file."""
+def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mistakes:
+    """A mistake where `name`, the value at `at`, is no name in a section of the file."""
     names = list(_mapping(raw.get(section)))
     if not isinstance(name, str) or name in names:
         return []
     listed = f"valid: {', '.join(map(str, names))}" if names else f"the file has no {section}"
-    text = f"there is no {SECTIONS[section]} {name!r}{did_you_mean(name, names)}; {listed}"
-    return [(at, text)]
+    what = f"there is no {SECTIONS[section]} {name!r}{did_you_mean(name, names)}"
+    return [Mistake(at, what, listed)]
 
 
 def _mapping(value: Any) -> Mapping:
@@ -105,17 +117,18 @@ def _named(raw: Mapping, section: str) -> dict[str, Mapping]:
     return {name: value for name, value in values.items() if isinstance(value, dict)}
 
 
-def _arm(name: str, arm: Mapping, raw: Mapping) -> Problems:
+def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
     at = ("arms", name)
-    problems = check_reference(raw, "models", (*at, "start"), arm.get("start"))
-    problems += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
-    problems += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
-    problems += _missing_file((*at, "recipe"), arm.get("recipe"))
+    mistakes = check_reference(raw, "models", (*at, "start"), arm.get("start"))
+    mistakes += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
+    mistakes += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
+    mistakes += _missing_file((*at, "recipe"), arm.get("recipe"))
     if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
-        text = "the file has no `midtrain: {recipe: ...}`; add it, or give the arm a recipe"
-        problems.append(((*at, "midtrain"), text))
-    problems += [
-        ((*at, key), "is for an arm with midtrain")
+        what = "the file has no `midtrain: {recipe: ...}`"
+        fix = "add it, or give the arm a recipe"
+        mistakes.append(Mistake((*at, "midtrain"), what, fix))
+    mistakes += [
+        Mistake((*at, key), "is for an arm with midtrain")
         for key in ("recipe", "form")
         if key in arm and not arm.get("midtrain")
     ]
@@ -126,11 +139,11 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Problems:
         valid = "its corpus has no questions and answers"
         if forms:
             valid = f"valid: {', '.join(forms)}"
-        problems.append(((*at, "form"), f"there is no form {arm['form']!r}; {valid}"))
-    return problems + _doses_of_arm(at, arm, raw)
+        mistakes.append(Mistake((*at, "form"), f"there is no form {arm['form']!r}", valid))
+    return mistakes + _doses_of_arm(at, arm, raw)
 
 
-def _doses_of_arm(at: At, arm: Mapping, raw: Mapping) -> Problems:
+def _doses_of_arm(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
     """Doses of an arm that its SFT doesn't have."""
     is_named = isinstance(arm.get("sft"), str)
     sft = _mapping(raw.get("sfts")).get(arm["sft"]) if is_named else raw.get("sft")
@@ -139,53 +152,53 @@ def _doses_of_arm(at: At, arm: Mapping, raw: Mapping) -> Problems:
         return []
     listed = ", ".join(map(str, doses))
     return [
-        ((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
+        Mistake((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
         for dose in _list(arm.get("doses"))
         if dose not in doses
     ]
 
 
-def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Problems:
+def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     at = ("corpora", name)
-    problems = check_reference(raw, "endpoints", (*at, "writer"), corpus.get("writer"))
-    problems += _corpus_source(at, corpus)
+    mistakes = check_reference(raw, "endpoints", (*at, "writer"), corpus.get("writer"))
+    mistakes += _corpus_source(at, corpus)
     if "{document}" not in str(_mapping(corpus.get("score")).get("prompt", "{document}")):
-        text = "must hold {document}, where the text is put"
-        problems.append(((*at, "score", "prompt"), text))
-    problems += _missing_file((*at, "path"), corpus.get("path"))
+        what = "must hold {document}, where the text is put"
+        mistakes.append(Mistake((*at, "score", "prompt"), what))
+    mistakes += _missing_file((*at, "path"), corpus.get("path"))
     for i, bench in enumerate(_list(corpus.get("avoid"))):
-        problems += check_reference(raw, "benchmarks", (*at, "avoid", i), bench)
-    problems += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
+        mistakes += check_reference(raw, "benchmarks", (*at, "avoid", i), bench)
+    mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
     files = (ROOT / "sdf/templates").glob("*.yaml")
     valid = sorted(path.stem for path in files if path.stem != "slots")
     if isinstance(template, str) and template not in valid:
-        text = f"there is no template {template!r}; valid: {', '.join(valid)}"
-        problems.append(((*at, "template"), text))
-    return problems
+        fix = f"valid: {', '.join(valid)}"
+        mistakes.append(Mistake((*at, "template"), f"there is no template {template!r}", fix))
+    return mistakes
 
 
-def _corpus_source(at: At, corpus: Mapping) -> Problems:
+def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
     """A corpus is written by a template and a writer, or taken from a file or from a hub."""
     sources = [key for key in ("writer", "path", "hub") if corpus.get(key)]
     if len(sources) != 1:
-        text = "needs exactly one of writer (with template), path, hub (with revision)"
-        return [(at, text)]
+        what = "needs exactly one of writer (with template), path, hub (with revision)"
+        return [Mistake(at, what)]
     (source,) = sources
     required = {"writer": "template", "hub": "revision"}.get(source)
     if required and not corpus.get(required):
-        return [(at, f"{source} needs {required}")]
+        return [Mistake(at, f"{source} needs {required}")]
     if source == "writer":
         return []
     return [
-        ((*at, key), "is for a corpus with a writer; delete it")
+        Mistake((*at, key), "is for a corpus with a writer", "remove it")
         for key in ("preview", "shards", "score")
         if corpus.get(key)
     ]
 
 
-def _cycles(corpora: dict[str, Mapping]) -> Problems:
-    problems: Problems = []
+def _cycles(corpora: dict[str, Mapping]) -> Mistakes:
+    mistakes: Mistakes = []
     for name in corpora:
         path = [name]
         while (
@@ -194,14 +207,15 @@ def _cycles(corpora: dict[str, Mapping]) -> Problems:
             path.append(following)
         if following == name:
             circle = " -> ".join([*path, name])
-            text = f"goes in a circle: {circle}; one corpus must stand alone"
-            problems.append((("corpora", name, "matched_to"), text))
-    return problems
+            at = ("corpora", name, "matched_to")
+            fix = "one corpus must stand alone"
+            mistakes.append(Mistake(at, f"goes in a circle: {circle}", fix))
+    return mistakes
 
 
-def _unmatched(corpora: dict[str, Mapping]) -> Problems:
+def _unmatched(corpora: dict[str, Mapping]) -> Mistakes:
     """Corpora that can't match: `sdf.documents` would refuse them, but after drafts were paid."""
-    problems: Problems = []
+    mistakes: Mistakes = []
     for name, corpus in corpora.items():
         reference_name = corpus.get("matched_to")
         reference = corpora.get(reference_name) if isinstance(reference_name, str) else None
@@ -212,18 +226,18 @@ def _unmatched(corpora: dict[str, Mapping]) -> Problems:
             value = corpus.get(key, default)
             expected = reference.get(key, default)
             if value != expected:
-                text = f"{value} against {expected} of {reference_name}, which it is matched to"
-                problems.append(((*at, key), f"{text}; give both the same"))
+                what = f"{value} against {expected} of {reference_name}, which it is matched to"
+                mistakes.append(Mistake((*at, key), what, "give both the same"))
         slots = _own_slots(corpus.get("template"))
         reference_slots = _own_slots(reference.get("template"))
         for slot in sorted(slots.keys() & reference_slots.keys()):
             if slots[slot] != reference_slots[slot]:
-                text = (
+                what = (
                     f"its slot {slot!r} has other values than in {reference_name}, "
-                    "which it is matched to; rename it"
+                    "which it is matched to"
                 )
-                problems.append(((*at, "template"), text))
-    return problems
+                mistakes.append(Mistake((*at, "template"), what, "rename it"))
+    return mistakes
 
 
 def _own_slots(template: Any) -> Mapping:
@@ -236,90 +250,92 @@ def _template(name: Any) -> Mapping:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _endpoint(name: str, endpoint: Mapping) -> Problems:
+def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     at = ("endpoints", name)
     served_by = endpoint.get("served_by", "url")
     required = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(served_by, ())
     hint = " (or `served_by: kit` for the stand-in)" if served_by == "url" else ""
-    problems: Problems = [(at, f"needs {key}{hint}") for key in required if not endpoint.get(key)]
+    mistakes: Mistakes = [
+        Mistake(at, f"needs {key}{hint}") for key in required if not endpoint.get(key)
+    ]
     if served_by != "vllm":
-        return problems
-    problems += _missing_file((*at, "path"), endpoint.get("path"))
-    problems += [
-        ((*at, key), "is the kit's to choose where it serves the model; delete it")
+        return mistakes
+    mistakes += _missing_file((*at, "path"), endpoint.get("path"))
+    mistakes += [
+        Mistake((*at, key), "the kit chooses it where it serves the model", "remove it")
         for key in ("base_url", "model", "key_env")
         if endpoint.get(key)
     ]
     for key in _mapping(endpoint.get("options")):
         if not re.fullmatch("[a-z][a-z0-9_]*", str(key)) or key in OWN_OPTIONS:
-            text = (
-                "is not an option to give here: write those of `vllm serve` with _, "
-                "without host, port and names"
-            )
-            problems.append(((*at, "options", key), text))
-    return problems
+            what = "is not an option to give here"
+            fix = "write those of `vllm serve` with _, without host, port and names"
+            mistakes.append(Mistake((*at, "options", key), what, fix))
+    return mistakes
 
 
-def _model(name: str, model: Mapping) -> Problems:
+def _model(name: str, model: Mapping) -> Mistakes:
     at = ("models", name)
-    problems: Problems = []
+    mistakes: Mistakes = []
     if sum(bool(model.get(key)) for key in ("make", "path", "hub")) != 1:
-        problems.append((at, "needs exactly one of make, path, hub (with revision)"))
+        mistakes.append(Mistake(at, "needs exactly one of make, path, hub (with revision)"))
     if model.get("hub") and not model.get("revision"):
-        problems.append((at, "hub needs revision, a commit (40 hex)"))
+        mistakes.append(Mistake(at, "hub needs revision, a commit (40 hex)"))
     for key in ("make", "path", "chat_template"):
-        problems += _missing_file((*at, key), model.get(key))
-    return problems
+        mistakes += _missing_file((*at, key), model.get(key))
+    return mistakes
 
 
-def _benchmark(name: str, bench: Mapping, raw: Mapping) -> Problems:
+def _benchmark(name: str, bench: Mapping, raw: Mapping) -> Mistakes:
     at = ("benchmarks", name)
-    problems = _task(at, bench, raw)
+    mistakes = _task(at, bench, raw)
     for i, arm in enumerate(_list(bench.get("arms"))):
-        problems += check_reference(raw, "arms", (*at, "arms", i), arm)
-    problems += check_reference(raw, "endpoints", (*at, "judge"), bench.get("judge"))
+        mistakes += check_reference(raw, "arms", (*at, "arms", i), arm)
+    mistakes += check_reference(raw, "endpoints", (*at, "judge"), bench.get("judge"))
     for i, judge in enumerate(_list(bench.get("other_judges"))):
-        problems += check_reference(raw, "endpoints", (*at, "other_judges", i), judge)
-    return problems
+        mistakes += check_reference(raw, "endpoints", (*at, "other_judges", i), judge)
+    return mistakes
 
 
-def _task(at: At, bench: Mapping, raw: Mapping) -> Problems:
+def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
     """Keys that do not fit the benchmark's task, and judges that are given wrongly."""
     valid = sorted(path.stem for path in (ROOT / "eval/benchmarks").glob("*.yaml"))
     task = bench.get("task")
     if task not in valid:
         hint = did_you_mean(str(task), valid)
-        text = f"there is no task {task!r}{hint}; valid: {', '.join(valid)}"
-        return [((*at, "task"), text)] if isinstance(task, str) else []
+        mistake = Mistake(
+            (*at, "task"), f"there is no task {task!r}{hint}", f"valid: {', '.join(valid)}"
+        )
+        return [mistake] if isinstance(task, str) else []
     text = (ROOT / f"eval/benchmarks/{task}.yaml").read_text(encoding="utf-8")
     declared = yaml.safe_load(text)
-    problems: Problems = []
+    mistakes: Mistakes = []
     options = [*declared["files"]]
     if declared["scorer"] not in ("likelihood", "lm_eval"):
         options += JUDGING
         if not bench.get("judge"):
-            problems.append(((*at, "judge"), f"missing; task {task} needs it"))
+            mistakes.append(Mistake((*at, "judge"), "missing", f"task {task} needs it"))
     if declared["scorer"] == "lm_eval":
         options += LM_EVAL
-    problems += [
-        ((*at, key), f"task {task} has no such option; remove it")
+    mistakes += [
+        Mistake((*at, key), f"task {task} has no such option", "remove it")
         for key in (*OWN_FILES, *JUDGING, *LM_EVAL)
         if key in bench and key not in options
     ]
     for key in (*OWN_FILES, "labels"):
-        problems += _missing_file((*at, key), bench.get(key))
+        mistakes += _missing_file((*at, key), bench.get(key))
     judges = [bench.get("judge"), *_list(bench.get("other_judges"))]
     for judge in judges:
-        problems += _judge_under_test((*at, "judge"), judge, raw)
-    return problems + _repeated((*at, "other_judges"), judges, "judge")
+        mistakes += _judge_under_test((*at, "judge"), judge, raw)
+    return mistakes + _repeated((*at, "other_judges"), judges, "judge")
 
 
-def _judge_under_test(at: At, judge: Any, raw: Mapping) -> Problems:
+def _judge_under_test(at: KeyPath, judge: Any, raw: Mapping) -> Mistakes:
     """A judge that is a model under test would grade itself."""
     endpoint = _named(raw, "endpoints").get(judge) if isinstance(judge, str) else None
     if endpoint is None:
         return []
-    problems: Problems = []
+    mistakes: Mistakes = []
     for name, model in _named(raw, "models").items():
         path = model.get("path")
         served = endpoint.get("path")
@@ -328,51 +344,52 @@ def _judge_under_test(at: At, judge: Any, raw: Mapping) -> Problems:
         )
         same_name = endpoint.get("model") and model.get("hub") == endpoint["model"]
         if same_folder or same_name:
-            text = f"{judge} is the model {name!r}, which is under test: it would grade itself"
-            problems.append((at, f"{text}; take another judge"))
-    return problems
+            what = f"{judge} is the model {name!r}, which is under test: it would grade itself"
+            mistakes.append(Mistake(at, what, "take another judge"))
+    return mistakes
 
 
-def _training(at: At, training: Any) -> Problems:
+def _training(at: KeyPath, training: Any) -> Mistakes:
     """`midtrain`, `sft` or one of `sfts`."""
     if not isinstance(training, dict):
         return []
-    problems: Problems = []
+    mistakes: Mistakes = []
     for key in ("recipe", "data"):
-        problems += _missing_file((*at, key), training.get(key))
+        mistakes += _missing_file((*at, key), training.get(key))
     if isinstance(data := training.get("data"), dict):
-        problems += _remote((*at, "data"), data)
-    return problems + _repeated((*at, "doses"), training.get("doses"), "dose")
+        mistakes += _remote((*at, "data"), data)
+    return mistakes + _repeated((*at, "doses"), training.get("doses"), "dose")
 
 
-def _remote(at: At, data: Mapping) -> Problems:
+def _remote(at: KeyPath, data: Mapping) -> Mistakes:
     if bool(data.get("hub")) == bool(data.get("url")):
-        return [(at, "needs exactly one of hub (with revision and file), url")]
+        return [Mistake(at, "needs exactly one of hub (with revision and file), url")]
     return [
-        ((*at, key), "missing; hub needs it")
+        Mistake((*at, key), "missing", "hub needs it")
         for key in ("revision", "file")
         if data.get("hub") and not data.get(key)
     ]
 
 
-def _contrast(at: At, contrast: Mapping, raw: Mapping) -> Problems:
-    problems = check_reference(raw, "arms", (*at, "of"), contrast.get("of"))
-    problems += check_reference(raw, "arms", (*at, "against"), contrast.get("against"))
+def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
+    mistakes = check_reference(raw, "arms", (*at, "of"), contrast.get("of"))
+    mistakes += check_reference(raw, "arms", (*at, "against"), contrast.get("against"))
     for i, bench in enumerate(_list(contrast.get("on"))):
-        problems += check_reference(raw, "benchmarks", (*at, "on", i), bench)
+        mistakes += check_reference(raw, "benchmarks", (*at, "on", i), bench)
     if (contrast.get("of_dose") is None) != (contrast.get("against_dose") is None):
-        problems.append((at, "needs both of of_dose, against_dose, or neither"))
-    return problems
+        mistakes.append(Mistake(at, "needs both of of_dose, against_dose, or neither"))
+    return mistakes
 
 
-def _missing_file(at: At, value: Any) -> Problems:
+def _missing_file(at: KeyPath, value: Any) -> Mistakes:
     if isinstance(value, str) and not resolve(value).exists():
-        text = f"no such file: {value} (paths are relative to the checkout unless absolute)"
-        return [(at, text)]
+        what = f"no such file: {value}"
+        return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
     return []
 
 
-def _repeated(at: At, values: Any, label: str) -> Problems:
+def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:
     listed = _list(values)
     repeated = sorted({str(value) for value in listed if listed.count(value) > 1})
-    return [(at, f"{label} {value} is listed twice; each {label} once") for value in repeated]
+    what = "{} {} is listed twice"
+    return [Mistake(at, what.format(label, value), f"each {label} once") for value in repeated]

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.strict_yaml import YamlLoader, explain, in_file_order, located, read_yaml, validate
 from study.spec.checks import references
 from study.spec.schema import Study
@@ -17,13 +17,13 @@ def load_study(
 ) -> Study:
     """The study in `path`, with `--seeds` and `--set key.path=value` applied.
 
-    Raises UserError with one line per mistake.
+    Raises UserError with every mistake in the file.
     """
-    raw, lines, mistakes = read_yaml(path)
+    raw, lines, problems = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(where=str(path), what="must be a mapping that starts with `study: NAME`")
     if isinstance(other := raw.pop("extends", None), str):
-        raw, mistakes = _extended(path, other, raw, mistakes)
+        raw, problems = _extended(path, other, raw, problems)
     if seeds is not None:
         raw["seeds"] = seeds
     for override in overrides or []:
@@ -32,25 +32,25 @@ def load_study(
     try:
         study = validate(Study, raw)
     except ValidationError as error:
-        mistakes += explain(path, error, Study, lines)
-    mistakes += [located(path, at, text, lines) for at, text in references(raw)]
-    if mistakes or study is None:
-        raise UserError(*in_file_order(mistakes))
+        problems += explain(path, error, Study, lines)
+    problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
+    if problems or study is None:
+        raise UserError.of(in_file_order(problems))
     return study
 
 
 def _extended(
-    path: Path, other: str, raw: dict[str, Any], mistakes: list[str]
-) -> tuple[dict[str, Any], list[str]]:
+    path: Path, other: str, raw: dict[str, Any], problems: list[Problem]
+) -> tuple[dict[str, Any], list[Problem]]:
     """The study `other` beside `path` with the keys of `raw` instead; null removes a key."""
-    base, _, base_mistakes = read_yaml(path.parent / other)
+    base, _, base_problems = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(
             where=str(path),
             what=f"extends {other}, which is no study, or extends another",
             fix="name one that stands alone",
         )
-    return _merged(base, raw), mistakes + base_mistakes
+    return _merged(base, raw), problems + base_problems
 
 
 def _merged(base: Any, changes: Any) -> Any:

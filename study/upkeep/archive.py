@@ -92,23 +92,25 @@ In the kit's folder, at commit {commit} ({dirty}), with its environment (`make e
 
 ```python
 import json, pandas, yaml
-from analysis.run import analyze
-from analysis.table import decisive
+from analysis.results import analyze
+from analysis.settings import AnalysisSettings
+from analysis.table import primary_judge_rows
 
 archive = "PATH/{study}"
-settings = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))["settings"]
+config = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))
+settings = AnalysisSettings.parse(config["settings"])
 table = pandas.read_parquet(f"{{archive}}/results/scores.parquet")
-others = {{name: benchmark["other_judges"] for name, benchmark in settings["benchmarks"].items()}}
-results = analyze(decisive(table, others), settings)
+results = analyze(primary_judge_rows(table, settings.other_judges), settings)
 published = json.load(open(f"{{archive}}/results/results.json"))
 print({{name: results[name] == published[name] for name in results}})
 ```
 
 ## The study again
 
-`python -m study run PATH/{study}/study/{file}` (or `submit`) there. Writers and judges need keys, in
-the variables that `key_env` names; their answers, and so documents and grades, may differ. A ledger
-that is put into its cell's folder (`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead of calls.
+`python -m study run PATH/{study}/study/{file}` (or `submit`) there. Writers and judges need keys,
+in the variables that `key_env` names; their answers, and so documents and grades, may differ. A
+ledger that is put into its cell's folder (`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead of
+calls.
 """
 
 

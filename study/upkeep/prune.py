@@ -6,13 +6,12 @@ left, ledgers that another holds, copies of the code. Kept are all inputs of unf
 samples, ledgers, manifests, corpora, scores, results and logs.
 """
 
-import fcntl
 import json
 import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
-from core.files import sha256, write_atomically
-from core.stages import STAGES
+from core.files import locked, sha256, write_atomically
+from core.stages import STAGES, TRAINING_STAGES
 from study.upkeep.provenance import lineage, published, read, read_all
 
 Row = dict[str, Any]
-TRAININGS = ("midtrain", "sft")
 # Files of a training that only it reads, until it is over.
 STEP_FILES = {"steps", "best", "rows", "rows_held_out"}
 # Kind of the cells that the study file does not name: they go only when that is asked for.
@@ -117,11 +115,11 @@ def prune(
         if row["kind"] == "code":
             shutil.rmtree(folder)
             continue
-        with _try_lock(folder) as locked:
+        with locked(folder / ".lock", wait=False) as is_held:
             manifest = read_manifest(folder)
             is_needed = row["cell"] in needed and row["kind"] not in HARMLESS
             is_stale = row["kind"] != OTHERS and (manifest is None or is_needed)
-            if not locked or is_stale:
+            if not is_held or is_stale:
                 refused.append(f"{folder}: is needed or running since it was planned; plan again")
             elif row["kind"] == OTHERS:
                 _remove_other(folder, base, manifest, row["bytes"])
@@ -263,9 +261,9 @@ def _kind(stage: str, name: str) -> str:
     parts = name.split("/")
     if any(_is_temporary(part) for part in parts):
         return "temporary"
-    if stage in (*TRAININGS, "model") and parts[0] in STEP_FILES:
+    if stage in (*TRAINING_STAGES, "model") and parts[0] in STEP_FILES:
         return "steps"
-    if stage in TRAININGS and parts[0] in ("model", "at") and parts[1:]:
+    if stage in TRAINING_STAGES and parts[0] in ("model", "at") and parts[1:]:
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 
@@ -328,8 +326,8 @@ def _code_copies(base: Path) -> Iterator[Row]:
 def _check_idle(base: Path, queue: Queue, study_args: str) -> None:
     """Raise UserError where a cell or a job of the study is running, or may be."""
     for lock in (path for stage in STAGES for path in (base / stage).glob("*/.lock")):
-        with _try_lock(lock.parent) as locked:
-            if not locked:
+        with locked(lock, wait=False) as is_held:
+            if not is_held:
                 raise UserError(
                     where=str(lock.parent),
                     what="is running",
@@ -348,18 +346,6 @@ def _check_idle(base: Path, queue: Queue, study_args: str) -> None:
             what="jobs of the study are in the queue",
             fix=f"wait for them, or python -m study cancel {study_args}",
         )
-
-
-@contextmanager
-def _try_lock(folder: Path) -> Iterator[bool]:
-    """Take a cell's lock if nobody holds it; yields whether it is held now."""
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) -> list[str]:

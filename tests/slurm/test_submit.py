@@ -3,15 +3,19 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from slurm.executor import executor
 from slurm.job import export_ranks
+from slurm.profile import Profile, Shape
 from slurm.snapshot import snapshot
 from tests.slurm.places import Fake, Kit
 
@@ -25,7 +29,7 @@ def plain(script: str, kit: Kit, fake: Fake) -> str:
     script = script.replace(str(kit.folder), "/shared").replace(str(fake.folder), "/fake")
     script = re.sub(r"code-[0-9a-f]{12}", "code-HASH", script)
     script = re.sub(r"(--comment=\w+)-[0-9a-f]{12}", r"\1-GROUP", script)
-    return re.sub(r"\S+ -u -m submitit", "PYTHON -u -m submitit", script)
+    return re.sub(r"('[^']+'|\S+) -u -m submitit", "PYTHON -u -m submitit", script)
 
 
 @pytest.mark.parametrize("cluster", ["lab", "university", "partitions"])
@@ -55,6 +59,17 @@ def test_every_script_has_what_each_version_of_slurm_needs(kit: Kit, fake: Fake)
         assert "--kill-on-bad-exit=1" in command
         assert len(set(re.findall(r"--cpus-per-task=\d+", script))) == 1, "the job's and srun's"
         assert "--gres" not in script
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_checkout_in_a_path_with_a_blank_is_one_word_of_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/srv/my kit/.venv/bin/python")
+    shape = Shape(minutes=10, cpus=1, mem_gb=1)
+    jobs = executor("name", shape, Profile(stages={"default": shape}), tmp_path, tmp_path / "a b")
+    python, *_, logs = shlex.split(jobs._submitit_command_str)
+    assert python == sys.executable and logs == str(tmp_path / "a b")
 
 
 def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: Fake) -> None:
