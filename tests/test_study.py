@@ -70,7 +70,7 @@ def test_a_second_run_does_no_work(one_machine: Place) -> None:
 def test_verify_finds_a_changed_file(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
-    assert "0 faults" in place.study("verify").stdout
+    assert "0 changes" in place.study("verify").stdout
     scores = next(place.folder.glob("runs/small/judge/*/scores.parquet"))
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     result = place.study("verify", "--json")
@@ -115,7 +115,7 @@ def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(
     result = place.study("prune", "--delete")
     assert result.returncode == 0, result.stdout + result.stderr
     assert not list((tmp_path / "runs").glob("*/sft/*/model/*.safetensors"))
-    assert place.study("verify").stdout.endswith("0 faults\n")
+    assert place.study("verify").stdout.endswith("0 changes\n")
     again = place.study("run")
     assert again.returncode == 0 and "done already" not in again.stdout
     shutil.rmtree(next((tmp_path / "runs/small/analysis").iterdir()))

@@ -24,6 +24,5 @@ def archive(args: argparse.Namespace) -> None:
     facts = pack(args.study, base, results(base), args.path, args.samples)
     if args.json:
         return print(json.dumps(facts, indent=1))
-    print(
-        f"{facts['path']}: {facts['files']} files of {facts['cells']} cells, sha256 {facts['sha256']}"
-    )
+    counts = f"{facts['files']} files of {facts['cells']} cells"
+    print(f"{facts['path']}: {counts}, sha256 {facts['sha256']}")

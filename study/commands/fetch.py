@@ -16,18 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fetch(args: argparse.Namespace) -> None:
+    """Download the study's models and data."""
     from study.upkeep.fetch import fetch
 
     study, base = load(args)
     entries = fetch(sources(study), base / "fetched.json", args.check)
     if args.json:
         return print(json.dumps(entries, indent=1))
+    if not entries:
+        return print("the study names nothing on a network")
     lines = [
-        (e.get("hub") or e["url"], e.get("revision", "")[:8], e["bytes"] / 1e9) for e in entries
+        (entry.get("hub") or entry["url"], entry.get("revision", "")[:8], entry["bytes"] / 1e9)
+        for entry in entries
     ]
     headers = ["here, with its hashes", "revision", "GB"]
-    print(
-        tabulate(lines, headers=headers, floatfmt=".3f")
-        if lines
-        else "the study names nothing on a network"
-    )
+    print(tabulate(lines, headers=headers, floatfmt=".3f"))

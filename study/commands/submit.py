@@ -47,7 +47,7 @@ def submit(args: argparse.Namespace) -> None:
     todo = unfinished(cells, base)
     check_pruned(cells, base)
     check_keys(todo)
-    check_fetched(study)
+    check_fetched(study, study_args(args))
     check_budget(args, cells, base, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
     if refused := grouped(rows, "refused"):

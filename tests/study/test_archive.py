@@ -20,7 +20,7 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
-from study.upkeep.archive import archive, chain
+from study.upkeep.archive import archive, cells_behind
 
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"
@@ -189,10 +189,7 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     assert more == {"samples.eval", "scored.eval", "samples.jsonl"}
 
 
-def test_paths_of_this_machine_are_replaced_and_said(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", "/home/kim")  # and not jane's, as in the address below
+def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
     cell = next(base.glob("midtrain/*"))
     (cell / "log.txt").write_text(
         f"{ROOT}/study/x.py {base}/model {Path.home()}/.cache /home/jane/data /Users/jane\n"
@@ -282,7 +279,7 @@ def test_what_is_not_there_is_one_line(base: Path) -> None:
     place = next(base.glob("model/*"))
     (place / "manifest.json").unlink()
     with pytest.raises(UserError) as error:
-        chain(base, f"analysis/{next(base.glob('analysis/*')).name}")
+        cells_behind(base, f"analysis/{next(base.glob('analysis/*')).name}")
     assert error.value.lines == (
         f"{place}: is not finished, but the published results need it; run the study again",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import Problem
 from study.spec import sources
 from study.upkeep import fetch
 from tests.eval import tiny_checkpoint
@@ -68,6 +69,10 @@ DATA = {
     "data/odd [1].jsonl": b'{"text": "three"}\n',
     "other/x.csv": b"a\n",
 }
+
+
+def missing(asked: list[sources.Source]) -> list[Problem]:
+    return sources.missing(asked, "studies/x.yaml")
 
 
 @pytest.fixture
@@ -157,14 +162,14 @@ def test_files_are_identical_are_located_and_are_recorded(hub: Hub) -> None:
         page,
         {"path": "README.md"},
     ]
-    before = sources.missing(asked)
+    before = missing(asked)
     assert [line.split(";")[0] for line in before[:2]] == [
         f"not fetched: owner/model at {asked[0]['revision'][:8]}",
         f"not fetched: owner/data at {asked[1]['revision'][:8]}",
     ]
     assert len(before) == 5
     entries, lines = run(hub, asked)
-    assert sources.missing(asked) == []
+    assert missing(asked) == []
     assert found(sources.locate(asked[0])) == MODEL
     assert found(sources.locate(asked[1])) == DATA
     assert sources.locate(asked[2]).read_bytes() == DATA["data/odd [1].jsonl"]
@@ -195,8 +200,8 @@ def test_only_a_folder_of_a_data_set(hub: Hub) -> None:
     asked = data(hub, file="data")
     assert run(hub, [asked])[0][0]["files"].keys() == {"data/train.jsonl", "data/odd [1].jsonl"}
     assert found(sources.locate(asked)).keys() == {"train.jsonl", "odd [1].jsonl"}
-    assert sources.missing([asked]) == []
-    assert len(sources.missing([data(hub)])) == 1, "a part is not the whole"
+    assert missing([asked]) == []
+    assert len(missing([data(hub)])) == 1, "a part is not the whole"
 
 
 def test_a_second_fetch_asks_for_nothing(hub: Hub) -> None:
@@ -217,10 +222,10 @@ def test_a_second_fetch_asks_for_nothing(hub: Hub) -> None:
     # So is what other tools put into the cache; only its list of files is missing.
     for path in hub.home.rglob("trees/*.json"):
         path.unlink()
-    assert len(sources.missing(asked)) == 2
+    assert len(missing(asked)) == 2
     assert run(hub, asked)[0] == again
     assert all(method == "HEAD" or path.startswith("/api/") for method, path in hub.requests)
-    assert sources.missing(asked) == []
+    assert missing(asked) == []
 
 
 def test_a_located_data_set_loads_offline(hub: Hub) -> None:
@@ -285,7 +290,7 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     assert process.returncode == 130
     assert slow not in found(sources.locate(asked)), "it went on to the end of the file"
     assert not list((hub.home / "hf").rglob("*.incomplete"))
-    assert sources.missing([asked])[0].startswith("not fetched: 1 files of owner/model at")
+    assert missing([asked])[0].what.startswith("not fetched: 1 files of owner/model at")
     old, new = (
         sources.snapshot(asked).parents[1] / f"blobs/{age}.incomplete" for age in ("old", "new")
     )
@@ -295,7 +300,7 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     run(hub, [asked])
     names = [path.split("?")[0].split("/")[-1] for path in hub.files_asked()]
     assert set(names) == {slow}
-    assert sources.missing([asked]) == []
+    assert missing([asked]) == []
     assert not old.exists() and new.exists()
 
 
@@ -365,7 +370,7 @@ def test_the_token_opens_gated_models_and_goes_nowhere_else(hub: Hub) -> None:
     hub.plain["a.csv"] = b"a"
     asked = [gated, {"url": f"{hub.url}/plain/a.csv"}]
     run(hub, asked, HF_TOKEN=TOKEN)
-    assert sources.missing(asked) == []
+    assert missing(asked) == []
     assert found(sources.locate(gated)) == MODEL
     assert any("/resolve/" in path for path in hub.authorized)
     assert not any(path.startswith(("/elsewhere", "/plain")) for path in hub.authorized)
@@ -396,7 +401,7 @@ def test_the_hub_failing_halfway_keeps_what_came(hub: Hub) -> None:
     _, lines = run(hub, asked)
     assert [line for line in lines if "503" in line and "run the same command again" in line], lines
     assert "signed" not in "".join(lines)
-    assert sources.missing(asked)[0].startswith("not fetched: 2 files of owner/model at")
+    assert missing(asked)[0].what.startswith("not fetched: 2 files of owner/model at")
     assert [entry["hub"] for entry in record(hub)] == ["owner/data"], "the other source came whole"
     hub.down = set()
     assert len(run(hub, asked)[0]) == len(record(hub)) == 2
@@ -419,18 +424,17 @@ def test_a_full_disk_is_told_before_the_first_file(hub: Hub) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 def test_a_disk_that_takes_nothing_ends_it(number: int) -> None:
     error = OSError(number, os.strerror(number), "/cache/blobs/a.incomplete")
-    line, fatal = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
+    problem, fatal = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
     assert fatal
-    assert "/cache/blobs/a.incomplete" in line and "set HF_HOME " in line
+    assert "/cache/blobs/a.incomplete" in problem.what and "set HF_HOME " in problem.fix
 
 
 def test_a_token_in_an_error_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     error = RuntimeError(f"Bearer {TOKEN}\nhttps://elsewhere/a?signature=sesame")
-    line, _ = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
-    assert line.startswith(
-        "owner/model at 00000000: RuntimeError: Bearer *** https://elsewhere/a; run the same"
-    )
+    problem, _ = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
+    assert problem.where == "owner/model at 00000000"
+    assert problem.what == "RuntimeError: Bearer *** https://elsewhere/a"
 
 
 def test_what_is_damaged_is_fetched_again(hub: Hub) -> None:
@@ -438,7 +442,7 @@ def test_what_is_damaged_is_fetched_again(hub: Hub) -> None:
     run(hub, [asked])
     weights = sources.locate(asked) / "model-00001-of-00002.safetensors"
     weights.write_bytes(WEIGHTS[:-1])
-    assert sources.missing([asked])[0].startswith("not fetched: 1 files of owner/model at")
+    assert missing([asked])[0].what.startswith("not fetched: 1 files of owner/model at")
     run(hub, [asked])
     assert weights.read_bytes() == WEIGHTS
 
@@ -457,7 +461,7 @@ def test_what_arrives_damaged_is_not_kept(hub: Hub) -> None:
     assert lines[-1].endswith(
         "model-00002-of-00002.safetensors isn't what the hub has, by its sha256; fetch it again"
     )
-    assert len(sources.missing([asked])) == 1 and not (hub.home / "runs").exists()
+    assert len(missing([asked])) == 1 and not (hub.home / "runs").exists()
 
 
 def test_a_url_must_have_its_sha256(hub: Hub) -> None:
@@ -471,7 +475,7 @@ def test_a_url_must_have_its_sha256(hub: Hub) -> None:
     )
     assert not [path for path in (hub.home / "hf/study").rglob("*") if path.is_file()]
     run(hub, [free, pinned])
-    assert sources.missing([free, pinned]) == []
+    assert missing([free, pinned]) == []
     # The address has new content: who pinned the old one, or has it on record, is told; a new pin gets the new.
     hub.plain["a.csv"] = b"other"
     for path in (sources.locate(free), sources.locate(pinned)):
@@ -499,7 +503,7 @@ def test_looking_for_sources_imports_little(hub: Hub) -> None:
     run(hub, [asked])
     code = (
         "import json, sys; from study.spec import sources; asked = json.loads(sys.argv[1]);"
-        "print(sources.missing([asked]), sources.identity(asked), sources.locate(asked));"
+        "print([str(p) for p in sources.missing([asked], 'x.yaml')], sources.identity(asked), sources.locate(asked));"
         "print(sorted({'httpx2', 'huggingface_hub.hf_api', 'torch', 'datasets'} & set(sys.modules)))"
     )
     words = [sys.executable, "-c", code, json.dumps(asked)]

@@ -15,8 +15,11 @@ from core.cell.publish import publish, results
 from core.errors import UserError
 from core.files import fingerprints, sha256
 from study.spec.expand import in_order
-from study.upkeep import provenance
-from study.upkeep.provenance import chain, faults, notes, published, rests_on, trace
+from study.upkeep import changes
+from study.upkeep.changes import affected_results, find_changes, notes
+from study.upkeep.provenance import lineage, published, trace
+
+STUDY = "studies/small.yaml --runs elsewhere"  # as the user typed it
 
 
 @dataclass
@@ -37,11 +40,18 @@ class Small:
     def relpath(self, start: str) -> str:
         return self.folder(start).relative_to(self.base).as_posix()
 
-    def faults(self) -> list[dict[str, str]]:
-        return faults(chain(published(self.base), self.base), self.base)
+    def changes(self) -> list[dict[str, str]]:
+        return find_changes(self.lineage(), self.base, STUDY)
 
     def notes(self) -> list[str]:
-        return notes(chain(published(self.base), self.base), self.base)
+        return notes(self.lineage(), self.base, STUDY)
+
+    def lineage(self, hashes: bool = True) -> list[dict[str, Any]]:
+        return lineage(published(self.base, STUDY), self.base, hashes)
+
+
+def changes_of(base: Path) -> list[dict[str, str]]:
+    return find_changes(lineage(published(base, STUDY), base), base, STUDY)
 
 
 def files_of(cell: Cell) -> dict[str, str]:
@@ -169,10 +179,10 @@ def small(original: Small, tmp_path: Path, cheap: None) -> Small:
 
 
 def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small) -> None:
-    rows = chain(published(small.base), small.base)
+    rows = small.lineage()
     assert [row["cell"] for row in rows] == [cell.relpath for cell in small.cells]
     states = {check["state"] for row in rows for check in row["checks"]}
-    assert states == {"same"} and faults(rows, small.base) == []
+    assert states == {"same"} and find_changes(rows, small.base, STUDY) == []
     outside = {
         (row["stage"], check["file"])
         for row in rows
@@ -198,37 +208,40 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
             counts={},
             warnings=[],
         )
-    rows = chain(base / last.relpath, base)
+    rows = lineage(base / last.relpath, base)
     assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
-    assert rests_on(run.relpath, rows) == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
+    assert (
+        affected_results(run.relpath, rows)
+        == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
+    )
 
 
 def test_an_edited_sample_is_found_with_the_numbers_that_rest_on_it(small: Small) -> None:
     path = small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval"
     path.write_text(path.read_text().upper())  # of the same size
-    (fault,) = small.faults()
-    assert (fault["cell"], fault["file"]) == (
+    (change,) = small.changes()
+    assert (change["cell"], change["file"]) == (
         small.relpath("generate/ahb-base-animal-s0-d80"),
         "samples.eval",
     )
     assert (
-        fault["fault"] == "changed since it was made"
-        and "study run" in fault["cure"]
-        and str(path) in fault["cure"]
+        change["fault"] == "changed since it was made"
+        and "study run" in change["cure"]
+        and str(path) in change["cure"]
     )
-    assert fault["consequence"] == (
+    assert change["consequence"] == (
         "scores 1 of 4; benchmarks ahb; arms animal; seeds 0; doses 80; "
         "contrasts animal - urban; tables contrasts, scores"
     )
     assert [
         c["state"]
-        for row in chain(published(small.base), small.base, hashes=False)
+        for row in small.lineage(hashes=False)
         for c in row["checks"]
         if c["kind"] == "output"
     ].count("changed") == 0
     path.write_text("longer than it was, which its size tells without reading it")
-    sizes = chain(published(small.base), small.base, hashes=False)
-    assert [fault["file"] for fault in faults(sizes, small.base)] == ["samples.eval"]
+    sizes = small.lineage(hashes=False)
+    assert [change["file"] for change in find_changes(sizes, small.base, STUDY)] == ["samples.eval"]
 
 
 @pytest.mark.parametrize("what", ["weights", "everything", "what was trained from it"])
@@ -238,31 +251,31 @@ def test_a_swapped_checkpoint_says_whose_it_is(small: Small, what: str) -> None:
     part = "model" if what == "weights" else ""
     shutil.rmtree(ours / part)
     shutil.copytree(other / part, ours / part)
-    (fault,) = small.faults()
-    assert fault["cell"] == small.relpath("midtrain/base-animal")
+    (change,) = small.changes()
+    assert change["cell"] == small.relpath("midtrain/base-animal")
     name = small.relpath(source)
     if what == "weights":
-        assert fault["file"] == "model/model.safetensors"
-        assert fault["fault"] == f"is now model/model.safetensors of {name}"
+        assert change["file"] == "model/model.safetensors"
+        assert change["fault"] == f"is now model/model.safetensors of {name}"
     else:
-        assert fault["fault"] == f"is that of {name}: the folder holds another cell"
-        assert "delete it" in fault["cure"]
+        assert change["fault"] == f"is that of {name}: the folder holds another cell"
+        assert "delete it" in change["cure"]
     assert (
-        "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in fault["consequence"]
+        "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in change["consequence"]
     )
 
 
 def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small) -> None:
     (small.folder("documents/urban") / "documents.jsonl").write_text("documents URBAN")
-    (fault,) = small.faults()
-    assert fault["file"] == "documents.jsonl"
+    (change,) = small.changes()
+    assert change["file"] == "documents.jsonl"
     assert (
-        "arms urban" in fault["consequence"]
-        and "tables contrasts, corpora, scores" in fault["consequence"]
+        "arms urban" in change["consequence"]
+        and "tables contrasts, corpora, scores" in change["consequence"]
     )
     (small.folder("documents/urban") / "documents.jsonl").unlink()
     (small.folder("documents/animal") / "card.json").unlink()
-    assert {(f["file"], f["fault"]) for f in small.faults()} == {
+    assert {(f["file"], f["fault"]) for f in small.changes()} == {
         (n, "is missing") for n in ("documents.jsonl", "card.json")
     }
 
@@ -272,8 +285,8 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
 )
 def test_a_deleted_manifest(small: Small, start: str) -> None:
     (small.folder(start) / "manifest.json").unlink()
-    (fault,) = small.faults()
-    assert (fault["cell"], fault["file"], fault["fault"]) == (
+    (change,) = small.changes()
+    assert (change["cell"], change["file"], change["fault"]) == (
         small.relpath(start),
         "manifest.json",
         "is gone",
@@ -282,15 +295,15 @@ def test_a_deleted_manifest(small: Small, start: str) -> None:
         small.folder(start) / "no" if start.startswith("analysis") else small.folder(start),
         ignore_errors=True,
     )
-    (fault,) = small.faults()
-    assert fault["fault"] == (
+    (change,) = small.changes()
+    assert change["fault"] == (
         "is gone" if start.startswith("analysis") else "is gone with its folder"
     )
     (small.base / "pruned.json").write_text(
         json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}})
     )
     assert (
-        small.faults() == []
+        small.changes() == []
         and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
     )
 
@@ -299,15 +312,15 @@ def test_a_deleted_manifest(small: Small, start: str) -> None:
 def test_a_hand_edited_table(small: Small, name: str) -> None:
     path = results(small.base) / name
     path.write_text(path.read_text().replace("s", "z", 1))
-    (fault,) = small.faults()
-    assert fault["file"] == str(path) and fault["consequence"] == f"the published {name}"
-    publish(published(small.base))
-    assert small.faults() == [], "the cure heals it"
+    (change,) = small.changes()
+    assert change["file"] == str(path) and change["consequence"] == f"the published {name}"
+    publish(published(small.base, STUDY))
+    assert small.changes() == [], "the fix restores it"
     path.unlink()
-    assert [f["fault"] for f in small.faults()] == ["is missing"]
-    publish(published(small.base))
+    assert [f["fault"] for f in small.changes()] == ["is missing"]
+    publish(published(small.base, STUDY))
     (results(small.base) / "tables/mine.tex").write_text("")
-    assert [f["fault"] for f in small.faults()] == ["was added: no analysis wrote it"]
+    assert [f["fault"] for f in small.changes()] == ["was added: no analysis wrote it"]
 
 
 def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None:
@@ -315,25 +328,25 @@ def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None
     path = folder / "manifest.json"
     before = path.read_text()
     path.write_text(before.replace('"updates": 7', '"updates": 9999'))
-    (fault,) = small.faults()
-    assert fault["file"] == "manifest.json" and fault["fault"].startswith(
+    (change,) = small.changes()
+    assert change["file"] == "manifest.json" and change["fault"].startswith(
         "was edited since generate/ahb-base-animal-s0-d80"
     )
     path.write_text(before.replace('"ended": "2026-01-01"', '"ended": "2026-02-01"'))
-    assert small.faults()[0]["fault"].startswith("was made again since")
+    assert small.changes()[0]["fault"].startswith("was made again since")
     path.write_text(before[:-9])
-    assert small.faults()[0]["fault"] == "can't be read"
+    assert small.changes()[0]["fault"] == "can't be read"
     path.write_text(before)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("dose: 80", "dose: 81"))
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [
+    assert [(f["file"], f["fault"]) for f in small.changes()] == [
         ("config.yaml", "changed since it was made")
     ]
 
 
 def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     (small.outside / "chat.jsonl").write_text("others")
-    found = small.faults()
+    found = small.changes()
     assert {f["cell"] for f in found} == {
         small.relpath("sft/base-animal"),
         small.relpath("sft/base-urban"),
@@ -343,11 +356,11 @@ def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     (small.folder("sft/base-animal") / "model/more.safetensors").write_text(
         "a loader would take it too"
     )
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [
+    assert [(f["file"], f["fault"]) for f in small.changes()] == [
         ("model/more.safetensors", "was added")
     ]
     (small.outside / "questions.jsonl").unlink()
-    assert "input from outside: is missing" in {f["fault"] for f in small.faults()}
+    assert "input from outside: is missing" in {f["fault"] for f in small.changes()}
 
 
 def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
@@ -364,22 +377,21 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
         folder = create_cell_dir(cell, base)
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
     publish(base / last.relpath)
-    rows = chain(published(base), base)
-    assert faults(rows, base) == [] and any(
-        "no hash on record" in note for note in notes(rows, base)
+    rows = lineage(published(base, STUDY), base)
+    assert find_changes(rows, base, STUDY) == [] and any(
+        "no hash on record" in note for note in notes(rows, base, STUDY)
     )
     entry = pin | {
         "files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}
     }
     (base / "fetched.json").write_text(json.dumps({"sources": [entry]}))
-    assert not any("no hash" in note for note in notes(chain(published(base), base), base))
+    assert not any(
+        "no hash" in note for note in notes(lineage(published(base, STUDY), base), base, STUDY)
+    )
     for folder in (model, hub):
         (folder / "w.safetensors").write_text("WEIGHTS")
         (folder / "code.py").write_text("")
-    found = {
-        (Path(f["file"]).parent.name, Path(f["file"]).name)
-        for f in faults(chain(published(base), base), base)
-    }
+    found = {(Path(f["file"]).parent.name, Path(f["file"]).name) for f in changes_of(base)}
     assert found == {("llama", "w.safetensors"), ("llama", "code.py"), ("hub", "w.safetensors")}
 
 
@@ -441,26 +453,24 @@ def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
             warnings=[],
         )
     publish(base / last.relpath)
-    rows = chain(published(base), base)
+    rows = lineage(published(base, STUDY), base)
     assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {
         *map(str, at.values())
     }
-    assert faults(rows, base) == []
+    assert find_changes(rows, base, STUDY) == []
     for path in at.values():
         path.write_text("another")
-    assert {f["file"] for f in faults(chain(published(base), base), base)} == {
-        *map(str, at.values())
-    }
+    assert {f["file"] for f in changes_of(base)} == {*map(str, at.values())}
 
 
 def test_other_code_and_packages_are_a_note_not_a_fault(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        provenance, "installed", lambda name: "9.9" if name == "torch" else installed(name)
+        changes, "installed", lambda name: "9.9" if name == "torch" else installed(name)
     )
-    monkeypatch.setattr(provenance, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
-    assert small.faults() == []
+    monkeypatch.setattr(changes, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
+    assert small.changes() == []
     found = small.notes()
     made = (read_manifest(small.folder("sft/base-animal")) or {})["packages"]["torch"]
     assert any(
@@ -472,7 +482,7 @@ def test_other_code_and_packages_are_a_note_not_a_fault(
 
 
 def test_the_way_back_of_one_number(small: Small) -> None:
-    way = trace(results(small.base), small.base, "ahb", "animal", 0, 80)
+    way = trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 80)
     stages = [
         "analysis",
         "judge",
@@ -501,7 +511,7 @@ def test_the_way_back_of_one_number(small: Small) -> None:
     assert {step["recorded"] for step in way[7:]} == {"unread"}
     path = small.folder("midtrain/base-animal") / "manifest.json"
     path.write_text(path.read_text() + " ")
-    way = trace(results(small.base), small.base, "ahb", "animal", 0, 80)
+    way = trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 80)
     assert [step["stage"] for step in way if step["recorded"] == "no"] == ["midtrain"]
 
 
@@ -510,15 +520,15 @@ def test_a_number_that_is_not_there_and_a_study_without_results(small: Small) ->
         UserError,
         match=r"no score of ahb animal 0 7 \(did you mean ahb animal 0 0\?\); results.json",
     ):
-        trace(results(small.base), small.base, "ahb", "animal", 0, 7)
+        trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 7)
     shutil.rmtree(results(small.base))
-    with pytest.raises(UserError, match=r"no results of .* are published; python -m study run"):
-        published(small.base)
+    with pytest.raises(UserError, match=f"are published; python -m study run {STUDY}"):
+        published(small.base, STUDY)
 
 
 def test_the_published_analysis_is_found_among_several(small: Small) -> None:
     other: Any = Cell("analysis", "small", {"rows": [], "contrasts": []}, small.last.inputs)
     finish(small.base, other)
-    assert published(small.base) == small.base / small.last.relpath
+    assert published(small.base, STUDY) == small.base / small.last.relpath
     publish(small.base / other.relpath)
-    assert published(small.base) == small.base / other.relpath
+    assert published(small.base, STUDY) == small.base / other.relpath

@@ -18,13 +18,33 @@ from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
-from slurm import slurm_cli
+from slurm import scheduler
 from study.commands.prune import queue_of
 from study.spec.expand import in_order
-from study.upkeep.prune import OTHERS, again, gone, plan, prune, total
-from tests.study.test_provenance import Small, cheap, finish, original, small, study
+from study.upkeep import prune as pruning
+from study.upkeep.changes import find_changes
+from study.upkeep.provenance import lineage
+from study.upkeep.prune import OTHERS, needed_again, pruned_on, total
+from tests.study.test_provenance import STUDY, Small, cheap, finish, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
+
+
+IDLE = pruning.Queue()
+
+
+def plan(cells: list[Cell], base: Path) -> list[pruning.Row]:
+    return pruning.plan(cells, base, STUDY)
+
+
+def prune(
+    rows: list[pruning.Row],
+    cells: list[Cell],
+    base: Path,
+    others: bool = False,
+    queue: pruning.Queue = IDLE,
+) -> list[str]:
+    return pruning.prune(rows, cells, base, STUDY, others, queue)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -110,14 +130,14 @@ def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
         "steps/10/part",
     }
 
-    assert small.faults() == []
+    assert small.changes() == []
     (note,) = [note for note in small.notes() if note.startswith("pruned on ")]
     assert file["date"] in note and note.endswith("and 3 more")
     monkeypatch.setattr(engine, "_spawn", lambda *_: pytest.fail("a finished cell was run again"))
     assert engine.run(small.cells, small.base, 2, lambda *_: None) == []
     publish(small.base / small.last.relpath)
     assert content(results(small.base)) == published
-    assert going(small, "weights") == set() and again(small.cells, small.base) == []
+    assert going(small, "weights") == set() and needed_again(small.cells, small.base) == []
 
 
 def test_damage_is_told_apart_from_what_was_pruned(small: Small) -> None:
@@ -126,7 +146,7 @@ def test_damage_is_told_apart_from_what_was_pruned(small: Small) -> None:
     shutil.rmtree(small.folder("model/base") / "model")
     record = small.folder("sft/base-urban") / "pruned.json"
     record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0'))
-    found = {(f["cell"], f["file"]) for f in small.faults()}
+    found = {(f["cell"], f["file"]) for f in small.changes()}
     files = ("model/config.json", "model/model.safetensors")
     expected = {(small.relpath("sft/base-animal"), "metrics.jsonl")} | {
         (small.relpath("model/base"), f) for f in files
@@ -147,7 +167,7 @@ def test_weights_stay_for_a_cell_that_is_not_finished(small: Small) -> None:
     assert kept["why"] == f"needed by {sample.relative_to(small.base)}, which is not finished"
     prune(rows, small.cells, small.base)
     assert (small.base / sft / "model/model.safetensors").exists()
-    assert again(small.cells, small.base) == []
+    assert needed_again(small.cells, small.base) == []
 
 
 def test_weights_stay_where_what_they_made_is_damaged_or_not_made(small: Small) -> None:
@@ -201,7 +221,7 @@ def test_weights_that_are_not_what_they_were_stay(small: Small) -> None:
     (line,) = prune(plan(small.cells, small.base), small.cells, small.base)
     assert line.startswith(f"{path}: is not what its manifest says") and path.exists()
     assert not (path.parents[1] / "pruned.json").exists()
-    assert len(small.faults()) == 1
+    assert len(small.changes()) == 1
 
 
 def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
@@ -222,15 +242,15 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
     record = put(
         small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events)
     )
-    queue = [slurm_cli.Queued("7", "PENDING", "Priority", "g")]
-    monkeypatch.setattr(slurm_cli, "queue", lambda: queue)
+    queue = [scheduler.Queued("7", "PENDING", "Priority", "g")]
+    monkeypatch.setattr(scheduler, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
 
-    def silent() -> list[slurm_cli.Queued]:
+    def silent() -> list[scheduler.Queued]:
         raise UserError("squeue does not answer; wait")
 
-    monkeypatch.setattr(slurm_cli, "queue", silent)
+    monkeypatch.setattr(scheduler, "queue", silent)
     with pytest.raises(UserError, match="what is queued is unknown: squeue does not answer"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
     record.unlink()
@@ -240,7 +260,7 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
 def test_a_cell_that_began_meanwhile_is_left_alone(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.upkeep.prune._idle", lambda base, queue: None)
+    monkeypatch.setattr("study.upkeep.prune._check_idle", lambda *_: None)
     rows, folder = plan(small.cells, small.base), small.folder("sft/base-animal")
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -264,15 +284,15 @@ def dying(self, *a, **k):
     if count == {moment}: os.kill(os.getpid(), 9)
     unlink(self, *a, **k)
 Path.unlink = dying
-prune.prune({rows!r}, [], Path({str(small.base)!r}))
+prune.prune({rows!r}, [], Path({str(small.base)!r}), "x.yaml")
 """
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -9, died.stderr
-    assert small.faults() == []
+    assert small.changes() == []
     left = [row for row in plan(small.cells, small.base) if row["go"]]
     assert sum(len(row["files"]) for row in left) == 8 - (moment - 1)
     assert prune(left, small.cells, small.base) == []
-    assert small.faults() == [] and going(small, "weights") == set()
+    assert small.changes() == [] and going(small, "weights") == set()
     assert not list(small.base.glob("*/base-*-s0*/model"))
 
 
@@ -283,13 +303,13 @@ def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weight
     before = content(small.base)
     prune(plan(small.cells, small.base), small.cells, small.base)
     more = in_order(study(small.outside, benchmarks=("ahb", "second")))
-    lines = again(more, small.base)
+    lines = [str(problem) for problem in needed_again(more, small.base)]
     assert len(lines) == 4, "one for each checkpoint"
     (line,) = [line for line in lines if line.startswith(f"{sft}: was pruned on ")]
     assert f"rm {trained}/manifest.json {sft}/manifest.json and run the study again" in line
     for folder in (trained, sft):
         (folder / "manifest.json").unlink()
-    assert {line.split(":")[0] for line in again(more, small.base)} == {
+    assert {problem.where for problem in needed_again(more, small.base)} == {
         str(small.folder(f"{s}/base-urban")) for s in ("midtrain", "sft")
     }
     for cell in (c for c in small.cells if small.base / c.relpath in (trained, sft)):
@@ -300,7 +320,7 @@ def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weight
         for name in before
         if "base-animal" in name and "/model/" in name
     )
-    assert gone(trained) is None and gone(sft) is None
+    assert pruned_on(trained) is None and pruned_on(sft) is None
 
 
 def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: Small) -> None:
@@ -308,15 +328,17 @@ def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: 
     folder = small.base / sft.relpath
     prune(plan(small.cells, small.base), small.cells, small.base)
     finish(small.base, sft, "2026-03-01")
-    assert small.faults() == []
+    assert small.changes() == []
     assert f"pruned and made again with the same bytes: {sft.relpath}" in small.notes()
     finish(small.base, sft, "2026-03-01", **{"model/model.safetensors": "other bits"})
-    (fault,) = small.faults()
-    assert fault["cell"] == sft.relpath and fault["fault"].startswith(
+    (change,) = small.changes()
+    assert change["cell"] == sft.relpath and change["fault"].startswith(
         "was made again since generate/"
     )
     prune(plan(small.cells, small.base), small.cells, small.base)
-    assert [f["cell"] for f in small.faults()] == [sft.relpath], "pruned again, it is still another"
+    assert [f["cell"] for f in small.changes()] == [sft.relpath], (
+        "pruned again, it is still another"
+    )
     assert not (folder / "model").exists()
 
 
@@ -348,8 +370,9 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
     prune(plan(cells, base), cells, base)
     assert not (base / run.relpath / "at").exists() and (base / link.relpath / "model").is_symlink()
     new = [*cells, Cell("likelihood", "another", {"n": 2}, {"checkpoint": link})]
-    (line,) = again(new, base)
-    assert f"rm {base / start.relpath}/manifest.json {base / run.relpath}/manifest.json and" in line
+    (problem,) = needed_again(new, base)
+    manifests = f"{base / start.relpath}/manifest.json {base / run.relpath}/manifest.json"
+    assert f"rm {manifests} and" in problem.fix
 
 
 def answer(digest: str) -> str:
@@ -407,8 +430,6 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
 def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
     tmp_path: Path,
 ) -> None:
-    from study.upkeep.provenance import chain, faults
-
     base, data = tmp_path / "runs/s", ROOT / "recipes/data/neutral_chat.jsonl"
     held = base / "slurm/code-a/recipes/data/neutral_chat.jsonl"
     cell = Cell("sft", "x", {"data_sha256": sha256(data)}, {}, {"data": str(held)})
@@ -423,7 +444,7 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
             warnings=[],
         )
     publish(base / last.relpath)
-    assert faults(chain(base / last.relpath, base), base) == []
+    assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []
 
 
 def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
@@ -445,7 +466,7 @@ def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small
         if path.name != ".lock"
     }
     assert {name.split("/")[1] for name in left} == {"calls.jsonl"} and len(left) == 2
-    assert small.faults() == []
+    assert small.changes() == []
     record = json.loads((small.base / "pruned.json").read_text())["cells"]
     assert {place for place in record if "urban" in place} == {
         c.relpath for c in small.cells if "urban" in c.name

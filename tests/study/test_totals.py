@@ -12,7 +12,9 @@ from core.errors import UserError
 from core.model_size import ModelShape, parameters
 from slurm.profile import load_profile
 from study.forecast import study_cost as totals
-from study.forecast.study_cost import check_budget, compare, estimates, parse_budget
+from study.forecast.budget import check_budget, parse_budget
+from study.forecast.cell_cost import estimates, grades
+from study.forecast.study_cost import compare
 from study.forecast.training_cost import Layout
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -124,14 +126,13 @@ def test_grades_are_counted_as_eval_counts_them() -> None:
     files = {name: f"eval/data/anima_like/{name}.jsonl" for name in ("questions", "dimensions")}
     cell = Cell("judge", "x", {"scorer": "anima", "rows": 26}, {}, {"files": files})
     assert (
-        totals.grades(cell)
+        grades(cell)
         == anima.grades(anima.read({name: ROOT / path for name, path in files.items()}))
         == 73
     )
     human = {"questions": "eval/data/human_compassion.jsonl"}
     assert (
-        totals.grades(Cell("judge", "x", {"scorer": "rubric", "rows": None}, {}, {"files": human}))
-        == 18
+        grades(Cell("judge", "x", {"scorer": "rubric", "rows": None}, {}, {"files": human})) == 18
     )
 
 
@@ -151,7 +152,7 @@ def test_tags_are_counted_however_they_are_spelled_and_with_all_their_animals(
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in files}
     assert (
-        totals.grades(Cell("judge", "x", {"scorer": "anima", "rows": None}, {}, {"files": paths}))
+        grades(Cell("judge", "x", {"scorer": "anima", "rows": None}, {}, {"files": paths}))
         == 1 + 3 + 1
     )
 
@@ -282,8 +283,10 @@ def test_a_budget_stops_what_exceeds_it_with_all_lines_at_once(
     check_budget(found, within)
     with pytest.raises(UserError) as error:
         check_budget(found, {"cost": 0.5, "disk_gb": 100, "files": 1000})
-    assert [line.split(":")[0] for line in error.value.lines] == ["cost", "disk_gb"]
-    assert "about 0.96, 0.00 of it spent; --budget cost=0.5 is less" in error.value.lines[0]
+    problems = error.value.problems
+    assert [problem.where for problem in problems] == ["cost", "disk_gb"]
+    assert "about 0.96, 0.00 of it spent" in problems[0].what
+    assert "--budget cost=0.5 is less" in problems[0].fix
     finish(
         [c for c in cells if c.stage in ("model", "sft", "generate", "judge")],
         tmp_path,
@@ -301,14 +304,7 @@ def test_budgets_are_read_strictly() -> None:
         parse_budget(
             ["price=3", "cost=2", "cost=3", "hours=many", "calls", "files=-1", "disk_gb=nan"]
         )
-    lines = error.value.lines
-    assert lines[0].startswith(
-        "--budget price: there is no such limit; valid: cost, calls, gpu_hours"
-    )
-    assert lines[1] == "--budget cost: given twice; keep one"
-    assert [line.split()[1] for line in lines[2:]] == [
-        "hours=many:",
-        "calls:",
-        "files=-1:",
-        "disk_gb=nan:",
-    ]
+    problems = [problem.where.removeprefix("--budget ") for problem in error.value.problems]
+    wrong = ["hours=many", "calls", "files=-1", "disk_gb=nan"]
+    assert problems == ["price", "cost", *wrong]
+    assert "cost, calls, gpu_hours" in error.value.problems[0].fix
