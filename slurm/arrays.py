@@ -11,10 +11,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from core.cell.identity import Cell
+from core.stages import STAGE_INFO
 from slurm.profile import Resources
 
-# Cells of these stages that use the same checkpoint share a job: vLLM takes long to start.
-SHARED = {"generate": "evaluate", "likelihood": "evaluate", "lm_eval": "evaluate"}
 # Up to this many cells, a study is submitted in as many arrays as its dependencies need; beyond,
 # in one array per CELLS_PER_ARRAY cells.
 SMALL = 500
@@ -82,9 +81,11 @@ def tasks(
         if any(identity not in by_cell and identity not in queued for identity in inputs):
             continue
         key: tuple[object, ...] = (cell.identity,)
-        if cell.stage in SHARED:
+        stage = STAGE_INFO[cell.stage]
+        # Cells of one checkpoint share a job: vLLM takes long to start.
+        if stage.job_group:
             key = (resources(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
-        task = by_key.setdefault(key, Task(SHARED.get(cell.stage, cell.stage), []))
+        task = by_key.setdefault(key, Task(stage.group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
         for identity in inputs:

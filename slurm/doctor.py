@@ -1,7 +1,6 @@
 """Check a cluster before the first submission: one line per check, with a fix for each problem."""
 
 import contextlib
-import fcntl
 import io
 import json
 import shutil
@@ -20,8 +19,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.files import locked
 from core.paths import ROOT
-from core.stages import STAGE_MODULES, STAGES
+from core.stages import STAGE_INFO, STAGES, VLLM_STAGES
 from slurm import checks, slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import ask_cluster, gpus
@@ -141,8 +141,7 @@ def _temporary_folder(runs: Path) -> Iterator[Path]:
         signal.signal(number, signal.default_int_handler)
     try:
         (folder / "token").write_text(uuid.uuid4().hex)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / "lock"):
             yield folder
     finally:
         _clean_up(folder)
@@ -217,8 +216,8 @@ def _strings(value: Any) -> list[str]:
 
 def _probe(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell]) -> Probe:
     """The callable that the job runs on each node."""
-    modules = ["submitit", *dict.fromkeys(STAGE_MODULES[stage] for stage in visit.stages)]
-    if {"generate", "likelihood", "lm_eval"} & set(visit.stages):
+    modules = ["submitit", *dict.fromkeys(STAGE_INFO[stage].module for stage in visit.stages)]
+    if VLLM_STAGES & set(visit.stages):
         # The CUDA platform module loads vLLM's kernels.
         modules.append("vllm.platforms.cuda" if visit.resources.gpus_per_node else "vllm")
     strings = {text for cell in cells for text in _strings(cell.resources)}

@@ -5,7 +5,6 @@ The file is rewritten after each section, so a section that hangs or dies hides 
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from core.files import write_atomically
+from core.files import locked, write_atomically
 from slurm.job import export_ranks
 
 ANSWER_SECONDS = 60
@@ -134,14 +133,11 @@ def shared(folder: Path, token: str, name: str) -> dict[str, Any]:
 
 
 def _try_lock(path: Path) -> str | None:
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return "taken"
-        except BlockingIOError:
-            return "held"
-        except OSError as error:
-            return error.strerror
+    try:
+        with locked(path, wait=False) as free:
+            return "taken" if free else "held"
+    except OSError as error:
+        return error.strerror
 
 
 def replace_repeatedly(path: Path, stop: threading.Event, facts: dict[str, Any]) -> None:

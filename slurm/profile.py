@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
-from core.stages import Stage
-from core.strict_yaml import explain, in_file_order, read_yaml, validate
+from core.stages import STAGE_INFO, Stage
+from core.strict_yaml import explain, in_file_order, located, read_yaml, validate
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -18,9 +18,6 @@ Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
-
-# A stage without an entry of its own uses the entry of the stage that does the same work.
-_SAME_WORK = {"drafts": "documents", "lm_eval": "likelihood"}
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -83,11 +80,13 @@ class Profile:
     def resources(self, stage: str) -> Resources:
         """The resources of a stage.
 
-        Partition, account, qos and constraint default to the profile's.
+        A stage without an entry of its own has those of the stage that does the same work, or else
+        the default. Partition, account, qos and constraint default to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
-        same_work = _SAME_WORK.get(stage, stage)
-        resources = by_stage.get(stage) or by_stage.get(same_work) or by_stage["default"]
+        info = STAGE_INFO.get(stage)
+        fallback = (info and info.profile_fallback) or "default"
+        resources = by_stage.get(stage) or by_stage.get(fallback) or by_stage["default"]
         return replace(
             resources,
             partition=resources.partition or self.partition,
@@ -120,10 +119,10 @@ def load_profile(path: Path) -> Profile:
         profile = None
         mistakes += explain(path, error, Profile, lines)
     if profile and "default" not in profile.stages:
-        line = lines.get(("stages",), 1)
-        mistakes.append(f"{path}:{line}: stages: needs `default`, for stages not named")
+        what = "needs `default`, for stages not named"
+        mistakes.append(located(path, ("stages",), what, lines))
     if mistakes or profile is None:
-        raise UserError(*in_file_order(mistakes))
+        raise UserError.of(in_file_order(mistakes))
     return _expand_variables(profile)
 
 

@@ -7,16 +7,16 @@ The functions `write_...` are the only writers of this file, and `read` and `las
 only readers.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from core import files
 from core.cell.identity import Cell
 from core.errors import UserError
 from slurm.profile import Profile
@@ -65,17 +65,16 @@ def locked(base: Path) -> Iterator[Path]:
     `base`: the study's folder. Raises UserError where it cannot be written.
     """
     folder = base / "slurm"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(
-            where=str(folder),
-            what=f"cannot be written: {error.strerror}",
-            fix="give a folder of yours with --runs",
-        ) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(folder / ".lock"))
+        except OSError as error:
+            raise UserError(
+                where=str(folder),
+                what=f"cannot be written: {error.strerror}",
+                fix="give a folder of yours with --runs",
+            ) from None
         yield folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from core.cores import default_jobs
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.place import Place
@@ -35,7 +36,7 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ran").exists():
-            result = Place(folder).study("run", "--jobs", str(os.cpu_count() or 1))
+            result = Place(folder).study("run", "--jobs", str(default_jobs()))
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / "ran").touch()
     return Place(folder)

@@ -10,6 +10,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.paths import ROOT
+from core.stages import TRAINING_STAGES
 from study.forecast import study_cost as totals
 from study.forecast import training_cost as trainings
 from study.spec.load import load_study
@@ -47,7 +48,7 @@ def parallel_plans(profile: Any) -> dict[str, trainings.Layout]:
     if profile is None:
         return {}
     found = {}
-    for stage in ("midtrain", "sft"):
+    for stage in TRAINING_STAGES:
         shape = profile.resources(stage)
         found[stage] = trainings.Layout(
             shape.nodes * shape.tasks_per_node,

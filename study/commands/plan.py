@@ -148,7 +148,7 @@ def _profile(cluster: Path | None) -> Any:
 
 def _updates(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
     """(updates, tokens, estimated?) of a training: counted where it is finished, else estimated."""
-    estimate = trainings.updates(cell)
+    estimate = trainings.count_steps(cell)
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.relpath):

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.publish import publish
+from core.cores import default_jobs
 from study.commands.common import (
     BUDGET_HELP,
     check_budget,
@@ -25,7 +25,7 @@ from study.spec.source_cells import previews
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at a time (cores)"
+        "--jobs", type=int, metavar="N", help="processes at a time (default: a core each, if the memory is enough)"
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
@@ -44,17 +44,18 @@ def run(args: argparse.Namespace) -> int:
         check_fetched(study)
         check_budget(args, cells, base)
         done = len(cells) - len(todo)
+        jobs = default_jobs() if args.jobs is None else max(1, args.jobs)
         print(
-            f"study {study.study}: {len(cells)} cells, {done} done already, {args.jobs} at a time, in {base}",
+            f"study {study.study}: {len(cells)} cells, {done} done already, {jobs} at a time, in {base}",
             flush=True,
         )
         with progress_display(done, len(cells)) as on_event:
-            failures = engine.run(cells, base, max(1, args.jobs), on_event)
+            failures = engine.run(cells, base, jobs, on_event)
         for failure in failures:
             print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
             print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
             if known := diagnose("\n".join(failure.last_lines), failure.status):
-                print(f"cause: {known.name}; {known.cure}", file=sys.stderr)
+                print(f"cause: {known.name}; {known.fix}", file=sys.stderr)
         if failures:
             print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
             return 1

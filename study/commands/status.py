@@ -4,7 +4,6 @@ A cell is done when it has a manifest. Slurm is asked only what is queued and wh
 """
 
 import argparse
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from tabulate import tabulate
 from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
+from core.files import locked
 from study.commands.common import load, study_args
 from study.spec import expand as planning
 
@@ -239,7 +239,7 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
     if log:
         row["log"] = str(log)
     if failure:
-        row |= {"cause": failure.name, "cure": failure.cure}
+        row |= {"cause": failure.name, "cure": failure.fix}
         if job and failure.name in RELEASE_COMMANDS:
             row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
     return row
@@ -268,13 +268,10 @@ def _locked(path: Path) -> bool:
     Tries a shared lock, which is released at once.
     """
     try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with locked(path, shared=True, wait=False) as free:
+            return not free
     except OSError:
-        pass  # no file, or a disk without locks
-    return False
+        return False  # no file, or a disk without locks
 
 
 def _progress(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.model_size import parameters, shape
 from core.paths import resolve
+from core.stages import TRAINING_STAGES, VLLM_STAGES
 from study.forecast import corpus_cost as writing
 from study.forecast import training_cost as trainings
 
@@ -218,7 +219,7 @@ def _place(cell: Cell, profile: Any) -> tuple[int, int]:
         form = profile.resources(cell.stage)
         gpus = str(form.gpus_per_node).rpartition(":")[2]
         return form.nodes * (int(gpus) if gpus.isdigit() else 1), form.nodes * form.tasks_per_node * form.cpus
-    if cell.stage in ("model", "midtrain", "sft", "generate", "likelihood", "lm_eval"):
+    if cell.stage in ("model", *TRAINING_STAGES, *VLLM_STAGES):
         return int("recipe" not in _start(cell).settings), 1
     return int("path" in cell.resources.get("address", {})), 1
 
@@ -239,8 +240,8 @@ def _weights(cell: Cell) -> tuple[float, float]:
         model = _start(cell)
         try:
             config = shape(model)
-            count = parameters(config)["total"]
-            wide = "path" not in model.resources or config.get("dtype", config.get("torch_dtype")) == "float32"
+            count = parameters(config).total
+            wide = "path" not in model.resources or config.dtype == "float32"
             return count, count * (4 if wide else 2) / 1e9
         except UserError:
             path = model.resources["path"]

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.strict_yaml import YamlLoader, explain, in_file_order, located, read_yaml, validate
 from study.spec.checks import references
 from study.spec.schema import Study
@@ -37,7 +37,9 @@ def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] 
     return study
 
 
-def _extended(path: Path, other: str, raw: dict[str, Any], mistakes: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _extended(
+    path: Path, other: str, raw: dict[str, Any], mistakes: list[Problem]
+) -> tuple[dict[str, Any], list[Problem]]:
     """The study beside `path` that this one extends, with its keys instead; null takes a key away."""
     base, _, more = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:

@@ -52,19 +52,21 @@ may quote a few words of either, and the report shows a few of both.
 {replaced}
 ## The analysis again
 
-In the kit's folder, at commit {commit} ({dirty}), with its environment (`make .venv/ready`):
+In the kit's folder, at commit {commit} ({dirty}), with its environment (`make environment`):
 
 ```python
 import json, pandas, yaml
-from analysis.run import analyze
-from analysis.table import decisive
+from analysis.results import analyze
+from analysis.settings import AnalysisSettings
+from analysis.table import primary_judge_rows
 
 archive = "PATH/{study}"
-settings = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))["settings"]
+config = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))
+settings = AnalysisSettings.parse(config["settings"])
 table = pandas.read_parquet(f"{{archive}}/results/scores.parquet")
-others = {{name: benchmark["other_judges"] for name, benchmark in settings["benchmarks"].items()}}
-found, published = analyze(decisive(table, others), settings), json.load(open(f"{{archive}}/results/results.json"))
-print({{name: found[name] == published[name] for name in found}})
+results = analyze(primary_judge_rows(table, settings.other_judges), settings)
+published = json.load(open(f"{{archive}}/results/results.json"))
+print({{name: results[name] == published[name] for name in results}})
 ```
 
 ## The study again

@@ -5,13 +5,12 @@ used, what killed processes left, ledgers that another holds, copies of the code
 cell needs, and samples, ledgers, manifests, corpora, scores, results and logs.
 """
 
-import fcntl
 import json
 import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
 from core.errors import UserError
-from core.files import sha256, write_atomically
-from core.stages import STAGES
+from core.files import locked, sha256, write_atomically
+from core.stages import STAGES, TRAINING_STAGES
 from study.upkeep.provenance import chain, published, read, read_all
 
 Row = dict[str, Any]
-TRAININGS = ("midtrain", "sft")
 STEPS = {"steps", "best", "rows", "rows_held_out"}  # a training's own, until it is over
 OTHERS = "other cells"  # that the study file does not name: they go only when that is asked for
 HARMLESS = ("steps", "temporary")  # kinds that no cell reads
@@ -90,7 +88,7 @@ def prune(rows: list[Row], cells: list[Cell], base: Path, others: bool = False, 
         if row["kind"] == "code":
             shutil.rmtree(folder)
             continue
-        with _held(folder) as free:
+        with locked(folder / ".lock", wait=False) as free:
             manifest = read_manifest(folder)
             stale = row["cell"] in needed and row["kind"] not in HARMLESS if manifest else True
             if not free or (row["kind"] != OTHERS and stale):
@@ -198,9 +196,9 @@ def _kind(stage: str, name: str) -> str:
     parts = name.split("/")
     if any(HALF_WRITTEN.search(p) or p.startswith((".tmp", "temporary-")) or p.endswith(".reserve") for p in parts):
         return "temporary"
-    if stage in (*TRAININGS, "model") and parts[0] in STEPS:
+    if stage in (*TRAINING_STAGES, "model") and parts[0] in STEPS:
         return "steps"
-    if stage in TRAININGS and parts[0] in ("model", "at") and parts[1:]:
+    if stage in TRAINING_STAGES and parts[0] in ("model", "at") and parts[1:]:
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 
@@ -242,7 +240,7 @@ def _code(base: Path) -> Iterator[Row]:
 def _idle(base: Path, queue: Queue) -> None:
     """Raise UserError where a cell or a job of the study is at work, or may be."""
     for lock in (path for stage in STAGES for path in (base / stage).glob("*/.lock")):
-        with _held(lock.parent) as free:
+        with locked(lock, wait=False) as free:
             if not free:
                 raise UserError(f"{lock.parent}: is running; prune when nothing of the study runs (study status STUDY)")
     if queue.trouble:
@@ -250,18 +248,6 @@ def _idle(base: Path, queue: Queue) -> None:
         raise UserError(f"{base}: what is queued is unknown: {queue.trouble}; {fix}")
     if queue.jobs:
         raise UserError(f"{base}: jobs of the study are in the queue; wait for them, or study cancel STUDY")
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Hold a cell's lock, if it is free: whether it was."""
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _remove(folder: Path, row: Row, outputs: dict[str, Any]) -> list[str]:

@@ -111,7 +111,8 @@ def session_lab() -> Iterator[Lab]:
         else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
     )
     # Not tmp_path: sockets live in it, whose paths may have 108 characters at most.
-    folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="lab", dir=short))
     settings |= {"LAB_DIR": str(folder), "LAB_PORT": str(_free_ports())}
     # The nodes' jobs must not inherit variables of another cluster from this process.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}

@@ -36,11 +36,11 @@ def progress(self, done, total, unit):
 StageContext.progress = progress
 """
 READY = {"idle", "mix"}
-SAVES = toy.RUNTIME_KEYS | {"save_minutes": 1 / 60}
+SAVES = toy.RUNTIME | {"save_minutes": 1 / 60}
 
 
 def training(seed: int) -> Cell:
-    settings = {"recipe": {**toy.RECIPE, "epochs": 60}, "seed": seed}
+    settings = {"recipe": {**toy.SETTINGS, "epochs": 60}, "seed": seed}
     return Cell(
         "midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES
     )
@@ -50,7 +50,7 @@ FIRST, SECOND = training(0), training(1)
 BEHIND = Cell(
     "midtrain",
     "behind",
-    {"recipe": toy.RECIPE},
+    {"recipe": toy.SETTINGS},
     {"start": FIRST, "documents": toy.DOCUMENTS},
     SAVES,
 )
@@ -200,14 +200,14 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
 
     def look() -> bool:
         for name, times in list(pending.items()):
-            if studies[name].log().count("goes on after update") >= times:
+            if studies[name].log().count("resumes after step") >= times:
                 note(f"{name} goes on")
                 studies[name].hurry()
                 del pending[name]
         return not pending
 
     for cell in (FIRST, SECOND, BEHIND):
-        run_cell(create_cell_dir(replace(cell, resources=toy.RUNTIME_KEYS), undisturbed))
+        run_cell(create_cell_dir(replace(cell, resources=toy.RUNTIME), undisturbed))
     note("undisturbed")
     until(lambda: of("node", "Restarts") == "1")
     note("the node is down")

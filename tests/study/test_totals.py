@@ -9,7 +9,7 @@ import pytest
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.errors import UserError
-from core.model_size import parameters
+from core.model_size import ModelShape, parameters
 from slurm.profile import load_profile
 from study.forecast import study_cost as totals
 from study.forecast.study_cost import check_budget, compare, estimates, parse_budget
@@ -69,7 +69,7 @@ def finish(cells: list[Cell], base: Path, counts: dict[str, dict[str, Any]], hou
         )
 
 
-GB = 2 * parameters(LLAMA)["total"] / 1e9  # 16.06, in bf16
+GB = 2 * parameters(ModelShape.from_config(LLAMA)).total / 1e9  # 16.06, in bf16
 START = (10 + 20 * GB) / 3600
 
 

@@ -24,9 +24,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -59,9 +59,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -96,9 +96,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -133,9 +133,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -170,9 +170,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -206,9 +206,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -241,9 +241,9 @@ export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
-export HF_HOME="/home/$USER/.cache/kit/huggingface"
-export VLLM_CACHE_ROOT="/home/$USER/.cache/kit/vllm"
-export TRITON_CACHE_DIR="/home/$USER/.cache/kit/triton"
+export HF_HOME="/home/jane/.cache/kit/huggingface"
+export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
+export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
 
 # command
 export SUBMITIT_EXECUTOR=slurm

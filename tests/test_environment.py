@@ -1,0 +1,290 @@
+"""The set-up of .venv: what makes it again, its lock, its messages, and what it takes of pip's settings."""
+
+import fcntl
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools/environment.py"
+
+
+def load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("environment", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+env = load(SCRIPT)
+
+# In place of the steps, which take the network and minutes.
+QUICK = """
+def make(venv, base, wanted):
+    clear(venv)
+    (venv / "bin").mkdir()
+    (venv / "bin/python").symlink_to(base)
+    with open(ROOT / "made", "a") as file:
+        file.write(base + "\\n")
+    if (ROOT / "broken").exists():
+        raise SetupError("the index can't be reached")
+    (venv / "ready").write_text(wanted)
+
+
+def check_system():
+    pass
+
+
+if __name__ == "__main__":"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with what the set-up reads and quick steps, in a path with a blank and an ö."""
+    root = tmp_path / "Möwe und Co"
+    for name in (*env.INPUTS, "Makefile"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    script = root / "tools/environment.py"
+    script.write_text(script.read_text().replace('\nif __name__ == "__main__":', QUICK))
+    return root
+
+
+def start(checkout: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+    command = ["make", "--no-print-directory", "-C", str(checkout), *(words or ["environment"])]
+    ours = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON")}
+    return subprocess.Popen(
+        command, env=ours | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def setup(checkout: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    process = start(checkout, *words, **variables)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def made(checkout: Path) -> list[str]:
+    """The Pythons that made the environment, in order."""
+    return (checkout / "made").read_text().splitlines()
+
+
+# When it is made
+
+
+def test_it_is_made_once_and_again_after_a_changed_pin_or_a_move(checkout: Path) -> None:
+    for _ in range(2):
+        assert setup(checkout).returncode == 0
+        assert len(made(checkout)) == 1
+    for number, name in enumerate(env.INPUTS, start=2):
+        with (checkout / name).open("a") as file:
+            file.write("# another\n")
+        assert setup(checkout).returncode == 0
+        assert len(made(checkout)) == number, name
+    moved = checkout.rename(checkout.with_name("moved"))
+    assert setup(moved).returncode == 0
+    assert len(made(moved)) == len(env.INPUTS) + 2, "scripts in .venv/bin name the old place"
+
+
+def test_one_that_failed_is_made_again_and_its_cache_is_kept(checkout: Path) -> None:
+    assert setup(checkout).returncode == 0
+    (checkout / ".venv/cache").mkdir()
+    (checkout / ".venv/cache/wheel").touch()
+    with (checkout / env.TORCH).open("a") as file:
+        file.write("# another\n")
+    (checkout / "broken").touch()
+    for _ in range(2):
+        result = setup(checkout)
+        assert result.returncode == 2 and "error: the index can't be reached" in result.stderr
+        assert "Traceback" not in result.stderr
+    (checkout / "broken").unlink()
+    assert setup(checkout).returncode == 0
+    assert len(made(checkout)) == 4 and (checkout / ".venv/cache/wheel").exists()
+
+
+def test_a_second_one_waits_for_the_first_and_uses_what_it_made(checkout: Path) -> None:
+    assert setup(checkout).returncode == 0
+    ready = (checkout / ".venv/ready").read_text()
+    (checkout / ".venv/ready").unlink()
+    with (checkout / ".venv/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the first does while it works
+        second = start(checkout)
+        assert second.stdout
+        assert "waiting" in second.stdout.readline()
+        (checkout / ".venv/ready").write_text(ready)
+    assert second.wait() == 0
+    second.communicate()
+    assert len(made(checkout)) == 1
+
+
+# Which Python makes it
+
+
+def test_an_active_venv_is_not_what_makes_it(checkout: Path) -> None:
+    """`make` in a shell where .venv is active, after a changed pin: its python3 is removed with it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(checkout / ".venv")], check=True)
+    path = f"{checkout / '.venv/bin'}:{os.environ['PATH']}"
+    result = setup(checkout, PATH=path, VIRTUAL_ENV=str(checkout / ".venv"))
+    assert result.returncode == 0, result.stderr
+    (base,) = made(checkout)
+    assert not Path(base).is_relative_to(checkout) and Path(base).exists()
+
+
+def test_a_later_name_is_taken_where_the_first_is_unfit(checkout: Path) -> None:
+    old = checkout / "old"
+    old.mkdir()
+    (old / "python3").write_text("#!/bin/sh\nexit 1\n")  # as Python 3.9 answers the question for its version
+    (old / "python3.12").symlink_to(sys.executable)
+    for name in ("python3", "python3.12"):
+        (old / name).chmod(0o755) if not (old / name).is_symlink() else None
+    result = setup(checkout, PATH=f"{old}:/usr/bin:/bin", PYTHON="python3 python3.12")
+    assert result.returncode == 0, result.stderr
+    result = setup(checkout, "environment", "PYTHON=python3", PATH=f"{old}:/usr/bin:/bin")
+    assert result.returncode == 2 and "no Python 3.11 to 3.13 among python3;" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONOPTIMIZE"])
+def test_variables_of_python_change_nothing(name: str, checkout: Path) -> None:
+    (checkout / "hostile").mkdir()
+    for module in ("hashlib", "argparse"):
+        (checkout / f"hostile/{module}.py").write_text("raise SystemExit('shadowed')\n")
+    value = str(checkout / "hostile")
+    result = setup(checkout, **{name: value})
+    assert result.returncode == 0, result.stderr
+    with (checkout / "Makefile").open("a") as file:
+        file.write("show:\n\t@env\n")
+    assert not re.search(f"^{name}=", setup(checkout, "show", **{name: value}).stdout, re.MULTILINE)
+    assert name not in env.clean({name: value, "HOME": "/"})
+
+
+def test_make_alone_lists_the_targets(checkout: Path) -> None:
+    text = setup(checkout, "--silent", "help").stdout
+    (phony,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {f"make {name}" for name in phony.split() if name != "help"} <= {
+        " ".join(line.split()[:2]) for line in text.splitlines()
+    }
+    assert subprocess.run(["make", "-n"], cwd=checkout, capture_output=True, text=True).stdout.startswith("sed")
+
+
+# What is installed
+
+
+def test_every_package_has_its_hashes_and_the_version_that_is_pinned() -> None:
+    pins = [
+        line.split("#")[0].strip() for line in (ROOT / "requirements-cpu.txt").read_text().splitlines() if "==" in line
+    ]
+    text = (ROOT / env.HASHES).read_text()
+    names = {re.sub(r"[-_.]+", "-", line.split(" ")[0]).lower() for line in text.splitlines() if "==" in line}
+    assert names == {re.sub(r"[-_.]+", "-", line).lower() for line in pins}, f"make it again: {text.splitlines()[1]}"
+    assert "==" not in re.sub(r"^\S+==\S+ \\(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+$", "", text, flags=re.MULTILINE)
+    for name in ("uv", "pip", "setuptools"):
+        block = env.pin(name, text)
+        assert block.startswith(f"{name}==") and block.count("==") == 1 and block.count("--hash") > 1
+
+
+# Messages
+
+
+def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> None:
+    for text, advice in {
+        "error: failed to write\n  cause: No space left on device (os error 28)": "make room",
+        "error: Request failed\n  cause: dns error: Name or service not known": "can't be reached",
+        "error: invalid peer certificate: UnknownIssuer": "PIP_CERT",
+        "error: Hash mismatch for `torch`": "differs from its pin",
+        "something else": "",
+    }.items():
+        with pytest.raises(env.SetupError) as error:
+            env.run([sys.executable, "-c", f"import sys; sys.exit({text!r})"], dict(os.environ))
+        assert all(line in str(error.value) for line in text.splitlines()) and advice in str(error.value), text
+
+
+@pytest.mark.parametrize("tool", [".venv/bin/uv", ".venv/bin/python"])
+def test_torch_comes_from_pytorchs_index_where_the_one_at_hand_lacks_it(
+    tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def run(command: list[str], environment: dict[str, str]) -> None:
+        commands.append(" ".join(command))
+        raise env.SetupError("no such version" if len(commands) == 1 else "No space left on device")
+
+    monkeypatch.setattr(env, "run", run)
+    with pytest.raises(env.SetupError) as error:
+        env.install_torch([tool], {})
+    assert "no such version" in str(error.value) and "No space left" in str(error.value)
+    assert "torch==" in str(error.value)
+    assert ("--torch-backend cpu" if tool.endswith("uv") else f"--index-url {env.TORCH_INDEX}") in commands[1]
+
+
+def test_little_disk_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "NEEDED_GB", 10**9)
+    with pytest.raises(env.SetupError, match="GB are free; make room"):
+        env.check_disk(tmp_path / ".venv")
+    (tmp_path / ".venv/cache").mkdir(parents=True)
+    env.check_disk(tmp_path / ".venv")
+
+
+def test_what_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(env.ctypes, "CDLL", absent)
+    monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(env.os, "geteuid", lambda: 1000)
+    with pytest.raises(env.SetupError, match=r"sudo apt-get install python3\.\d\d-venv libnuma1$"):
+        env.check_system()
+
+
+# Settings of pip
+
+
+def test_pips_places_are_taken_and_nothing_that_leads_astray(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text("""
+[global]
+index-url = https://me:word@first.example/simple
+extra-index-url = https://second.example/simple
+    https://third.example/simple
+cert = /ca.pem
+user = true
+[install]
+find-links = /wheels
+    ~/more
+require-hashes = true
+target = /elsewhere
+""")
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {"HOME": str(tmp_path)}
+    ours |= {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_PREFIX": "/prefix", "PIP_CERT": "/other.pem"}
+    settings = env.pip_settings(sys.executable, ours)
+    assert settings["index-url"] == "https://me:word@first.example/simple"
+    assert settings["cert"] == "/other.pem"
+    assert not {"user", "require-hashes", "target", "prefix"} & set(settings)
+
+    variables = env.for_pip(settings, ours | {"PIP_USER": "1", "PIP_TARGET": "/elsewhere"})
+    assert variables["PIP_CONFIG_FILE"] == os.devnull and variables["PIP_FIND_LINKS"].split() == ["/wheels", "~/more"]
+    assert not {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_HASHES"} & set(variables)
+
+    options = env.uv_options(settings)
+    assert [options[i + 1] for i, word in enumerate(options) if word == "--find-links"] == [
+        "/wheels",
+        os.path.expanduser("~/more"),
+    ]
+    assert "word" not in " ".join(options), "others can read a process's arguments"
+    variables = env.for_uv(settings, {}, tmp_path)
+    assert variables["UV_DEFAULT_INDEX"] == settings["index-url"]
+    assert variables["UV_INDEX"].split() == ["https://second.example/simple", "https://third.example/simple"]
+    assert variables["SSL_CERT_FILE"] == "/other.pem" and variables["UV_CACHE_DIR"] == str(tmp_path / "cache")
+
+
+def test_uvs_own_places_come_before_pips() -> None:
+    given = {"UV_DEFAULT_INDEX": "https://mine.example", "UV_TARGET": "/elsewhere", "UV_NO_BINARY": "1"}
+    environment = env.clean(given)
+    assert environment == {"UV_DEFAULT_INDEX": "https://mine.example"}
+    variables = env.for_uv({"index-url": "https://pips.example"}, environment, Path("/venv"))
+    assert variables["UV_DEFAULT_INDEX"] == "https://mine.example"
