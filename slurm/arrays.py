@@ -81,10 +81,11 @@ def tasks(
         if any(identity not in by_cell and identity not in queued for identity in inputs):
             continue
         key: tuple[object, ...] = (cell.identity,)
-        if STAGE_INFO[cell.stage].job_group:
-            # Cells of one checkpoint share a job, because vLLM takes long to start.
+        stage = STAGE_INFO[cell.stage]
+        # Cells of one checkpoint share a job: vLLM takes long to start.
+        if stage.job_group:
             key = (resources(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
-        task = by_key.setdefault(key, Task(STAGE_INFO[cell.stage].group, []))
+        task = by_key.setdefault(key, Task(stage.group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
         for identity in inputs:

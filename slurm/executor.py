@@ -23,11 +23,9 @@ def executor(
     The jobs run `code` and keep script, log and pickle in `logs`. `settings`: further settings of
     submitit, such as dependency.
     """
-    slurm = SlurmExecutor(
-        logs,
-        max_num_timeout=profile.requeue,
-        python=profile.python or shlex.quote(sys.executable),
-    )
+    # The profile's `python` is a command; a path of ours may hold a blank.
+    python = profile.python or shlex.quote(sys.executable)
+    slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
     slurm.update_parameters(**_parameters(name, resources, profile, code), **settings)
     return slurm
 

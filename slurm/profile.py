@@ -80,11 +80,13 @@ class Profile:
     def resources(self, stage: str) -> Resources:
         """The resources of a stage.
 
-        Partition, account, qos and constraint default to the profile's.
+        A stage without an entry of its own has those of the stage that does the same work, or else
+        the default. Partition, account, qos and constraint default to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
-        fallback = STAGE_INFO[stage].profile_fallback if stage in STAGE_INFO else None
-        resources = by_stage.get(stage) or by_stage.get(fallback or "") or by_stage["default"]
+        info = STAGE_INFO.get(stage)
+        fallback = (info and info.profile_fallback) or "default"
+        resources = by_stage.get(stage) or by_stage.get(fallback) or by_stage["default"]
         return replace(
             resources,
             partition=resources.partition or self.partition,
@@ -117,7 +119,8 @@ def load_profile(path: Path) -> Profile:
         profile = None
         mistakes += explain(path, error, Profile, lines)
     if profile and "default" not in profile.stages:
-        mistakes.append(located(path, ("stages",), "needs `default`, for stages not named", lines))
+        what = "needs `default`, for stages not named"
+        mistakes.append(located(path, ("stages",), what, lines))
     if mistakes or profile is None:
         raise UserError.of(in_file_order(mistakes))
     return _expand_variables(profile)

@@ -58,7 +58,7 @@ def parallel_plans(profile: Any) -> dict[str, Layout]:
         return {}
     layouts = {}
     for stage in TRAINING_STAGES:
-        resources = profile.shape(stage)
+        resources = profile.resources(stage)
         layouts[stage] = Layout(
             resources.nodes * resources.tasks_per_node,
             resources.tasks_per_node,

@@ -15,7 +15,7 @@ import yaml
 
 from slurm.executor import executor
 from slurm.job import export_ranks
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from tests.slurm.batch_script import BatchScript, split
 from tests.slurm.places import Fake, Kit
@@ -78,8 +78,9 @@ def test_a_checkout_in_a_path_with_a_blank_is_one_word_of_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/srv/my kit/.venv/bin/python")
-    shape = Shape(minutes=10, cpus=1, mem_gb=1)
-    jobs = executor("name", shape, Profile(stages={"default": shape}), tmp_path, tmp_path / "a b")
+    resources = Resources(minutes=10, cpus=1, mem_gb=1)
+    profile = Profile(stages={"default": resources})
+    jobs = executor("name", resources, profile, tmp_path, tmp_path / "a b")
     python, *_, logs = shlex.split(jobs._submitit_command_str)
     assert python == sys.executable and logs == str(tmp_path / "a b")
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.log import log_to
 from core.cell.run import run_cell
-from core.stages import STAGE_MODULES
+from core.stages import STAGE_INFO
 from study.commands.status import look, print_status, show
 
 AGAIN = "python -m study run s.yaml"
@@ -64,7 +64,7 @@ class Runner:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         for cell, stage in cells:
             folder = create_cell_dir(cell, self.base)
-            STAGE_MODULES[cell.stage] = "stage_of_test"
+            STAGE_INFO[cell.stage] = replace(STAGE_INFO[cell.stage], module="stage_of_test")
             sys.modules["stage_of_test"] = SimpleNamespace(run=stage, RESUMABLE=False)  # type: ignore[assignment]
             with suppress(Exception), log_to(folder):
                 run_cell(folder)
