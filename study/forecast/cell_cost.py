@@ -265,7 +265,7 @@ def job_size(cell: Cell, profile: Any) -> tuple[int, int]:
     if _kind(cell) == "link":
         return 0, 1
     if profile:
-        form = profile.shape(cell.stage)
+        resources = profile.resources(cell.stage)
         gpus = str(form.gpus_per_node).rpartition(":")[2]
         cores = form.nodes * form.tasks_per_node * form.cpus
         return form.nodes * (int(gpus) if gpus.isdigit() else 1), cores
