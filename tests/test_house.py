@@ -30,7 +30,7 @@ KEPT_IN = {
     "lm_eval": ("eval", "core/inference"),
     "submitit": ("slurm",),
 }
-PATCHING = ("core/inference/vllm_engine.py", "eval/harness.py", "eval/questions.py")
+PATCHING = ("core/inference/vllm_engine.py",)
 FILES = sorted(file for folder in FLOORS for file in (ROOT / folder).rglob("*.py"))
 MODULES = {module_of(file): file for file in FILES}
 
