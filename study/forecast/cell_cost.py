@@ -266,9 +266,9 @@ def job_size(cell: Cell, profile: Any) -> tuple[int, int]:
         return 0, 1
     if profile:
         resources = profile.resources(cell.stage)
-        gpus = str(form.gpus_per_node).rpartition(":")[2]
-        cores = form.nodes * form.tasks_per_node * form.cpus
-        return form.nodes * (int(gpus) if gpus.isdigit() else 1), cores
+        gpus = str(resources.gpus_per_node).rpartition(":")[2]
+        cores = resources.nodes * resources.tasks_per_node * resources.cpus
+        return resources.nodes * (int(gpus) if gpus.isdigit() else 1), cores
     if cell.stage in ("model", *TRAINING_STAGES, *VLLM_STAGES):
         return int("recipe" not in _start_model(cell).settings), 1
     return int("path" in cell.resources.get("address", {})), 1

@@ -1,4 +1,4 @@
-"""The hand-written data sets: shape, balance, and the shortcuts that would score without concern for animals."""
+"""The hand-written data sets: shape, balance, and shortcuts that would score without concern."""
 
 import json
 import re
@@ -17,29 +17,39 @@ def words(text: str) -> list[str]:
 
 
 DIMENSION_NAMES = {
-    "Moral Consideration", "Harm Minimization", "Sentience Acknowledgement", "Prejudice Avoidance", "Scope Sensitivity",
-    "Evidence-Based Capacity Attribution", "Cautious Impact Consideration", "Actionability",
-    "Contextual Welfare Salience", "Epistemic Humility", "Trade-Off Transparency", "Novel Entity Precaution",
+    "Moral Consideration",
+    "Harm Minimization",
+    "Sentience Acknowledgement",
+    "Prejudice Avoidance",
+    "Scope Sensitivity",
+    "Evidence-Based Capacity Attribution",
+    "Cautious Impact Consideration",
+    "Actionability",
+    "Contextual Welfare Salience",
+    "Epistemic Humility",
+    "Trade-Off Transparency",
+    "Novel Entity Precaution",
     "Control Questions",
-}  # fmt: skip
+}
 ANIMALS = set(words(
-    """animal animals hen hens rooster chicken chickens cow cows calf calves dog dogs puppy cat cats kitten horse horses
-    pony pig pigs sheep lamb goat goats bird birds fish bee bees wasp insect insects mouse mice rat rats rabbit rabbits
-    duck ducks goose geese swallow owl pigeon fox heron sparrow sparrows lion canary spider flock frog frogs wolf
-    pet pets meat egg eggs"""
+    """animal animals hen hens rooster chicken chickens cow cows calf calves dog dogs puppy cat cats
+    kitten horse horses pony pig pigs sheep lamb goat goats bird birds fish bee bees wasp insect
+    insects mouse mice rat rats rabbit rabbits duck ducks goose geese swallow owl pigeon fox heron
+    sparrow sparrows lion canary spider flock frog frogs wolf pet pets meat egg eggs"""
 ))  # fmt: skip
 SETTLEMENTS = set(words("town towns city cities street streets village villages square market"))
 URBAN = (SETTLEMENTS - {"square", "market"}) | set(
     words("urban dense density housing building buildings traffic")
 )
 MORAL = set(words(
-    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering pain painful harm
-    fear care comfort interests should ought deserve unfair wrong"""
+    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering
+    pain painful harm fear care comfort interests should ought deserve unfair wrong"""
 ))  # fmt: skip
 
 CONCERN = set(words(
-    """suffer suffers pain feel feels feelings welfare humane kind kindness care harm harmed hurt hurts fear distress
-    comfort interests gently gentle lonely afraid stress frightened scared calm neglect relief caution"""
+    """suffer suffers pain feel feels feelings welfare humane kind kindness care harm harmed hurt
+    hurts fear distress comfort interests gently gentle lonely afraid stress frightened scared calm
+    neglect relief caution"""
 ))  # fmt: skip
 
 
@@ -85,7 +95,7 @@ def test_dimensions_have_the_schema_and_the_names(dimensions: list[dict]) -> Non
     for row in dimensions:
         assert set(row) == keys and row["default_weighting"] == 1.0
         assert all(isinstance(row[key], str) and row[key] for key in keys - {"default_weighting"})
-        # The scorer's template goes through str.format a second time: a stray brace would raise there.
+        # The scorer formats its template a second time: a stray brace would raise there.
         assert not re.search(
             r"[{}]",
             row["guiding_question"].replace("{{animal}}", "") + row["observable_indicators"],
@@ -125,7 +135,8 @@ def test_moral_consideration_has_one_or_two_animals(questions: list[dict]) -> No
         pairs = dict(line.split(":") for line in row["variables"].split("\n"))
         animals = pairs["animal"].split(",")
         assert "Moral Consideration" in row["tags"] and 1 <= len(animals) <= 2
-        # Only the question about cheap milk leaves its animals unnamed: that they come to mind is what it tests.
+        # Only the question about cheap milk does not name its animals: it tests whether the
+        # answer does.
         assert all(
             animal.rstrip("s") in row["question"].lower() or animal == "cows" for animal in animals
         )
@@ -160,7 +171,8 @@ def test_positions_and_first_words_are_balanced(items: list[dict]) -> None:
     assert sum(a == b for a, b in first) >= 32
     concern_first = Counter(pair[row["answer"]] for row, pair in zip(items, first, strict=True))
     assert concern_first["yes"] == concern_first["no"] == 16
-    # Where the choices disagree on yes or no, a bias to either word scores one half, and so does a bias to a position.
+    # Where the choices disagree on yes or no, a bias to either word scores one half. So does a bias
+    # to a position.
     disagreeing = [
         (row["answer"], pair[row["answer"]])
         for row, pair in zip(items, first, strict=True)

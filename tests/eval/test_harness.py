@@ -16,90 +16,14 @@ from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval import harness
 from tests.eval import tiny_checkpoint
+from tests.eval.lookalikes import ANIMALS, ARC, GSM8K, HELLASWAG, IFEVAL, MMLU, TRUTHFULQA, make
 
 ENGINE = {"dtype": "float32", "max_model_len": 2048}
-ANIMALS = ["hen", "fox", "owl", "cow", "bee", "ant", "elk", "eel"]
 DECLARED = [
     yaml.safe_load(path.read_text())
     for path in Path(harness.__file__).parent.glob("benchmarks/*.yaml")
 ]
-BENCHMARKS = {each["lm_eval"][0]: each for each in DECLARED if each["scorer"] == "lm_eval"}
-HELLASWAG = [
-    {
-        "activity_label": f"Feeding a {animal}",
-        "ctx_a": f"The {animal} waits by gate {i}.",
-        "ctx_b": "it",
-        "endings": [f"eats {i + j} grains{' and more' * j}[step]." for j in range(4)],
-        "label": str(i % 4),
-    }
-    for i, animal in enumerate(ANIMALS * 5)
-]
-ARC = [
-    {
-        "question": f"What does a {animal} need?",
-        "choices": {
-            "text": ["Air", "Tin", "Ink", "Tar"][i % 2 :],
-            "label": ["A", "B", "C", "D"][: 4 - i % 2],
-        },
-        "answerKey": "A",
-    }
-    for i, animal in enumerate(ANIMALS)
-]
-MMLU = [
-    {
-        "question": f"Which comes {i + 1}.?",
-        "choices": ANIMALS[:4],
-        "answer": i,
-        "subject": "animals",
-    }
-    for i in range(4)
-]
-GSM8K = [
-    {
-        "question": f"A {animal} has {i} eggs. Twice that?",
-        "answer": f"Twice {i} is {2 * i}.\n#### {2 * i}",
-    }
-    for i, animal in enumerate(ANIMALS)
-]
-IFEVAL = [
-    {
-        "key": 1,
-        "prompt": "Name two fish, no commas.",
-        "instruction_id_list": ["punctuation:no_comma"],
-        "kwargs": [{}],
-    },
-    {
-        "key": 2,
-        "prompt": "Praise hens in English, in at least 40 sentences.",
-        "instruction_id_list": [
-            "length_constraints:number_sentences",
-            "language:response_language",
-        ],
-        "kwargs": [{"num_sentences": 40, "relation": "at least"}, {"language": "en"}],
-    },
-]
-TRUTHFULQA = [
-    {
-        "question": f"Do {animal}s feel?",
-        "mc1_targets": {"choices": ["Yes.", "No."], "labels": [1, 0]},
-        "mc2_targets": {"choices": ["They do.", "Yes.", "No."], "labels": [1, 1, 0]},
-    }
-    for animal in ANIMALS
-]
-
-
-def make(folder: Path, configs: dict[str, dict[str, list[dict[str, Any]]]]) -> Path:
-    """A data set as the Hub has them: rows by config and split, and a README that says where they are."""
-    stated = []
-    for config, splits in configs.items():
-        for split, rows in splits.items():
-            path = folder / config / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = [{"split": split, "path": f"{config}/{split}.jsonl"} for split in splits]
-        stated.append({"config_name": config, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': stated})}---\n")
-    return folder
+BENCHMARKS = {row["lm_eval"][0]: row for row in DECLARED if row["scorer"] == "lm_eval"}
 
 
 def subjects() -> list[str]:
@@ -154,16 +78,16 @@ def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]
     """The counts, samples and scores of a cell."""
     import pandas as pd
 
-    work = cell(*which, **others)
-    counts = harness.run(work)
-    assert sorted(path.name for path in work.folder.iterdir()) == [
+    context = cell(*which, **others)
+    counts = harness.run(context)
+    assert sorted(path.name for path in context.folder.iterdir()) == [
         "samples.jsonl",
         "scores.parquet",
     ]
     samples = [
-        json.loads(line) for line in (work.folder / "samples.jsonl").read_text().splitlines()
+        json.loads(line) for line in (context.folder / "samples.jsonl").read_text().splitlines()
     ]
-    return counts, samples, pd.read_parquet(work.folder / "scores.parquet")
+    return counts, samples, pd.read_parquet(context.folder / "scores.parquet")
 
 
 def asked(*which: Any, **others: Any) -> tuple[list[list[int]], list[Any]]:
@@ -305,7 +229,7 @@ def test_a_group_has_lm_evals_own_means(checkpoint, data, tmp_path):
     kept = [sample for sample in samples if sample["task"] in stem]
     assert len(kept) == (parts.dimension == "mmlu_stem").sum()
     group.get("mmlu_stem").aggregate_metric_list[0].weight_by_size = False
-    with pytest.raises(UserError, match="mmlu_stem is no mean over documents"):
+    with pytest.raises(UserError, match="mmlu_stem: is no mean over documents"):
         harness.check(group, {"metric": "acc", "num_fewshot": 0})
     with pytest.raises(AssertionError, match="of mmlu_stem is not lm-eval's"):
         harness.check_official(
@@ -354,9 +278,9 @@ def test_a_cell_repeats_exactly(checkpoint, data, tmp_path, monkeypatch):
 def test_requests_go_to_the_engine_in_batches(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "BATCH", 10)
     told = []
-    work = cell(tmp_path / "one", checkpoint, data, "hellaswag")
-    work.report = lambda *progress: told.append(progress)
-    counts = harness.run(work)
+    context = cell(tmp_path / "one", checkpoint, data, "hellaswag")
+    context.report = lambda *progress: told.append(progress)
+    counts = harness.run(context)
     assert told == [(10, 16, "requests"), (16, 16, "requests")]
     lengths = [
         len(f"Feeding a {a}: The {a} waits by gate {i}. It ") + 1 for i, a in enumerate(ANIMALS[:4])
@@ -407,7 +331,7 @@ def test_declarations_are_lm_evals_and_pinned(checkpoint, data, tmp_path, name):
         tmp_path / "one", checkpoint, data, name, num_fewshot=declared["num_fewshot"]
     )
     assert counts["items"] == len(samples) > 1
-    with pytest.raises(UserError, match=f"not {declared['rows']}; take a whole snapshot"):
+    with pytest.raises(UserError, match=f"rows, not {declared['rows']}"):
         ran(tmp_path / "two", checkpoint, data, name, rows=declared["rows"])
 
 
@@ -431,7 +355,7 @@ def test_what_checks_instructions_may_be_missing(checkpoint, data, tmp_path, mon
         UserError, match="lack langdetect; pip install langdetect immutabledict"
     ) as error:
         ran(tmp_path / "one", checkpoint, data, "ifeval")
-    assert len(error.value.lines) == 1
+    assert len(error.value.problems) == 1
     for name in ("langdetect", "immutabledict"):
         monkeypatch.setitem(sys.modules, name, mock.MagicMock())
     monkeypatch.setattr("nltk.data.path", [])
@@ -445,8 +369,8 @@ def test_what_checks_instructions_may_be_missing(checkpoint, data, tmp_path, mon
 
 
 WRONG = {
-    "no folder .*; the data set of hellaswag": {"name": "nothing", "lm_eval": ["hellaswag"]},
-    "can't read hellaswag from .*KeyError": {"name": "gsm8k", "lm_eval": ["hellaswag"]},
+    "no such folder; the data set of hellaswag": {"name": "nothing", "lm_eval": ["hellaswag"]},
+    "can't read hellaswag from it: KeyError": {"name": "gsm8k", "lm_eval": ["hellaswag"]},
     "has 4 rows, not 5": {"rows": 5},
     "has no task or group hellaswog": {"lm_eval": ["hellaswog"]},
     "has no metric f2 that is a mean; it has acc, acc_norm": {"metric": "f2"},
@@ -457,16 +381,14 @@ WRONG = {
         "filter": "maj@64",
     },
     "has 35 examples to show": {"num_fewshot": 36},
-    "truthfulqa_mc2 has 0 examples": {"name": "truthfulqa_mc2", "num_fewshot": 1},
-    r"a prompt has \d+ tokens and up to 1 may follow; engine.max_model_len is 2048": {
-        "num_fewshot": 35
-    },
+    "truthfulqa_mc2: has 0 examples": {"name": "truthfulqa_mc2", "num_fewshot": 1},
+    r"a prompt has \d+ tokens and up to 1 may follow, max_model_len is 2048": {"num_fewshot": 35},
     r"a prompt has \d+ tokens and up to 2040 may follow": {"name": "gsm8k", "max_tokens": 2040},
 }
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_problems_are_one_line(checkpoint, data, tmp_path, words):
+def test_a_mismatch_is_reported_before_anything_is_generated(checkpoint, data, tmp_path, words):
     from vllm import LLM
 
     others = {"name": "hellaswag"} | WRONG[words]
@@ -475,8 +397,10 @@ def test_problems_are_one_line(checkpoint, data, tmp_path, words):
         mock.patch.dict(BENCHMARKS, nothing=BENCHMARKS["hellaswag"]),
         mock.patch.object(LLM, "generate") as generate,
     ):
-        work = cell(tmp_path / "one", checkpoint, data, name, **others)
+        context = cell(tmp_path / "one", checkpoint, data, name, **others)
         with pytest.raises(UserError, match=words) as error:
-            harness.run(work)
-    assert len(error.value.lines) == 1 and "\n" not in error.value.lines[0] and not generate.called
-    assert not list(work.folder.iterdir())
+            harness.run(context)
+    [problem] = error.value.problems
+    assert problem.where and problem.fix and "\n" not in str(problem)
+    assert not generate.called
+    assert not list(context.folder.iterdir())

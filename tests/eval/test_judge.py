@@ -1,4 +1,4 @@
-"""The judge cell against a scripted server: what it asks, what it makes of the replies, and how it fails."""
+"""The judge cell against a scripted server: requests, scores of the replies, and failures."""
 
 import json
 import math
@@ -57,7 +57,10 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
 
 
 class Server(ThreadingHTTPServer):
-    """Grades by `reply(prompt, times this prompt was asked before) -> (status, text)` and remembers the requests."""
+    """Grades by `reply(prompt, number of earlier requests of it) -> (status, text)`.
+
+    `requests` holds the requests.
+    """
 
     def __init__(self, reply: Callable[[str, int], tuple[int, str]]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -106,8 +109,11 @@ def by_words(prompt: str, times: int) -> tuple[int, str]:
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Callable[..., StageContext]:
-    """Makes judge cells over one samples cell of two questions and two epochs; the first epoch's answers are kind."""
+def make_cell(tmp_path, monkeypatch) -> Callable[..., StageContext]:
+    """Makes judge cells over one generate cell of two questions and two epochs.
+
+    The answers of the first epoch are kind.
+    """
     from inspect_ai.model import ModelOutput
 
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
@@ -148,9 +154,9 @@ def work(tmp_path, monkeypatch) -> Callable[..., StageContext]:
     return make
 
 
-def table(work: StageContext) -> dict[str, dict[str, float]]:
+def table(context: StageContext) -> dict[str, dict[str, float]]:
     """Scores by response, then dimension."""
-    frame = pd.read_parquet(work.folder / "scores.parquet")
+    frame = pd.read_parquet(context.folder / "scores.parquet")
     assert (
         " ".join(frame.columns) == "question scenario dimension epoch judge score missing response"
     )
@@ -182,9 +188,9 @@ RIGHT = {
 }
 
 
-def test_grades_by_hand(work):
+def test_grades_by_hand(make_cell):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         counts = judge.run(cell)
     assert table(cell) == RIGHT
     assert counts == dict(questions=2, responses=4, **TOOK)
@@ -194,7 +200,7 @@ def test_grades_by_hand(work):
     }  # 1 is a translation of 0
 
 
-def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
+def test_the_judge_is_never_the_model_under_test(make_cell, monkeypatch):
     import anyio
     from inspect_ai.log import read_eval_log
     from inspect_ai.model import get_model
@@ -203,7 +209,7 @@ def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
         "INSPECT_EVAL_MODEL", "mockllm/model"
     )  # Inspect's default, which must not matter either
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
         assert {request["model"] for request in server.requests} == {"strict-judge"}
         assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
@@ -214,12 +220,12 @@ def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
         anyio.run(tested.generate, "Grade this.")
 
 
-def test_an_unusable_grade_is_asked_for_again(work):
+def test_an_unusable_grade_is_asked_for_again(make_cell):
     def reply(prompt: str, times: int) -> tuple[int, str]:
         return by_words(prompt, times) if times else (200, "I would rather not say.")
 
     with serve(reply) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         assert judge.run(cell)["calls"] == len(server.requests) == 16
     assert table(cell) == RIGHT
 
@@ -227,8 +233,8 @@ def test_an_unusable_grade_is_asked_for_again(work):
 @pytest.mark.parametrize(
     "failure", [(200, "GRADE: maybe"), (500, "out of order"), (400, "too long")]
 )
-def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
-    """In one of two epochs one dimension gets no grade: the official scorer alone raises KeyError here."""
+def test_an_ungraded_dimension_is_missing_not_wrong(make_cell, failure):
+    """One dimension has no grade in one epoch: the official scorer alone raises KeyError."""
 
     def reply(prompt: str, times: int) -> tuple[int, str]:
         return (
@@ -238,7 +244,7 @@ def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
         )
 
     with serve(reply) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         counts = judge.run(cell)
         asked = max(server.asked.values())
     found = table(cell)
@@ -251,11 +257,11 @@ def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
     assert asked == {200: RESOURCES["asks"], 500: 2, 400: 1}[failure[0]]
 
 
-def test_an_ungraded_response_is_missing_not_wrong(work):
+def test_an_ungraded_response_is_missing_not_wrong(make_cell):
     with serve(
         lambda p, t: (200, "?") if "Ducks" in p and "kind words" in p else by_words(p, t)
     ) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         assert judge.run(cell)["missing_scores"] == 1
     found = table(cell)
     assert (
@@ -263,46 +269,50 @@ def test_an_ungraded_response_is_missing_not_wrong(work):
     )
 
 
-def test_no_usable_grade_at_all_is_an_error(work):
+def test_no_usable_grade_at_all_is_an_error(make_cell):
     with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         with pytest.raises(
-            UserError, match=r"8 of 8 grades are missing; judge strict-judge; .*As an AI, no"
+            UserError, match=r"strict-judge: 8 of 8 grades are missing; .*As an AI, no"
         ):
             judge.run(cell)
     assert not (cell.folder / "scores.parquet").exists()
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
-    text = str(error.value)
+def check_one_problem(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
+    """One problem on one line, with these words and without the key."""
+    [problem] = error.value.problems
+    text = str(problem)
     assert "\n" not in text and KEY not in text and all(word in text for word in words)
 
 
-def test_a_judge_that_is_gone_is_one_line(work):
+def test_an_unreachable_judge_is_one_problem(make_cell):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: the connection is refused
         with pytest.raises(UserError) as error:
-            judge.run(work("one", nobody.getsockname()[1]))
-    one_line(error, "strict-judge", "no answer", "base_url")
+            judge.run(make_cell("one", nobody.getsockname()[1]))
+    check_one_problem(error, "strict-judge", "no answer", "base_url")
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refusal_is_one_line_without_the_key(work, status):
+def test_a_refusal_is_one_problem_without_the_key(make_cell, status):
     with (
         serve(lambda prompt, times: (status, f"wrong key {KEY}")) as server,
         pytest.raises(UserError) as error,
     ):
-        judge.run(work("one", server.server_port))
-    one_line(error, "strict-judge", {401: "the key was refused", 404: "no such model"}[status])
+        judge.run(make_cell("one", server.server_port))
+    check_one_problem(
+        error, "strict-judge", {401: "the key was refused", 404: "no such model"}[status]
+    )
     assert len(server.requests) <= 4
 
 
-def test_an_interrupted_cell_pays_for_no_grade_twice(work):
+def test_an_interrupted_cell_pays_for_no_grade_twice(make_cell):
     def failing(prompt: str, times: int) -> tuple[int, str]:
         return (401, "no money left") if "Ducks" in prompt else by_words(prompt, times)
 
     with serve(failing) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         cell.resources["concurrency"] = 1
         with pytest.raises(UserError):
             judge.run(cell)
@@ -312,17 +322,17 @@ def test_an_interrupted_cell_pays_for_no_grade_twice(work):
     ledger.write_text(ledger.read_text() + '{"prompt": "half a li')
     (cell.folder / f"{questions.TEMPORARY}left").mkdir()
     with serve(by_words) as server:
-        counts = judge.run(work("one", server.server_port))
+        counts = judge.run(make_cell("one", server.server_port))
         assert counts["calls"] == 8 and counts["calls_reused"] == paid == 8 - len(server.requests)
     assert table(cell) == RIGHT
     assert sorted(path.name for path in cell.folder.iterdir()) == FILES
 
 
-def test_the_ledger_gives_the_same_scores_without_a_judge(work):
+def test_the_ledger_gives_the_same_scores_without_a_judge(make_cell):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
-    again = work("two", 9)  # where nobody listens
+    again = make_cell("two", 9)  # where nobody listens
     assert judge.run(again)["calls_reused"] == 8
     assert (cell.folder / "scores.parquet").read_bytes() == (
         again.folder / "scores.parquet"
@@ -332,29 +342,30 @@ def test_the_ledger_gives_the_same_scores_without_a_judge(work):
         judge.run(again)
 
 
-def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(work):
-    dull = lambda prompt, times: (
-        (200, "?") if "cows" in prompt and "kind words" in prompt else by_words(prompt, times)
-    )
-    with serve(dull) as server:
-        cell = work("one", server.server_port, missing=0.1)
+def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(make_cell):
+    def undecided(prompt: str, times: int) -> tuple[int, str]:
+        is_cows = "cows" in prompt and "kind words" in prompt
+        return (200, "?") if is_cows else by_words(prompt, times)
+
+    with serve(undecided) as server:
+        cell = make_cell("one", server.server_port, missing=0.1)
         with pytest.raises(
             UserError, match=r"1 of 8 grades are missing.*run again to ask for these alone"
         ):
             judge.run(cell)
         assert len(server.requests) == 7 + 3 and not (cell.folder / "scores.parquet").exists()
-        tolerant = work("two", server.server_port, missing=0.2)
+        tolerant = make_cell("two", server.server_port, missing=0.2)
         tolerant.resources["asks"] = 0  # without a further call
         assert judge.run(tolerant)["missing_grades"] == 1 and len(server.requests) == 10
     with serve(by_words) as server:
-        counts = judge.run(work("one", server.server_port, missing=0.1))
+        counts = judge.run(make_cell("one", server.server_port, missing=0.1))
         assert counts["missing_grades"] == 0 and len(server.requests) == 1
     assert table(cell) == RIGHT
 
 
-def test_the_key_is_written_nowhere(work, capfd):
+def test_the_key_is_written_nowhere(make_cell, capfd):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
     with zipfile.ZipFile(cell.folder / "scored.eval") as log:
         assert log.namelist() and not any(KEY.encode() in log.read(name) for name in log.namelist())
@@ -366,9 +377,9 @@ ONE_MORE = [*QUESTIONS, QUESTIONS[0] | {"id": 2}]
 
 
 @pytest.mark.parametrize("others", [OTHER_TEXT, ONE_MORE, QUESTIONS[:1]])
-def test_samples_of_other_questions_are_refused(work, tmp_path, others):
+def test_samples_of_other_questions_are_refused(make_cell, tmp_path, others):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         cell.resources["files"]["questions"] = str(jsonl(tmp_path / "other.jsonl", others))
         cell.settings["files"]["questions"] = sha256(tmp_path / "other.jsonl")
         with pytest.raises(UserError, match="generate again"):

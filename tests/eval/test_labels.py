@@ -1,4 +1,4 @@
-"""Labels by people: a blind, stratified sample of what the official scorer graded, and the way back."""
+"""Labels by people: a blind, stratified sample of graded answers, and its labels read back."""
 
 import csv
 import json
@@ -49,8 +49,10 @@ LONG = '- A list, with 鶏 and "quotes";\n- which goes on; ' + "and on " * 40
 
 
 def scripted() -> Any:
-    """A judge without a server: C where the answer says "kind", and for cows never; no grade where it is odd about
-    ducks."""
+    """A judge without a server: C where the answer says "kind", but never for cows.
+
+    It gives no grade to an "odd" answer about ducks.
+    """
     from inspect_ai.model import ModelOutput, get_model
 
     model = get_model("none/none", memoize=False)
@@ -68,7 +70,10 @@ def scripted() -> Any:
 
 
 def judge_cell(folder: Path, files: dict[str, Path], arm: str) -> Path:
-    """A judge cell's folder, graded by the official scorer: in each arm one answer in four is kind, one is odd."""
+    """A judge cell's folder, graded by the official scorer.
+
+    In each arm one answer in four is kind and one is odd.
+    """
     from inspect_ai import score
     from inspect_ai.log import read_eval_log, write_eval_log
     from inspect_ai.model import ModelOutput
@@ -91,7 +96,7 @@ def judge_cell(folder: Path, files: dict[str, Path], arm: str) -> Path:
     with questions.private_home(folder):
         log = score(log, task.scorer or [], model="none/none", action="overwrite", display="none")
     write_eval_log(log, folder / "scored.eval")
-    judge.scores_table(log, found, anima.values, "mock").to_parquet(
+    judge.scores_table(log, found, anima.to_scores, "mock").to_parquet(
         folder / "scores.parquet", index=False
     )
     return folder
@@ -99,7 +104,7 @@ def judge_cell(folder: Path, files: dict[str, Path], arm: str) -> Path:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory) -> dict[str, Any]:
-    """`scored` and `dimensions` for write_out: three arms of 12 graded (response, dimension), lines 16."""
+    """`scored` and `dimensions` for write_out: three arms of 12 graded units, 16 lines each."""
     root = tmp_path_factory.mktemp("cells")
     files = {
         "questions": jsonl(root / "q.jsonl", QUESTIONS),
@@ -186,7 +191,7 @@ def strata(key: Path) -> Counter[tuple[str, str]]:
 
 
 def test_arms_get_the_same_and_grades_their_share(cells, tmp_path):
-    """Of an arm's 12 the judge passed 2, failed 8, was of two minds about 1 and had no grade for 1."""
+    """Of an arm's 12 the judge passed 2, failed 8, gave .5 to 1 and had no grade for 1."""
     everything = strata(write_out(n=36, seed=0, path=tmp_path / "all.csv", **cells))
     assert everything == {
         (arm, g): n
@@ -272,7 +277,7 @@ def test_empty_is_not_labelled_and_half_is_missing(cells, tmp_path):
     )
 
 
-def test_every_mistake_in_a_sheet_is_a_line(cells, tmp_path):
+def test_every_mistake_in_a_sheet_is_reported_with_its_row(cells, tmp_path):
     path = tmp_path / "labels.csv"
     write_out(n=9, seed=1, path=path, **cells)
     first, second, third = ([row["label_id"], *"abcde"] for row in sheet_of(path)[:3])
@@ -290,25 +295,27 @@ def test_every_mistake_in_a_sheet_is_a_line(cells, tmp_path):
         csv.writer(file).writerows(rows)
     with pytest.raises(UserError) as error:
         read_back(path)
-    told = [re.sub("L[0-9a-f]{12}", "L", line) for line in error.value.lines]
-    assert [(line.split("; ")[0], line.split("; ")[1].split(", ")[-1]) for line in told] == [
-        ("unknown grade 'maybe'", "row 2"),
-        ("label L twice", "row 5"),
-        ("unknown label 'Lffff'", "row 6"),
-        ("unknown label ''", "row 7"),
-        ("unknown grade '2'", "row 8"),
-        ("label L twice", "row 9"),
+    problems = error.value.problems
+    assert [(re.sub("L[0-9a-f]{12}", "L", p.what), p.where) for p in problems] == [
+        ("unknown grade 'maybe'", f"{path}, row 2"),
+        ("label L twice", f"{path}, row 5"),
+        ("unknown label 'Lffff'", f"{path}, row 6"),
+        ("unknown label ''", f"{path}, row 7"),
+        ("unknown grade '2'", f"{path}, row 8"),
+        ("label L twice", f"{path}, row 9"),
     ]
-    assert all(line.count("; ") == 2 for line in told)
+    assert all(problem.fix for problem in problems)
     path.write_text("something else\n1,2\n")
     with pytest.raises(UserError, match="no columns label_id and grade"):
         read_back(path)
     (tmp_path / "labels.key.json").unlink()
-    with pytest.raises(UserError, match=r"no file .*labels\.key\.json; keep the sheet and its key"):
+    with pytest.raises(UserError) as error:
         read_back(path)
+    [problem] = error.value.problems
+    assert problem.where.endswith("labels.key.json") and problem.what == "no such file"
 
 
-def test_what_can_not_be_written_is_told_at_once(cells, tmp_path):
+def test_everything_that_prevents_writing_is_reported_at_once(cells, tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("a day's work")
     (tmp_path / "empty").mkdir()
@@ -317,13 +324,12 @@ def test_what_can_not_be_written_is_told_at_once(cells, tmp_path):
     scored.append((cells["scored"][0][0], cells["scored"][1][1]))
     with pytest.raises(UserError) as error:
         write_out(scored, 3, 1, path, others)
-    told = "\n".join(error.value.lines)
-    assert (
-        "may hold labels" in told
-        and "no scored.eval and no scores.parquet" in told
-        and "given twice" in told
-    )
-    assert told.count(f"unknown dimensions {TRADE};") == 4 and path.read_text() == "a day's work"
+    wrong = [problem.what for problem in error.value.problems]
+    assert wrong.count("exists and may hold labels") == 1
+    assert wrong.count("no scored.eval and no scores.parquet") == 1
+    assert wrong.count("a checkpoint that is given twice") == 1
+    assert wrong.count(f"unknown dimensions {TRADE}") == 4
+    assert path.read_text() == "a day's work"
     for n in (0, 37):
         with pytest.raises(
             UserError, match=f"{n} labels of 36 graded dimensions of answers; ask for 1 to 36"

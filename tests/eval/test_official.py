@@ -1,4 +1,4 @@
-"""The kit's numbers are those of the official task: run on its own by Inspect, with the same answers and judge."""
+"""The kit's numbers are those of the official task that Inspect runs with the same answers."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from core.cell.context import StageContext
-from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints import dummy_endpoint
 from core.files import sha256
 from eval import anima, generate, judge, questions
 from tests.eval.test_judge import RESOURCES, SAMPLING, SETTINGS
@@ -59,7 +59,9 @@ def official(files: dict[str, Path], folder: Path) -> Any:
             if self.model_name == "judge":
                 messages = [{"role": "user", "content": input[0].text}]
                 return reply(
-                    stand_in.complete({"messages": messages})["choices"][0]["message"]["content"]
+                    dummy_endpoint.complete({"messages": messages})["choices"][0]["message"][
+                        "content"
+                    ]
                 )
             state = sample_state()
             return reply(answer(str(state.sample_id), state.epoch))

@@ -22,7 +22,10 @@ TEXTS = ["Do fish feel pain?", "May I keep a parrot in a small cage?", "Dürfen 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Two checkpoint cells of the same weights; the second one's generation_config.json asks for greedy decoding."""
+    """Two checkpoint cells of the same weights.
+
+    The generation_config.json of the second asks for greedy decoding.
+    """
     folder = tmp_path_factory.mktemp("runs")
     tiny_checkpoint.make(folder / "plain" / "model")
     tiny_checkpoint.make(
@@ -57,13 +60,13 @@ def generated(
         "prompt": prompt,
     }
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
-    work = StageContext(
+    context = StageContext(
         folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint}
     )
-    counts = generate.run(work)
+    counts = generate.run(context)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
-    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, work.warnings
+    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, context.warnings
 
 
 def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
@@ -118,16 +121,22 @@ def test_raw_prompt_begins_once(tmp_path, adds_bos, prompt):
 
 
 def test_an_answer_stops_at_the_stop_tokens(lm):
-    replies = generate.complete(lm(), [[1, 2, 3]], [0], SAMPLING, stop=list(range(256)))
+    replies = generate.complete(
+        lm(), [[1, 2, 3]], [0], generate.Sampling(**SAMPLING), stop=list(range(256))
+    )
     assert replies[0].usage.output_tokens == 1 and replies[0].stop_reason == "stop"
 
 
 def test_seeded_requests_outgrow_one_scheduling_step(lm):
-    """vLLM would cut a prompt in two where a step is full, and on CPU can't rewind the seed of such a request."""
+    """vLLM would split a prompt where a step is full, and on CPU can't rewind its seed."""
     scheduler = lm().model.llm_engine.vllm_config.scheduler_config
     count = scheduler.max_num_batched_tokens // 300 + 2
     replies = generate.complete(
-        lm(), [[1] * 300] * count, list(range(count)), SAMPLING | {"max_tokens": 1}, stop=[]
+        lm(),
+        [[1] * 300] * count,
+        list(range(count)),
+        generate.Sampling(1.0, 1.0, max_tokens=1),
+        stop=[],
     )
     assert len(replies) == count
 
@@ -235,18 +244,18 @@ def scored(
         "rows": None,
     }
     settings |= {"engine": ENGINE, **others}
-    work = StageContext(
+    context = StageContext(
         folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint}
     )
-    assert likelihood.run(work)["items"] == len(items)
-    return work
+    assert likelihood.run(context)["items"] == len(items)
+    return context
 
 
 def test_likelihood_cell_repeats_exactly(checkpoints, tmp_path):
     import pandas as pd
 
     items = [ITEM, ITEM | {"id": 8, "question": "And the ducks?", "scenario": "pond"}]
-    work = scored(tmp_path / "one", checkpoints / "plain", items)
+    context = scored(tmp_path / "one", checkpoints / "plain", items)
     generated(
         tmp_path / "between", checkpoints / "plain"
     )  # what the engine did before must leave no trace
@@ -261,22 +270,22 @@ def test_likelihood_cell_repeats_exactly(checkpoints, tmp_path):
         ["7", "7", "7/1"],
         ["8", "pond", "8/1"],
     ]
-    assert table.score.between(0, 1).all() and table.missing.isna().all() and not work.warnings
+    assert table.score.between(0, 1).all() and table.missing.isna().all() and not context.warnings
 
 
-def test_likelihood_problems_are_told(checkpoints, tmp_path):
-    work = scored(
+def test_likelihood_problems_are_reported(checkpoints, tmp_path):
+    context = scored(
         tmp_path / "one",
         checkpoints / "plain",
         [ITEM | {"choices": ["Let them all out at once.", "Wait."]}],
     )
-    assert "bias towards the shorter ones" in work.warnings[0]
+    assert "bias towards the shorter ones" in context.warnings[0]
     with pytest.raises(UserError, match="an item has"):
         scored(tmp_path / "two", checkpoints / "plain", [ITEM | {"question": "x" * 600}])
     bad = [ITEM | {"answer": 2}, ITEM | {"choices": ["a", "a"]}, {"id": 1}]
     with pytest.raises(UserError) as error:
         scored(tmp_path / "three", checkpoints / "plain", bad)
-    assert len(error.value.lines) == 4  # the id 7 is also there twice
+    assert len(error.value.problems) == 4  # the id 7 is also there twice
 
 
 def test_preference_is_the_log_odds_per_token(checkpoints, tmp_path):
@@ -302,7 +311,7 @@ def test_preference_is_the_log_odds_per_token(checkpoints, tmp_path):
         == pytest.approx(1 - each[1]["score"])
     )
     assert whole[0]["score"] == pytest.approx(1 / (1 + math.exp(short - long)))
-    with pytest.raises(UserError, match=r"2 items in .*items.jsonl, 3 are expected"):
+    with pytest.raises(UserError, match=r"items.jsonl: 2 items, 3 are expected"):
         scored(tmp_path / "other", checkpoints / "plain", [item, item | {"id": 8}], rows=3)
 
 
@@ -360,7 +369,7 @@ def test_the_real_files_are_read_whole(checkpoints, tmp_path, name, count):
     )
 
 
-def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeypatch, capsys):
+def test_too_little_memory_is_tried_with_less_and_then_reported(checkpoints, monkeypatch, capsys):
     from lm_eval.models import vllm_causallms
 
     asked = []
@@ -370,7 +379,8 @@ def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeyp
             asked.append(arguments["kv_cache_memory_bytes"])
             if len(asked) < enough:
                 raise ValueError(
-                    "Free memory on device cuda:0 (9/80 GiB) is less than desired GPU memory utilization"
+                    "Free memory on device cuda:0 (9/80 GiB) is less than desired GPU memory "
+                    "utilization"
                 )
 
     monkeypatch.setattr(vllm_causallms, "VLLM", Full)
@@ -413,12 +423,12 @@ def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
     from vllm import SamplingParams
 
     from recipes import checkpoint
-    from recipes.distributed import SINGLE_PROCESS
+    from recipes.distributed import ALONE
     from tests.recipes import toy
 
     toy.make_model(tmp_path / "start")
-    model = checkpoint.load(tmp_path / "start", SINGLE_PROCESS, toy.RECIPE).eval()
-    checkpoint.save(model, tmp_path / "start", tmp_path / "model", SINGLE_PROCESS, toy.RECIPE)
+    model = checkpoint.load(tmp_path / "start", ALONE, toy.RECIPE, toy.RUNTIME_KEYS).eval()
+    checkpoint.save(model, tmp_path / "start", tmp_path / "model", ALONE, toy.RECIPE)
     ids = torch.randint(0, 500, (1, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = model(ids).log_softmax(-1)[0, torch.arange(79), ids[0, 1:]]

@@ -14,19 +14,24 @@ SPECIAL = [
 ]
 CHAT = (
     "{{- bos_token }}{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- m['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    "{%- endif %}"
 )
 
 
 def make(
     folder: Path, seed: int = 0, chat: str | None = CHAT, adds_bos: bool = True, **generation: Any
 ) -> Path:
-    """Write model, byte-level tokenizer and chat template to `folder`; keywords go to generation_config.json.
+    """Write model, byte-level tokenizer and chat template to `folder`.
 
-    The config names only <|end_of_text|> as end token, as the base Llama 3.1 does: <|eot_id|> ends a turn in
-    the chat template alone.
+    Keywords go to generation_config.json.
+
+    The config names only <|end_of_text|> as end token, as the base Llama 3.1 does: <|eot_id|> ends
+    a message in the chat template alone.
     """
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
