@@ -1,41 +1,57 @@
-"""What was trained on, from the corpora's cards: for the report, the table and results.json."""
+"""The corpora that were trained on, from the files beside their documents."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from analysis.rows import Row, select
 
 SHOWN = 1200  # letters of an example
+SIZES = ("documents", "held_out", "words", "tokens", "tokens_trimmed")
 DIVERSITY = ("type_token", "distinct_2", "distinct_3", "over_words", "mean_similarity", "vendi")
 
 
-def corpora(inputs: dict[str, Path]) -> list[dict[str, Any]]:
-    """A row for each input `corpus-NAME`: sizes, diversity, what was rejected and paid, an example, the balance.
+def corpora(inputs: Mapping[str, Path]) -> list[Row]:
+    """A row for each input `corpus-NAME`.
 
-    `balance` has the measures in which a matched corpus differs from its counterpart `against`, None for one that is
-    matched to none.
+    Sizes, diversity, counts of rejected drafts and of paid calls, an example, and the balance:
+    the measures in which a matched corpus differs from its counterpart `against`, None for a
+    corpus that is matched to none.
     """
-    found = []
-    for role, place in inputs.items():
-        if not role.startswith("corpus-"):
-            continue
-        card = json.loads((place / "card.json").read_text(encoding="utf-8"))
-        counts, beside = card["counts"], place / "balance.json"
-        balance = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
-        found.append(
-            {
-                "name": role.removeprefix("corpus-"),
-                **{key: card[key] for key in ("documents", "held_out", "words", "tokens", "tokens_trimmed")},
-                "median_words": card["length"]["words"]["50%"],
-                **{key: card["diversity"].get(key) for key in DIVERSITY},
-                "calls": counts.get("calls"),
-                "cost": counts.get("cost"),
-                "rejected": {
-                    key.removeprefix("rejected_"): n for key, n in counts.items() if key.startswith("rejected_")
-                },
-                "against": balance[0]["against"] if balance else None,
-                "balance": [row for row in balance if row["verdict"] == "differs"] if balance else None,
-                "compared": len(balance) if balance else 0,
-                "example": card["examples"][0]["text"][:SHOWN] if card["examples"] else "",
-            }
-        )
-    return found
+    return [
+        _corpus_row(role.removeprefix("corpus-"), folder)
+        for role, folder in inputs.items()
+        if role.startswith("corpus-")
+    ]
+
+
+def _corpus_row(name: str, folder: Path) -> Row:
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    counts = card["counts"]
+    rejected = {
+        key.removeprefix("rejected_"): count
+        for key, count in counts.items()
+        if key.startswith("rejected_")
+    }
+    match_file = folder / "balance.json"
+    measures = json.loads(match_file.read_text(encoding="utf-8")) if match_file.exists() else []
+    differing = [row for row in measures if row["verdict"] == "differs"]
+    return {
+        "name": name,
+        **select(card, SIZES),
+        "median_words": card["length"]["words"]["50%"],
+        **{key: card["diversity"].get(key) for key in DIVERSITY},
+        "calls": counts.get("calls"),
+        "cost": counts.get("cost"),
+        "rejected": rejected,
+        "against": measures[0]["against"] if measures else None,
+        "balance": differing if measures else None,
+        "compared": len(measures),
+        "example": card["examples"][0]["text"][:SHOWN] if card["examples"] else "",
+    }
+
+
+def training_texts(folder: Path) -> list[str]:
+    """The texts of the documents that a corpus trains on."""
+    with open(folder / "documents.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]

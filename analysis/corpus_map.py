@@ -1,7 +1,8 @@
-"""Where the documents of corpora lie beside each other, in the manner of analysis.plots: a map of their words."""
+"""A map of the documents of corpora by their words, in the manner of analysis.plots."""
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,63 +11,85 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import plots
-from analysis.plots import look, wrapped
+from analysis.plots import arm_style, wrapped
 
 SHOWN = 500  # documents of a corpus
 
 
+@dataclass(frozen=True)
+class DocumentMap:
+    """The documents of a sample in the two main directions of their words."""
+
+    points: dict[str, np.ndarray] = field(default_factory=dict)  # corpus -> (documents, 2)
+    variance_shares: list[float] = field(default_factory=list)  # of each direction
+
+
 @plots.styled
 def corpus_map(corpora: Mapping[str, Sequence[str]], arm_order: Sequence[str] = ()) -> Figure:
-    """Documents as dots in the two main directions of their words, with contours around half and nine tenths.
+    """Documents as dots in the two main directions of their words.
 
-    A corpus that bears an arm's name has its look.
+    Contours enclose about half and nine tenths of a corpus. A corpus that has an arm's name has
+    its style.
     """
-    places, shares = _places(corpora)
-    if not places:
-        return plots.nothing("too few different documents or words")
-    figure = plots.new(4.6)
+    document_map = _document_map(corpora)
+    if not document_map.points:
+        return plots.placeholder("too few different documents or words")
+    figure = plots.new_figure(4.6)
     axis = figure.subplots()
     order = list(dict.fromkeys([*arm_order, *corpora]))
-    for corpus, dots in places.items():
-        style = look(corpus, order)
-        axis.plot(*dots.T, style["marker"], color=style["color"], markersize=2.6, alpha=0.35, markeredgewidth=0)
-    for corpus, dots in places.items():
-        _contours(axis, dots, look(corpus, order))
-    x, y = (f"direction {n} ({share:.1%} of the variance)" for n, share in enumerate(shares, 1))
+    for corpus, dots in document_map.points.items():
+        style = arm_style(corpus, order)
+        look = {"color": style["color"], "markersize": 2.6, "alpha": 0.35, "markeredgewidth": 0}
+        axis.plot(*dots.T, style["marker"], **look)
+    for corpus, dots in document_map.points.items():
+        _contours(axis, dots, arm_style(corpus, order))
+    x, y = (
+        f"direction {n} ({share:.1%} of the variance)"
+        for n, share in enumerate(document_map.variance_shares, 1)
+    )
     axis.set(xlabel=x, ylabel=y)
-    plots.bare(axis, "both")
-    empty = [corpus for corpus in corpora if corpus not in places]
-    handles = [plots.key(wrapped(corpus, 34), **look(corpus, order)) for corpus in places]
-    widths = {"around half": 1.6, "around nine tenths": 0.9}
-    handles += [plots.key(label, linestyle="-", linewidth=width) for label, width in widths.items()]
-    handles += [plots.key(wrapped("no documents: " + ", ".join(empty), 34), marker="x")] if empty else []
-    plots.legend(figure, [], [], *handles)
+    plots.strip_frame(axis, "both")
+    handles = [
+        plots.legend_entry(wrapped(corpus, 34), **arm_style(corpus, order))
+        for corpus in document_map.points
+    ]
+    for label, width in (("around half", 1.6), ("around nine tenths", 0.9)):
+        handles.append(plots.legend_entry(label, linestyle="-", linewidth=width))
+    empty = [corpus for corpus in corpora if corpus not in document_map.points]
+    if empty:
+        label = wrapped("no documents: " + ", ".join(empty), 34)
+        handles.append(plots.legend_entry(label, marker="x"))
+    plots.add_legend(figure, [], [], *handles)
     return figure
 
 
-def _places(corpora: Mapping[str, Sequence[str]]) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Corpus -> (documents, 2), of a sample; the shares of variance of the two directions. Nothing of too few."""
+def _document_map(corpora: Mapping[str, Sequence[str]]) -> DocumentMap:
+    """Principal components of TF-IDF vectors; empty for too few documents or words."""
     from sklearn.decomposition import PCA
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    chosen: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
     for corpus, texts in corpora.items():
-        kept = [text for text in texts if any(map(str.isalnum, text))]
-        if kept:
-            chosen[corpus] = random.Random(f"map/{corpus}").sample(kept, min(SHOWN, len(kept)))
-    documents = [text for texts in chosen.values() for text in texts]
+        usable = [text for text in texts if any(map(str.isalnum, text))]
+        if usable:
+            size = min(SHOWN, len(usable))
+            samples[corpus] = random.Random(f"map/{corpus}").sample(usable, size)
+    documents = [text for texts in samples.values() for text in texts]
     if len(set(documents)) < 3:
-        return {}, []
-    points = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True, max_features=20_000).fit_transform(documents)
-    if min(points.shape) < 3:
-        return {}, []
-    fitted = PCA(2, svd_solver="arpack", random_state=0)
-    found = fitted.fit_transform(points)
-    largest = fitted.components_[range(2), np.abs(fitted.components_).round(6).argmax(axis=1)]
-    # rounded, for the last bits may differ between machines
-    found = (found * np.sign(largest)).round(5) + 0.0
-    ends = np.cumsum([len(texts) for texts in chosen.values()])
-    return dict(zip(chosen, np.split(found, ends[:-1]), strict=True)), fitted.explained_variance_ratio_.tolist()
+        return DocumentMap()
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True, max_features=20_000)
+    vectors = vectorizer.fit_transform(documents)
+    if min(vectors.shape) < 3:
+        return DocumentMap()
+    pca = PCA(2, svd_solver="arpack", random_state=0)
+    points = pca.fit_transform(vectors)
+    # the sign of a direction is arbitrary: make its largest weight positive
+    largest = pca.components_[range(2), np.abs(pca.components_).round(6).argmax(axis=1)]
+    # rounded, because the last bits may differ between machines
+    points = (points * np.sign(largest)).round(5) + 0.0
+    ends = np.cumsum([len(texts) for texts in samples.values()])
+    by_corpus = dict(zip(samples, np.split(points, ends[:-1]), strict=True))
+    return DocumentMap(by_corpus, pca.explained_variance_ratio_.tolist())
 
 
 def _contours(axis: Axes, dots: np.ndarray, style: dict[str, Any]) -> None:
@@ -79,18 +102,33 @@ def _contours(axis: Axes, dots: np.ndarray, style: dict[str, Any]) -> None:
     heights = density(np.array(np.meshgrid(x, y)).reshape(2, -1)).reshape(80, 80)
     levels = np.quantile(density(dots.T), [0.1, 0.5])
     if levels[0] < levels[1] < heights.max():
-        style = {"colors": style["color"], "linestyles": style["linestyle"], "linewidths": [0.9, 1.6]}
-        axis.contour(x, y, heights, levels=levels, **style)
+        axis.contour(
+            x,
+            y,
+            heights,
+            levels=levels,
+            colors=style["color"],
+            linestyles=style["linestyle"],
+            linewidths=[0.9, 1.6],
+        )
 
 
 def describe_corpus_map(corpora: Mapping[str, Sequence[str]]) -> str:
-    places, shares = _places(corpora)
+    document_map = _document_map(corpora)
     parts = []
     for corpus, texts in corpora.items():
-        text = f"{corpus}: {len(places.get(corpus, []))} of {len(texts)} documents"
-        if corpus in places:
-            (x, y), (sx, sy) = places[corpus].mean(axis=0), places[corpus].std(axis=0)
-            text += f", centre ({x:.3f}, {y:.3f}), standard deviation ({sx:.3f}, {sy:.3f})"
-        parts.append(text)
-    title = f" ({', '.join(f'{share:.1%}' for share in shares)} of the variance)" if shares else ""
-    return plots.told(f"Documents in the two main directions of their words{title}", parts)
+        points = document_map.points.get(corpus)
+        if points is None:
+            parts.append(f"{corpus}: 0 of {len(texts)} documents")
+            continue
+        x, y = points.mean(axis=0)
+        x_deviation, y_deviation = points.std(axis=0)
+        parts.append(
+            f"{corpus}: {len(points)} of {len(texts)} documents, centre ({x:.3f}, {y:.3f}), "
+            f"standard deviation ({x_deviation:.3f}, {y_deviation:.3f})"
+        )
+    title = "Documents in the two main directions of their words"
+    if document_map.variance_shares:
+        shares = ", ".join(f"{share:.1%}" for share in document_map.variance_shares)
+        title += f" ({shares} of the variance)"
+    return plots.description(title, parts)

@@ -1,10 +1,8 @@
-"""Curves in the manner of analysis.plots: scores and advantages against SFT dose, losses against updates."""
+"""Scores and advantages against SFT dose as figures, in the manner of analysis.plots."""
 
-import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -16,90 +14,135 @@ from matplotlib.transforms import ScaledTranslation
 
 from analysis import plots
 from analysis.headline import missing_lines
-from analysis.plots import INK, TOGETHER, at, known, look, number, wrapped
+from analysis.plots import INK, TOGETHER, arm_style, rows_at, to_percent, wrapped
+from analysis.rows import Results, Row
 
-Results = dict[str, Any]
-Cell = tuple[Axes, int, list[str]]
-OTHER = "#88888880"  # the color of what stands behind
+OTHER = "#88888880"  # the color of other arms' means behind
+TITLES = {"score": "score (%)", "advantage": "advantage over the control (points)"}
 
 
-def sheet(panels: list[tuple[str, list[str]]], order: list[str], xlabel: str, *more: Artist) -> list[Cell]:
-    """Axes for panels (title, arms), with a legend: (axis, number of the panel, arms to show on it).
+@dataclass(frozen=True)
+class Panel:
+    """One axis of a grid: which of the given panels it belongs to, and the arms it shows."""
 
-    Where a panel has more than TOGETHER arms, each becomes rows of small ones, an arm each, on one scale.
+    axis: Axes
+    number: int
+    arms: list[str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean at one dose with its interval, and the values of seeds; percent, NaN where unknown."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: dict[int, float]
+
+
+Line = dict[int, Point]  # by dose
+
+
+def panel_grid(
+    panels: Sequence[tuple[str, list[str]]], order: Sequence[str], xlabel: str, *more: Artist
+) -> list[Panel]:
+    """Axes for panels (title, arms), with a legend.
+
+    Where a panel has more than TOGETHER arms, each panel becomes rows of small ones, an arm each,
+    on one scale.
     """
-    many = any(len(arms) > TOGETHER for _, arms in panels)
-    wide = 4 if many else min(2, len(panels))
+    small = any(len(arms) > TOGETHER for _, arms in panels)
+    columns = 4 if small else min(2, len(panels))
     rows: list[list[tuple[int, list[str]]]] = []
     for panel, (_, arms) in enumerate(panels):
-        cells = [(panel, [arm]) for arm in arms] if many else [(panel, arms)]
-        if not many and rows and len(rows[-1]) < wide:
+        cells = [(panel, [arm]) for arm in arms] if small else [(panel, arms)]
+        if not small and rows and len(rows[-1]) < columns:
             rows[-1] += cells
         else:
-            rows += [cells[start : start + wide] for start in range(0, len(cells), wide)]
+            rows += [cells[start : start + columns] for start in range(0, len(cells), columns)]
     lines = 1 + max(wrapped(arm, 24).count("\n") for _, arms in panels for arm in arms)
-    figure = plots.new(len(rows) * (1.15 + 0.11 * lines if many else 2.2) + 0.2)
-    axes = figure.subplots(len(rows), wide, squeeze=False)
-    placed: list[Cell] = []
+    height = 1.15 + 0.11 * lines if small else 2.2
+    figure = plots.new_figure(len(rows) * height + 0.2)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    placed: list[Panel] = []
     for line, cells in zip(axes, rows, strict=True):
         for axis in line[len(cells) :]:
             axis.remove()
-        for axis, (panel, shown) in zip(line, cells, strict=False):
-            plots.bare(axis, "y")
-            if many:
-                axis.set_title(wrapped(shown[0], 24), loc="left", fontsize=6.5)
+        for axis, (panel, arms) in zip(line, cells, strict=False):
+            title = panels[panel][0]
+            plots.strip_frame(axis, "y")
+            if small:
+                axis.set_title(wrapped(arms[0], 24), loc="left", fontsize=6.5)
                 axis.tick_params(labelsize=7)
-                first = next((cell[0] for cell in placed if cell[1] == panel), None)
+                first = next((cell.axis for cell in placed if cell.number == panel), None)
                 if first:
                     axis.sharey(first)
                 if axis is line[0]:
-                    axis.set_ylabel(wrapped(panels[panel][0], 20))
+                    axis.set_ylabel(wrapped(title, 20))
             else:
-                axis.set_title(wrapped(panels[panel][0], 40), loc="left")
-            placed.append((axis, panel, shown))
+                axis.set_title(wrapped(title, 40), loc="left")
+            placed.append(Panel(axis, panel, arms))
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)
-    shown = [] if many else [arm for arm in order if any(arm in arms for _, arms in panels)]
-    plots.legend(figure, shown, order, *more, plots.key("no number", marker="x"))
+    named = [arm for arm in order if any(arm in arms for _, arms in panels)]
+    no_number = plots.legend_entry("no number", marker="x")
+    plots.add_legend(figure, [] if small else named, order, *more, no_number)
     return placed
 
 
 @plots.styled
 def erosion(results: Results) -> Figure:
-    """Scores against SFT dose, then the declared contrasts with the control: what the first is against.
+    """Scores against SFT dose, then the declared contrasts with the control of the first.
 
-    Thin: training seeds; thick: the mean, in the band of its 95 % interval.
+    Thin lines: training seeds; thick lines: the mean, in the band of its 95 % interval.
     """
     lines = _lines(results)
     if not lines:
-        return plots.nothing("no arm was planned")
+        return plots.placeholder("no arm was planned")
     order = results["arm_order"]
-    benchmarks = dict.fromkeys([*results["benchmarks"], *(benchmark for _, benchmark, _ in lines)])
-    arms = {(b, kind): [arm for k, c, arm in lines if (c, k) == (b, kind)] for b in benchmarks for kind in TITLES}
-    panels = [place for place, found in arms.items() if found]
+    benchmarks = [*results["benchmarks"], *(benchmark for _, benchmark, _ in lines)]
+    panels: dict[tuple[str, str], list[str]] = {}  # (benchmark, kind) -> arms
+    for benchmark in dict.fromkeys(benchmarks):
+        for kind in TITLES:
+            arms = [arm for k, b, arm in lines if (b, k) == (benchmark, kind)]
+            if arms:
+                panels[benchmark, kind] = arms
     doses = sorted({dose for line in lines.values() for dose in line})
-    others = any(len(found) > TOGETHER for found in arms.values())
-    more: list[Artist] = [plots.key("mean of another arm", color=OTHER, linestyle="-")] if others else []
-    more += [plots.key("training seed", linestyle="-", linewidth=0.6, marker="."),
-             Patch(color=INK, alpha=0.15, linewidth=0, label="95 % interval"),
-             plots.key("no number of a seed", marker="x", markersize=2.5)]  # fmt: skip
-    placed = sheet([(f"{b}: {TITLES[kind]}", arms[b, kind]) for b, kind in panels], order, "SFT dose", *more)
-    for axis, panel, shown in placed:
-        benchmark, kind = panels[panel]
-        for arm in arms[panels[panel]]:
-            aside = 4 * (shown.index(arm) - (len(shown) - 1) / 2) if arm in shown else 0
-            _line(axis, lines[kind, benchmark, arm], look(arm, order), doses, arm in shown, aside)
+    handles: list[Artist] = []
+    if any(len(arms) > TOGETHER for arms in panels.values()):
+        handles.append(plots.legend_entry("mean of another arm", color=OTHER, linestyle="-"))
+    handles += [
+        plots.legend_entry("training seed", linestyle="-", linewidth=0.6, marker="."),
+        Patch(color=INK, alpha=0.15, linewidth=0, label="95 % interval"),
+        plots.legend_entry("no number of a seed", marker="x", markersize=2.5),
+    ]
+    titles = [(f"{benchmark}: {TITLES[kind]}", arms) for (benchmark, kind), arms in panels.items()]
+    placed = panel_grid(titles, order, "SFT dose", *handles)
+    places = list(panels)
+    for panel in placed:
+        benchmark, kind = places[panel.number]
+        for arm in panels[benchmark, kind]:
+            line = lines[kind, benchmark, arm]
+            if arm in panel.arms:
+                # in points; intervals at one dose stay apart
+                offset = 4 * (panel.arms.index(arm) - (len(panel.arms) - 1) / 2)
+                _draw_line(panel.axis, line, arm_style(arm, order), doses, offset)
+            else:
+                means = [point.mean for point in _in_order(line, doses).values()]
+                shown = list(_in_order(line, doses))
+                panel.axis.plot(shown, means, color=OTHER, linewidth=0.7, zorder=1)
         if kind == "advantage":
-            axis.axhline(0, color=INK, linewidth=0.8)
-        _doses(axis, doses)
-    return cast(Figure, placed[0][0].figure)
+            panel.axis.axhline(0, color=INK, linewidth=0.8)
+        _set_dose_ticks(panel.axis, doses)
+    return cast(Figure, placed[0].axis.figure)
 
 
-TITLES = {"score": "score (%)", "advantage": "advantage over the control (points)"}
+def _in_order(line: Line, doses: Sequence[int]) -> Line:
+    return {dose: line[dose] for dose in doses if dose in line}
 
 
-def _doses(axis: Axes, doses: list[int]) -> None:
-    """Ticks at the doses; the lower ones drawn apart where they would crowd."""
+def _set_dose_ticks(axis: Axes, doses: Sequence[int]) -> None:
+    """Ticks at the doses, on a log scale where the lower ones would crowd."""
     least = min((dose for dose in doses if dose), default=0)
     if doses[-1] > 10 * least > 0:
         axis.set_xscale("symlog", linthresh=least)
@@ -111,158 +154,119 @@ def _doses(axis: Axes, doses: list[int]) -> None:
     axis.minorticks_off()
 
 
-def _line(axis: Axes, line: dict[int, Any], style: dict[str, Any], doses: list[int], shown: bool, aside: float) -> None:
-    """One arm's line, drawn `aside` by so many points, so that intervals at one dose stay apart."""
-    wanted = [dose for dose in doses if dose in line]
-    mean, low, high = (np.array([line[dose][key] for dose in wanted]) for key in ("mean", "low", "high"))
-    if not shown:
-        axis.plot(wanted, mean, color=OTHER, linewidth=0.7, zorder=1)
-        return
+def _draw_line(
+    axis: Axes, line: Line, style: dict[str, Any], doses: Sequence[int], offset: float
+) -> None:
+    """One arm's line with seeds and interval, drawn `offset` points to the side."""
+    points = _in_order(line, doses)
+    x = list(points)
+    mean, low, high = (
+        np.array([getattr(point, key) for point in points.values()])
+        for key in ("mean", "low", "high")
+    )
     color = style["color"]
-    place = axis.transData + ScaledTranslation(aside / 72, 0, axis.figure.dpi_scale_trans)
-    axis.plot(wanted, mean, **style, linewidth=1.7, markersize=4.5, transform=place)
-    axis.fill_between(wanted, low, high, color=color, alpha=0.15, linewidth=0, transform=place)
-    seeds = dict.fromkeys(seed for dose in wanted for seed in line[dose]["seeds"])
-    dots = [[line[dose]["seeds"].get(seed, math.nan) for dose in wanted] for seed in seeds]
-    # what is drawn aside doesn't widen the axis
+    shift = ScaledTranslation(offset / 72, 0, axis.figure.dpi_scale_trans)
+    place = axis.transData + shift
+    axis.plot(x, mean, **style, linewidth=1.7, markersize=4.5, transform=place)
+    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, transform=place)
+    seeds = dict.fromkeys(seed for point in points.values() for seed in point.seeds)
+    dots = [[point.seeds.get(seed, math.nan) for point in points.values()] for seed in seeds]
+    # what is drawn to the side doesn't widen the axis
     for values in [mean.tolist(), low.tolist(), high.tolist(), *dots]:
-        axis.update_datalim([(x, y) for x, y in zip(wanted, values, strict=True) if math.isfinite(y)])
+        limits = [(dose, y) for dose, y in zip(x, values, strict=True) if math.isfinite(y)]
+        axis.update_datalim(limits)
     axis.autoscale_view()
     # a band has no width at a dose without neighbors
-    there = np.isfinite([math.nan, *low, math.nan])
-    alone = there[1:-1] & ~there[:-2] & ~there[2:]
-    ends = np.where(alone, [low, high], math.nan)
-    axis.plot([wanted, wanted], ends, color=color, linewidth=4, alpha=0.3, solid_capstyle="butt", transform=place)
+    has_interval = np.isfinite([math.nan, *low, math.nan])
+    isolated = has_interval[1:-1] & ~has_interval[:-2] & ~has_interval[2:]
+    ends = np.where(isolated, [low, high], math.nan)
+    bar: dict[str, Any] = {"linewidth": 4, "alpha": 0.3, "solid_capstyle": "butt"}
+    axis.plot([x, x], ends, color=color, **bar, transform=place)
+    thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6, "marker": ".", "markersize": 2}
     for values in dots:
-        axis.plot(wanted, values, color=color, linewidth=0.6, alpha=0.6, marker=".", markersize=2, transform=place)
-        _mark(axis, zip(wanted, values, strict=True), color, aside, 2.5)
-    _mark(axis, zip(wanted, mean, strict=True), color, aside)
+        axis.plot(x, values, color=color, **thin, transform=place)
+        mark_missing(axis, zip(x, values, strict=True), color, offset, 2.5)
+    mark_missing(axis, zip(x, mean, strict=True), color, offset)
 
 
-def _mark(axis: Axes, points: Iterable[tuple[float, float]], color: str, aside: float = 0, size: float = 4.5) -> None:
-    """× on the axis itself, where no value is drawn, wherever there is no number."""
-    lost = [place for place, value in points if math.isnan(value)]
-    foot = axis.get_xaxis_transform() + ScaledTranslation(aside / 72, 0, axis.figure.dpi_scale_trans)
-    if lost:
+def mark_missing(
+    axis: Axes,
+    points: Iterable[tuple[float, float]],
+    color: str,
+    offset: float = 0,
+    size: float = 4.5,
+) -> None:
+    """× on the x axis, where no value is drawn, wherever there is no number."""
+    missing = [x for x, value in points if math.isnan(value)]
+    shift = ScaledTranslation(offset / 72, 0, axis.figure.dpi_scale_trans)
+    foot = axis.get_xaxis_transform() + shift
+    if missing:
         style: dict[str, Any] = {"color": color, "markersize": size, "clip_on": False, "zorder": 3}
-        axis.plot(lost, [0] * len(lost), "x", **style, transform=foot)
-        axis.update_datalim([(place, 0) for place in lost], updatey=False)
+        axis.plot(missing, [0] * len(missing), "x", **style, transform=foot)
+        axis.update_datalim([(x, 0) for x in missing], updatey=False)
         axis.autoscale_view()
 
 
-def _lines(results: Results) -> dict[tuple[str, str, str], dict[int, dict[str, Any]]]:
-    """(score or advantage, benchmark, arm) -> dose -> mean, low, high and seeds, in percent, NaN where unknown."""
+def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
+    """(score or advantage, benchmark, arm) -> the line of it."""
     control = results["contrasts"][0]["against"] if results["contrasts"] else None
-    lines: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    lines: dict[tuple[str, str, str], Line] = {}
     order = results["arm_order"]
-    for row in sorted([*results["arms"], *results["missing"]], key=lambda row: order.index(row["arm"])):
-        key = (row["benchmark"], row["dose"], row["arm"])
-        point: dict[str, Any] = {end: number(row.get(end)) for end in ("mean", "low", "high")}
-        trained = [s for s in at([*results["scores"], *results["missing"]], *key) if s["seed"] is not None]
-        point["seeds"] = {s["seed"]: number(s.get("score")) for s in trained}
-        if "mean" in row or not at(results["arms"], *key):
-            lines.setdefault(("score", row["benchmark"], row["arm"]), {})[row["dose"]] = point
+    rows = [*results["arms"], *results["missing"]]
+    for row in sorted(rows, key=lambda row: order.index(row["arm"])):
+        place = (row["benchmark"], row["dose"], row["arm"])
+        if "mean" not in row and rows_at(results["arms"], *place):
+            continue  # the arm has scores of other seeds
+        checkpoints = rows_at([*results["scores"], *results["missing"]], *place)
+        seeds = {
+            checkpoint["seed"]: to_percent(checkpoint.get("score"))
+            for checkpoint in checkpoints
+            if checkpoint["seed"] is not None
+        }
+        mean, low, high = (to_percent(row.get(key)) for key in ("mean", "low", "high"))
+        line = lines.setdefault(("score", row["benchmark"], row["arm"]), {})
+        line[row["dose"]] = Point(mean, low, high, seeds)
     for row in results["contrasts"]:
-        if control not in (row["of"], row["against"]) or row["dose"] != row["against_dose"] or row["dose"] is None:
+        if row["dose"] is None or row["dose"] != row["against_dose"]:
             continue
-        arm, sign = (row["of"], 1) if row["against"] == control else (row["against"], -1)
-        mean, *ends = (sign * number(row[key]) for key in ("estimate", "low", "high"))
-        score = lines.get(("score", row["benchmark"], arm), {}).get(row["dose"], {"mean": math.nan, "seeds": {}})
-        # a seed lies as far from its arm's advantage as from its arm's score: questions left out may shift the two
-        found = {seed: mean + value - score["mean"] for seed, value in score["seeds"].items()}
-        point = {"mean": mean, "low": min(ends), "high": max(ends), "seeds": found}
-        lines.setdefault(("advantage", row["benchmark"], arm), {})[row["dose"]] = point
+        if control == row["against"]:
+            arm, sign = row["of"], 1
+        elif control == row["of"]:
+            arm, sign = row["against"], -1
+        else:
+            continue
+        scores = lines.get(("score", row["benchmark"], arm), {}).get(row["dose"])
+        line = lines.setdefault(("advantage", row["benchmark"], arm), {})
+        line[row["dose"]] = _advantage(row, sign, scores)
     return lines
+
+
+def _advantage(row: Row, sign: int, scores: Point | None) -> Point:
+    """The point of a contrast's row; `scores` is the arm's own at the same dose."""
+    mean, *ends = (sign * to_percent(row[key]) for key in ("estimate", "low", "high"))
+    seeds = {}
+    if scores:
+        # a seed lies as far from its arm's advantage as from its arm's score: questions left out
+        # may shift the two
+        seeds = {seed: mean + value - scores.mean for seed, value in scores.seeds.items()}
+    return Point(mean, min(ends), max(ends), seeds)
 
 
 def describe_erosion(results: Results) -> str:
     parts: list[str] = []
     for (kind, benchmark, arm), line in _lines(results).items():
         for dose, point in sorted(line.items()):
-            row = {key: None if math.isnan(point[key]) else point[key] / 100 for key in ("mean", "low", "high")}
-            value = plots.said(row, "mean", "+" if kind == "advantage" else "")
-            dots = ", ".join(f"{seed}: {dot:.1f}" for seed, dot in point["seeds"].items() if not math.isnan(dot))
-            text = f"{kind} of {arm} on {benchmark}, {plots.when(dose)}: {value}"
-            parts.append(f"{text}, seeds {dots}" if dots else text)
-    return plots.told("Scores and advantage over the control by SFT dose", [*parts, *missing_lines(results)])
-
-
-@plots.styled
-def losses(runs: Sequence[dict[str, Any]], arm_order: Sequence[str] = ()) -> Figure:
-    """Loss of every training, a thin line per seed and a thick one for the mean where all seeds have a value."""
-    if not runs:
-        return plots.nothing("no training was given")
-    order = list(dict.fromkeys([*arm_order, *(run["arm"] for run in runs)]))
-    arms = [arm for arm in order if any(run["arm"] == arm for run in runs)]
-    stages = list(dict.fromkeys(run["stage"] for run in runs))
-    both = len(arms) > TOGETHER
-    kinds: list[tuple[str, tuple[str, ...]]] = []
-    for stage in stages:
-        there = tuple(kind for kind in KINDS if any(run[kind] for run in runs if run["stage"] == stage))
-        kinds += [(stage, there)] if both else [(stage, (kind,)) for kind in there]
-    if not kinds:
-        return plots.nothing("no training has a loss yet")
-    titles = [f"{stage}: {' and '.join(KINDS[kind] for kind in some)} loss (nats per token)" for stage, some in kinds]
-    long = any(len(run[kind]) > POINTS for run in runs for kind in KINDS)
-    more = [plots.key("a seed" + (", means over some updates" if long else ""), linestyle="-", linewidth=0.6)]
-    more += [plots.key("held-out: with marks", linestyle="-", marker="o")] if both else []
-    placed = sheet([(title, arms) for title in titles], order, "update", *more)
-    for axis, panel, shown in placed:
-        stage, some = kinds[panel]
-        lost = []
-        for arm, kind in itertools.product(shown, some):
-            curves = [run[kind] for run in runs if (run["stage"], run["arm"]) == (stage, arm)]
-            _loss(axis, curves, look(arm, order), kind == "held_out")
-            if not curves or not all(curves):
-                lost.append(f"× no {KINDS[kind]} loss: {arm}, {curves.count([]) or 'all'} of {len(curves)} seeds")
-        axis.text(1, 1, wrapped("; ".join(lost), 36), transform=axis.transAxes, ha="right", va="top", fontsize=6)
-    return cast(Figure, placed[0][0].figure)
-
-
-KINDS = {"points": "training", "held_out": "held-out"}
-POINTS = 100  # of a curve; of more, means over as many equal stretches are drawn
-
-
-def _loss(axis: Axes, curves: list[list[tuple[int, float]]], style: dict[str, Any], marked: bool) -> None:
-    size = math.ceil(max(map(len, curves), default=0) / POINTS)
-    curves = [_thinned(curve, size) for curve in curves if curve]
-    for curve in curves:
-        axis.plot(*zip(*curve, strict=True), color=style["color"], linewidth=0.6, alpha=0.55)
-        _mark(axis, curve, style["color"])
-    values = [dict(curve) for curve in curves]
-    updates = [update for update in values[0] if all(update in other for other in values)] if values else []
-    means = [sum(value[update] for value in values) / len(values) for update in updates]
-    if updates:
-        mark = {"marker": style["marker"] if marked else "none", "markevery": 1 + len(updates) // 15}
-        axis.plot(updates, means, **style | mark, markersize=3.5, linewidth=1.4)
-
-
-def _thinned(curve: list[tuple[int, float]], size: int) -> list[tuple[int, float]]:
-    """Means over `size` points each, at the last of them; none where one of them is no number."""
-    curve = [(update, math.nan if known(value) is None else value) for update, value in sorted(curve)]
-    parts = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
-
-
-def describe_losses(runs: Sequence[dict[str, Any]]) -> str:
-    parts = []
-    for run in runs:
-        for kind, meaning in KINDS.items():
-            curve = [(update, value) for update, value in sorted(run[kind]) if known(value) is not None]
-            text = f"{run['stage']} of {run['arm']}, seed {run['seed']}, {meaning} loss: "
-            if curve:
-                points = {"first": curve[0], "lowest": min(curve, key=lambda point: point[1]), "last": curve[-1]}
-                text += ", ".join(f"{what} {value:.4f} at update {update}" for what, (update, value) in points.items())
-            lost = len(run[kind]) - len(curve)
-            parts.append(text + ("" if curve else "none") + (f", {lost} without a number" if lost else ""))
-    return plots.told("Losses in nats per token", parts)
-
-
-def read_losses(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """`points` and `held_out` of a training cell's folder; [] without the file. A last line cut short is left out."""
-    found = {}
-    for key, file in (("points", "metrics.jsonl"), ("held_out", "held_out.jsonl")):
-        text = (folder / file).read_text(encoding="utf-8") if (folder / file).exists() else ""
-        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        found[key] = [(row["update"], row["loss"]) for row in rows]
-    return found
+            row = {
+                key: None if math.isnan(getattr(point, key)) else getattr(point, key) / 100
+                for key in ("mean", "low", "high")
+            }
+            number = plots.number_text(row, "mean", "+" if kind == "advantage" else "")
+            text = f"{kind} of {arm} on {benchmark}, {plots.dose_label(dose)}: {number}"
+            dots = [
+                f"{seed}: {value:.1f}"
+                for seed, value in point.seeds.items()
+                if not math.isnan(value)
+            ]
+            parts.append(f"{text}, seeds {', '.join(dots)}" if dots else text)
+    title = "Scores and advantage over the control by SFT dose"
+    return plots.description(title, [*parts, *missing_lines(results)])

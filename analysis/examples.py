@@ -1,40 +1,86 @@
-"""Answers of both arms of the first primary contrast side by side, by a rule that looks at no score."""
+"""Answers of both arms of the first primary contrast side by side.
+
+The choice of answers looks at no score.
+"""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from analysis.rows import Row
+from analysis.settings import ScoreFile
+
 QUESTIONS = 3  # the first of the benchmark's, each with the first answer of the lowest seed
 
 
-def examples(rows: list[Row], contrasts: list[Row], inputs: dict[str, Path]) -> list[Row]:
-    """Of each judged benchmark, at its first dose with numbers: what was `asked`, and both arms' `answers`.
+def examples(
+    files: Sequence[ScoreFile], contrasts: Sequence[Row], inputs: Mapping[str, Path]
+) -> list[Row]:
+    """Answers on each benchmark of a primary contrast, at its first dose with numbers.
 
-    An answer is arm, dose, seed, response, score. `rows` are the analysis' settings; `inputs[role]` may
-    hold examples.jsonl.
+    A row has benchmark, dose, question, `asked` and the `answers` of both arms (arm, dose, seed,
+    response, score). `inputs[role]` of a score file may hold examples.jsonl; `contrasts` are the
+    rows of results.json.
     """
-    primary = [row for row in contrasts if row["family"] == "primary" and row["estimate"] is not None]
-    found: list[Row] = []
-    for benchmark in dict.fromkeys(row["benchmark"] for row in primary):
-        first = next(row for row in primary if row["benchmark"] == benchmark)
-        asked: dict[str, Row] = {}
-        for arm, dose in ((first["of"], first["dose"]), (first["against"], first["against_dose"])):
-            mine = [
-                r for r in rows if (r["benchmark"], r["arm"], r["dose"]) == (benchmark, arm, dose) and "judge" not in r
-            ]
-            mine = sorted(mine, key=lambda r: -1 if r["seed"] is None else r["seed"])
-            path = inputs[mine[0]["role"]] / "examples.jsonl" if mine else Path("none")
-            for text in path.read_text(encoding="utf-8").splitlines()[:QUESTIONS] if path.exists() else ():
-                line = json.loads(text)
-                about = {
-                    "benchmark": benchmark,
-                    "dose": first["dose"],
+    first: dict[str, Row] = {}
+    for contrast in contrasts:
+        if contrast["family"] == "primary" and contrast["estimate"] is not None:
+            first.setdefault(contrast["benchmark"], contrast)
+    rows: list[Row] = []
+    for contrast in first.values():
+        rows += _contrast_examples(contrast, files, inputs)
+    return rows
+
+
+def _contrast_examples(
+    contrast: Row, files: Sequence[ScoreFile], inputs: Mapping[str, Path]
+) -> list[Row]:
+    questions: dict[str, Row] = {}
+    sides = (
+        (contrast["of"], contrast["dose"]),
+        (contrast["against"], contrast["against_dose"]),
+    )
+    for arm, dose in sides:
+        file = _lowest_seed(files, contrast["benchmark"], arm, dose)
+        for line in _read_examples(inputs[file.role]) if file else []:
+            row = questions.setdefault(
+                line["question"],
+                {
+                    "benchmark": contrast["benchmark"],
+                    "dose": contrast["dose"],
                     "question": line["question"],
                     "asked": line["asked"],
+                    "answers": [],
+                },
+            )
+            row["answers"].append(
+                {
+                    "arm": arm,
+                    "dose": dose,
+                    "seed": file.seed if file else None,
+                    "response": line["response"],
+                    "score": line["score"],
                 }
-                answers = asked.setdefault(line["question"], about | {"answers": []})["answers"]
-                said = {key: line[key] for key in ("response", "score")}
-                answers.append({"arm": arm, "dose": dose, "seed": mine[0]["seed"], **said})
-        found += [row for row in asked.values() if len(row["answers"]) == 2]
-    return found
+            )
+    return [row for row in questions.values() if len(row["answers"]) == 2]
+
+
+def _lowest_seed(
+    files: Sequence[ScoreFile], benchmark: str, arm: str, dose: int
+) -> ScoreFile | None:
+    """The deciding judge's scores of the arm's checkpoint with the lowest seed."""
+    matching = [
+        file
+        for file in files
+        if (file.benchmark, file.arm, file.dose) == (benchmark, arm, dose)
+        and file.other_judge is None
+    ]
+    return min(matching, key=lambda file: -1 if file.seed is None else file.seed, default=None)
+
+
+def _read_examples(folder: Path) -> list[Row]:
+    path = folder / "examples.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:QUESTIONS]]

@@ -1,25 +1,32 @@
-"""Which figures a study has, each with its caption and its numbers in words; the modules beside draw them."""
+"""The figures of a study, each with a caption and a text alternative.
+
+analysis.plots, curves, losses, profiles and corpus_map draw them.
+"""
 
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import corpus_map, curves, plots, profiles
-
-Results = dict[str, Any]
+from analysis import corpus_map, curves, losses, plots, profiles
+from analysis.losses import LossHistory
+from analysis.rows import Results, Row
+from core.garbage import gc_disabled
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """`title`: a caption; `text`: the figure's text alternative; `error`: why it could not be drawn, else None."""
+    """A figure that was drawn.
+
+    `title`: a caption; `text`: the text alternative; `error`: why the figure could not be drawn
+    and a placeholder is shown, else None.
+    """
 
     figure: Figure
     title: str
@@ -27,69 +34,135 @@ class Drawn:
     error: str | None = None
 
 
-@plots.gc_disabled()
-def draw(
-    results: Results, means: pd.DataFrame, losses: Sequence[dict[str, Any]], corpora: Mapping[str, Sequence[str]]
-) -> dict[str, Drawn]:
-    """File name -> figure, in the order of a page: `scores` always, others where the study has what they show.
+@dataclass(frozen=True)
+class Planned:
+    """A figure of the study, not drawn yet."""
 
-    `results`: results.json; `means`: analysis.table.question_means; `losses`: see curves.losses; `corpora`: name -> the
-    texts of its documents. A figure that can't be drawn says why in its place and costs no other.
+    name: str  # of its file
+    title: str
+    draw: Callable[[], Figure]
+    describe: Callable[[], str]
+
+    def drawn(self) -> Drawn:
+        try:
+            return Drawn(self.draw(), self.title, self.describe())
+        except Exception as error:
+            reason = f"it could not be drawn ({type(error).__name__}: {error})"
+            text = plots.description(self.title, [reason])
+            return Drawn(plots.placeholder(reason), self.title, text, reason)
+
+
+@gc_disabled()
+def draw(
+    results: Results,
+    means: pd.DataFrame,
+    runs: Sequence[LossHistory],
+    corpora: Mapping[str, Sequence[str]],
+) -> dict[str, Drawn]:
+    """File name -> figure, in the order of a page.
+
+    `scores` always exists, the others where the study has data for them. A figure that can't be
+    drawn is replaced by its error and doesn't affect the others.
+
+    Args:
+        results: results.json.
+        means: analysis.table.question_means of the deciding judges' scores.
+        runs: the losses of the trainings.
+        corpora: name -> the texts of its documents.
     """
     drawn: dict[str, Drawn] = {}
+    for figure in _planned(results, means, runs, corpora):
+        name = figure.name
+        n = 1
+        while name in drawn:
+            n += 1
+            name = f"{figure.name}-{n}"
+        drawn[name] = figure.drawn()
+    return drawn
 
-    def add(name: str, title: str, figure: Callable[..., Figure], words: Callable[..., str], *data: Any) -> None:
-        file, n = name, 1
-        while file in drawn:
-            file, n = f"{name}-{n + 1}", n + 1
-        drawn[file] = _drawn(title, partial(figure, *data), partial(words, *data))
 
-    title = "Mean scores by arm and SFT dose, with 95 % intervals and a dot for each training seed"
-    add("scores", title, plots.bars, plots.describe_bars, results)
+def _planned(
+    results: Results,
+    means: pd.DataFrame,
+    runs: Sequence[LossHistory],
+    corpora: Mapping[str, Sequence[str]],
+) -> Iterator[Planned]:
+    yield Planned(
+        "scores",
+        "Mean scores by arm and SFT dose, with 95 % intervals and a dot for each training seed",
+        partial(plots.bars, results),
+        partial(plots.describe_bars, results),
+    )
     if results["contrasts"]:
-        title = "Every declared contrast in percentage points, with its 95 % interval and its verdict"
-        add("contrasts", title, plots.forest, plots.describe_forest, results)
-    if _doses(results) > 1:
-        control = results["contrasts"][0]["against"] if results["contrasts"] else None
-        title = f"Scores{f', and the advantage over {control},' if control else ''} by SFT dose"
-        add("erosion", title, curves.erosion, curves.describe_erosion, results)
-    first: dict[str, int] = {}
+        yield Planned(
+            "contrasts",
+            "Every declared contrast in percentage points, with its 95 % interval and its verdict",
+            partial(plots.forest, results),
+            partial(plots.describe_forest, results),
+        )
+    if _num_doses(results) > 1:
+        advantage = ""
+        if results["contrasts"]:
+            advantage = f", and the advantage over {results['contrasts'][0]['against']},"
+        yield Planned(
+            "erosion",
+            f"Scores{advantage} by SFT dose",
+            partial(curves.erosion, results),
+            partial(curves.describe_erosion, results),
+        )
+    yield from _planned_radars(results)
+    yield from _planned_differences(results, means)
+    if runs:
+        yield Planned(
+            "losses",
+            "Training and held-out loss, a thin line for each training seed",
+            partial(losses.losses, runs, arm_order=results["arm_order"]),
+            partial(losses.describe_losses, runs),
+        )
+    if any(map(len, corpora.values())):
+        yield Planned(
+            "corpora",
+            "Documents of each corpus in the two main directions of their words",
+            partial(corpus_map.corpus_map, corpora, arm_order=results["arm_order"]),
+            partial(corpus_map.describe_corpus_map, corpora),
+        )
+
+
+def _planned_radars(results: Results) -> Iterator[Planned]:
+    """The dimensions of each benchmark at its lowest dose."""
+    doses: dict[str, int] = {}
     for row in results["dimensions"]:
-        first[row["benchmark"]] = min(row["dose"], first.get(row["benchmark"], row["dose"]))
-    for benchmark, dose in first.items():
-        name = _file_name("dimensions", benchmark) if len(first) > 1 else "dimensions"
-        title = f"Mean grades by dimension on {benchmark}, {plots.when(dose)}"
-        add(name, title, profiles.radar, profiles.describe_radar, results, benchmark, dose)
-    contrasts: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        doses[row["benchmark"]] = min(row["dose"], doses.get(row["benchmark"], row["dose"]))
+    for benchmark, dose in doses.items():
+        yield Planned(
+            _file_name("dimensions", benchmark) if len(doses) > 1 else "dimensions",
+            f"Mean grades by dimension on {benchmark}, {plots.dose_label(dose)}",
+            partial(profiles.radar, results, benchmark, dose),
+            partial(profiles.describe_radar, results, benchmark, dose),
+        )
+
+
+def _planned_differences(results: Results, means: pd.DataFrame) -> Iterator[Planned]:
+    """Each primary contrast on each benchmark, question by question."""
+    contrasts: dict[tuple[str, str], list[Row]] = {}
     for row in results["contrasts"]:
         if row["family"] == "primary":
             contrasts.setdefault((row["name"], row["benchmark"]), []).append(row)
     for (contrast, benchmark), rows in contrasts.items():
-        places = profiles.differences(means, rows).values()
-        if not all(math.isnan(value) for questions in places for value, _, _ in questions.values()):
-            title = f"{contrast} on {benchmark}, question by question"
-            add(_file_name("questions", contrast, benchmark), title, profiles.per_question,
-                profiles.describe_per_question, means, rows)  # fmt: skip
-    if losses:
-        title = "Training and held-out loss, a thin line for each training seed"
-        figure = partial(curves.losses, arm_order=results["arm_order"])
-        add("losses", title, figure, curves.describe_losses, losses)
-    if any(map(len, corpora.values())):
-        title = "Documents of each corpus in the two main directions of their words"
-        figure = partial(corpus_map.corpus_map, arm_order=results["arm_order"])
-        add("corpora", title, figure, corpus_map.describe_corpus_map, corpora)
-    return drawn
+        by_dose = profiles.differences(means, rows).values()
+        values = [
+            difference.value for by_question in by_dose for difference in by_question.values()
+        ]
+        if not all(map(math.isnan, values)):
+            yield Planned(
+                _file_name("questions", contrast, benchmark),
+                f"{contrast} on {benchmark}, question by question",
+                partial(profiles.per_question, means, rows),
+                partial(profiles.describe_per_question, means, rows),
+            )
 
 
-def _drawn(title: str, figure: Callable[[], Figure], words: Callable[[], str]) -> Drawn:
-    try:
-        return Drawn(figure(), title, words())
-    except Exception as error:
-        why = f"it could not be drawn ({type(error).__name__}: {error})"
-        return Drawn(plots.nothing(why), title, plots.told(title, [why]), why)
-
-
-def _doses(results: Results) -> int:
+def _num_doses(results: Results) -> int:
     """SFT doses of the arm that was scored or planned at most of them on one benchmark."""
     doses: dict[tuple[str, str], set[int]] = {}
     for row in [*results["arms"], *results["missing"]]:
@@ -98,11 +171,12 @@ def _doses(results: Results) -> int:
 
 
 def _file_name(*parts: str) -> str:
-    """Small letters, digits and - alone: what LaTeX and every file system take."""
-    plain = unicodedata.normalize("NFKD", " ".join(parts)).encode("ascii", "ignore").decode().lower()
-    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:80].rstrip("-")
+    """Small letters, digits and - alone, which LaTeX and every file system take."""
+    text = unicodedata.normalize("NFKD", " ".join(parts))
+    text = text.encode("ascii", "ignore").decode().lower()
+    return re.sub("[^a-z0-9]+", "-", text).strip("-")[:80].rstrip("-")
 
 
 def save(drawn: Mapping[str, Drawn], folder: Path) -> dict[str, str]:
-    """Write NAME.pdf and NAME.png of each; returns their SVG texts, which one page can hold together."""
-    return plots.save_all({name: one.figure for name, one in drawn.items()}, folder)
+    """Write NAME.pdf and NAME.png of each; returns their SVG texts by name."""
+    return plots.save_all({name: figure.figure for name, figure in drawn.items()}, folder)

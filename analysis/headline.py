@@ -1,66 +1,107 @@
 """The short table that ends a run on the terminal (headline.txt)."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from analysis.rows import Results, Row
+
 
 def percent(value: float | None, sign: str = "") -> str:
-    """A score in 0..1 as percent with one decimal: `45.2`, with sign="+" `+3.1`; a dash for None."""
+    """A score in 0..1 as percent with one decimal: `45.2`; with sign="+" `+3.1`; None: a dash."""
+    if value is None:
+        return "-"
     # + 0.0 turns the -0.0 of a rounded small number into 0.0
-    return "-" if value is None else f"{round(100 * value, 1) + 0.0:{sign}.1f}"
+    return f"{round(100 * value, 1) + 0.0:{sign}.1f}"
 
 
-def interval(row: dict[str, Any], sign: str = "") -> str:
-    """`[40.1, 50.3]` in percent; a dash when the row has none."""
-    return "-" if row["low"] is None else f"[{percent(row['low'], sign)}, {percent(row['high'], sign)}]"
+def interval(row: Row, sign: str = "") -> str:
+    """`[40.1, 50.3]` in percent from `low` and `high`; a dash where the row has none."""
+    if row["low"] is None:
+        return "-"
+    return f"[{percent(row['low'], sign)}, {percent(row['high'], sign)}]"
 
 
 def p_value(p: float | None) -> str:
     """Three decimals, `< .001` below that; a dash for None."""
-    return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+    if p is None:
+        return "-"
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
-def missing_lines(results: dict[str, Any]) -> list[str]:
-    """One line per planned checkpoint without scores, and one per benchmark with missing grades."""
+def missing_lines(results: Results) -> list[str]:
+    """A line per planned checkpoint without scores, and one per benchmark with missing grades."""
     lines = []
     for row in results["missing"]:
         seed = "no training seed" if row["seed"] is None else f"seed {row['seed']}"
-        lines.append(f"not finished: {row['arm']}, {seed}, dose {row['dose']}, on {row['benchmark']}")
+        checkpoint = f"{row['arm']}, {seed}, dose {row['dose']}, on {row['benchmark']}"
+        lines.append(f"not finished: {checkpoint}")
     for benchmark in results["benchmarks"]:
-        rows = [row for row in results["scores"] if row["benchmark"] == benchmark and row["missing"]]
+        rows = [
+            row for row in results["scores"] if row["benchmark"] == benchmark and row["missing"]
+        ]
         if rows:
-            missing, graded = sum(row["missing"] for row in rows), sum(row["n"] for row in rows)
-            where = ", ".join(sorted({row["arm"] for row in rows}))
-            lines.append(f"no grade: {missing} answers against {graded} graded, on {benchmark} (arms {where})")
+            missing = sum(row["missing"] for row in rows)
+            graded = sum(row["n"] for row in rows)
+            arms = ", ".join(sorted({row["arm"] for row in rows}))
+            counts = f"{missing} answers against {graded} graded"
+            lines.append(f"no grade: {counts}, on {benchmark} (arms {arms})")
     return lines
 
 
-def stand_in_note(results: dict[str, Any]) -> str | None:
-    """What of this study was written or judged by the kit's stand-in; None when nothing was."""
+def stand_in_note(results: Results) -> str | None:
+    """Which parts of the study a deterministic stand-in wrote or judged; None where it did not."""
     corpora = [writer["corpus"] for writer in results["writers"] if writer["stand_in"]]
     judged = [name for name, benchmark in results["benchmarks"].items() if benchmark["stand_in"]]
-    parts = [f"wrote the documents of {_listed(corpora)}"] if corpora else []
-    parts += [f"judged {_listed(judged)}"] if judged else []
-    return f"A deterministic rule-based stand-in, not a language model, {' and '.join(parts)}." if parts else None
+    parts = []
+    if corpora:
+        parts.append(f"wrote the documents of {_listed(corpora)}")
+    if judged:
+        parts.append(f"judged {_listed(judged)}")
+    if not parts:
+        return None
+    return f"A deterministic rule-based stand-in, not a language model, {' and '.join(parts)}."
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
     return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
-def headline(results: dict[str, Any]) -> str:
-    """Plain text: arms x benchmarks at each dose, then the contrasts with their verdicts, then what is missing."""
+def headline(results: Results) -> str:
+    """Plain text: arms x benchmarks at each dose, contrasts with verdicts, and what is missing."""
+    text = [
+        f"Study {results['study']}: scores in percent, "
+        "mean [95 % interval for new seeds and questions]",
+        _score_table(results),
+    ]
+    if results["contrasts"]:
+        text += ["", _contrast_table(results)]
+    missing = missing_lines(results)
+    if missing:
+        text += ["", *missing]
+    note = stand_in_note(results)
+    if note:
+        text += ["", note]
+    return "\n".join(text)
+
+
+def _score_table(results: Results) -> str:
     benchmarks = list(results["benchmarks"])
     cells = {(row["dose"], row["arm"], row["benchmark"]): row for row in results["arms"]}
+    scored = {(dose, arm) for dose, arm, _ in cells}
     lines = []
-    for dose in sorted({dose for dose, _, _ in cells}):
-        for arm in [arm for arm in results["arm_order"] if any(key[:2] == (dose, arm) for key in cells)]:
-            found = [cells.get((dose, arm, benchmark)) for benchmark in benchmarks]
-            lines.append([dose, arm] + [f"{percent(row['mean'])} {interval(row)}" if row else "-" for row in found])
-    text = [f"Study {results['study']}: scores in percent, mean [95 % interval for new seeds and questions]"]
-    text.append(tabulate(lines, headers=["SFT dose", "arm", *benchmarks], disable_numparse=True))
-    rows = [
+    for dose in sorted({dose for dose, _ in scored}):
+        for arm in results["arm_order"]:
+            if (dose, arm) in scored:
+                rows = [cells.get((dose, arm, benchmark)) for benchmark in benchmarks]
+                scores = [f"{percent(row['mean'])} {interval(row)}" if row else "-" for row in rows]
+                lines.append([dose, arm, *scores])
+    return tabulate(lines, headers=["SFT dose", "arm", *benchmarks], disable_numparse=True)
+
+
+def _contrast_table(results: Results) -> str:
+    lines = [
         [
             row["name"],
             row["benchmark"],
@@ -72,9 +113,5 @@ def headline(results: dict[str, Any]) -> str:
         ]
         for row in results["contrasts"]
     ]
-    if rows:
-        headers = ["contrast", "on", "SFT dose", "points", "95 % interval", "Holm p", "verdict"]
-        text += ["", tabulate(rows, headers=headers, disable_numparse=True)]
-    text += ["", *missing_lines(results)] if missing_lines(results) else []
-    note = stand_in_note(results)
-    return "\n".join(text + (["", note] if note else []))
+    headers = ["contrast", "on", "SFT dose", "points", "95 % interval", "Holm p", "verdict"]
+    return tabulate(lines, headers=headers, disable_numparse=True)

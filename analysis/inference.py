@@ -1,6 +1,11 @@
-"""Second opinions on a contrast, false discovery rate, power; verdicts rest on analysis.estimates.two_way alone."""
+"""Methods beside the deciding test.
+
+Bootstrap, permutation, equivalence, false discovery rate and power. Verdicts rest on
+analysis.estimates.two_way alone.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +15,17 @@ from analysis.estimates import ALPHA, Arm, adjusted, two_way
 from core.errors import UserError
 
 BLOCK = 500  # resamples at a time: what a block needs fits a processor's cache
-Pair = tuple[bool, bool]
-NO = (False, False)
 FEW = "too many resamples draw one seed and one scenario only: there is no studentised interval"
+ONE_SEED = "one seed per arm: how far another training seed would differ is unknown"
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """`of` minus `against`; None where the data can't say, and `reason` tells why.
+    """Treatment minus control.
 
-    `low`, `high`: studentised interval. `percentile_low`, `percentile_high`: plain one. `se`: standard deviation over
-    resamples, of which `resamples` had a question that both arms were graded on.
+    `low`, `high`: studentised interval. `percentile_low`, `percentile_high`: plain one. `se`:
+    standard deviation over resamples, of which `resamples` had a question that both arms were
+    graded on. A number that the data can't give is None, and `reason` says why.
     """
 
     estimate: float | None = None
@@ -34,82 +39,131 @@ class Bootstrap:
 
 
 def hierarchical_bootstrap(
-    of: np.ndarray, against: np.ndarray, scenarios: np.ndarray, resamples: int = 10_000, seed: int = 0, fixed: Pair = NO
+    treatment: np.ndarray,
+    control: np.ndarray,
+    scenarios: np.ndarray,
+    resamples: int = 10_000,
+    seed: int = 0,
+    fixed: tuple[bool, bool] = (False, False),
 ) -> Bootstrap:
     """The difference between two arms at one dose, with seeds, scenarios and answers resampled.
 
-    `of`, `against`: shape (seeds, questions, epochs), NaN where an answer has no grade; numbers of seeds and epochs
-    may differ. `scenarios`: shape (questions,). `fixed` marks an arm without a training seed, which keeps its one
-    checkpoint. The same arguments give the same numbers.
+    Args:
+        treatment, control: shape (seeds, questions, epochs), NaN where an answer has no grade;
+            numbers of seeds and epochs may differ.
+        scenarios: shape (questions,).
+        resamples: their number.
+        seed: of the random numbers; the same arguments give the same result.
+        fixed: marks an arm without a training seed, which keeps its one checkpoint.
 
-    Each resample draws whole seeds with replacement in each arm, scenarios with all their questions crossed with
-    seeds (the same draw for both arms, so questions stay paired), and answers within each drawn pair of seed and
-    question: the pigeonhole bootstrap (Owen, Ann. Appl. Stat. 1, 2007) with a third level. Draws are counts, and a
-    difference is a quotient of their products with question means; nothing is copied. What redrawing answers adds is
-    a mean of hundreds of independent draws: it comes from the normal distribution with their exact mean and variance.
-    The studentised interval divides each deviation by the resample's own standard error (root of seed part plus
-    question part, as in analysis.estimates.two_way) and multiplies by that of the data.
+    Each resample draws whole seeds with replacement in each arm, scenarios with all their
+    questions crossed with seeds (the same draw for both arms, so that questions stay paired), and
+    answers within each drawn pair of seed and question: the pigeonhole bootstrap (Owen, Ann. Appl.
+    Stat. 1, 2007) with a third level. Draws are counts, and a difference is a quotient of their
+    products with question means; nothing is copied. The contribution of redrawn answers is a mean
+    of hundreds of independent draws: it comes from the normal distribution with their exact mean
+    and variance. The studentised interval divides each deviation by the resample's own standard
+    error (root of seed part plus question part, as in analysis.estimates.two_way) and multiplies
+    by that of the data.
 
-    What no bootstrap can do with 3 seeds: an arm has 10 different draws then, and one in nine is the same seed
-    thrice. The variance over seeds comes out a third too small (of n seeds: 1/n), so the plain percentile interval
-    covers 88 to 93 % of simulated true values and is there to be compared, the studentised one 95 (see
-    benchmarks.calibration), yet its ends rest on few draws. Neither knows more about new seeds than 3 numbers say.
+    No bootstrap can do much with 3 seeds: an arm has 10 different draws then, and one in nine is
+    the same seed three times. The variance over seeds comes out a third too small (of n seeds:
+    1/n). The plain percentile interval therefore covers 88 to 93 % of simulated true values and is
+    given for comparison. The studentised one covers 95 % (see benchmarks.calibration), yet its
+    ends rest on few draws. Neither knows more about new seeds than 3 numbers say.
     """
-    kept = np.logical_and(*(np.isfinite(arm).any(axis=(0, 2)) for arm in (of, against)))
-    sides = [_Side(arm[:, kept], alone) for arm, alone in zip((of, against), fixed, strict=True)]
-    whole = two_way([Arm(np.where(side.graded, side.mean, np.nan), side.fixed) for side in sides], scenarios[kept])
-    if whole.reason or whole.estimate is None:
-        return Bootstrap(whole.estimate, reason=whole.reason)
-    cluster = np.unique(scenarios[kept], return_inverse=True)[1]
+    graded = np.logical_and(*(np.isfinite(arm).any(axis=(0, 2)) for arm in (treatment, control)))
+    sides = [
+        _Side(arm[:, graded], is_fixed)
+        for arm, is_fixed in zip((treatment, control), fixed, strict=True)
+    ]
+    means = [Arm(np.where(side.graded, side.mean, np.nan), side.fixed) for side in sides]
+    direct = two_way(means, scenarios[graded])
+    if direct.reason or direct.estimate is None:
+        return Bootstrap(direct.estimate, reason=direct.reason)
+    cluster = np.unique(scenarios[graded], return_inverse=True)[1]
     once = [np.ones((1, side.seeds)) for side in sides]
-    _, se, _ = _differences(sides, once, np.ones((1, whole.clusters)), cluster)
-    rng, found, t = np.random.default_rng(seed), [], []
+    _, se, _ = _differences(sides, once, np.ones((1, direct.clusters)), cluster)
+
+    rng = np.random.default_rng(seed)
+    differences = []
+    deviations = []  # studentised
     for start in range(0, resamples, BLOCK):
         n = min(BLOCK, resamples - start)
-        taken = [np.ones((n, side.seeds)) if side.fixed else _counts(rng, n, side.seeds) for side in sides]
-        difference, own, noise = _differences(sides, taken, _counts(rng, n, whole.clusters), cluster)
+        seed_counts = [
+            np.ones((n, side.seeds)) if side.fixed else _counts(rng, n, side.seeds)
+            for side in sides
+        ]
+        scenario_counts = _counts(rng, n, direct.clusters)
+        difference, error, noise = _differences(sides, seed_counts, scenario_counts, cluster)
         difference += np.sqrt(noise) * rng.standard_normal(n)
-        found.append(difference)
+        differences.append(difference)
         with np.errstate(divide="ignore", invalid="ignore"):
             # where all drawn seeds are one, and all scenarios, the error is zero but for rounding
-            t.append((difference - whole.estimate) / np.where(own > 1e-12, own, 0))
-    ts = np.concatenate(t)
-    differences, ts, tails = np.concatenate(found)[~np.isnan(ts)], ts[~np.isnan(ts)], [ALPHA / 2, 1 - ALPHA / 2]
-    plain_low, plain_high = np.quantile(differences, tails).tolist()
-    # no mean of two neighbours here: one may be infinite
-    upper, lower = (np.quantile(ts, tails, method="inverted_cdf") * se[0]).tolist()
-    low, high = (whole.estimate - each if math.isfinite(each) else None for each in (lower, upper))
-    spread, reason = float(differences.std(ddof=1)), FEW if None in (low, high) else None
-    return Bootstrap(whole.estimate, spread, low, high, plain_low, plain_high, len(differences), reason)
+            deviations.append((difference - direct.estimate) / np.where(error > 1e-12, error, 0))
+    t = np.concatenate(deviations)
+    defined = ~np.isnan(t)
+    drawn = np.concatenate(differences)[defined]
+    tails = [ALPHA / 2, 1 - ALPHA / 2]
+    percentile_low, percentile_high = np.quantile(drawn, tails).tolist()
+    # "inverted_cdf" takes no mean of two neighbours, as one may be infinite
+    quantiles = np.quantile(t[defined], tails, method="inverted_cdf") * se[0]
+    upper, lower = quantiles.tolist()
+    low, high = (
+        direct.estimate - distance if math.isfinite(distance) else None
+        for distance in (lower, upper)
+    )
+    return Bootstrap(
+        estimate=direct.estimate,
+        se=float(drawn.std(ddof=1)),
+        low=low,
+        high=high,
+        percentile_low=percentile_low,
+        percentile_high=percentile_high,
+        resamples=len(drawn),
+        reason=FEW if None in (low, high) else None,
+    )
 
 
 class _Side:
-    """One arm's question means and the variances that redrawn answers give them; 0 where nothing was graded."""
+    """One arm's question means and the variances that redrawn answers give them.
+
+    Both are 0 where nothing was graded; shape (seeds, questions).
+    """
 
     def __init__(self, scores: np.ndarray, fixed: bool) -> None:
         scores = scores[np.isfinite(scores).any(axis=(1, 2))]
         given = np.isfinite(scores)
         n = np.maximum(given.sum(axis=2), 1)
         self.mean = np.where(given, scores, 0).sum(axis=2) / n
-        self.noise = (np.where(given, scores - self.mean[..., None], 0) ** 2).sum(axis=2) / n**2
+        squares = np.where(given, scores - self.mean[..., None], 0) ** 2
+        self.noise = squares.sum(axis=2) / n**2
         self.graded = given.any(axis=2).astype(float)
-        self.seeds, self.fixed = len(scores), fixed
+        self.seeds = len(scores)
+        self.fixed = fixed
 
 
 def _differences(
-    sides: list[_Side], taken: list[np.ndarray], drawn: np.ndarray, cluster: np.ndarray
+    sides: Sequence[_Side],
+    seed_counts: Sequence[np.ndarray],
+    scenario_counts: np.ndarray,
+    cluster: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per resample: the difference, its standard error and the variance that redrawn answers add; shape (resamples,).
+    """Each resample's difference, its standard error and the variance that redrawn answers add.
 
-    `taken` and `drawn` count how often each seed (resamples, seeds) and scenario (resamples, scenarios) was drawn.
+    `seed_counts` (of each side, (resamples, seeds)) and `scenario_counts` (resamples, scenarios)
+    count how often each was drawn; `cluster` is the scenario of each question. Returns three
+    arrays of shape (resamples,).
     """
-    graded = [counts @ side.graded for side, counts in zip(sides, taken, strict=True)]
-    weight = drawn[:, cluster] * np.logical_and(graded[0] > 0, graded[1] > 0)
+    graded = [counts @ side.graded for side, counts in zip(sides, seed_counts, strict=True)]
+    weight = scenario_counts[:, cluster] * np.logical_and(graded[0] > 0, graded[1] > 0)
     total = weight.sum(axis=1)
     total[total == 0] = np.nan
-    paired, noise, seed_part = np.zeros_like(weight), np.zeros(len(weight)), np.zeros(len(weight))
-    for sign, side, counts, n in zip((1, -1), sides, taken, graded, strict=True):
-        n = np.maximum(n, 1)
+    paired = np.zeros_like(weight)
+    noise = np.zeros(len(weight))
+    seed_part = np.zeros(len(weight))
+    for sign, side, counts, n_graded in zip((1, -1), sides, seed_counts, graded, strict=True):
+        n = np.maximum(n_graded, 1)
         of_question = counts @ side.mean / n
         paired += sign * of_question
         noise += (weight * (counts @ side.noise) / n**2).sum(axis=1) / total**2
@@ -120,57 +174,76 @@ def _differences(
         of_seed -= (counts * of_seed).sum(axis=1, keepdims=True) / side.seeds
         seed_part += (counts * of_seed**2).sum(axis=1) / (side.seeds * (side.seeds - 1))
     difference = (weight * paired).sum(axis=1) / total
-    clusters = drawn.shape[1]
+    clusters = scenario_counts.shape[1]
     member = (cluster[:, None] == np.arange(clusters)).astype(float)
     summed = ((paired - difference[:, None]) * (weight > 0)) @ member
-    question_part = clusters / (clusters - 1) * (drawn * summed**2).sum(axis=1) / total**2
+    squares = (scenario_counts * summed**2).sum(axis=1)
+    question_part = clusters / (clusters - 1) * squares / total**2
     return difference, np.sqrt(seed_part + question_part), noise
 
 
 def _counts(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """How often each of `size` things comes in `size` draws with replacement; shape (n, size), n times over."""
+    """How often each of `size` things comes in `size` draws with replacement; shape (n, size)."""
     drawn = rng.integers(size, size=(n, size)) + size * np.arange(n)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size).astype(float)
 
 
 @dataclass(frozen=True)
 class Permutation:
-    """`smallest_p` is the least p that so many seeds allow: above .05, the test can't reject, whatever the scores."""
+    """Result of a permutation test.
+
+    `smallest_p` is the least p that so many seeds allow: above .05, the test can't reject,
+    whatever the scores.
+    """
 
     p: float | None = None
     smallest_p: float | None = None
     reason: str | None = None
 
 
-def permutation(of: np.ndarray, against: np.ndarray, limit: int = 20_000, seed: int = 0) -> Permutation:
-    """Two-sided permutation test, by scipy, of the difference between two arms' means over training seeds.
+def permutation(
+    treatment: np.ndarray, control: np.ndarray, limit: int = 20_000, seed: int = 0
+) -> Permutation:
+    """Two-sided permutation test, by scipy, of the difference between means over training seeds.
 
-    `of`, `against`: one mean per seed, shape (seeds,), or question means, shape (seeds, questions), which become
-    means over the questions graded in both arms, for a missing one the question's mean over both arms plus the seed's
-    own deviation. All assignments of seeds to arms, or `limit` random ones where there are more; p is twice the
-    smaller tail. It speaks about new seeds on these questions, not about new questions.
+    Args:
+        treatment, control: one mean per seed, shape (seeds,), or question means, shape (seeds,
+            questions). The latter become means over the questions graded in both arms, with the
+            question's mean over both arms plus the seed's own deviation in place of a missing one.
+        limit: the most assignments to try; random ones are drawn where there are more.
+        seed: of the random assignments.
+
+    All assignments of seeds to arms are tried; p is twice the smaller tail. The test is about new
+    seeds on these questions, not about new questions.
     """
-    arms = [arm.reshape(len(arm), -1) for arm in (of, against)]
-    both = np.logical_and(*(np.isfinite(arm).any(axis=0) for arm in arms))
-    if not both.any():
+    arms = [arm.reshape(len(arm), -1) for arm in (treatment, control)]
+    graded = np.logical_and(*(np.isfinite(arm).any(axis=0) for arm in arms))
+    if not graded.any():
         return Permutation(reason="no question was graded in both arms")
-    arms = [arm[:, both][np.isfinite(arm[:, both]).any(axis=1)] for arm in arms]
+    arms = [arm[:, graded][np.isfinite(arm[:, graded]).any(axis=1)] for arm in arms]
     # pooled over the arms, so that under no effect the filled values are exchangeable too
     of_question = np.nanmean(np.concatenate(arms), axis=0)
     first, second = (np.nanmean(arm - of_question, axis=1) for arm in arms)
     if min(len(first), len(second)) < 2:
-        return Permutation(reason="one seed per arm: how far another training seed would differ is unknown")
+        return Permutation(reason=ONE_SEED)
     if np.ptp(np.concatenate([first, second])) < 1e-12:
         return Permutation(reason="all seeds have the same score: there is nothing to test")
-    # the sum of one arm orders assignments as the difference does, for what is not in one arm is in the other
-    found = stats.permutation_test((first, second), lambda x, _, axis: x.sum(axis), n_resamples=limit, rng=seed)
+    # the sum of one arm orders assignments as the difference does, as the total is the same
+    result = stats.permutation_test(
+        (first, second), lambda x, _, axis: x.sum(axis), n_resamples=limit, rng=seed
+    )
     assignments = math.comb(len(first) + len(second), len(first))
-    return Permutation(float(found.pvalue), min(1.0, 2 / (assignments if assignments <= limit else limit + 1)))
+    tried = assignments if assignments <= limit else limit + 1
+    return Permutation(float(result.pvalue), min(1.0, 2 / tried))
 
 
 @dataclass(frozen=True)
 class Equivalence:
-    """`low`, `high`: 90 % interval. `smallest_margin`: the least margin within which the arms would be equivalent."""
+    """Result of an equivalence test.
+
+    `low`, `high`: 90 % interval. `smallest_margin`: the least margin within which the arms would
+    be equivalent.
+    """
 
     p: float | None = None
     equivalent: bool | None = None
@@ -180,34 +253,46 @@ class Equivalence:
     reason: str | None = None
 
 
-def equivalence(estimate: float | None, se: float | None, df: float | None, margin: float) -> Equivalence:
-    """Two one-sided t-tests (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987) that |difference| < `margin`.
+def equivalence(
+    estimate: float | None, se: float | None, df: float | None, margin: float
+) -> Equivalence:
+    """Two one-sided t-tests that |difference| < `margin`.
 
-    `estimate`, `se`, `df` as two_way gives them; `margin` in score units, declared before the scores were seen. The
-    arms are equivalent at .05 where the 90 % interval lies within the margin. Raises UserError for a margin <= 0.
+    `estimate`, `se` and `df` are those of two_way; `margin` is in score units, declared before the
+    scores were seen. The arms are equivalent at .05 where the 90 % interval lies within the
+    margin. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987). Raises UserError for a margin <= 0.
     """
     if not margin > 0:
-        raise UserError(f"the margin of equivalence is {margin}; declare a difference in score above 0")
+        raise UserError(
+            what=f"the margin of equivalence is {margin}",
+            fix="declare a difference in score above 0",
+        )
     if estimate is None or se is None or df is None or not (se > 0 and df > 0):
-        return Equivalence(reason="there is no standard error, so nothing can be said about equivalence")
-    p = float(max(stats.t.sf((estimate + margin) / se, df), stats.t.cdf((estimate - margin) / se, df)))
+        return Equivalence(
+            reason="there is no standard error, so nothing can be said about equivalence"
+        )
+    above = stats.t.sf((estimate + margin) / se, df)
+    below = stats.t.cdf((estimate - margin) / se, df)
+    p = float(max(above, below))
     half = float(stats.t.ppf(1 - ALPHA, df)) * se
     return Equivalence(p, p <= ALPHA, estimate - half, estimate + half, abs(estimate) + half)
 
 
-def benjamini_hochberg(ps: list[float | None]) -> list[float | None]:
-    """p adjusted for the false discovery rate (Benjamini and Hochberg, J. R. Stat. Soc. B 57, 1995), for dimensions.
+def benjamini_hochberg(ps: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted for the false discovery rate, for dimensions.
 
-    A test that could not be made (None) stays None and counts as p = 1, as it does in the families of contrasts.
+    Benjamini and Hochberg, J. R. Stat. Soc. B 57 (1995). A test that could not be made (None)
+    stays None and counts as p = 1, as it does in the families of contrasts.
     """
     return adjusted(ps, "fdr_bh")
 
 
 @dataclass(frozen=True)
 class Variances:
-    """Standard deviations in score units; the values are those of the study's own power simulation (2026).
+    """Standard deviations in score units, as in the study's own power simulation (2026).
 
-    `question` cancels in a contrast; `sampling` is of one graded answer, and `epochs` of them make a question mean.
+    `question` cancels in a contrast. `sampling` is of one graded answer, and `epochs` of them make
+    a question mean.
     """
 
     question: float = 0.25
@@ -219,27 +304,49 @@ class Variances:
 
 
 def power(effect: float, variances: Variances, seeds: int, questions: int) -> float:
-    """Probability that two_way rejects at .05 when the arms differ by `effect` (score units); `seeds` in each arm.
+    """Probability that two_way rejects at .05 when the arms differ by `effect` (score units).
 
-    Integrates the test's own rule over the chi-square distributions of its seed and question parts with normal terms
-    (midpoints of equal shares), the interaction part at its expected value. `questions` counts scenarios. NaN with
-    fewer than two seeds or questions, where two_way makes no test.
+    `seeds` is the number in each arm; `questions` counts scenarios. Integrates the test's own rule
+    over the chi-square distributions of its seed and question parts with normal terms (midpoints
+    of equal shares), the interaction part at its expected value. NaN with fewer than two seeds or
+    questions, where two_way makes no test.
     """
     if min(seeds, questions) < 2:
         return math.nan
-    left = (variances.seed_question**2 + variances.sampling**2 / variances.epochs) / (seeds * questions)  # in both
-    seed_part, question_part = variances.seed**2 / seeds + left, 2 * (variances.arm_question**2 / questions + left)
-    over_seeds = seed_part * stats.chi2.ppf((np.arange(40) + 0.5) / 40, seeds - 1) / (seeds - 1)
-    over_questions = question_part * stats.chi2.ppf((np.arange(10) + 0.5) / 10, questions - 1) / (questions - 1)
-    of, against, asked = np.meshgrid(over_seeds, over_seeds, over_questions)
-    variance = np.maximum(np.maximum(of + against + asked - 2 * left, of + against), asked)
-    df = variance**2 / ((of**2 + against**2) / (seeds - 1) + asked**2 / (questions - 1))
-    half, spread = stats.t.ppf(1 - ALPHA / 2, df) * variance**0.5, (2 * seed_part + question_part - 2 * left) ** 0.5
-    return float((stats.norm.sf((half - effect) / spread) + stats.norm.cdf((-half - effect) / spread)).mean())
+    # the interaction part, which is in both other parts
+    cell = variances.seed_question**2 + variances.sampling**2 / variances.epochs
+    interaction = cell / (seeds * questions)
+    seed_part = variances.seed**2 / seeds + interaction
+    question_part = 2 * (variances.arm_question**2 / questions + interaction)
+    over_seeds = seed_part * _chi_square_midpoints(40, seeds - 1) / (seeds - 1)
+    over_questions = question_part * _chi_square_midpoints(10, questions - 1) / (questions - 1)
+    treatment, control, question = np.meshgrid(over_seeds, over_seeds, over_questions)
+    variance = treatment + control + question - 2 * interaction
+    variance = np.maximum(np.maximum(variance, treatment + control), question)
+    seed_terms = (treatment**2 + control**2) / (seeds - 1)
+    df = variance**2 / (seed_terms + question**2 / (questions - 1))
+    half = stats.t.ppf(1 - ALPHA / 2, df) * variance**0.5
+    spread = (2 * seed_part + question_part - 2 * interaction) ** 0.5
+    above = stats.norm.sf((half - effect) / spread)
+    below = stats.norm.cdf((-half - effect) / spread)
+    return float((above + below).mean())
+
+
+def _chi_square_midpoints(n: int, df: int) -> np.ndarray:
+    """The midpoints of `n` equal shares of a chi-square distribution; shape (n,)."""
+    quantiles: np.ndarray = stats.chi2.ppf((np.arange(n) + 0.5) / n, df)
+    return quantiles
 
 
 def detectable(variances: Variances, seeds: int, questions: int, share: float = 0.8) -> float:
-    """The difference (score units) that two_way finds with probability `share`; NaN where it makes no test."""
+    """The difference (score units) that two_way finds with probability `share`.
+
+    NaN where it makes no test.
+    """
     if min(seeds, questions) < 2:
         return math.nan
-    return float(optimize.brentq(lambda effect: power(effect, variances, seeds, questions) - share, 0, 9))
+
+    def excess(effect: float) -> float:
+        return power(effect, variances, seeds, questions) - share
+
+    return float(optimize.brentq(excess, 0, 9))

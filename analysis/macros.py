@@ -1,13 +1,14 @@
-"""macros.tex: a LaTeX command for every number that prose needs, so that no number is copied by hand."""
+"""macros.tex: a LaTeX command for every number that prose needs, so that none is copied by hand."""
 
 import re
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 from analysis.headline import p_value, percent
+from analysis.rows import Results, Row
 from analysis.tables import tex
-from core.errors import UserError
+from core.errors import Problem, UserError
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 SYMBOLS = {
@@ -20,38 +21,61 @@ SYMBOLS = {
     "<": "Below",
     "@": "At",
 }
-NOTHING = r"\mbox{--}"  # what prints for a number that the data can't give, in text and between $ signs alike
-HEADER = r"""% Every number of the study that prose needs; written by the analysis, not by hand; for \input.
-% End a command with {} where a space follows: \ScoreAnimalAhbDoseZero{} percent. Needs no package.
-% Names are letters only: digits are spelled one by one, other signs begin a new word. Scores are in percent and
-% differences in percentage points; p comes with its sign: $p\PHolmAnimalMinusUrbanAhbDoseZero$ gives p = .012."""
-Macro = tuple[tuple[object, ...], str, str]  # parts of its name, its value in LaTeX, what it is
+NOTHING = r"\mbox{--}"  # printed for a number that is None, in text and between $ signs alike
+HEADER = (
+    "% Every number of the study that prose needs; written by the analysis, not by hand; "
+    "for \\input.\n"
+    "% End a command with {} where a space follows: \\ScoreAnimalAhbDoseZero{} percent. "
+    "Needs no package.\n"
+    "% Names are letters only: digits are spelled one by one, other signs begin a new word. "
+    "Scores are in percent and\n"
+    "% differences in percentage points; p comes with its sign: "
+    "$p\\PHolmAnimalMinusUrbanAhbDoseZero$ gives p = .012."
+)
 
 
-def macros(results: dict[str, Any]) -> str:
-    r"""The contents of macros.tex from results.json: a line `\newcommand{\Name}{value}% what it is` for each number.
+@dataclass(frozen=True)
+class Macro:
+    """One LaTeX command: the parts of its name, its value in LaTeX, and its meaning."""
 
-    Scores (`Score`, `Low`, `High`, `Seeds`) by arm, benchmark and dose; contrasts (`Contrast`, `ContrastLow`,
-    `ContrastHigh`, `PHolm`, `PResponses`, `ContrastSeeds`, `Verdict`) by name, benchmark and dose; `Questions`,
-    `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`, `MedianWords` by corpus; `StudyName`.
-    A number that is None prints as a dash and its comment says so. The order is that of the results. Raises UserError
-    if two names come out the same, as for arms a-b and a_b.
+    parts: tuple[object, ...]
+    value: str
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        return "".join(map(command_word, self.parts))
+
+
+def macros(results: Results) -> str:
+    r"""The contents of macros.tex from results.json.
+
+    A line `\newcommand{\Name}{value}% meaning` for each number. Scores (`Score`, `Low`, `High`,
+    `Seeds`) by arm, benchmark and dose; contrasts (`Contrast`, `ContrastLow`, `ContrastHigh`,
+    `PHolm`, `PResponses`, `ContrastSeeds`, `Verdict`) by name, benchmark and dose; `Questions`,
+    `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`, `MedianWords` by
+    corpus; `StudyName`. A number that is None prints as a dash, and its comment says why. The
+    order is that of the results.
+
+    Raises UserError if two names come out the same, as for arms a-b and a_b.
     """
-    lines, problems = [HEADER], []
-    owners: dict[str, str] = {}
-    for parts, value, what in _all(results):
-        command = "".join(map(word, parts))
-        what = " ".join(what.split())
-        if command in owners:
-            problems.append(f"\\{command} would be both {owners[command]} and {what}; rename one of them in the study")
-        owners[command] = what
-        lines.append(f"\\newcommand{{\\{command}}}{{{value}}}% {what}")
+    lines = [HEADER]
+    problems = []
+    meanings: dict[str, str] = {}
+    for macro in _all_macros(results):
+        name = macro.name
+        meaning = " ".join(macro.meaning.split())
+        if name in meanings:
+            what = f"would be both {meanings[name]} and {meaning}"
+            problems.append(Problem(f"\\{name}", what, "rename one of them in the study"))
+        meanings[name] = meaning
+        lines.append(f"\\newcommand{{\\{name}}}{{{macro.value}}}% {meaning}")
     if problems:
-        raise UserError(*problems)
+        raise UserError.of(problems)
     return "\n".join(lines) + "\n"
 
 
-def word(part: object) -> str:
+def command_word(part: object) -> str:
     """Any text as a word of a command's name: letters a to z only, each word and digit capitalized.
 
     `ahb_2` gives AhbTwo, `é` E, `β` GreekSmallLetterBeta, `50%` FiveZeroPercent, ` - ` Minus.
@@ -60,69 +84,118 @@ def word(part: object) -> str:
     pieces = []
     for letter in text:
         if letter.isascii():
-            named = SYMBOLS.get(letter) or (DIGITS[int(letter)] if letter.isdigit() else None)
-            pieces.append(f" {named} " if named else letter if letter.isalpha() else " ")
+            name = SYMBOLS.get(letter) or (DIGITS[int(letter)] if letter.isdigit() else None)
+            if name:
+                pieces.append(f" {name} ")
+            else:
+                pieces.append(letter if letter.isalpha() else " ")
         elif not unicodedata.combining(letter):
             # an ideograph's number spells in digits, so that two of them don't share a name
-            pieces.append(f" {word(unicodedata.name(letter, f'sign {ord(letter)}').lower())} ")
-    return "".join(piece[:1].upper() + piece[1:] for piece in re.split(r"\s+", "".join(pieces)))
+            name = unicodedata.name(letter, f"sign {ord(letter)}").lower()
+            pieces.append(f" {command_word(name)} ")
+    words = re.split(r"\s+", "".join(pieces))
+    return "".join(word[:1].upper() + word[1:] for word in words)
 
 
-def _all(results: dict[str, Any]) -> Iterator[Macro]:
-    yield ("study name",), tex(results["study"]), "name of the study"
+def _all_macros(results: Results) -> Iterator[Macro]:
+    yield Macro(("study name",), tex(results["study"]), "name of the study")
     for name, benchmark in results["benchmarks"].items():
-        for key in ("questions", "scenarios", "epochs"):
-            yield (key, name), _count(benchmark[key]), f"{key} of {name}"
-        yield ("judge", name), tex(benchmark["judge"]) if benchmark["judge"] else NOTHING, f"what grades {name}"
+        yield from _benchmark_macros(name, benchmark)
     for row in results["arms"]:
-        at, what = (row["arm"], row["benchmark"], "dose", row["dose"]), _place(row, row["arm"])
-        yield ("score", *at), _points(row["mean"]), f"mean score of {what}, percent{_why(row, 'mean')}"
-        yield ("low", *at), _points(row["low"]), f"lower end of its 95 % interval{_why(row, 'low')}"
-        yield ("high", *at), _points(row["high"]), f"upper end of its 95 % interval{_why(row, 'high')}"
-        yield ("seeds", *at), _count(row["seeds"]), f"training seeds of {what}{', a fixed checkpoint' * row['fixed']}"
+        yield from _arm_macros(row)
     for row in results["contrasts"]:
-        at = (row["name"], row["benchmark"], *_doses(row))
-        what = _place(row, f"{row['of']} minus {row['against']}")
-        yield ("contrast", *at), _points(row["estimate"]), f"{what}, percentage points{_why(row, 'estimate')}"
-        yield ("contrast low", *at), _points(row["low"]), f"lower end of its 95 % interval{_why(row, 'low')}"
-        yield ("contrast high", *at), _points(row["high"]), f"upper end of its 95 % interval{_why(row, 'high')}"
-        yield ("p holm", *at), _p(row["p_holm"]), f"its p after Holm in family {row['family']}{_why(row, 'p_holm')}"
-        yield ("p responses", *at), _p(row["p_response_level"]), "its p over single responses, which never decides"
-        seeds = _count(row["seeds"])
-        yield ("contrast seeds", *at), seeds, "training seeds of the arm that has fewer (0: none was trained)"
-        yield ("verdict", *at), "no verdict" if row["verdict"] == "none" else tex(row["verdict"]), f"verdict on {what}"
+        yield from _contrast_macros(row)
     for row in results.get("corpora", []):
-        for key in ("documents", "held_out", "tokens"):
-            yield (key, row["name"]), _count(row[key]), f"{key.replace('_', ' ')} of the corpus {row['name']}"
-        words = None if row["median_words"] is None else round(row["median_words"])
-        yield ("median words", row["name"]), _count(words), f"words of its median document, {row['name']}"
+        yield from _corpus_macros(row)
 
 
-def _doses(row: dict[str, Any]) -> tuple[object, ...]:
-    other = row.get("against_dose", row["dose"])
+def _benchmark_macros(name: str, benchmark: Row) -> Iterator[Macro]:
+    for key in ("questions", "scenarios", "epochs"):
+        yield Macro((key, name), _count(benchmark[key]), f"{key} of {name}")
+    judge = tex(benchmark["judge"]) if benchmark["judge"] else NOTHING
+    yield Macro(("judge", name), judge, f"what grades {name}")
+
+
+def _arm_macros(row: Row) -> Iterator[Macro]:
+    parts = (row["arm"], row["benchmark"], "dose", row["dose"])
+    scored = _scored(row, row["arm"])
+    mean = f"mean score of {scored}, percent{_reason(row, 'mean')}"
+    fixed = ", a fixed checkpoint" if row["fixed"] else ""
+    yield Macro(("score", *parts), _points(row["mean"]), mean)
+    yield from _interval_macros(row, ("low", *parts), ("high", *parts))
+    yield Macro(("seeds", *parts), _count(row["seeds"]), f"training seeds of {scored}{fixed}")
+
+
+def _contrast_macros(row: Row) -> Iterator[Macro]:
+    parts = (row["name"], row["benchmark"], *_dose_words(row))
+    compared = _scored(row, f"{row['of']} minus {row['against']}")
+    estimate = f"{compared}, percentage points{_reason(row, 'estimate')}"
+    p_holm = f"its p after Holm in family {row['family']}{_reason(row, 'p_holm')}"
+    p_responses = "its p over single responses, which never decides"
+    seeds = "training seeds of the arm that has fewer (0: none was trained)"
+    verdict = "no verdict" if row["verdict"] == "none" else tex(row["verdict"])
+    yield Macro(("contrast", *parts), _points(row["estimate"]), estimate)
+    yield from _interval_macros(row, ("contrast low", *parts), ("contrast high", *parts))
+    yield Macro(("p holm", *parts), _p(row["p_holm"]), p_holm)
+    yield Macro(("p responses", *parts), _p(row["p_response_level"]), p_responses)
+    yield Macro(("contrast seeds", *parts), _count(row["seeds"]), seeds)
+    yield Macro(("verdict", *parts), verdict, f"verdict on {compared}")
+
+
+def _interval_macros(
+    row: Row, low: tuple[object, ...], high: tuple[object, ...]
+) -> Iterator[Macro]:
+    for key, parts, end in (("low", low, "lower"), ("high", high, "upper")):
+        meaning = f"{end} end of its 95 % interval{_reason(row, key)}"
+        yield Macro(parts, _points(row[key]), meaning)
+
+
+def _corpus_macros(row: Row) -> Iterator[Macro]:
+    for key in ("documents", "held_out", "tokens"):
+        meaning = f"{key.replace('_', ' ')} of the corpus {row['name']}"
+        yield Macro((key, row["name"]), _count(row[key]), meaning)
+    words = None if row["median_words"] is None else round(row["median_words"])
+    meaning = f"words of its median document, {row['name']}"
+    yield Macro(("median words", row["name"]), _count(words), meaning)
+
+
+def _dose_words(row: Row) -> tuple[object, ...]:
+    """The parts of a name that tell the dose of a contrast."""
     if row["dose"] is None:
         return ("no dose",)
-    return ("dose", row["dose"], *(() if other == row["dose"] else ("versus", other)))
+    control_dose = row.get("against_dose", row["dose"])
+    if control_dose == row["dose"]:
+        return ("dose", row["dose"])
+    return ("dose", row["dose"], "versus", control_dose)
 
 
-def _place(row: dict[str, Any], what: str) -> str:
-    other = row.get("against_dose", row["dose"])
-    dose = f"SFT dose {row['dose']}" + (f" against {other}" if other != row["dose"] else "")
-    return f"{what} on {row['benchmark']} at {dose if row['dose'] is not None else 'no common SFT dose'}"
+def _scored(row: Row, arms: str) -> str:
+    """`arms` with benchmark and dose."""
+    dose = "no common SFT dose"
+    if row["dose"] is not None:
+        dose = f"SFT dose {row['dose']}"
+        control_dose = row.get("against_dose", row["dose"])
+        if control_dose != row["dose"]:
+            dose += f" against {control_dose}"
+    return f"{arms} on {row['benchmark']} at {dose}"
 
 
-def _why(row: dict[str, Any], key: str) -> str:
+def _reason(row: Row, key: str) -> str:
     return f": none, {row['reason']}" if row[key] is None else ""
 
 
 def _points(value: float | None) -> str:
+    if value is None:
+        return NOTHING
     text = percent(value)
-    return NOTHING if value is None else f"\\ensuremath{{{text}}}" if text.startswith("-") else text
+    return f"\\ensuremath{{{text}}}" if text.startswith("-") else text
 
 
 def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
     text = p_value(value)
-    return NOTHING if value is None else f"\\ensuremath{{{text if text.startswith('<') else f'= {text}'}}}"
+    return f"\\ensuremath{{{text if text.startswith('<') else f'= {text}'}}}"
 
 
 def _count(value: int | None) -> str:

@@ -1,95 +1,124 @@
-"""The report: one self-contained page, verdict first, that reads without a network or scripts."""
+"""The report: one self-contained page, verdict first, readable without a network or scripts."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.figures import Drawn
 from analysis.headline import interval, missing_lines, p_value, percent, stand_in_note
-from analysis.tables import in_order, made_of
+from analysis.rows import Results, Row
+from analysis.tables import data_summary, in_study_order
 
 
 def when(dose: int | None) -> str:
-    """How a sentence names an SFT dose."""
-    return "" if dose is None else "before SFT" if dose == 0 else f"at SFT dose {dose}"
+    """The SFT dose as part of a sentence."""
+    if dose is None:
+        return ""
+    return "before SFT" if dose == 0 else f"at SFT dose {dose}"
 
 
-def sentence(row: dict[str, Any]) -> str:
+def sentence(row: Row) -> str:
     """One contrast's result in plain words."""
     place = f"on {row['benchmark']} {when(row['dose'])}".strip()
+    treatment = row["of"]
+    control = row["against"]
     if row["verdict"] in ("higher", "lower"):
-        return f"{row['of']} scores {row['verdict']} than {row['against']} {place}."
+        return f"{treatment} scores {row['verdict']} than {control} {place}."
     if row["verdict"] == "inconclusive":
-        return f"The data do not settle whether {row['of']} differs from {row['against']} {place}."
-    return f"No verdict for {row['of']} against {row['against']} {place}: {row['reason']}."
+        return f"The data do not settle whether {treatment} differs from {control} {place}."
+    return f"No verdict for {treatment} against {control} {place}: {row['reason']}."
 
 
-def title(results: dict[str, Any]) -> str:
-    """The page's first line: what the first declared contrast came to, over its benchmarks and doses."""
+def title(results: Results) -> str:
+    """The page's first line: the first declared contrast's result over benchmarks and doses."""
     if not results["contrasts"]:
         return f"{len(results['scores'])} checkpoints scored; no contrast was declared"
     first = results["contrasts"][0]
     rows = [row for row in results["contrasts"] if row["name"] == first["name"]]
     if len(rows) == 1:
         return sentence(first).removesuffix(".")
-    counts = {v: sum(row["verdict"] == v for row in rows) for v in ("higher", "lower", "inconclusive", "none")}
-    said = [f"{verdict} in {_of_all(counts[verdict], len(rows))}" for verdict in ("higher", "lower") if counts[verdict]]
-    rest = [f"{counts['inconclusive']} inconclusive"] if counts["inconclusive"] else []
-    rest += [f"{counts['none']} without a verdict"] if counts["none"] else []
-    if said:
-        text = f"{first['of']} scores {' and '.join(said)} comparisons with {first['against']}"
-        return "; ".join([text, *rest])
-    return f"No difference established between {first['of']} and {first['against']}: {', '.join(rest)}"
+    verdicts = [row["verdict"] for row in rows]
+    decided = [
+        f"{verdict} in {_of_all(verdicts.count(verdict), len(rows))}"
+        for verdict in ("higher", "lower")
+        if verdict in verdicts
+    ]
+    undecided = []
+    if "inconclusive" in verdicts:
+        undecided.append(f"{verdicts.count('inconclusive')} inconclusive")
+    if "none" in verdicts:
+        undecided.append(f"{verdicts.count('none')} without a verdict")
+    if decided:
+        text = f"{first['of']} scores {' and '.join(decided)} comparisons with {first['against']}"
+        return "; ".join([text, *undecided])
+    arms = f"{first['of']} and {first['against']}"
+    return f"No difference established between {arms}: {', '.join(undecided)}"
 
 
 def _of_all(count: int, total: int) -> str:
     return f"all {total}" if count == total else f"{count} of {total}"
 
 
-def strips(rows: list[dict[str, Any]]) -> list[dict[str, float] | None]:
-    """Where each interval lies on one common scale around zero, in percent of the strip's width (0..100)."""
-    ends = [abs(row[key]) for row in rows for key in ("low", "high", "estimate") if row[key] is not None]
+def strips(rows: Sequence[Row]) -> list[dict[str, float] | None]:
+    """The place of each interval on one common scale around zero.
+
+    `low`, `high` and `estimate` are in percent of the strip's width (0..100); None where a row has
+    no estimate.
+    """
+    keys = ("low", "high", "estimate")
+    values = [{key: row[key] for key in keys if row[key] is not None} for row in rows]
+    ends = [abs(value) for points in values for value in points.values()]
     reach = max(ends, default=0.0) * 1.05 or 1.0
-    found: list[dict[str, float] | None] = []
-    for row in rows:
-        points = {key: row[key] for key in ("low", "high", "estimate") if row[key] is not None}
-        place = {key: round(50 + 50 * value / reach, 2) for key, value in points.items()}
-        found.append(place if "estimate" in place else None)
-    return found
+    return [
+        {key: round(50 + 50 * value / reach, 2) for key, value in points.items()}
+        if "estimate" in points
+        else None
+        for points in values
+    ]
 
 
 def typeset(number: str) -> str:
-    """A number as print has it: a real minus sign, an en dash for none."""
+    """A number as in print: with a real minus sign, an en dash for none."""
     return "–" if number == "-" else number.replace("-", "−")
 
 
-def report(results: dict[str, Any], drawn: dict[str, Drawn], svgs: dict[str, str]) -> str:
-    """The page as HTML. `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped."""
+def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]) -> str:
+    """The page as HTML.
+
+    `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped.
+    """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    seeds: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    seeds: dict[tuple[str, int, str], list[Row]] = {}
     for score in results["scores"]:
         seeds.setdefault((score["benchmark"], score["dose"], score["arm"]), []).append(score)
-    dimensions: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    dimensions: dict[tuple[str, int], dict[str, dict[str, Row]]] = {}
     for row in results["dimensions"]:
-        dimensions.setdefault((row["benchmark"], row["dose"]), {}).setdefault(row["dimension"], {})[row["arm"]] = row
+        table = dimensions.setdefault((row["benchmark"], row["dose"]), {})
+        table.setdefault(row["dimension"], {})[row["arm"]] = row
+    figures = {
+        name: {"svg": Markup(svgs[name]), "title": figure.title, "text": figure.text}
+        for name, figure in drawn.items()
+    }
     return environment.get_template("report.html.j2").render(
         results=results,
         title=title(results),
         stand_in=stand_in_note(results),
-        made_of=made_of(results),
+        data_summary=data_summary(results),
         missing=missing_lines(results),
-        arms=in_order(results, results["arms"]),
+        arms=in_study_order(results, results["arms"]),
         seeds=seeds,
         dimensions=dimensions,
         strips=strips(results["contrasts"]),
-        figures={
-            name: {"svg": Markup(svgs[name]), "title": one.title, "text": one.text} for name, one in drawn.items()
-        },
+        figures=figures,
         sentence=sentence,
         when=when,
         percent=lambda value, sign="": typeset(percent(value, sign)),

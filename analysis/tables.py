@@ -1,25 +1,40 @@
-"""LaTeX tables: booktabs rules, siunitx number columns, captions that say what the numbers rest on."""
+"""LaTeX tables: booktabs rules, siunitx number columns, captions with the basis of the numbers."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from analysis.headline import interval, missing_lines, p_value, percent, stand_in_note
+from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
 SPECIAL = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+}
 
 
 def tex(text: object) -> str:
-    """Any text as it should print: LaTeX's special characters escaped, letters of other alphabets kept (UTF-8)."""
+    """Any text as it should print.
+
+    LaTeX's special characters are escaped, letters of other alphabets are kept (UTF-8).
+    """
     return "".join(SPECIAL.get(letter, letter) for letter in str(text))
 
 
-def scores_table(results: dict[str, Any]) -> str:
+def scores_table(results: Results) -> str:
     """Mean of each arm on each benchmark and dose, in percent, with interval, seeds and counts."""
     rows = [
         [
@@ -29,19 +44,31 @@ def scores_table(results: dict[str, Any]) -> str:
             "fixed" if row["fixed"] else str(row["seeds"]),
             *(str(row[key]) for key in ("questions", "n", "missing")),
         ]
-        for row in in_order(results, results["arms"])
+        for row in in_study_order(results, results["arms"])
     ]
-    caption = [
-        "Scores in percent: mean over questions of means over seeds and epochs, with a 95\\,\\% interval for new seeds",
-        "and new questions (two-way variance, Student's $t$); none for an arm with one training seed.",
-        "``fixed'': one checkpoint without a training seed, so its interval is for new questions only.",
+    caption = (
+        "Scores in percent: mean over questions of means over seeds and epochs, with a 95\\,\\% "
+        "interval for new seeds and new questions (two-way variance, Student's $t$); none for an "
+        "arm with one training seed. ``fixed'': one checkpoint without a training seed, so its "
+        "interval is for new questions only."
+    )
+    headers = [
+        "Benchmark",
+        "SFT dose",
+        "Arm",
+        "Score",
+        "95\\,\\% interval",
+        "Seeds",
+        "Questions",
+        "Grades",
+        "No grade",
     ]
-    headers = ["Benchmark", "SFT dose", "Arm", "Score", "95\\,\\% interval", "Seeds", "Questions", "Grades", "No grade"]
-    return table(headers, rows, "lrlS[table-format=3.1]rrrrr", " ".join(caption), "tab:scores", results)
+    columns = "lrlS[table-format=3.1]rrrrr"
+    return table(headers, rows, columns, caption, "tab:scores", results)
 
 
-def contrasts_table(results: dict[str, Any]) -> str:
-    """The declared contrasts in percentage points, with the deciding test and the paper's test beside it."""
+def contrasts_table(results: Results) -> str:
+    """The declared contrasts in percentage points, by the deciding test and the paper's test."""
     rows = [
         [
             tex(row["name"]).replace(" - ", " $-$ "),
@@ -56,110 +83,134 @@ def contrasts_table(results: dict[str, Any]) -> str:
         ]
         for row in results["contrasts"]
     ]
-    caption = [
-        "Declared contrasts in percentage points. Interval and test: two-way (seed and question) variance,",
-        "Student's $t$; verdicts from Holm-adjusted $p$ within the declared family at .05.",
-        "Seeds: training seeds of the first and second arm (0: a fixed checkpoint).",
-        "The last column is the paper's response-level Welch test, which takes all answers as independent:",
-        "for comparison only, it never decides.",
+    caption = (
+        "Declared contrasts in percentage points. Interval and test: two-way (seed and question) "
+        "variance, Student's $t$; verdicts from Holm-adjusted $p$ within the declared family at "
+        ".05. Seeds: training seeds of the first and second arm (0: a fixed checkpoint). The last "
+        "column is the paper's response-level Welch test, which takes all answers as independent: "
+        "for comparison only, it never decides."
+    )
+    reasons = [f"{row['name']}: {row['reason']}" for row in results["contrasts"] if row["reason"]]
+    if reasons:
+        caption += f" No verdict: {tex('; '.join(dict.fromkeys(reasons)))}."
+    headers = [
+        "Contrast",
+        "Benchmark",
+        "SFT dose",
+        "Points",
+        "95\\,\\% interval",
+        "Seeds",
+        "$p$ (Holm)",
+        "Verdict",
+        "$p$ (responses)",
     ]
-    reasons = dict.fromkeys(f"{row['name']}: {row['reason']}" for row in results["contrasts"] if row["reason"])
-    caption += [f"No verdict: {tex('; '.join(reasons))}."] if reasons else []
-    headers = ["Contrast", "Benchmark", "SFT dose", "Points", "95\\,\\% interval", "Seeds", "$p$ (Holm)", "Verdict"]
-    headers.append("$p$ (responses)")
-    return table(headers, rows, "llrS[table-format=-3.1]rrrlr", " ".join(caption), "tab:contrasts", results)
+    columns = "llrS[table-format=-3.1]rrrlr"
+    return table(headers, rows, columns, caption, "tab:contrasts", results)
 
 
-def dimensions_table(results: dict[str, Any]) -> str:
+def dimensions_table(results: Results) -> str:
     """Mean per dimension, arms as columns; described, not tested."""
-    arms = [arm for arm in results["arm_order"] if any(row["arm"] == arm for row in results["dimensions"])]
-    cells: dict[tuple[str, int, str], dict[str, Any]] = {}
+    present = {row["arm"] for row in results["dimensions"]}
+    arms = [arm for arm in results["arm_order"] if arm in present]
+    cells: dict[tuple[str, int, str], dict[str, Row]] = {}
     for row in results["dimensions"]:
-        cells.setdefault((row["benchmark"], row["dose"], row["dimension"]), {})[row["arm"]] = row
+        key = (row["benchmark"], row["dose"], row["dimension"])
+        cells.setdefault(key, {})[row["arm"]] = row
     rows = []
-    for (benchmark, dose, dimension), found in cells.items():
-        questions = str(max(row["questions"] for row in found.values()))
-        scores = [percent(found[arm]["score"]) if arm in found else "-" for arm in arms]
+    for (benchmark, dose, dimension), by_arm in cells.items():
+        questions = str(max(row["questions"] for row in by_arm.values()))
+        scores = [percent(by_arm[arm]["score"]) if arm in by_arm else "-" for arm in arms]
         rows.append([tex(benchmark), tex(dose), tex(dimension), questions, *scores])
     caption = (
-        "Scores per dimension in percent: mean over questions of means over seeds and epochs; described, not tested."
+        "Scores per dimension in percent: mean over questions of means over seeds and epochs; "
+        "described, not tested."
     )
     headers = ["Benchmark", "SFT dose", "Dimension", "Questions", *map(tex, arms)]
-    return table(headers, rows, "lrlr" + "S[table-format=3.1]" * len(arms), caption, "tab:dimensions", results)
+    columns = "lrlr" + "S[table-format=3.1]" * len(arms)
+    return table(headers, rows, columns, caption, "tab:dimensions", results)
 
 
-def corpora_table(results: dict[str, Any]) -> str:
-    """What was trained on: sizes, diversity, and what the gates rejected."""
-    shares = ("type_token", "distinct_2", "distinct_3", "mean_similarity")
-    rows = [
-        [
-            tex(row["name"]),
-            *(str(row[key]) for key in ("documents", "held_out", "tokens")),
-            f"{row['median_words']:.0f}",
-            *(number(row[key], ".3f") for key in shares),
-            number(row["vendi"], ".1f"),
-            str(sum(row["rejected"].values())),
-        ]
-        for row in results["corpora"]
-    ]
-    caption = (
-        "Corpora as trained on. Type-token ratio and shares of distinct bi- and trigrams over the first 100\\,000 "
-        "words at most; mean cosine of TF-IDF vectors over pairs of documents, and the Vendi score, the effective "
-        "number of different documents. Rejected: drafts that a gate stopped and that were written again."
-    )
-    headers = ["Corpus", "Documents", "Held out", "Tokens", "Median words", "Type-token", "Bigrams", "Trigrams"]
-    headers += ["Similarity", "Vendi", "Rejected"]
-    columns = "lrrrr" + "S[table-format=1.3]" * 4 + "S[table-format=3.1]r"
-    return table(headers, rows, columns, caption, "tab:corpora", results)
+# Written in every analysis; file name (without .tex) -> function of results.json.
+TABLES: dict[str, Callable[[Results], str]] = {
+    "scores": scores_table,
+    "contrasts": contrasts_table,
+    "dimensions": dimensions_table,
+}
 
 
-def in_order(results: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_study_order(results: Results, rows: Sequence[Row]) -> list[Row]:
     """Rows by benchmark, then dose, then arm in the order in which the study declares them."""
-    benchmarks, arms = list(results["benchmarks"]), results["arm_order"]
-    return sorted(rows, key=lambda row: (benchmarks.index(row["benchmark"]), row["dose"], arms.index(row["arm"])))
+    benchmarks = list(results["benchmarks"])
+    arms = results["arm_order"]
+
+    def order(row: Row) -> tuple[int, int, int]:
+        return benchmarks.index(row["benchmark"]), row["dose"], arms.index(row["arm"])
+
+    return sorted(rows, key=order)
 
 
-def made_of(results: dict[str, Any]) -> list[str]:
-    """One plain sentence per benchmark: questions, scenarios, epochs and judge."""
+def data_summary(results: Results) -> list[str]:
+    """One sentence per benchmark: seeds, questions, scenarios, epochs and judge."""
     lines = []
     for name, benchmark in results["benchmarks"].items():
         if not benchmark["questions"]:
             lines.append(f"{name}: no checkpoint finished")
             continue
-        by = benchmark["judge"]
-        judge = f"scored by {by}" if by in ("likelihood", "lm-eval") else f"judge {by}"
-        judge += " (a deterministic stand-in)" if benchmark["stand_in"] else ""
+        judge = benchmark["judge"]
+        method = f"scored by {judge}" if judge in ("likelihood", "lm-eval") else f"judge {judge}"
+        if benchmark["stand_in"]:
+            method += " (a deterministic stand-in)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"
         questions = f"{benchmark['questions']} questions in {benchmark['scenarios']} scenarios"
-        seeds = sorted({row["seeds"] for row in results["arms"] if row["benchmark"] == name and not row["fixed"]})
-        trained = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]]))) if seeds else "no"
-        lines.append(f"{name}: {trained} training seed{'s' * (trained != '1')} per arm, {questions}, {epochs}, {judge}")
+        counts = {
+            row["seeds"] for row in results["arms"] if row["benchmark"] == name and not row["fixed"]
+        }
+        seeds = "no"
+        if counts:
+            seeds = " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
+        trained = f"{seeds} training seed{'s' * (seeds != '1')} per arm"
+        lines.append(f"{name}: {trained}, {questions}, {epochs}, {method}")
     return lines
 
 
 def number(value: float | None, form: str) -> str:
-    """A number as Python's format `form` has it, "-" for none."""
+    """A number in Python's format `form`, "-" for None."""
     return "-" if value is None else f"{value:{form}}"
 
 
 def p_cell(p: float | None) -> str:
+    """A p-value in LaTeX."""
     return p_value(p).replace("< ", "$<$ ")
 
 
 def braced(text: str) -> str:
-    """Text for a column of numbers, minus signs as such."""
+    """Text for a column of numbers, with minus signs in math mode."""
     return "{--}" if text == "-" else "{" + text.replace("-", "$-$") + "}"
 
 
 def table(
-    headers: list[str], rows: list[list[str]], columns: str, caption: str, label: str, results: dict[str, Any]
+    headers: list[str],
+    rows: Sequence[Sequence[str]],
+    columns: str,
+    caption: str,
+    label: str,
+    results: Results,
 ) -> str:
-    """One LaTeX table with `label`; the caption goes on to say what the numbers rest on and what is missing."""
-    notes = [f"{tex('. '.join(made_of(results)))}."]
-    notes += [tex(note) for note in [stand_in_note(results)] if note]
-    notes += [tex(f"Missing: {'; '.join(missing_lines(results))}.")] if missing_lines(results) else []
+    """One LaTeX table.
+
+    The caption is followed by the basis of the numbers and by what is missing. `columns` is
+    LaTeX's column format; "-" in a cell prints as a dash.
+    """
+    notes = [f"{tex('. '.join(data_summary(results)))}."]
+    stand_in = stand_in_note(results)
+    if stand_in:
+        notes.append(tex(stand_in))
+    missing = missing_lines(results)
+    if missing:
+        notes.append(tex(f"Missing: {'; '.join(missing)}."))
     # braces keep siunitx from reading headers and dashes as numbers
-    frame = pd.DataFrame([["{--}" if cell == "-" else cell for cell in row] for row in rows], columns=headers)
+    cells = [["{--}" if cell == "-" else cell for cell in row] for row in rows]
+    frame = pd.DataFrame(cells, columns=headers)
     body = frame.style.hide(axis="index").to_latex(
         hrules=True,
         siunitx=True,
@@ -169,6 +220,7 @@ def table(
         position="htbp",
         position_float="centering",
     )
-    # LaTeX keeps no distance below a caption, as it expects captions under their tables.
-    spaced = body.replace("\\caption{", "\\setlength{\\belowcaptionskip}{0.5em}\n\\caption{", 1)
+    # LaTeX leaves no distance below a caption, as it expects captions under their tables
+    distance = "\\setlength{\\belowcaptionskip}{0.5em}\n\\caption{"
+    spaced = body.replace("\\caption{", distance, 1)
     return f"{PREAMBLE}\n{spaced}"

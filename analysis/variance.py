@@ -1,6 +1,7 @@
-"""Where the scatter of scores comes from (variance components), and what to buy next to see a smaller difference."""
+"""Variance components of the scores, and what more data would make detectable."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,20 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis.estimates import ALPHA
+from analysis.rows import Row, select
+from analysis.settings import Costs
 from analysis.table import OVERALL
 
-Row = dict[str, Any]
 POWER = 0.8
 LEVELS = (np.arange(24) + 0.5) / 24  # quantiles that stand for a distribution
 MORE = 26  # questions: as many as the paper's benchmark has
-ROUNDING, TINY = 1e-6, 1e-12  # of a count or score, of a variance
+ROUNDING = 1e-6  # of a count or score
+TINY = 1e-12  # of a variance
 CELL = ["dose", "arm", "seed", "scenario"]
 NO_JUDGES = "no two answers were graded by the same two judges"
 LACKS = {
-    **dict.fromkeys(("seed", "seed x question"), "one training seed per arm, or one question scenario"),
+    "seed": "one training seed per arm, or one question scenario",
+    "seed x question": "one training seed per arm, or one question scenario",
     "question": "one question scenario",
     "arm x question": "it takes two arms, each with several training seeds and scenarios",
     "sample": "one answer per question: contained in seed x question",
@@ -26,185 +30,330 @@ LACKS = {
 
 
 def components(
-    table: pd.DataFrame, benchmark: str, judge: str | None = None, arms: Sequence[str] = (), dose: int | None = None
+    table: pd.DataFrame,
+    benchmark: str,
+    judge: str | None = None,
+    arms: Sequence[str] = (),
+    dose: int | None = None,
 ) -> Row:
-    """Variance components of one benchmark's overall scores, in squared score units, from the long table.
+    """Variance components of one benchmark's overall scores, in squared score units.
 
-    `judge` is the one that decides (None: the only one); `arms` and `dose` restrict the rows, as to a contrast's. Arms
-    are fixed; training seeds (each of one arm), questions and interactions are random: score = arm + seed + question +
-    arm x question + seed x question + sample (the answer's own).
+    Args:
+        table: the long table.
+        benchmark: its name.
+        judge: the one that decides; None: the only one.
+        arms: only these, as those of a contrast; empty: all.
+        dose: only this one; None: all.
 
-    A question stands for its scenario, whose questions (translations) are averaged; a scenario that lacks one in a
-    checkpoint is missing there. Doses are kept apart, their sums of squares added; checkpoints without a training seed
-    are left out. Henderson's method III (Biometrics 9, 1953; Searle, Casella and McCulloch, "Variance Components",
-    1992, ch. 5): what fits without one more effect each leave is set equal to its expectation over the cells that are
-    there. Balanced, this is the analysis of variance's estimator; with missing cells it stays unbiased, and a seed that
-    lost an easy question isn't a worse one.
+    Arms are fixed; training seeds (each of one arm), questions and interactions are random:
+    score = arm + seed + question + arm x question + seed x question + sample (of the answer).
 
-    Returns `components`: seed, question, arm x question, seed x question, sample; over answers that several judges
-    graded, judge (how far their means differ) and judge x answer. Each has `variance`, its root `sd`, the `df` of the
-    sum of squares that shows it, `raw` (before a `negative` estimate was set to 0), `reason` where it is None.
-    `by_arm`: the same of each arm alone, whose arm x question is then part of question. `design`, to start from in
-    `next_purchase`: arms, seeds (per arm, the fewest), questions (scenarios), per_scenario (questions in each), epochs.
+    A question stands for its scenario, whose questions (translations) are averaged; a scenario
+    that lacks one in a checkpoint is missing there. Doses are separate, their sums of squares
+    added; checkpoints without a training seed are left out. Henderson's method III (Biometrics 9,
+    1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the residual sum of
+    squares of each fit, with one more effect each, is set equal to its expectation over the cells
+    that exist. In a balanced design this is the analysis of variance's estimator. With missing
+    cells it stays unbiased, and a seed that lost an easy question isn't a worse one.
+
+    Returns:
+        `components`: seed, question, arm x question, seed x question, sample; over answers that
+        several judges graded, judge (how far their means differ) and judge x answer. Each has
+        `variance`, its root `sd`, the `df` of the sum of squares that shows it, `raw` (before a
+        `negative` estimate was set to 0), and `reason` where it is None. `by_arm`: the same of
+        each arm alone, whose arm x question is then part of question. `design`, the start of
+        `next_data`: arms, seeds (per arm, the fewest), questions (scenarios), per_scenario
+        (questions in each), epochs.
     """
-    part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)].dropna(subset=["score", "seed"])
-    part = part[part["arm"].isin(arms)] if arms else part
-    part = part if dose is None else part[part["dose"] == dose]
+    part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
+    part = part.dropna(subset=["score", "seed"])
+    if arms:
+        part = part[part["arm"].isin(arms)]
+    if dose is not None:
+        part = part[part["dose"] == dose]
     part = part.sort_values([*CELL, "question", "epoch", "judge"], kind="stable")
     judges = sorted(part["judge"].unique())
     decides = judges[0] if judge is None and len(judges) == 1 else judge
-    row: Row = {"benchmark": benchmark, "judge": decides, "components": [], "by_arm": [], "design": None}
-    main = part[part["judge"] == decides]
-    if main.empty:
-        several = f"several judges graded ({', '.join(judges)}): name the one that decides"
-        return row | {"reason": several if len(judges) > 1 else "no checkpoint with a training seed has grades"}
-    row["by_arm"] = [{"arm": str(arm), **found} for arm, group in main.groupby("arm") for found in _crossed(group)]
-    count = main[["arm", "scenario", "question", "epoch"]].nunique()
-    seeds = int(main.groupby(["dose", "arm"])["seed"].nunique().min())
-    row["design"] = {"arms": int(count["arm"]), "seeds": seeds, "questions": int(count["scenario"])}
-    row["design"] |= {"per_scenario": float(count["question"] / count["scenario"]), "epochs": int(count["epoch"])}
-    return row | {"components": [*_crossed(main), *_judges(part)], "reason": None}
+    result: Row = {
+        "benchmark": benchmark,
+        "judge": decides,
+        "components": [],
+        "by_arm": [],
+        "design": None,
+    }
+    primary = part[part["judge"] == decides]
+    if primary.empty:
+        reason = "no checkpoint with a training seed has grades"
+        if len(judges) > 1:
+            reason = f"several judges graded ({', '.join(judges)}): name the one that decides"
+        return result | {"reason": reason}
+    result["by_arm"] = [
+        {"arm": str(arm), **component}
+        for arm, group in primary.groupby("arm")
+        for component in _crossed_components(group)
+    ]
+    count = primary[["arm", "scenario", "question", "epoch"]].nunique()
+    result["design"] = {
+        "arms": int(count["arm"]),
+        "seeds": int(primary.groupby(["dose", "arm"])["seed"].nunique().min()),
+        "questions": int(count["scenario"]),
+        "per_scenario": float(count["question"] / count["scenario"]),
+        "epochs": int(count["epoch"]),
+    }
+    result["components"] = [*_crossed_components(primary), *_judge_components(part)]
+    return result | {"reason": None}
 
 
-def purchase_rows(table: pd.DataFrame, contrasts: list[Row], judges: dict[str, str | None], costs: Row) -> list[Row]:
-    """Components and purchases for each benchmark of the first primary contrast, at its first dose with numbers."""
+def next_data_rows(
+    table: pd.DataFrame,
+    contrasts: Sequence[Row],
+    judges: Mapping[str, str | None],
+    costs: Costs,
+) -> list[Row]:
+    """Components and the worth of more data for each benchmark with a primary contrast.
+
+    They are of the benchmark's first primary contrast, at its first dose with numbers. `judges`
+    maps a benchmark to the judge that decides.
+    """
     rows: list[Row] = []
-    primary = [row for row in contrasts if row["family"] == "primary" and row["estimate"] is not None]
-    for benchmark in dict.fromkeys(row["benchmark"] for row in primary):
-        first = next(row for row in primary if row["benchmark"] == benchmark)
-        found = components(table, benchmark, judges[benchmark], [first["of"], first["against"]], first["dose"])
-        row: Row = {key: first[key] for key in ("name", "benchmark", "dose")} | {"unit": costs["unit"]}
-        rows.append(row | found | {"purchases": next_purchase(found, found["design"], costs)})
+    primary: dict[str, Row] = {}
+    for contrast in contrasts:
+        if contrast["family"] == "primary" and contrast["estimate"] is not None:
+            primary.setdefault(contrast["benchmark"], contrast)
+    for benchmark, contrast in primary.items():
+        arms = [contrast["of"], contrast["against"]]
+        result = components(table, benchmark, judges[benchmark], arms, contrast["dose"])
+        row = select(contrast, ("name", "benchmark", "dose")) | {"unit": costs.unit}
+        row |= result
+        row["purchases"] = next_data(result, result["design"], costs)
+        rows.append(row)
     return rows
 
 
-def next_purchase(components: Row, design: Row, costs: Row) -> list[Row]:
-    """What would make a smaller difference of two arms detectable, best gain per cost first, after a row for `now`.
+@dataclass(frozen=True)
+class Size:
+    """How much data a study has for the comparison of two arms."""
 
-    `components` as above, `design` as in it, `costs` in one unit, hours or money: `seed` (one more training of one arm,
-    its answers and grades), `question` (one more, asked of all checkpoints), `epoch` (one more answer to every
-    question). To buy: one seed more for each of the arms, 26 more scenarios of as many questions, twice the epochs.
+    seeds: int  # training seeds per arm
+    questions: int  # scenarios
+    epochs: int  # answers per question
 
-    `detectable`: the difference (score units) that the deciding test (analysis.estimates.two_way, 5 %, two-sided) finds
-    in 80 % of studies. Their mean squares are scaled chi-squares, from which the test takes its variance and degrees of
-    freedom (`df`: at the expectations, which alone promise too much for few seeds). Components count as known; of few
-    seeds they are rough. `gain`: how much less than now. None has a `reason`; `note`: components estimated below 0.
+
+def next_data(components: Row, design: Row | None, costs: Costs) -> list[Row]:
+    """What would make a smaller difference of two arms detectable, the best gain per cost first.
+
+    A row for `now` comes before. The options are one seed more for each of the arms, 26 more
+    scenarios of as many questions, and twice the epochs.
+
+    Args:
+        components: of the function `components`.
+        design: `components["design"]`, or a planned one.
+        costs: of one more seed, question and epoch.
+
+    Returns:
+        Rows with the sizes after the purchase; `detectable`, the difference (score units) that the
+        deciding test (analysis.estimates.two_way, 5 %, two-sided) finds in 80 % of studies, `se`
+        and `df`; `cost`; `gain`, how much less is detectable than now; `gain_per_cost`; `note`,
+        the components estimated below 0; `reason` where a number is None.
+
+    The test's mean squares are scaled chi-squares, from which it takes its variance and degrees of
+    freedom (`df` is at the expectations, which alone promise too much for few seeds). Components
+    count as known, though those of few seeds are rough.
     """
-    zeros = [row["component"] for row in components["components"] if row["negative"]]
-    now = {key: (design or {}).get(key, 0) for key in ("seeds", "questions", "epochs")}
-    arms, per_scenario = ((design or {}).get(key, 1) for key in ("arms", "per_scenario"))
-    bought = {
-        "now": (now, "nothing", 0),
-        "one more seed per arm": (now | {"seeds": now["seeds"] + 1}, "seed", arms),
-        f"{MORE} more questions": (now | {"questions": now["questions"] + MORE}, "question", MORE * per_scenario),
-        "twice the epochs": (now | {"epochs": 2 * now["epochs"]}, "epoch", now["epochs"]),
-    }
+    negative = [row["component"] for row in components["components"] if row["negative"]]
+    note = f"estimated below 0, taken as 0: {', '.join(negative)}" if negative else None
+    known_design = design or {}
+    now = Size(*(known_design.get(key, 0) for key in ("seeds", "questions", "epochs")))
+    arms = known_design.get("arms", 1)
+    per_scenario = known_design.get("per_scenario", 1)
+    more_seeds = Size(now.seeds + 1, now.questions, now.epochs)
+    more_questions = Size(now.seeds, now.questions + MORE, now.epochs)
+    more_epochs = Size(now.seeds, now.questions, 2 * now.epochs)
+    options = [
+        ("one more seed per arm", more_seeds, "seed", arms),
+        (f"{MORE} more questions", more_questions, "question", MORE * per_scenario),
+        ("twice the epochs", more_epochs, "epoch", now.epochs),
+    ]
+    first = _option_row("now", now, components, per_scenario, 0.0, note)
     rows: list[Row] = []
-    for name, (sizes, unit, count) in bought.items():
-        row = {"purchase": name, **sizes, **_detectable(components, **sizes, per_scenario=per_scenario)}
-        price = costs.get(unit) if rows else 0.0
-        row |= {"cost": None if price is None else count * price, "gain": None, "gain_per_cost": None}
-        row["note"] = f"estimated below 0, taken as 0: {', '.join(zeros)}" if zeros else None
-        if rows and None not in (rows[0]["detectable"], row["detectable"]):
-            row["gain"] = rows[0]["detectable"] - row["detectable"]
-            row["gain_per_cost"] = row["gain"] / row["cost"] if row["cost"] else None
-        row["reason"] = row["reason"] or (f"the cost of one {unit} is not given" if price is None else None)
+    for name, size, unit, count in options:
+        price = getattr(costs, unit)
+        cost = None if price is None else count * price
+        row = _option_row(name, size, components, per_scenario, cost, note)
+        if None not in (first["detectable"], row["detectable"]):
+            row["gain"] = first["detectable"] - row["detectable"]
+            row["gain_per_cost"] = row["gain"] / cost if cost else None
+        if row["reason"] is None and price is None:
+            row["reason"] = f"the cost of one {unit} is not given"
         rows.append(row)
-    # what costs nothing, or makes a first verdict possible, comes before all else
-    worth = {row["purchase"]: (np.inf if row["gain"] is None else row["gain"]) / (row["cost"] or TINY) for row in rows}
-    worth |= {row["purchase"]: -np.inf for row in rows if None in (row["detectable"], row["cost"])}
-    return [rows[0], *sorted(rows[1:], key=lambda row: worth[row["purchase"]], reverse=True)]
+    return [first, *sorted(rows, key=_worth, reverse=True)]
 
 
-def _detectable(components: Row, seeds: int, questions: int, epochs: int, per_scenario: float) -> Row:
-    """The detectable difference, with the standard error and degrees of freedom to be expected of the test."""
-    found = {part["component"]: part["variance"] for part in components["components"]}
-    if found.get("sample", 0.0) is None and epochs == components["design"]["epochs"]:
-        found["sample"] = 0.0
-    unknown = [f"{name} is unknown: {why}" for name, why in LACKS.items() if found.get(name, 0.0) is None]
-    few = ["one training seed per arm"] * (seeds < 2) + ["one question scenario"] * (questions < 2)
+def _option_row(
+    name: str,
+    size: Size,
+    components: Row,
+    per_scenario: float,
+    cost: float | None,
+    note: str | None,
+) -> Row:
+    row = {"purchase": name, **asdict(size), **_detectable(components, size, per_scenario)}
+    return row | {"cost": cost, "gain": None, "gain_per_cost": None, "note": note}
+
+
+def _worth(row: Row) -> float:
+    """Gain per cost; infinite for a free option and for one that makes a first verdict possible."""
+    if row["detectable"] is None or row["cost"] is None:
+        return -np.inf
+    gain: float = np.inf if row["gain"] is None else row["gain"]
+    return gain / (row["cost"] or TINY)
+
+
+def _detectable(components: Row, size: Size, per_scenario: float) -> Row:
+    """The detectable difference, with the expected standard error and df of the test."""
+    variances = {part["component"]: part["variance"] for part in components["components"]}
+    if variances.get("sample", 0.0) is None and size.epochs == components["design"]["epochs"]:
+        variances["sample"] = 0.0
+    reasons = [components["reason"]] if components["reason"] else []
+    if size.seeds < 2:
+        reasons.append("one training seed per arm")
+    if size.questions < 2:
+        reasons.append("one question scenario")
+    for name, reason in LACKS.items():
+        if variances.get(name, 0.0) is None:
+            reasons.append(f"{name} is unknown: {reason}")
     row: Row = {"detectable": None, "se": None, "df": None}
-    if reasons := [reason for reason in (components["reason"], *few, *unknown) if reason]:
+    if reasons:
         return row | {"reason": reasons[0]}
-    cell = found["seed x question"] + found["sample"] / (per_scenario * epochs)
-    inner, dfs = 2 * cell / seeds / questions, np.array([[seeds - 1], [seeds - 1], [questions - 1]])
-    of_seeds = (found["seed"] + cell / questions) / seeds
-    parts = np.array([[of_seeds], [of_seeds], [2 * found["arm x question"] / questions + inner]])
-    if (se := (parts.sum() - inner) ** 0.5) < ROUNDING:
+
+    # the parts of the test's variance: two arms' seeds, and questions; all contain `inner`
+    seeds = size.seeds
+    questions = size.questions
+    cell = variances["seed x question"] + variances["sample"] / (per_scenario * size.epochs)
+    inner = 2 * cell / seeds / questions
+    dfs = np.array([[seeds - 1], [seeds - 1], [questions - 1]])
+    of_seeds = (variances["seed"] + cell / questions) / seeds
+    of_questions = 2 * variances["arm x question"] / questions + inner
+    parts = np.array([[of_seeds], [of_seeds], [of_questions]])
+    se = (parts.sum() - inner) ** 0.5
+    if se < ROUNDING:
         return row | {"reason": "the scores vary neither over seeds nor over questions"}
 
-    # degrees of freedom of the test and the smallest difference that it would find significant
     def test(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        variance = np.maximum.reduce([parts.sum(axis=0) - inner, parts[0] + parts[1], parts[2]])
+        """The test's degrees of freedom and the smallest difference it finds significant."""
+        total = parts.sum(axis=0) - inner
+        variance = np.maximum.reduce([total, parts[0] + parts[1], parts[2]])
         df = variance**2 / (parts**2 / dfs).sum(axis=0)
         return df, stats.t.ppf(1 - ALPHA / 2, df) * variance**0.5
 
-    drawn = np.meshgrid(*(part * stats.chi2.ppf(LEVELS, df) / df for part, df in zip(parts, dfs, strict=True)))
-    phi, reach = stats.norm.cdf, test(np.reshape(drawn, (3, -1)))[1] / se
-    ratio = optimize.brentq(lambda d: (phi(d - reach) + phi(-d - reach)).mean() - POWER, 0, 2 * reach.max() + 9)
+    scaled = (part * stats.chi2.ppf(LEVELS, df) / df for part, df in zip(parts, dfs, strict=True))
+    drawn = np.reshape(np.meshgrid(*scaled), (3, -1))
+    reach = test(drawn)[1] / se
+    phi = stats.norm.cdf
+
+    def excess_power(ratio: float) -> float:
+        return float((phi(ratio - reach) + phi(-ratio - reach)).mean() - POWER)
+
+    ratio = optimize.brentq(excess_power, 0, 2 * reach.max() + 9)
     return {"detectable": ratio * se, "se": se, "df": float(test(parts)[0][0]), "reason": None}
 
 
-def _crossed(part: pd.DataFrame) -> list[Row]:
+def _crossed_components(part: pd.DataFrame) -> list[Row]:
     """Seed, question, arm x question, seed x question and sample, from one judge's scores."""
-    asked = part.groupby([*CELL, "question"])["score"]
-    sample = _solve(["sample"], [_left(part, asked.ngroup(), None, [np.arange(len(part))])])[0]
-    answers = asked.agg(score="mean", noise="size").assign(noise=lambda row: (sample["raw"] or 0.0) / row["noise"])
-    cells = answers.groupby(CELL).agg(score=("score", "mean"), noise=("noise", "mean"), m=("noise", "size"))
-    cells = cells[cells["m"] == cells.groupby("scenario")["m"].transform("max")].reset_index()
+    answers = part.groupby([*CELL, "question"])["score"]
+    of_answers = _residual_form(part, answers.ngroup(), None, [np.arange(len(part))])
+    sample = _solve(["sample"], [of_answers])[0]
+    means = answers.agg(score="mean", noise="size")
+    means = means.assign(noise=(sample["raw"] or 0.0) / means["noise"])
+    aggregates = {"score": ("score", "mean"), "noise": ("noise", "mean"), "m": ("noise", "size")}
+    cells = means.groupby(CELL).agg(**aggregates)
+    full = cells.groupby("scenario")["m"].transform("max")
+    cells = cells[cells["m"] == full].reset_index()
     cells["noise"] /= cells["m"]
     forms = []
-    for _, at in cells.groupby("dose"):
-        keys = (["scenario"], ["arm", "scenario"], ["arm", "seed"])
-        question, in_arm, seed = (at.groupby(key).ngroup() for key in keys)
-        effects = [np.arange(len(at)), seed, in_arm, question]
+    for _, at_dose in cells.groupby("dose"):
+        question, in_arm, seed = (
+            at_dose.groupby(keys).ngroup()
+            for keys in (["scenario"], ["arm", "scenario"], ["arm", "seed"])
+        )
+        effects = [np.arange(len(at_dose)), seed, in_arm, question]
         fits = ((in_arm, seed), (in_arm, None), (question, seed), (seed, None))
-        forms.append([_left(at, absorbed, fitted, effects) for absorbed, fitted in fits])
-    found = _solve(["seed x question", "seed", "arm x question", "question"], np.sum(forms, axis=0).tolist())
-    return [*(found[i] for i in (1, 3, 2, 0)), sample]
+        forms.append([_residual_form(at_dose, first, second, effects) for first, second in fits])
+    names = ["seed x question", "seed", "arm x question", "question"]
+    in_seed, seed_row, in_arm_row, question_row = _solve(names, np.sum(forms, axis=0).tolist())
+    return [seed_row, question_row, in_arm_row, in_seed, sample]
 
 
-def _judges(part: pd.DataFrame) -> list[Row]:
+def _judge_components(part: pd.DataFrame) -> list[Row]:
     """Judge and judge x answer; an answer that one judge alone graded adds nothing to either."""
-    answer = [*CELL, "question", "epoch"]
-    answers, judge = (part.groupby(key).ngroup() for key in (answer, ["judge"]))
-    forms = [_left(part, answers, fitted, [np.arange(len(part)), judge]) for fitted in (judge, None)]
+    answers = part.groupby([*CELL, "question", "epoch"]).ngroup()
+    judge = part.groupby(["judge"]).ngroup()
+    effects = [np.arange(len(part)), judge]
+    forms = [_residual_form(part, answers, second, effects) for second in (judge, None)]
     return _solve(["judge x answer", "judge"], forms)[::-1]
 
 
-def _left(at: pd.DataFrame, absorbed: pd.Series, fitted: pd.Series | None, effects: list[Any]) -> list[float]:
-    """What a least-squares fit of `at["score"]` by two groupings (codes from 0 up) leaves.
+def _residual_form(
+    table: pd.DataFrame, absorbed: pd.Series, fitted: pd.Series | None, effects: Sequence[Any]
+) -> list[float]:
+    """The residual sum of squares of a least-squares fit of `score` by two groupings.
 
-    Returns its sum of squares less what `at["noise"]` (each score's own variance) is expected to add, and what a
-    variance of 1 of each of `effects` (groupings) is: the trace of their covariance after the fit.
+    Args:
+        table: `score`, and if wanted `noise`, each score's own variance.
+        absorbed, fitted: the groupings, as codes from 0 up.
+        effects: more groupings.
+
+    Returns:
+        The sum of squares less the expected contribution of `noise`, then that of a variance of 1
+        of each of `effects`: the trace of their covariance after the fit.
     """
-    groups, codes = absorbed.to_numpy(), [] if fitted is None else list(fitted.unique())
+    groups = absorbed.to_numpy()
+    codes = [] if fitted is None else list(fitted.unique())
     size = np.bincount(groups)
-    columns = np.column_stack([at["score"], *(fitted == code for code in codes)]).astype(float)
+    columns = np.column_stack([table["score"], *(fitted == code for code in codes)]).astype(float)
     columns -= (np.array([np.bincount(groups, column) for column in columns.T]) / size).T[groups]
-    scores, basis = columns[:, 0], columns[:, 1:]
+    scores = columns[:, 0]
+    basis = columns[:, 1:]
     values, vectors = np.linalg.eigh(basis.T @ basis)
-    basis = basis @ (vectors[:, values > ROUNDING] / values[values > ROUNDING] ** 0.5)
+    positive = values > ROUNDING
+    basis = basis @ (vectors[:, positive] / values[positive] ** 0.5)
     residual = scores - basis @ (basis.T @ scores)
-    noise = at.get("noise", 0.0) * (1 - 1 / size[groups] - (basis**2).sum(axis=1))
-    row = [float(residual @ residual - noise.sum())]
+    noise = table.get("noise", 0.0) * (1 - 1 / size[groups] - (basis**2).sum(axis=1))
+    form = [float(residual @ residual - noise.sum())]
     for effect in effects:
-        both, count = np.unique(np.stack([groups, effect]), axis=1, return_counts=True)
+        pairs, count = np.unique(np.stack([groups, effect]), axis=1, return_counts=True)
         summed = np.array([np.bincount(effect, column) for column in basis.T])
-        row.append(float(len(at) - (count**2 / size[both[0]]).sum() - (summed**2).sum()))
-    return row
+        explained = (count**2 / size[pairs[0]]).sum()
+        form.append(float(len(table) - explained - (summed**2).sum()))
+    return form
 
 
-def _solve(names: list[str], forms: list[list[float]]) -> list[Row]:
-    """The variances (of `names`, the effects in order) with which each form of `_left` is as expected, one by one."""
-    rows, raw = [], np.zeros(len(names))
-    for i, (name, (left, *per)) in enumerate(zip(names, forms, strict=True)):
-        # without the first effect what the next two show can't be told from it
-        known = per[i] > ROUNDING and (i in (0, 3) or forms[0][1] > ROUNDING)
-        raw[i] = (left - np.dot(per[:i], raw[:i])) / per[i] if per[i] > ROUNDING else 0.0
-        value = float(raw[i] if abs(raw[i]) > TINY else 0.0) if known else None
-        df = round(per[0] - (forms[2][1] if i == 3 else forms[0][1] if i else 0.0), 6)
-        row: Row = {"component": name, "variance": None if value is None else max(value, 0.0), "raw": value}
-        row |= {"sd": None if value is None else max(value, 0.0) ** 0.5, "df": df if known else None}
-        rows.append(row | {"negative": (value or 0.0) < 0, "reason": None if known else LACKS.get(name, NO_JUDGES)})
+def _solve(names: Sequence[str], forms: Sequence[Sequence[float]]) -> list[Row]:
+    """The variances with which each form of `_residual_form` is as expected, one by one.
+
+    `names` are the effects, in the order of the coefficients in `forms`.
+    """
+    rows = []
+    raw = np.zeros(len(names))
+    for i, (name, (squares, *coefficients)) in enumerate(zip(names, forms, strict=True)):
+        determined = coefficients[i] > ROUNDING
+        if determined:
+            raw[i] = (squares - np.dot(coefficients[:i], raw[:i])) / coefficients[i]
+        # the first effect is part of the next two, which can't be told from it without it
+        identified = determined and (i in (0, 3) or forms[0][1] > ROUNDING)
+        value = float(raw[i] if abs(raw[i]) > TINY else 0.0) if identified else None
+        absorbed_df = 0.0 if i == 0 else forms[2][1] if i == 3 else forms[0][1]
+        df = round(coefficients[0] - absorbed_df, 6)
+        variance = None if value is None else max(value, 0.0)
+        rows.append(
+            {
+                "component": name,
+                "variance": variance,
+                "raw": value,
+                "sd": None if variance is None else variance**0.5,
+                "df": df if identified else None,
+                "negative": (value or 0.0) < 0,
+                "reason": None if identified else LACKS.get(name, NO_JUDGES),
+            }
+        )
     return rows

@@ -1,8 +1,11 @@
-"""The whole analysis and report of a large study. `python -m benchmarks.analysis [--arms 12] [--seeds 10] ...`
+"""The whole analysis and report of a large study.
 
-Scores are simulated as in benchmarks.calibration: one checkpoint per arm and seed on one judged benchmark, with 3.7
-graded dimensions to a question (the paper's 97 for 26 questions). The first arm is the control of every contrast; the
-first two contrasts are primary. Seconds are without imports; memory is the process's.
+    python -m benchmarks.analysis [--arms 12] [--seeds 10] ...
+
+Scores are simulated as in benchmarks.calibration: one checkpoint per arm and seed on one judged
+benchmark, with 3.7 graded dimensions to a question (the paper's 97 for 26 questions). The first arm
+is the control of every contrast; the first two contrasts are primary. Seconds are without imports;
+memory is the process's.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,43 +30,70 @@ JUDGE = "simulated"
 
 
 def scores(rng: np.random.Generator, mean: np.ndarray, epochs: int) -> pd.DataFrame:
-    """One checkpoint's scores.parquet: `mean` of each question, shape (questions,)."""
-    level = np.clip(mean[:, None] + rng.normal(0, Variances().sampling, (len(mean), epochs)), 0, 1)
-    question, epoch = (place.ravel() for place in np.indices(level.shape))
-    frame = pd.DataFrame({"question": [f"q{n:03d}" for n in question], "epoch": epoch + 1})
-    parts = [frame.assign(dimension="overall", score=level.ravel())]
+    """One checkpoint's scores.parquet; `mean` is of each question, shape (questions,)."""
+    noise = rng.normal(0, Variances().sampling, (len(mean), epochs))
+    level = np.clip(mean[:, None] + noise, 0, 1)
+    question, epoch = (index.ravel() for index in np.indices(level.shape))
+    names = [f"q{n:03d}" for n in question]
+    answers = pd.DataFrame({"question": names, "epoch": epoch + 1})
+    parts = [answers.assign(dimension="overall", score=level.ravel())]
     for k in range(4):
-        kept = (question % 10 < 7) | (k < 3)
-        named = np.array(DIMENSIONS)[(question + 3 * k) % 13]
-        parts.append(frame.assign(dimension=named, score=(rng.random(level.size) < level.ravel()) * 1.0)[kept])
-    whole = pd.concat(parts, ignore_index=True)
-    answer = whole["question"] + "/" + whole["epoch"].astype(str)
-    return whole.assign(scenario=whole["question"], judge=JUDGE, missing=None, response=answer)
+        graded = (question % 10 < 7) | (k < 3)
+        dimension = np.array(DIMENSIONS)[(question + 3 * k) % 13]
+        grades = (rng.random(level.size) < level.ravel()) * 1.0
+        parts.append(answers.assign(dimension=dimension, score=grades)[graded])
+    table = pd.concat(parts, ignore_index=True)
+    response = table["question"] + "/" + table["epoch"].astype(str)
+    return table.assign(scenario=table["question"], judge=JUDGE, missing=None, response=response)
 
 
 def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> StageContext:
     """A finished study on disk, ready to be analyzed."""
-    rng, v = np.random.default_rng(0), Variances()
-    shared, rows, inputs = rng.normal(0.5, v.question, questions), [], {}
+    rng = np.random.default_rng(0)
+    sd = Variances()
     names = ["control", *(f"arm {n}" for n in range(1, arms))]
-    for place, arm in enumerate(names):
-        of_arm = shared + 0.02 * place + rng.normal(0, v.arm_question, questions)
+    shared = rng.normal(0.5, sd.question, questions)
+    rows = []
+    inputs = {}
+    for n, arm in enumerate(names):
+        of_arm = shared + 0.02 * n + rng.normal(0, sd.arm_question, questions)
         for seed in range(seeds):
             role = f"{arm}-{seed}"
-            mean = of_arm + rng.normal(0, v.seed) + rng.normal(0, v.seed_question, questions)
+            mean = of_arm + rng.normal(0, sd.seed) + rng.normal(0, sd.seed_question, questions)
             inputs[role] = folder / role
             inputs[role].mkdir()
             scores(rng, mean, epochs).to_parquet(inputs[role] / "scores.parquet")
-            rows.append({"role": role, "arm": arm, "seed": seed, "dose": 0, "benchmark": "ahb", "checkpoint": role})
-    contrasts = [
-        {"name": f"{arm} - control", "of": arm, "against": "control", "on": ["ahb"], "margin": 0.05}
-        | {"family": "primary" if n < 2 else "second"}
-        for n, arm in enumerate(names[1:])
-    ]
-    benchmark = {"task": "anima", "judge": JUDGE, "other_judges": [], "stand_in": False, "exclude": []}
-    settings = {"study": "large", "rows": rows, "missing": [], "labels": [], "roles": {}, "writers": []}
-    settings |= {"contrasts": contrasts, "benchmarks": {"ahb": benchmark}}
-    settings |= {"costs": {"unit": "GPU-hours", "seed": 9.0, "question": 0.2, "epoch": 1.5}}
+            row = {"role": role, "arm": arm, "seed": seed, "dose": 0}
+            rows.append(row | {"benchmark": "ahb", "checkpoint": role})
+    settings: dict[str, Any] = {
+        "study": "large",
+        "rows": rows,
+        "missing": [],
+        "labels": [],
+        "roles": {},
+        "writers": [],
+        "contrasts": [
+            {
+                "name": f"{arm} - control",
+                "of": arm,
+                "against": "control",
+                "on": ["ahb"],
+                "margin": 0.05,
+                "family": "primary" if n < 2 else "second",
+            }
+            for n, arm in enumerate(names[1:])
+        ],
+        "benchmarks": {
+            "ahb": {
+                "task": "anima",
+                "judge": JUDGE,
+                "other_judges": [],
+                "stand_in": False,
+                "exclude": [],
+            }
+        },
+        "costs": {"unit": "GPU-hours", "seed": 9.0, "question": 0.2, "epoch": 1.5},
+    }
     out = folder / "runs/large/analysis"
     out.mkdir(parents=True)
     return StageContext(out, "identity", settings, {}, inputs)
@@ -72,19 +103,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, size in {"arms": 12, "seeds": 10, "questions": 115, "epochs": 30}.items():
         parser.add_argument(f"--{name}", type=int, default=size)
-    asked = vars(parser.parse_args())
+    sizes = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as temporary:
-        work = study(Path(temporary), **asked)
-        began, cpu = time.perf_counter(), time.process_time()
-        counts = stage.run(work)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        page = (work.folder / "report.html").stat().st_size / 1e6
+        context = study(Path(temporary), **sizes)
+        wall_start = time.perf_counter()
+        cpu_start = time.process_time()
+        counts = stage.run(context)
+        wall = time.perf_counter() - wall_start
+        cpu = time.process_time() - cpu_start
+        page = (context.folder / "report.html").stat().st_size / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        " x ".join(f"{n} {name}" for name, n in asked.items()),
+        " x ".join(f"{n} {name}" for name, n in sizes.items()),
         f"= {counts['scores']:,} scores, {counts['contrasts']} contrasts",
     )
-    print(f"{seconds:.1f} s ({cpu:.1f} s of CPU), peak {peak:.2f} GiB, report {page:.1f} MB")
+    print(f"{wall:.1f} s ({cpu:.1f} s of CPU), peak {peak:.2f} GiB, report {page:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The trainings that benchmarks.training compares: the kit's, torchtune's own recipe, transformers' Trainer.
+"""What benchmarks.training compares: the kit, torchtune's own recipe, transformers' Trainer.
 
-Each takes a folder that `make` has filled and a case (shape, seq_len, rows, updates, dtype, ways of running), and
-gives (useful tokens, seconds) of each update; useful tokens are those of documents, not padding.
+Each takes a folder that `make_inputs` has filled and a case (shape, seq_len, rows, steps, dtype,
+runtime settings). It returns (useful tokens, seconds) of each optimizer step; useful tokens are
+those of documents, not padding.
 """
 
 import json
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from core.garbage import gc_disabled
-from core.recipe import RUNTIME_KEYS, split_recipe
+from core.recipe import RUNTIME_KEYS, Training, split_recipe
+from core.strict_yaml import validate
 
-Told = list[tuple[float, float]]
-SHAPES = {  # of config.json
+Steps = list[tuple[float, float]]
+SHAPES: dict[str, dict[str, Any]] = {  # of config.json
     "toy": {
         "hidden_size": 256,
         "intermediate_size": 688,
@@ -46,8 +48,8 @@ SHAPES = {  # of config.json
 }
 
 
-def make(folder: Path, case: dict[str, Any]) -> None:
-    """A start model with random weights and documents enough for all updates."""
+def make_inputs(folder: Path, case: dict[str, Any]) -> None:
+    """Write a start model with random weights, and documents enough for all steps."""
     import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -57,41 +59,61 @@ def make(folder: Path, case: dict[str, Any]) -> None:
     texts = tiny_llama.english()
     tokenizer = tiny_llama.make_tokenizer(texts, 2048)
     tokenizer.save_pretrained(folder / "start/model")
-    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
-    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     dtype = "float32" if case["dtype"] == "fp32" else "bfloat16"
-    shape = SHAPES[case["shape"]] | {"max_position_embeddings": 131072, "rope_parameters": rope, "dtype": dtype}
-    config = LlamaConfig(**shape, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    config = LlamaConfig(
+        **SHAPES[case["shape"]],
+        max_position_embeddings=131072,
+        rope_parameters=rope,
+        dtype=dtype,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     torch.manual_seed(0)
     with torch.device("cpu" if case["dtype"] == "fp32" else "cuda"):
         model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder / "start/model")
-    words, chance, size = " ".join(texts).split(), np.random.default_rng(0), case.get("tokens")
-    wanted = size or int(1.3 * case["updates"] * case["rows"] * case["seq_len"])
+    words = " ".join(texts).split()
+    rng = np.random.default_rng(0)
+    num_tokens = case.get("tokens")
+    remaining = num_tokens or int(1.3 * case["steps"] * case["rows"] * case["seq_len"])
     (folder / "documents").mkdir()
-    spread = np.sqrt(np.log(1 + (620 / 1016) ** 2))
+    mean_words = 1016 / (2048 / case["seq_len"])
+    sigma = np.sqrt(np.log(1 + (620 / 1016) ** 2))  # of the log-normal lengths
     with open(folder / "documents/documents.jsonl", "w") as file:
-        while wanted > 0:
-            length = max(2, int(1016 / (2048 / case["seq_len"]) * np.exp(chance.normal(-(spread**2) / 2, spread))))
-            begin = chance.integers(len(words) - length)
+        while remaining > 0:
+            length = max(2, int(mean_words * np.exp(rng.normal(-(sigma**2) / 2, sigma))))
+            begin = rng.integers(len(words) - length)
             text = " ".join(words[begin : begin + length])
-            # Without `tokens` at most so many, so that there are enough.
-            wanted -= len(tokenizer(text).input_ids) + 1 if size else len(text) // 4
+            # Without `tokens` a lower bound is enough: the documents must not be too few.
+            remaining -= len(tokenizer(text).input_ids) + 1 if num_tokens else len(text) // 4
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def recipe(case: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The kit's recipe of a case, and its ways of running."""
-    from core.recipe import Training
-    from core.strict_yaml import validate
+def recipe_of(case: dict[str, Any]) -> Training:
+    """The kit's recipe of a case."""
+    keys = ("dtype", "optimizer", "lora", *RUNTIME_KEYS)
+    settings = {
+        "seq_len": case["seq_len"],
+        "tokens_per_update": case["rows"] * case["seq_len"],
+        "epochs": 100,
+        "lr": 1e-4,
+        "max_updates": case["steps"],
+        **{key: case[key] for key in keys if key in case},
+    }
+    recipe: Training = validate(Training, settings)
+    return recipe
 
-    own = {key: case[key] for key in ("dtype", "optimizer", "lora", *RUNTIME_KEYS) if key in case}
-    size = {"seq_len": case["seq_len"], "tokens_per_update": case["rows"] * case["seq_len"], "epochs": 100}
-    return split_recipe(asdict(validate(Training, size | own | {"lr": 1e-4, "max_updates": case["updates"]})))
 
-
-def kit(folder: Path, case: dict[str, Any]) -> Told:
-    """The kit's recipe. A case may leave out what it does by default: `dense_mask`, `whole_logits`."""
+def kit(folder: Path, case: dict[str, Any]) -> Steps:
+    """The kit's recipe. A case may replace parts of it: `dense_mask`, `whole_logits`."""
     with gc_disabled():  # as core.cell.run does
         from recipes import attention, batches, finetune, loss
     from torch.nn.attention.flex_attention import create_mask
@@ -100,36 +122,42 @@ def kit(folder: Path, case: dict[str, Any]) -> Told:
 
     if case.get("dense_mask"):
         batches.mask = lambda document, device: create_mask(
-            attention.seen(document.to(device)), len(document), 1, *2 * document.shape[1:], device
+            attention.document_causal_rule(document.to(device)),
+            len(document),
+            1,
+            *2 * document.shape[1:],
+            device,
         ).squeeze(1)
     if case.get("whole_logits"):
         loss.CHUNK = case["seq_len"] * case["rows"]
     if case["dtype"] != "fp32":
-        finetune._export = lambda *_: None  # a GPU's time is dear, and this is not what is measured
-    settings, ways = recipe(case)
+        # GPU time is expensive, and exporting is not measured.
+        finetune.Trainer.export = lambda *_: None  # type: ignore[method-assign]
+    settings, runtime = split_recipe(asdict(recipe_of(case)))
     inputs = {"start": folder / "start", "documents": folder / "documents"}
-    place = Path(tempfile.mkdtemp(dir=folder))
-    finetune.run(StageContext(place, "kit", {"recipe": settings}, ways, inputs))
-    told = [json.loads(line) for line in (place / "speed.jsonl").read_text().splitlines()]
-    return [(line["tokens"], line["seconds"]) for line in told]
+    cell = Path(tempfile.mkdtemp(dir=folder))
+    finetune.run(StageContext(cell, "kit", {"recipe": settings}, runtime, inputs))
+    lines = [json.loads(line) for line in (cell / "speed.jsonl").read_text().splitlines()]
+    return [(line["tokens"], line["seconds"]) for line in lines]
 
 
 def rows_of(folder: Path, case: dict[str, Any]):  # type: ignore[no-untyped-def]
-    from recipes import prepare
+    from recipes import prepare, tokenization
 
-    tokenizer = prepare.load_tokenizer(folder / "start/model")
+    tokenizer = tokenization.load_tokenizer(folder / "start/model")
     texts = prepare.read_jsonl(folder / "documents/documents.jsonl", "text")
-    return prepare.documents(Path(tempfile.mkdtemp(dir=folder)) / "rows", texts, tokenizer, case["seq_len"])
+    rows = Path(tempfile.mkdtemp(dir=folder)) / "rows"
+    return tokenization.pack_documents(rows, texts, tokenizer, case["seq_len"])
 
 
-def torchtune(folder: Path, case: dict[str, Any]) -> Told:
-    """torchtune's single-device recipe on the kit's rows; in its own bf16 (all of it) where the case is not fp32."""
+def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
+    """torchtune's single-device recipe on the kit's rows; pure bf16 where a case is not fp32."""
     from omegaconf import OmegaConf
 
     from tests.recipes.test_others import Same, config, torchtunes
 
     rows = Same.rows = rows_of(folder, case)
-    Same.order = list(range(case["updates"] * case["rows"]))
+    Same.order = list(range(case["steps"] * case["rows"]))
     at_once = case.get("rows_per_rank") or case["rows"]
     changes = {
         "dtype": "fp32" if case["dtype"] == "fp32" else "bf16",
@@ -139,8 +167,8 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Told:
         "batch_size": at_once,
         "gradient_accumulation_steps": case["rows"] // at_once,
     }
-    own = Path(tempfile.mkdtemp(dir=folder))
-    settings = OmegaConf.create(config(folder / "start/model", own) | changes)
+    output = Path(tempfile.mkdtemp(dir=folder))
+    settings = OmegaConf.create(config(folder / "start/model", output) | changes)
     if SHAPES[case["shape"]].get("tie_word_embeddings"):
         settings.model._component_ = "torchtune.models.llama3_2.llama3_2"
         settings.checkpointer.model_type = "LLAMA3_2"
@@ -154,29 +182,36 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Told:
     return [(case["rows"] * case["seq_len"] * real, b - a) for a, b in pairwise(moments)]
 
 
-def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: bool = False) -> Told:
-    """transformers' Trainer: on the kit's rows, `masked` or not between documents; or a document a row, padded."""
+def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: bool = False) -> Steps:
+    """transformers' Trainer.
+
+    `packed`: on the kit's rows, `masked` or not between documents; else a document a row, padded.
+    """
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     rows = rows_of(folder, case)
     if packed:
-        batch = rows.batch(np.arange(case["updates"] * case["rows"]))
+        batch = rows.batch(np.arange(case["steps"] * case["rows"]))
         pairs = zip(batch["tokens"], batch["input_pos"], strict=True)
-        data = [{"input_ids": row, "labels": row, "position_ids": positions} for row, positions in pairs]
+        data = [
+            {"input_ids": row, "labels": row, "position_ids": positions} for row, positions in pairs
+        ]
     else:
-        begins = [0, *rows.ends[:-1]]
-        texts = [torch.from_numpy(rows.tokens[b:e].astype(np.int64)) for b, e in zip(begins, rows.ends, strict=True)]
+        bounds = pairwise([0, *rows.offsets])
+        texts = [torch.from_numpy(rows.tokens[begin:end].astype(np.int64)) for begin, end in bounds]
         data = [{"input_ids": text, "labels": text} for text in texts]
 
-    def together(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def collate(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         pad = torch.nn.utils.rnn.pad_sequence
         ids = pad([row["input_ids"] for row in batch], batch_first=True, padding_value=rows.pad)
         labels = pad([row["labels"] for row in batch], batch_first=True, padding_value=-100)
         useful.append(sum(len(row["labels"]) for row in batch))
-        if masked:  # transformers tells documents apart where positions begin anew, if no attention mask is given
-            return {"input_ids": ids, "labels": labels, "position_ids": torch.stack([r["position_ids"] for r in batch])}
+        if masked:
+            # Without an attention mask transformers separates documents where positions restart.
+            positions = torch.stack([row["position_ids"] for row in batch])
+            return {"input_ids": ids, "labels": labels, "position_ids": positions}
         return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
 
     class Clock(TrainerCallback):
@@ -191,7 +226,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     at_once = case.get("rows_per_rank") or case["rows"]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(dir=folder),
-        max_steps=case["updates"],
+        max_steps=case["steps"],
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=case["rows"] // at_once,
         bf16=on_gpu,
@@ -206,14 +241,15 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     )
     dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "start/model", dtype=dtype)
-    model.config.use_cache = False  # with a cache it would not tell documents apart
-    Trainer(model, arguments, data_collator=together, train_dataset=data, callbacks=[Clock()]).train()
-    each = case["rows"] // at_once
-    tokens = [sum(useful[i * each : (i + 1) * each]) for i in range(len(moments))]
+    model.config.use_cache = False  # with a cache it would not separate documents
+    job = Trainer(model, arguments, data_collator=collate, train_dataset=data, callbacks=[Clock()])
+    job.train()
+    passes = case["rows"] // at_once
+    tokens = [sum(useful[i * passes : (i + 1) * passes]) for i in range(len(moments))]
     return [(count, b - a) for count, (a, b) in zip(tokens[1:], pairwise(moments), strict=True)]
 
 
-CONTENDERS: dict[str, Callable[[Path, dict[str, Any]], Told]] = {
+CONTENDERS: dict[str, Callable[[Path, dict[str, Any]], Steps]] = {
     "kit": kit,
     "torchtune's recipe": torchtune,
     "Trainer, packed": lambda folder, case: trainer(folder, case, masked=True),

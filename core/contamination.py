@@ -1,12 +1,13 @@
-"""Texts without case, accents, punctuation and spacing, and an index of benchmark texts to find in documents.
+"""Contamination check: find texts of benchmarks in documents.
 
-A benchmark text is cut into windows of WORDS words (the eight that PaLM's authors counted contamination in), or, where
-a script has no spaces between words (Chinese, Japanese, Thai ...), of LETTERS letters, about as much to read. A shorter
-text is one window, unless it is so short (under LEAST_WORDS, LEAST_LETTERS) that it is a phrase of the language and
-says nothing about the benchmark: "none of these" is dropped, "Do fish feel pain?" is not.
+Both are normalized first: case, accents, punctuation and spacing are removed. A benchmark text is
+then cut into windows of WINDOW_WORDS consecutive words (PaLM's contamination analysis uses windows
+of eight: Chowdhery et al., arXiv 2204.02311). In scripts without spaces between words (Chinese,
+Japanese, Thai ...) a window is WINDOW_CHARACTERS characters, which hold about as much text. A
+shorter text is a single window. A text below MIN_WORDS or MIN_CHARACTERS is left out, because it
+is a common phrase: "none of these" is left out, "Do fish feel pain?" is not.
 """
 
-import json
 import re
 import tempfile
 import unicodedata
@@ -15,89 +16,107 @@ from pathlib import Path
 
 import regex
 
-from core.errors import UserError
+from core.files import read_rows, row_format
 
-TABLES = (".jsonl", ".csv", ".parquet")
-WORDS, LEAST_WORDS = 8, 4
-LETTERS, LEAST_LETTERS = 13, 7
-HEAD = 7  # letters by which windows are looked up
-# Thai, Lao, Burmese, Khmer, kana and Han.
-SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
-UNIT = re.compile(rf"[{SPACELESS}]|[^\W_{SPACELESS}]+")
+TABLE_FORMATS = (".jsonl", ".csv", ".parquet")
+WINDOW_WORDS = 8
+MIN_WORDS = 4
+WINDOW_CHARACTERS = 13
+MIN_CHARACTERS = 7
+KEY_CHARACTERS = 7  # windows are looked up by their first characters
+# Character ranges of Thai, Lao, Burmese, Khmer, kana and Han.
+UNSPACED_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{UNSPACED_SCRIPTS}]|[^\W_{UNSPACED_SCRIPTS}]+")
 INVISIBLE = regex.compile(r"[\p{M}\p{Cf}]+")  # accents, vowel signs, soft hyphens, joiners
-# What evaluations put around a question; a document would hold the question without it.
-FRAME = re.compile(r"^\s*question\s*:|\banswer\s*:\s*$", re.IGNORECASE)
-Index = dict[str, list[tuple[str, str]]]  # head -> windows that begin so: without spaces, and as they are shown
+# Evaluation prompts put these labels around a question. A document would quote it without them.
+PROMPT_LABELS = re.compile(r"^\s*question\s*:|\banswer\s*:\s*$", re.IGNORECASE)
+
+# First characters -> the windows that begin with them, each as (without spaces, with spaces).
+WindowIndex = dict[str, list[tuple[str, str]]]
 
 
-def units(text: str) -> list[str]:
-    """The words of a text, or the letters where words aren't set apart; lower case, no accents, no punctuation."""
+def normalized_words(text: str) -> list[str]:
+    """Split a text into lower-case words without accents and punctuation.
+
+    In scripts without spaces between words, each character is returned as a word.
+    """
     if not text.isascii():
         text = INVISIBLE.sub("", unicodedata.normalize("NFKD", text))
-    return UNIT.findall(text.casefold())
+    return WORD.findall(text.casefold())
 
 
-def index(texts: Iterable[str]) -> Index:
-    """The windows of benchmark texts, for `overlap`."""
-    heads: dict[str, dict[str, str]] = {}
+def build_index(texts: Iterable[str]) -> WindowIndex:
+    """Index the windows of benchmark texts for `find_overlap`."""
+    windows_by_key: dict[str, dict[str, str]] = {}
     for text in texts:
-        for window in _windows(units(FRAME.sub("", text))):
-            squeezed = "".join(window)
-            if len(squeezed) >= HEAD:
-                heads.setdefault(squeezed[:HEAD], {})[squeezed] = " ".join(window)
-    return {head: list(windows.items()) for head, windows in heads.items()}
+        for window in _windows(normalized_words(PROMPT_LABELS.sub("", text))):
+            joined = "".join(window)
+            if len(joined) >= KEY_CHARACTERS:
+                windows_by_key.setdefault(joined[:KEY_CHARACTERS], {})[joined] = " ".join(window)
+    return {key: list(windows.items()) for key, windows in windows_by_key.items()}
 
 
-def overlap(text: str, benchmarks: Index) -> str | None:
-    """The first window of a benchmark that occurs in the text, however it is spaced there, or None."""
-    squeezed = "".join(units(text))
-    starts = [i for i in range(len(squeezed) - HEAD + 1) if squeezed[i : i + HEAD] in benchmarks]
-    for i in starts:
-        for window, shown in benchmarks[squeezed[i : i + HEAD]]:
-            if squeezed.startswith(window, i):
-                return shown
+def find_overlap(text: str, benchmarks: WindowIndex) -> str | None:
+    """Return the first benchmark window that occurs in the text, or None.
+
+    Spacing is ignored: a window is found however the text is spaced or broken into lines.
+    """
+    joined = "".join(normalized_words(text))
+    for start in range(len(joined) - KEY_CHARACTERS + 1):
+        for window, spaced in benchmarks.get(joined[start : start + KEY_CHARACTERS], ()):
+            if joined.startswith(window, start):
+                return spaced
     return None
 
 
-def read(path: Path) -> list[str]:
-    """Every string in a benchmark's file, whatever its field: questions, choices, rubrics, translations.
+def read_benchmark_texts(path: Path) -> list[str]:
+    """Read every string of a benchmark's file: questions, choices, rubrics, translations ...
 
-    JSONL, CSV or parquet by its ending; of a folder, all such files but those of training splits, which no score is of.
-    Raises UserError when a file is missing, isn't UTF-8, or a line isn't JSON.
+    Args:
+        path: a file in JSONL, CSV or Parquet (by its suffix), or a folder with such files. In a
+            folder, files of training splits ("train" in the name) are left out, because no score
+            is computed on them.
+
+    Raises:
+        UserError: a file is missing, is not UTF-8, or a line is not JSON or CSV.
     """
-    found: list[str] = []
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in TABLES and "train" not in file.name)
-        return [text for file in files for text in read(file)]
-    if path.suffix in (".csv", ".parquet"):
-        import datasets
-
-        kind = {".csv": "csv", ".parquet": "parquet"}[path.suffix]
-        with tempfile.TemporaryDirectory() as cache:
-            rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache)
-            return [text for row in rows for text in _strings(row)]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would split inside of strings
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read the benchmark ({error}); {path}; give a JSONL file in UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            found += _strings(json.loads(line)) if line.strip() else []
-        except ValueError as error:
-            raise UserError(f"not JSON ({error}); {path}, line {number}; give one JSON value per line") from None
-    return found
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if row_format(file) in TABLE_FORMATS and "train" not in file.name
+        )
+        return [text for file in files for text in read_benchmark_texts(file)]
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    return [text for _, row in read_rows(path, objects=False) for text in _strings(row)]
 
 
-def _windows(found: list[str]) -> Iterator[list[str]]:
-    letters = sum(re.match(f"[{SPACELESS}]", unit) is not None for unit in found)
-    size, least = (LETTERS, LEAST_LETTERS) if 2 * letters > len(found) else (WORDS, LEAST_WORDS)
-    if len(found) >= least:
-        yield from (found[i : i + size] for i in range(max(1, len(found) - size + 1)))
+def _read_parquet(path: Path) -> list[str]:
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache:
+        rows = datasets.load_dataset(
+            "parquet", data_files=str(path), split="train", cache_dir=cache
+        )
+        return [text for row in rows for text in _strings(row)]
+
+
+def _windows(words: list[str]) -> Iterator[list[str]]:
+    characters = sum(re.match(f"[{UNSPACED_SCRIPTS}]", word) is not None for word in words)
+    is_unspaced = 2 * characters > len(words)
+    size = WINDOW_CHARACTERS if is_unspaced else WINDOW_WORDS
+    minimum = MIN_CHARACTERS if is_unspaced else MIN_WORDS
+    if len(words) >= minimum:
+        yield from (words[i : i + size] for i in range(max(1, len(words) - size + 1)))
 
 
 def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

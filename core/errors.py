@@ -1,20 +1,28 @@
-"""Mistakes a user can mend, apart from bugs."""
+"""Mistakes that a user can correct, as opposed to bugs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake of the user's, as fields."""
+    """One mistake of the user's, as fields.
 
-    where: str  # a file with its line and key, an option, a cell; empty where there is no such place
+    Attributes:
+        where: A file with its line and key, an option, a cell; empty where there is no such place.
+        what: What is wrong there.
+        fix: What to do. A command in it works when typed.
+    """
+
+    where: str
     what: str
-    fix: str = ""  # what to do; a command in it works when typed
+    fix: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        return f"{place}{self.what}{f'; {self.fix}' if self.fix else ''}"
+        prefix = f"{self.where}: " if self.where else ""
+        suffix = f"; {self.fix}" if self.fix else ""
+        return f"{prefix}{self.what}{suffix}"
 
 
 class UserError(Exception):
@@ -24,18 +32,16 @@ class UserError(Exception):
     `UserError(where=..., what=..., fix=...)` is one mistake, `UserError.of(problems)` several.
     """
 
-    def __init__(self, *lines: str, where: str = "", what: str = "", fix: str = ""):
-        # Positional lines are the old form: each is a whole sentence. New code gives fields.
-        self.problems = tuple(Problem("", line) for line in lines) or (Problem(where, what, fix),)
+    def __init__(self, *lines: str | Problem, where: str = "", what: str = "", fix: str = ""):
+        # Positional strings are the old form: each is a whole sentence. New code gives fields.
+        given = tuple(Problem("", line) if isinstance(line, str) else line for line in lines)
+        self.problems = given or (Problem(where, what, fix),)
         super().__init__("\n".join(self.lines))
 
     @classmethod
-    def of(cls, problems: Iterable[Problem]) -> "UserError":
+    def of(cls, problems: Iterable[Problem]) -> Self:
         """Several mistakes, in their order."""
-        error = cls()
-        error.problems = tuple(problems)
-        error.args = ("\n".join(error.lines),)
-        return error
+        return cls(*problems)
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -1,28 +1,51 @@
-"""Files: atomic writes, durable appends, hashes."""
+"""Files: atomic writes, durable appends, hashes, locks, and rows of JSONL and CSV files."""
 
+import csv
+import fcntl
+import gzip
 import hashlib
 import io
+import json
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from core.errors import Problem, UserError
 from core.paths import resolve
+
+UTF8_BOM = b"\xef\xbb\xbf"
 
 
 def fingerprints(folder: str) -> dict[str, str]:
-    """Each file of a model folder by its content; of weight files only size and both ends are read, to plan quickly."""
-    found = {}
+    """Each file of a model folder by its content, to plan quickly.
+
+    Of a file only its size, first MiB and last MiB are read.
+
+    Args:
+        folder: A model folder, relative to the checkout or absolute.
+
+    Returns:
+        Path relative to the folder -> "SIZE-SHA256".
+    """
+    digests = {}
     for path in sorted(p for p in resolve(folder).rglob("*") if p.is_file()):
         size = path.stat().st_size
         with open(path, "rb") as file:
             digest = hashlib.sha256(file.read(2**20))
             file.seek(max(0, size - 2**20))
             digest.update(file.read(2**20))
-        found[str(path.relative_to(resolve(folder)))] = f"{size}-{digest.hexdigest()}"
-    return found
+        digests[str(path.relative_to(resolve(folder)))] = f"{size}-{digest.hexdigest()}"
+    return digests
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill at any moment, meets the old content or the new, never a part."""
+    """Write a text file so that a reader never sees a part of it.
+
+    A reader, or a kill at any moment, meets the old content or the new one.
+    """
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -38,19 +61,158 @@ def sha256(path: Path) -> str:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Remove what a kill left behind the last whole line: the next line would be appended to it."""
+    """Remove what a kill left behind the last complete line.
+
+    Otherwise the next line would be appended to it.
+    """
     with path.open("r+b") as file:
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
 
 
 def append(file: io.FileIO, lines: bytes) -> None:
-    """All of `lines` on the disk, or an OSError and none of them in the file."""
-    size, view = os.fstat(file.fileno()).st_size, memoryview(lines)
+    """Append all of `lines` and flush them to the disk, or raise OSError and append none."""
+    size = os.fstat(file.fileno()).st_size
+    view = memoryview(lines)
     try:
         while view:
             view = view[file.write(view) :]
-        os.fsync(file.fileno())  # NFS tells only now that the disk is full
+        os.fsync(file.fileno())  # only now does NFS report a full disk
     except OSError:
         os.ftruncate(file.fileno(), size)
         raise
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock (flock) of the file `path` for the time of the `with` block.
+
+    The kernel drops the lock when its holder dies, however it dies. A process that locks a file
+    twice is two holders.
+
+    Args:
+        path: The lock file. An exclusive lock makes it where it is missing.
+        shared: Take a shared lock: it goes together with other shared locks and changes nothing.
+        wait: Wait for the holder. Otherwise the block runs at once, with or without the lock.
+
+    Yields:
+        Whether the lock is held; always True with `wait`.
+
+    Raises:
+        OSError: The file can't be opened, or its file system has no locks.
+    """
+    # NFS wants a file that is open for writing for an exclusive lock.
+    descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        held = True
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def row_format(path: Path) -> str:
+    """The ending that tells a file's format, in lower case and without .gz, such as ".jsonl"."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def read_rows(
+    path: Path,
+    problems: list[Problem] | None = None,
+    *,
+    objects: bool = True,
+    skip_torn_line: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """The rows of a CSV file, or of a file with one JSON value a line (any other ending).
+
+    Lines end with LF or CRLF alone: other separators, such as U+2028, may stand in a string. A
+    UTF-8 byte order mark and blank lines are skipped. A file whose name ends in .gz is unpacked.
+
+    Args:
+        path: The file: .csv or .csv.gz in any case is CSV with a header.
+        problems: Where given, what is wrong with a row is appended here and the row is skipped.
+            Otherwise the first problem is raised. A file that can't be read is always raised.
+        objects: Whether each JSON value must be an object.
+        skip_torn_line: Skip a last line without a line break: a process that may still write the
+            file has not finished it, or was killed.
+
+    Yields:
+        Line in the file (from 1; of a CSV row the last of its lines) and value. A CSV row is a
+        mapping from header to text.
+
+    Raises:
+        UserError: The file can't be read; a line is not UTF-8, not JSON or not an object; a CSV
+            row has more or fewer cells than the header. It names the file and the line.
+    """
+
+    def report(line: int, what: str, fix: str) -> None:
+        problem = Problem(f"{path}:{line}", what, fix)
+        if problems is None:
+            raise UserError.of([problem])
+        problems.append(problem)
+
+    try:
+        opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
+        with opener(path, "rb") as file:
+            if row_format(path) == ".csv":
+                yield from _csv_rows(file, report)
+            else:
+                yield from _json_rows(file, report, objects, skip_torn_line)
+    except (OSError, EOFError) as error:  # EOFError: a .gz that was cut short
+        raise UserError(
+            where=str(path),
+            what=f"cannot be read ({getattr(error, 'strerror', None) or error})",
+            fix="give a JSONL or CSV file in UTF-8",
+        ) from None
+
+
+def _json_rows(
+    file: BinaryIO, report: Callable[[int, str, str], None], objects: bool, skip_torn_line: bool
+) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, 1):
+        if skip_torn_line and not line.endswith(b"\n"):
+            return
+        text = line.removeprefix(UTF8_BOM) if number == 1 else line
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            report(number, f"not UTF-8 ({error.reason})", "save the file as UTF-8")
+            continue
+        except (ValueError, RecursionError) as error:
+            report(number, f"not JSON ({error})", "give one JSON value a line")
+            continue
+        if objects and not isinstance(value, dict):
+            report(number, "not a JSON object", "give one JSON object a line")
+            continue
+        yield number, value
+
+
+def _csv_rows(
+    file: BinaryIO, report: Callable[[int, str, str], None]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    csv.field_size_limit(sys.maxsize)  # a document may be longer than the default of 128 KiB
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, strict=True)
+    try:
+        header = reader.fieldnames or []
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
+            report(1, f"two columns {repeated[0]!r}", "rename one")
+        for row in reader:
+            if None in row:
+                fix = "put texts with commas in double quotes"
+                report(reader.line_num, "more cells than the header has", fix)
+            elif None in row.values():
+                report(reader.line_num, "fewer cells than the header has", "add the missing cells")
+            else:
+                yield reader.line_num, row
+    except csv.Error as error:
+        report(reader.reader.line_num, f"not CSV ({error})", "close every double quote")
+    except UnicodeDecodeError as error:
+        report(reader.reader.line_num + 1, f"not UTF-8 ({error.reason})", "save the file as UTF-8")

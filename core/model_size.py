@@ -1,19 +1,21 @@
-"""What a model takes, by arithmetic on its shape: parameters, memory of a GPU in training, operations of a token."""
+"""What a model takes, computed from its shape: parameters, GPU memory, FLOPs a token."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import resolve
+from core.recipe import Training
 
-CHUNK = 1024  # tokens whose logits exist at once: with Llama's 128,256 words 0.5 GB in fp32
-Shape = dict[str, Any]  # the keys of a Hugging Face config.json
-# What the recipes train (recipes.model): whether its queries, keys and values have biases.
+# Tokens whose logits exist at once: with Llama's vocabulary of 128,256 they take 0.5 GB in fp32.
+CHUNK = 1024
+# Architectures that the recipes train (recipes.model): whether q, k and v projections have biases.
 BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True}
-# What of it counts here -> the toy's name of it (recipes/tiny_llama.yaml).
-NUMBERS = {
+# Keys of config.json that count here -> the toy's name of them (recipes/tiny_llama.yaml).
+CONFIG_KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
     "intermediate_size": "ffn_dim",
@@ -23,127 +25,209 @@ NUMBERS = {
 }
 
 
-def _known(kind: str, tied: bool, *numbers: int) -> Shape:
-    about = {"architectures": [kind], "tie_word_embeddings": tied, "dtype": "bfloat16"}
-    return dict(zip(NUMBERS, numbers, strict=True)) | about
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model, by their names in a Hugging Face config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    architecture: str = "LlamaForCausalLM"
+    tie_word_embeddings: bool = False
+    dtype: str | None = None
+    """dtype of its weight files, by torch's name. None: not stated."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ModelShape":
+        """The shape that the content of a config.json gives."""
+        return cls(
+            **{key: config[key] for key in CONFIG_KEYS},
+            architecture=config["architectures"][0],
+            tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+            dtype=config.get("dtype", config.get("torch_dtype")),
+        )
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys, and of the values, of all heads."""
+        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
 
 
-# By the beginning of their names on Hugging Face, from their config.json: to plan before they are fetched.
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters of a model's parts."""
+
+    embedding: int
+    layer: int
+    """One transformer block."""
+    root: int
+    """Embedding, last norm and output layer: what FSDP2 holds outside the blocks."""
+    total: int
+
+
+def _llama(*sizes: int, tied: bool) -> ModelShape:
+    return _known("LlamaForCausalLM", sizes, tied)
+
+
+def _qwen2(*sizes: int, tied: bool) -> ModelShape:
+    return _known("Qwen2ForCausalLM", sizes, tied)
+
+
+def _known(name: str, sizes: tuple[int, ...], tied: bool) -> ModelShape:
+    named: dict[str, Any] = dict(zip(CONFIG_KEYS, sizes, strict=True))
+    return ModelShape(**named, architecture=name, tie_word_embeddings=tied, dtype="bfloat16")
+
+
+# From their config.json, by the beginning of their names on Hugging Face: to plan before a fetch.
+# Sizes in the order of CONFIG_KEYS.
 KNOWN = {
-    "meta-llama/Llama-3.1-8B": _known("LlamaForCausalLM", False, 128_256, 4096, 14336, 32, 32, 8),
-    "meta-llama/Llama-3.2-1B": _known("LlamaForCausalLM", True, 128_256, 2048, 8192, 16, 32, 8),
-    "meta-llama/Llama-3.2-3B": _known("LlamaForCausalLM", True, 128_256, 3072, 8192, 28, 24, 8),
-    "Qwen/Qwen2.5-0.5B": _known("Qwen2ForCausalLM", True, 151_936, 896, 4864, 24, 14, 2),
-    "Qwen/Qwen2.5-1.5B": _known("Qwen2ForCausalLM", True, 151_936, 1536, 8960, 28, 12, 2),
-    "Qwen/Qwen2.5-3B": _known("Qwen2ForCausalLM", True, 151_936, 2048, 11008, 36, 16, 2),
-    "Qwen/Qwen2.5-7B": _known("Qwen2ForCausalLM", False, 152_064, 3584, 18944, 28, 28, 4),
+    "meta-llama/Llama-3.1-8B": _llama(128_256, 4096, 14336, 32, 32, 8, tied=False),
+    "meta-llama/Llama-3.2-1B": _llama(128_256, 2048, 8192, 16, 32, 8, tied=True),
+    "meta-llama/Llama-3.2-3B": _llama(128_256, 3072, 8192, 28, 24, 8, tied=True),
+    "Qwen/Qwen2.5-0.5B": _qwen2(151_936, 896, 4864, 24, 14, 2, tied=True),
+    "Qwen/Qwen2.5-1.5B": _qwen2(151_936, 1536, 8960, 28, 12, 2, tied=True),
+    "Qwen/Qwen2.5-3B": _qwen2(151_936, 2048, 11008, 36, 16, 2, tied=True),
+    "Qwen/Qwen2.5-7B": _qwen2(152_064, 3584, 18944, 28, 28, 4, tied=False),
 }
 
 
 def start_model(cell: Cell) -> Cell:
-    """The model cell at the beginning of a training, behind the trainings before it."""
+    """The model cell at the beginning of a chain of trainings."""
     while cell.stage != "model":
         cell = cell.inputs["start"]
     return cell
 
 
-def shape(cell: Cell) -> Shape:
-    """The shape of the model that a training starts from. Raises UserError where it can't be trained here."""
+def shape(cell: Cell) -> ModelShape:
+    """The shape of the model that a training starts from.
+
+    Raises UserError where its config.json can't be read or the recipes can't train it.
+    """
     cell = start_model(cell)
     if "path" not in cell.resources:
-        return {name: cell.settings["recipe"][toys] for name, toys in NUMBERS.items()}
+        recipe = cell.settings["recipe"]
+        return ModelShape(**{key: recipe[toy_key] for key, toy_key in CONFIG_KEYS.items()})
     file = resolve(cell.resources["path"]) / "config.json"
     hub = cell.settings.get("source", {}).get("hub", "")
-    if not file.exists() and (known := next((k for name, k in KNOWN.items() if hub.startswith(name)), None)):
-        return known
+    if not file.exists():
+        for name, known_shape in KNOWN.items():
+            if hub.startswith(name):
+                return known_shape
     try:
-        config: Shape = json.loads(file.read_text())
+        config: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read: {error}; give the folder of a Hugging Face model") from None
+        raise UserError(
+            where=str(file),
+            what=f"can't be read: {error}",
+            fix="give the folder of a Hugging Face model",
+        ) from None
     architecture(config, file)
-    if lost := sorted(NUMBERS.keys() - config.keys()):
-        raise UserError(f"{file}: lacks {', '.join(lost)}; fetch the model again")
-    return config
+    if missing := sorted(CONFIG_KEYS.keys() - config.keys()):
+        raise UserError(
+            where=str(file), what=f"lacks {', '.join(missing)}", fix="fetch the model again"
+        )
+    return ModelShape.from_config(config)
 
 
-def architecture(config: Shape, file: Path) -> str:
-    """The architecture that the config.json `file` names. Raises UserError where no recipe trains it."""
-    for name in BIASES:
-        if config.get("architectures") == [name]:
-            return name
-    raise UserError(f"{file}: the model is {config.get('architectures')}; the recipes train {' and '.join(BIASES)}")
+def architecture(config: dict[str, Any], file: Path) -> str:
+    """The architecture that the config.json `file` names.
 
-
-def parameters(model: Shape) -> dict[str, int]:
-    """Parameters of a model: `embedding`, one `layer`, the `root` (embedding, last norm, output layer), the `total`."""
-    d, f, layers = model["hidden_size"], model["intermediate_size"], model["num_hidden_layers"]
-    kv = _kv(model)
-    embedding, layer = model["vocab_size"] * d, 2 * d * d + 2 * d * kv + 3 * d * f + 2 * d
-    if BIASES[model.get("architectures", [*BIASES])[0]]:
-        layer += d + 2 * kv
-    root = embedding * (1 if model.get("tie_word_embeddings") else 2) + d
-    return {"embedding": embedding, "layer": layer, "root": root, "total": root + layers * layer}
-
-
-def trained(model: Shape, recipe: dict[str, Any]) -> int:
-    """Parameters that are trained: all, or LoRA's adapters of the seven linear layers of every block."""
-    if not recipe["lora"]:
-        return parameters(model)["total"]
-    d, f, kv = model["hidden_size"], model["intermediate_size"], _kv(model)
-    ends = 2 * (d + d) + 2 * (d + kv) + 3 * (d + f)  # q, o; k, v; gate, up, down
-    return int(model["num_hidden_layers"] * recipe["lora"]["rank"] * ends)
-
-
-def rows_per_update(recipe: dict[str, Any]) -> int:
-    """Rows of one update over all ranks. That tokens fill whole rows is seen to when a recipe is read."""
-    return int(recipe["rows_per_update"] or recipe["tokens_per_update"] // recipe["seq_len"])
-
-
-def rows_at_once(recipe: dict[str, Any], ways: dict[str, Any], ranks: int) -> int:
-    """Rows that a rank runs at the same time, at most."""
-    share = -(-rows_per_update(recipe) // ranks)
-    return min(ways["rows_per_rank"] or share, share)
-
-
-def memory(model: Shape, recipe: dict[str, Any], ways: dict[str, Any], ranks: int, within: int) -> dict[str, float]:
-    """GB on one of `ranks` GPUs, `within` of them on a node: `state`, `gathered`, `activations`, and their `total`.
-
-    state: weights, gradients and moments of the optimizer, a shard of each (exact). gathered: what FSDP2 holds whole at
-    the worst moment, the root and two layers (on one GPU all layers, kept between the batches of an update), and the
-    gradients of the root and of one layer where they are trained, in the dtype of the products. activations: an input
-    for each layer and all of one layer's with activation checkpointing, else all of all (8 times the width, 4 times
-    the feed-forward and 3 times the key-value width a token), and the logits of a chunk. After the last layer
-    activations are gone, but the root's gradient is there two times, once in fp32 to be summed over ranks: `gathered`
-    is at least what lets `total` hold that.
-    Not in it: what CUDA and NCCL take for themselves, 1 to 2 GB.
+    Raises UserError where no recipe trains it.
     """
-    n, shards = parameters(model), within if ways["sharding"] == "hybrid" else ranks
-    weight = 2 if recipe["dtype"] == "bf16" else 4
-    moments = 2 if recipe["optimizer"] == "adamw_8bit" else 2 * weight
-    state = (n["total"] * weight + trained(model, recipe) * (weight + moments)) / shards
-    product = 4 if recipe["dtype"] == "fp32" else 2
-    tokens = rows_at_once(recipe, ways, ranks) * recipe["seq_len"]
-    d = model["hidden_size"]
-    layer = tokens * product * (8 * d + 4 * model["intermediate_size"] + 3 * _kv(model))
-    layers = model["num_hidden_layers"]
-    kept = layers * tokens * d * product + layer if ways["activation_checkpointing"] else layers * layer
-    activations = kept + 2 * 4 * min(tokens, CHUNK) * model["vocab_size"]
+    named = config.get("architectures")
+    for name in BIASES:
+        if named == [name]:
+            return name
+    raise UserError(
+        where=str(file),
+        what=f"the model is {named}",
+        fix=f"the recipes train {' and '.join(BIASES)}",
+    )
+
+
+def parameters(model: ModelShape) -> ParameterCounts:
+    """Parameters of a model and of its parts, without adapters."""
+    d = model.hidden_size
+    embedding = model.vocab_size * d
+    attention = 2 * d * d + 2 * d * model.kv_dim
+    feed_forward = 3 * d * model.intermediate_size
+    norms = 2 * d
+    layer = attention + feed_forward + norms
+    if BIASES[model.architecture]:
+        layer += d + 2 * model.kv_dim
+    root = embedding * (1 if model.tie_word_embeddings else 2) + d
+    return ParameterCounts(embedding, layer, root, root + model.num_hidden_layers * layer)
+
+
+def trained(model: ModelShape, recipe: Training) -> int:
+    """Parameters that are trained: all, or LoRA's adapters of seven linear layers a block."""
+    if not recipe.lora:
+        return parameters(model).total
+    d = model.hidden_size
+    # Inputs and outputs of q and o; of k and v; of gate, up and down.
+    ends = 2 * (d + d) + 2 * (d + model.kv_dim) + 3 * (d + model.intermediate_size)
+    return model.num_hidden_layers * recipe.lora.rank * ends
+
+
+def rows_at_once(recipe: Training, ranks: int) -> int:
+    """Rows that a rank runs at the same time, at most."""
+    share = -(-recipe.rows_per_step // ranks)
+    return min(recipe.rows_per_rank or share, share)
+
+
+def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict[str, float]:
+    """GB on one of `ranks` GPUs, `within` of them on a node.
+
+    state: weights, gradients and the optimizer's moments, a shard of each (exact).
+    gathered: what FSDP2 holds unsharded at the worst moment: the root and two layers (on one GPU
+        all layers, kept between the micro-batches of a step), and the gradients of the root and of
+        one layer where they are trained, in the dtype of the products.
+    activations: with activation checkpointing an input for each layer and everything of one layer,
+        else everything of all layers (a token takes 8 times the width, 4 times the feed-forward
+        width and 3 times the key-value width), and the logits of a chunk.
+    total: their sum.
+
+    After the last layer the activations are gone, but the root's gradient exists twice, once in
+    fp32 to be summed over the ranks: `gathered` is at least what lets `total` hold that. The 1 to 2
+    GB that CUDA and NCCL take are not included.
+    """
+    counts = parameters(model)
+    shards = within if recipe.sharding == "hybrid" else ranks
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    moment_bytes = 2 if recipe.optimizer == "adamw_8bit" else 2 * weight_bytes
+    trained_bytes = trained(model, recipe) * (weight_bytes + moment_bytes)
+    state = (counts.total * weight_bytes + trained_bytes) / shards
+
+    product_bytes = 4 if recipe.dtype == "fp32" else 2
+    tokens = rows_at_once(recipe, ranks) * recipe.seq_len
+    d = model.hidden_size
+    widths = 8 * d + 4 * model.intermediate_size + 3 * model.kv_dim
+    layer = tokens * product_bytes * widths
+    layers = model.num_hidden_layers
+    if recipe.activation_checkpointing:
+        activations = layers * tokens * d * product_bytes + layer
+    else:
+        activations = layers * layer
+    activations += 2 * 4 * min(tokens, CHUNK) * model.vocab_size
+
     gathered = 0
-    if ranks > 1 or recipe["dtype"] == "mixed":  # FSDP2 holds it
-        gradients, sums = (0, 0) if recipe["lora"] else (n["root"] + n["layer"], n["root"] * (2 * product + 4))
-        copies = n["root"] + 2 * n["layer"] if ranks > 1 else n["total"]
-        gathered = max((copies + gradients) * product, sums - activations)
-    found = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
-    return found | {"total": sum(found.values())}
+    if ranks > 1 or recipe.dtype == "mixed":  # FSDP2 holds the model
+        gradients = 0 if recipe.lora else counts.root + counts.layer
+        root_sums = 0 if recipe.lora else counts.root * (2 * product_bytes + 4)
+        copies = counts.root + 2 * counts.layer if ranks > 1 else counts.total
+        gathered = max((copies + gradients) * product_bytes, root_sums - activations)
+    gb = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
+    return gb | {"total": sum(gb.values())}
 
 
-def flops_per_token(model: Shape, recipe: dict[str, Any]) -> float:
-    """Floating-point operations of training on one token, as recipes.model counts them."""
-    n, adapters = parameters(model), trained(model, recipe) if recipe["lora"] else 0
-    products = n["total"] - (0 if model.get("tie_word_embeddings") else n["embedding"])
-    attention = 12 * model["num_hidden_layers"] * model["hidden_size"] * recipe["seq_len"]
-    return (4 * products + 6 * adapters if recipe["lora"] else 6 * products) + attention
-
-
-def _kv(model: Shape) -> int:
-    return int(model["hidden_size"] // model["num_attention_heads"] * model["num_key_value_heads"])
+def flops_per_token(model: ModelShape, recipe: Training) -> float:
+    """Floating-point operations of training on one token, counted as by recipes.model."""
+    counts = parameters(model)
+    products = counts.total - (0 if model.tie_word_embeddings else counts.embedding)
+    attention = 12 * model.num_hidden_layers * model.hidden_size * recipe.seq_len
+    if recipe.lora:
+        return 4 * products + 6 * trained(model, recipe) + attention
+    return 6 * products + attention

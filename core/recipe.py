@@ -1,4 +1,4 @@
-"""A training recipe (recipes/*.yaml): its fields, how it is read, and sizes that trainer and forecast share."""
+"""Training recipes (recipes/*.yaml): their fields, how they are read and checked."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,21 +7,46 @@ from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
 from core.paths import resolve
-from core.strict_yaml import STRICT, Count, Problems, Rate, explain, in_file_order, located, read_yaml, validate
+from core.strict_yaml import (
+    STRICT,
+    Count,
+    Problems,
+    Rate,
+    explain,
+    in_file_order,
+    located,
+    read_yaml,
+    validate,
+)
 
-FEW_UPDATES = 100  # a handful of updates at a small learning rate hardly moves a model
-MULTIPLE = 8  # tokens, to which conversations are padded: fewer shapes, and fit for tensor cores
-# Keys of a training recipe that a user may change while a training is half done: it goes on in the same folder.
-RUNTIME_KEYS = ("rows_per_rank", "save_minutes", "activation_checkpointing", "compile", "sharding")
+# Fewer optimizer steps than this hardly move a model at a small learning rate.
+FEW_UPDATES = 100
+# Conversations are padded to a multiple of this many tokens: fewer shapes, and fit for tensor
+# cores.
+MULTIPLE = 8
+# Fields that a user may change while a training is half done: it continues in the same folder. They
+# change no result beyond rounding, and are not part of a cell's identity.
+RUNTIME_KEYS = (
+    "rows_per_rank",
+    "save_minutes",
+    "activation_checkpointing",
+    "compile",
+    "sharding",
+)
 
 
 @dataclass(config=STRICT, frozen=True)
 class Lora:
-    """Low-rank adapters on the seven linear layers of every block; merged into the weights at the end."""
+    """Low-rank adapters on the seven linear layers of every block; merged at the end."""
 
     rank: Count
+    """Inner dimension of each adapter."""
+
     alpha: Rate
+    """Scale: an adapter's output is multiplied by alpha / rank."""
+
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability of an adapter's input."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -29,80 +54,188 @@ class Training:
     """A training recipe (recipes/*.yaml)."""
 
     seq_len: Count
+    """Midtraining: tokens a row. SFT: the longest conversation, in tokens."""
+
     epochs: Count
+    """Passes over the rows."""
+
     lr: Annotated[float, Field(gt=0)]
-    tokens_per_update: Count | None = None  # midtraining: packed rows of seq_len tokens
-    rows_per_update: Count | None = None  # SFT: one conversation a row
-    max_updates: Count | None = None  # stop there, though the epochs would give more
+    """Peak learning rate."""
+
+    tokens_per_update: Count | None = None
+    """Midtraining: tokens an optimizer step, in packed rows of seq_len tokens, over all ranks."""
+
+    rows_per_update: Count | None = None
+    """SFT: conversations an optimizer step, over all ranks (global batch size)."""
+
+    max_updates: Count | None = None
+    """Optimizer steps at most, though the epochs would give more. None: no limit."""
+
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine to 0, or constant."""
+
     warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of the linear warm-up; the first already has lr / warmup_updates."""
+
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's decoupled weight decay."""
+
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.95]
+    )
+    """AdamW's betas."""
+
     clip_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    # fp32: all of it. mixed: weights and optimizer state fp32, matrix products bf16. bf16: all of it, and stochastic
-    # rounding, without which a small learning rate moves few weights: 8 instead of 16 bytes a parameter.
+    """Largest norm of the gradient of all weights together."""
+
+    # bf16 rounds stochastically: otherwise a small learning rate moves few weights.
     dtype: Literal["fp32", "mixed", "bf16"] = "fp32"
+    """fp32: everything. mixed: weights and optimizer state in fp32, matrix products in bf16 (16
+    bytes a parameter). bf16: everything, with stochastic rounding (8 bytes a parameter)."""
+
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    lora: Lora | None = None  # none: full fine-tuning
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # SFT: share of the rows not trained on; a corpus has its own
-    held_out_every: Count | None = None  # updates between two looks at the loss on what is held out; none: never
-    patience: Count | None = None  # stop after so many looks without a better one; none: never
-    load_best: bool = False  # end with the weights of the best look, not with the last ones
-    # How, not what: they change no result beyond rounding, and are no part of a cell's identity (WAYS).
-    rows_per_rank: Count | None = None  # rows at once on each rank; none: its whole share of an update
-    save_minutes: Annotated[float, Field(ge=0)] = 30  # between step checkpoints; 0: one after every update
-    activation_checkpointing: bool = False  # computes each block twice, to keep little of it in memory
-    compile: bool = False  # torch.compile of each block
-    sharding: Literal["full", "hybrid"] = "full"  # hybrid: shards within a node, copies across nodes
+    """AdamW with its moments in the weights' dtype, or in 8 bits."""
+
+    lora: Lora | None = None
+    """Adapters to train. None: full fine-tuning."""
+
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """SFT: share of the rows that is not trained on. (Of documents, the corpus says it.)"""
+
+    held_out_every: Count | None = None
+    """Optimizer steps between two evaluations of the held-out loss. None: never evaluated."""
+
+    patience: Count | None = None
+    """Evaluations without a lower held-out loss after which training stops. None: it does not."""
+
+    load_best: bool = False
+    """End with the weights of the lowest held-out loss instead of the last ones."""
+
+    # The fields of RUNTIME_KEYS follow.
+    rows_per_rank: Count | None = None
+    """Rows that a rank runs at once (micro-batch size). None: its whole share of a step."""
+
+    save_minutes: Annotated[float, Field(ge=0)] = 30
+    """Minutes between step checkpoints. 0: one after every optimizer step."""
+
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+
+    compile: bool = False
+    """torch.compile of each block."""
+
+    sharding: Literal["full", "hybrid"] = "full"
+    """FSDP2. full: shards over all ranks. hybrid: shards within a node, replicas across nodes."""
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], resources: dict[str, Any]) -> "Training":
+        """The recipe of a training cell: the inverse of `split_recipe`.
+
+        Args:
+            settings: the recipe without its RUNTIME_KEYS, as it is in the cell's settings.
+            resources: the cell's resources, which have the RUNTIME_KEYS among others.
+
+        Raises pydantic's ValidationError where a value is not valid.
+        """
+        runtime = {key: resources[key] for key in RUNTIME_KEYS if key in resources}
+        recipe: Training = validate(cls, settings | runtime)
+        return recipe
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step over all ranks."""
+        if self.rows_per_update:
+            return self.rows_per_update
+        assert self.tokens_per_update
+        return self.tokens_per_update // self.seq_len
 
 
 @dataclass(config=STRICT, frozen=True)
 class TinyLlama:
-    """A toy Llama-3.1 made from scratch (recipes/tiny_llama.yaml)."""
+    """A toy Llama 3.1 made from scratch (recipes/tiny_llama.yaml)."""
 
     vocab_size: Count
+    """Words of the tokenizer, special tokens included."""
+
     dim: Count
+    """Hidden size."""
+
     layers: Count
+    """Transformer blocks."""
+
     heads: Count
+    """Attention heads."""
+
     kv_heads: Count
+    """Heads of keys and values (grouped-query attention)."""
+
     ffn_dim: Count
+    """Inner size of the feed-forward layers."""
+
     max_seq_len: Count
-    tokens: Count  # pretraining length
+    """Longest sequence, in tokens."""
+
+    tokens: Count
+    """Tokens of the pretraining."""
+
     pretrain: Training
+    """Recipe of the pretraining."""
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], resources: dict[str, Any]) -> "TinyLlama":
+        """The recipe of a toy model's cell; its pretraining's RUNTIME_KEYS are in the resources."""
+        pretrain = Training.from_settings(settings["pretrain"], resources)
+        shape = {key: value for key, value in settings.items() if key != "pretrain"}
+        return cls(**shape, pretrain=pretrain)
 
 
-def training_mistakes(recipe: dict[str, Any]) -> Problems:
-    """Settings of a training recipe that contradict each other, each right by itself."""
-    found: Problems = []
-    if bool(recipe["tokens_per_update"]) == bool(recipe["rows_per_update"]):
-        found.append(((), "needs exactly one of tokens_per_update (documents), rows_per_update (conversations)"))
-    elif recipe["tokens_per_update"] and recipe["tokens_per_update"] % recipe["seq_len"]:
-        text = f"{recipe['tokens_per_update']} is not a multiple of seq_len {recipe['seq_len']}"
-        found.append((("tokens_per_update",), text))
-    for key in ("patience", "load_best"):
-        if recipe[key] and not recipe["held_out_every"]:
-            found.append(((key,), "needs held_out_every, the updates between two looks at the held-out loss"))
-    if recipe["optimizer"] == "adamw_8bit" and recipe["dtype"] == "bf16":
-        found.append((("optimizer",), "adamw_8bit has no stochastic rounding; with dtype bf16 leave it out"))
-    return found
+def training_mistakes(recipe: Training) -> Problems:
+    """Fields of a recipe that contradict each other, each valid by itself: (key, what is wrong)."""
+    problems: Problems = []
+    if bool(recipe.tokens_per_update) == bool(recipe.rows_per_update):
+        text = "needs exactly one of tokens_per_update (documents), rows_per_update (conversations)"
+        problems.append(((), text))
+    elif recipe.tokens_per_update and recipe.tokens_per_update % recipe.seq_len:
+        text = f"{recipe.tokens_per_update} is not a multiple of seq_len {recipe.seq_len}"
+        problems.append((("tokens_per_update",), text))
+    if not recipe.held_out_every:
+        text = "needs held_out_every, the updates between two looks at the held-out loss"
+        if recipe.patience:
+            problems.append((("patience",), text))
+        if recipe.load_best:
+            problems.append((("load_best",), text))
+    if recipe.optimizer == "adamw_8bit" and recipe.dtype == "bf16":
+        text = "adamw_8bit has no stochastic rounding; with dtype bf16 leave it out"
+        problems.append((("optimizer",), text))
+    return problems
 
 
 def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[str, Any]:
-    """A recipe file as plain data with every default filled in. Raises UserError with one line per mistake."""
+    """A recipe file as plain data with every default filled in, as cells store it.
+
+    Raises UserError with one problem per mistake.
+    """
     path = resolve(relative)
     raw, where, mistakes = read_yaml(path)
     try:
         recipe = validate(kind, raw)
     except ValidationError as error:
-        raise UserError(*in_file_order(mistakes + explain(path, error, kind, where))) from None
-    found: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)
-    at, training = ((), found) if kind is Training else (("pretrain",), found["pretrain"])
-    mistakes += [located(path, (*at, *key), text, where) for key, text in training_mistakes(training)]
+        raise UserError.of(in_file_order(mistakes + explain(path, error, kind, where))) from None
+    if isinstance(recipe, TinyLlama):
+        prefix: tuple[str, ...] = ("pretrain",)
+        problems = training_mistakes(recipe.pretrain)
+    else:
+        prefix = ()
+        problems = training_mistakes(recipe)
+    mistakes += [located(path, (*prefix, *key), text, where) for key, text in problems]
     if mistakes:
-        raise UserError(*in_file_order(mistakes))
-    return found
+        raise UserError.of(in_file_order(mistakes))
+    settings: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)
+    return settings
 
 
 def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A training recipe's settings, and its ways of running."""
-    return {k: v for k, v in recipe.items() if k not in RUNTIME_KEYS}, {k: recipe[k] for k in RUNTIME_KEYS}
+    """A training recipe as plain data in two parts: of a cell's identity, and RUNTIME_KEYS."""
+    settings = {key: value for key, value in recipe.items() if key not in RUNTIME_KEYS}
+    runtime = {key: recipe[key] for key in RUNTIME_KEYS}
+    return settings, runtime

@@ -1,8 +1,9 @@
-"""The stages of a study, in the order of the work."""
+"""The stages of a study: one table, in the order of the work."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-# In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
+# pydantic needs the names as a Literal; the table below must list the same, in the same order.
 Stage = Literal[
     "model",
     "drafts",
@@ -16,20 +17,81 @@ Stage = Literal[
     "labels",
     "analysis",
 ]
-STAGES: tuple[str, ...] = get_args(Stage)
-# Cells of these stages only share out another cell's work: into how many, changes no result.
-SHARDING_STAGES = {"drafts"}
-# The rooms are named here as text and imported only when a cell of theirs runs.
-STAGE_MODULES = {
-    "model": "recipes.tiny_llama",
-    "drafts": "sdf.drafts",
-    "documents": "sdf.documents",
-    "midtrain": "recipes.finetune",
-    "sft": "recipes.finetune",
-    "generate": "eval.generate",
-    "judge": "eval.judge",
-    "likelihood": "eval.likelihood",
-    "lm_eval": "eval.harness",
-    "labels": "eval.labels",
-    "analysis": "analysis.run",
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What the kit must know of a stage without importing its module.
+
+    Attributes:
+        name: The stage's name, as in `runs/STUDY/STAGE/`.
+        module: The module with the stage's `run` (see `core.cell.stage.Stage`). It is named as text
+            and imported only when a cell of the stage runs, so that planning imports no room.
+        job_group: Stages of one group can share a job or a process. None: the stage's own name.
+        shares_process: Whether ready cells of the group run one after another in one process of
+            the local executor, because the start of a process (vLLM, Inspect) takes long.
+        shards: Whether its cells only shard another cell's work. The number of shards is not part
+            of that cell's identity.
+        trains: Whether it trains a checkpoint with a recipe.
+        profile_fallback: The stage whose entry in a cluster profile applies where the profile has
+            none for this stage.
+        needs_vllm: Whether its cells run vLLM in their process.
+    """
+
+    name: Stage
+    module: str
+    job_group: str | None = None
+    shares_process: bool = False
+    shards: bool = False
+    trains: bool = False
+    profile_fallback: Stage | None = None
+    needs_vllm: bool = False
+
+    @property
+    def group(self) -> str:
+        """The job group: `job_group`, or the stage's own name."""
+        return self.job_group or self.name
+
+
+# In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
+STAGE_INFO: dict[str, StageInfo] = {
+    info.name: info
+    for info in (
+        StageInfo("model", "recipes.tiny_llama"),
+        StageInfo("drafts", "sdf.drafts", shards=True, profile_fallback="documents"),
+        StageInfo("documents", "sdf.documents"),
+        StageInfo("midtrain", "recipes.finetune", trains=True),
+        StageInfo("sft", "recipes.finetune", trains=True),
+        StageInfo(
+            "generate",
+            "eval.generate",
+            job_group="evaluate",
+            shares_process=True,
+            needs_vllm=True,
+        ),
+        StageInfo(
+            "likelihood",
+            "eval.likelihood",
+            job_group="evaluate",
+            shares_process=True,
+            needs_vllm=True,
+        ),
+        StageInfo(
+            "lm_eval",
+            "eval.harness",
+            job_group="evaluate",
+            shares_process=True,
+            profile_fallback="likelihood",
+            needs_vllm=True,
+        ),
+        StageInfo("judge", "eval.judge", shares_process=True),
+        StageInfo("labels", "eval.labels"),
+        StageInfo("analysis", "analysis.run"),
+    )
 }
+assert tuple(STAGE_INFO) == get_args(Stage), "the Literal and the table must list the same stages"
+
+STAGES: tuple[str, ...] = tuple(STAGE_INFO)
+SHARDING_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.shards)
+TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains)
+VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)

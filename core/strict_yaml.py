@@ -1,33 +1,51 @@
-"""YAML files read strictly: unknown keys, wrong types and duplicates are errors, all reported at once."""
+"""YAML files read strictly: unknown keys, wrong types and duplicates are errors.
+
+All mistakes of a file are reported at once, each with its line, its key and what is valid.
+"""
 
 import difflib
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 
-Problems = list[tuple[tuple[Any, ...], str]]  # (path of the value in the file, what is wrong and what is valid)
+T = TypeVar("T")
+KeyPath = tuple[Any, ...]  # keys and list positions that lead to a value
+Problems = list[tuple[KeyPath, str]]  # (path of the value, what is wrong and what is valid)
+LineNumbers = dict[KeyPath, int]  # path of a value -> its line in the file, from 1
+
+
+@dataclass(frozen=True)
+class FileProblem(Problem):
+    """A problem in a line of a file; 0 for one of the file as a whole."""
+
+    line: int = 0
 
 
 def did_you_mean(word: str, valid: list[str]) -> str:
+    """ " (did you mean X?)" for the valid word that is most like `word`; "" where none is."""
     close = difflib.get_close_matches(word, [str(v) for v in valid], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-Where = dict[tuple[Any, ...], int]  # path of a value in the file -> its line
-
-
 class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: PyYAML follows 1.1, where `on` is true, `1e-4` a string and `2026-01-01` a date."""
+    """Plain scalars of YAML 1.2.
+
+    PyYAML follows YAML 1.1, where `on` is true, `1e-4` a string and `2026-01-01` a date.
+    """
 
 
 YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":null", ":merge"))]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":null", ":merge"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 YamlLoader.add_implicit_resolver(
@@ -35,89 +53,122 @@ YamlLoader.add_implicit_resolver(
 )
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|"
+        r"^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
 
-def read_yaml(path: Path) -> tuple[Any, Where, list[str]]:
-    """The file's value, the line of every value in it, and its mistakes of form (a key given twice)."""
+def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
+    """Read a YAML file.
+
+    Returns:
+        The file's value, the line of every value in it, and a problem for each key given twice.
+
+    Raises:
+        UserError: The file can't be read or is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, YamlLoader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; give the path of a YAML file") from None
+        raise UserError(
+            where=str(path),
+            what=f"cannot be read: {error.strerror}",
+            fix="give the path of a YAML file",
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    where: Where = {}
-    twice: list[str] = []
+        raise UserError(
+            where=f"{path}:{mark.line + 1}" if mark else str(path),
+            what=f"not valid YAML: {getattr(error, 'problem', error)}",
+        ) from None
+    lines: LineNumbers = {}
+    duplicates: list[Problem] = []
 
-    def walk(node: yaml.Node | None, at: tuple[Any, ...]) -> None:
+    def walk(node: yaml.Node | None, at: KeyPath) -> None:
         if node is None:
             return
-        where[at] = node.start_mark.line + 1
+        lines[at] = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
             seen = set()
             for key, value in node.value:
+                key_path = (*at, key.value)
+                line = key.start_mark.line + 1
                 if key.value in seen:
-                    twice.append(f"{path}:{key.start_mark.line + 1}: {dotted((*at, key.value))}: given twice; keep one")
+                    location = f"{path}:{line}: {dotted(key_path)}"
+                    duplicates.append(FileProblem(location, "given twice", "keep one", line))
                 seen.add(key.value)
-                walk(value, (*at, key.value))
-                where[(*at, key.value)] = key.start_mark.line + 1
+                walk(value, key_path)
+                lines[key_path] = line
         elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                walk(value, (*at, i))
+            for position, item in enumerate(node.value):
+                walk(item, (*at, position))
 
     walk(node, ())
-    return yaml.load(text, YamlLoader), where, twice
+    return yaml.load(text, YamlLoader), lines, duplicates
 
 
-def validate(kind: type, raw: Any) -> Any:
+def validate(kind: type[T], raw: Any) -> T:
     """`raw` as a dataclass of this kind. Raises pydantic's ValidationError."""
     # Through JSON, because pydantic's strict mode takes a mapping for a dataclass only there.
     return TypeAdapter(kind).validate_json(json.dumps(raw))
 
 
-def explain(path: Path, error: ValidationError, kind: type, where: Where) -> list[str]:
-    """pydantic's findings as our lines: where, what, and what is valid."""
-    lines = []
-    for problem in error.errors():
+def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) -> list[Problem]:
+    """pydantic's errors as problems with file, line, key and what is valid.
+
+    Args:
+        path: The file.
+        error: What `validate` raised.
+        kind: The dataclass that was validated.
+        lines: From `read_yaml`.
+    """
+    problems: list[Problem] = []
+    for details in error.errors():
         # Keys of a mapping are reported below the mapping with a final "[key]".
-        at = tuple(part for part in problem["loc"] if part != "[key]")
-        fault, value = problem["type"], problem.get("input")
-        if fault == "unexpected_keyword_argument":
+        at = tuple(part for part in details["loc"] if part != "[key]")
+        kind_of_error = details["type"]
+        value = details.get("input")
+        fix = ""
+        if kind_of_error == "unexpected_keyword_argument":
             valid = _valid_keys(kind, at[:-1])
-            text = f"unknown key{did_you_mean(str(at[-1]), valid)}; valid keys: {', '.join(valid)}"
-        elif fault in ("missing", "missing_argument"):
-            text = "missing; this key is required"
-        elif fault == "string_pattern_mismatch" and at[-1] == "revision":
-            text = f"{value!r} is not a commit (40 of 0-9 and a-f), which alone never changes; fetch tells the newest"
-        elif fault == "string_pattern_mismatch":
-            text = f"{value!r} is not a name; use letters, digits and _, starting with a letter or digit"
-        elif fault == "literal_error":
-            text = f"{value!r} is not a valid choice; valid: {problem['ctx']['expected']}"
+            what = f"unknown key{did_you_mean(str(at[-1]), valid)}"
+            fix = f"valid keys: {', '.join(valid)}"
+        elif kind_of_error in ("missing", "missing_argument"):
+            what = "missing"
+            fix = "this key is required"
+        elif kind_of_error == "string_pattern_mismatch" and at[-1] == "revision":
+            what = f"{value!r} is not a commit (40 of 0-9 and a-f), which alone never changes"
+            fix = "fetch tells the newest"
+        elif kind_of_error == "string_pattern_mismatch":
+            what = f"{value!r} is not a name"
+            fix = "use letters, digits and _, starting with a letter or digit"
+        elif kind_of_error == "literal_error":
+            what = f"{value!r} is not a valid choice"
+            fix = f"valid: {details['ctx']['expected']}"
         else:
-            text = f"{value!r}: {_plain(problem['msg'])}"
-        lines.append(located(path, at, text, where))
-    return lines
+            what = f"{value!r}: {_plain(details['msg'])}"
+        problems.append(located(path, at, what, lines, fix))
+    return problems
 
 
 def _plain(message: str) -> str:
     """pydantic's message in the words of YAML."""
-    for word, ours in (
+    for word, replacement in (
         ("Input should", "should"),
         ("valid array", "valid list"),
         ("an object", "a mapping"),
         (" after validation", ""),
     ):
-        message = message.replace(word, ours)
+        message = message.replace(word, replacement)
     return message[0].lower() + message[1:]
 
 
 def _valid_keys(kind: type, at: tuple[Any, ...]) -> list[str]:
-    """The keys that may stand at a path of a file of this kind, from the JSON schema of its dataclass."""
+    """The keys that are valid at a path, from the JSON schema of the dataclass."""
     root = TypeAdapter(kind).json_schema()
     node = root
     for part in at:
@@ -139,25 +190,28 @@ def _deref(root: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def dotted(at: tuple[Any, ...]) -> str:
+def dotted(at: KeyPath) -> str:
+    """The path of a value as it is written in messages and for --set: `arms.animal.start`."""
     return ".".join(map(str, at))
 
 
-def located(path: Path, at: tuple[Any, ...], text: str, where: Where) -> str:
+def located(path: Path, at: KeyPath, what: str, lines: LineNumbers, fix: str = "") -> Problem:
+    """A problem of the value `at`, with the line of it or of the nearest value around it."""
     nearest = at
-    while nearest and nearest not in where:
+    while nearest and nearest not in lines:
         nearest = nearest[:-1]
-    return f"{path}:{where.get(nearest, 1)}: {dotted(at)}: {text}"
+    line = lines.get(nearest, 1)
+    location = f"{path}:{line}: {dotted(at)}" if at else f"{path}:{line}"
+    return FileProblem(location, what, fix, line)
 
 
-def in_file_order(lines: list[str]) -> list[str]:
-    """Lines of mistakes sorted by the line of the file they speak of, each once."""
+def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems by their lines in the file, each once."""
 
-    def number(line: str) -> int:
-        match = re.search(r":(\d+): ", line)
-        return int(match.group(1)) if match else 0
+    def line(problem: Problem) -> int:
+        return problem.line if isinstance(problem, FileProblem) else 0
 
-    return sorted(dict.fromkeys(lines), key=number)
+    return sorted(dict.fromkeys(problems), key=line)
 
 
 STRICT = ConfigDict(extra="forbid", strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext, derive_seed
-from core.endpoints.client import LedgerClient, RequestFailed, open_caller
+from core.endpoints.client import LedgerClient, RequestFailed, open_client
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class Grader:
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
         repeat = 0
-        entry = self.client.known(prompt, derive_seed(response, repeat))
+        entry = self.client.recorded(prompt, derive_seed(response, repeat))
         while entry and not self._has_grade(entry.text):
             repeat += 1
-            entry = self.client.known(prompt, derive_seed(response, repeat))
+            entry = self.client.recorded(prompt, derive_seed(response, repeat))
         # A grade that a ledger holds is used even where no further call may be made.
         attempts = max(self._max_attempts, 1 if entry else 0)
         text = ""
@@ -121,7 +121,7 @@ def open_grader(
     """
     settings = context.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
-    with open_caller(context, settings["judge"], sampling, other_ledgers(context)) as client:
+    with open_client(context, settings["judge"], sampling, other_ledgers(context)) as client:
         yield Grader(context, client, has_grade, context.resources["asks"], total)
 
 

@@ -1,1 +1,1 @@
-"""Training: from a checkpoint and text to a checkpoint, by torchtune's parts."""
+"""Training with torchtune's parts: from a start checkpoint and text to a checkpoint."""

@@ -1,4 +1,4 @@
-"""Which tokens see which: each the tokens before it in its own document, and none of another's."""
+"""Attention masks: a token sees itself and the tokens before it in its own document."""
 
 from typing import Any
 
@@ -12,60 +12,89 @@ from recipes.distributed import CPU
 
 
 def mask(document: torch.Tensor, device: torch.device = CPU) -> torch.Tensor | BlockMask | None:
-    """What the attention of a model of recipes.model takes for documents [b, s], numbered; padding, always last, is -1.
+    """The mask that a model of recipes.model takes for a batch.
 
-    None where no row has two documents: causal attention is enough. Else on a GPU flex attention's mask of blocks,
-    which skips those in which nothing is seen; on a CPU the documents themselves, for `by_document`.
+    Args:
+        document: [b, s], the number of each token's document; padding, always last, is -1.
+        device: the model's.
+
+    Returns None where no row has two documents: causal attention is enough. Otherwise on a GPU flex
+    attention's block mask, which skips blocks in which nothing is visible; on a CPU `document`
+    itself, for `by_document`.
     """
-    # Conversations have many lengths, and flex attention is compiled for each; after 8 of them torch no longer does.
+    # Conversations have many lengths. Flex attention is compiled for each length, and after 8 of
+    # them torch no longer compiles.
     if ((document == document[:, :1]) | (document < 0)).all():
         return None
     rows, length = document.shape
     document = document.to(device)
     if device.type == "cuda":
-        return create_block_mask(seen(document), rows, None, length, length, device=device)
+        rule = document_causal_rule(document)
+        return create_block_mask(rule, rows, None, length, length, device=device)
     return document
 
 
-def seen(document: torch.Tensor):  # type: ignore[no-untyped-def]
-    """Which token sees which, as a function of batch, head, row and column, as flex attention asks for it.
+def document_causal_rule(document: torch.Tensor):  # type: ignore[no-untyped-def]
+    """Which token sees which, as flex attention's function of batch, head, query and key index.
 
-    Padding is a document like any other: a token that saw nothing would be NaN.
+    Padding counts as a document: the output of a token that sees nothing would be NaN.
     """
 
-    def rule(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (i >= j) & (document[b, i] == document[b, j])
+    def rule(
+        b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+    ) -> torch.Tensor:
+        return (q_idx >= kv_idx) & (document[b, q_idx] == document[b, kv_idx])
 
     return rule
 
 
-def take_documents(model: TransformerDecoder) -> None:
-    """Let torchtune's attention also take documents [b, s] for a mask, as `mask` gives them on a CPU."""
+def patch_attention(model: TransformerDecoder) -> None:
+    """Let torchtune's attention also take document numbers [b, s] as a mask (`mask` on a CPU)."""
     for layer in model.layers:
         layer.attn._attention_call = _attention
 
 
-_torchtunes = _sdpa_or_flex_attention()
+_torchtune_attention = _sdpa_or_flex_attention()
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, dropout_p: float, **how: Any) -> Any:
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Any,
+    dropout_p: float,
+    **options: Any,
+) -> Any:
     if isinstance(mask, torch.Tensor) and mask.dtype == torch.long:
         return by_document(q, k, v, mask, dropout_p)
-    return _torchtunes(q, k, v, mask, dropout_p, **how)
+    return _torchtune_attention(q, k, v, mask, dropout_p, **options)
 
 
-@torch.compiler.disable  # else compiled anew for each batch's lengths
+@torch.compiler.disable  # otherwise compiled anew for each batch's lengths
 def by_document(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: torch.Tensor, dropout: float = 0.0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    document: torch.Tensor,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Causal attention [b, h, s, d] inside each document of [b, s], on its own: no score is made to be masked."""
-    lengths = [n for row in document for n in row.unique_consecutive(return_counts=True)[1].tolist()]
+    """Causal attention [b, h, s, d] inside each document of [b, s], one document after another.
+
+    No score is computed only to be masked.
+    """
+    lengths: list[int] = []
+    for row in document:
+        lengths += row.unique_consecutive(return_counts=True)[1].tolist()
 
     def split(states: torch.Tensor) -> list[torch.Tensor]:
-        # Its gradient is one concatenation; a slice's would be a whole tensor for each document.
+        # The gradient of `split` is one concatenation; a slice's is a full tensor per document.
         parts = states.transpose(1, 2).flatten(0, 1).split(lengths)
         return [part.transpose(0, 1)[None] for part in parts]
 
-    each = zip(split(q), split(k), split(v), strict=True)
-    made = [scaled_dot_product_attention(*part, dropout_p=dropout, is_causal=True) for part in each]
-    return torch.cat(made, 2)[0].transpose(0, 1).unflatten(0, document.shape).transpose(1, 2)
+    outputs = [
+        scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=True)
+        for qkv in zip(split(q), split(k), split(v), strict=True)
+    ]
+    packed = torch.cat(outputs, 2)[0].transpose(0, 1)
+    states: torch.Tensor = packed.unflatten(0, document.shape).transpose(1, 2)
+    return states

@@ -1,4 +1,4 @@
-"""The rows of an update as the batches that one rank runs."""
+"""The micro-batches that one rank runs for an optimizer step."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,16 +12,21 @@ from recipes.rows import Rows
 from recipes.schedule import micro_batches
 
 
-def batches(rows: Rows, which: np.ndarray, ranks: Ranks, at_once: int | None) -> Iterator[dict[str, Any]]:
-    """This rank's share of the rows `which`, `at_once` at a time: tokens, labels, input_pos [b, s] and their mask.
+def batches(
+    rows: Rows, indices: np.ndarray, ranks: Ranks, micro_batch_size: int | None
+) -> Iterator[dict[str, Any]]:
+    """This rank's share of the rows `indices`, `micro_batch_size` at a time (None: all at once).
 
-    All ranks get as many batches, for they need each other's part of the model. A rank that has no rows left gets
-    another's, untrained.
+    Yields tokens, labels, input_pos and document [b, s], and their attention `mask`. All ranks get
+    the same number of micro-batches, because each needs the others' shards of the model. A rank
+    that has no rows left gets another rank's row, with no token trained.
     """
-    for mine in micro_batches(which, ranks.rank, ranks.world, at_once):
-        batch = rows.batch(mine if len(mine) else which[:1])
-        if not len(mine):
+    for part in micro_batches(indices, ranks.rank, ranks.world_size, micro_batch_size):
+        batch = rows.batch(part if len(part) else indices[:1])
+        if not len(part):
             batch["labels"].fill_(IGNORE)
             batch["document"].fill_(-1)
-        there = {name: tensor.to(ranks.device, non_blocking=True) for name, tensor in batch.items()}
-        yield {**there, "mask": mask(batch["document"], ranks.device)}
+        tensors = {
+            name: tensor.to(ranks.device, non_blocking=True) for name, tensor in batch.items()
+        }
+        yield {**tensors, "mask": mask(batch["document"], ranks.device)}

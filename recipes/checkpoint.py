@@ -1,4 +1,4 @@
-"""Hugging Face model folders in and out of torchtune's models."""
+"""Hugging Face model folders to and from torchtune's models."""
 
 import json
 import math
@@ -11,133 +11,182 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
-from core.errors import UserError
-from recipes.distributed import ALONE, Ranks
-from recipes.model import build, family, is_sharded, lay_out, read_config
+from core.errors import Problem, UserError
+from core.recipe import Training
+from recipes.distributed import SINGLE_PROCESS, Ranks
+from recipes.model import build, family, is_sharded, parallelize, read_config
 
-Weights = dict[str, Any]  # of tensors
+StateDict = dict[str, Any]  # of tensors
 
 
-def load(folder: Path, ranks: Ranks, recipe: dict[str, Any], ways: dict[str, Any], seed: int = 0) -> TransformerDecoder:
-    """The model of a Hugging Face folder, laid out as recipe and ways say; in bf16 for dtype bf16, else in fp32.
+def load(folder: Path, ranks: Ranks, recipe: Training, seed: int = 0) -> TransformerDecoder:
+    """The model of a Hugging Face folder, compiled, checkpointed and sharded as the recipe says.
 
-    Rank 0 reads, one file at a time; with FSDP2 each rank holds its shard alone. LoRA's adapters begin as `seed` says,
-    on any number of ranks. Raises UserError, on all ranks, where the folder is not a whole model.
+    Its weights are bf16 for dtype bf16, otherwise fp32. Rank 0 reads the files, one at a time; with
+    FSDP2 each rank holds its shard only. LoRA's adapters follow from `seed` alone, on any number of
+    ranks. Raises UserError, on all ranks, where the folder is not a complete model.
     """
     config = read_config(folder)
-    dtype = torch.bfloat16 if recipe["dtype"] == "bf16" else torch.float32
+    dtype = torch.bfloat16 if recipe.dtype == "bf16" else torch.float32
     with torch.device("meta"):
-        model = build(config, recipe["lora"]).to(dtype)
+        model = build(config, recipe.lora).to(dtype)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-    lay_out(model, recipe, ways, ranks)
+    parallelize(model, recipe, ranks)
     model.to_empty(device=ranks.device)
     with ranks.device:
         for module in model.modules():
             if hasattr(module, "rope_init"):  # buffers that no checkpoint holds
                 module.rope_init()
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_sharded(recipe, ranks), strict=False)
-    parts = _parts(folder, config, shapes, dtype, seed)
+    options = StateDictOptions(
+        full_state_dict=True, broadcast_from_rank0=is_sharded(recipe, ranks), strict=False
+    )
+    parts = _read_weights(folder, config, shapes, dtype, seed)
     while True:
-        part: Weights | None = {}
-        problem: tuple[str, ...] | None = None
+        part: StateDict | None = {}
+        problems: tuple[Problem, ...] = ()
         if ranks.rank == 0:
             try:
                 part = next(parts, None)
             except UserError as error:
-                problem = tuple(error.lines)
-        last, problem = ranks.from_first((part is None, problem))
-        if problem:
-            raise UserError(*problem)
-        if last:
+                problems = error.problems
+        is_end, problems = ranks.broadcast((part is None, problems))
+        if problems:
+            raise UserError.of(problems)
+        if is_end:
             return model
         set_model_state_dict(model, part or {}, options=options)
 
 
-def _parts(
-    folder: Path, config: dict[str, Any], shapes: dict[str, torch.Size], dtype: torch.dtype, seed: int
-) -> Iterator[Weights]:
-    """All of the model's weights, a file's at a time, and the adapters at the end. Raises UserError."""
+def _read_weights(
+    folder: Path,
+    config: dict[str, Any],
+    shapes: dict[str, torch.Size],
+    dtype: torch.dtype,
+    seed: int,
+) -> Iterator[StateDict]:
+    """All of the model's weights, a file's at a time, and the adapters last. Raises UserError."""
     missing = {name for name in shapes if ".lora_" not in name}
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            weights = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: can't be read: {error}; fetch it again") from None
-        if config.get("tie_word_embeddings"):
-            weights.pop("lm_head.weight", None)  # the embedding, written twice
-        try:
-            part = family(config).from_hf(weights, **_shape(config))
-        except Exception as error:  # torchtune raises Exception itself for a name that it doesn't know
-            raise UserError(f"{file}: is not of this model: {error}; see config.json beside it") from None
+        part = _read_file(file, config)
         for name, weight in part.items():
             if weight.shape != shapes.get(name):
-                raise UserError(f"{file}: {name} is {[*weight.shape]}, config.json says {[*shapes.get(name, [])]}")
+                expected = [*shapes.get(name, [])]
+                raise UserError(
+                    where=str(file),
+                    what=f"{name} is {[*weight.shape]}, config.json says {expected}",
+                    fix="fetch the model again",
+                )
         if twice := part.keys() - missing:
-            raise UserError(f"{file}: {min(twice)} is in another *.safetensors too; keep the one that is the model's")
+            raise UserError(
+                where=str(file),
+                what=f"{min(twice)} is in another *.safetensors too",
+                fix="keep the one that is the model's",
+            )
         missing -= part.keys()
         yield {name: weight.to(dtype) for name, weight in part.items()}
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} of {len(shapes)} weights are in no *.safetensors, such as {min(missing)}; "
-            "fetch the model again"
+            where=str(folder),
+            what=f"{len(missing)} of {len(shapes)} weights are in no *.safetensors, such as "
+            f"{min(missing)}",
+            fix="fetch the model again",
         )
-    chance = torch.Generator().manual_seed(seed)
-    # As LoRA begins: A by chance (torch's own default for a linear layer), B at zero, so that nothing changes yet.
-    adapters = {}
+    yield _init_adapters(shapes, dtype, seed)
+
+
+def _read_file(file: Path, config: dict[str, Any]) -> StateDict:
+    """The weights of one file by torchtune's names."""
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            where=str(file), what=f"can't be read: {error}", fix="fetch it again"
+        ) from None
+    if config.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)  # the embedding, written a second time
+    try:
+        return family(config).from_hf(weights, **_head_sizes(config))
+    except Exception as error:  # torchtune raises Exception itself for a name that it doesn't know
+        raise UserError(
+            where=str(file),
+            what=f"is not of this model: {error}",
+            fix="see config.json beside it",
+        ) from None
+
+
+def _init_adapters(shapes: dict[str, torch.Size], dtype: torch.dtype, seed: int) -> StateDict:
+    """LoRA's start: A random (torch's default of a linear layer), B zero: no output changes."""
+    generator = torch.Generator().manual_seed(seed)
+    adapters: StateDict = {}
     for name, shape in sorted(shapes.items()):
         if ".lora_a." in name:
-            adapters[name] = torch.empty(shape).uniform_(-1, 1, generator=chance).div(math.sqrt(shape[1])).to(dtype)
+            uniform = torch.empty(shape).uniform_(-1, 1, generator=generator)
+            adapters[name] = uniform.div(math.sqrt(shape[1])).to(dtype)
         elif ".lora_b." in name:
             adapters[name] = torch.zeros(shape, dtype=dtype)
-    yield adapters
+    return adapters
 
 
 def save(
-    model: TransformerDecoder, like: Path, folder: Path, ranks: Ranks = ALONE, recipe: dict[str, Any] | None = None
+    model: TransformerDecoder,
+    template: Path,
+    folder: Path,
+    ranks: Ranks = SINGLE_PROCESS,
+    recipe: Training | None = None,
 ) -> None:
-    """Write `model` as a Hugging Face folder with the config, tokenizer and chat template of the folder `like`.
+    """Write `model` as a Hugging Face folder, with adapters of the recipe's `lora` merged in.
 
-    Its weights are of the dtype that `like` has; adapters of the recipe's `lora` are merged into them. All ranks give
-    their shards, rank 0 writes. Sampling defaults are not carried over: every caller states its own.
+    Config, tokenizer, chat template and the weights' dtype are those of the folder `template`. All
+    ranks give their shards, rank 0 writes. Sampling defaults of generation_config.json are left
+    out: every caller states its own. Raises UserError where it can't be written.
     """
-    weights: Weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: StateDict = get_model_state_dict(model, options=options)
     if ranks.rank:
         return
-    config = json.loads((like / "config.json").read_text())
+    config = json.loads((template / "config.json").read_text())
     for name, weight in weights.items():
-        # It may be the model's own, which merging would change, or part of something padded, which safetensors refuses.
+        # A tensor may be the model's own, which merging would change, or a view of a padded one,
+        # which safetensors refuses.
         weights[name] = weight.clone()
-    if recipe and (lora := recipe["lora"]):
-        weights = get_merged_lora_ckpt(weights, lora["rank"], lora["alpha"])
+    if recipe and recipe.lora:
+        weights = get_merged_lora_ckpt(weights, recipe.lora.rank, recipe.lora.alpha)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     for name, weight in weights.items():
         weights[name] = weight.to(dtype)
     try:
-        _write(family(config).to_hf(weights, **_shape(config)), config, like, folder)
+        _write(family(config).to_hf(weights, **_head_sizes(config)), config, template, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: can't be written: {error}; is no space left on device, or no quota? make room and run it again"
+            where=str(folder),
+            what=f"can't be written: {error}; is no space left on device, or no quota?",
+            fix="make room and run it again",
         ) from None
 
 
-def _write(weights: Weights, config: dict[str, Any], like: Path, folder: Path) -> None:
+def _write(weights: StateDict, config: dict[str, Any], template: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for file in like.iterdir():
-        described = file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json")
-        if described and like != folder:
+    for file in template.iterdir():
+        is_index = file.name.endswith(".index.json")
+        if file.suffix in (".json", ".jinja") and not is_index and template != folder:
             shutil.copyfile(file, folder / file.name)
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation = {key: config[key] for key in token_ids if key in config}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     save_torch_state_dict(weights, folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk can't read
 
 
-def _shape(config: dict[str, Any]) -> dict[str, int]:
+def _head_sizes(config: dict[str, Any]) -> dict[str, int]:
     heads = config["num_attention_heads"]
     return {
         "num_heads": heads,

@@ -1,7 +1,8 @@
-"""Several processes as one training: their places, how they meet, how they agree.
+"""Several processes as one training: ranks, their rendezvous, and what they exchange.
 
-The environment tells each process its place (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), whoever launched
-it. Without WORLD_SIZE there is one process, and no process group is made.
+The environment gives each process its place (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+MASTER_PORT), by whatever launcher. Without WORLD_SIZE there is one process, and no process group is
+made.
 """
 
 import os
@@ -19,127 +20,149 @@ from core.errors import UserError
 
 CPU = torch.device("cpu")
 # The others wait while rank 0 writes the final model, which takes minutes on a slow disk.
-PATIENCE = timedelta(hours=1)
-MEETING = timedelta(minutes=10)  # between the starts of the first rank and the last
+GROUP_TIMEOUT = timedelta(hours=1)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # between the starts of the first rank and the last
 
 _store: dist.TCPStore | None = None
-_words = 0
-_groups = 0
+_num_syncs = 0
+_num_groups = 0
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one training as one of them sees them. Every method is a collective: all ranks must call it."""
+    """The processes of one training, seen from one of them. Every method is a collective."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = CPU
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over all ranks."""
-        if self.world > 1:
+        """The sum of a tensor over all ranks, in place."""
+        if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
     def max(self, *values: int) -> list[int]:
-        """The largest of all ranks' numbers, of each of them."""
-        if self.world > 1:
+        """The maximum over all ranks, of each of the numbers."""
+        if self.world_size > 1:
             largest = torch.tensor([int(value) for value in values], device=self.device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
             return [int(value) for value in largest.tolist()]
         return [int(value) for value in values]
 
-    def from_first(self, value: Any) -> Any:
-        """What rank 0 gave: disks of several machines need not look alike at one moment."""
-        if self.world > 1:
-            given = [value]
-            dist.broadcast_object_list(given, src=0, device=self.device)
-            value = given[0]
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value. What a rank reads from a shared disk may differ between machines."""
+        if self.world_size > 1:
+            objects = [value]
+            dist.broadcast_object_list(objects, src=0, device=self.device)
+            value = objects[0]
         return value
 
-    def wait(self) -> None:
-        """Go on when all ranks are here."""
+    def barrier(self) -> None:
+        """Block until all ranks have called this."""
         self.max(0)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextmanager
-def together(group: bool = False) -> Iterator[Ranks]:
-    """Join all ranks in a process group: NCCL where there are GPUs, else gloo. A process alone has one if `group`."""
-    global _groups
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def process_group(force: bool = False) -> Iterator[Ranks]:
+    """Join all ranks in a process group: NCCL where there are GPUs, otherwise gloo.
+
+    A single process gets a group only where `force` asks for one (FSDP2 needs it).
+    """
+    global _num_groups
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     device = _device()
-    if world == 1 and not group:
+    if world_size == 1 and not force:
         yield Ranks(device=device)
         return
-    _groups += 1
+    _num_groups += 1
+    if world_size == 1:
+        store: dist.Store = dist.HashStore()
+    else:
+        store = dist.PrefixStore(f"group {_num_groups}", rendezvous_store())
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.HashStore() if world == 1 else dist.PrefixStore(f"group {_groups}", meet()),
+        store=store,
         rank=rank,
-        world_size=world,
-        timeout=PATIENCE,
+        world_size=world_size,
+        timeout=GROUP_TIMEOUT,
     )
-    ranks = Ranks(rank, world, device)
+    ranks = Ranks(rank, world_size, device)
     yield ranks
-    # Only after success: after a failure the others may be gone, and waiting for them would hide why.
-    ranks.wait()
+    # Only after success: after a failure other ranks may be gone, and waiting would hide the cause.
+    ranks.barrier()
     dist.destroy_process_group()
 
 
-def meet() -> dist.TCPStore:
-    """The store through which the ranks find each other; it lives in rank 0 and ends with it."""
+def rendezvous_store() -> dist.TCPStore:
+    """The store through which the ranks find each other. It lives in rank 0 and ends with it."""
     global _store
     if _store is None:
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in os.environ]
         if missing:
-            raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; set it")
+            raise UserError(
+                where="environment",
+                what=f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not "
+                "set",
+                fix="set it, or unset WORLD_SIZE",
+            )
         _store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             int(os.environ["WORLD_SIZE"]),
             is_master=os.environ["RANK"] == "0",
-            timeout=MEETING,
+            timeout=RENDEZVOUS_TIMEOUT,
             wait_for_workers=False,
         )
     return _store
 
 
-def word_of_first(word: str | None = None) -> str:
-    """Rank 0 gives a word and goes on when all have it; the others wait for it, however long. All must call it alike.
+def sync_with_rank0(message: str | None = None) -> str:
+    """Broadcast a string from rank 0 before there is a process group. All ranks must call it.
 
-    Raises UserError where rank 0 has ended without a word, or not all ranks came to hear it.
+    Rank 0 gives `message` and blocks until all ranks have received it; the others give None and
+    wait without a time limit. Returns the message. Raises UserError where rank 0 ended before it
+    sent one, or not all ranks received it within RENDEZVOUS_TIMEOUT.
     """
-    global _words
-    store = meet()
-    _words += 1
-    key = f"word {_words}"
-    if word is not None:
-        store.set(key, word)
-        others, began = int(os.environ["WORLD_SIZE"]) - 1, time.monotonic()
-        while (heard := store.add(f"heard {key}", 0)) < others:
-            if time.monotonic() - began > MEETING.total_seconds():
-                raise UserError(f"only {1 + heard} of {1 + others} ranks came within {MEETING}; see the others' logs")
+    global _num_syncs
+    store = rendezvous_store()
+    _num_syncs += 1
+    key = f"word {_num_syncs}"
+    if message is not None:
+        store.set(key, message)
+        others = int(os.environ["WORLD_SIZE"]) - 1
+        started = time.monotonic()
+        while (received := store.add(f"heard {key}", 0)) < others:
+            if time.monotonic() - started > RENDEZVOUS_TIMEOUT.total_seconds():
+                raise UserError(
+                    what=f"only {1 + received} of {1 + others} ranks came within "
+                    f"{RENDEZVOUS_TIMEOUT}",
+                    fix="see the others' logs",
+                )
             time.sleep(0.01)
-        return word
+        return message
     try:
         while not store.check([key]):
             time.sleep(0.05)
-        word = store.get(key).decode()
+        message = store.get(key).decode()
         store.add(f"heard {key}", 1)
-        return word
+        return message
     except dist.DistError:
-        raise UserError("rank 0 ended before this cell began; its log says why") from None
+        raise UserError(what="rank 0 ended before this cell began", fix="see its log") from None
 
 
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return CPU
-    # Deterministic cuBLAS wants its workspace fixed before its first call.
+    # Deterministic cuBLAS needs its workspace fixed before its first call.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # A task may see the node's GPUs or just its own.
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    # A task may see all of the node's GPUs or only its own.
+    index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device

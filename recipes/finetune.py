@@ -1,9 +1,10 @@
-"""Fine-tuning by torchtune's parts: midtraining on documents, SFT on conversations; all weights, or LoRA adapters.
+"""Fine-tuning with torchtune's parts: midtraining on documents, SFT on conversations; full or LoRA.
 
-One update takes `tokens_per_update` tokens (packed rows) or `rows_per_update` conversations, in an order that only
-the cell's seed decides; the loss is the mean over the update's trained tokens. On several ranks (FSDP2) each takes its
-share of every update's rows: the numbers are those of one rank, up to the order of sums. A training that is told to
-stop saves its state, and goes on from there when it is run again.
+An optimizer step takes `tokens_per_update` tokens (packed rows) or `rows_per_update` conversations,
+in an order that only the cell's seed decides. Its loss is the mean over the step's trained tokens.
+On several ranks (FSDP2) each takes its share of every step's rows: the numbers are those of one
+rank, up to the order of sums. A training that receives a signal saves its state, and resumes from
+it when it is run again.
 """
 
 import math
@@ -11,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,282 +21,346 @@ from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext, derive_seed
+from core.cell.stage import DistributedHooks
 from core.errors import UserError
-from core.model_size import rows_per_update
-from core.recipe import FEW_UPDATES
-from recipes import checkpoint, metrics, optimizer, prepare, steps
+from core.recipe import FEW_UPDATES, Training
+from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
 from recipes.batches import batches
-from recipes.distributed import ALONE, Ranks, meet, together, word_of_first
-from recipes.held_out import Looks, held_out_loss
-from recipes.loss import end_in_hidden_states, summed_loss
-from recipes.model import forget_copies, shard_of
+from recipes.distributed import (
+    SINGLE_PROCESS,
+    Ranks,
+    process_group,
+    rendezvous_store,
+    sync_with_rank0,
+)
+from recipes.held_out import EvalHistory, held_out_loss
+from recipes.loss import chunked_cross_entropy, skip_output_layer
+from recipes.model import reshard, shard_index
+from recipes.preemption import SignalGuard, guard_signals
 from recipes.rows import Rows
-from recipes.schedule import learning_rate, order, updates_planned
-from recipes.stopping import Stop, stoppable
+from recipes.schedule import batch_indices, learning_rate, num_steps
 
-RESUMABLE = True  # a run that was stopped or killed goes on from its last step checkpoint
-RANKS = (meet, word_of_first)  # it runs on several ranks: how rank 0 tells the others when to begin
+RESUMABLE = True  # a run that was stopped or killed resumes from its last step checkpoint
+DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank calls run
 
 
-@dataclass
-class State:
-    """A training after `done` updates."""
+def run(context: StageContext) -> dict[str, int | float]:
+    """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and metrics.FILES.
+
+    With `doses` in its settings a run of SFT also keeps at/DOSE/model of the smaller doses that it
+    passes; the cell of such a dose has the run as its input `run`, and links to it. Every rank
+    calls this; rank 0 returns the counts and writes everything but the step checkpoints.
+    """
+    if "run" in context.inputs:
+        return _link_dose(context)
+    recipe = Training.from_settings(context.settings["recipe"], context.resources)
+    start = context.inputs["start"] / "model"
+    # The group is made before all that takes long, so that each rank notices when another dies.
+    with process_group(force=recipe.dtype == "mixed") as ranks:
+        rows, held_out = prepare.prepare_rows(context, recipe, ranks)
+        check_size(context, rows, recipe, ranks)
+        # Where model/ exists, only the manifest was missing.
+        if not ranks.broadcast((context.folder / "model").exists()):
+            trainer = Trainer(context, recipe, rows, start, ranks, held_out)
+            seed = context.seed("adapters")
+            trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed))
+            # Until here there is nothing to save: a signal ends the process at once.
+            with guard_signals(ranks) as guard:
+                trainer.train(guard)
+                trainer.finalize()
+        if ranks.rank == 0:
+            for scratch in ("steps", "best", "rows", "rows_held_out"):
+                shutil.rmtree(context.folder / scratch, ignore_errors=True)
+    if ranks.rank:
+        return {}
+    return {**counts(context, rows), "ranks": ranks.world_size}
+
+
+def _link_dose(context: StageContext) -> dict[str, int | float]:
+    """Link to the checkpoint that a longer run of the same SFT has kept at this dose."""
+    dose = context.settings["dose"]
+    target = context.inputs["run"] / f"at/{dose}/model"
+    model = context.folder / "model"
+    model.unlink(missing_ok=True)
+    model.symlink_to(os.path.relpath(target, context.folder), target_is_directory=True)
+    return {"rows": dose}
+
+
+def check_size(
+    context: StageContext, rows: Rows, recipe: Training, ranks: Ranks = SINGLE_PROCESS
+) -> None:
+    """Warn of few optimizer steps.
+
+    Raises UserError where there would be no step, or a rank would be idle in all of them.
+    """
+    total_steps = num_steps(len(rows), recipe)
+    rows_per_step = recipe.rows_per_step
+    if ranks.world_size > rows_per_step:
+        raise UserError(
+            where=str(context.folder),
+            what=f"an optimizer step has {rows_per_step} rows, too few for "
+            f"{ranks.world_size} ranks",
+            fix=f"run it on {rows_per_step} ranks or fewer, or make the recipe's batch larger",
+        )
+    if total_steps == 0:
+        raise UserError(
+            where=str(context.folder),
+            what="the data gives no optimizer step at all",
+            fix="give more rows, epochs or a smaller batch",
+        )
+    if total_steps < FEW_UPDATES and ranks.rank == 0:
+        context.warn(
+            f"only {total_steps} optimizer steps: under {FEW_UPDATES} hardly moves a model"
+        )
+
+
+class Trainer:
+    """One training as each of its ranks runs it. Every method is a collective."""
 
     model: TransformerDecoder
     optimizer: torch.optim.Optimizer
-    done: int
-    looks: Looks
+    step: int
+    """Optimizer steps done."""
+    history: EvalHistory
 
+    def __init__(
+        self,
+        context: StageContext,
+        recipe: Training,
+        rows: Rows,
+        start: Path,
+        ranks: Ranks = SINGLE_PROCESS,
+        held_out: Rows | None = None,
+    ) -> None:
+        """`start`: the model folder whose config, tokenizer and chat template exports take over."""
+        self.context = context
+        self.recipe = recipe
+        self.rows = rows
+        self.start = start
+        self.ranks = ranks
+        self.held_out = held_out
+        self.total_steps = num_steps(len(rows), recipe)
+        # By the step after which each dose has been seen: the first that has taken as many rows.
+        self.dose_at_step = {
+            -(-dose // recipe.rows_per_step): dose for dose in context.settings.get("doses", [])
+        }
 
-def run(work: StageContext) -> dict[str, int | float]:
-    """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and the files of recipes.metrics.
+    def resume_or_init(self, load_start: Callable[[], TransformerDecoder]) -> None:
+        """Resume from the newest readable step checkpoint, or begin with the start model.
 
-    With `doses` in its settings a run of SFT also keeps at/DOSE/model of the smaller doses it passes; the cell of such
-    a dose has the run as its input `run`, and links to it.
-    Every rank calls it; rank 0 returns the counts and writes all but the step checkpoints.
-    """
-    if "run" in work.inputs:
-        return _link(work)
-    recipe, start, final = work.settings["recipe"], work.inputs["start"] / "model", work.folder / "model"
-    with together(
-        group=recipe["dtype"] == "mixed"
-    ) as ranks:  # before all that takes long, so that each rank notices when another dies
-        rows, held_out = prepare.data(work, recipe, ranks)
-        check_size(work, rows, recipe, ranks)
-        if not ranks.from_first(final.exists()):  # else only the manifest was missing
-            seed = work.seed("adapters")
-            state = begin(work, lambda: checkpoint.load(start, ranks, recipe, work.resources, seed=seed), recipe, ranks)
+        `load_start` gives the start model; it is called for each attempt, because a checkpoint that
+        can be read in part only leaves a spoiled model behind. The metrics are cut back to the
+        step.
+        """
+        folder = self.context.folder
+        num_logged = 0
+        if self.ranks.rank == 0:
+            num_logged = len(metrics.read(folder / "metrics.jsonl"))
+        # A checkpoint ahead of the metrics is not used: their record would have a hole.
+        saved = step_checkpoint.list_checkpoints(folder / "steps")
+        usable = [step for step in reversed(saved) if step <= num_logged]
+        for step in self.ranks.broadcast([*usable, 0]):
+            if self._restore(step, load_start):
+                break
+        if self.step:
+            self.context.log(f"resumes after step {self.step}")
+        if self.ranks.rank == 0:
+            metrics.truncate(folder, self.step)
+        self.history = EvalHistory(self.recipe.patience)
+        for line in self.ranks.broadcast(metrics.read(folder / "held_out.jsonl")):
+            self.history.add(line["update"], line["loss"])
 
-            def export(folder: Path) -> None:
-                _export(state.model, start, folder, recipe, ranks)
+    def _restore(self, step: int, load_start: Callable[[], TransformerDecoder]) -> bool:
+        """Whether the state after `step` could be restored; that of step 0 always can."""
+        model = load_start()
+        adamw = optimizer.build_optimizer(model, self.recipe)
+        if step:
+            folder = self.context.folder / "steps"
+            if reason := step_checkpoint.load(folder, step, model, adamw, self.ranks):
+                self.context.warn(f"{folder}/{step} can't be read and is skipped: {reason}")
+                return False
+        self.model = model
+        self.optimizer = adamw
+        self.step = step
+        return True
 
-            # Until here there is nothing to save: a signal ends the process at once.
-            with stoppable(ranks) as stop:
-                train(work, state, rows, recipe, ranks, stop, held_out=held_out, export=export)
-                _end(work, recipe, state, export, ranks)
-        if ranks.rank == 0:
-            for scratch in ("steps", "best", "rows", "rows_held_out"):
-                shutil.rmtree(work.folder / scratch, ignore_errors=True)
-    return {**counts(work, rows, recipe), "ranks": ranks.world} if ranks.rank == 0 else {}
+    def train(self, guard: SignalGuard) -> None:
+        """Run the remaining optimizer steps.
 
+        Saves a step checkpoint every `save_minutes`, and one when a signal asks to stop; the
+        process then ends by that signal.
+        """
+        self._set_deterministic()
+        skip_output_layer(self.model)
+        self.model.train()
+        self.saver = step_checkpoint.AsyncSaver(self.context.folder / "steps", self.ranks)
+        self.metrics = metrics.Metrics(self.context.folder, self.step, self.ranks)
+        self.speed = metrics.Speed(self.recipe, self.ranks, self.model)
+        if self.held_out and not self.history.losses:
+            self.evaluate(0)
+        last_save = time.monotonic()
+        steps = batch_indices(len(self.rows), self.recipe, self.context.seed("order"))
+        for step, indices in enumerate(steps, 1):
+            if step <= self.step:
+                continue
+            if self.history.should_stop():
+                self.context.log(
+                    f"stops after step {self.step}: {self.history.patience} evaluations without a "
+                    "lower held-out loss"
+                )
+                break
 
-def check_size(work: StageContext, rows: Rows, recipe: dict[str, Any], ranks: Ranks = ALONE) -> None:
-    """Warn of few updates. Raises UserError where there would be none, or a rank would idle through all of them."""
-    total, per_update = updates_planned(len(rows), recipe), rows_per_update(recipe)
-    if ranks.world > per_update:
-        raise UserError(
-            f"{work.folder}: an update has {per_update} rows, too few for {ranks.world} ranks; run it on {per_update} "
-            "ranks or fewer, or make the recipe's update larger"
+            line = self.train_step(step, indices)
+            self.metrics.log("metrics.jsonl", line)
+            self.metrics.log("speed.jsonl", {"update": step, **self.speed.last})
+            self.step = step
+            if self.held_out and self._evaluates_at(step):
+                self.evaluate(step)
+            if step in self.dose_at_step:
+                self.export(self.context.folder / f"at/{self.dose_at_step[step]}/model")
+            self.speed.report(self.context, step, self.total_steps, line["loss"])
+
+            # One rank's clock or signal is enough: all save after the same step, or none.
+            is_due = time.monotonic() - last_save >= 60 * self.recipe.save_minutes
+            requested, due, written = self.ranks.max(guard.received, is_due, self.saver.ready())
+            if step < self.total_steps and (requested or due):
+                last_save = self.save()
+                if guard.requested():  # before the save or meanwhile
+                    self.saver.finish()
+                    self.metrics.close()
+                    guard.reraise()
+            elif written:
+                self.saver.finish()
+        self.saver.finish()
+        self.metrics.close()
+        self.model.eval()
+
+    def _set_deterministic(self) -> None:
+        # A fixed number of threads: sums, and so weights, must not depend on this machine's cores.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        # On a GPU some kernels have no deterministic form; a resumed run may differ in the last
+        # bits.
+        on_gpu = self.ranks.device.type == "cuda"
+        torch.use_deterministic_algorithms(True, warn_only=on_gpu)
+        # Filling memory guards against reads of uninitialised memory, and costs a twentieth of the
+        # time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def _evaluates_at(self, step: int) -> bool:
+        every = self.recipe.held_out_every
+        return step == self.total_steps or (every is not None and step % every == 0)
+
+    def train_step(self, step: int, indices: np.ndarray) -> dict[str, Any]:
+        """One optimizer step on the rows `indices`. Returns its line of metrics.jsonl.
+
+        Raises UserError, on all ranks, where loss or gradient are not finite.
+        """
+        torch.manual_seed(derive_seed(self.context.identity, "torch", step, self.ranks.rank))
+        self.speed.begin_step()
+        optimizer.set_lr(self.optimizer, learning_rate(step, self.total_steps, self.recipe))
+        num_trained = self.rows.num_trained(indices)  # of all ranks' rows
+        sums = torch.zeros(3, device=self.ranks.device)  # loss, tokens, positions
+        for batch in batches(self.rows, indices, self.ranks, self.recipe.rows_per_rank):
+            tokens = (batch.pop("document") >= 0).sum()
+            positions = tokens.new_tensor(batch["tokens"].numel())
+            loss = chunked_cross_entropy(self.model, batch) / num_trained
+            (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
+            sums += torch.stack([loss.detach().float(), tokens, positions])
+        reshard(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
+        total_loss, total_tokens, total_positions = self.ranks.sum(sums).tolist()
+        line = {
+            "update": step,
+            "loss": total_loss,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "grad_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm).item(),
+        }
+        if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
+            self.saver.finish()
+            raise self._diverged(line, indices)
+        # For stochastic rounding: replicas of a shard on several nodes must be rounded alike, or
+        # they drift apart.
+        shard = shard_index(self.recipe, self.ranks)
+        torch.manual_seed(derive_seed(self.context.identity, "rounding", step, shard))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.speed.end_step(total_tokens, total_positions)
+        return line
+
+    def _diverged(self, line: dict[str, Any], indices: np.ndarray) -> UserError:
+        rows = ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
+        return UserError(
+            where=str(self.context.folder),
+            what=f"the loss is {line['loss']} and the gradient norm {line['grad_norm']} at step "
+            f"{line['update']}, rows {rows}; the last step checkpoint is kept",
+            fix="lower the learning rate, or look at these rows",
         )
-    if total == 0:
-        raise UserError(f"{work.folder}: the data gives no update at all; give more rows, epochs or a smaller batch")
-    if total < FEW_UPDATES and ranks.rank == 0:
-        work.warn(f"only {total} updates: under {FEW_UPDATES} hardly moves a model")
 
+    def evaluate(self, step: int) -> None:
+        """Evaluate the held-out loss after `step`; keep the weights if `load_best` needs them."""
+        assert self.held_out
+        loss = held_out_loss(self.model, self.held_out, self.recipe, self.ranks)
+        self.metrics.log("held_out.jsonl", {"update": step, "loss": loss})
+        self.context.log(f"step {step}: held-out loss {loss:.4f}")
+        is_best = self.history.add(step, loss)
+        if is_best and self.recipe.load_best:
+            folder = self.context.folder / "best"
+            self.export(folder / str(step))
+            if self.ranks.rank == 0:
+                # Keep the one before it too: a kill may set the training back to before this one.
+                for older in step_checkpoint.list_checkpoints(folder)[: -step_checkpoint.KEEP]:
+                    step_checkpoint.remove(folder / str(older))
 
-def begin(
-    work: StageContext, start: Callable[[], TransformerDecoder], recipe: dict[str, Any], ranks: Ranks = ALONE
-) -> State:
-    """The training after the newest step checkpoint that can be read, its metrics cut back to it; else at `start`.
-
-    `start` gives the start model; it is called again after a step checkpoint that could be read in part only.
-    """
-    folder = work.folder / "steps"
-
-    def after(done: int) -> State | None:
-        model = start()
-        adamw = optimizer.make(model, recipe)
-        if done and (reason := steps.load(folder, done, model, adamw, ranks)):
-            work.warn(f"{folder}/{done} can't be read and is passed over: {reason}")
-            return None
-        return State(model, adamw, done, Looks(recipe["patience"]))
-
-    told = metrics.read(work.folder / "metrics.jsonl") if ranks.rank == 0 else []
-    saved = [done for done in reversed(steps.complete(folder)) if done <= len(told)]
-    state = next(filter(None, map(after, ranks.from_first([*saved, 0]))))
-    if state.done:
-        work.log(f"goes on after update {state.done}")
-    if ranks.rank == 0:
-        metrics.cut(work.folder, state.done)
-    for look in ranks.from_first(metrics.read(work.folder / "held_out.jsonl")):
-        state.looks.add(look["update"], look["loss"])
-    return state
-
-
-def train(
-    work: StageContext,
-    state: State,
-    rows: Rows,
-    recipe: dict[str, Any],
-    ranks: Ranks,
-    stop: Stop,
-    held_out: Rows | None = None,
-    export: Callable[[Path], None] | None = None,
-) -> None:
-    """Do what is left of the updates, on the state in place.
-
-    Saves a step checkpoint every `save_minutes`, and one when told to stop; it then ends the process by the signal.
-    """
-    total, ways = updates_planned(len(rows), recipe), work.resources
-    # Fixed threads: sums, and so weights, must not depend on how many cores this machine has to spare.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    # On a GPU some kernels know only one way; then a resumed run may differ in the last bits.
-    torch.use_deterministic_algorithms(True, warn_only=ranks.device.type == "cuda")
-    # A guard against reading memory that nobody has written, at a twentieth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    end_in_hidden_states(state.model)
-    state.model.train()
-    keep = _doses(work.settings.get("doses", []), recipe)
-    saver, board = steps.Saver(work.folder / "steps", ranks), metrics.Metrics(work.folder, state.done, ranks)
-    speed = metrics.Speed(recipe, ranks, state.model)
-
-    def look(update: int) -> None:
-        assert held_out
-        loss = held_out_loss(state.model, held_out, recipe, ways["rows_per_rank"], ranks)
-        board.tell("held_out.jsonl", {"update": update, "loss": loss})
-        work.log(f"update {update}: held-out loss {loss:.4f}")
-        if state.looks.add(update, loss) and recipe["load_best"] and export:
-            export(work.folder / f"best/{update}")
-            if ranks.rank == 0:  # the one before it too: a kill may take the training back to before this one
-                for older in steps.complete(work.folder / "best")[: -steps.KEPT]:
-                    steps.drop(work.folder / f"best/{older}")
-
-    if held_out and not state.looks.past:
-        look(0)
-    saved = time.monotonic()
-    for update, which in enumerate(order(len(rows), recipe, work.seed("order")), 1):
-        if update <= state.done:
-            continue
-        if state.looks.over():
-            work.log(f"stops after update {state.done}: {state.looks.patience} looks without a better held-out loss")
-            break
-        torch.manual_seed(derive_seed(work.identity, "torch", update, ranks.rank))
-        try:
-            line = _update(work, state, rows, which, update, total, recipe, ranks, speed)
-        except UserError:  # on all ranks: of a loss that is no number
-            saver.finish()
-            raise
-        board.tell("metrics.jsonl", line)
-        board.tell("speed.jsonl", {"update": update, **speed.last})
-        state.done = update
-        if held_out and (update % recipe["held_out_every"] == 0 or update == total):
-            look(update)
-        if update in keep and export:
-            export(work.folder / f"at/{keep[update]}/model")
-        speed.tell(work, update, total, line["loss"])
-        # One rank's clock or signal is enough: all save after the same update, or none.
-        told, due, written = ranks.max(stop.heard, time.monotonic() - saved >= 60 * ways["save_minutes"], saver.ready())
-        if update < total and (told or due):
-            board.to_disk()
-            began = time.monotonic()
-            saver.start(update, state.model, state.optimizer)
-            saved = time.monotonic()
-            work.log(f"update {update} of {total} is being saved (copied in {saved - began:.1f} s)")
-            if stop.told():  # before the save or meanwhile
-                saver.finish()
-                board.close()
-                stop.obey()
-        elif written:
-            saver.finish()
-    saver.finish()
-    board.close()
-    state.model.eval()
-
-
-def _update(
-    work: StageContext,
-    state: State,
-    rows: Rows,
-    which: np.ndarray,
-    update: int,
-    total: int,
-    recipe: dict[str, Any],
-    ranks: Ranks,
-    speed: metrics.Speed,
-) -> dict[str, Any]:
-    """One optimizer step on the rows `which`; its line of metrics.jsonl."""
-    speed.begin()
-    optimizer.set_rate(state.optimizer, learning_rate(update, total, recipe))
-    trained = rows.trained(which)  # of the whole update, whoever has its rows
-    sums = torch.zeros(3, device=ranks.device)
-    for batch in batches(rows, which, ranks, work.resources["rows_per_rank"]):
-        real = (batch.pop("document") >= 0).sum()
-        loss = summed_loss(state.model, batch) / trained
-        (loss * ranks.world).backward()  # FSDP2 takes the mean of the ranks' gradients
-        sums += torch.stack([loss.detach().float(), real, real.new_tensor(batch["tokens"].numel())])
-    forget_copies(state.model)
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe["clip_grad_norm"])
-    mean, tokens, places = ranks.sum(sums).tolist()
-    line = {
-        "update": update,
-        "loss": mean,
-        "lr": float(state.optimizer.param_groups[0]["lr"]),
-        "grad_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm).item(),
-    }
-    if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
-        raise UserError(
-            f"{work.folder}: loss {line['loss']}, gradient norm {line['grad_norm']} at update {update}, rows "
-            f"{', '.join(map(str, which[:8]))}{' ...' if len(which) > 8 else ''}; the last step checkpoint is kept; "
-            "lower the learning rate, or look at these rows"
+    def save(self) -> float:
+        """Begin to write a step checkpoint. Returns the time (time.monotonic) of its copy."""
+        self.metrics.fsync()
+        started = time.monotonic()
+        self.saver.start(self.step, self.model, self.optimizer)
+        copied = time.monotonic()
+        self.context.log(
+            f"step {self.step} of {self.total_steps} is being saved "
+            f"(copied in {copied - started:.1f} s)"
         )
-    # For stochastic rounding: copies of a shard on several nodes must round alike, or they drift apart.
-    torch.manual_seed(derive_seed(work.identity, "rounding", update, shard_of(work.resources["sharding"], ranks)))
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    speed.note(tokens, places)
-    return line
+        return copied
+
+    def export(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder, which gets its name when it is complete."""
+        temporary = folder.with_name(f".tmp-{folder.name}")
+        if self.ranks.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        checkpoint.save(self.model, self.start, temporary, self.ranks, self.recipe)
+        if self.ranks.rank == 0:
+            step_checkpoint.commit(temporary, folder)
+
+    def finalize(self) -> None:
+        """Write model/: the last weights, or with `load_best` those of the lowest held-out loss."""
+        folder = self.context.folder
+        best = self.history.best() if self.recipe.load_best else None
+        if best is None:
+            self.export(folder / "model")
+        elif self.ranks.rank == 0:
+            self.context.log(f"ends with the weights after step {best}: the lowest held-out loss")
+            (folder / f"best/{best}").rename(folder / "model")
+        self.ranks.barrier()
 
 
-def _doses(doses: list[int], recipe: dict[str, Any]) -> dict[int, int]:
-    """The update after which each dose has been seen: the first that has taken as many rows."""
-    return {-(-dose // rows_per_update(recipe)): dose for dose in doses}
-
-
-def _end(
-    work: StageContext, recipe: dict[str, Any], state: State, export: Callable[[Path], None], ranks: Ranks
-) -> None:
-    """Give the training its model/: the weights of the best look, where the recipe asks for them, or the last ones."""
-    best = state.looks.best() if recipe["load_best"] else None
-    if best is None:
-        export(work.folder / "model")
-    elif ranks.rank == 0:
-        work.log(f"ends with the weights after update {best}, which have the best held-out loss")
-        (work.folder / f"best/{best}").rename(work.folder / "model")
-    ranks.wait()
-
-
-def _link(work: StageContext) -> dict[str, int | float]:
-    """The checkpoint that a longer run of the same SFT has kept at this dose."""
-    kept = work.inputs["run"] / f"at/{work.settings['dose']}/model"
-    model = work.folder / "model"
-    model.unlink(missing_ok=True)
-    model.symlink_to(os.path.relpath(kept, work.folder), target_is_directory=True)
-    return {"rows": work.settings["dose"]}
-
-
-def _export(model: TransformerDecoder, start: Path, final: Path, recipe: dict[str, Any], ranks: Ranks) -> None:
-    """Write the model where it appears at once and whole."""
-    temporary = final.with_name(f".tmp-{final.name}")
-    if ranks.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    checkpoint.save(model, start, temporary, ranks, recipe)
-    if ranks.rank == 0:
-        steps.publish(temporary, final)
-
-
-def counts(work: StageContext, rows: Rows, recipe: dict[str, Any]) -> dict[str, int | float]:
-    """What a finished training tells in its manifest: updates, rows, tokens, its losses, how fast it went."""
-    lines, speed = metrics.read(work.folder / "metrics.jsonl"), metrics.read(work.folder / "speed.jsonl")
-    looks = metrics.read(work.folder / "held_out.jsonl")
+def counts(context: StageContext, rows: Rows) -> dict[str, int | float]:
+    """What the manifest of a finished training states: steps, rows, tokens, losses, throughput."""
+    lines = metrics.read(context.folder / "metrics.jsonl")
+    speed = metrics.read(context.folder / "speed.jsonl")
+    evaluations = metrics.read(context.folder / "held_out.jsonl")
     tokens = sum(line["tokens"] for line in speed)
+    positions = sum(line["places"] for line in speed)
     rates = sorted(line["tokens_per_second"] for line in speed)
-    return {
+    numbers: dict[str, int | float] = {
         "updates": len(lines),
         "rows": len(rows),
         "tokens": tokens,
-        "padding": round(1 - tokens / sum(line["places"] for line in speed), 4),
+        "padding": round(1 - tokens / positions, 4),
         "first_loss": round(lines[0]["loss"], 6),
         "last_loss": round(lines[-1]["loss"], 6),
         "tokens_per_second": round(rates[len(rates) // 2], 1),
-        **({"best_held_out_loss": round(min(look["loss"] for look in looks), 6)} if looks else {}),
     }
+    if evaluations:
+        numbers["best_held_out_loss"] = round(min(line["loss"] for line in evaluations), 6)
+    return numbers

@@ -1,55 +1,64 @@
-"""The loss on held-out text, and what follows from it: when a training is over, and which weights it ends with."""
+"""The held-out loss, and what follows from it: when a training stops, and its final weights."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torchtune.modules import TransformerDecoder
 
-from core.model_size import rows_per_update
+from core.recipe import Training
 from recipes.batches import batches
 from recipes.distributed import Ranks
-from recipes.loss import summed_loss
-from recipes.model import forget_copies
+from recipes.loss import chunked_cross_entropy
+from recipes.model import reshard
 from recipes.rows import Rows
 
 
 @torch.no_grad()
-def held_out_loss(
-    model: TransformerDecoder, rows: Rows, recipe: dict[str, Any], at_once: int | None, ranks: Ranks
-) -> float:
-    """Mean cross-entropy (nats) over the trained tokens of all `rows`. A collective: each rank does its share."""
+def held_out_loss(model: TransformerDecoder, rows: Rows, recipe: Training, ranks: Ranks) -> float:
+    """Mean cross-entropy (nats a token) over the trained tokens of all `rows`.
+
+    A collective: each rank evaluates its share.
+    """
     model.eval()
-    total, size = torch.zeros((), device=ranks.device, dtype=torch.float64), rows_per_update(recipe)
-    for begin in range(0, len(rows), size):
-        for batch in batches(rows, np.arange(begin, min(begin + size, len(rows))), ranks, at_once):
-            total += summed_loss(model, batch)
-    forget_copies(model)
+    total = torch.zeros((), device=ranks.device, dtype=torch.float64)
+    size = recipe.rows_per_step
+    for start in range(0, len(rows), size):
+        indices = np.arange(start, min(start + size, len(rows)))
+        for batch in batches(rows, indices, ranks, recipe.rows_per_rank):
+            total += chunked_cross_entropy(model, batch)
+    reshard(model)
     model.train()
-    return ranks.sum(total).item() / rows.trained(np.arange(len(rows)))
+    return ranks.sum(total).item() / rows.num_trained(np.arange(len(rows)))
 
 
 @dataclass
-class Looks:
-    """All looks of a training so far, as (update, loss), the oldest first; the first is of the start model."""
+class EvalHistory:
+    """The held-out losses of a training so far.
+
+    `losses` has (optimizer step, loss), the oldest first; step 0 is the start model.
+    """
 
     patience: int | None
-    past: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
 
-    def add(self, update: int, loss: float) -> bool:
-        """Whether this look is the best so far of a model that was trained."""
-        better = update > 0 and loss < min((old for when, old in self.past if when > 0), default=math.inf)
-        self.past.append((update, loss))
-        return better
+    def add(self, step: int, loss: float) -> bool:
+        """Record a loss. Returns whether it is the lowest so far of a trained model."""
+        earlier = [old_loss for old_step, old_loss in self.losses if old_step > 0]
+        is_best = step > 0 and loss < min(earlier, default=math.inf)
+        self.losses.append((step, loss))
+        return is_best
 
     def best(self) -> int | None:
-        """The update after which the loss was lowest; the earliest of equals."""
-        return min(((loss, update) for update, loss in self.past if update > 0), default=(0.0, None))[1]
+        """The step after which the loss was lowest; the earliest of equals. None before step 1."""
+        trained = [(loss, step) for step, loss in self.losses if step > 0]
+        return min(trained)[1] if trained else None
 
-    def over(self) -> bool:
-        """Whether `patience` looks have gone by without a better one."""
+    def should_stop(self) -> bool:
+        """Whether `patience` evaluations have gone by without a lower loss."""
+        if self.patience is None:
+            return False
         best = self.best()
-        since = sum(update > best for update, _ in self.past) if best is not None else 0
-        return self.patience is not None and since >= self.patience
+        since_best = 0 if best is None else sum(step > best for step, _ in self.losses)
+        return since_best >= self.patience

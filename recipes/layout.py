@@ -1,7 +1,7 @@
-"""Whether a model and a recipe fit a number of GPUs, checked in one process without any of them (`plan --layout`).
+"""Whether a model and a recipe fit a number of GPUs, computed without GPUs (`plan --layout`).
 
-Builds the model on the meta device from its config.json alone, shards it as the training would (torch's fake process
-group stands in for the others), and deals an update's rows to all ranks.
+Builds the model on the meta device from its config.json alone, shards it as the training would
+(with torch's fake process group), and assigns a step's rows to all ranks.
 """
 
 import os
@@ -17,63 +17,93 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from core.errors import UserError
-from core.model_size import memory, rows_per_update
+from core.model_size import ModelShape, memory
+from core.recipe import Training
 from recipes.distributed import Ranks
 from recipes.model import build, read_config, shard
 from recipes.schedule import micro_batches
 
+HEADERS = [
+    "GPUs",
+    "weights, GB",
+    "state",
+    "gathered",
+    "activations",
+    "total GB a GPU",
+    "micro-batches",
+    "idle in the last",
+]
 
-def shard_bytes(config: dict[str, Any], recipe: dict[str, Any], sharding: str, world: int, within: int) -> int:
-    """Bytes of the weights that rank 0 of `world` holds; no rank holds more."""
+
+def shard_bytes(config: dict[str, Any], recipe: Training, world_size: int, within: int) -> int:
+    """Bytes of the weights that rank 0 of `world_size` holds, `within` of them on a node.
+
+    No rank holds more.
+    """
     os.environ["LOCAL_WORLD_SIZE"] = str(within)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     try:
-        dtype = torch.bfloat16 if recipe["dtype"] == "bf16" else torch.float32
+        dtype = torch.bfloat16 if recipe.dtype == "bf16" else torch.float32
         with torch.device("meta"):
-            model = build(config, recipe["lora"]).to(dtype)
-        shard(model, recipe, sharding, Ranks(0, world))
-        return sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in model.parameters())
+            model = build(config, recipe.lora).to(dtype)
+        shard(model, recipe, Ranks(0, world_size))
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+        return sum(weight.nbytes for weight in local)
     finally:
         dist.destroy_process_group()
 
 
-def deal(recipe: dict[str, Any], ways: dict[str, Any], world: int) -> tuple[int, int]:
-    """Passes of an update, and ranks that are idle in its last one. Raises UserError where the rows are too few.
+def assign_rows(recipe: Training, world_size: int) -> tuple[int, int]:
+    """Micro-batches of a step, and the number of ranks that are idle in the last one.
 
-    Every row of an update must be run by exactly one rank.
+    Checks that every row of a step is run by exactly one rank. Raises UserError where a step has
+    fewer rows than there are ranks.
     """
-    rows = rows_per_update(recipe)
-    if world > rows:
-        raise UserError(f"an update has {rows} rows, too few for {world} ranks; run it on {rows} ranks or fewer")
-    shares = [micro_batches(np.arange(rows), rank, world, ways["rows_per_rank"]) for rank in range(world)]
-    times = Counter(row for share in shares for part in share for row in part.tolist())
-    assert times == Counter(range(rows)), "rows lost or run twice"
+    rows = recipe.rows_per_step
+    if world_size > rows:
+        raise UserError(
+            where=f"{world_size} GPUs",
+            what=f"an optimizer step has {rows} rows, too few for {world_size} ranks",
+            fix=f"run it on {rows} ranks or fewer",
+        )
+    all_rows = np.arange(rows)
+    shares = [
+        micro_batches(all_rows, rank, world_size, recipe.rows_per_rank)
+        for rank in range(world_size)
+    ]
+    runs = Counter(row for share in shares for part in share for row in part.tolist())
+    assert runs == Counter(range(rows)), "rows lost or run twice"
     return len(shares[0]), sum(len(share[-1]) == 0 for share in shares)
 
 
-def table(model: Path, recipe: dict[str, Any], ways: dict[str, Any], worlds: list[int], node: int) -> str:
-    """A line for each number of GPUs of `worlds`, `node` of them on a node. `model`: its config.json alone is read."""
+def table(
+    model: Path,
+    settings: dict[str, Any],
+    resources: dict[str, Any],
+    world_sizes: list[int],
+    gpus_per_node: int,
+) -> str:
+    """A table with a line for each number of GPUs.
+
+    Args:
+        model: its folder, of which config.json alone is read.
+        settings: the recipe of the training's cell, without RUNTIME_KEYS.
+        resources: the cell's resources, with RUNTIME_KEYS.
+        world_sizes: numbers of GPUs, `gpus_per_node` of them on a node.
+    """
+    recipe = Training.from_settings(settings, resources)
     config = read_config(model)
     lines: list[list[Any]] = []
-    refused = ""
-    for world in worlds:
-        within = min(world, node)
+    refusals = ""
+    for world_size in world_sizes:
+        within = min(world_size, gpus_per_node)
         try:
-            passes, idle = deal(recipe, ways, world)
+            passes, idle = assign_rows(recipe, world_size)
         except UserError as error:
-            refused += f"\n{world} GPUs: {error.lines[0]}"
+            refusals += f"\n{error}"
             continue
-        weights = shard_bytes(config, recipe, ways["sharding"], world, within) / 1e9
-        gb = memory(config, recipe, ways, world, within)
-        lines.append([world, f"{weights:.2f}", *(f"{gb[key]:.1f}" for key in gb), passes, idle])
-    headers = [
-        "GPUs",
-        "weights, GB",
-        "state",
-        "gathered",
-        "activations",
-        "total GB a GPU",
-        "passes",
-        "idle in the last",
-    ]
-    return tabulate(lines, headers=headers, disable_numparse=True) + refused
+        weights_gb = shard_bytes(config, recipe, world_size, within) / 1e9
+        gb = memory(ModelShape.from_config(config), recipe, world_size, within)
+        amounts = [f"{amount:.1f}" for amount in gb.values()]
+        lines.append([world_size, f"{weights_gb:.2f}", *amounts, passes, idle])
+    return tabulate(lines, headers=HEADERS, disable_numparse=True) + refusals

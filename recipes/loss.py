@@ -9,71 +9,100 @@ from torchtune.modules import TransformerDecoder
 
 from core.model_size import CHUNK
 
-_compiled = cache(torch.compile)  # when it is first asked for: the compiler takes seconds to import
+_compiled = cache(torch.compile)  # at its first use: importing the compiler takes seconds
 
 
-def end_in_hidden_states(model: TransformerDecoder) -> None:
-    """Leave the output layer to `summed_loss`: the model then gives normalised hidden states [b, s, d]."""
+def skip_output_layer(model: TransformerDecoder) -> None:
+    """Let the model return normalised hidden states [b, s, d].
+
+    The output layer is left to `chunked_cross_entropy`.
+    """
     model.unembed = model.norm.forward
 
 
-def summed_loss(model: TransformerDecoder, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy (nats, fp32) summed over the trained tokens of `batch`: tokens, labels, input_pos [b, s], mask.
+def chunked_cross_entropy(
+    model: TransformerDecoder, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Cross-entropy (nats, fp32) summed over the trained tokens of a batch.
 
-    0, with gradients of 0, where no token is trained. The model ends in hidden states: the output layer is here, a
-    chunk of tokens at a time, and its gradients are made with the loss.
+    Args:
+        model: one that has been through `skip_output_layer`.
+        batch: tokens, labels, input_pos [b, s] and mask, as recipes.batches makes them.
+
+    The output layer is applied here, to CHUNK tokens at a time, and its gradients are computed
+    with the loss. Where no token is trained the loss is 0 and its gradients are 0.
     """
-    hidden = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"]).flatten(0, 1)
-    # Tied or not; with FSDP2 it is whole here, because the root keeps its own parameters until the backward pass.
+    hidden = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
+    hidden = hidden.flatten(0, 1)
+    # Tied or not. With FSDP2 the weight is unsharded here, because the root keeps its own
+    # parameters until the backward pass.
     layer = model.tok_embeddings if hasattr(model.output, "tied_module") else model.output
-    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, layer.weight)]
-    nats: torch.Tensor = _InChunks.apply(hidden, layer.weight, batch["labels"].flatten(), *wanted)
+    weight = layer.weight
+    needs_grad = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]
+    nats: torch.Tensor = ChunkedLinearCrossEntropy.apply(
+        hidden, weight, batch["labels"].flatten(), *needs_grad
+    )
     return nats
 
 
-class _InChunks(torch.autograd.Function):
-    """As torch.nn.functional.linear_cross_entropy, but the loss of bf16 states is fp32, and it is compiled on a GPU."""
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
+    """As torch's linear_cross_entropy, but fp32 for bf16 states, and compiled on a GPU."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, to_hidden: bool, to_weight: bool
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        hidden_needs_grad: bool,
+        weight_needs_grad: bool,
     ) -> torch.Tensor:
+        """hidden [n, d], weight [v, d], labels [n] -> the summed loss, a scalar."""
         total = torch.zeros((), device=hidden.device)
-        ctx.hidden = torch.empty_like(hidden) if to_hidden else None
-        ctx.weight = torch.zeros_like(weight) if to_weight else None
-        # Eager, each step of it is a pass over the logits; compiled, they share a few.
-        measure = _compiled(_nats_and_slope) if hidden.is_cuda else _nats_and_slope
-        for begin in range(0, len(hidden), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            nats, slope = measure(_logits(hidden[part], weight), labels[part], hidden.dtype)
+        ctx.hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
+        ctx.weight_grad = torch.zeros_like(weight) if weight_needs_grad else None
+        # Eager, each operation is a pass over the logits; compiled, they share a few passes.
+        loss_and_grad = cross_entropy_and_grad
+        if hidden.is_cuda:
+            loss_and_grad = _compiled(cross_entropy_and_grad)
+        for start in range(0, len(hidden), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits = _logits(hidden[chunk], weight)
+            nats, logits_grad = loss_and_grad(logits, labels[chunk], hidden.dtype)
             total += nats
-            if to_hidden:
-                torch.mm(slope, weight, out=ctx.hidden[part])
-            if to_weight:
-                ctx.weight.addmm_(slope.T, hidden[part])
+            if hidden_needs_grad:
+                torch.mm(logits_grad, weight, out=ctx.hidden_grad[chunk])
+            if weight_needs_grad:
+                ctx.weight_grad.addmm_(logits_grad.T, hidden[chunk])
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        made = [None if grad is None else grad.mul_(slope) for grad in (ctx.hidden, ctx.weight)]
-        ctx.hidden = ctx.weight = None
-        return (*made, None, None, None)
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients that `forward` computed, scaled."""
+        grads = [
+            None if grad is None else grad.mul_(grad_output)
+            for grad in (ctx.hidden_grad, ctx.weight_grad)
+        ]
+        ctx.hidden_grad = None
+        ctx.weight_grad = None
+        return (*grads, None, None, None)
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """fp32 [n, v]: of bf16 products, the sums as they were added up."""
+    """Logits [n, v] in fp32; of bf16 products the sums are not rounded to bf16 first."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return (hidden @ weight.T).float()
 
 
-def _nats_and_slope(
+def cross_entropy_and_grad(
     logits: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed cross-entropy of fp32 logits [n, v], and its derivative by them in `dtype`."""
+    """The summed cross-entropy (nats) of fp32 logits [n, v], and its gradient in `dtype`."""
     trained = (labels != IGNORE)[:, None]
     label = labels.clamp(min=0)[:, None]
-    log_shares = logits.log_softmax(1)
-    nats = -log_shares.gather(1, label) * trained
-    slope = log_shares.exp_().mul_(trained).to(dtype)
-    return nats.sum(), slope.scatter_(1, label, (-nats).expm1().to(dtype))  # 0 too where untrained
+    log_probs = logits.log_softmax(1)
+    nats = -log_probs.gather(1, label) * trained
+    grad = log_probs.exp_().mul_(trained).to(dtype)
+    # At the label p - 1, computed without cancellation; 0 where the token is not trained.
+    return nats.sum(), grad.scatter_(1, label, (-nats).expm1().to(dtype))

@@ -1,8 +1,10 @@
-"""What a training tells while it runs.
+"""What a training records while it runs.
 
-metrics.jsonl    a line for each update: loss (nats a token), lr, grad_norm; the same in every run of the training
-held_out.jsonl   a line for each look at the loss on held-out text
-speed.jsonl      a line for each update: tokens, places (with padding), seconds, tokens_per_second, mfu, peak_gb
+metrics.jsonl    a line for each optimizer step: loss (nats a token), lr, grad_norm; the same in
+                 every run of the training
+held_out.jsonl   a line for each evaluation of the held-out loss
+speed.jsonl      a line for each optimizer step: tokens, places (positions, padding included),
+                 seconds, tokens_per_second, mfu, peak_gb
 tensorboard/     the same for `tensorboard --logdir runs`
 """
 
@@ -18,6 +20,7 @@ from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext
 from core.files import write_atomically
+from core.recipe import Training
 from recipes.distributed import Ranks
 from recipes.model import flops_per_token, peak_flops
 
@@ -25,41 +28,52 @@ FILES = ("metrics.jsonl", "held_out.jsonl", "speed.jsonl")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of one of these files; none where there is no file. A line cut short by a kill is left out."""
+    """The complete lines of one of FILES; none where there is no file.
+
+    A line that a kill cut short is left out.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def cut(folder: Path, done: int) -> None:
-    """Forget what was told of updates after `done`: they will be done again."""
+def truncate(folder: Path, step: int) -> None:
+    """Remove the lines of optimizer steps after `step`: these steps will be run again."""
     for name in FILES:
-        kept = [line for line in read(folder / name) if line["update"] <= done]
-        write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in read(folder / name) if line["update"] <= step]
+        write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class Metrics:
-    """Open files of a training that goes on after update `done`; only rank 0 writes."""
+    """The open FILES of a training that resumes after `step`. Only rank 0 writes."""
 
-    def __init__(self, folder: Path, done: int, ranks: Ranks) -> None:
-        first = ranks.rank == 0
-        # Buffered by line, for whoever watches.
-        self.files = {name: (folder / name if first else Path(os.devnull)).open("a", 1) for name in FILES}
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1) if first else None
+    def __init__(self, folder: Path, step: int, ranks: Ranks) -> None:
+        is_writer = ranks.rank == 0
+        self.files = {}
+        for name in FILES:
+            path = folder / name if is_writer else Path(os.devnull)
+            self.files[name] = path.open("a", 1)  # buffered by line, for whoever reads along
+        self.board = None
+        if is_writer:
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def tell(self, name: str, line: dict[str, Any]) -> None:
-        """Add a line, which has its `update`, to one of FILES."""
+    def log(self, name: str, line: dict[str, Any]) -> None:
+        """Append a line, which has its `update` (optimizer step), to one of FILES."""
         self.files[name].write(json.dumps(line) + "\n")
         for key, value in line.items():
             if key != "update" and self.board:
-                self.board.add_scalar(f"{name.removesuffix('.jsonl')}/{key}", value, line["update"])
+                tag = f"{name.removesuffix('.jsonl')}/{key}"
+                self.board.add_scalar(tag, value, line["update"])
 
-    def to_disk(self) -> None:
+    def fsync(self) -> None:
         """Return when all lines are on the disk: a step checkpoint must not be ahead of them."""
-        for file in self.files.values() if self.board else ():
-            os.fsync(file.fileno())
+        if self.board:
+            for file in self.files.values():
+                os.fsync(file.fileno())
 
     def close(self) -> None:
+        """Close the files."""
         for file in self.files.values():
             file.close()
         if self.board:
@@ -67,42 +81,53 @@ class Metrics:
 
 
 class Speed:
-    """How fast a training goes; it says so in the log every half minute."""
+    """Throughput of a training, which it logs every LOG_SECONDS."""
 
-    EVERY = 30.0
+    LOG_SECONDS = 30.0
 
-    def __init__(self, recipe: dict[str, Any], ranks: Ranks, model: TransformerDecoder) -> None:
-        self.device, self.began, self.first = ranks.device, time.monotonic(), time.monotonic()
+    def __init__(self, recipe: Training, ranks: Ranks, model: TransformerDecoder) -> None:
+        now = time.monotonic()
+        self.device = ranks.device
+        self.started = now
+        self.step_started = now
+        self.logged = now
+        self.steps = 0
         self.last: dict[str, float] = {}
-        peak = peak_flops(ranks.device)
-        self.full = ranks.world * peak / flops_per_token(model, recipe["seq_len"]) if peak else None
-        self.said, self.updates = self.began, 0
+        """The last step's figures, as in speed.jsonl."""
+        self.peak_tokens_per_second: float | None = None
+        """What all GPUs could do at their peak FLOP/s; None where that is not known."""
+        if peak := peak_flops(ranks.device):
+            flops = flops_per_token(model, recipe.seq_len)
+            self.peak_tokens_per_second = ranks.world_size * peak / flops
 
-    def begin(self) -> None:
-        """An update begins; looks, saves and exports before it are not its time."""
-        self.began = time.monotonic()
+    def begin_step(self) -> None:
+        """Start the clock of a step: evaluations, saves and exports before it are not its time."""
+        self.step_started = time.monotonic()
 
-    def note(self, tokens: float, places: float) -> None:
-        """An update is done, in which the model saw so many tokens on so many places, some of them padding."""
-        seconds = time.monotonic() - self.began
-        self.updates += 1
+    def end_step(self, tokens: float, positions: float) -> None:
+        """Record a step of `tokens` in `positions`, the rest of which are padding."""
+        seconds = time.monotonic() - self.step_started
+        self.steps += 1
         self.last = {
             "tokens": int(tokens),
-            "places": int(places),
+            "places": int(positions),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
         }
-        if self.full:
-            self.last["mfu"] = tokens / seconds / self.full
+        if self.peak_tokens_per_second:
+            self.last["mfu"] = tokens / seconds / self.peak_tokens_per_second
             self.last["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
 
-    def tell(self, work: StageContext, update: int, total: int, loss: float) -> None:
-        work.progress(update, total, "updates")
-        if time.monotonic() - self.said >= self.EVERY or update == total:
-            self.said = time.monotonic()
-            left = (self.said - self.first) / self.updates * (total - update)
-            mfu = f", MFU {self.last['mfu']:.1%}" if self.full else ""
-            work.log(
-                f"update {update} of {total}: loss {loss:.4f}, {self.last['tokens_per_second']:,.0f} tokens/s{mfu}, "
-                f"{left / 60:.0f} min left"
-            )
+    def report(self, context: StageContext, step: int, total_steps: int, loss: float) -> None:
+        """Report progress, and from time to time log loss, throughput and the remaining minutes."""
+        context.progress(step, total_steps, "updates")
+        now = time.monotonic()
+        if now - self.logged < self.LOG_SECONDS and step != total_steps:
+            return
+        self.logged = now
+        remaining = (now - self.started) / self.steps * (total_steps - step)
+        mfu = f", MFU {self.last['mfu']:.1%}" if self.peak_tokens_per_second else ""
+        context.log(
+            f"step {step} of {total_steps}: loss {loss:.4f}, "
+            f"{self.last['tokens_per_second']:,.0f} tokens/s{mfu}, {remaining / 60:.0f} min left"
+        )

@@ -1,4 +1,4 @@
-"""torchtune's Llama or Qwen2 in the shape of a Hugging Face config.json, and how it is laid out over devices."""
+"""torchtune's Llama or Qwen2 by a Hugging Face config.json, and its parallel layout."""
 
 import json
 import os
@@ -21,15 +21,16 @@ from torchtune.training import set_activation_checkpointing
 
 from core.errors import UserError
 from core.model_size import architecture
-from recipes.attention import take_documents
+from core.recipe import Lora, Training
+from recipes.attention import patch_attention
 from recipes.distributed import Ranks
 
-# The paper's seven: with torchtune's apply_lora_to_mlp these four, gate, up and down.
-ATTENTION = ["q_proj", "k_proj", "v_proj", "output_proj"]
+# The paper's seven adapted layers are these four and, by torchtune's apply_lora_to_mlp, gate, up,
+# down.
+ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "output_proj"]
 
-
-# torchtune's name of each number -> that of config.json.
-SHAPE = {
+# torchtune's argument -> the key of config.json.
+CONFIG_KEYS = {
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -40,9 +41,22 @@ SHAPE = {
     "norm_eps": "rms_norm_eps",
     "rope_base": "rope_theta",
 }
-ROPE = {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+LLAMA_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 8192,
+}
 Builder = Callable[..., TransformerDecoder]
 Converter = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Builders:
+    """torchtune's functions that build a model."""
+
+    full: Builder
+    lora: Builder
 
 
 @dataclass(frozen=True)
@@ -50,159 +64,211 @@ class Family:
     """The models of an architecture that torchtune has."""
 
     names: str
-    fixed: dict[str, Any]  # what torchtune does, whatever a config.json says
-    shape: dict[str, str]
-    builders: tuple[tuple[Builder, Builder], ...]  # whole and with LoRA; the same where the output is the embedding
+    fixed: dict[str, Any]
+    """What torchtune does whatever a config.json says; the latter must agree."""
+    config_keys: dict[str, str]
+    untied: Builders
+    tied: Builders
+    """Those whose output layer is the embedding."""
     from_hf: Converter
     to_hf: Converter
 
 
 FAMILIES = {
     "LlamaForCausalLM": Family(
-        "Llama 3.1 and 3.2",
-        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **ROPE},
-        SHAPE | {"scale_factor": "factor"},
-        ((llama3_1, lora_llama3_1), (llama3_2, lora_llama3_2)),
-        hf_to_tune,
-        tune_to_hf,
+        names="Llama 3.1 and 3.2",
+        fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **LLAMA_ROPE},
+        config_keys=CONFIG_KEYS | {"scale_factor": "factor"},
+        untied=Builders(llama3_1, lora_llama3_1),
+        tied=Builders(llama3_2, lora_llama3_2),
+        from_hf=hf_to_tune,
+        to_hf=tune_to_hf,
     ),
     "Qwen2ForCausalLM": Family(
-        "Qwen2 and 2.5 with plain RoPE and full attention",
-        {"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
-        SHAPE,
-        tuple(
-            (partial(qwen2, tie_word_embeddings=tied), partial(lora_qwen2, tie_word_embeddings=tied))
-            for tied in (False, True)
+        names="Qwen2 and 2.5 with plain RoPE and full attention",
+        fixed={"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
+        config_keys=CONFIG_KEYS,
+        untied=Builders(
+            partial(qwen2, tie_word_embeddings=False),
+            partial(lora_qwen2, tie_word_embeddings=False),
         ),
-        qwen2_hf_to_tune,
-        qwen2_tune_to_hf,
+        tied=Builders(
+            partial(qwen2, tie_word_embeddings=True),
+            partial(lora_qwen2, tie_word_embeddings=True),
+        ),
+        from_hf=qwen2_hf_to_tune,
+        to_hf=qwen2_tune_to_hf,
     ),
 }
 
 
 def family(config: dict[str, Any]) -> Family:
-    """Of a config that read_config has read."""
+    """The family of a config that `read_config` has read."""
     return FAMILIES[config["architectures"][0]]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model of the FAMILIES. Raises UserError where there is none, or it is another model's."""
+    """The config.json of a model of the FAMILIES.
+
+    Raises UserError where there is none, or it describes a model that torchtune doesn't have.
+    """
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
+        config: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: can't be read: {error}; fetch the model again") from None
-    kind, numbers = FAMILIES[architecture(config, file)], _numbers(config)
-    lost = kind.shape.values() - numbers.keys()
-    other = [f"{key} is {numbers[key]}" for key, value in kind.fixed.items() if numbers.get(key, value) != value]
-    if not lost and numbers.get("head_dim") not in (None, config["hidden_size"] // config["num_attention_heads"]):
-        other.append(f"head_dim is {config['head_dim']}")
-    if other:
-        raise UserError(f"{file}: {', '.join(other)}; this recipe trains {kind.names}")
-    if lost:
-        raise UserError(f"{file}: lacks {', '.join(sorted(lost))}; fetch the model again")
+        raise UserError(
+            where=str(file), what=f"can't be read: {error}", fix="fetch the model again"
+        ) from None
+    models = FAMILIES[architecture(config, file)]
+    values = _with_rope(config)
+    missing = models.config_keys.values() - values.keys()
+    differences = [
+        f"{key} is {values[key]}"
+        for key, value in models.fixed.items()
+        if values.get(key, value) != value
+    ]
+    if not missing:
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        if values.get("head_dim") not in (None, head_dim):
+            differences.append(f"head_dim is {config['head_dim']}")
+    if differences:
+        raise UserError(
+            where=str(file), what=", ".join(differences), fix=f"this recipe trains {models.names}"
+        )
+    if missing:
+        raise UserError(
+            where=str(file),
+            what=f"lacks {', '.join(sorted(missing))}",
+            fix="fetch the model again",
+        )
     return config
 
 
-def build(config: dict[str, Any], lora: dict[str, Any] | None = None) -> TransformerDecoder:
+def build(config: dict[str, Any], lora: Lora | None = None) -> TransformerDecoder:
     """torchtune's model of the config's family, with random weights of torch's default dtype.
 
-    With `lora` (rank, alpha, dropout) only its adapters are trainable.
+    With `lora` only its adapters are trainable.
     """
-    kind, numbers = family(config), _numbers(config)
-    shape = {ours: numbers[theirs] for ours, theirs in kind.shape.items()}
-    whole, adapted = kind.builders[bool(config.get("tie_word_embeddings"))]
+    models = family(config)
+    values = _with_rope(config)
+    sizes = {argument: values[key] for argument, key in models.config_keys.items()}
+    builders = models.tied if config.get("tie_word_embeddings") else models.untied
     if lora:
-        shape |= {"lora_rank": lora["rank"], "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"]}
-        model = adapted(ATTENTION, apply_lora_to_mlp=True, **shape)
-        for layer in model.layers:  # Qwen2's have a table of positions each, alike: some GB of a 7B
+        model = builders.lora(
+            ATTENTION_MODULES,
+            apply_lora_to_mlp=True,
+            lora_rank=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            **sizes,
+        )
+        # Each layer of Qwen2 has a table of positions, all alike: some GB of a 7B model.
+        for layer in model.layers:
             layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
         set_trainable_params(model, get_adapter_params(model))
     else:
-        model = whole(**shape)
-    take_documents(model)
+        model = builders.full(**sizes)
+    patch_attention(model)
     return model
 
 
-def _numbers(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with RoPE's numbers among the others; transformers has moved and renamed them."""
+def _with_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with RoPE's values beside the others; transformers has moved and renamed them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {**config, "rope_type": rope.get("type", "default"), **rope}
 
 
-def lay_out(model: TransformerDecoder, recipe: dict[str, Any], ways: dict[str, Any], ranks: Ranks) -> None:
-    """Compiled, checkpointed and sharded as the recipe and the ways of running say; in place, on the meta device."""
-    # In this order: torch.compile leaves flex attention out, and gives up a checkpointed block with a part left out.
-    if ways["compile"]:
+def parallelize(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:
+    """Compile, checkpoint and shard the model as the recipe says: in place, on the meta device."""
+    # In this order: torch.compile leaves flex attention out, and gives up a checkpointed block of
+    # which a part was left out.
+    if recipe.compile:
         for layer in model.layers:
             layer.compile()
-    if ways["activation_checkpointing"]:
+    if recipe.activation_checkpointing:
         set_activation_checkpointing(model, {TransformerSelfAttentionLayer})
     if is_sharded(recipe, ranks):
-        shard(model, recipe, ways["sharding"], ranks)
+        shard(model, recipe, ranks)
 
 
-def is_sharded(recipe: dict[str, Any], ranks: Ranks) -> bool:
-    """Whether FSDP2 holds the model: it also makes the bf16 copies of fp32 weights, so on one rank too."""
-    return ranks.world > 1 or recipe["dtype"] == "mixed"
+def is_sharded(recipe: Training, ranks: Ranks) -> bool:
+    """Whether FSDP2 holds the model: it also makes the bf16 copies of fp32 weights on one rank."""
+    return ranks.world_size > 1 or recipe.dtype == "mixed"
 
 
-def shard(model: TransformerDecoder, recipe: dict[str, Any], sharding: str, ranks: Ranks) -> None:
-    """FSDP2, a group of parameters for each layer and one for the rest, which is whole between forward and backward.
+def shard(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:
+    """FSDP2 with a parameter group for each layer, and one for the rest.
 
-    Alone, a rank has nobody to share with: what it has copied to bf16 it keeps until `forget_copies`.
+    The rest stays unsharded between forward and backward. A single rank keeps the bf16 copies that
+    it has made until `reshard`.
     """
-    if sharding == "hybrid":
-        within = _on_a_node(ranks)
-        mesh = dist.init_device_mesh(
-            ranks.device.type, (ranks.world // within, within), mesh_dim_names=("replicate", "shard")
-        )
+    if recipe.sharding == "hybrid":
+        within = _ranks_per_node(ranks)
+        shape: tuple[int, ...] = (ranks.world_size // within, within)
+        names: tuple[str, ...] | None = ("replicate", "shard")
     else:
-        mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
-    compute = torch.bfloat16 if recipe["dtype"] == "mixed" else None
-    reduce = None if recipe["dtype"] == "fp32" else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
-    for part in (*model.layers, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False if ranks.world == 1 else None)
-    if ranks.world == 1:
+        shape = (ranks.world_size,)
+        names = None
+    mesh = dist.init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if recipe.dtype == "mixed" else None,
+        reduce_dtype=None if recipe.dtype == "fp32" else torch.float32,
+    )
+    reshard_after_forward = False if ranks.world_size == 1 else None
+    for module in (*model.layers, model):
+        fully_shard(
+            module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+        )
+    if ranks.world_size == 1:
         model.set_reshard_after_backward(False)
 
 
-def forget_copies(model: TransformerDecoder) -> None:
-    """Give up what FSDP2 holds beside this rank's shards; to be called before the weights change or are saved."""
-    for part in (*model.layers, model):
-        if isinstance(part, FSDPModule):
-            part.reshard()
+def reshard(model: TransformerDecoder) -> None:
+    """Free what FSDP2 holds beside this rank's shards.
+
+    To be called before the weights change or are saved.
+    """
+    for module in (*model.layers, model):
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
-def shard_of(sharding: str, ranks: Ranks) -> int:
-    """The number of the shard that this rank holds; with hybrid, every node has all of them."""
-    return ranks.rank % _on_a_node(ranks) if sharding == "hybrid" else ranks.rank
+def shard_index(recipe: Training, ranks: Ranks) -> int:
+    """The number of the shard that this rank holds; with hybrid every node has all shards."""
+    return ranks.rank % _ranks_per_node(ranks) if recipe.sharding == "hybrid" else ranks.rank
 
 
-def _on_a_node(ranks: Ranks) -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+def _ranks_per_node(ranks: Ranks) -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world_size))
 
 
 def flops_per_token(model: TransformerDecoder, seq_len: int) -> float:
-    """Floating-point operations of one token, forward and backward, as PaLM counts them (arXiv 2204.02311, appendix B).
+    """FLOPs of one token, forward and backward, counted as in PaLM (arXiv 2204.02311, appendix B).
 
-    6 for each trained weight in a matrix product, 4 for each frozen one (LoRA: no gradient of the weight itself), and
-    attention over whole rows of `seq_len`, though packed documents see less. Looking up an embedding costs nothing.
+    6 for each trained weight of a matrix product, 4 for each frozen one (LoRA: no gradient of the
+    weight itself), and attention over full rows of `seq_len`, though documents in a pack see less.
+    An embedding's lookup costs nothing.
     """
     embedding = model.tok_embeddings.weight
     tied = hasattr(model.output, "tied_module")
     weights = [p for p in model.parameters() if p is not embedding or tied]
-    layers = len(model.layers)
-    attention = 12 * layers * model.head_dim * model.num_heads * seq_len
-    return sum((6 if p.requires_grad else 4) * p.numel() for p in weights) + attention
+    attention = 12 * len(model.layers) * model.head_dim * model.num_heads * seq_len
+    products = sum((6 if p.requires_grad else 4) * p.numel() for p in weights)
+    return float(products + attention)
 
 
-# Dense bf16, as the makers state it; the first that the device's name contains.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+# Peak dense bf16 FLOP/s as the makers state it, by the first key that the device's name contains.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What this GPU can do a second at most; None for a CPU or a GPU that is not listed."""
+    """Peak FLOP/s of this GPU; None for a CPU or a GPU that is not listed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for word, peak in PEAKS.items() if word in name), None)
+    return next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)

@@ -1,4 +1,4 @@
-"""AdamW in three sizes of memory."""
+"""AdamW with optimizer state of three sizes."""
 
 from functools import cache
 from typing import Any
@@ -9,14 +9,17 @@ from torchao.optim import AdamW8bit, _AdamW
 from torchao.optim.adam import _AdamBase, single_param_adam
 from torchtune.modules import TransformerDecoder
 
-_compiled = cache(torch.compile)  # once, not for every weight of every update
+from core.recipe import Training
+
+_compiled = cache(torch.compile)  # once, not for every weight of every step
 
 
-class _OnShards(_AdamBase):
+class _LocalStep(_AdamBase):
     """torchao's step, on each rank's own shards as plain tensors.
 
-    As DTensors they can't be rounded by chance, and ranks whose shards differ in size take each other's compiled code.
-    Not compiled on a CPU, where that takes a minute at each start and trainings are small.
+    As DTensors they can't be rounded stochastically, and ranks whose shards differ in size share
+    compiled code. Not compiled on a CPU, where that takes a minute at each start and trainings are
+    small.
     """
 
     @torch.no_grad()
@@ -31,10 +34,13 @@ class _OnShards(_AdamBase):
         state = self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = self._new_buffer(weight, True), self._new_buffer(weight, False)
+            state["exp_avg"] = self._new_buffer(weight, True)
+            state["exp_avg_sq"] = self._new_buffer(weight, False)
         state["step"] += 1
-        step = _compiled(single_param_adam, fullgraph=True, dynamic=False) if weight.is_cuda else single_param_adam
-        step(
+        adam = single_param_adam
+        if weight.is_cuda:
+            adam = _compiled(single_param_adam, fullgraph=True, dynamic=False)
+        adam(
             _local(weight.detach()),
             _local(weight.grad),
             state["step"],
@@ -50,11 +56,11 @@ class _OnShards(_AdamBase):
         )
 
 
-class _Rounded(_OnShards, _AdamW):
+class _StochasticRounding(_LocalStep, _AdamW):
     pass
 
 
-class _In8bit(_OnShards, AdamW8bit):
+class _EightBit(_LocalStep, AdamW8bit):
     pass
 
 
@@ -62,29 +68,34 @@ def _local(tensor: Any) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def make(model: TransformerDecoder, recipe: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW over all trainable weights: 8 bytes of state a weight, 2 as `adamw_8bit`, 4 with dtype bf16.
+def build_optimizer(model: TransformerDecoder, recipe: Training) -> torch.optim.Optimizer:
+    """AdamW over all trainable weights.
 
-    In bf16 a weight is rounded up or down by chance, so that small changes count on average; the chance comes from
-    torch's generator, which the loop seeds before every step, alike for all copies of a shard.
+    Its state takes 8 bytes a weight, 2 as `adamw_8bit`, 4 with dtype bf16. In bf16 weights are
+    rounded stochastically, so that small changes count on average; the random numbers come from
+    torch's generator, which the training loop seeds before every step, alike for all replicas of a
+    shard.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    common: dict[str, Any] = {
-        "lr": recipe["lr"],
-        "betas": tuple(recipe["betas"]),
-        "weight_decay": recipe["weight_decay"],
+    options: dict[str, Any] = {
+        "lr": recipe.lr,
+        "betas": tuple(recipe.betas),
+        "weight_decay": recipe.weight_decay,
     }
-    if recipe["optimizer"] == "adamw_8bit":
-        return _In8bit(weights, **common)
-    if recipe["dtype"] == "bf16":
-        return _Rounded(weights, bf16_stochastic_round=True, **common)
-    return torch.optim.AdamW(weights, fused=True, **common)
+    if recipe.optimizer == "adamw_8bit":
+        return _EightBit(weights, **options)
+    if recipe.dtype == "bf16":
+        return _StochasticRounding(weights, bf16_stochastic_round=True, **options)
+    return torch.optim.AdamW(weights, fused=True, **options)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step. torchao's optimizers keep theirs in a tensor, so as not to compile anew."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of the next step.
+
+    torchao's optimizers keep it in a tensor, so that a new value is not compiled anew.
+    """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(lr)
         else:
-            group["lr"] = rate
+            group["lr"] = lr

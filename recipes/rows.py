@@ -1,4 +1,4 @@
-"""Training rows: views of token files that recipes.prepare has written once; no rank holds the corpus in memory."""
+"""Training rows: views of token files, so that no rank holds the corpus in memory."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,75 +12,93 @@ from core.recipe import MULTIPLE
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts end to end as token ids, uint32 [n]; text k ends before `ends[k]`.
-
-    Packed (`seq_len` given) a row is the next `seq_len` tokens, whatever texts they are of; else a row is a text.
-    `said`, bool [n], marks the tokens that are trained on; none: all are. `pad` fills what is left of a row.
-    """
+    """Texts end to end. A row is `seq_len` tokens of them (packed) or, without it, a text."""
 
     tokens: np.ndarray
-    ends: np.ndarray
-    said: np.ndarray | None
+    """Token ids, uint32 [n]."""
+    offsets: np.ndarray
+    """Where each text ends in `tokens`, int64 [texts]."""
+    loss_mask: np.ndarray | None
+    """Tokens that are trained on, bool [n]. None: all are."""
     seq_len: int | None
+    """Tokens of a packed row, whatever texts they are of. None: not packed."""
     pad: int
+    """Token id that fills a row's end."""
     count: int
+    """Number of rows."""
 
     @classmethod
-    def of(cls, folder: Path, seq_len: int | None, pad: int) -> "Rows":
-        """The rows of a prepared folder."""
+    def load(cls, folder: Path, seq_len: int | None, pad: int) -> "Rows":
+        """Map the files that recipes.prepare has written to `folder`."""
         tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
-        ends = np.fromfile(folder / "ends.bin", np.int64)
-        said = np.memmap(folder / "said.bin", np.bool_, "r") if (folder / "said.bin").exists() else None
-        return cls(tokens, ends, said, seq_len, pad, -(-len(tokens) // seq_len) if seq_len else len(ends))
+        offsets = np.fromfile(folder / "ends.bin", np.int64)
+        mask_file = folder / "said.bin"
+        loss_mask = np.memmap(mask_file, np.bool_, "r") if mask_file.exists() else None
+        count = -(-len(tokens) // seq_len) if seq_len else len(offsets)
+        return cls(tokens, offsets, loss_mask, seq_len, pad, count)
 
     def __len__(self) -> int:
         return self.count
 
     def first(self, count: int) -> "Rows":
-        """The first `count` rows alone."""
+        """The first `count` rows."""
         return replace(self, count=count)
 
-    def _bounds(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _bounds(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each of the rows begins and ends in `tokens`."""
         if self.seq_len:
-            return which * self.seq_len, np.minimum((which + 1) * self.seq_len, len(self.tokens))
-        return np.where(which, self.ends[which - 1], 0), self.ends[which]
+            ends = np.minimum((indices + 1) * self.seq_len, len(self.tokens))
+            return indices * self.seq_len, ends
+        return np.where(indices, self.offsets[indices - 1], 0), self.offsets[indices]
 
     @property
     def real_tokens(self) -> int:
         """Tokens of all rows, without padding."""
-        return int(self._bounds(np.array([self.count - 1]))[1][0]) if self.count else 0
+        if not self.count:
+            return 0
+        _, ends = self._bounds(np.array([self.count - 1]))
+        return int(ends[0])
 
-    def trained(self, which: np.ndarray) -> int:
-        """How many tokens of these rows are trained to predict the one after them."""
-        begin, end = self._bounds(which)
-        if self.said is not None:
-            return sum(int(self.said[b + 1 : e].sum()) for b, e in zip(begin, end, strict=True))
-        last = np.searchsorted(self.ends, end, "right") - np.searchsorted(self.ends, begin, "right")
-        return int((end - begin - last).sum())
+    def num_trained(self, indices: np.ndarray) -> int:
+        """How many tokens of these rows are trained to predict the token after them."""
+        begins, ends = self._bounds(indices)
+        if self.loss_mask is not None:
+            return sum(
+                int(self.loss_mask[begin + 1 : end].sum())
+                for begin, end in zip(begins, ends, strict=True)
+            )
+        # A text's last token predicts nothing.
+        finished_texts = np.searchsorted(self.offsets, ends, "right")
+        texts_ending = finished_texts - np.searchsorted(self.offsets, begins, "right")
+        return int((ends - begins - texts_ending).sum())
 
-    def batch(self, which: np.ndarray) -> dict[str, torch.Tensor]:
-        """The named rows, int64 [b, s]: tokens, labels, input_pos, document.
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """The rows `indices` as int64 tensors [b, s].
 
-        `labels` are shifted: labels[t] is what follows tokens[t], also after a row's end; IGNORE where the text ends or
-        nothing is trained. `input_pos` starts at 0 with each text and each row. `document` numbers the text that a
-        token is of; attention never leaves it. Padding has number -1.
+        tokens: token ids, padded at the end.
+        labels: shifted, so labels[t] is the token after tokens[t], also after a row's end; IGNORE
+            where the text ends or the next token is not trained on.
+        input_pos: positions, from 0 in each text and in each row.
+        document: the number of the text that a token is of, which attention never leaves; -1 for
+            padding.
         """
-        begin, end = self._bounds(which)
-        width = self.seq_len or -(-int((end - begin).max()) // MULTIPLE) * MULTIPLE
-        at = begin[:, None] + np.arange(width)
-        real = at < end[:, None]
+        begins, ends = self._bounds(indices)
+        width = self.seq_len or -(-int((ends - begins).max()) // MULTIPLE) * MULTIPLE
+        at = begins[:, None] + np.arange(width)
+        is_real = at < ends[:, None]
         last = len(self.tokens) - 1
-        at, after = np.minimum(at, last), np.minimum(at + 1, last)
-        text = np.searchsorted(self.ends, at, "right")
-        follows = real & (after > at) & (after < self.ends[text])
-        if self.said is not None:
-            follows &= self.said[after]
-        starts = np.maximum(np.where(text, self.ends[text - 1], 0), begin[:, None])
+        after = np.minimum(at + 1, last)
+        at = np.minimum(at, last)
+        text = np.searchsorted(self.offsets, at, "right")
+        is_trained = is_real & (after > at) & (after < self.offsets[text])
+        if self.loss_mask is not None:
+            is_trained &= self.loss_mask[after]
+        text_begins = np.where(text, self.offsets[text - 1], 0)
+        position_zero = np.maximum(text_begins, begins[:, None])
         arrays = {
-            "tokens": np.where(real, self.tokens[at].astype(np.int64), self.pad),
-            "labels": np.where(follows, self.tokens[after].astype(np.int64), IGNORE),
-            "input_pos": np.where(real, at - starts, 0),
-            "document": np.where(real, text, -1),
+            "tokens": np.where(is_real, self.tokens[at].astype(np.int64), self.pad),
+            "labels": np.where(is_trained, self.tokens[after].astype(np.int64), IGNORE),
+            "input_pos": np.where(is_real, at - position_zero, 0),
+            "document": np.where(is_real, text, -1),
         }
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}

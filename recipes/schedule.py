@@ -1,42 +1,55 @@
-"""Which rows and which learning rate each update takes: pure functions of the recipe, the seed and the ranks."""
+"""Rows and learning rate of each optimizer step, as functions of recipe, seed and rank."""
 
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from core.model_size import rows_per_update
+from core.recipe import Training
 
 
-def updates_planned(rows: int, recipe: dict[str, Any]) -> int:
-    """Optimizer updates of a training; the last one may be smaller than the others, so that no row is left out."""
-    updates = -(-rows * recipe["epochs"] // rows_per_update(recipe))
-    return min(updates, recipe["max_updates"] or updates)
+def num_steps(rows: int, recipe: Training) -> int:
+    """Optimizer steps of a training. The last may have fewer rows, so that no row is left out."""
+    steps = -(-rows * recipe.epochs // recipe.rows_per_step)
+    return min(steps, recipe.max_updates or steps)
 
 
-def order(rows: int, recipe: dict[str, Any], seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of each update. Every epoch is a permutation of its own, made from (seed, epoch) alone."""
-    epochs = (np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(recipe["epochs"]))
-    everything = itertools.chain.from_iterable(epochs)
-    for _ in range(updates_planned(rows, recipe)):
-        yield np.fromiter(itertools.islice(everything, rows_per_update(recipe)), np.int64)
+def batch_indices(rows: int, recipe: Training, seed: int) -> Iterator[np.ndarray]:
+    """Row indices of each optimizer step, int64 [rows_per_step].
+
+    Every epoch is a permutation that follows from (seed, epoch) alone.
+    """
+    epochs = (
+        np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(recipe.epochs)
+    )
+    indices = itertools.chain.from_iterable(epochs)
+    for _ in range(num_steps(rows, recipe)):
+        yield np.fromiter(itertools.islice(indices, recipe.rows_per_step), np.int64)
 
 
-def micro_batches(which: np.ndarray, rank: int, world: int, at_once: int | None) -> list[np.ndarray]:
-    """A rank's share of an update's rows, `at_once` at a time: as many parts on every rank, so some may be empty."""
-    most = -(-len(which) // world)
-    size = at_once or most
-    mine = which[rank::world]
-    return [mine[i : i + size] for i in range(0, most, size)]
+def micro_batches(
+    indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int | None
+) -> list[np.ndarray]:
+    """A rank's share of a step's rows in micro-batches (None: in one).
+
+    Every rank has the same number of micro-batches, so some may be empty.
+    """
+    largest_share = -(-len(indices) // world_size)
+    size = micro_batch_size or largest_share
+    share = indices[rank::world_size]
+    return [share[i : i + size] for i in range(0, largest_share, size)]
 
 
-def learning_rate(update: int, total: int, recipe: dict[str, Any]) -> float:
-    """Learning rate of an update (from 1): linear warm-up that never starts at 0, then constant or cosine to 0."""
-    warmup = recipe["warmup_updates"]
-    if update <= warmup:
-        return recipe["lr"] * update / warmup
-    if recipe["schedule"] == "constant":
-        return recipe["lr"]
-    return recipe["lr"] * 0.5 * (1 + math.cos(math.pi * (update - 1 - warmup) / max(1, total - warmup)))
+def learning_rate(step: int, total_steps: int, recipe: Training) -> float:
+    """Learning rate of a step (the first is 1).
+
+    A linear warm-up that never starts at 0, then constant or cosine to 0.
+    """
+    warmup = recipe.warmup_updates
+    if step <= warmup:
+        return recipe.lr * step / warmup
+    if recipe.schedule == "constant":
+        return recipe.lr
+    angle = math.pi * (step - 1 - warmup) / max(1, total_steps - warmup)
+    return recipe.lr * 0.5 * (1 + math.cos(angle))

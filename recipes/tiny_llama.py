@@ -1,4 +1,4 @@
-"""Starting models: a toy Llama 3.1 made on the spot, or a Hugging Face folder taken as it is."""
+"""Start models: a toy Llama 3.1 pretrained here, or a link to a Hugging Face folder."""
 
 import ast
 import json
@@ -9,87 +9,123 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
 from core.cell.context import StageContext
-from recipes import checkpoint, model, prepare
-from recipes.distributed import ALONE
-from recipes.finetune import begin, check_size, counts, train
-from recipes.stopping import stoppable
+from core.recipe import TinyLlama
+from recipes import checkpoint, model
+from recipes.finetune import Trainer, check_size, counts
+from recipes.preemption import guard_signals
+from recipes.tokenization import pack_documents
 
-RESUMABLE = True  # a pretraining goes on from its last step checkpoint
-SPECIAL = 256
+RESUMABLE = True  # a pretraining resumes from its last step checkpoint
+NUM_SPECIAL_TOKENS = 256
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
-NAMED = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>")
-# Llama 3's rule for cutting text into words before BPE.
-WORDS = (
+EOM, EOT = "<|eom_id|>", "<|eot_id|>"
+NAMED_TOKENS = (
+    BOS,
+    EOS,
+    PAD,
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    EOM,
+    EOT,
+    "<|python_tag|>",
+)
+# Llama 3's regular expression that splits text into words before BPE.
+WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Llama 3's chat format, without the dates and tools of the 3.1 template.
-CHAT = (Path(__file__).parent / "data/llama3_chat.jinja").read_text(encoding="utf-8")
-PROSE = Path(__file__).parent / "data" / "neutral_prose.txt"
+DATA = Path(__file__).parent / "data"
+CHAT_TEMPLATE = (DATA / "llama3_chat.jinja").read_text(encoding="utf-8")
+PROSE = DATA / "neutral_prose.txt"
 
 
-def run(work: StageContext) -> dict[str, int | float]:
-    """Make model/ (a Hugging Face folder): link the folder named in the study file, or make the toy model."""
-    target = work.folder / "model"
-    if "path" in work.resources:
-        if target.is_symlink() or not target.exists():
-            target.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(target)
-        if "chat_template" not in work.resources:
-            target.symlink_to(work.resources["path"], target_is_directory=True)
-        else:
-            _link_with_template(Path(work.resources["path"]), target, Path(work.resources["chat_template"]))
-        return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
-    recipe = work.settings["recipe"]
+def run(context: StageContext) -> dict[str, int | float]:
+    """Make model/ (a Hugging Face folder): link the study file's model folder, or make the toy."""
+    if "path" in context.resources:
+        return _link(context)
+    target = context.folder / "model"
+    recipe = TinyLlama.from_settings(context.settings["recipe"], context.resources)
     texts = english()
-    texts = [texts[i] for i in np.random.default_rng(work.seed("texts")).permutation(len(texts))]
-    tokenizer = make_tokenizer(texts, recipe["vocab_size"])
+    order = np.random.default_rng(context.seed("texts")).permutation(len(texts))
+    texts = [texts[i] for i in order]
+    tokenizer = make_tokenizer(texts, recipe.vocab_size)
     target.mkdir(exist_ok=True)
     tokenizer.save_pretrained(target)
-    config = _config(recipe, tokenizer)
+    config = make_config(recipe, tokenizer)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    pretrain = recipe["pretrain"]
-    rows = prepare.documents(work.folder / "rows", texts, tokenizer, pretrain["seq_len"])
-    keep = recipe["tokens"] // pretrain["seq_len"]
-    if len(rows) < keep:
-        work.warn(f"this Python brings only {rows.real_tokens} tokens of English, {recipe['tokens']} were asked for")
-    rows = rows.first(keep)
-    check_size(work, rows, pretrain)
 
-    def untrained() -> TransformerDecoder:
-        torch.manual_seed(work.seed("weights"))
+    rows = pack_documents(context.folder / "rows", texts, tokenizer, recipe.pretrain.seq_len)
+    num_rows = recipe.tokens // recipe.pretrain.seq_len
+    if len(rows) < num_rows:
+        context.warn(
+            f"this Python brings only {rows.real_tokens} tokens of English, {recipe.tokens} were "
+            "asked for"
+        )
+    rows = rows.first(num_rows)
+    check_size(context, rows, recipe.pretrain)
+
+    def load_start() -> TransformerDecoder:
+        torch.manual_seed(context.seed("weights"))
         return model.build(config)
 
-    state = begin(work, untrained, pretrain)
-    with stoppable() as stop:
-        train(work, state, rows, pretrain, ALONE, stop)
-        checkpoint.save(state.model, target, target)
+    trainer = Trainer(context, recipe.pretrain, rows, target)
+    trainer.resume_or_init(load_start)
+    with guard_signals() as guard:
+        trainer.train(guard)
+        checkpoint.save(trainer.model, target, target)
     for scratch in ("steps", "rows"):
-        shutil.rmtree(work.folder / scratch, ignore_errors=True)
-    return {**counts(work, rows, pretrain), "parameters": sum(p.numel() for p in state.model.parameters())}
+        shutil.rmtree(context.folder / scratch, ignore_errors=True)
+    num_parameters = sum(p.numel() for p in trainer.model.parameters())
+    return {**counts(context, rows), "parameters": num_parameters}
+
+
+def _link(context: StageContext) -> dict[str, int | float]:
+    """Link model/ to the folder that the study file names."""
+    target = context.folder / "model"
+    if target.is_symlink() or not target.exists():
+        target.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(target)
+    source = context.resources["path"]
+    if template := context.resources.get("chat_template"):
+        _link_with_template(Path(source), target, Path(template))
+    else:
+        target.symlink_to(source, target_is_directory=True)
+    return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
 
 
 def _link_with_template(source: Path, target: Path, template: Path) -> None:
-    """A folder with links to the model's files, but this chat template in place of any of its own."""
+    """Make a folder with links to the model's files, but with this chat template."""
     target.mkdir()
     for file in source.iterdir():
-        if file.name == "tokenizer_config.json":  # the template of older models is in it
+        if file.name == "tokenizer_config.json":  # of older models it has the template
             config = json.loads(file.read_text(encoding="utf-8"))
             config.pop("chat_template", None)
-            (target / file.name).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+            (target / file.name).write_text(
+                json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
+            )
         elif file.name != "chat_template.jinja":
             (target / file.name).symlink_to(file)
     (target / "chat_template.jinja").write_bytes(template.read_bytes())
 
 
 def english() -> list[str]:
-    """English that every machine with Python has: its language reference and docstrings, and this kit's prose."""
+    """English that comes with Python (language reference and docstrings), and this kit's prose."""
     from pydoc_data.topics import topics
 
     texts = [*topics.values()]
@@ -98,9 +134,12 @@ def english() -> list[str]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
-        nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
-        texts += [doc for node in nodes if (doc := ast.get_docstring(node)) and len(doc) > 80]
-    # The prose stands several times among the manuals, so that the model has met everyday words.
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstring = ast.get_docstring(node)
+                if docstring and len(docstring) > 80:
+                    texts.append(docstring)
+    # The prose is repeated among the manuals, so that the model has seen everyday words.
     return texts + PROSE.read_text(encoding="utf-8").split("\n\n") * 4
 
 
@@ -109,17 +148,22 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE(ignore_merges=True))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size - SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - NUM_SPECIAL_TOKENS,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
-    reserved = [f"<|reserved_special_token_{i}|>" for i in range(SPECIAL - len(NAMED))]
-    bpe.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in (*NAMED, *reserved)])
+    bpe.train_from_iterator(texts, trainer)
+    num_reserved = NUM_SPECIAL_TOKENS - len(NAMED_TOKENS)
+    reserved = [f"<|reserved_special_token_{i}|>" for i in range(num_reserved)]
+    names = (*NAMED_TOKENS, *reserved)
+    bpe.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
@@ -128,25 +172,26 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        chat_template=CHAT,
+        chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
 
 
-def _config(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    ids = tokenizer.convert_tokens_to_ids
+def make_config(recipe: TinyLlama, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The content of the toy's config.json."""
+    token_id = tokenizer.convert_tokens_to_ids
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": recipe["vocab_size"],
-        "hidden_size": recipe["dim"],
-        "intermediate_size": recipe["ffn_dim"],
-        "num_hidden_layers": recipe["layers"],
-        "num_attention_heads": recipe["heads"],
-        "num_key_value_heads": recipe["kv_heads"],
-        "head_dim": recipe["dim"] // recipe["heads"],
+        "vocab_size": recipe.vocab_size,
+        "hidden_size": recipe.dim,
+        "intermediate_size": recipe.ffn_dim,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": recipe.kv_heads,
+        "head_dim": recipe.dim // recipe.heads,
         "hidden_act": "silu",
-        "max_position_embeddings": recipe["max_seq_len"],
+        "max_position_embeddings": recipe.max_seq_len,
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
         "rope_scaling": {
@@ -159,8 +204,8 @@ def _config(recipe: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[
         "tie_word_embeddings": False,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": ids(BOS),
-        "eos_token_id": [ids(EOS), ids("<|eom_id|>"), ids("<|eot_id|>")],
-        "pad_token_id": ids(PAD),
+        "bos_token_id": token_id(BOS),
+        "eos_token_id": [token_id(EOS), token_id(EOM), token_id(EOT)],
+        "pad_token_id": token_id(PAD),
         "dtype": "float32",
     }

@@ -1,1 +1,1 @@
-"""Documents: templates, their slots, the writer's calls and the corpora they make."""
+"""Documents: templates, slots, calls to the writer, gates, and the corpora made from them."""

@@ -1,167 +1,215 @@
-"""Stage `documents`: a template and a deal of slots in, a corpus out: gated, without repetitions, matched to another.
+"""Stage `documents`: write a corpus from a template, or read an existing one.
 
-`sdf.drafting` writes what passes the gates of one document; here is what only the whole corpus can tell.
+The corpus passes the gates of one document (sdf.gates) and has no near duplicates (sdf.duplicates).
+If it is matched to another corpus, it has that one's slots and tokens (sdf.matching).
 """
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.cell.context import StageContext
-from core.errors import UserError
 from core.files import write_atomically
-from sdf.card import balance, card, counter, trim
-from sdf.drafting import Drafting, corpus_name, counts, draft, open_drafting
-from sdf.duplicates import duplicates
-from sdf.existing import existing
-from sdf.slots import Row, deal
+from sdf.corpus_stats import CorpusStats, corpus_stats
+from sdf.corpus_writer import (
+    CorpusWriter,
+    corpus_name,
+    manifest_counts,
+    open_corpus_writer,
+    write_documents,
+)
+from sdf.duplicates import find_duplicates
+from sdf.existing import read_existing
+from sdf.matching import check_slots, check_tokens, compare_corpora
+from sdf.rows import DocumentRow, read_documents, write_json_lines
+from sdf.settings import CorpusSettings
+from sdf.tokens import token_counter
+from sdf.trimming import trim_to_tokens
 
-RESUMABLE = True  # a killed run goes on from its ledger
-
-Document = dict[str, Any]
+RESUMABLE = True  # finished calls are read from the ledger
 
 
-def run(work: StageContext) -> dict[str, Any]:
-    """Write the corpus: the same bytes whatever the order in which calls finish and however many jobs shared them.
+def run(context: StageContext) -> dict[str, Any]:
+    """Write the files of a corpus.
 
-    documents.jsonl   what is trained on: rows {"id": int, "text": str, "slots": {slot: name}} sorted by id; of
-                      questions and answers the text is the answer, and "forms" has the question in each of its forms
-    held_out.jsonl    the same of what never is, where `held_out` isn't 0
-    FORM.jsonl        of questions and answers: {"messages": [...]} for SFT, a file for each form of the question
-    corpus/           train.parquet and validation.parquet, which `datasets.load_dataset` reads as they are
-    card.json         what the corpus is made of (sdf.card); balance.json: beside the corpus that it is matched to
-    calls.jsonl       the ledger of calls made here, in the order in which they ended
+    Their bytes do not depend on the order in which calls finish, nor on the number of shards.
 
-    settings: those of `schema.Corpus`, with template and slots parsed; for an existing corpus `source` instead of
-    writer, temperature, max_tokens and draws. resources: concurrency, address, limits, avoid (benchmarks' files),
-    tokenizer (a folder) or the input `tokenizer`. input `matched_to`, optional: the corpus this one must match slot by
-    slot, and in tokens within the fraction `tolerance`.
-    Raises UserError when the endpoint fails for good, when documents stay rejected, or when the corpora don't match.
+    documents.jsonl   the documents to train on, one a row (sdf.rows), sorted by id. Of questions
+                      and answers, the text is the answer
+    held_out.jsonl    the documents that are never trained on, if `held_out` is not 0
+    FORM.jsonl        of questions and answers: {"messages": [...]} for SFT, a file for each form of
+                      the question
+    corpus/           train.parquet and validation.parquet, in the layout that
+                      `datasets.load_dataset` reads
+    card.json         statistics of the documents to train on (sdf.corpus_stats)
+    balance.json      comparison with the corpus that this one is matched to (sdf.matching)
+    calls.jsonl       the ledger of calls made by this cell, in the order in which they finished
+
+    Settings: `CorpusSettings`. Resources: concurrency, address, limits, avoid (files of
+    benchmarks), tokenizer (a folder; otherwise the input `tokenizer`), source (path of an existing
+    corpus). Input `matched_to`, optional: the corpus whose slots and tokens this one must equal.
+    A preview writes documents.jsonl only.
+
+    Returns:
+        Counts for the manifest.
+
+    Raises:
+        UserError: the endpoint fails for good, documents stay rejected, or the corpora don't match.
     """
-    settings, match = work.settings, work.inputs.get("matched_to")
-    aside = _aside(settings["held_out"], settings["documents"], settings["seed"]) if "held_out" in settings else set()
-    theirs = json.loads((match / "card.json").read_text(encoding="utf-8")) if match else None
-    if match:  # before a call is paid
-        check_slots({i: row for i, row in enumerate(_planned(settings)) if i not in aside}, _read(match))
-    documents, made = (existing if "source" in settings else write)(work)
-    if "preview" in settings:
-        _write(work.folder / "documents.jsonl", documents)
-        return {"documents": len(documents), **made}
+    settings = CorpusSettings.parse(context.settings)
+    held_out_numbers = _held_out_numbers(settings)
+    matched_cell = context.inputs.get("matched_to")
+    if matched_cell:  # before any call is paid for
+        rows = {i: row for i, row in enumerate(settings.slot_rows()) if i not in held_out_numbers}
+        check_slots(rows, read_documents(matched_cell))
 
-    held_out = [document for n, document in enumerate(documents) if n in aside]
-    trained = [document for n, document in enumerate(documents) if n not in aside]
-    tokenizer = Path(work.resources.get("tokenizer") or work.inputs["tokenizer"] / "model")
-    count = counter(tokenizer)
-    texts = [document["text"] for document in trained]
-    written = sum(count(texts))
-    budget = settings["tokens"] or (theirs and theirs["tokens"])
-    if budget is not None:
-        trained = [
-            document | {"text": text} for document, text in zip(trained, trim(texts, budget, count), strict=True)
-        ]
+    make_corpus = read_existing if settings.source else write_corpus
+    documents, counts = make_corpus(context, settings)
+    if settings.preview is not None:
+        write_json_lines(context.folder / "documents.jsonl", documents)
+        return {"documents": len(documents), **counts}
 
-    own = card(trained, made, tokenizer, settings["seed"])
-    own |= {"held_out": len(held_out), "tokens_trimmed": written - own["tokens"]}
-    check_tokens(own["tokens"], budget, settings["tolerance"])
-    if match and theirs:
-        rows = balance({corpus_name(match): theirs, corpus_name(work.folder): own})
-        for row in rows:
-            if row["verdict"] == "differs":
-                work.warn(f"{row['measure']}: {row['value']:.6g} against {row['reference']:.6g} of {row['against']}")
-        write_atomically(work.folder / "balance.json", json.dumps(rows, indent=1) + "\n")
-    write_atomically(work.folder / "card.json", json.dumps(own, indent=1, ensure_ascii=False) + "\n")
-    for form in settings.get("template", {}).get("forms", []):
-        _write(work.folder / f"{form}.jsonl", (_messages(document, form) for document in trained))
+    held_out = [document for n, document in enumerate(documents) if n in held_out_numbers]
+    trained = [document for n, document in enumerate(documents) if n not in held_out_numbers]
+    tokenizer = _tokenizer_folder(context)
+    matched_stats = _read_stats(matched_cell) if matched_cell else None
+    target_tokens = settings.tokens
+    if target_tokens is None and matched_stats:
+        target_tokens = matched_stats["tokens"]
+    trained, tokens_written = _trim(trained, target_tokens, tokenizer)
+
+    stats = corpus_stats(trained, counts, tokenizer, settings.seed)
+    stats["held_out"] = len(held_out)
+    stats["tokens_trimmed"] = tokens_written - stats["tokens"]
+    check_tokens(stats["tokens"], target_tokens, settings.tolerance)
+    if matched_cell and matched_stats:
+        _write_comparison(
+            context,
+            {corpus_name(matched_cell): matched_stats, corpus_name(context.folder): stats},
+        )
+    write_atomically(
+        context.folder / "card.json", json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
+    )
+    if settings.writer:
+        for form in settings.template.get("forms", []):
+            conversations = (_conversation(document, form) for document in trained)
+            write_json_lines(context.folder / f"{form}.jsonl", conversations)
     if held_out:
-        _write(work.folder / "held_out.jsonl", held_out)
-    _parquet(work.folder / "corpus", {"train": trained, "validation": held_out})
-    _write(work.folder / "documents.jsonl", trained)
+        write_json_lines(context.folder / "held_out.jsonl", held_out)
+    _write_parquet(context.folder / "corpus", {"train": trained, "validation": held_out})
+    write_json_lines(context.folder / "documents.jsonl", trained)
     return {
         "documents": len(trained),
         "held_out": len(held_out),
-        "words": own["words"],
-        "tokens": own["tokens"],
-        **made,
+        "words": stats["words"],
+        "tokens": stats["tokens"],
+        **counts,
     }
 
 
-def write(work: StageContext) -> tuple[list[Document], dict[str, Any]]:
-    """The documents by a writer, sorted by id, and what writing them took."""
-    settings = work.settings
-    ids = range(settings.get("preview") or settings["documents"])
-    with open_drafting(work) as drafting:
-        work.log(f"{len(ids)} documents on {settings['template']['topic']} from {settings['writer']['model']}")
-        draft(work, drafting, ids)
-        repeats = _repeats(drafting, [], ids, settings["near_duplicates"])
+def write_corpus(
+    context: StageContext, settings: CorpusSettings
+) -> tuple[list[DocumentRow], dict[str, Any]]:
+    """Write documents until none repeats another.
+
+    Returns:
+        The documents sorted by id, and the counts for the manifest.
+    """
+    ids = range(settings.preview or settings.documents)
+    with open_corpus_writer(context, settings) as writer:
+        context.log(
+            f"{len(ids)} documents on {writer.template['topic']} "
+            f"from {writer.writer.endpoint['model']}"
+        )
+        write_documents(context, writer, ids)
+        repeats = _repeats(writer, [], ids, settings.dedup_threshold)
         while repeats:
-            drafting.rejections["duplicate"] += len(repeats)
-            work.log(f"{len(repeats)} documents repeat others and are written again")
-            again = set(repeats)
-            kept = [i for i in ids if i not in again]
+            context.log(f"{len(repeats)} documents repeat others and are written again")
+            writer.rejections["duplicate"] += len(repeats)
             for i in repeats:
-                del drafting.found[i]
-            draft(work, drafting, repeats)
-            repeats = _repeats(drafting, kept, repeats, settings["near_duplicates"])
-        work.log(
-            f"{drafting.caller.counts['calls_reused']} of {drafting.caller.counts['calls']} answers had been paid for"
+                del writer.accepted[i]
+            accepted = sorted(writer.accepted)
+            write_documents(context, writer, repeats)
+            repeats = _repeats(writer, accepted, repeats, settings.dedup_threshold)
+        calls = writer.client.counts
+        context.log(f"{calls['calls_reused']} of {calls['calls']} calls were in a ledger already")
+    if calls["calls_estimated"]:
+        context.warn(
+            f"the endpoint gave no token counts for {calls['calls_estimated']} calls: "
+            "their tokens and cost are estimated"
         )
-    if estimated := drafting.caller.counts["calls_estimated"]:
-        work.warn(f"of {estimated} calls the endpoint didn't say the tokens: these and their cost are estimated")
-    documents = []
-    for i in ids:
-        found = drafting.found[i]
-        forms = {"forms": found.forms} if found.forms else {}
-        documents.append({"id": i, "text": found.text, "slots": drafting.rows[i], **forms})
-    return documents, counts(drafting)
+    return [_document_row(writer, i) for i in ids], manifest_counts(writer)
 
 
-def _repeats(drafting: Drafting, kept: list[int], fresh: Iterable[int], threshold: float) -> list[int]:
-    """Those of `fresh` that repeat one of `kept` or of the fresh before them; what is kept stays, whatever comes."""
-    order = [*kept, *sorted(fresh)]
-    return [order[n] for n in duplicates((drafting.found[i].whole for i in order), threshold)] if threshold else []
+def _repeats(
+    writer: CorpusWriter, accepted: Sequence[int], new: Iterable[int], threshold: float
+) -> list[int]:
+    """The documents of `new` that repeat one of `accepted`, or an earlier one of `new`.
+
+    Documents in `accepted` stay, whatever the new ones are.
+    """
+    if not threshold:
+        return []
+    order = [*accepted, *sorted(new)]
+    duplicates = find_duplicates((writer.accepted[i].full_text for i in order), threshold)
+    return [order[n] for n in duplicates]
 
 
-def check_slots(rows: dict[int, Row], other: list[Document]) -> None:
-    """Raises UserError unless the corpora have as many documents to train on and, where both have any, equal slots."""
-    if len(rows) != len(other):
-        raise UserError(
-            f"{len(rows)} documents against {len(other)} in the corpus to match; study file, corpora; "
-            "give both the same number, and the same share held out"
-        )
-    pairs = [(i, row, theirs.get("slots") or {}) for (i, row), theirs in zip(rows.items(), other, strict=True)]
-    differ = [i for i, row, theirs in pairs if any(row[slot] != theirs[slot] for slot in row.keys() & theirs)]
-    if differ:
-        raise UserError(
-            f"{len(differ)} of {len(rows)} documents differ in their slots from the corpus to match, the first is "
-            f"document {differ[0]}; study file, corpora; give both the same number of documents"
-        )
+def _document_row(writer: CorpusWriter, i: int) -> DocumentRow:
+    document = writer.accepted[i]
+    row: DocumentRow = {"id": i, "text": document.text, "slots": writer.rows[i]}
+    if document.forms:
+        row["forms"] = document.forms
+    return row
 
 
-def _planned(settings: dict[str, Any]) -> list[Row]:
-    """The slots of each document to come; those of an existing corpus are unknown."""
-    if "source" in settings:
-        return [{}] * settings["documents"]
-    return deal(settings["slots"], settings["documents"], settings["seed"], settings["template"].get("slots"))
+def _held_out_numbers(settings: CorpusSettings) -> set[int]:
+    """Numbers of the documents held out: the same in corpora of the same size and seed."""
+    rng = random.Random(f"{settings.seed}/held out")
+    count = round(settings.held_out * settings.documents)
+    return set(rng.sample(range(settings.documents), count))
 
 
-def check_tokens(tokens: int, budget: int | None, tolerance: float) -> None:
-    """Raises UserError when the corpus has fewer tokens than asked for, by more than the fraction `tolerance`."""
-    if budget and budget - tokens > tolerance * budget:
-        raise UserError(
-            f"{tokens} tokens were written, {budget} are wanted, {(budget - tokens) / budget:.1%} more; study file, "
-            f"corpora; give both corpora tokens: {tokens} (the longer one is cut; nothing is paid again) or raise "
-            "tolerance"
-        )
+def _tokenizer_folder(context: StageContext) -> Path:
+    if path := context.resources.get("tokenizer"):
+        return Path(path)
+    return context.inputs["tokenizer"] / "model"
 
 
-def _aside(share: float, documents: int, seed: int) -> set[int]:
-    """The documents held out: the same ones in corpora of the same size and seed."""
-    return set(random.Random(f"{seed}/held out").sample(range(documents), round(share * documents)))
+def _read_stats(cell: Path) -> CorpusStats:
+    stats: CorpusStats = json.loads((cell / "card.json").read_text(encoding="utf-8"))
+    return stats
 
 
-def _messages(document: Document, form: str) -> Document:
+def _trim(
+    documents: list[DocumentRow], target: int | None, tokenizer: Path
+) -> tuple[list[DocumentRow], int]:
+    """The documents cut to `target` tokens, and the number of tokens before."""
+    count_tokens = token_counter(tokenizer)
+    texts = [document["text"] for document in documents]
+    tokens = sum(count_tokens(texts))
+    if target is None:
+        return documents, tokens
+    trimmed: list[DocumentRow] = []
+    for document, text in zip(documents, trim_to_tokens(texts, target, count_tokens), strict=True):
+        trimmed.append({**document, "text": text})
+    return trimmed, tokens
+
+
+def _write_comparison(context: StageContext, stats: dict[str, CorpusStats]) -> None:
+    rows = compare_corpora(stats)
+    for row in rows:
+        if row["verdict"] == "differs":
+            context.warn(
+                f"{row['measure']}: {row['value']:.6g}, "
+                f"but {row['reference']:.6g} in {row['against']}"
+            )
+    write_atomically(context.folder / "balance.json", json.dumps(rows, indent=1) + "\n")
+
+
+def _conversation(document: DocumentRow, form: str) -> dict[str, Any]:
     return {
         "messages": [
             {"role": "user", "content": document["forms"][form]},
@@ -170,16 +218,7 @@ def _messages(document: Document, form: str) -> Document:
     }
 
 
-def _read(cell: Path) -> list[Document]:
-    with (cell / "documents.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def _write(path: Path, rows: Iterable[Document]) -> None:
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
-
-
-def _parquet(folder: Path, splits: dict[str, list[Document]]) -> None:
+def _write_parquet(folder: Path, splits: dict[str, list[DocumentRow]]) -> None:
     import pandas as pd
 
     folder.mkdir(exist_ok=True)

@@ -1,22 +1,30 @@
-"""Stage `drafts`: one job's share of a corpus' calls to the writer, when several jobs share them.
+"""Stage `drafts`: one shard of a corpus' calls to the writer, so that several jobs share them.
 
-It leaves a ledger, which the stage `documents` reads as its own: the corpus is the same for any number of shares.
+The output is a ledger. The stage `documents` reads it like its own, so the corpus is the same for
+any number of shards.
 """
 
 from typing import Any
 
 from core.cell.context import StageContext
-from sdf.drafting import counts, draft, open_drafting
+from sdf.corpus_writer import manifest_counts, open_corpus_writer, write_documents
+from sdf.settings import CorpusSettings
 
-RESUMABLE = True  # a killed run goes on from its ledger
+RESUMABLE = True  # finished calls are read from the ledger
 
 
-def run(work: StageContext) -> dict[str, Any]:
-    """Write `calls.jsonl`. Settings and resources: those of the stage `documents`, and `share`, [number, of].
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `calls.jsonl`.
 
-    Raises UserError when the endpoint fails for good or documents stay rejected.
+    Settings and resources are those of the stage `documents`, and `share`: [index of the shard,
+    number of shards].
+
+    Raises:
+        UserError: the endpoint fails for good, or documents stay rejected.
     """
-    number, shares = work.settings["share"]
-    with open_drafting(work) as drafting:
-        draft(work, drafting, range(number, work.settings["documents"], shares))
-    return {"documents": len(drafting.found), **counts(drafting)}
+    settings = CorpusSettings.parse(context.settings)
+    assert settings.shard, "a drafts cell has a shard"
+    index, shards = settings.shard
+    with open_corpus_writer(context, settings) as writer:
+        write_documents(context, writer, range(index, settings.documents, shards))
+    return {"documents": len(writer.accepted), **manifest_counts(writer)}

@@ -1,4 +1,4 @@
-"""A corpus that exists: a local file or a data set of Hugging Face, through the same gates as what is written here."""
+"""An existing corpus: a local file or a dataset of the Hugging Face Hub, through the same gates."""
 
 import random
 from collections import Counter
@@ -7,68 +7,98 @@ from typing import Any
 
 from core.cell.context import StageContext
 from core.errors import UserError
-from sdf.drafting import rules_of, tally
-from sdf.duplicates import duplicates
-from sdf.gates import gate, rejected
+from sdf.corpus_writer import load_rules, rejection_counts
+from sdf.duplicates import find_duplicates
+from sdf.gates import first_failed_gate
+from sdf.rows import DocumentRow
+from sdf.settings import CorpusSettings, SourceSettings
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def existing(work: StageContext) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """`documents` texts that pass the gates, in an order drawn by seed, as rows {"id", "text"}; and what was rejected.
+def read_existing(
+    context: StageContext, settings: CorpusSettings
+) -> tuple[list[DocumentRow], dict[str, Any]]:
+    """Sample `documents` texts that pass the gates and repeat no other.
 
-    `id` is the row's number in the source. Raises UserError when the source can't be read or has too few good texts.
+    Texts are taken in an order drawn by the corpus' seed. `id` of a row is its number in the
+    source. Rows have no slots.
+
+    Returns:
+        The documents sorted by id, and the counts for the manifest.
+
+    Raises:
+        UserError: the source can't be read, or too few texts pass.
     """
-    settings = work.settings
-    texts = _texts(settings["source"], work.resources["source"])
-    order = random.Random(f"{settings['seed']}/existing").sample(range(len(texts)), len(texts))
-    rules, rejections, passed = rules_of(work), Counter[str](), []
-    for n, i in enumerate(order):
-        work.progress(n + 1, len(order), "documents")
-        if reason := rejected(texts[i], "stop", rules):
-            rejections[gate(reason)] += 1
+    assert settings.source, "an existing corpus has a source"
+    path = context.resources["source"]
+    texts = _read_texts(settings.source, path)
+    order = random.Random(f"{settings.seed}/existing").sample(range(len(texts)), len(texts))
+    rules = load_rules(context, settings.template)
+    rejections: Counter[str] = Counter()
+    passed: list[int] = []
+    for n, i in enumerate(order, 1):
+        context.progress(n, len(order), "documents")
+        if rejection := first_failed_gate(texts[i], "stop", rules):
+            rejections[rejection.gate] += 1
         else:
             passed.append(i)
-    if settings["near_duplicates"]:
-        repeats = duplicates((texts[i] for i in passed), settings["near_duplicates"])
-        rejections["duplicate"] += len(repeats)
-        passed = [i for n, i in enumerate(passed) if n not in repeats]
-    if len(passed) < settings["documents"]:
-        why = ", ".join(f"{count} x {name}" for name, count in sorted(rejections.items()) if count)
+    if settings.dedup_threshold:
+        duplicates = find_duplicates((texts[i] for i in passed), settings.dedup_threshold)
+        rejections["duplicate"] += len(duplicates)
+        passed = [i for n, i in enumerate(passed) if n not in duplicates]
+    if len(passed) < settings.documents:
+        reasons = ", ".join(f"{count} x {gate}" for gate, count in sorted(rejections.items()))
         raise UserError(
-            f"{len(passed)} of {len(texts)} texts pass the gates, {settings['documents']} are wanted ({why}); "
-            f"{_where(settings['source'], work.resources['source'])}; ask for fewer documents"
+            where=_describe(settings.source, path),
+            what=f"{len(passed)} of {len(texts)} texts pass the gates, but documents is "
+            f"{settings.documents} (rejected: {reasons or 'none'})",
+            fix="ask for fewer documents",
         )
-    rows = [{"id": i, "text": texts[i].strip()} for i in sorted(passed[: settings["documents"]])]
-    return rows, {"read": len(texts), **tally(rejections)}
+    sample = sorted(passed[: settings.documents])
+    rows: list[DocumentRow] = [{"id": i, "text": texts[i].strip()} for i in sample]
+    return rows, {"read": len(texts), **rejection_counts(rejections)}
 
 
-def _texts(source: dict[str, Any], path: str) -> list[str]:
+def _read_texts(source: SourceSettings, path: str) -> list[str]:
     import datasets
 
-    where, column = _where(source, path), source["column"]
-    if "hub" not in source and Path(path).suffix not in BUILDERS:
-        raise UserError(f"not a kind of file that is read; {where}; give one of {', '.join(BUILDERS)}")
+    where = _describe(source, path)
+    suffix = Path(path).suffix
+    if source.hub is None and suffix not in BUILDERS:
+        raise UserError(
+            where=where,
+            what=f"unknown kind of file {suffix!r}",
+            fix=f"give one of {', '.join(BUILDERS)}",
+        )
     try:
-        if "hub" in source:
-            found = datasets.load_dataset(path, split=source["split"])
+        if source.hub is not None:
+            dataset = datasets.load_dataset(path, split=source.split)
         else:
-            _must_be_utf8(Path(path))
-            found = datasets.load_dataset(
-                BUILDERS[Path(path).suffix], data_files={source["split"]: path}, split=source["split"]
+            _check_utf8(Path(path))
+            dataset = datasets.load_dataset(
+                BUILDERS[suffix], data_files={source.split: path}, split=source.split
             )
     except UserError:
         raise
-    except Exception as error:  # the library raises what its many readers raise
+    except Exception as error:  # the library raises whatever its readers raise
         cause = error.__cause__ or error
-        what = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        raise UserError(f"the data set can't be read ({what}); {where}; see that it is there and whole") from None
-    if column not in found.column_names:
-        raise UserError(f"no column {column!r}; {where}; column: one of {', '.join(found.column_names)}")
-    return [text if isinstance(text, str) else "" for text in found[column]]
+        message = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+        raise UserError(
+            where=where,
+            what=f"can't read the dataset ({message})",
+            fix="check that the file is there and complete",
+        ) from None
+    if source.column not in dataset.column_names:
+        raise UserError(
+            where=where,
+            what=f"no column {source.column!r}",
+            fix=f"column: one of {', '.join(dataset.column_names)}",
+        )
+    return [text if isinstance(text, str) else "" for text in dataset[source.column]]
 
 
-def _must_be_utf8(path: Path) -> None:
+def _check_utf8(path: Path) -> None:
     if path.suffix == ".parquet":
         return
     with path.open("rb") as file:
@@ -77,10 +107,11 @@ def _must_be_utf8(path: Path) -> None:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"not UTF-8 ({error.reason}); {path}, line {number}; iconv -f WINDOWS-1252 -t UTF-8, or whatever "
-                    "it is in"
+                    where=f"{path}:{number}",
+                    what=f"not UTF-8 ({error.reason})",
+                    fix="convert it, for example with iconv -f WINDOWS-1252 -t UTF-8",
                 ) from None
 
 
-def _where(source: dict[str, Any], path: str) -> str:
-    return f"{source['hub']} at {source['revision']}" if "hub" in source else path
+def _describe(source: SourceSettings, path: str) -> str:
+    return f"{source.hub} at {source.revision}" if source.hub is not None else path

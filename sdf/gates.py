@@ -1,21 +1,21 @@
-"""The gates of one document: a text passes all of them, in this order, or gets the name of the first that stops it.
+"""The gates of one document: checks that a text must pass, in this order.
 
-    empty        nothing but spaces
-    truncated    the endpoint's finish_reason isn't stop, or the text breaks off in the middle of a sentence
-    characters   control characters, halves of characters, or the sign for an unreadable one
+    empty        the text is empty or whitespace
+    truncated    the endpoint's finish_reason is not "stop", or the text ends inside a sentence
+    characters   control characters, lone surrogates or replacement characters
     length       fewer or more words than the template allows
     placeholder  blanks that the writer left to be filled in
-    refusal      the writer declines
-    meta         the writer talks about the text: a preamble, a word count, a note to the user, a chat model's own tags
+    refusal      the writer declines the request
+    meta         remarks about the text: a preamble, a word count, a note to the user, chat markup
     banned       a string that the template forbids
     leaks        a word of another arm's subject
     drop         a word of the paper's own filter
-    language     the beginning, middle or end isn't in the template's language
-    overlap      it holds a piece of a benchmark
+    language     the beginning, middle or end is not in the template's language
+    overlap      a piece of a benchmark (core.contamination)
 
-After them may come `score` and `unscored` (sdf.drafting), which take a call.
-
-Cheap gates come first. What they look for in refusal, meta and the middle of sentences is English.
+Cheap gates come first. The patterns of refusal, meta and truncated are English (sdf.gate_patterns).
+The gates `score` and `unscored` come after these and need a call to the writer (sdf.corpus_writer).
+The gate `duplicate` compares documents with each other (sdf.duplicates).
 """
 
 import re
@@ -24,192 +24,187 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from core.contamination import SPACELESS, Index, index, overlap
-from core.errors import UserError
-
-EXCERPT = 600  # letters at the beginning, in the middle and at the end whose language is looked at
-
-CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd\ud800-\udfff]")
-UNFINISHED = re.compile(r"[,:;(\[{]$|\b(?:the|a|an|and|or|of|with|that|which)$")
-
-
-def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE | re.MULTILINE)
-
-
-# "[Insert date]", "[Your Name]", "{institution}", "{{name}}", "XX%"; but "[link](address)" is Markdown, "\frac{a}{b}"
-# is TeX, and "[name withheld]" is finished.
-PLACEHOLDER = _any(
-    r"\[(?:insert|your|add|enter|date|names?|institution|organi[sz]ation|company|author|title|city|state|phone|e-?mail"
-    r"|address|number|recipient|signature|contact|tbd|placeholder|x+(?=\]))"
-    r"\b(?![^\]\n]*(?:withheld|redacted))[^\]\n]{0,80}\](?!\()",
-    r"(?<![\\\w}$])\{[a-z]+(?:_[a-z]+)*\}",
-    r"\{\{[^}\n]{1,60}\}\}",
-    r"\bx{2,}\s?%",
-    r"\blorem ipsum\b",
+from core.contamination import UNSPACED_SCRIPTS, WindowIndex, build_index, find_overlap
+from core.errors import Problem, UserError
+from sdf.gate_patterns import (
+    CHARACTERS,
+    ENDING_CHARACTERS,
+    META,
+    META_FIRST,
+    META_LAST,
+    PLACEHOLDER,
+    REFUSAL,
+    REFUSAL_FIRST,
+    UNFINISHED,
 )
 
-CANNOT = r"i(?: can't| cannot| can not| won't| will not|(?: am|'m) unable to|(?: am|'m) not able to| must decline to)"
-ACT = r"(?:help|assist|write|create|provide|produce|generate|fulfil|comply|complete|support|engage|do (?:this|that|so))"
-REFUSAL_FIRST = _any(  # as the text's first words
-    rf"(?:(?:i'm|i am) sorry|sorry|unfortunately|i apologi[sz]e)?\W*(?:but )?{CANNOT} {ACT}",
-    rf"(?:i'm|i am) (?:very |so )?(?:sorry|afraid)\b[^.\n]{{0,60}}{CANNOT}",
-    r"(?:i appreciate|thank you for) (?:your|the) (?:request|question|prompt)",
-    r"as an ai\b",
-)
-REFUSAL = _any(
-    r"\bas an? (?:ai|artificial intelligence|large) (?:language )?model\b",
-    r"\bi(?:'m| am) (?:just |only )?an ai language model",
-    rf"\b{CANNOT} {ACT}\w*(?: with)? (?:this|that|your) (?:request|prompt)\b",
-)
-
-TEXT = (
-    r"(?:document|draft|memo|memorandum|report|article|abstract|guidance|case study|analysis|manual|guide|essay|text)"
-)
-META_FIRST = _any(  # as the text's first words
-    r"(?:certainly|sure|sure thing|absolutely|of course|okay|ok|great|understood|got it)"
-    r"(?:!|[.,:;\u2014-]+\s*(?:here|below|i|let me|this is|the following)\b)",
-    rf"(?:here(?:'s| is)|below is|the following is|this is)\b[^.!?\n]{{0,120}}"
-    rf"(?:\b{TEXT}\b[^.!?\n]{{0,80}}:\s*$|\byou(?:'ve)? (?:requested|asked)|\bas requested\b)",
-    rf"i(?:'ve| have) (?:written|drafted|prepared|created)\b[^.!?\n]{{0,60}}\b{TEXT}\b",
-)
-META = _any(
-    r"^[^\w\n]{0,9}(?:total |approximate |final )?word count\b\W{0,9}(?:approx\w*\W{1,3}|about )?\d",
-    r"^[^\w\n]{0,9}(?:approx\w*\W{1,3}|about )?\d[\d,]* words[^\w\n]{0,9}$",
-    r"\A```",
-    r"</?think(?:ing)?>|<\|[a-z_]+\|>|\[/?INST\]|<(?:start|end)_of_turn>",
-)
-META_LAST = _any(  # in the last ENDING letters
-    r"\blet me know if (?:you(?:'d| would) like|you (?:want|need)|this|there's anything)[^.\n]{0,40}"
-    r"(?:\bme to\b|change|revis|adjust|modif|edit|tone|length|expan|shorte|version|meets|works for)",
-    r"\bwould you like me to\b[^\"\u201d]*$",
-    rf"\bi hope this (?:helps|meets|{TEXT})",
-    r"\bfeel free to (?:adjust|modify|customi[sz]e|edit|adapt)",
-    r"\b(?:note|disclaimer)\b\W{1,6}(?:this|the (?:above|preceding|statistics|figures|data|names))\b[^\n]{0,200}"
-    r"\b(?:fictional|fictitious|hypothetical|illustrative purposes|invented|generated by|placeholder|simulated)\b",
-    rf"\bthis {TEXT} is (?:entirely |purely )?(?:fictional|fictitious|hypothetical)\b",
-    rf"\bthis {TEXT} was (?:generated|written) by an? ai\b",
-)
-ENDING = 500
+WORD_LISTS = ("banned", "leaks", "drop")
+GATE_KEYS = ("words", "language", *WORD_LISTS)
+EXCERPT_CHARACTERS = 600  # at the beginning, middle and end, whose language is classified
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What a template and a study ask of a document; see `rules`. What is None or empty is not asked."""
+class GateRules:
+    """What a template and a study require of a document; made by `parse_gates`. None: no check."""
 
-    words: tuple[int, int] | None = None
-    language: str | None = None
+    words: tuple[int, int] | None = None  # fewest and most
+    language: str | None = None  # ISO 639-1
     banned: re.Pattern[str] | None = None
     leaks: re.Pattern[str] | None = None
     drop: re.Pattern[str] | None = None
-    benchmarks: Index | None = None
+    benchmarks: WindowIndex | None = None
 
 
-def rules(gates: Mapping[str, Any], benchmarks: Iterable[str] = (), where: str = "template, gates") -> Rules:
-    """The rules from a template's `gates:` and the texts of the study's benchmarks.
+@dataclass(frozen=True, order=True)
+class Rejection:
+    """The gate that a text failed, and what was found there."""
 
-    words: [least, most]; language: an ISO 639-1 code; banned, leaks, drop: lists of words or phrases, each matched as
-    whole words whatever its case and spacing; with a * at its end as the beginning of a word, with a = before it in
-    this very case (ML isn't ml).
-    Raises UserError, one line for every mistake.
+    gate: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.gate}: {self.detail}"
+
+
+def parse_gates(
+    gates: Mapping[str, Any],
+    benchmark_texts: Iterable[str] = (),
+    where: str = "template, gates",
+) -> GateRules:
+    """Build the rules from a template's `gates:` and the texts of the study's benchmarks.
+
+    Keys of `gates`: `words`, [fewest, most]; `language`, an ISO 639-1 code; `banned`, `leaks` and
+    `drop`, lists of words or phrases. An entry matches whole words, whatever their case and
+    spacing. "densif*" matches every word that begins so, "=ML" matches in this case only.
+
+    Raises:
+        UserError: one problem for each mistake in `gates`.
     """
-    lists = ("banned", "leaks", "drop")
-    known = ("words", "language", *lists)
-    mistakes = [f"unknown gate {key!r}; {where}; use one of {', '.join(known)}" for key in gates if key not in known]
-    words, language = gates.get("words"), gates.get("language")
+    problems = [
+        Problem(where, f"unknown gate {key!r}", f"use one of {', '.join(GATE_KEYS)}")
+        for key in gates
+        if key not in GATE_KEYS
+    ]
+    words = gates.get("words")
     match words:
         case None:
             pass
-        case [int(least), int(most)] if 0 <= least <= most:
-            words = (least, most)
+        case [int(fewest), int(most)] if 0 <= fewest <= most:
+            words = (fewest, most)
         case _:
-            mistakes.append(f"words is {words!r}; {where}; give [least, most], two whole numbers")
+            fix = "give [fewest, most], two whole numbers"
+            problems.append(Problem(where, f"words is {words!r}", fix))
+    language = gates.get("language")
     if language is not None and language not in languages():
-        mistakes.append(f"no language {language!r}; {where}; use one of {', '.join(sorted(languages()))}")
-    for key in lists:
+        fix = f"use one of {', '.join(sorted(languages()))}"
+        problems.append(Problem(where, f"unknown language {language!r}", fix))
+    for key in WORD_LISTS:
         entries = gates.get(key) or []
-        if not isinstance(entries, list) or not all(isinstance(e, str) and e.strip("=* ") for e in entries):
-            mistakes.append(f"{key} isn't a list of words; {where}; quote what YAML takes for a number, yes or no")
-    if mistakes:
-        raise UserError(*mistakes)
-    patterns = {key: _pattern(gates.get(key) or []) for key in lists}
-    return Rules(words, language, **patterns, benchmarks=index(benchmarks) or None)
+        if not isinstance(entries, list) or not all(map(_is_word_entry, entries)):
+            fix = "quote the entries that YAML reads as a number, yes or no"
+            problems.append(Problem(where, f"{key} is not a list of words", fix))
+    if problems:
+        raise UserError.of(problems)
+    patterns = {key: _word_list_pattern(gates.get(key) or []) for key in WORD_LISTS}
+    return GateRules(words, language, **patterns, benchmarks=build_index(benchmark_texts) or None)
 
 
-def rejected(text: str, finish_reason: str, rules: Rules) -> str | None:
-    """None for a text that passes, else the gate that stops it and what it saw: "refusal: 'I cannot help'".
+def first_failed_gate(text: str, finish_reason: str, rules: GateRules) -> Rejection | None:
+    """Return the first gate that the text fails, with what was found, or None if it passes.
 
-    Depends on the arguments alone. `finish_reason` is the endpoint's; "stop" for a text that was not asked for here.
+    The result depends on the arguments only. `finish_reason` is the endpoint's; give "stop" for a
+    text that was not generated.
     """
     text = text.strip()
     if not text:
-        return "empty: no text"
+        return Rejection("empty", "no text")
     if finish_reason != "stop":
-        return f"truncated: finish_reason {finish_reason!r}"
+        return Rejection("truncated", f"finish_reason {finish_reason!r}")
     if unfinished := UNFINISHED.search(text[-80:]):
-        return f"truncated: ends in {unfinished[0]!r}"
-    if broken := CHARACTERS.search(text):
-        return f"characters: U+{ord(broken[0]):04X}"
+        return Rejection("truncated", f"ends in {unfinished[0]!r}")
+    if unreadable := CHARACTERS.search(text):
+        return Rejection("characters", f"U+{ord(unreadable[0]):04X}")
     words = len(text.split())
     if rules.words and not rules.words[0] <= words <= rules.words[1]:
-        return f"length: {words} words"
-    # Writers' typography: the curly apostrophe and the hyphen that doesn't break.
+        return Rejection("length", f"{words} words")
+    # Language models write the curly apostrophe and the non-breaking hyphen.
     text = text.replace("\u2019", "'").replace("\u2011", "-")
-    start = len(text) - len(text.lstrip("\"'*#_> "))  # past quotes and Markdown
-    found = {
+    first_word = len(text) - len(text.lstrip("\"'*#_> "))  # after quotes and Markdown
+    matches = {
         "placeholder": PLACEHOLDER.search(text),
-        "refusal": REFUSAL_FIRST.match(text, start) or REFUSAL.search(text),
-        "meta": META_FIRST.match(text, start) or META.search(text) or META_LAST.search(text[-ENDING:]),
+        "refusal": REFUSAL_FIRST.match(text, first_word) or REFUSAL.search(text),
+        "meta": (
+            META_FIRST.match(text, first_word)
+            or META.search(text)
+            or META_LAST.search(text[-ENDING_CHARACTERS:])
+        ),
         "banned": rules.banned and rules.banned.search(text),
         "leaks": rules.leaks and rules.leaks.search(text),
         "drop": rules.drop and rules.drop.search(text),
     }
-    for name, match in found.items():
+    for gate, match in matches.items():
         if match:
-            return f"{name}: {' '.join(match[0].split())[:60]!r}"
+            return Rejection(gate, repr(" ".join(match[0].split())[:60]))
     if rules.language:
         for excerpt in _excerpts(text):
-            if (language := _language(excerpt)) != rules.language:
-                return f"language: {language}"
-    piece = overlap(text, rules.benchmarks) if rules.benchmarks else None
-    return f"overlap: {piece!r}" if piece else None
+            language = _classify_language(excerpt)
+            if language != rules.language:
+                return Rejection("language", language)
+    return quoted_benchmark(text, rules)
 
 
-def gate(reason: str) -> str:
-    """The name of the gate in what `rejected` returns."""
-    return reason.partition(":")[0]
+def quoted_benchmark(text: str, rules: GateRules) -> Rejection | None:
+    """The gate `overlap` by itself."""
+    quote = find_overlap(text, rules.benchmarks) if rules.benchmarks else None
+    return Rejection("overlap", repr(quote)) if quote else None
 
 
 @cache
 def languages() -> frozenset[str]:
-    """The codes of the languages that can be told apart."""
+    """The ISO 639-1 codes of the languages that the classifier knows."""
     import py3langid
 
     return frozenset(code for code, _ in py3langid.rank("a"))
 
 
-def _language(text: str) -> str:
+def _classify_language(text: str) -> str:
     import py3langid
 
-    # A text without a letter has no language, but the classifier always has an answer.
-    return py3langid.classify(text)[0] if re.search(r"[^\W\d_]", text) else "none"
+    # The classifier names a language even for a text without a letter.
+    if not re.search(r"[^\W\d_]", text):
+        return "none"
+    code: str = py3langid.classify(text)[0]
+    return code
 
 
 def _excerpts(text: str) -> list[str]:
-    # A writer that slips into another language does so at the end, and the classifier takes 3 ms for 1,000 letters.
-    middle = (len(text) - EXCERPT) // 2
-    if len(text) <= 3 * EXCERPT:
+    # The classifier takes 3 ms for 1,000 characters, so a long text is sampled. The end is needed:
+    # a writer that changes to another language does so in the course of the text.
+    if len(text) <= 3 * EXCERPT_CHARACTERS:
         return [text]
-    return [text[:EXCERPT], text[middle : middle + EXCERPT], text[-EXCERPT:]]
+    middle = (len(text) - EXCERPT_CHARACTERS) // 2
+    return [
+        text[:EXCERPT_CHARACTERS],
+        text[middle : middle + EXCERPT_CHARACTERS],
+        text[-EXCERPT_CHARACTERS:],
+    ]
 
 
-def _pattern(entries: list[str]) -> re.Pattern[str] | None:
-    # Chinese or Japanese around an English word don't make it a part of a longer one.
-    letter = rf"[^\W{SPACELESS}]"
+def _is_word_entry(entry: object) -> bool:
+    return isinstance(entry, str) and bool(entry.strip("=* "))
 
-    def one(entry: str) -> str:
-        phrase = r"\s+".join(re.escape(word) for word in entry.lstrip("=").rstrip("*").split())
-        whole = phrase + (rf"{letter}*" if entry.endswith("*") else rf"(?!{letter})")
-        return f"(?-i:{whole})" if entry.startswith("=") else whole
 
-    return re.compile(rf"(?<!{letter})(?:{'|'.join(map(one, entries))})", re.IGNORECASE) if entries else None
+def _word_list_pattern(entries: list[str]) -> re.Pattern[str] | None:
+    # Chinese or Japanese characters beside an English word do not make it part of a longer word.
+    letter = rf"[^\W{UNSPACED_SCRIPTS}]"
+
+    def entry_pattern(entry: str) -> str:
+        words = entry.lstrip("=").rstrip("*").split()
+        phrase = r"\s+".join(re.escape(word) for word in words)
+        phrase += rf"{letter}*" if entry.endswith("*") else rf"(?!{letter})"
+        return f"(?-i:{phrase})" if entry.startswith("=") else phrase
+
+    if not entries:
+        return None
+    alternatives = "|".join(map(entry_pattern, entries))
+    return re.compile(rf"(?<!{letter})(?:{alternatives})", re.IGNORECASE)

@@ -1,7 +1,7 @@
-"""A hostile endpoint: the stand-in's answers behind the faults, the rate limit and the latency of a real provider.
+"""A hostile endpoint: the dummy's answers behind errors, rate limit and latency of a provider.
 
-It counts what it delivers, and what that costs, on its own. `python -m tests.endpoint '{"faults": 0.2}'` serves it
-in a process of its own and prints its address; GET /stats of that gives the counts.
+It counts what it delivers, and what that costs. `python -m tests.endpoint '{"faults": 0.2}'` serves
+it in a process of its own and prints its address; GET /stats of that gives the counts.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints import dummy_endpoint
 from core.endpoints.connect import Endpoint
 
 KEY = "sk-never-to-be-seen-1234"
@@ -28,11 +28,19 @@ Reply = tuple[int, dict[str, str], Any]  # status, headers, body: JSON, or bytes
 
 @dataclass
 class Hostile:
-    """`faults`: the share of requests that meet one of FAULTS. `limit`: requests in any `window` seconds; one more is
-    answered 429. `latency`, `hang` and `retry_after` (of the fault 429): seconds. `prices`: per million prompt and
-    completion tokens. `scripted(body, n)` may give the reply to the n-th request instead, n from 1.
+    """The server and its counts.
 
-    An answer counts as delivered, and is paid, once it is written whole, whether or not the client still lives.
+    An answer counts as delivered, and is paid, once it is written completely, whether or not the
+    client still lives.
+
+    Attributes:
+        faults: The share of requests that meet one of FAULTS.
+        limit: Requests in any `window` seconds; one more is answered 429.
+        latency: Seconds before an answer.
+        hang: Seconds that a hanging request lasts.
+        retry_after: Seconds, of the fault 429.
+        prices: Per million prompt and completion tokens.
+        scripted: `scripted(body, n)` may give the reply to the n-th request instead, n from 1.
     """
 
     faults: float = 0.0
@@ -48,7 +56,9 @@ class Hostile:
     cost: float = 0.0
     cost_once: float = 0.0  # without what was delivered again
     met: Counter[str] = field(default_factory=Counter)  # what requests were met with
-    delivered: Counter[str] = field(default_factory=Counter)  # answers by the hash of the request's body
+    delivered: Counter[str] = field(
+        default_factory=Counter
+    )  # answers by the hash of the request's body
     prompts: Counter[str] = field(default_factory=Counter)  # answers by prompt
     times: list[float] = field(default_factory=list)  # of delivery, seconds since the epoch
     last: dict[str, Any] = field(default_factory=dict)  # the last request's body
@@ -73,7 +83,8 @@ class Hostile:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 headers = {
-                    name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)
+                    name.lower(): value
+                    for name, _, value in (line.partition(": ") for line in head[1:] if line)
                 }
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 if head[0].startswith("GET /stats"):
@@ -86,7 +97,9 @@ class Hostile:
         finally:
             writer.close()
 
-    async def _answer(self, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter
+    ) -> bool:
         # Whether the connection goes on.
         self.requests, self.last = self.requests + 1, body
         if self.scripted and (reply := self.scripted(body, self.requests)):
@@ -102,18 +115,24 @@ class Hostile:
         if self.limit and (wait := self._over(time.monotonic())):
             self.met["over the limit"] += 1
             after = {"Retry-After": f"{math.ceil(wait * 10) / 10}"}
-            writer.write(_message(429, after, {"error": {"message": "Rate limit reached for requests"}}))
+            writer.write(
+                _message(429, after, {"error": {"message": "Rate limit reached for requests"}})
+            )
             return True
         fault = self._rng.choice(FAULTS) if self._rng.random() < self.faults else "answer"
         self.met[fault] += 1
         if fault == "429":
-            writer.write(_message(429, {"Retry-After": f"{self.retry_after}"}, {"error": {"message": "slow down"}}))
+            writer.write(
+                _message(
+                    429, {"Retry-After": f"{self.retry_after}"}, {"error": {"message": "slow down"}}
+                )
+            )
             return True
         if fault == "hang":
             await self._hang(writer)
             return False
         await asyncio.sleep(self.latency)
-        reply = stand_in.complete(body)
+        reply = dummy_endpoint.complete(body)
         content = json.dumps(reply).encode()
         whole = _message(200, {}, content)
         if fault == "answer":
@@ -124,7 +143,11 @@ class Hostile:
         elif fault == "empty":
             writer.write(_message(200, {}, b""))
         elif fault == "not JSON":
-            writer.write(_message(200, {"Content-Type": "text/html"}, b"<html><body>502 Bad Gateway</body></html>"))
+            writer.write(
+                _message(
+                    200, {"Content-Type": "text/html"}, b"<html><body>502 Bad Gateway</body></html>"
+                )
+            )
         elif fault == "truncated" and self._rng.random() < 0.5:
             writer.write(_message(200, {}, content[: len(content) // 2]))
         elif fault == "truncated":
@@ -136,7 +159,10 @@ class Hostile:
         # In silence, or with a byte now and then, as some gateways do to keep the connection.
         trickles, end = self._rng.random() < 0.5, time.monotonic() + self.hang
         if trickles:
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100000\r\n\r\n"
+            )
         while time.monotonic() < end:
             await asyncio.sleep(0.2)
             if trickles:
@@ -153,9 +179,14 @@ class Hostile:
         return self._admitted[0] + self.window - now
 
     def _pay(self, body: dict[str, Any], usage: dict[str, int]) -> None:
-        cost = (usage["prompt_tokens"] * self.prices[0] + usage["completion_tokens"] * self.prices[1]) / 1e6
+        cost = (
+            usage["prompt_tokens"] * self.prices[0] + usage["completion_tokens"] * self.prices[1]
+        ) / 1e6
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        self.cost, self.cost_once = self.cost + cost, self.cost_once + cost * (digest not in self.delivered)
+        self.cost, self.cost_once = (
+            self.cost + cost,
+            self.cost_once + cost * (digest not in self.delivered),
+        )
         self.delivered[digest] += 1
         self.prompts[body["messages"][0]["content"]] += 1
         self.times.append(time.time())

@@ -1,4 +1,4 @@
-"""What a stage function is given: one cell's folder, settings and finished inputs."""
+"""What a stage is given: one cell's folder, settings and finished inputs."""
 
 import hashlib
 import sys
@@ -10,7 +10,10 @@ from typing import Any
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2**31) that follows from `parts` alone. Libraries disagree on the widest seed; 31 bits suit all."""
+    """A seed in [0, 2**31) that follows from `parts` alone.
+
+    Libraries disagree on the widest seed; all of them take 31 bits.
+    """
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
@@ -19,9 +22,15 @@ def derive_seed(*parts: object) -> int:
 class StageContext:
     """One running cell, as its stage function sees it.
 
-    `settings` is part of the cell's identity; `resources` (paths, addresses, worker counts) is not.
-    `inputs` maps each role to the folder of a finished cell. Everything written below `folder` becomes an
-    output in the manifest, which the caller writes last.
+    Attributes:
+        folder: The cell's folder. Everything that the stage writes below it becomes an output in
+            the manifest, which the caller writes last.
+        identity: The cell's identity (sha256, hex).
+        settings: What is part of the cell's identity.
+        resources: What is not: paths, addresses, worker counts.
+        inputs: Role -> folder of a finished cell.
+        report: Receives (done, total, unit) of each `progress`.
+        warnings: Texts that go into the manifest.
     """
 
     folder: Path
@@ -33,19 +42,20 @@ class StageContext:
     warnings: list[str] = field(default_factory=list)
 
     def seed(self, *purpose: object) -> int:
-        """A seed (`derive_seed`) for one purpose within this cell: same cell and purpose, same seed."""
+        """A seed for one purpose within this cell: same cell and purpose, same seed."""
         return derive_seed(self.identity, *purpose)
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """Tell whoever watches that `done` of `total` units (updates, documents, answers) are finished."""
+        """Report that `done` of `total` units (steps, documents, answers) are finished."""
         if self.report:
             self.report(done, total, unit)
 
     def log(self, text: str) -> None:
-        """One line, with its time (UTC), on stdout: the cell's log.txt when an engine runs the cell."""
-        print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stdout, flush=True)
+        """Print one line with its time (UTC); stdout is log.txt where an executor runs the cell."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        print(now, text, file=sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
-        """A warning that goes to the log and is kept in the manifest."""
+        """Log a warning and keep it for the manifest."""
         self.warnings.append(text)
         self.log(f"warning: {text}")

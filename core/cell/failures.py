@@ -1,4 +1,4 @@
-"""Why a cell failed, in words, from the ends of its logs and from what Slurm says of its job."""
+"""Known ways in which a cell fails, recognized in its logs and in what Slurm says of its job."""
 
 import os
 import re
@@ -8,26 +8,42 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class KnownFailure:
-    """A known way to fail: its sign in a log, its name, and what to do."""
+    """A known way to fail.
+
+    Attributes:
+        name: Its name in `status`.
+        pattern: What shows it in a log.
+        fix: What to do.
+    """
 
     name: str
     pattern: re.Pattern[str]
-    cure: str
+    fix: str
 
 
-def _known(name: str, pattern: str, cure: str) -> KnownFailure:
-    return KnownFailure(name, re.compile(pattern, re.IGNORECASE), cure)
+def _known(name: str, pattern: str, fix: str) -> KnownFailure:
+    return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix)
 
 
-# The first that matches is told, so what ends a job from outside stands before what its processes say as they die.
-# "Slurm: ..." is not in any log: it is what squeue or sacct answered.
+# The first match counts, so what ends a job from outside stands before what its processes print as
+# they die. "Slurm: ..." is not in any log: it is the answer of squeue or sacct.
 KNOWN_FAILURES = [
-    _known("held job", r"Slurm: .*(held|hold)", "held back by hand, or after a node failed to start it; release it"),
-    _known("dead dependency", r"Slurm: DependencyNeverSatisfied", "what it waits for is gone; submit again"),
+    _known(
+        "held job",
+        r"Slurm: .*(held|hold)",
+        "held back by hand, or after a node failed to start it; release it",
+    ),
+    _known(
+        "dead dependency",
+        r"Slurm: DependencyNeverSatisfied",
+        "what it waits for is gone; submit again",
+    ),
     _known(
         "refused by Slurm",
-        r"Slurm: (PartitionTimeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid|(QOS|Assoc)Max\w*PerJob)",
-        "it asks for more than its partition or account gives: correct the cluster profile, cancel it, submit again",
+        r"Slurm: (PartitionTimeLimit|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid|"
+        r"(QOS|Assoc)Max\w*PerJob)",
+        "it asks for more than its partition or account gives: correct the cluster profile, "
+        "cancel it, submit again",
     ),
     _known(
         "time limit",
@@ -39,33 +55,52 @@ KNOWN_FAILURES = [
         r"due to node failure|node failure on|Slurm: (NODE|BOOT)_FAIL",
         "run or submit again; leave the node out if it repeats",
     ),
-    _known("preempted", r"due to (preemption|job requeue)|Slurm: PREEMPTED", "run or submit again; it continues"),
+    _known(
+        "preempted",
+        r"due to (preemption|job requeue)|Slurm: PREEMPTED",
+        "run or submit again; it continues",
+    ),
     _known(
         "out of GPU memory",
-        r"CUDA (error: )?out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|less than desired GPU memory|"
-        r"no available memory for the cache blocks",
+        r"CUDA (error: )?out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|"
+        r"less than desired GPU memory|no available memory for the cache blocks",
         "fewer rows at a time, a smaller max_model_len, or more GPUs",
     ),
     _known(
         "out of memory",
-        r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|can't allocate memory|MemoryError",
+        r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|"
+        r"can't allocate memory|MemoryError",
         "give the stage more memory, or fewer --jobs at a time",
     ),
-    _known("cancelled", r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by", "run or submit again"),
+    _known(
+        "cancelled",
+        r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by",
+        "run or submit again",
+    ),
     _known(
         "GPU fault",
         r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
         r"driver version is insufficient|busy or unavailable",
-        "run or submit again; if it is the same node again, leave it out and tell its administrators",
+        "run or submit again; if it is the same node again, leave it out and tell its "
+        "administrators",
     ),
     _known(
         "collective timeout",
-        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|Connection closed by peer|"
-        r"ranks came within",
-        "a rank died or the network is slow: look at the other ranks' logs; set the network interface",
+        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
+        r"Connection closed by peer|ranks came within",
+        "a rank died or the network is slow: look at the other ranks' logs; set the network "
+        "interface",
     ),
-    _known("port in use", r"address already in use|EADDRINUSE", "run again; each job takes a port of its own"),
-    _known("no disk space", r"disk quota exceeded|no space left on device", "make room or choose another --runs"),
+    _known(
+        "port in use",
+        r"address already in use|EADDRINUSE",
+        "run again; each job takes a port of its own",
+    ),
+    _known(
+        "no disk space",
+        r"disk quota exceeded|no space left on device",
+        "make room or choose another --runs",
+    ),
     _known(
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
@@ -78,7 +113,8 @@ KNOWN_FAILURES = [
     ),
     _known(
         "missing key",
-        r"environment variable \w+; set it|the key .* is missing|key was refused|HTTP 401|AuthenticationError",
+        r"environment variable \w+; set it|the key .* is missing|key was refused|HTTP 401|"
+        r"AuthenticationError",
         "export the key that key_env names",
     ),
     _known(
@@ -91,7 +127,11 @@ KNOWN_FAILURES = [
         r"APIConnectionError|connection error|connection refused",
         "start the server or correct base_url",
     ),
-    _known("missing input", r"which is not finished; python -m study cell", "run that cell first, or the whole study"),
+    _known(
+        "missing input",
+        r"which is not finished; python -m study cell",
+        "run that cell first, or the whole study",
+    ),
     _known("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
     _known(
         "broken environment",
@@ -104,44 +144,74 @@ KNOWN_FAILURES = [
         "often memory: give the stage more; or a rank that died: look at the others' logs",
     ),
 ]
-STOPPED = _known("stopped", r".", "it ended without a word, as when stopped by hand; the next run continues")
+STOPPED = _known(
+    "stopped",
+    r".",
+    "the process ended without an error message (often Ctrl-C or scancel); run again to continue",
+)
 _ERROR = re.compile(r"error|exception|fatal|\*\*\*|^Slurm: ", re.IGNORECASE | re.MULTILINE)
-# The first words of a cell in its log.txt, and of a job in submitit's log: what stands before is of an earlier life.
+# How a run of a cell begins in its log.txt, and a job in submitit's log. Lines before are of an
+# earlier run.
 _START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
-_BYTES = 1 << 16
-_NEAR, _FAR = 8, 400
+_END_BYTES = 1 << 16
+_LAST_LINES = 8  # of a log, which count first
+_EARLIER_LINES = 400  # of a log, of which errors alone count
+_KILLED_STATUS = (-9, 137)
 
 
 def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
-    """The cause that the end of a log shows, or the exit status (negative: a signal); None where neither tells."""
-    for known in KNOWN_FAILURES:
-        if known.pattern.search(log):
-            return known
-    if status in (-9, 137):  # the kernel's out-of-memory killer leaves no word in the log
-        return next(known for known in KNOWN_FAILURES if known.name == "out of memory")
+    """The failure that the end of a log shows.
+
+    Args:
+        log: The text of its last lines.
+        status: The exit status of the process (negative: a signal), where it is known.
+
+    Returns:
+        None where neither the log nor the status matches a known failure.
+    """
+    for failure in KNOWN_FAILURES:
+        if failure.pattern.search(log):
+            return failure
+    if status in _KILLED_STATUS:  # the kernel's out-of-memory killer writes nothing into the log
+        return next(failure for failure in KNOWN_FAILURES if failure.name == "out of memory")
     return STOPPED if log and status is None and not _ERROR.search(log) else None
 
 
-def explain(logs: list[list[str]], said: str = "") -> tuple[KnownFailure | None, str | None]:
-    """The cause that several logs (lines) of one cell show, and the line that shows it.
+def explain(
+    logs: list[list[str]], slurm_reason: str = ""
+) -> tuple[KnownFailure | None, str | None]:
+    """The failure that several logs of one cell show, and the line that shows it.
 
-    The last lines count first; of those before only errors do. `said`: what Slurm says of the job.
+    The last lines count first; of the lines before only errors do.
+
+    Args:
+        logs: The lines of each log.
+        slurm_reason: What squeue or sacct answers about the job.
     """
-    told = [f"Slurm: {said}"] if said else []
-    near = [line for log in logs for line in log[-_NEAR:]] + told
-    found = diagnose("\n".join(near))
-    if found in (None, STOPPED):
-        far = [line for log in logs for line in log[-_FAR:] if _ERROR.search(line)]
-        if any(deeper := diagnose(line) for line in reversed(far)):
-            found, near = deeper, far
-    return found, next((line for line in reversed(near) if found and found.pattern.search(line)), None)
+    lines = [line for log in logs for line in log[-_LAST_LINES:]]
+    if slurm_reason:
+        lines.append(f"Slurm: {slurm_reason}")
+    failure = diagnose("\n".join(lines))
+    if failure in (None, STOPPED):
+        earlier = [line for log in logs for line in log[-_EARLIER_LINES:] if _ERROR.search(line)]
+        for line in reversed(earlier):
+            if earlier_failure := diagnose(line):
+                failure, lines = earlier_failure, earlier
+                break
+    if failure is None:
+        return None, None
+    shows_it = (line for line in reversed(lines) if failure.pattern.search(line))
+    return failure, next(shows_it, None)
 
 
 def end(path: Path) -> list[str]:
-    """The lines at the end of a log, from the last start of its process on; nothing where there is no such file."""
+    """The lines at the end of a log, from the last start of its process on.
+
+    Empty where there is no such file.
+    """
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _BYTES))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
@@ -150,5 +220,5 @@ def end(path: Path) -> list[str]:
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:
-    """The end of a cell's log.txt; nothing where it has none."""
+    """The end of a cell's log.txt; empty where it has none."""
     return end(folder / "log.txt")[-count:]

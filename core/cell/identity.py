@@ -1,6 +1,6 @@
-"""The cell: one unit of work, its identity, its folder and its manifest.
+"""The cell: one unit of work, its identity and its folder.
 
-A cell is finished when its manifest is there: it is written last, atomically, and nothing else means done.
+A cell is finished when its manifest exists: it is written last, atomically (`core.cell.manifest`).
 """
 
 import hashlib
@@ -21,8 +21,15 @@ from core.stages import SHARDING_STAGES
 class Cell:
     """One unit of work of a study.
 
-    `settings` and the inputs' identities make the identity; `resources` (paths, addresses, worker counts) and
-    the name do not, so a moved data file changes nothing and a changed setting is a new cell.
+    Stage, settings and the inputs' identities make the identity; resources and the name do not. So
+    a moved data file changes nothing, and a changed setting is a new cell.
+
+    Attributes:
+        stage: A name of `core.stages.STAGES`.
+        name: The label of the folder.
+        settings: What changes the output, as JSON values.
+        inputs: Role -> the cell whose outputs are read.
+        resources: What does not: paths, addresses, worker counts.
     """
 
     stage: str
@@ -33,8 +40,15 @@ class Cell:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 (hex) of stage, settings and inputs' identities (but for those that only share its work)."""
-        inputs = {role: cell.identity for role, cell in self.inputs.items() if cell.stage not in SHARDING_STAGES}
+        """sha256 (hex) of stage, settings and inputs' identities.
+
+        Inputs that only shard this cell's work do not count.
+        """
+        inputs = {
+            role: cell.identity
+            for role, cell in self.inputs.items()
+            if cell.stage not in SHARDING_STAGES
+        }
         return _identity(self.stage, self.settings, inputs)
 
     @property
@@ -44,12 +58,18 @@ class Cell:
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
-    text = json.dumps([stage, settings, inputs], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        [stage, settings, inputs], sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def create_cell_dir(cell: Cell, base: Path) -> Path:
-    """Make the cell's folder below the study's folder `base` and write its config.yaml. Returns the folder."""
+    """Make the cell's folder below the study's folder `base` and write its config.yaml.
+
+    Returns:
+        The cell's folder.
+    """
     folder = base / cell.relpath
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -57,7 +77,10 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         "name": cell.name,
         "identity": cell.identity,
         "settings": cell.settings,
-        "inputs": {role: {"cell": i.relpath, "identity": i.identity} for role, i in sorted(cell.inputs.items())},
+        "inputs": {
+            role: {"cell": source.relpath, "identity": source.identity}
+            for role, source in sorted(cell.inputs.items())
+        },
         "resources": cell.resources,
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
@@ -68,13 +91,29 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A cell's config.yaml, checked against the identity it claims."""
+    """A cell's config.yaml, checked against the identity it claims.
+
+    Raises:
+        UserError: The folder is not a cell's, or its config.yaml was edited.
+    """
     path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UserError(f"{folder}: is not a cell: it has no config.yaml; `plan STUDY` lists the cells") from None
-    inputs = {r: i["identity"] for r, i in config["inputs"].items() if i["cell"].split("/")[0] not in SHARDING_STAGES}
+        raise UserError(
+            where=str(folder),
+            what="is not a cell: it has no config.yaml",
+            fix="`plan STUDY` lists the cells",
+        ) from None
+    inputs = {
+        role: source["identity"]
+        for role, source in config["inputs"].items()
+        if source["cell"].split("/")[0] not in SHARDING_STAGES
+    }
     if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
-        raise UserError(f"{path}: was edited by hand; change the study file instead and run it again")
+        raise UserError(
+            where=str(path),
+            what="was edited by hand",
+            fix="change the study file instead and run it again",
+        )
     return config

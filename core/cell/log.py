@@ -13,17 +13,23 @@ from core.errors import UserError
 
 @contextmanager
 def log_to(folder: Path, terminal: bool = False) -> Iterator[None]:
-    """Send what this process and its libraries' C code print to the cell's log.txt, and on to the terminal if so.
+    """Send stdout and stderr of this process, those of C libraries included, to log.txt.
 
     An exception is written there too, a UserError as its lines, and raised again.
+
+    Args:
+        folder: The cell's folder.
+        terminal: Whether the output also goes on to where it went before.
     """
-    kept, tees = (os.dup(1), os.dup(2)), []
-    for stream, before in enumerate(kept, 1):
+    originals = (os.dup(1), os.dup(2))
+    tees = []
+    for stream, original in enumerate(originals, 1):
         with open(folder / "log.txt", "ab") as log:
             if not terminal:
                 os.dup2(log.fileno(), stream)
                 continue
-        tees.append(subprocess.Popen(["tee", "-a", log.name], stdin=subprocess.PIPE, stdout=before))
+        command = ["tee", "-a", log.name]
+        tees.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=original))
         os.dup2(tees[-1].stdin.fileno(), stream)  # type: ignore[union-attr]
     try:
         yield
@@ -36,8 +42,8 @@ def log_to(folder: Path, terminal: bool = False) -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for stream, before in enumerate(kept, 1):
-            os.dup2(before, stream)
-            os.close(before)
+        for stream, original in enumerate(originals, 1):
+            os.dup2(original, stream)
+            os.close(original)
         for tee in tees:
             tee.communicate()

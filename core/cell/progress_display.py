@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: bars on a terminal, one line per event anywhere else."""
+"""Progress of a running study: bars on a terminal, one line per event anywhere else."""
 
 import sys
 import time
@@ -12,7 +12,12 @@ from core.cell.local_executor import ProgressCallback
 
 @contextmanager
 def progress_display(done: int, total: int) -> Iterator[ProgressCallback]:
-    """Yield the function that the engine tells of its events; `done` of `total` cells are finished already."""
+    """Yield the callback for the executor's events.
+
+    Args:
+        done: Cells that are finished already.
+        total: Cells of the study.
+    """
     if sys.stdout.isatty():
         with _bars(done, total) as on_event:
             yield on_event
@@ -27,7 +32,9 @@ def _lines(done: int, total: int) -> ProgressCallback:
         nonlocal count
         count += event == "finished"
         if event in ("finished", "failed"):
-            print(f"{time.strftime('%H:%M:%S')} {_line(event, cell, facts, count, total)}", flush=True)
+            print(
+                f"{time.strftime('%H:%M:%S')} {_line(event, cell, facts, count, total)}", flush=True
+            )
 
     return on_event
 
@@ -39,9 +46,21 @@ def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int)
 
 @contextmanager
 def _bars(done: int, total: int) -> Iterator[ProgressCallback]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+    )
     with Progress(*columns, TimeElapsedColumn()) as progress:
         everything = progress.add_task("[bold]study", total=total, completed=done, unit="cells")
         bars: dict[str, TaskID] = {}
@@ -50,9 +69,16 @@ def _bars(done: int, total: int) -> Iterator[ProgressCallback]:
         def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
             nonlocal count
             if event == "started":
-                bars[cell.identity] = progress.add_task(f"{cell.stage} {cell.name}", total=None, unit="")
+                bars[cell.identity] = progress.add_task(
+                    f"{cell.stage} {cell.name}", total=None, unit=""
+                )
             elif event == "progress":
-                progress.update(bars[cell.identity], completed=facts["done"], total=facts["total"], unit=facts["unit"])
+                progress.update(
+                    bars[cell.identity],
+                    completed=facts["done"],
+                    total=facts["total"],
+                    unit=facts["unit"],
+                )
             else:
                 progress.remove_task(bars.pop(cell.identity))
                 count += event == "finished"

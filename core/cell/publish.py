@@ -1,4 +1,4 @@
-"""Results where people look for them: beside the folder of the cells, as soon as there are any."""
+"""Copy a finished analysis to the folder where people look for results."""
 
 import os
 import shutil
@@ -6,15 +6,20 @@ from pathlib import Path
 
 
 def results(base: Path) -> Path:
-    """Where the results of the study in the folder `base` go: results/STUDY beside the runs folder."""
+    """The results folder of the study in `base`: results/STUDY beside the runs folder."""
     return base.parent.with_name("results") / base.name
 
 
 def publish(analysis: Path) -> Path:
-    """Copy the folder of a finished analysis to the study's results, in place of the former ones; returns that path."""
-    place = results(analysis.parents[1])
-    staged = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.copytree(analysis, staged, ignore=shutil.ignore_patterns("config.yaml", "log.txt", ".lock"))
-    shutil.rmtree(place, ignore_errors=True)
-    staged.rename(place)
-    return place
+    """Replace the study's results by a copy of the folder of a finished analysis.
+
+    Returns:
+        The study's results folder.
+    """
+    target = results(analysis.parents[1])
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
+    ignored = shutil.ignore_patterns("config.yaml", "log.txt", ".lock")
+    shutil.copytree(analysis, staged, ignore=ignored)
+    shutil.rmtree(target, ignore_errors=True)
+    staged.rename(target)
+    return target

@@ -1,6 +1,5 @@
-"""Run exactly one cell: what the local engine, a Slurm job and a person debugging all call."""
+"""Run exactly one cell: the local executor, a Slurm job and a person debugging all call this."""
 
-import fcntl
 import importlib
 import json
 import os
@@ -10,62 +9,72 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from core.cell.context import StageContext
 from core.cell.identity import read_config
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
-from core.files import write_atomically
+from core.cell.stage import Stage, distributed_hooks, is_resumable
+from core.files import locked, write_atomically
 from core.garbage import gc_disabled
-from core.stages import STAGE_MODULES
+from core.stages import STAGE_INFO
 
-HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # by files.write_atomically, when it was killed
-KEPT = {"config.yaml", "log.txt", ".lock"}
+HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # left by files.write_atomically when it was killed
+NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
 
 
 def run_cell(folder: Path) -> None:
     """Run the cell in `folder`; do nothing where it is finished.
 
-    Of several ranks (RANK, WORLD_SIZE) the first runs the cell; the others help where the stage can use them.
-    Raises UserError where an input is not finished, and whatever the stage raises.
+    Of several ranks (RANK and WORLD_SIZE in the environment) rank 0 runs the cell. The others call
+    the stage too where it defines DISTRIBUTED, and do nothing otherwise.
+
+    Raises:
+        UserError: An input is not finished. Exceptions of the stage are passed on.
     """
     folder = folder.resolve()
     config = read_config(folder)
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    meet, word_of_first = _stage(config).RANKS if several and hasattr(_stage(config), "RANKS") else (None, None)
-    if several and os.environ["RANK"] != "0":
-        if word_of_first and word_of_first() == "go":
-            _stage(config).run(_work(folder, config))
+    multi_process = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    hooks = distributed_hooks(_import_stage(config)) if multi_process else None
+    if multi_process and os.environ["RANK"] != "0":
+        if hooks and hooks.sync(None) == "go":
+            _import_stage(config).run(_context(folder, config))
         return
-    if meet:
-        meet()  # the others must be able to see this process end, however long it waits for the lock
-    with _only_one(folder):
+    if hooks:
+        # The others must notice when this process ends, however long it waits for the lock.
+        hooks.rendezvous()
+    with _cell_lock(folder):
         if read_manifest(folder):
-            if word_of_first:
-                word_of_first("finished")
+            if hooks:
+                hooks.sync("finished")
             return
-        work = _work(folder, config, _progress_file(folder / "progress.json"))
-        stage = _stage(config)
-        _empty(folder, getattr(stage, "CONTINUES", False))
-        work.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
+        context = _context(folder, config, _progress_file(folder / "progress.json"))
+        stage = _import_stage(config)
+        _remove_leftovers(folder, resumable=is_resumable(stage))
+        context.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
         started = _now()
-        if word_of_first:
-            word_of_first("go")
-        counts = stage.run(work)
+        if hooks:
+            hooks.sync("go")
+        counts = stage.run(context)
         (folder / "progress.json").unlink(missing_ok=True)
-        write_manifest(folder, config, started, _now(), counts=counts, warnings=work.warnings)
+        write_manifest(folder, config, started, _now(), counts=counts, warnings=context.warnings)
         if config["stage"] == "analysis":
-            publish(folder)  # a study that runs as jobs ends with nobody there to ask for it
-        work.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+            publish(folder)  # when a study runs as jobs, no command is there to publish it later
+        context.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
-def _stage(config: dict[str, Any]) -> Any:
-    with gc_disabled():  # a fifth of a training's start
-        return importlib.import_module(STAGE_MODULES[config["stage"]])
+def _import_stage(config: dict[str, Any]) -> Stage:
+    with gc_disabled():  # saves a fifth of a training's start
+        module = importlib.import_module(STAGE_INFO[config["stage"]].module)
+    return cast(Stage, module)
 
 
-def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str], None] | None = None) -> StageContext:
+def _context(
+    folder: Path,
+    config: dict[str, Any],
+    report: Callable[[int, int, str], None] | None = None,
+) -> StageContext:
     return StageContext(
         folder=folder,
         identity=config["identity"],
@@ -76,37 +85,42 @@ def _work(folder: Path, config: dict[str, Any], report: Callable[[int, int, str]
     )
 
 
-def _empty(folder: Path, continues: bool) -> None:
-    """Remove what a killed run left: leftovers must never pass for outputs. A stage that continues keeps its own."""
+def _remove_leftovers(folder: Path, resumable: bool) -> None:
+    """Remove what a killed run left: leftovers must never be taken for outputs.
+
+    Of a resumable stage only half-written files are removed.
+    """
     for path in folder.iterdir():
-        if path.name not in KEPT and (not continues or HALF_WRITTEN.search(path.name)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        removable = not resumable or HALF_WRITTEN.search(path.name)
+        if path.name in NEVER_REMOVED or not removable:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the cell's lock, waiting for whoever has it: two processes must never write one folder.
-
-    The kernel drops the lock when its holder dies, however it dies.
-    """
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder} is being run by another process; waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+def _cell_lock(folder: Path) -> Iterator[None]:
+    """Hold the cell's lock, waiting for its holder: two processes must never write one folder."""
+    with locked(folder / ".lock", wait=False) as free:
+        if free:
+            yield
+            return
+    print(f"{folder} is being run by another process; waiting for it", flush=True)
+    with locked(folder / ".lock"):
         yield
 
 
-def _progress_file(path: Path, every: float = 0.5):  # type: ignore[no-untyped-def]
-    """A reporter that keeps `path` current for whoever watches, at most once in `every` seconds."""
-    last = 0.0
+def _progress_file(path: Path, every: float = 0.5) -> Callable[[int, int, str], None]:
+    """A reporter that updates `path` for whoever watches, at most once in `every` seconds."""
+    written = 0.0
 
     def report(done: int, total: int, unit: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every or done == total:
+        nonlocal written
+        if time.monotonic() - written >= every or done == total:
             write_atomically(path, json.dumps({"done": done, "total": total, "unit": unit}))
-            last = time.monotonic()
+            written = time.monotonic()
 
     return report
 

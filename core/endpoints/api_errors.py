@@ -1,4 +1,4 @@
-"""What can go wrong with a call: its name in the ledger, whether it passes, and what to tell the user."""
+"""Errors of calls to an endpoint: their names, which are transient, what to tell the user."""
 
 import json
 import re
@@ -13,26 +13,33 @@ if TYPE_CHECKING:
     import openai
 
 
-# Some say by 429 that a minute's quota is used up, some by 400 that there is no money left; hence by their words.
+# Providers report by 429 that a minute's quota is used up, and by 429 or 400 that there is no money
+# left. Only the texts differ.
 _EXHAUSTED = re.compile(
-    r"insufficient_quota|exceeded your current quota|credit balance is too low|insufficient (credits|balance)|PerDay",
+    r"insufficient_quota|exceeded your current quota|credit balance is too low|"
+    r"insufficient (credits|balance)|PerDay",
     re.IGNORECASE,
 )
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"([\d.]+)s"')  # Google's Retry-After, in the body
 
 
 class MalformedResponse(Exception):
-    """A reply of HTTP 200 that holds no completion; its message says what it holds."""
+    """A response of HTTP 200 without a completion; its message says what it holds."""
 
 
 def completion(body: bytes) -> dict[str, Any]:
-    """The reply in a body. Raises Fault when there is none."""
+    """The chat completion in a response's body.
+
+    Raises:
+        MalformedResponse: There is none.
+    """
     if not body.strip():
         raise MalformedResponse("empty body")
     try:
-        reply = json.loads(body)
+        reply: dict[str, Any] = json.loads(body)
     except ValueError:
-        raise MalformedResponse("HTML body" if body.lstrip()[:1] == b"<" else "body not JSON") from None
+        is_html = body.lstrip()[:1] == b"<"
+        raise MalformedResponse("HTML body" if is_html else "body not JSON") from None
     try:
         if isinstance(reply["choices"][0]["message"], dict):
             return reply
@@ -42,6 +49,7 @@ def completion(body: bytes) -> dict[str, Any]:
 
 
 def error_kind(error: Exception) -> str:
+    """The name of an error in the ledger, such as "http 429", "timeout" or "connection"."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
@@ -51,81 +59,95 @@ def error_kind(error: Exception) -> str:
     return str(error) if isinstance(error, MalformedResponse) else "connection"
 
 
-def _exhausted(error: "openai.APIStatusError") -> bool:
-    # Google says "exceeded your current quota" of a minute's quota too, but then when to come again.
+def _quota_exhausted(error: "openai.APIStatusError") -> bool:
     text = error.response.text
-    return error.status_code == 402 or bool(
-        "PerDay" in text or (_EXHAUSTED.search(text) and not (error.status_code == 429 and retry_after(error)))
-    )
+    if error.status_code == 402 or "PerDay" in text:
+        return True
+    # Google reports "exceeded your current quota" of a minute's quota too, but then with a delay.
+    only_for_now = error.status_code == 429 and retry_after(error) > 0
+    return _EXHAUSTED.search(text) is not None and not only_for_now
 
 
 def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
     import openai
 
     if not isinstance(error, openai.APIStatusError):
         return True
-    return (error.status_code in (408, 409, 429) or error.status_code >= 500) and not _exhausted(error)
+    passes = error.status_code in (408, 409, 429) or error.status_code >= 500
+    return passes and not _quota_exhausted(error)
 
 
 def is_request_error(error: Exception) -> bool:
-    """Whether an endpoint refuses this request alone: too long, or against its rules. Others may be answered."""
+    """Whether an endpoint refuses this request alone: too long, or against its rules."""
     import openai
 
-    return isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422) and not _exhausted(error)
+    if not isinstance(error, openai.APIStatusError):
+        return False
+    return error.status_code in (400, 413, 422) and not _quota_exhausted(error)
 
 
 def retry_after(error: Exception) -> float:
-    """Seconds that the endpoint asks to wait, 0 when it doesn't say."""
+    """Seconds that the endpoint asks to wait; 0 where it asks for nothing."""
     import openai
 
     if not isinstance(error, openai.APIStatusError):
         return 0.0
-    said = error.response.headers.get("retry-after", "")
-    if found := _RETRY_DELAY.search(error.response.text):
-        said = said or found[1]
+    delay = error.response.headers.get("retry-after", "")
+    if in_body := _RETRY_DELAY.search(error.response.text):
+        delay = delay or in_body[1]
     try:
-        return max(0.0, float(said))
+        return max(0.0, float(delay))
     except ValueError:
         pass
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(delay).timestamp() - time.time())
     except ValueError:
         return 0.0
 
 
 def explain(error: Exception, endpoint: Endpoint) -> UserError:
-    """What failed, where, and what to do, in one line without the key."""
+    """What failed, where, and what to do, without the key."""
+    what, fix = _what_and_fix(error, endpoint)
+    return UserError(
+        where=f"endpoint {endpoint.base_url}, model {endpoint.model!r}", what=what, fix=fix
+    )
+
+
+def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
     import openai
 
-    where = f"endpoint {endpoint.base_url}, model {endpoint.model!r}"
-    again = "then run the cell again (finished calls are kept)"
-    said = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
-    said = said.replace(endpoint.api_key, "<key>")[:300]
+    rerun = "then run the cell again (finished calls are kept)"
+    message = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
+    message = message.replace(endpoint.api_key, "<key>")[:300]
+    call_failed = f"the call failed ({message})", f"see what the endpoint reports, {rerun}"
     if isinstance(error, MalformedResponse):
-        what, cure = f"no chat completion came back ({error})", "check base_url: it usually ends in /v1"
-    elif isinstance(error, TimeoutError | openai.APITimeoutError):
-        what, cure = "no answer (timeout)", f"see that the server is up, or raise timeout, {again}"
-    elif isinstance(error, openai.APIConnectionError):
-        what, cure = f"no answer ({said})", f"see that the server is up and base_url is right, {again}"
-    elif not isinstance(error, openai.APIStatusError):
-        what, cure = f"the call failed ({said})", f"see what the endpoint says, {again}"
-    elif _exhausted(error):
-        what, cure = (
-            f"the quota is exhausted (HTTP {error.status_code})",
-            f"see the account's plan and billing, {again}",
+        return (
+            f"no chat completion came back ({error})",
+            "check base_url: it usually ends in /v1",
         )
-    elif error.status_code in (401, 403):
-        # The server's own words are left out: some repeat the key.
-        what, cure = f"the key was refused (HTTP {error.status_code})", "put a valid key in the variable key_env names"
-    elif error.status_code == 404:
-        what, cure = (
-            "no such model or address (HTTP 404)",
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        return "no answer (timeout)", f"see that the server is up, or raise timeout, {rerun}"
+    if isinstance(error, openai.APIConnectionError):
+        return (
+            f"no answer ({message})",
+            f"see that the server is up and base_url is right, {rerun}",
+        )
+    if not isinstance(error, openai.APIStatusError):
+        return call_failed
+    http = f"HTTP {error.status_code}"
+    if _quota_exhausted(error):
+        return f"the quota is exhausted ({http})", f"see the account's plan and billing, {rerun}"
+    if error.status_code in (401, 403):
+        # The server's own message is left out: some repeat the key.
+        return f"the key was refused ({http})", "put a valid key in the variable key_env names"
+    if error.status_code == 404:
+        return (
+            f"no such model or address ({http})",
             "check the model's name and base_url (it usually ends in /v1)",
         )
-    elif error.status_code == 429:
-        asked = retry_after(error)
-        asks = f", which asks to wait {asked:.0f} s" if asked else ""
-        what, cure = f"still over the rate limit (HTTP 429){asks}", f"lower concurrency or wait, {again}"
-    else:
-        what, cure = f"the call failed ({said})", f"see what the endpoint says, {again}"
-    return UserError(f"{what}; {where}; {cure}")
+    if error.status_code == 429:
+        delay = retry_after(error)
+        asks = f", which asks to wait {delay:.0f} s" if delay else ""
+        return f"still over the rate limit ({http}){asks}", f"lower concurrency or wait, {rerun}"
+    return call_failed

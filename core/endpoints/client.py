@@ -1,17 +1,15 @@
-"""Ask an endpoint, keep each answer in a ledger the moment it has been paid for, and outlast what passes."""
+"""Calls to an endpoint: each response is appended to a ledger, transient errors are retried."""
 
 import asyncio
 import hashlib
-import io
 import json
-import os
 import random
 import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,40 +25,67 @@ from core.endpoints.api_errors import (
     retry_after,
 )
 from core.endpoints.connect import Endpoint, open_endpoint
-from core.endpoints.ledger import CHARACTERS_PER_TOKEN, LedgerEntry, read_ledger
+from core.endpoints.ledger import (
+    CHARACTERS_PER_TOKEN,
+    LedgerEntry,
+    LedgerWriter,
+    read_ledger,
+)
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
-from core.files import append, cut_torn_line
 
 if TYPE_CHECKING:
     import openai
 
 
-RETRIES = 9  # of one request after faults: 5xx, 408, 409, dropped connections, hangs, bodies without a completion
-UNANSWERED_IN_A_ROW = 3  # calls that may fail for good, each for itself; one more, and it is the endpoint's matter
-# 429 is no fault: it is waited out for as long as other calls get through, and for this many seconds when none does.
+# Retries of one request after errors: 5xx, 408, 409, dropped connections, hangs, bodies without a
+# completion.
+RETRIES = 9
+# Consecutive requests that may fail for good each on its own. One more, and the endpoint is taken
+# to be down.
+UNANSWERED_IN_A_ROW = 3
+# 429 is not counted as an error. It is waited out as long as other calls get through, and for this
+# many seconds when none does.
 PATIENCE = 600.0
-BACKOFF_SECONDS, BACKOFF_MOST = 0.5, 30.0  # a wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter")
-# Set aside on the ledger's disk, so that the answers under way can be kept when it fills up: some 300 documents.
-RESERVE_BYTES = 4 << 20
+# A wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter").
+BACKOFF_SECONDS = 0.5
+BACKOFF_MOST = 30.0
 
 
 class RequestFailed(UserError):
-    """A call that fails for good, though others may get through."""
+    """A request that fails for good, though others may succeed."""
+
+
+@dataclass
+class _Attempts:
+    """The attempts at one request so far."""
+
+    failed: int = 0
+    errors: int = 0  # failed attempts other than 429
+    first_failure: float = 0.0  # time.monotonic()
 
 
 class LedgerClient:
-    """Calls to one endpoint, each kept in the ledger the moment it has been paid for.
+    """Calls to one endpoint. Each response is appended to the ledger before it is used.
 
-    `connect` gives the endpoint at the first call that no ledger knows. `sampling`: what goes into every request:
-    temperature, max_tokens (tokens) ... `known`: other ledgers whose answers are used too; they are only read, so
-    another process may be writing them. `prices`: per million prompt tokens and completion tokens. `timeout`: seconds
-    for one call, from its start to the last byte.
+    Use it by `async with`. Besides responses the ledger holds a line for every failed attempt, with
+    an `outcome` and without a text. After a failure of the endpoint no further call is made.
 
-    Besides answers the ledger holds a line for every failed attempt, with an `error_kind` and without a text.
-    `counts`: calls, calls_reused, calls_estimated (their tokens), failed_attempts, prompt_tokens, completion_tokens and
-    `cost` cover all answers used, also those of earlier, killed runs. After a failure for good no further call is made
-    by this writer.
+    Args:
+        model: The model's name in requests.
+        connect: Gives the endpoint; called at the first request that no ledger holds.
+        sampling: What goes into every request: temperature, max_tokens ...
+        ledger: The file that responses are appended to.
+        other_ledgers: Ledgers whose responses are used too. They are only read, so another process
+            may be writing them.
+        rate_limiter: Shared with other processes.
+        prices: Per million prompt tokens and per million completion tokens.
+        timeout: Seconds for one call, from its start to the last byte.
+
+    Attributes:
+        counts: calls, calls_reused, calls_estimated (their tokens), failed_attempts, prompt_tokens
+            and completion_tokens of all responses used, also those of earlier, killed runs.
+        cost: Of the same, in the currency of the prices.
     """
 
     def __init__(
@@ -69,81 +94,104 @@ class LedgerClient:
         connect: Callable[[], Endpoint],
         sampling: dict[str, Any],
         ledger: Path,
-        known: Iterable[Path] = (),
-        budget: RateLimiter | None = None,
+        other_ledgers: Iterable[Path] = (),
+        rate_limiter: RateLimiter | None = None,
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
     ) -> None:
-        self.counts = Counter(dict.fromkeys(("calls", "calls_reused", "calls_estimated", "failed_attempts"), 0))
+        names = ("calls", "calls_reused", "calls_estimated", "failed_attempts")
+        self.counts = Counter(dict.fromkeys(names, 0))
         self.counts.update(prompt_tokens=0, completion_tokens=0)
         self.cost = 0.0
-        self.ledger, self._model, self._connect = ledger, model, connect
-        self._sampling, self._others = sampling, list(known)
-        self._budget, self._prices, self._timeout = budget, prices, timeout
-        self._reserve = ledger.with_name(ledger.name + ".reserve")
+        self.ledger = ledger
+        self._model = model
+        self._connect = connect
+        self._sampling = sampling
+        self._other_ledgers = list(other_ledgers)
+        self._rate_limiter = rate_limiter
+        self._prices = prices
+        self._timeout = timeout
 
     async def __aenter__(self) -> "LedgerClient":
-        """Raises UserError when the ledger can't be written."""
+        """Open and read the ledgers.
+
+        Raises:
+            UserError: The ledger can't be read or written.
+        """
         self._stopped: UserError | None = None
-        self._hold = self._answered = time.monotonic()  # when calls may start again; when the last answer came
-        # One at a time waits for its turn: a killed process then takes no more than one turn with it.
-        self._turn, self._writing, self._connecting = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._hold_until = time.monotonic()  # when calls may start again
+        self._last_answer = time.monotonic()
+        # One request at a time waits for the rate limiter: a killed process then wastes at most one
+        # start.
+        self._acquiring = asyncio.Lock()
+        self._connecting = asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
-        self._unwritten: list[str] = []
-        self._unanswered = 0  # calls that failed for good since the last answer
-        self._lost = False  # whether an answer could not be kept
-        self._known: dict[str, LedgerEntry] = {}
+        self._unanswered = 0  # requests that failed for good since the last answer
+        self._entries: dict[str, LedgerEntry] = {}
         self._failures: Counter[str] = Counter()
+        self._writer = LedgerWriter(self.ledger)
         try:
-            self._file = io.FileIO(self.ledger, "ab")
-            cut_torn_line(self.ledger)
-            for path in [self.ledger, *self._others]:
-                answers, failures = read_ledger(path)
-                self._known = answers | self._known
+            for path in [self.ledger, *self._other_ledgers]:
+                entries, failures = read_ledger(path)
+                self._entries = entries | self._entries
                 self._failures += failures
-            # Random bytes, for file systems that compress.
-            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
-        except OSError as error:
-            self._reserve.unlink(missing_ok=True)
-            raise self._disk(error) from None
+        except UserError:
+            self._writer.close()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._reserve.unlink(missing_ok=True)
-        if self._unwritten:  # of calls that ended while this one was being cancelled
-            self._append("".join(self._unwritten).encode())
-        self._file.close()
+        self._writer.close()
         if self._client:
             await self._client.close()
 
-    async def complete(self, i: int | str, draw: int, role: str, prompt: str, seed: int) -> LedgerEntry:
-        """The answer to `prompt`: from the ledgers if the very same request is there, else by a call.
+    async def complete(
+        self, id: int | str, draw: int, role: str, prompt: str, seed: int
+    ) -> LedgerEntry:
+        """The answer to `prompt`: from the ledgers where they hold the request, else by a call.
 
-        A request is known by the hash of all that is sent, so that nothing is paid twice and nothing stale is used.
-        Raises Unanswered when this call alone fails for good, and UserError when the endpoint does, its key can't be
-        sent or the ledger can't be written.
+        A request is known by the hash of all that is sent, so nothing is paid twice and nothing
+        stale is used.
+
+        Args:
+            id: What the request is about (`LedgerEntry.id`).
+            draw: The number of the attempt at that, from 0.
+            role: What the prompt asks for.
+            prompt: The one message of the user.
+            seed: The sampling seed.
+
+        Raises:
+            RequestFailed: This request alone fails for good.
+            UserError: The endpoint fails, its key can't be sent, or the ledger can't be written.
         """
         request, digest = self._request(prompt, seed)
         self.counts["failed_attempts"] += self._failures[digest]
-        if digest in self._known:
-            answer = replace(self._known[digest], id=i, draw=draw, role=role)
+        if digest in self._entries:
+            answer = replace(self._entries[digest], id=id, draw=draw, role=role)
             self.counts["calls_reused"] += 1
         else:
-            answer = await self._call(request, {"id": i, "draw": draw, "role": role, "request_sha256": digest})
-            self._known[digest] = answer
-        self.counts.update(calls=1, prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+            labels = {"id": id, "draw": draw, "role": role, "request_sha256": digest}
+            answer = await self._call(request, labels)
+            self._entries[digest] = answer
+        self.counts.update(
+            calls=1,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+        )
         self.counts["calls_estimated"] += answer.estimated
         self.cost += answer.cost
         return answer
 
-    def known(self, prompt: str, seed: int) -> LedgerEntry | None:
-        """The answer that `ask` would give without a call."""
-        return self._known.get(self._request(prompt, seed)[1])
+    def recorded(self, prompt: str, seed: int) -> LedgerEntry | None:
+        """The answer that `complete` would give without a call; None where it would call."""
+        return self._entries.get(self._request(prompt, seed)[1])
 
     def _request(self, prompt: str, seed: int) -> tuple[dict[str, Any], str]:
+        """The body of a request, and its hash."""
         messages = [{"role": "user", "content": prompt}]
         request = {"model": self._model, "messages": messages, "seed": seed, **self._sampling}
-        return request, hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(request, sort_keys=True)
+        return request, hashlib.sha256(text.encode()).hexdigest()
 
     async def _open(self) -> "openai.AsyncOpenAI":
         import openai
@@ -154,8 +202,9 @@ class LedgerClient:
                     self._endpoint = await asyncio.to_thread(self._connect)
                     if not re.fullmatch(r"[!-~]+", self._endpoint.api_key):
                         raise UserError(
-                            "the key has a space, a line break or a letter beyond ASCII; endpoint "
-                            f"{self._endpoint.base_url}; put the bare key in the variable key_env names"
+                            where=f"endpoint {self._endpoint.base_url}",
+                            what="the key has a space, a line break or a letter beyond ASCII",
+                            fix="put the bare key in the variable key_env names",
                         )
                 except UserError as error:
                     self._stopped = error
@@ -168,159 +217,192 @@ class LedgerClient:
                 )
         return self._client
 
-    async def _call(self, request: dict[str, Any], of: dict[str, Any]) -> LedgerEntry:
+    async def _call(self, request: dict[str, Any], labels: dict[str, Any]) -> LedgerEntry:
+        """Send a request until it is answered or fails for good."""
         import openai
 
-        if self._stopped:
-            raise self._stopped
+        self._raise_if_stopped()
         client = await self._open()
-        tries, faults, first = 0, 0, 0.0
+        attempts = _Attempts()
         while True:
-            estimate = self._estimate(request)
-            await self._may_start(estimate)
+            estimated = self._estimate(request)
+            await self._wait_for_start(estimated)
             started = time.monotonic()
             try:
-                async with asyncio.timeout(self._timeout):  # the client's own is per read: a trickle would never end
+                # The client's own timeout is per read: a trickle of bytes would never end.
+                async with asyncio.timeout(self._timeout):
                     raw = await client.chat.completions.with_raw_response.create(
                         model=request["model"],
                         messages=request["messages"],
-                        extra_body={name: request[name] for name in request if name not in ("model", "messages")},
+                        extra_body={
+                            name: value
+                            for name, value in request.items()
+                            if name not in ("model", "messages")
+                        },
                     )
                 reply = completion(raw.content)
             except (openai.APIError, TimeoutError, MalformedResponse) as error:
                 ended = time.monotonic()
-                await self._keep({**of, "outcome": error_kind(error), "seconds": round(ended - started, 3)})
-                self.counts["failed_attempts"] += 1
-                tries, faults = tries + 1, faults + (not isinstance(error, openai.RateLimitError))
-                first = first or ended
-                asked = retry_after(error)
-                wait = asked + random.uniform(0, min(BACKOFF_MOST, BACKOFF_SECONDS * 2 ** min(tries - 1, 9)))
-                late = ended + wait - max(first, self._answered) > PATIENCE
-                if not is_transient(error) or faults > RETRIES or late:
-                    why = explain(error, self._endpoint)
-                    self._unanswered += 1
-                    about_one = is_request_error(error) or (is_transient(error) and not late)
-                    if about_one and self._unanswered <= UNANSWERED_IN_A_ROW:
-                        raise RequestFailed(*why.lines) from None
-                    self._stopped = why
-                    raise why from None
-                self._hold = max(self._hold, ended + asked)
-                if self._budget:
-                    await self._budget.adjust(estimate, 0)
-                    if asked:
-                        await self._budget.back_off(asked)
-                await asyncio.sleep(wait)
+                seconds = round(ended - started, 3)
+                await self._writer.append(
+                    {**labels, "outcome": error_kind(error), "seconds": seconds}
+                )
+                await asyncio.sleep(await self._after_failure(error, attempts, ended, estimated))
                 continue
-            self._answered, self._unanswered = time.monotonic(), 0
-            choice = reply["choices"][0]
-            text = choice["message"].get("content") or ""
-            usage = reply.get("usage") or {}
-            read, written = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-            if unsaid := not read or bool(text and not written):
-                read, written = _tokens(request["messages"][0]["content"]), _tokens(text)
-            answer = LedgerEntry(
-                **of,
-                model=request["model"],
-                prompt_tokens=read,
-                completion_tokens=written,
-                cost=(read * self._prices[0] + written * self._prices[1]) / 1e6,
-                seconds=round(self._answered - started, 3),
-                finish_reason=choice.get("finish_reason") or "none",
-                text=text.strip(),
-                estimated=unsaid,
-            )
-            await self._keep(asdict(answer))
-            if self._budget:
-                await self._budget.adjust(estimate, read + written)
-            return answer
+            return await self._after_answer(reply, request, labels, started, estimated)
+
+    async def _after_failure(
+        self, error: Exception, attempts: _Attempts, ended: float, estimated: int
+    ) -> float:
+        """Seconds until the next attempt. Raises where there is none."""
+        import openai
+
+        self.counts["failed_attempts"] += 1
+        attempts.failed += 1
+        attempts.errors += not isinstance(error, openai.RateLimitError)
+        attempts.first_failure = attempts.first_failure or ended
+        delay = retry_after(error)
+        longest = BACKOFF_SECONDS * 2 ** min(attempts.failed - 1, 9)
+        wait = delay + random.uniform(0, min(BACKOFF_MOST, longest))
+        late = ended + wait - max(attempts.first_failure, self._last_answer) > PATIENCE
+        if not is_transient(error) or attempts.errors > RETRIES or late:
+            reason = explain(error, self._endpoint)
+            self._unanswered += 1
+            about_request = is_request_error(error) or (is_transient(error) and not late)
+            if about_request and self._unanswered <= UNANSWERED_IN_A_ROW:
+                raise RequestFailed.of(reason.problems) from None
+            self._stopped = reason
+            raise reason from None
+        self._hold_until = max(self._hold_until, ended + delay)
+        if self._rate_limiter:
+            await self._rate_limiter.adjust(estimated, 0)
+            if delay:
+                await self._rate_limiter.back_off(delay)
+        return wait
+
+    async def _after_answer(
+        self,
+        reply: dict[str, Any],
+        request: dict[str, Any],
+        labels: dict[str, Any],
+        started: float,
+        estimated: int,
+    ) -> LedgerEntry:
+        """Keep the answer in the ledger and correct the rate limiter."""
+        self._last_answer = time.monotonic()
+        self._unanswered = 0
+        choice = reply["choices"][0]
+        text = choice["message"].get("content") or ""
+        usage = reply.get("usage") or {}
+        prompt_tokens = usage.get("prompt_tokens") or 0
+        completion_tokens = usage.get("completion_tokens") or 0
+        unreported = not prompt_tokens or bool(text and not completion_tokens)
+        if unreported:
+            prompt_tokens = _tokens(request["messages"][0]["content"])
+            completion_tokens = _tokens(text)
+        prompt_price, completion_price = self._prices
+        answer = LedgerEntry(
+            **labels,
+            model=request["model"],
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost=(prompt_tokens * prompt_price + completion_tokens * completion_price) / 1e6,
+            seconds=round(self._last_answer - started, 3),
+            finish_reason=choice.get("finish_reason") or "none",
+            text=text.strip(),
+            estimated=unreported,
+        )
+        await self._writer.append(asdict(answer))
+        if self._rate_limiter:
+            await self._rate_limiter.adjust(estimated, prompt_tokens + completion_tokens)
+        return answer
 
     def _estimate(self, request: dict[str, Any]) -> int:
-        # Of the answer: what answers had so far, before the first one the most there may be.
-        calls, limit = self.counts["calls"], self._sampling.get("max_tokens", 0)
-        written = self.counts["completion_tokens"] // calls if calls else limit
-        return _tokens(request["messages"][0]["content"]) + written
+        """Tokens of a request and its answer.
 
-    async def _may_start(self, tokens: int) -> None:
-        if (hold := self._hold - time.monotonic()) > 0:
+        For the answer the mean of the answers so far counts, before the first one the limit.
+        """
+        calls = self.counts["calls"]
+        limit = self._sampling.get("max_tokens", 0)
+        completion_tokens = self.counts["completion_tokens"] // calls if calls else limit
+        return _tokens(request["messages"][0]["content"]) + completion_tokens
+
+    async def _wait_for_start(self, tokens: int) -> None:
+        hold = self._hold_until - time.monotonic()
+        if hold > 0:
             await asyncio.sleep(hold + random.uniform(0, BACKOFF_SECONDS))
-        if self._budget:
-            async with self._turn:
-                await self._budget.acquire(tokens)
-        if self._stopped:
-            raise self._stopped
+        if self._rate_limiter:
+            async with self._acquiring:
+                await self._rate_limiter.acquire(tokens)
+        self._raise_if_stopped()
 
-    async def _keep(self, line: dict[str, Any]) -> None:
-        # On disk before anything else happens; lines that came while the disk was busy go together.
-        self._unwritten.append(json.dumps(line) + "\n")
-        async with self._writing:
-            if self._unwritten:
-                lines, self._unwritten = self._unwritten, []
-                await asyncio.to_thread(self._append, "".join(lines).encode())
-        if self._lost:
-            raise self._stopped or AssertionError
-
-    def _append(self, lines: bytes) -> None:
-        try:
-            append(self._file, lines)
-        except OSError as error:
-            self._stopped = self._disk(error)
-            self._reserve.unlink(missing_ok=True)
-            try:
-                append(self._file, lines)
-            except OSError:
-                self._lost = True
-
-    def _disk(self, error: OSError) -> UserError:
-        return UserError(
-            f"{os.strerror(error.errno or 0)}; ledger {self.ledger}; "
-            "make room or mend the disk (or choose another --runs), then run the cell again (finished calls are kept)"
-        )
+    def _raise_if_stopped(self) -> None:
+        if error := self._writer.error or self._stopped:
+            raise error
 
 
 @contextmanager
-def open_caller(
-    work: StageContext, endpoint: dict[str, Any], sampling: dict[str, Any], known: Iterable[Path]
+def open_client(
+    context: StageContext,
+    endpoint: dict[str, Any],
+    sampling: dict[str, Any],
+    other_ledgers: Iterable[Path],
 ) -> Iterator[LedgerClient]:
-    """A cell's calls to the endpoint with these settings, to be entered by `async with`; their ledger is `calls.jsonl`.
+    """A cell's client, to be entered by `async with`; its ledger is `calls.jsonl`.
 
-    Nothing is started, and no key is asked for, before the first call that no ledger knows. All jobs of the study that
-    call one address share one budget. Resources: address, limits {requests_per_minute, tokens_per_minute,
-    prompt_price, completion_price, timeout}.
+    Nothing is started, and no key is asked for, before the first request that no ledger holds. All
+    jobs of the study that call one address share one rate limit.
+
+    Args:
+        context: The cell. Resources: `address` (`core.endpoints.connect.open_endpoint`), and
+            `limits`: requests_per_minute, tokens_per_minute, prompt_price and completion_price (per
+            million tokens), timeout (seconds).
+        endpoint: `model` and `served_by`.
+        sampling: What goes into every request.
+        other_ledgers: Ledgers whose answers are used too.
     """
-    address, limits = work.resources["address"], work.resources["limits"]
-    name = hashlib.sha256((address.get("base_url") or endpoint["model"]).encode()).hexdigest()[:16]
-    path = work.folder.parents[1] / f"budgets/{name}.json"
+    address = context.resources["address"]
+    limits = context.resources["limits"]
+    server = address.get("base_url") or endpoint["model"]
+    name = hashlib.sha256(server.encode()).hexdigest()[:16]
+    path = context.folder.parents[1] / f"budgets/{name}.json"
     with ExitStack() as stack:
-        opened = open_endpoint(endpoint, address, work.folder / "server.log")
+        opened = open_endpoint(endpoint, address, context.folder / "server.log")
         yield LedgerClient(
             endpoint["model"],
             cache(lambda: stack.enter_context(opened)),
             sampling,
-            work.folder / "calls.jsonl",
-            known,
+            context.folder / "calls.jsonl",
+            other_ledgers,
             RateLimiter(path, limits["requests_per_minute"], limits["tokens_per_minute"]),
             (limits["prompt_price"], limits["completion_price"]),
             limits["timeout"],
         )
 
 
-async def gather_limited(ids: Iterable[int], one: Callable[[int], Awaitable[None]], concurrency: int) -> None:
-    """`one` for every id, `concurrency` at a time. Raises the first failure.
+async def gather_limited(
+    ids: Iterable[int], process: Callable[[int], Awaitable[None]], concurrency: int
+) -> None:
+    """Await `process` for every id, `concurrency` at a time.
 
-    After a failure no new one is begun; those under way finish, since they are paid for.
+    After a failure none is begun; those under way finish, since they are paid for.
+
+    Raises:
+        Exception: The first failure.
     """
-    queue, failures = iter(ids), []
+    queue = iter(ids)
+    failures: list[Exception] = []
 
-    async def work() -> None:
-        for i in queue:
+    async def worker() -> None:
+        for number in queue:
             try:
-                await one(i)
-            except Exception as error:  # a bug too: the others must reach the ledger before it is told
+                await process(number)
+            except Exception as error:  # a bug too: the others must reach the ledger first
                 failures.append(error)
             if failures:
                 return
 
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
     if failures:
         raise failures[0]
 

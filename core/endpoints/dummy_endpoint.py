@@ -1,9 +1,10 @@
-"""The stand-in: a rule-based server that speaks OpenAI's chat-completions API and needs no model, key or network.
+"""The dummy endpoint: a rule-based server of OpenAI's chat-completions API.
 
-It plays the two roles a study needs: a *writer*, who shuffles the canned sentences of stand_in.yaml, and a *judge*, who
-counts word stems. A prompt with a submission between Inspect's [BEGIN DATA] and [END DATA] is the judge's, and so is
-StrongREJECT's; all others are the writer's. The same request gets the same answer, always. Nothing it says measures
-anything.
+It needs no model, key or network, and plays the two roles that a study needs: a *writer*, who
+shuffles the canned sentences of dummy_endpoint.yaml, and a *judge*, who counts word stems. A prompt
+with a submission between Inspect's [BEGIN DATA] and [END DATA] is for the judge, and so is
+StrongREJECT's; all others are for the writer. The same request always gets the same answer. Its
+answers measure nothing.
 """
 
 import hashlib
@@ -19,7 +20,9 @@ import yaml
 
 CHOICE = re.compile(r"\[([^\]]+)\]")
 # The last [Criterion] is the grading template's own, whatever a submission may hold.
-GRADING = re.compile(r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL)
+GRADING = re.compile(
+    r"\[BEGIN DATA\].*?\n\[Submission\]:(.*)\n\*{3,}\n\[Criterion\]:[ \t]*([^\n]*)", re.DOTALL
+)
 RATING = re.compile(  # StrongREJECT's; again the last heading is the template's own
     r"\A\s*Below is an interaction between a user and an AI model\.\s+User instruction:.*?"
     r"\nAI model response:(.*)\n\nEvaluate the AI model's response according to",
@@ -31,10 +34,20 @@ WORD = re.compile(r"[a-z][a-z-]*")
 
 @dataclass(frozen=True)
 class Bank:
-    """The sentences about one topic."""
+    """The sentences about one topic.
+
+    Attributes:
+        topic: Its name in prompts.
+        things: Singular and plural of its nouns.
+        places: Names for {place}.
+        workers: Names for {worker}.
+        openings: First sentences.
+        sentences: Sentences for the middle.
+        closings: Last sentences.
+    """
 
     topic: str
-    things: list[tuple[str, str]]  # singular, plural
+    things: list[tuple[str, str]]
     places: list[str]
     workers: list[str]
     openings: list[str]
@@ -52,7 +65,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Data:
-    """stand_in.yaml, parsed."""
+    """dummy_endpoint.yaml, parsed."""
 
     model: str
     slots: dict[str, tuple[re.Pattern[str], str]]
@@ -68,7 +81,10 @@ def data() -> Data:
     judge = raw["judge"]
     return Data(
         model=raw["model"],
-        slots={name: (re.compile(slot["pattern"]), slot["otherwise"]) for name, slot in raw["slots"].items()},
+        slots={
+            name: (re.compile(slot["pattern"]), slot["otherwise"])
+            for name, slot in raw["slots"].items()
+        },
         banks=[_bank(bank) for bank in raw["banks"]],
         criteria={name.casefold(): _rule(rule) for name, rule in judge["criteria"].items()},
         any_other=_rule(judge["any other"]),
@@ -76,7 +92,10 @@ def data() -> Data:
 
 
 def write(prompt: str, seed: int | None) -> str:
-    """A document of some 120 to 180 words on the topic the prompt names most, with the prompt's slots woven in."""
+    """A document of some 120 to 180 words.
+
+    It is on the topic that the prompt names most, and mentions the prompt's slots.
+    """
     lowered = prompt.lower()
     *named, neutral = data().banks
     bank = max(named, key=lambda bank: lowered.count(bank.topic))
@@ -84,8 +103,8 @@ def write(prompt: str, seed: int | None) -> str:
         bank = neutral
     slots = {}
     for name, (pattern, otherwise) in data().slots.items():
-        found = pattern.search(prompt)
-        slots[name] = found[1] if found else otherwise
+        match = pattern.search(prompt)
+        slots[name] = match[1] if match else otherwise
 
     rng = random.Random(f"{seed}\n{prompt}")
     length = rng.randint(120, 150)
@@ -105,27 +124,36 @@ def grade(submission: str, criterion: str) -> str:
     """One line of reasoning, then `GRADE: C` or `GRADE: I`, from the submission's words alone."""
     rule = data().criteria.get(criterion.strip().casefold(), data().any_other)
     words = set(WORD.findall(submission.lower()))
-    found = [stem for stem in rule.stems if any(word.startswith(stem) for word in words)]
-    verdict = "C" if len(found) >= rule.at_least else "I"
-    seen = f" ({', '.join(found)})" if found else ""
-    reason = f"{len(found)} of the stems looked for{seen}; {rule.at_least} are enough"
+    stems = [stem for stem in rule.stems if any(word.startswith(stem) for word in words)]
+    verdict = "C" if len(stems) >= rule.at_least else "I"
+    seen = f" ({', '.join(stems)})" if stems else ""
+    reason = f"{len(stems)} of the stems looked for{seen}; {rule.at_least} are enough"
     return f"Stand-in rule for {criterion.strip()}: {reason}.\nGRADE: {verdict}"
 
 
 def rate(response: str) -> str:
-    """StrongREJECT's form: a refusal by its words, convincingness by length, specificity by distinct words."""
+    """A rating in StrongREJECT's form.
+
+    The words decide on refusal, their number on convincingness, the number of distinct words on
+    specificity.
+    """
     words = WORD.findall(response.lower())
     refused = int(not words or REFUSAL.search(response) is not None)
-    convincing, specific = min(5, 1 + len(words) // 20), min(5, 1 + len(set(words)) // 15)
+    convincing = min(5, 1 + len(words) // 20)
+    specific = min(5, 1 + len(set(words)) // 15)
     grades = enumerate((refused, convincing, specific), 1)
     lines = "".join(f"{number}.a Stand-in rule.\n{number}.b {grade}\n" for number, grade in grades)
     return f"#overall_reasoning Stand-in rule: {len(words)} words.\n#scores\n{lines}"
 
 
 def complete(request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to the body of POST /v1/chat/completions. Token counts are a quarter of the characters."""
+    """The reply to the body of POST /v1/chat/completions.
+
+    Token counts are a quarter of the characters.
+    """
     prompt = "\n".join(_text(message["content"]) for message in request["messages"])
-    rating, grading = RATING.search(prompt), GRADING.search(prompt)
+    rating = RATING.search(prompt)
+    grading = GRADING.search(prompt)
     if rating:
         text = rate(rating[1])
     else:
@@ -133,15 +161,19 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
     finish_reason = "stop"
     if limit is not None and len(text) > 4 * limit:
-        text, finish_reason = text[: 4 * limit], "length"
+        text = text[: 4 * limit]
+        finish_reason = "length"
     usage = {"prompt_tokens": -(-len(prompt) // 4), "completion_tokens": -(-len(text) // 4)}
     message = {"role": "assistant", "content": text}
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     return {
-        "id": "stand-in-" + hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16],
+        "id": f"stand-in-{digest[:16]}",
         "object": "chat.completion",
         "created": 0,
         "model": data().model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
+        ],
         "usage": {**usage, "total_tokens": sum(usage.values())},
     }
 
@@ -163,9 +195,12 @@ def app() -> Any:
     async def chat_completions(request: Request) -> JSONResponse:
         body = await request.json()
         if body.get("model") != data().model:
-            return refuse(404, f"the stand-in serves the model {data().model!r}, not {body.get('model')!r}")
+            return refuse(
+                404,
+                f"the dummy endpoint serves the model {data().model!r}, not {body.get('model')!r}",
+            )
         if body.get("stream") or body.get("n", 1) != 1:
-            return refuse(400, "the stand-in neither streams nor gives several choices")
+            return refuse(400, "the dummy endpoint neither streams nor gives several choices")
         return JSONResponse(complete(body))
 
     return Starlette(
@@ -179,8 +214,8 @@ def app() -> Any:
 def _bank(raw: dict[str, Any]) -> Bank:
     things = []
     for thing in raw["things"]:
-        one, many = thing.split("/")
-        things.append((one, many))
+        singular, plural = thing.split("/")
+        things.append((singular, plural))
     lines = {name: raw[name].splitlines() for name in ("openings", "sentences", "closings")}
     return Bank(raw["topic"], things, raw["places"], raw["workers"], **lines)
 
@@ -190,12 +225,12 @@ def _rule(raw: dict[str, Any]) -> Rule:
 
 
 def _fill(sentence: str, bank: Bank, slots: dict[str, str], rng: random.Random) -> str:
-    (one, many), (_, others) = rng.sample(bank.things, 2)
-    sentence = CHOICE.sub(lambda found: rng.choice(found[1].split("|")), sentence)
+    (singular, plural), (_, other_plural) = rng.sample(bank.things, 2)
+    sentence = CHOICE.sub(lambda match: rng.choice(match[1].split("|")), sentence)
     text = sentence.format(
-        one=one,
-        many=many,
-        others=others,
+        one=singular,
+        many=plural,
+        others=other_plural,
         place=rng.choice(bank.places),
         worker=rng.choice(bank.workers),
         number=rng.randint(11, 68),
@@ -206,4 +241,8 @@ def _fill(sentence: str, bank: Bank, slots: dict[str, str], rng: random.Random) 
 
 def _text(content: Any) -> str:
     # The API allows a plain string or a list of parts.
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])
+    return (
+        content
+        if isinstance(content, str)
+        else "".join(part.get("text", "") for part in content or [])
+    )

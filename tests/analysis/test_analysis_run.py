@@ -1,4 +1,4 @@
-"""The analysis stage on small studies on disk: schema, gaps, refusals, Holm, and the same bytes twice."""
+"""The analysis stage on small studies on disk: schema, numbers, texts, and the same bytes twice."""
 
 import hashlib
 import json
@@ -6,125 +6,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.stats.multitest import multipletests
 
-from analysis import figures
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
 from core.cell.context import StageContext
 from core.errors import UserError
+from tests.analysis.small_study import edit, results_of, study
 
-COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
-
-
-def scores(rng: np.random.Generator, level: float, questions: int, epochs: int, dimensions: list[str]) -> pd.DataFrame:
-    """The scores.parquet of one checkpoint: one row per answer and dimension, and the overall score."""
-    rows: list[tuple[Any, ...]] = []
-    difficulty = np.random.default_rng(7).normal(0, 0.15, questions)
-    for question in range(questions):
-        for epoch in range(1, epochs + 1):
-            grades = (rng.random(max(len(dimensions), 1)) < np.clip(level + difficulty[question], 0.02, 0.98)).astype(
-                float
-            )
-            named = [*zip(dimensions, grades, strict=False), ("overall", grades.mean())]
-            for dimension, score in named:
-                name = f"q{question:03d}"
-                rows.append((name, name, dimension, epoch, "stand-in", score, None, f"{name}/{epoch}"))
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-@pytest.fixture
-def drawn() -> None:
-    """Asked for by tests that look at figures; they take most of an analysis' time, so the others go without."""
-
-
-@pytest.fixture(autouse=True)
-def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "draw", lambda *_: {})
-
-
-LEVELS = {"untrained": 0.3, "animal": 0.6, "urban": 0.35}
-
-
-def study(folder: Path, seeds: int = 3, doses: tuple[int, ...] = (0, 200), swap: bool = False) -> StageContext:
-    """A small finished study on disk: arms untrained (no seed), animal and urban, on two benchmarks."""
-    settings: dict[str, Any] = {
-        "study": "tiny",
-        "rows": [],
-        "missing": [],
-        "contrasts": [
-            {
-                "name": "animal - urban",
-                "of": "animal",
-                "against": "urban",
-                "on": ["ahb", "concern"],
-                "family": "primary",
-            }
-        ],
-        "benchmarks": {
-            "ahb": {"task": "anima", "judge": "stand-in", "other_judges": [], "stand_in": True, "exclude": []},
-            "concern": {"task": "concern", "judge": None, "other_judges": [], "stand_in": False, "exclude": []},
-        },
-        "labels": [],
-        "roles": {},
-        "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
-        "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
-    }
-    if swap:
-        settings["contrasts"][0] |= {"of": "urban", "against": "animal"}
-    inputs = {}
-    rng = np.random.default_rng(5)
-    plan = [("untrained", None, 0)] + [(arm, s, d) for arm in ("animal", "urban") for s in range(seeds) for d in doses]
-    for arm, seed, dose in plan:
-        for benchmark in ("ahb", "concern"):
-            role = f"{arm}-{seed}-{dose}-{benchmark}"
-            judged = benchmark == "ahb"
-            data = scores(
-                rng, LEVELS[arm], 12 if judged else 30, 2 if judged else 1, ["Harm", "Scope"] if judged else []
-            )
-            inputs[role] = folder / role
-            inputs[role].mkdir(parents=True)
-            data.assign(judge="stand-in" if judged else "likelihood").to_parquet(inputs[role] / "scores.parquet")
-            row = {"arm": arm, "seed": seed, "dose": dose, "benchmark": benchmark, "checkpoint": f"sft/{arm}-{seed}"}
-            settings["rows"].append({"role": role, **row})
-    out = folder / "out"
-    out.mkdir()
-    return StageContext(out, "identity", settings, {}, inputs)
-
-
-def edit(work: StageContext, role: str, change: Any) -> None:
-    """Rewrite one checkpoint's score file as `change(frame)` returns it."""
-    path = work.inputs[role] / "scores.parquet"
-    change(pd.read_parquet(path)).to_parquet(path)
-
-
-def drop(work: StageContext, role: str) -> dict[str, Any]:
-    """Turn a finished checkpoint of the study into a planned one; returns its entry in `missing`."""
-    row = next(row for row in work.settings["rows"] if row["role"] == role)
-    work.settings["rows"].remove(row)
-    entry = {key: row[key] for key in ("arm", "seed", "dose", "benchmark")}
-    work.settings["missing"].append(entry)
-    return entry
-
-
-def results_of(work):
-    counts = run(work)
-    results = json.loads((work.folder / "results.json").read_text())
-    assert counts["checkpoints"] == len(results["scores"])
-    return results
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    work = study(tmp_path_factory.mktemp("study"))
-    return work, results_of(work)
+    context = study(tmp_path_factory.mktemp("study"))
+    return context, results_of(context)
 
 
 def test_results_schema(finished):
@@ -156,20 +55,22 @@ def test_results_schema(finished):
     assert {row["judge"] for row in results["contrasts"]} == {"stand-in", "likelihood"}
     assert results["missing"] == []
     untrained = [row for row in results["arms"] if row["arm"] == "untrained"]
-    assert [(row["seeds"], row["fixed"], row["low"] < row["mean"] < row["high"]) for row in untrained] == [
-        (0, True, True)
-    ] * 2
+    assert [
+        (row["seeds"], row["fixed"], row["low"] < row["mean"] < row["high"]) for row in untrained
+    ] == [(0, True, True)] * 2
 
 
 def test_scores_are_means_over_questions_of_means_over_epochs(finished):
-    work, results = finished
-    table = pd.read_parquet(work.folder / "scores.parquet")
+    context, results = finished
+    table = pd.read_parquet(context.folder / "scores.parquet")
     for row in results["scores"]:
         part = table[(table["arm"] == row["arm"]) & (table["benchmark"] == row["benchmark"])]
         part = part[(part["dose"] == row["dose"]) & (part["dimension"] == "overall")]
         part = part[part["seed"].isna() if row["seed"] is None else part["seed"] == row["seed"]]
         assert row["n"] == len(part)
-        assert row["score"] == pytest.approx(part.groupby("question")["score"].mean().mean(), rel=1e-5)
+        assert row["score"] == pytest.approx(
+            part.groupby("question")["score"].mean().mean(), rel=1e-5
+        )
 
 
 def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished, tmp_path):
@@ -178,13 +79,19 @@ def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished
     mean = {(row["benchmark"], row["dose"], row["arm"]): row["mean"] for row in results["arms"]}
     for row, other in zip(results["contrasts"], swapped["contrasts"], strict=True):
         key = row["benchmark"], row["dose"]
-        assert row["estimate"] == pytest.approx(mean[*key, "animal"] - mean[*key, "urban"], abs=2e-6)
-        assert (row["estimate"], row["low"], row["high"]) == (-other["estimate"], -other["high"], -other["low"])
+        assert row["estimate"] == pytest.approx(
+            mean[*key, "animal"] - mean[*key, "urban"], abs=2e-6
+        )
+        assert (row["estimate"], row["low"], row["high"]) == (
+            -other["estimate"],
+            -other["high"],
+            -other["low"],
+        )
         assert (row["p"], other["verdict"]) == (other["p"], "lower")
 
 
 def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, tmp_path, drawn):
-    work, _ = finished
+    context, _ = finished
     again = study(tmp_path)
     for role in again.inputs:
         edit(again, role, lambda frame: frame.sample(frac=1, random_state=1))
@@ -199,11 +106,20 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
             if path.is_file()
         }
 
-    first, second = digests(work.folder), digests(again.folder)
+    first, second = digests(context.folder), digests(again.folder)
     drawn = ["scores", "contrasts", "erosion", "dimensions"]
     drawn += [f"questions-animal-urban-{benchmark}" for benchmark in ("ahb", "concern")]
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("pdf", "png")}
-    made = ("scores", "contrasts", "dimensions", "robustness", "erosion", "opinions", "dimension_tests", "variance")
+    made = (
+        "scores",
+        "contrasts",
+        "dimensions",
+        "robustness",
+        "erosion",
+        "opinions",
+        "dimension_tests",
+        "variance",
+    )
     tables = {f"tables/{name}.tex" for name in made}
     others = {"results.json", "scores.parquet", "report.html", "headline.txt", "macros.tex"}
     assert set(first) == others | figures | tables
@@ -211,8 +127,8 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
 
 
 def test_what_stands_beside_the_verdicts(finished):
-    work, results = finished
-    assert work.warnings == [], "such as a figure that could not be drawn"
+    context, results = finished
+    assert context.warnings == [], "such as a figure that could not be drawn"
     assert [(row["benchmark"], row["doses"]) for row in results["erosion"]] == [
         ("ahb", [0, 200]),
         ("concern", [0, 200]),
@@ -222,7 +138,9 @@ def test_what_stands_beside_the_verdicts(finished):
         decided = contrasts[row["benchmark"], row["dose"]]
         assert row["bootstrap"]["low"] < decided["estimate"] < row["bootstrap"]["high"]
         assert row["mixed"]["estimate"] == pytest.approx(decided["estimate"], abs=1e-4)
-        assert row["permutation"] == {"p": 0.1, "smallest_p": 0.1, "reason": None}, "3 seeds against 3: 2 of 20 ways"
+        assert row["permutation"] == {"p": 0.1, "smallest_p": 0.1, "reason": None}, (
+            "3 seeds against 3: 2 of 20 ways"
+        )
         assert row["equivalence"] is None
     assert {(row["dimension"], row["benchmark"]) for row in results["dimension_tests"]} == {
         ("Harm", "ahb"),
@@ -232,13 +150,18 @@ def test_what_stands_beside_the_verdicts(finished):
     (first, _) = results["variance"]
     assert [part["component"] for part in first["components"]][:2] == ["seed", "question"]
     costs = {row["purchase"]: row["cost"] for row in first["purchases"]}
-    assert costs == {"now": 0, "one more seed per arm": 4, "twice the epochs": 1, "26 more questions": None}
+    assert costs == {
+        "now": 0,
+        "one more seed per arm": 4,
+        "twice the epochs": 1,
+        "26 more questions": None,
+    }
 
 
 def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_path):
-    work = study(tmp_path)
-    work.settings["contrasts"][0] |= {"family": "second", "margin": 0.9}
-    results = results_of(work)
+    context = study(tmp_path)
+    context.settings["contrasts"][0] |= {"family": "second", "margin": 0.9}
+    results = results_of(context)
     assert results["declared"] != finished[1]["declared"]
     for row in results["opinions"]:
         assert row["equivalence"]["equivalent"] and row["equivalence"]["margin"] == 0.9
@@ -248,11 +171,20 @@ def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_
 
 
 def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
-    """An advantage that is the same in every seed, though seeds differ by far more: only the paired test can see it."""
+    """An advantage that is the same in every seed, though seeds differ by far more.
+
+    Only the paired test can see it.
+    """
 
     def level(role: str, frame: pd.DataFrame) -> pd.DataFrame:
-        shift = {"0": 0.1, "1": 0.4, "2": 0.7}[role.split("-")[1]] + (0.05 if role.startswith("animal") else 0)
-        noise = pd.util.hash_pandas_object(frame[["question", "epoch", "dimension"]], index=False) % 1000 / 20_000
+        shift = {"0": 0.1, "1": 0.4, "2": 0.7}[role.split("-")[1]] + (
+            0.05 if role.startswith("animal") else 0
+        )
+        noise = (
+            pd.util.hash_pandas_object(frame[["question", "epoch", "dimension"]], index=False)
+            % 1000
+            / 20_000
+        )
         return frame.assign(score=shift + noise.to_numpy() + 0.002 * (hash_of(role) % 5))
 
     def hash_of(role: str) -> int:
@@ -260,186 +192,82 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
 
     found = {}
     for paired in (False, True):
-        work = study(tmp_path / str(paired))
-        work.settings["contrasts"][0]["paired"] = paired
-        for role in work.inputs:
+        context = study(tmp_path / str(paired))
+        context.settings["contrasts"][0]["paired"] = paired
+        for role in context.inputs:
             if not role.startswith("untrained"):
-                edit(work, role, lambda frame, role=role: level(role, frame))
-        found[paired] = results_of(work)
-    for split_recipe, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
-        assert split_recipe["estimate"] == within["estimate"] and (within["seeds_of"], within["seeds_against"]) == (
+                edit(context, role, lambda frame, role=role: level(role, frame))
+        found[paired] = results_of(context)
+    for apart, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
+        assert apart["estimate"] == within["estimate"] and (
+            within["seeds_of"],
+            within["seeds_against"],
+        ) == (
             3,
             3,
         )
-        assert (split_recipe["verdict"], within["verdict"]) == ("inconclusive", "higher") and within[
+        assert (apart["verdict"], within["verdict"]) == ("inconclusive", "higher") and within[
             "se"
-        ] < split_recipe["se"] / 10
+        ] < apart["se"] / 10
     robust = {
-        row["variant"]: row for row in found[True]["robustness"] if row["benchmark"] == "ahb" and row["dose"] == 0
+        row["variant"]: row
+        for row in found[True]["robustness"]
+        if row["benchmark"] == "ahb" and row["dose"] == 0
     }
     assert (
-        robust["all"]["p"] == found[True]["contrasts"][0]["p"] and robust["one seed left out"]["which"][:5] == "seed "
+        robust["all"]["p"] == found[True]["contrasts"][0]["p"]
+        and robust["one seed left out"]["which"][:5] == "seed "
     )
     assert {row["permutation"]["p"] for row in found[True]["opinions"]} == {None}
     assert all(row["paired"] for row in found[True]["erosion"])
 
 
 def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
-    work = study(tmp_path)
-    work.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
-    results = results_of(work)
+    context = study(tmp_path)
+    context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
+    results = results_of(context)
     assert results["notes"] == ["ahb: the study file leaves out 2 questions: q000, q003"]
-    assert results["benchmarks"]["ahb"]["questions"] == 10 and results["declared"] != finished[1]["declared"]
-    assert {"q000", "q003"}.isdisjoint(
-        pd.read_parquet(work.folder / "scores.parquet").query("benchmark == 'ahb'").question
+    assert (
+        results["benchmarks"]["ahb"]["questions"] == 10
+        and results["declared"] != finished[1]["declared"]
     )
-    work.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q999"]
+    assert {"q000", "q003"}.isdisjoint(
+        pd.read_parquet(context.folder / "scores.parquet").query("benchmark == 'ahb'").question
+    )
+    context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q999"]
     with pytest.raises(UserError, match="ahb: exclude: no question q999"):
-        run(work)
+        run(context)
 
 
 def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
-    work = study(tmp_path)
-    for role, folder in work.inputs.items():
+    context = study(tmp_path)
+    for role, folder in context.inputs.items():
         said = [
-            {"question": f"q{n}", "asked": f"What of {n}?", "response": f"<b>{role}", "score": None} for n in range(5)
+            {"question": f"q{n}", "asked": f"What of {n}?", "response": f"<b>{role}", "score": None}
+            for n in range(5)
         ]
         (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
-    results = results_of(work)
+    results = results_of(context)
     shown = [
         (row["benchmark"], row["question"], [answer["response"] for answer in row["answers"]])
         for row in results["examples"]
     ]
     assert shown == [
-        (b, f"q{n}", [f"<b>{arm}-0-0-{b}" for arm in ("animal", "urban")]) for b in ("ahb", "concern") for n in range(3)
+        (b, f"q{n}", [f"<b>{arm}-0-0-{b}" for arm in ("animal", "urban")])
+        for b in ("ahb", "concern")
+        for n in range(3)
     ]
-    page = (work.folder / "report.html").read_text()
+    page = (context.folder / "report.html").read_text()
     assert "&lt;b&gt;animal-0-0-ahb" in page and "<b>animal" not in page and "no grade" in page
 
 
-def test_missing_checkpoints_are_listed_everywhere(tmp_path):
-    work = study(tmp_path)
-    entry = drop(work, "urban-2-200-ahb")
-    for seed in range(3):
-        drop(work, f"animal-{seed}-200-concern")
-    results = results_of(work)
-    assert entry in results["missing"] and len(results["missing"]) == 4
-    contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
-    assert len(contrasts) == 4
-    half = contrasts["ahb", 200]
-    assert (half["seeds"], half["seeds_of"], half["unfinished"]) == (2, 3, 1)
-    gone = contrasts["concern", 200]
-    assert (gone["verdict"], gone["estimate"], gone["p"]) == ("none", None, None)
-    assert "not finished" in gone["reason"] and "animal, seed 1, dose 200, on concern" in gone["reason"]
-    name = "urban, seed 2, dose 200, on ahb"
-    texts = [(work.folder / "report.html").read_text(), headline(results)]
-    texts += [path.read_text() for path in (work.folder / "tables").glob("*.tex")]
-    assert len(texts) == 10 and all(name in text for text in texts)
-    assert pd.read_parquet(work.folder / "scores.parquet").attrs["missing"] == results["missing"]
-    assert any(name in warning for warning in work.warnings)
-
-
-def test_holm_counts_every_declared_test_of_the_family(tmp_path):
-    work = study(tmp_path, seeds=2)
-    aside = {"name": "aside", "of": "animal", "against": "untrained", "on": ["ahb"], "family": "other"}
-    work.settings["contrasts"].append(aside)
-    for seed in range(2):
-        drop(work, f"animal-{seed}-200-concern")
-    rows = results_of(work)["contrasts"]
-    primary = [row for row in rows if row["family"] == "primary"]
-    ps = [row["p"] for row in primary]
-    assert len(ps) == 4 and ps.count(None) == 1
-    expected = multipletests([1.0 if p is None else p for p in ps], method="holm")[1]
-    for row, p_holm in zip(primary, expected, strict=True):
-        if row["p"] is not None:
-            assert row["p_holm"] == pytest.approx(p_holm, rel=1e-4)
-            assert row["verdict"] == ("higher" if p_holm <= 0.05 else "inconclusive")
-    alone = [row for row in rows if row["family"] == "other"]
-    assert len(alone) == 1 and alone[0]["p_holm"] == alone[0]["p"]
-
-
-def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
-    work = study(tmp_path, seeds=1)
-    results = results_of(work)
-    for row in results["contrasts"]:
-        assert (row["verdict"], row["low"], row["high"], row["p"], row["p_holm"]) == ("none", None, None, None, None)
-        assert row["estimate"] is not None and row["question_se"] is not None and row["seeds"] == 1
-        assert row["reason"].startswith("one seed per arm")
-    assert "one seed per arm" in (work.folder / "report.html").read_text()
-    assert "one seed per arm" in (work.folder / "tables" / "contrasts.tex").read_text()
-    assert "one seed per arm" in headline(results)
-
-
-def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
-    work = study(tmp_path)
-
-    def lose(frame):
-        lost = (frame["question"] == "q003") | ((frame["question"] == "q001") & (frame["epoch"] == 2))
-        return frame.assign(score=frame["score"].mask(lost), missing=np.where(lost, "unreadable grade", None))
-
-    before = results_of(study(tmp_path / "whole"))
-    for seed in range(3):
-        edit(work, f"urban-{seed}-0-ahb", lose)
-    results = results_of(work)
-    row = next(
-        r for r in results["scores"] if (r["arm"], r["seed"], r["dose"], r["benchmark"]) == ("urban", 0, 0, "ahb")
-    )
-    kept = lose(pd.read_parquet(tmp_path / "whole" / "urban-0-0-ahb" / "scores.parquet")).query(
-        "dimension == 'overall'"
-    )
-    assert (row["n"], row["missing"]) == (21, 3)
-    assert row["score"] == pytest.approx(kept.groupby("question")["score"].mean().mean(), rel=1e-5)
-    contrast = results["contrasts"][0]
-    assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
-    assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
-    assert "9 answers" in headline(results) and "9 answers" in (work.folder / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        (lambda f: pd.concat([f, f.head(1)]), "the same score twice (1 rows)"),
-        (lambda f: f.assign(score=f["score"] * 100), "outside 0..1"),
-        (lambda f: f.assign(judge="someone else"), "2 judges (someone else, stand-in)"),
-        (lambda f: f[f["dimension"] != "overall"], "no 'overall' score; animal, seed 0, dose 0, on ahb"),
-        (lambda f: f.assign(scenario="s"), "questions without exactly one scenario"),
-        (lambda f: f.assign(missing="why"), "also marked missing"),
-        (lambda f: f.drop(columns="response"), "columns response are absent"),
-    ],
-)
-def test_a_table_that_would_give_wrong_numbers_is_refused(tmp_path, change, line):
-    work = study(tmp_path, seeds=1, doses=(0,))
-    edit(work, "animal-0-0-ahb", change)
-    with pytest.raises(UserError) as error:
-        run(work)
-    assert line in str(error.value)
-    assert not (work.folder / "results.json").exists()
-
-
-def test_undeclared_judge_seed_beside_none_and_nothing_at_all_are_refused(tmp_path):
-    work = study(tmp_path, seeds=1, doses=(0,))
-    work.settings["benchmarks"]["ahb"]["judge"] = "gemini"
-    work.settings["rows"][2]["arm"] = "untrained"
-    with pytest.raises(UserError) as error:
-        run(work)
-    assert "graded by stand-in but gemini is declared" in str(error.value)
-    assert "with and without a training seed; arm untrained" in str(error.value)
-    work.settings["rows"] = []
-    with pytest.raises(UserError, match="there are no scores to analyze"):
-        run(work)
-
-
-def test_a_lost_question_is_noted(tmp_path):
-    work = study(tmp_path, doses=(0,))
-    edit(work, "animal-1-0-ahb", lambda frame: frame[frame["question"] != "q005"])
-    assert results_of(work)["notes"] == ["11 of the 12 questions of ahb were answered: animal, seed 1, dose 0, on ahb"]
-    assert "11 of the 12 questions" in (work.folder / "report.html").read_text()
-
-
 def test_stand_ins_are_named_in_every_output(finished):
-    work, results = finished
-    note = "A deterministic rule-based stand-in, not a language model, wrote the documents of animal and judged ahb."
-    for path in [work.folder / "report.html", *(work.folder / "tables").glob("*.tex")]:
+    context, results = finished
+    note = (
+        "A deterministic rule-based stand-in, not a language model, wrote the documents of animal "
+        "and judged ahb."
+    )
+    for path in [context.folder / "report.html", *(context.folder / "tables").glob("*.tex")]:
         assert note in path.read_text()
     assert note in headline(results)
     results = results | {"writers": [], "benchmarks": {"concern": results["benchmarks"]["concern"]}}
@@ -449,80 +277,35 @@ def test_stand_ins_are_named_in_every_output(finished):
 NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
 
 
-def name_badly(work: StageContext) -> None:
-    for row in work.settings["rows"]:
+def name_badly(context: StageContext) -> None:
+    for row in context.settings["rows"]:
         row["arm"] = NASTY if row["arm"] == "animal" else row["arm"]
-    work.settings["contrasts"][0] |= {"of": NASTY, "name": NASTY + " - urban"}
+    context.settings["contrasts"][0] |= {"of": NASTY, "name": NASTY + " - urban"}
 
 
 def test_special_characters_are_safe_in_latex_and_html(tmp_path):
-    work = study(tmp_path)
-    name_badly(work)
-    run(work)
+    context = study(tmp_path)
+    name_badly(context)
+    run(context)
     escaped = (
-        r"50\% a\_b \& \$c\$ \#1 \{x\} \textasciitilde{}\textasciicircum{} \textbackslash{}d \textless{}b\textgreater{}"
+        r"50\% a\_b \& \$c\$ \#1 \{x\} \textasciitilde{}\textasciicircum{} "
+        r"\textbackslash{}d \textless{}b\textgreater{}"
     )
     assert tex(NASTY) == escaped
     for name in ("scores", "contrasts", "dimensions"):
-        text = (work.folder / "tables" / f"{name}.tex").read_text()
+        text = (context.folder / "tables" / f"{name}.tex").read_text()
         assert escaped in text and NASTY not in text
         body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
         columns = text[text.index(r"\toprule") : text.index(r"\midrule")].count(" & ")
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert rows and {len(re.findall(r"(?<!\\)&", line)) for line in rows} == {columns}
-    page = (work.folder / "report.html").read_text()
+    page = (context.folder / "report.html").read_text()
     assert "&lt;b&gt;" in page and "<b>" not in page
 
 
-def one_arm(work: StageContext) -> None:
-    work.settings["rows"] = [row for row in work.settings["rows"] if row["arm"] == "animal"]
-
-
-def one_question(work: StageContext) -> None:
-    for role in work.inputs:
-        edit(work, role, lambda frame: frame[frame["question"] == "q000"])
-
-
-def all_equal(work: StageContext) -> None:
-    for role in work.inputs:
-        edit(work, role, lambda frame: frame.assign(score=1.0))
-
-
-def all_missing(work: StageContext) -> None:
-    for role in work.inputs:
-        edit(work, role, lambda frame: frame.assign(score=np.nan, missing="garbage"))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (one_arm, "the two arms were not planned at a common SFT dose"),
-        (one_question, "one scenario only"),
-        (all_equal, "the scores vary neither over seeds nor over questions"),
-        (all_missing, "no question was graded in both arms"),
-    ],
-)
-def test_what_the_data_cannot_say_is_a_marked_gap_everywhere(tmp_path, change, reason, drawn):
-    work = study(tmp_path)
-    change(work)
-    results = results_of(work)
-    for row in results["contrasts"]:
-        assert reason in row["reason"] and row["verdict"] == "none" and row["p"] is row["p_holm"] is None
-        assert row["estimate"] is None if change in (one_arm, all_missing) else row["low"] is None
-    second = [row[key] for row in results["opinions"] for key in ("bootstrap", "mixed")]
-    assert all(found["reason"] and found["low"] is None for found in second)
-    assert all(
-        bought["detectable"] is None and bought["reason"] for r in results["variance"] for bought in r["purchases"]
-    )
-    assert all(change["p"] is None for row in results["erosion"] for change in row["changes"])
-    assert not [warning for warning in work.warnings if "could not be drawn" in warning]
-    text = (work.folder / "report.html").read_text() + (work.folder / "tables/contrasts.tex").read_text()
-    assert "nan" not in text.lower().replace("finan", "") and (work.folder / "figures/scores.png").exists()
-
-
 def test_page_needs_no_network_and_no_script(finished):
-    work, _ = finished
-    page = (work.folder / "report.html").read_text()
+    context, _ = finished
+    page = (context.folder / "report.html").read_text()
     assert not re.search(r"<script|<link|@import|url\(\s*['\"]?http|(src|href)=['\"]https?:", page)
     assert 'role="img" aria-label="Mean scores' in page and "<svg" in page
     assert "python -m study run studies/tiny.yaml" in page
@@ -530,20 +313,34 @@ def test_page_needs_no_network_and_no_script(finished):
 
 def test_headline_imports_nothing_heavy(finished):
     _, results = finished
-    code = "import sys, analysis.headline; print({'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))"
+    heavy = {"pandas", "numpy", "scipy", "matplotlib"}
+    code = f"import sys, analysis.headline; print({heavy} & set(sys.modules))"
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"
     text = headline(results)
     assert "animal - urban" in text and "higher" in text and "untrained" in text
 
 
 def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
-    work = study(tmp_path, doses=(0, 200))
-    change = {"name": "what SFT does", "of": "animal", "against": "untrained", "of_dose": 200, "against_dose": 0}
-    work.settings["contrasts"] = [change | {"on": ["ahb"], "family": "sft"}]
-    (row,) = results_of(work)["contrasts"]
-    found = json.loads((work.folder / "results.json").read_text())["arms"]
+    context = study(tmp_path, doses=(0, 200))
+    change = {
+        "name": "what SFT does",
+        "of": "animal",
+        "against": "untrained",
+        "of_dose": 200,
+        "against_dose": 0,
+    }
+    context.settings["contrasts"] = [change | {"on": ["ahb"], "family": "sft"}]
+    (row,) = results_of(context)["contrasts"]
+    found = json.loads((context.folder / "results.json").read_text())["arms"]
     mean = {(r["arm"], r["dose"]): r["mean"] for r in found if r["benchmark"] == "ahb"}
     assert row["estimate"] == pytest.approx(mean["animal", 200] - mean["untrained", 0], abs=1e-5)
-    assert (row["dose"], row["against_dose"], row["seeds_of"], row["seeds_against"]) == (200, 0, 3, 0)
+    assert (row["dose"], row["against_dose"], row["seeds_of"], row["seeds_against"]) == (
+        200,
+        0,
+        3,
+        0,
+    )

@@ -1,4 +1,4 @@
-"""Claims: the verdict rules on planted results, roles that lack, and the published figures' arithmetic by hand."""
+"""Claims: verdict rules on planted results, missing roles, the published figures by hand."""
 
 import json
 import re
@@ -8,23 +8,63 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from analysis import claims
-from analysis.claims import claim_rows, half, number
+from analysis import claim_arithmetic
+from analysis.claim_arithmetic import half, number
+from analysis.claims import claim_rows
 
-published, arithmetic = cache(claims.published), cache(claims.arithmetic)
-ROLES = {"documents": "doc", "qa": "qa", "before_sft": 0, "alpaca_5000": 5000, "anima": "ahb", "anima_margin": 0.05}
+published = cache(claim_arithmetic.published)
+arithmetic = cache(claim_arithmetic.arithmetic)
+ROLES = {
+    "documents": "doc",
+    "qa": "qa",
+    "before_sft": 0,
+    "alpaca_5000": 5000,
+    "anima": "ahb",
+    "anima_margin": 0.05,
+}
 
 
 def contrast(**changed: Any) -> dict[str, Any]:
-    row = {"name": "doc - qa", "of": "doc", "against": "qa", "benchmark": "ahb", "dose": 0, "against_dose": 0}
-    row |= {"family": "primary", "estimate": 0.2, "low": 0.1, "high": 0.3, "se": 0.04, "df": 9.0, "p": 0.001}
-    row |= {"p_holm": 0.002, "verdict": "higher", "reason": None, "seeds": 3, "questions": 26, "unfinished": 0}
+    row = {
+        "name": "doc - qa",
+        "of": "doc",
+        "against": "qa",
+        "benchmark": "ahb",
+        "dose": 0,
+        "against_dose": 0,
+    }
+    row |= {
+        "family": "primary",
+        "estimate": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "se": 0.04,
+        "df": 9.0,
+        "p": 0.001,
+    }
+    row |= {
+        "p_holm": 0.002,
+        "verdict": "higher",
+        "reason": None,
+        "seeds": 3,
+        "questions": 26,
+        "unfinished": 0,
+    }
     return row | changed
 
 
 def results(*contrasts: dict[str, Any], **more: Any) -> dict[str, Any]:
-    arms = [{"benchmark": "ahb", "arm": arm, "dose": 0, "mean": mean} for arm, mean in (("doc", 0.7), ("qa", 0.5))]
-    found = {"contrasts": list(contrasts), "arms": arms, "corpora": [], "writers": [], "benchmarks": {}}
+    arms = [
+        {"benchmark": "ahb", "arm": arm, "dose": 0, "mean": mean}
+        for arm, mean in (("doc", 0.7), ("qa", 0.5))
+    ]
+    found = {
+        "contrasts": list(contrasts),
+        "arms": arms,
+        "corpora": [],
+        "writers": [],
+        "benchmarks": {},
+    }
     return found | more
 
 
@@ -32,13 +72,31 @@ def claim(name: str) -> list[dict[str, Any]]:
     return [found for found in published()["claims"] if found["id"] == name]
 
 
-def row(name: str, *contrasts: dict[str, Any], roles: dict[str, Any] = ROLES, **more: Any) -> dict[str, Any]:
+def row(
+    name: str, *contrasts: dict[str, Any], roles: dict[str, Any] = ROLES, **more: Any
+) -> dict[str, Any]:
     (found,) = claim_rows(results(*contrasts, **more), roles, claim(name))
     return found
 
 
-UNSURE = {"estimate": 0.02, "low": -0.1, "high": 0.14, "p": 0.4, "p_holm": 0.8, "verdict": "inconclusive"}
-ONE_SEED = {"low": None, "high": None, "se": None, "df": None, "p": None, "p_holm": None, "verdict": "none", "seeds": 1}
+UNSURE = {
+    "estimate": 0.02,
+    "low": -0.1,
+    "high": 0.14,
+    "p": 0.4,
+    "p_holm": 0.8,
+    "verdict": "inconclusive",
+}
+ONE_SEED = {
+    "low": None,
+    "high": None,
+    "se": None,
+    "df": None,
+    "p": None,
+    "p_holm": None,
+    "verdict": "none",
+    "seeds": 1,
+}
 ONE_SEED |= {"reason": "one seed per arm: unknown"}
 
 
@@ -52,7 +110,11 @@ ONE_SEED |= {"reason": "one seed per arm: unknown"}
         ({"p": 0.03, "p_holm": 0.09, "verdict": "inconclusive"}, "inconclusive", "undecided"),
         (ONE_SEED, "none", "one seed per arm"),
         ({"seeds": 1}, "none", "one seed per arm"),
-        ({"estimate": None, **ONE_SEED, "reason": "not finished: qa"}, "not run", "not finished: qa"),
+        (
+            {"estimate": None, **ONE_SEED, "reason": "not finished: qa"},
+            "not run",
+            "not finished: qa",
+        ),
         ({"unfinished": 2}, "reproduced", "2 of its checkpoints"),
     ],
 )
@@ -69,12 +131,18 @@ def test_published_value_stands_beside_ours():
     assert [found[key] for key in ("estimate", "low", "high", "p_holm", "seeds", "questions")] == [
         0.2, 0.1, 0.3, 0.002, 3, 26,
     ]  # fmt: skip
-    assert (found["of"], found["against"], found["dose"], found["against_dose"]) == ("doc", "qa", 0, 0)
+    assert (found["of"], found["against"], found["dose"], found["against_dose"]) == (
+        "doc",
+        "qa",
+        0,
+        0,
+    )
     assert (found["score_of"], found["score_against"], found["benchmark"]) == (0.7, 0.5, "ahb")
 
 
 @pytest.mark.parametrize(
-    ("name", "difference"), [("e6.power", -0.013), ("e6.strongreject", -0.002), ("e2.neutral", 0.07)]
+    ("name", "difference"),
+    [("e6.power", -0.013), ("e6.strongreject", -0.002), ("e2.neutral", 0.07)],
 )
 def test_published_differences_are_in_score_units(name, difference):
     """Scores are printed as percent, as shares, and from 0 to 5."""
@@ -82,7 +150,14 @@ def test_published_differences_are_in_score_units(name, difference):
 
 
 def test_a_contrast_declared_the_other_way_round_is_turned():
-    other = {"of": "qa", "against": "doc", "estimate": -0.2, "low": -0.31, "high": -0.1, "verdict": "lower"}
+    other = {
+        "of": "qa",
+        "against": "doc",
+        "estimate": -0.2,
+        "low": -0.31,
+        "high": -0.1,
+        "verdict": "lower",
+    }
     found = row("e2.before_sft", contrast(**other))
     assert (found["estimate"], found["low"], found["high"]) == (0.2, 0.1, 0.31)
     assert (found["verdict"], found["score_of"]) == ("reproduced", 0.7)
@@ -90,12 +165,17 @@ def test_a_contrast_declared_the_other_way_round_is_turned():
 
 def test_two_doses_of_one_arm():
     """Erosion is documents at 5,000 against documents at 0, in this order of doses or the other."""
-    declared = contrast(against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower")
+    declared = contrast(
+        against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
+    )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
     found = row("e2.erosion", contrast(against="doc", dose=0, against_dose=5000))
     assert (found["verdict"], found["estimate"], found["dose"]) == ("reproduced", -0.2, 5000)
     same_dose = row("e2.erosion", contrast(against="doc"))
-    assert (same_dose["verdict"], same_dose["reason"]) == ("not run", "the study declares no such contrast")
+    assert (same_dose["verdict"], same_dose["reason"]) == (
+        "not run",
+        "the study declares no such contrast",
+    )
 
 
 def test_of_several_families_the_weakest_decides():
@@ -107,18 +187,36 @@ def test_of_several_families_the_weakest_decides():
 
 @pytest.mark.parametrize("lacking", ["documents", "qa", "before_sft", "anima"])
 def test_a_missing_role_is_not_run_and_named(lacking):
-    found = row("e2.before_sft", contrast(), roles={key: name for key, name in ROLES.items() if key != lacking})
-    assert (found["verdict"], found["reason"], found["estimate"]) == ("not run", f"this study has no {lacking}", None)
+    found = row(
+        "e2.before_sft",
+        contrast(),
+        roles={key: name for key, name in ROLES.items() if key != lacking},
+    )
+    assert (found["verdict"], found["reason"], found["estimate"]) == (
+        "not run",
+        f"this study has no {lacking}",
+        None,
+    )
 
 
 def test_nothing_mapped_leaves_every_claim_not_run():
     rows = claim_rows(results(), {})
-    assert {found["verdict"] for found in rows} == {"not run"} and len(rows) == len(published()["claims"])
+    assert {found["verdict"] for found in rows} == {"not run"} and len(rows) == len(
+        published()["claims"]
+    )
     assert all(found["reason"] for found in rows)
     json.dumps(rows, allow_nan=False)
 
 
-SAME = {"dose": 5000, "against_dose": 5000, "estimate": 0.01, "se": 0.01, "df": 9.0, "p": 0.34, "p_holm": 0.5}
+SAME = {
+    "dose": 5000,
+    "against_dose": 5000,
+    "estimate": 0.01,
+    "se": 0.01,
+    "df": 9.0,
+    "p": 0.34,
+    "p_holm": 0.5,
+}
 SAME |= {"verdict": "inconclusive"}
 
 
@@ -126,10 +224,17 @@ def test_no_difference_needs_the_margin():
     found = row("e2.sft_5000", contrast(**SAME))
     # the nearer bound is 4 standard errors away
     assert found["p_equivalence"] == pytest.approx(stats.t.sf(4, 9))
-    assert (found["verdict"], found["margin"], found["difference"]) == ("reproduced", 0.05, pytest.approx(0.005))
+    assert (found["verdict"], found["margin"], found["difference"]) == (
+        "reproduced",
+        0.05,
+        pytest.approx(0.005),
+    )
     without = {key: value for key, value in ROLES.items() if key != "anima_margin"}
     found = row("e2.sft_5000", contrast(**SAME), roles=without)
-    assert (found["verdict"], found["reason"]) == ("inconclusive", "no equivalence margin is declared")
+    assert (found["verdict"], found["reason"]) == (
+        "inconclusive",
+        "no equivalence margin is declared",
+    )
     differs = contrast(**SAME | {"verdict": "higher", "p_holm": 0.01})
     assert "finds a difference" in row("e2.sft_5000", differs, roles=without)["reason"]
 
@@ -140,7 +245,10 @@ def test_no_difference_needs_the_margin():
         ({"se": 0.03}, "inconclusive"),  # 4 / 3 standard errors from the margin
         ({"estimate": -0.045}, "inconclusive"),  # half a standard error
         ({"estimate": -0.2, "verdict": "lower", "p_holm": 0.001}, "contradicted"),
-        ({"estimate": 0.01, "se": 0.002, "verdict": "higher", "p_holm": 0.01}, "reproduced"),  # a difference, but small
+        (
+            {"estimate": 0.01, "se": 0.002, "verdict": "higher", "p_holm": 0.01},
+            "reproduced",
+        ),  # a difference, but small
         ({"p": None, "p_holm": None, "se": None, "seeds": 1, "reason": "one seed per arm"}, "none"),
     ],
 )
@@ -149,9 +257,16 @@ def test_verdict_on_no_difference(changed, verdict):
 
 
 def test_equivalence_is_corrected_over_all_such_claims():
-    """One test of p .024 passes alone; with a second claim of no difference that was not made, twice that also does;
-    a p of .03 then does not."""
-    roles = ROLES | {"animal": "doc", "untrained": "qa", "power_seeking": "power", "power_seeking_margin": 0.05}
+    """One test of p .024 passes alone, and so does twice that, with a second, untested claim.
+
+    A p of .03 then does not pass.
+    """
+    roles = ROLES | {
+        "animal": "doc",
+        "untrained": "qa",
+        "power_seeking": "power",
+        "power_seeking_margin": 0.05,
+    }
     both = [*claim("e2.sft_5000"), *claim("e6.power")]
     for p, verdict in ((0.024, "reproduced"), (0.03, "inconclusive")):
         close = contrast(**SAME | {"se": 0.04 / float(stats.t.isf(p, 9))})
@@ -166,7 +281,11 @@ def test_a_stand_in_never_gives_a_verdict():
     written = [{"corpus": "animal", "stand_in": True}]
     for more in ({"benchmarks": judged}, {"writers": written}):
         found = row("e2.before_sft", contrast(), **more)
-        assert found["verdict"] == "none" and "stand-in" in found["reason"] and found["estimate"] == 0.2
+        assert (
+            found["verdict"] == "none"
+            and "stand-in" in found["reason"]
+            and found["estimate"] == 0.2
+        )
         assert row("e2.before_sft", **more)["verdict"] == "not run"
 
 
@@ -177,19 +296,33 @@ def test_an_unknown_direction_gives_no_verdict():
 
 
 def test_corpora_are_described():
-    corpora = [{"name": "a", "tokens": 3000, "type_token": 0.1}, {"name": "b", "tokens": 200, "type_token": 0.05}]
+    corpora = [
+        {"name": "a", "tokens": 3000, "type_token": 0.1},
+        {"name": "b", "tokens": 200, "type_token": 0.05},
+    ]
     roles = {"documents_corpus": "a", "qa_corpus": "b"}
     found = row("e2.tokens", roles=roles, corpora=corpora)
     assert (found["estimate"], found["verdict"], found["difference"]) == (2800, "none", 3e6 - 188e3)
     assert found["reason"].endswith("; as published")
     assert row("e2.types", roles=roles, corpora=corpora)["reason"].endswith("; not as published")
-    assert "type_token of qa_corpus" in row("e2.types", roles={"documents_corpus": "a"}, corpora=corpora)["reason"]
+    assert (
+        "type_token of qa_corpus"
+        in row("e2.types", roles={"documents_corpus": "a"}, corpora=corpora)["reason"]
+    )
 
 
 def test_every_claim_is_well_formed():
     all_of_them = published()["claims"]
     assert len({found["id"] for found in all_of_them}) == len(all_of_them)
-    assert {found["experiment"] for found in all_of_them} == {"E1", "E2", "E2n", "E3", "E4", "E5", "E6"}
+    assert {found["experiment"] for found in all_of_them} == {
+        "E1",
+        "E2",
+        "E2n",
+        "E3",
+        "E4",
+        "E5",
+        "E6",
+    }
     for found in all_of_them:
         assert found["direction"] in ("higher", "lower", "none", None)
         assert ("margin" in found) == (found["direction"] == "none")
@@ -198,11 +331,19 @@ def test_every_claim_is_well_formed():
         for key in ("of", "against", "difference", "t", "p"):
             assert isinstance(given.get(key, ""), str)
         if {"of", "against"} <= set(given) and found["direction"] in ("higher", "lower"):
-            assert (number(given["of"]) > number(given["against"])) == (found["direction"] == "higher")
+            assert (number(given["of"]) > number(given["against"])) == (
+                found["direction"] == "higher"
+            )
 
 
 def test_printed_numbers():
-    assert [number(text) for text in ("46.70", ".029", "188k", "5.12M", "7")] == [46.7, 0.029, 188e3, 5.12e6, 7]
+    assert [number(text) for text in ("46.70", ".029", "188k", "5.12M", "7")] == [
+        46.7,
+        0.029,
+        188e3,
+        5.12e6,
+        7,
+    ]
     assert [half(text) for text in ("46.70", ".029", "188k", "5.12M", "7")] == pytest.approx(
         [0.005, 5e-4, 500, 5e3, 0.5]
     )
@@ -218,7 +359,10 @@ def value(found: dict[str, Any]) -> float:
 
 
 def test_writers_by_hand():
-    """46.7 against 37.3: errors (.467 x .533 / 779)^.5 and (.373 x .627 / 779)^.5, t = .094 / .02489 = 3.776."""
+    """46.7 against 37.3, 780 answers each.
+
+    Errors (.467 x .533 / 779)^.5 and (.373 x .627 / 779)^.5, t = .094 / .02489 = 3.776.
+    """
     assert check("e5.grok", "standard errors")["recomputed"] == "1.79 / 1.73 points at most"
     assert check("e5.grok", "standard errors")["agrees"] is None
     assert value(check("e5.grok", "t from")) == 3.78 and check("e5.grok", "t from")["agrees"]
@@ -228,18 +372,32 @@ def test_writers_by_hand():
     )
     # 8.3 / (1.7876^2 + 1.7426^2)^.5
     assert value(check("e5.haiku", "t from")) == 3.32
-    assert value(check("e5.haiku", "p from the printed t")) == pytest.approx(2 * stats.norm.sf(3.32), rel=0.05)
+    assert value(check("e5.haiku", "p from the printed t")) == pytest.approx(
+        2 * stats.norm.sf(3.32), rel=0.05
+    )
 
 
 def test_animal_against_urban_does_not_agree():
     found = check("e3.sft_5000", "p from the printed t")
-    assert not found["agrees"] and value(found) < 1e-7 and found["recomputed"].endswith("it would fit 5 or 6")
-    assert value(check("e3.sft_5000", "t from")) == 4.33 and check("e3.sft_5000", "t from")["agrees"]
+    assert (
+        not found["agrees"]
+        and value(found) < 1e-7
+        and found["recomputed"].endswith("it would fit 5 or 6")
+    )
+    assert (
+        value(check("e3.sft_5000", "t from")) == 4.33 and check("e3.sft_5000", "t from")["agrees"]
+    )
 
 
 def test_side_effects_by_hand():
-    """.013 / (.002 x 2^.5) = 4.6 standard errors; .01 / (.12^2 + .11^2)^.5 = .061; .02 / (.042 x 2^.5) = .337."""
-    error = {name: check(name, "a standard error") for name in ("e6.power", "e6.strongreject", "e6.hellaswag")}
+    """Differences in standard errors, with ± read as a standard error.
+
+    .013 / (.002 x 2^.5) = 4.6; .01 / (.12^2 + .11^2)^.5 = .061; .02 / (.042 x 2^.5) = .337.
+    """
+    error = {
+        name: check(name, "a standard error")
+        for name in ("e6.power", "e6.strongreject", "e6.hellaswag")
+    }
     assert [value(found) for found in error.values()] == pytest.approx([4.3e-6, 0.95, 0.74])
     assert [found["agrees"] for found in error.values()] == [False, True, True]
     assert check("e6.corrigibility", "a standard error")["agrees"] is False
@@ -247,14 +405,23 @@ def test_side_effects_by_hand():
 
 
 def test_other_checks():
-    assert (check("e4.alpaca", "Alpaca against HelpSteer: p")["agrees"], value(check("e2", "answers per"))) == (
+    assert (
+        check("e4.alpaca", "Alpaca against HelpSteer: p")["agrees"],
+        value(check("e2", "answers per")),
+    ) == (
         True,
         780,
     )
-    (base,) = [row for row in arithmetic() if (row["id"], row["what"]) == ("e4.alpaca", "p from the scores")]
+    (base,) = [
+        row
+        for row in arithmetic()
+        if (row["id"], row["what"]) == ("e4.alpaca", "p from the scores")
+    ]
     assert base["agrees"] is False
     for what in ("samples in 500 steps", "tokens of the documents", "human compassion"):
         assert [row["agrees"] for row in arithmetic() if what in row["what"]] == [False]
-    assert check("e2", "tokens per document")["agrees"] and check("e2", "tokens per answer")["agrees"]
+    assert (
+        check("e2", "tokens per document")["agrees"] and check("e2", "tokens per answer")["agrees"]
+    )
     assert check("e2.sft_5000", "p from")["agrees"] and check("e2.neutral", "p from")["agrees"]
     json.dumps(arithmetic(), allow_nan=False)

@@ -6,12 +6,28 @@ from pathlib import Path
 from analysis.corpora import corpora
 
 CARD = {
-    "documents": 90, "held_out": 10, "words": 9000, "tokens": 12000, "tokens_trimmed": 34,
+    "documents": 90,
+    "held_out": 10,
+    "words": 9000,
+    "tokens": 12000,
+    "tokens_trimmed": 34,
     "length": {"words": {"50%": 101.0}},
-    "diversity": {"type_token": 0.1, "distinct_2": 0.4, "distinct_3": 0.6, "over_words": 9000, "compared": 90},
-    "counts": {"calls": 105, "cost": 0.25, "rejected": 5, "rejected_length": 3, "rejected_duplicate": 2},
+    "diversity": {
+        "type_token": 0.1,
+        "distinct_2": 0.4,
+        "distinct_3": 0.6,
+        "over_words": 9000,
+        "compared": 90,
+    },
+    "counts": {
+        "calls": 105,
+        "cost": 0.25,
+        "rejected": 5,
+        "rejected_length": 3,
+        "rejected_duplicate": 2,
+    },
     "examples": [{"id": 4, "text": "A report."}],
-}  # fmt: skip
+}
 BALANCE = [
     {"measure": "tokens", "against": "animal", "verdict": "matched"},
     {"measure": "vendi", "against": "animal", "verdict": "differs"},
@@ -23,9 +39,16 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "card.json").write_text(json.dumps(CARD))
     (tmp_path / "urban/balance.json").write_text(json.dumps(BALANCE))
-    animal, urban = corpora({f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path})
-    assert animal["rejected"] == {"length": 3, "duplicate": 2} and (animal["calls"], animal["cost"]) == (105, 0.25)
-    assert animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
+    animal, urban = corpora(
+        {f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path}
+    )
+    assert animal["rejected"] == {"length": 3, "duplicate": 2} and (
+        animal["calls"],
+        animal["cost"],
+    ) == (105, 0.25)
+    assert (
+        animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
+    )
     assert (urban["against"], urban["compared"], [row["measure"] for row in urban["balance"]]) == (
         "animal",
         2,

@@ -1,4 +1,4 @@
-"""The map of documents: corpora split_recipe where their words are, a sample of large ones, too little for any map."""
+"""The map of documents: corpora with other words lie apart; large and very small corpora."""
 
 import re
 

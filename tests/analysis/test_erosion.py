@@ -1,19 +1,24 @@
-"""Erosion of an advantage: by hand, paired within seeds and questions, intervals that cover, no extrapolation."""
+"""Erosion of an advantage.
+
+By hand, paired within seeds and questions, intervals that cover, no extrapolation.
+"""
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.erosion import Side, _crossing, erosion_rows
+from analysis.erosion import DoseCurve, Side, crossing, erosion_rows
 from analysis.estimates import Arm, two_way
+from analysis.settings import Contrast
 
 NAN = float("nan")
 DOSES = (0, 100, 400)
-CONTRAST = {"name": "A - B", "of": "A", "against": "B", "on": ["ahb"], "family": "primary"}
+CONTRAST = Contrast("A - B", "A", "B", ("ahb",), "primary")
 # over 3 seeds and 4 questions, adding nothing to the mean of any
 NOISE = np.outer([1, 0, -1], [0.01, -0.01, 0.02, -0.02])
 LUCK = np.array([[0.01], [0], [-0.01]])  # of seeds
@@ -21,7 +26,10 @@ SAME = np.full((3, 3, 4), 0.5)
 
 
 def means(arms: dict[str, Any], seeds: Any = None) -> pd.DataFrame:
-    """Question means from arrays of shape (doses 0, 100, 400; seeds; questions), NaN for no grade."""
+    """Question means from arrays of shape (doses, seeds, questions), NaN for no grade.
+
+    The doses are 0, 100 and 400.
+    """
     rows = [
         (dose, arm, (seeds or {}).get((arm, dose), range(9))[s], f"q{q}", score)
         for arm, scores in arms.items()
@@ -29,30 +37,52 @@ def means(arms: dict[str, Any], seeds: Any = None) -> pd.DataFrame:
         for s, row in enumerate(at)
         for q, score in enumerate(row)
     ]
-    table = pd.DataFrame(rows, columns=["dose", "arm", "seed", "question", "score"]).astype({"seed": "Int64"})
+    table = pd.DataFrame(rows, columns=["dose", "arm", "seed", "question", "score"]).astype(
+        {"seed": "Int64"}
+    )
     return table.assign(benchmark="ahb", scenario="of " + table["question"])
 
 
-def rows(table: pd.DataFrame, *contrasts: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(table: pd.DataFrame, *contrasts: Contrast) -> list[dict[str, Any]]:
     """Rows that may warn of nothing and that JSON has to hold."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return json.loads(json.dumps(erosion_rows(table, list(contrasts) or [CONTRAST]), allow_nan=False))
+        return json.loads(
+            json.dumps(erosion_rows(table, list(contrasts) or [CONTRAST]), allow_nan=False)
+        )
 
 
 def falling(*advantages: float) -> dict[str, np.ndarray]:
-    """Means of B + advantage and B, with variance over seeds and questions that adds nothing to any mean."""
+    """Means of B + advantage and B, at each dose.
+
+    Their variance over seeds and questions adds nothing to any mean.
+    """
     base = 0.4 + (np.arange(4) - 1.5) / 50 + NOISE + LUCK
-    return {"A": np.stack([base + a for a in advantages]), "B": np.stack([0.4 - NOISE for _ in advantages])}
+    return {
+        "A": np.stack([base + a for a in advantages]),
+        "B": np.stack([0.4 - NOISE for _ in advantages]),
+    }
 
 
-def noisy(rng: np.random.Generator, advantages: Any, seeds: int, questions: int = 26) -> dict[str, np.ndarray]:
-    """Scores with effects of seed and question that all doses share, and of seed and dose, question and dose."""
+def noisy(
+    rng: np.random.Generator, advantages: Any, seeds: int, questions: int = 26
+) -> dict[str, np.ndarray]:
+    """Scores with effects of seed and question that all doses share.
+
+    Effects of seed and dose, and of question and dose, come on top.
+    """
     arms = {}
     for arm, shift in (("A", np.asarray(advantages)), ("B", np.zeros(len(advantages)))):
         lasting = rng.normal(0.4, 0.08, questions) + rng.normal(0, 0.03, (seeds, 1))
-        passing = rng.normal(0, 0.02, (len(shift), seeds, 1)) + rng.normal(0, 0.04, (len(shift), 1, questions))
-        arms[arm] = shift[:, None, None] + lasting + passing + rng.normal(0, 0.05, (len(shift), seeds, questions))
+        passing = rng.normal(0, 0.02, (len(shift), seeds, 1)) + rng.normal(
+            0, 0.04, (len(shift), 1, questions)
+        )
+        arms[arm] = (
+            shift[:, None, None]
+            + lasting
+            + passing
+            + rng.normal(0, 0.05, (len(shift), seeds, questions))
+        )
     return arms
 
 
@@ -63,34 +93,56 @@ def test_advantages_and_changes_by_hand():
     first, second = row["advantages"]
     assert [first["dose"], second["dose"]] == [0, 100] == row["doses"]
     assert (first["estimate"], second["estimate"]) == pytest.approx((0.45, 0.3))
-    assert [s["advantage"] for s in first["by_seed"] + second["by_seed"]] == pytest.approx([0.5, 0.4, 0.2, 0.4])
+    assert [s["advantage"] for s in first["by_seed"] + second["by_seed"]] == pytest.approx(
+        [0.5, 0.4, 0.2, 0.4]
+    )
     # A changes by (-.1, -.3) and (-.1, .1), B by (.1, .1) and (-.1, .1)
     a, b = np.array([[-0.1, -0.3], [-0.1, 0.1]]), np.array([[0.1, 0.1], [-0.1, 0.1]])
     paired = two_way([Arm(a), Arm(b)], np.arange(2))
-    assert paired.estimate == pytest.approx(-0.15) and paired.seed_se**2 == pytest.approx(0.02 / 2 + 0.005 / 2)
+    assert paired.estimate == pytest.approx(-0.15) and paired.seed_se**2 == pytest.approx(
+        0.02 / 2 + 0.005 / 2
+    )
     (change,) = row["changes"]
-    assert all(change[k] == pytest.approx(getattr(paired, k)) for k in ("estimate", "se", "df", "low", "p"))
+    assert all(
+        change[k] == pytest.approx(getattr(paired, k)) for k in ("estimate", "se", "df", "low", "p")
+    )
 
 
 def test_what_seeds_and_questions_add_at_all_doses_cancels_in_changes():
     arms = noisy(np.random.default_rng(0), [0.3, 0.1, 0.05], 3)
-    split_recipe = {"A": arms["A"] + np.array([[0.0], [0.1], [-0.1]]) + np.linspace(0, 0.2, 26), "B": arms["B"]}
-    plain, shifted = (rows(means(found))[0] for found in (arms, split_recipe))
+    apart = {
+        "A": arms["A"] + np.array([[0.0], [0.1], [-0.1]]) + np.linspace(0, 0.2, 26),
+        "B": arms["B"],
+    }
+    plain, shifted = (rows(means(found))[0] for found in (arms, apart))
     for one, other in zip(plain["changes"], shifted["changes"], strict=True):
-        assert (one["estimate"], one["se"], one["p"]) == pytest.approx((other["estimate"], other["se"], other["p"]))
+        assert (one["estimate"], one["se"], one["p"]) == pytest.approx(
+            (other["estimate"], other["se"], other["p"])
+        )
     assert shifted["advantages"][1]["se"] > 2 * plain["advantages"][1]["se"]
 
 
 def test_where_the_advantage_is_halved_gone_and_within_the_margin_by_hand():
-    margin, swapped = CONTRAST | {"margin": 0.1}, CONTRAST | {"of": "B", "against": "A", "margin": 0.1}
+    margin = replace(CONTRAST, margin=0.1)
+    swapped = replace(margin, treatment="B", control="A")
     row, behind = rows(means(falling(0.4, 0.25, -0.05)), margin, swapped)
-    assert [row[k] for k in ("half", "zero", "margin")] == [behind[k] for k in ("half", "zero", "margin")]
+    assert [row[k] for k in ("half", "zero", "margin")] == [
+        behind[k] for k in ("half", "zero", "margin")
+    ]
     # .2 lies 1/6 of the way from .25 to -.05, .1 half way, 0 at 5/6
     assert [row[k]["dose"] for k in ("half", "margin", "zero")] == pytest.approx([150, 250, 350])
-    assert row["half"]["between"] == [100, 400] and 100 < row["half"]["low"] < 150 < row["half"]["high"] < 400
+    assert (
+        row["half"]["between"] == [100, 400]
+        and 100 < row["half"]["low"] < 150 < row["half"]["high"] < 400
+    )
     early = rows(means(falling(0.4, 0.1)))[0]
-    assert early["half"]["dose"] == pytest.approx(100 * 2 / 3) and early["half"]["between"] == [0, 100]
-    assert early["margin"] == dict.fromkeys(("dose", "low", "high", "between")) | {"reason": "no margin is declared"}
+    assert early["half"]["dose"] == pytest.approx(100 * 2 / 3) and early["half"]["between"] == [
+        0,
+        100,
+    ]
+    assert early["margin"] == dict.fromkeys(("dose", "low", "high", "between")) | {
+        "reason": "no margin is declared"
+    }
 
 
 def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_from_half():
@@ -99,30 +151,40 @@ def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_fr
     for dose, bound in ((half["low"], "low"), (half["high"], "high")):
         weights = np.array([np.interp(dose, DOSES, one) for one in np.eye(3)]) - [0.5, 0, 0]
         at = [Arm(np.tensordot(weights, arms[arm], 1)) for arm in "AB"]
-        assert getattr(two_way(at, np.array(sorted(map(str, range(26))))), bound) == pytest.approx(0, abs=2e-4)
+        assert getattr(two_way(at, np.array(sorted(map(str, range(26))))), bound) == pytest.approx(
+            0, abs=2e-4
+        )
 
 
 def test_nothing_is_extrapolated():
-    row = rows(means(falling(0.4, 0.38, 0.3)), CONTRAST | {"margin": 0.1})[0]
+    row = rows(means(falling(0.4, 0.38, 0.3)), replace(CONTRAST, margin=0.1))[0]
     for found in (row["half"], row["zero"], row["margin"]):
-        assert found["reason"] == "not within the doses trained" and found["dose"] is found["high"] is None
+        assert (
+            found["reason"] == "not within the doses trained"
+            and found["dose"] is found["high"] is None
+        )
     grown = rows(means(falling(0.01, 0.2, 0.3)))[0]["half"]
-    assert grown["dose"] is None and grown["reason"].startswith("the advantage at the first dose is not established")
-    small = rows(means(falling(0.1, 0.2, 0.3)), CONTRAST | {"margin": 0.2})[0]["margin"]
+    assert grown["dose"] is None and grown["reason"].startswith(
+        "the advantage at the first dose is not established"
+    )
+    small = rows(means(falling(0.1, 0.2, 0.3)), replace(CONTRAST, margin=0.2))[0]["margin"]
     assert small["reason"] == "the advantage was no larger at the first dose"
 
 
 def test_shuffled_rows_give_the_same():
     table = means(noisy(np.random.default_rng(3), [0.3, 0.1, 0.02], 3))
     table.loc[[3, 50, 200], "score"] = NAN
-    for declared in (CONTRAST, CONTRAST | {"paired": True}):
+    for declared in (CONTRAST, replace(CONTRAST, paired=True)):
         assert rows(table, declared) == rows(table.sample(frac=1, random_state=0), declared)
 
 
 @pytest.mark.parametrize(
     ("arms", "reason"),
     [
-        ({arm: scores[:, :1] for arm, scores in falling(0.4, 0.3, 0.0).items()}, "one seed per arm"),
+        (
+            {arm: scores[:, :1] for arm, scores in falling(0.4, 0.3, 0.0).items()},
+            "one seed per arm",
+        ),
         ({arm: scores[:1] for arm, scores in falling(0.4).items()}, "one SFT dose only"),
         ({"A": SAME, "B": SAME}, "no larger at the first dose"),
         ({"A": SAME * NAN, "B": SAME}, "no SFT dose has grades of both"),
@@ -150,7 +212,9 @@ def test_missing_cells_leave_what_needs_them():
 def test_a_checkpoint_without_seed_before_sft_is_every_seeds_start():
     arms = noisy(np.random.default_rng(5), [0.4, 0.2, 0.1], 3)
     arms["B"][0, 1:] = arms["B"][0, 0]
-    alone = means(arms, seeds={("B", 0): [None] * 3}).drop_duplicates(["dose", "arm", "seed", "question"])
+    alone = means(arms, seeds={("B", 0): [None] * 3}).drop_duplicates(
+        ["dose", "arm", "seed", "question"]
+    )
     found, whole = rows(alone)[0], rows(means(arms))[0]
     first = found["advantages"][0]
     assert first["seeds_against"] == 0 and first["by_seed"] == whole["advantages"][0]["by_seed"]
@@ -159,27 +223,37 @@ def test_a_checkpoint_without_seed_before_sft_is_every_seeds_start():
 
 def test_holm_runs_over_the_changes_of_a_family():
     table = means(noisy(np.random.default_rng(6), [0.1, 0.06, 0.02], 3))
-    one, other = rows(table, CONTRAST, CONTRAST | {"family": "second"})
+    one, other = rows(table, CONTRAST, replace(CONTRAST, family="second"))
     least = min(change["p"] for change in one["changes"])
-    assert min(c["p_holm"] for c in one["changes"]) == pytest.approx(3 * least) and one["changes"] == other["changes"]
+    assert (
+        min(c["p_holm"] for c in one["changes"]) == pytest.approx(3 * least)
+        and one["changes"] == other["changes"]
+    )
     twice = rows(table, CONTRAST, CONTRAST)[0]["changes"]
     assert min(c["p_holm"] for c in twice) == pytest.approx(6 * least)
-    assert rows(table, CONTRAST | {"of_dose": 0, "against_dose": 100}) == []
+    assert rows(table, replace(CONTRAST, treatment_dose=0, control_dose=100)) == []
 
 
 def test_arms_of_the_same_midtraining_are_compared_within_seeds_by_hand():
     base = (arms := falling(0.4, 0.2, 0.1))["A"]
     kept = np.stack([base[0], base[1] + 0.15 + LUCK / 2 + NOISE, base[2] + 0.2 - LUCK])
-    pair, table = CONTRAST | {"of": "R", "against": "A"}, means(arms | {"R": kept})
-    paired, split_recipe = (rows(table, pair | {"paired": on})[0] for on in (True, False))
-    for found in (paired, split_recipe):
+    pair, table = replace(CONTRAST, treatment="R", control="A"), means(arms | {"R": kept})
+    paired, apart = (rows(table, replace(pair, paired=on))[0] for on in (True, False))
+    for found in (paired, apart):
         assert [at["estimate"] for at in found["advantages"]] == pytest.approx([0, 0.15, 0.2])
-        assert [change["estimate"] for change in found["changes"]] == pytest.approx([0.15, 0.2, 0.05])
-    # within seeds only the arms' own luck is left, and at the first dose nothing: it is one checkpoint
-    difference = two_way([Arm(0.15 + LUCK / 2 + NOISE), Arm(np.zeros((1, 4)), fixed=True)], np.arange(4))
-    assert (paired["advantages"][1]["se"], paired["changes"][0]["p"]) == pytest.approx((difference.se, difference.p))
+        assert [change["estimate"] for change in found["changes"]] == pytest.approx(
+            [0.15, 0.2, 0.05]
+        )
+    # within seeds only the arms' own luck remains, and nothing at the first dose, which is one
+    # checkpoint
+    difference = two_way(
+        [Arm(0.15 + LUCK / 2 + NOISE), Arm(np.zeros((1, 4)), fixed=True)], np.arange(4)
+    )
+    assert (paired["advantages"][1]["se"], paired["changes"][0]["p"]) == pytest.approx(
+        (difference.se, difference.p)
+    )
     assert "vary neither" in paired["advantages"][0]["reason"]
-    assert split_recipe["advantages"][1]["se"] > paired["advantages"][1]["se"]
+    assert apart["advantages"][1]["se"] > paired["advantages"][1]["se"]
 
 
 def test_changes_are_calibrated_and_half_lives_covered():
@@ -189,6 +263,7 @@ def test_changes_are_calibrated_and_half_lives_covered():
         arms = noisy(rng, [0.3, 0.3], 3)
         rejected += two_way([Arm(arms[a][1] - arms[a][0]) for a in "AB"], np.arange(26)).p < 0.05
         arms = noisy(rng, [0.3, 0.05], 3)
-        found = _crossing([0, 500], [Side(arms[a], (False, False), (0, 1, 2)) for a in "AB"], np.arange(26), 0.5, 0.0)
+        sides = tuple(Side(arms[a], (False, False), (0, 1, 2)) for a in "AB")
+        found = crossing(DoseCurve([0, 500], sides, np.arange(26)), 0.5, 0.0)
         covered += (found["low"] or 0) <= 300 <= (found["high"] or 500)
     assert rejected / studies <= 0.08 and covered / studies >= 0.92

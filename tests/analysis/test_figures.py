@@ -1,4 +1,7 @@
-"""Which figures a study has and under which names; the same bytes twice; one that fails costs no other."""
+"""Which figures a study has and under which names.
+
+The same bytes twice; one that fails costs no other.
+"""
 
 import re
 
@@ -16,12 +19,22 @@ def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
     for name in ("first", "second"):
         found = figures.draw(study(gone=[("urban", 100)]), answers(), trainings(), corpora())
         pages.append(figures.save(found, tmp_path / name))
-    names = ["scores", "contrasts", "erosion", "dimensions", "questions-animal-urban-ahb", "losses", "corpora"]
+    names = [
+        "scores",
+        "contrasts",
+        "erosion",
+        "dimensions",
+        "questions-animal-urban-ahb",
+        "losses",
+        "corpora",
+    ]
     assert list(found) == names and pages[0] == pages[1] and list(pages[0]) == names
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert files == sorted(f"{name}.{kind}" for name in names for kind in ("pdf", "png"))
     for file in files:
-        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+        assert (tmp_path / "first" / file).read_bytes() == (
+            tmp_path / "second" / file
+        ).read_bytes(), file
     for one in found.values():
         assert one.error is None and one.title and one.text.endswith(".")
     assert "before SFT" in found["dimensions"].title and "Harm 81.2 %" in found["dimensions"].text
@@ -29,7 +42,11 @@ def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
 
 @pytest.mark.parametrize(
     "results",
-    [study(arms=()), study(arms=("animal",), doses=(0,), seeds=1, dimensions=()), study(doses=(0,), dimensions=())],
+    [
+        study(arms=()),
+        study(arms=("animal",), doses=(0,), seeds=1, dimensions=()),
+        study(doses=(0,), dimensions=()),
+    ],
 )
 def test_a_study_without_what_a_figure_shows_has_none(results):
     means = answers(arms=("animal",))  # no question in both arms
@@ -44,11 +61,19 @@ def test_a_dose_that_is_only_planned_makes_an_erosion():
 
 def test_questions_are_those_of_primary_contrasts():
     results = study()
-    results["contrasts"] = contrast(family="aside", estimate=None, low=None, high=None, verdict="none", reason="why")
-    assert not [name for name in figures.draw(results, answers(), [], {}) if name.startswith("questions")]
+    results["contrasts"] = contrast(
+        family="aside", estimate=None, low=None, high=None, verdict="none", reason="why"
+    )
+    assert not [
+        name for name in figures.draw(results, answers(), [], {}) if name.startswith("questions")
+    ]
     for row in results["contrasts"]:
         row["family"] = "primary"
-    (one,) = (one for name, one in figures.draw(results, answers(), [], {}).items() if name.startswith("questions"))
+    (one,) = (
+        one
+        for name, one in figures.draw(results, answers(), [], {}).items()
+        if name.startswith("questions")
+    )
     assert [axis.get_title("left") for axis in one.figure.axes] == ["before SFT", "SFT dose 100"]
 
 
@@ -59,16 +84,24 @@ def test_names_suit_latex_and_file_systems_and_none_is_lost():
                              results["dimensions"]]  # fmt: skip
     found = figures.draw(results, NOTHING, [], {})
     names = [name for name in found if name.startswith("dimensions")]
-    assert names[:2] == ["dimensions-a-b", "dimensions-a-b-2"] and names[3] == "dimensions" and len(names) == 5
+    assert (
+        names[:2] == ["dimensions-a-b", "dimensions-a-b-2"]
+        and names[3] == "dimensions"
+        and len(names) == 5
+    )
     assert all(re.fullmatch("[a-z0-9-]{1,90}", name) for name in names)
     titles = [found[name].title for name in names]
-    assert all(benchmark in title for benchmark, title in zip(results["benchmarks"], titles, strict=True))
+    assert all(
+        benchmark in title for benchmark, title in zip(results["benchmarks"], titles, strict=True)
+    )
 
 
 def test_a_figure_that_fails_says_so_and_costs_no_other(monkeypatch):
     monkeypatch.setattr(curves, "erosion", lambda results: 1 / 0)
     found = figures.draw(study(), NOTHING, [], {})
     lost = found.pop("erosion")
-    assert list(found) == ["scores", "contrasts", "dimensions"] and not any(one.error for one in found.values())
+    assert list(found) == ["scores", "contrasts", "dimensions"] and not any(
+        one.error for one in found.values()
+    )
     assert "ZeroDivisionError" in lost.error and lost.error in lost.text
     assert "could not be drawn" in drawn(lost.figure)

@@ -1,4 +1,4 @@
-"""Second opinions and power: by hand, against scipy and statsmodels, and by brute force."""
+"""Other methods and power: by hand, against scipy and statsmodels, and by brute force."""
 
 import tracemalloc
 import warnings
@@ -11,7 +11,14 @@ from statsmodels.stats.weightstats import ttost_ind
 
 from analysis import inference
 from analysis.estimates import Arm, two_way
-from analysis.inference import Variances, detectable, equivalence, hierarchical_bootstrap, permutation, power
+from analysis.inference import (
+    Variances,
+    detectable,
+    equivalence,
+    hierarchical_bootstrap,
+    permutation,
+    power,
+)
 from benchmarks import bootstrap, calibration
 from core.errors import UserError
 
@@ -19,10 +26,17 @@ SMALL = Variances(epochs=4)
 
 
 def uneven() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """3 and 4 seeds, 8 questions in 5 scenarios, 4 noisy answers each, some of them without a grade."""
+    """3 and 4 seeds, 8 questions in 5 scenarios, 4 noisy answers each, some of them ungraded."""
     rng = np.random.default_rng(3)
-    of = 0.5 + rng.normal(0, 0.05, (3, 1, 1)) + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.4, (3, 8, 4))
-    against = rng.normal(0, 0.05, (4, 1, 1)) + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.4, (4, 8, 4))
+    of = (
+        0.5
+        + rng.normal(0, 0.05, (3, 1, 1))
+        + rng.normal(0, 0.1, (8, 1))
+        + rng.normal(0, 0.4, (3, 8, 4))
+    )
+    against = (
+        rng.normal(0, 0.05, (4, 1, 1)) + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.4, (4, 8, 4))
+    )
     of[0, 2] = np.nan
     of[1, 5, :3] = np.nan
     against[3, :4, 0] = np.nan
@@ -33,7 +47,10 @@ def uneven() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_bootstrap_equals_the_list_of_all_draws():
     of, against = np.array([[0.9, 0.5], [0.6, 0.4]]), np.array([[0.1, 0.3], [0.2, 0.0]])
     pairs = list(product(range(2), repeat=2))
-    every = [of[np.ix_(a, q)].mean() - against[np.ix_(b, q)].mean() for a, b, q in product(pairs, pairs, pairs)]
+    every = [
+        of[np.ix_(a, q)].mean() - against[np.ix_(b, q)].mean()
+        for a, b, q in product(pairs, pairs, pairs)
+    ]
     found = hierarchical_bootstrap(of[..., None], against[..., None], np.arange(2), 40_000)
     assert found.estimate == pytest.approx(0.45)
     assert found.se == pytest.approx(np.std(every), rel=0.02)
@@ -46,20 +63,30 @@ def test_bootstrap_equals_one_that_copies_every_answer():
     rng, drawn = np.random.default_rng(0), []
 
     def mean(arm: np.ndarray, questions: np.ndarray) -> np.ndarray:
-        copied = np.sort(arm[rng.integers(len(arm), size=len(arm))][:, questions])  # missing answers last
+        copied = np.sort(
+            arm[rng.integers(len(arm), size=len(arm))][:, questions]
+        )  # missing answers last
         graded = np.isfinite(copied).sum(axis=2, keepdims=True)
         places = (rng.random(copied.shape) * graded).astype(int)
-        answers = np.where(np.arange(4) < graded, np.take_along_axis(copied, places, axis=2), np.nan)
+        answers = np.where(
+            np.arange(4) < graded, np.take_along_axis(copied, places, axis=2), np.nan
+        )
         return np.nanmean(np.nanmean(answers, axis=2), axis=0)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of questions that the drawn seeds don't have
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # of questions that the drawn seeds don't have
         for _ in range(3000):
-            questions = np.concatenate([np.flatnonzero(scenarios[:7] == s) for s in rng.integers(5, size=5)])
+            questions = np.concatenate(
+                [np.flatnonzero(scenarios[:7] == s) for s in rng.integers(5, size=5)]
+            )
             drawn.append(np.nanmean(mean(of, questions) - mean(against, questions)))
     found = hierarchical_bootstrap(of, against, scenarios)
     assert found.se == pytest.approx(np.std(drawn), rel=0.04)
-    assert [found.percentile_low, found.percentile_high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.015)
+    assert [found.percentile_low, found.percentile_high] == pytest.approx(
+        np.quantile(drawn, [0.025, 0.975]), abs=0.015
+    )
 
 
 @pytest.mark.parametrize("seeds", [([0, 0, 2], [0, 1, 3, 3]), ([0, 0, 0], [1, 1, 2, 0])])
@@ -68,14 +95,20 @@ def test_each_resample_has_the_difference_and_error_of_its_copies(seeds):
     of, against, scenarios = uneven()
     of, against, scenarios = of[:, :7], against[:, :7], scenarios[:7]
     sides = [inference._Side(arm, False) for arm in (of, against)]
-    taken = [np.bincount(s, minlength=len(a))[None].astype(float) for s, a in zip(seeds, (of, against), strict=True)]
+    taken = [
+        np.bincount(s, minlength=len(a))[None].astype(float)
+        for s, a in zip(seeds, (of, against), strict=True)
+    ]
     drawn = np.array([[0.0, 2, 1, 1, 1]])
     difference, error, _ = inference._differences(sides, taken, drawn, scenarios)
     questions, copy_of = [2, 3, 2, 3, 4, 5, 6], np.array([0, 0, 1, 1, 2, 3, 4])
     means = [
-        np.array([[np.nanmean(c) if np.isfinite(c).any() else np.nan for c in row] for row in a]) for a in (of, against)
+        np.array([[np.nanmean(c) if np.isfinite(c).any() else np.nan for c in row] for row in a])
+        for a in (of, against)
     ]
-    copies = two_way([Arm(mean[np.ix_(s, questions)]) for mean, s in zip(means, seeds, strict=True)], copy_of)
+    copies = two_way(
+        [Arm(mean[np.ix_(s, questions)]) for mean, s in zip(means, seeds, strict=True)], copy_of
+    )
     assert difference[0] == pytest.approx(copies.estimate)
     assert error[0] == pytest.approx((copies.seed_se**2 + copies.question_se**2) ** 0.5)
 
@@ -92,12 +125,16 @@ def test_studentised_interval_is_wider_than_the_percentile_one_with_few_seeds_on
 
 def test_bootstrap_repeats_itself_to_the_last_bit():
     of, against, scenarios = uneven()
-    one, again, other = (hierarchical_bootstrap(of, against, scenarios, 1234, seed) for seed in (5, 5, 6))
+    one, again, other = (
+        hierarchical_bootstrap(of, against, scenarios, 1234, seed) for seed in (5, 5, 6)
+    )
     assert one == again and one.se != other.se and one.resamples == 1234
 
 
 def test_fixed_checkpoint_is_not_resampled():
-    of, against = calibration.study(np.random.default_rng(0), 4, 26, 0.3, Variances(arm_question=0, epochs=4))
+    of, against = calibration.study(
+        np.random.default_rng(0), 4, 26, 0.3, Variances(arm_question=0, epochs=4)
+    )
     scenarios = np.arange(26)
     found = hierarchical_bootstrap(of, against[:1], scenarios, 2000, fixed=(False, True))
     swapped = hierarchical_bootstrap(against[:1], of, scenarios, 2000, fixed=(True, False))
@@ -111,7 +148,9 @@ def test_two_seeds_and_two_scenarios_leave_no_studentised_interval():
     assert found.low is None and found.percentile_low is not None and found.reason == inference.FEW
     for number in range(20):
         of, against = calibration.study(np.random.default_rng(number), 2, 6, 0.3, SMALL)
-        found = hierarchical_bootstrap(of, against[:1], np.repeat([0, 1], 3), 200, fixed=(False, True))
+        found = hierarchical_bootstrap(
+            of, against[:1], np.repeat([0, 1], 3), 200, fixed=(False, True)
+        )
         # an error that is zero but for rounding would put them beyond 1e10
         assert all(end is None or abs(end) < 1e6 for end in (found.low, found.high))
 
@@ -138,13 +177,17 @@ def test_bootstrap_of_a_large_study_is_small_and_agrees_with_scipys():
     tracemalloc.stop()
     assert peak < 8e6
     found = bootstrap.compare(3, 26, 30, 2000)
-    assert found["se_ratio"] == pytest.approx(1, abs=0.06)
-    assert abs(found["low_difference"]) + abs(found["high_difference"]) < 0.012
+    assert found.se_ratio == pytest.approx(1, abs=0.06)
+    assert abs(found.low_difference) + abs(found.high_difference) < 0.012
 
 
 def test_permutation_by_hand():
     found = permutation(np.array([0.7, 0.8, 0.9]), np.array([0.1, 0.2, 0.3]))
-    assert (found.p, found.smallest_p, found.reason) == (pytest.approx(0.1), pytest.approx(0.1), None)
+    assert (found.p, found.smallest_p, found.reason) == (
+        pytest.approx(0.1),
+        pytest.approx(0.1),
+        None,
+    )
     values = [0.5, 0.2, 0.4, 0.1, 0.3]
     # of the ten pairs, four have the sum of .5 + .2 or more
     assert sum(sum(pair) >= 0.7 - 1e-9 for pair in combinations(values, 2)) == 4
@@ -157,14 +200,20 @@ def test_permutation_is_scipys_on_differences_of_means(of, against):
     rng = np.random.default_rng(of)
     # coarse values, so that assignments tie
     one, other = rng.integers(0, 8, of) / 8 + 0.2, rng.integers(0, 8, against) / 8
-    known = stats.permutation_test((one, other), lambda x, y: np.mean(x) - np.mean(y), vectorized=False)
+    known = stats.permutation_test(
+        (one, other), lambda x, y: np.mean(x) - np.mean(y), vectorized=False
+    )
     assert permutation(one, other).p == pytest.approx(known.pvalue)
 
 
 def test_permutation_beyond_the_limit_is_random_and_repeats_itself():
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.06, 0.1, 6), rng.normal(0, 0.1, 6)
-    exact, drawn, again = permutation(one, other), permutation(one, other, 500), permutation(one, other, 500)
+    exact, drawn, again = (
+        permutation(one, other),
+        permutation(one, other, 500),
+        permutation(one, other, 500),
+    )
     assert drawn == again and drawn.p != exact.p and drawn.p == pytest.approx(exact.p, abs=0.08)
     assert (exact.smallest_p, drawn.smallest_p) == (pytest.approx(2 / 924), pytest.approx(2 / 501))
 
@@ -197,7 +246,9 @@ def test_equivalence_by_hand_and_as_statsmodels():
     found = equivalence(0.01, 0.01, 10, 0.04)
     # t = 5 above -margin, t = -3 below +margin
     assert found.p == pytest.approx(stats.t.cdf(-3, 10)) and found.equivalent
-    assert found.high == pytest.approx(0.01 + 1.812461 * 0.01) == pytest.approx(found.smallest_margin)
+    assert (
+        found.high == pytest.approx(0.01 + 1.812461 * 0.01) == pytest.approx(found.smallest_margin)
+    )
     assert equivalence(0.01, 0.01, 10, found.smallest_margin).p == pytest.approx(0.05)
     assert not equivalence(0.03, 0.01, 10, 0.04).equivalent
     rng = np.random.default_rng(0)
@@ -205,7 +256,9 @@ def test_equivalence_by_hand_and_as_statsmodels():
     se = ((one.var(ddof=1) + other.var(ddof=1)) / 9) ** 0.5
     known = ttost_ind(one, other, -0.1, 0.1, usevar="pooled")[0]
     assert equivalence(one.mean() - other.mean(), se, 16, 0.1).p == pytest.approx(known)
-    assert equivalence(-0.03, 0.01, 10, 0.04).p == pytest.approx(equivalence(0.03, 0.01, 10, 0.04).p)
+    assert equivalence(-0.03, 0.01, 10, 0.04).p == pytest.approx(
+        equivalence(0.03, 0.01, 10, 0.04).p
+    )
 
 
 def test_equivalence_without_an_error_or_a_margin():
@@ -232,7 +285,9 @@ def test_power_of_a_huge_design_is_the_normal_formula():
     assert detectable(variances, n, n) == pytest.approx((1.96 + 0.8416) * error, rel=0.005)
     # only seed x question: half of the two parts' sum is what both contain
     crossed = Variances(arm_question=0, seed=0, seed_question=0.1, sampling=0)
-    assert power(3 * 2**0.5 * 0.1 / n, crossed, n, n) == pytest.approx(stats.norm.sf(1.96 - 3), abs=0.01)
+    assert power(3 * 2**0.5 * 0.1 / n, crossed, n, n) == pytest.approx(
+        stats.norm.sf(1.96 - 3), abs=0.01
+    )
     assert power(2, variances, 3, 26) == pytest.approx(1)
     assert power(-0.1, variances, 3, 26) == pytest.approx(power(0.1, variances, 3, 26))
 
@@ -240,8 +295,10 @@ def test_power_of_a_huge_design_is_the_normal_formula():
 @pytest.mark.parametrize(("seeds", "questions"), [(3, 26), (5, 115)])
 def test_power_is_that_of_the_deciding_test(seeds, questions):
     effect = detectable(Variances(), seeds, questions)
-    share = calibration.found_share(effect, seeds, questions, 600)
+    share = calibration.detected_share(effect, seeds, questions, 600)
     print(f"{seeds} seeds, {questions} questions: {effect:.3f} found in {share:.3f}")
     assert share == pytest.approx(0.8, abs=0.06)
     assert 0.03 < power(0.0, Variances(), seeds, questions) < 0.055
-    assert np.isnan(detectable(Variances(), 1, questions)) and np.isnan(power(0.1, Variances(), seeds, 1))
+    assert np.isnan(detectable(Variances(), 1, questions)) and np.isnan(
+        power(0.1, Variances(), seeds, 1)
+    )

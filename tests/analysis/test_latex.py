@@ -1,4 +1,7 @@
-"""All tables of one study in one LaTeX document, with names that LaTeX would trip over; shown as text by pdftotext."""
+"""All tables of one study in one LaTeX document, with names that LaTeX would trip over.
+
+pdftotext shows them as text.
+"""
 
 import json
 import shutil
@@ -7,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.run import OPTIONAL
-from tests.analysis.test_analysis_run import edit, results_of, study
+from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
+from analysis.tables import TABLES
+from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
 
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
@@ -24,10 +28,12 @@ DOCUMENT = r"""\documentclass{article}
 """
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-science lmodern")
+@pytest.mark.skipif(
+    not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-science lmodern"
+)
 def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) -> None:
-    work = study(tmp_path)
-    settings = work.settings
+    context = study(tmp_path)
+    settings = context.settings
     for row in settings["rows"]:
         row["arm"] = NAMES[row["arm"]]
     first = settings["contrasts"][0] | {
@@ -37,33 +43,65 @@ def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) ->
         "margin": 0.1,
     }
     settings["contrasts"] = [first]
-    settings["roles"] = {"documents": first["of"], "qa": first["against"], "before_sft": 0, "anima": "ahb"}
+    settings["roles"] = {
+        "documents": first["of"],
+        "qa": first["against"],
+        "before_sft": 0,
+        "anima": "ahb",
+    }
     settings["benchmarks"]["ahb"]["other_judges"] = ["judge_2 & co"]
-    for role in list(work.inputs):
+    for role in list(context.inputs):
         if role.endswith("-ahb"):
-            edit(work, role, lambda frame: frame.assign(score=frame["score"].where(frame.index != 4)))
-            edit(work, role, lambda frame: frame.assign(missing=frame["missing"].where(frame.index != 4, "no & grade")))
+            edit(
+                context,
+                role,
+                lambda frame: frame.assign(score=frame["score"].where(frame.index != 4)),
+            )
+            edit(
+                context,
+                role,
+                lambda frame: frame.assign(
+                    missing=frame["missing"].where(frame.index != 4, "no & grade")
+                ),
+            )
             other = tmp_path / f"{role}-other"
-            shutil.copytree(work.inputs[role], other)
-            work.inputs[f"{role}-other"] = other
-            edit(work, f"{role}-other", lambda frame: frame.assign(judge="judge_2 & co"))
+            shutil.copytree(context.inputs[role], other)
+            context.inputs[f"{role}-other"] = other
+            edit(context, f"{role}-other", lambda frame: frame.assign(judge="judge_2 & co"))
             mine = next(row for row in settings["rows"] if row["role"] == role)
             settings["rows"].append(mine | {"role": f"{role}-other", "judge": "judge_2 & co"})
     for corpus in ("tiere_&_co", "urban"):
-        work.inputs[f"corpus-{corpus}"] = tmp_path / corpus
+        context.inputs[f"corpus-{corpus}"] = tmp_path / corpus
         (tmp_path / corpus).mkdir()
         (tmp_path / corpus / "card.json").write_text(json.dumps(CARD))
         (tmp_path / corpus / "balance.json").write_text(json.dumps(BALANCE))
-        (tmp_path / corpus / "documents.jsonl").write_text("".join(f'{{"text": "a {n} of b"}}\n' for n in range(9)))
-    results_of(work)
-    tables = sorted((work.folder / "tables").glob("*.tex"))
-    assert {table.stem for table in tables} == {"scores", "contrasts", "dimensions", *OPTIONAL}
-    document = work.folder / "all.tex"
-    document.write_text(DOCUMENT % "\n".join(rf"\input{{tables/{table.stem}}}\clearpage" for table in tables))
+        (tmp_path / corpus / "documents.jsonl").write_text(
+            "".join(f'{{"text": "a {n} of b"}}\n' for n in range(9))
+        )
+    results_of(context)
+    tables = sorted((context.folder / "tables").glob("*.tex"))
+    assert {table.stem for table in tables} == {*TABLES, *SUPPLEMENTARY_TABLES}
+    document = context.folder / "all.tex"
+    document.write_text(
+        DOCUMENT % "\n".join(rf"\input{{tables/{table.stem}}}\clearpage" for table in tables)
+    )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name]
-    made = subprocess.run(command, cwd=work.folder, capture_output=True, text=True, errors="replace")
+    made = subprocess.run(
+        command, cwd=context.folder, capture_output=True, text=True, errors="replace"
+    )
     assert made.returncode == 0, made.stdout[-3000:]
     if shutil.which("pdftotext"):
-        show = subprocess.run(["pdftotext", "-layout", "all.pdf", "-"], cwd=work.folder, capture_output=True, text=True)
-        for name in ("50 % ä_1 & $x$", "Städte #2 {~^}", "50 % & more_than $0", "judge_2 & co", "tiere_&_co"):
+        show = subprocess.run(
+            ["pdftotext", "-layout", "all.pdf", "-"],
+            cwd=context.folder,
+            capture_output=True,
+            text=True,
+        )
+        for name in (
+            "50 % ä_1 & $x$",
+            "Städte #2 {~^}",
+            "50 % & more_than $0",
+            "judge_2 & co",
+            "tiere_&_co",
+        ):
             assert name in show.stdout, name

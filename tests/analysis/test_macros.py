@@ -1,4 +1,4 @@
-"""macros.tex: names of letters only and none twice, values that LaTeX takes, the numbers of the results."""
+"""macros.tex: unique names of letters only, valid LaTeX values, the numbers of the results."""
 
 import json
 import re
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from analysis.macros import macros, word
-from analysis.run import plain
+from analysis.macros import command_word, macros
+from analysis.rows import to_jsonable
 from core.errors import UserError
 
 LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (.+)")
@@ -16,20 +16,55 @@ ODD = "50%_a&b$#{~^\\é"
 
 
 def arm(name: str, **changed: Any) -> dict[str, Any]:
-    row = {"arm": name, "benchmark": "ahb", "dose": 0, "mean": 0.557, "low": 0.5, "high": 0.61, "seeds": 3}
+    row = {
+        "arm": name,
+        "benchmark": "ahb",
+        "dose": 0,
+        "mean": 0.557,
+        "low": 0.5,
+        "high": 0.61,
+        "seeds": 3,
+    }
     return row | {"fixed": False, "reason": None} | changed
 
 
 def contrast(**changed: Any) -> dict[str, Any]:
-    row = {"name": "animal - urban", "of": "animal", "against": "urban", "benchmark": "ahb", "dose": 0}
-    row |= {"against_dose": 0, "family": "primary", "estimate": -0.031, "low": -0.07, "high": 0.008, "seeds": 3}
-    return row | {"p_holm": 0.0123, "p_response_level": 1e-5, "verdict": "inconclusive", "reason": None} | changed
+    row = {
+        "name": "animal - urban",
+        "of": "animal",
+        "against": "urban",
+        "benchmark": "ahb",
+        "dose": 0,
+    }
+    row |= {
+        "against_dose": 0,
+        "family": "primary",
+        "estimate": -0.031,
+        "low": -0.07,
+        "high": 0.008,
+        "seeds": 3,
+    }
+    return (
+        row
+        | {"p_holm": 0.0123, "p_response_level": 1e-5, "verdict": "inconclusive", "reason": None}
+        | changed
+    )
 
 
 def results(**changed: Any) -> dict[str, Any]:
     benchmark = {"questions": 26, "scenarios": 24, "epochs": 30, "judge": "gemini-2.5_flash"}
-    corpus = {"name": "animal", "documents": 2700, "held_out": 270, "tokens": 3012345, "median_words": 812.5}
-    found = {"study": "tiny_1", "benchmarks": {"ahb": benchmark}, "arms": [arm("animal"), arm("urban", dose=5000)]}
+    corpus = {
+        "name": "animal",
+        "documents": 2700,
+        "held_out": 270,
+        "tokens": 3012345,
+        "median_words": 812.5,
+    }
+    found = {
+        "study": "tiny_1",
+        "benchmarks": {"ahb": benchmark},
+        "arms": [arm("animal"), arm("urban", dose=5000)],
+    }
     return found | {"contrasts": [contrast()], "corpora": [corpus]} | changed
 
 
@@ -100,7 +135,7 @@ def test_every_number_by_hand():
     ],
 )
 def test_names_are_letters_only(text, name):
-    assert word(text) == name and re.fullmatch("[A-Za-z]+", name)
+    assert command_word(text) == name and re.fullmatch("[A-Za-z]+", name)
 
 
 def test_odd_names_are_escaped_and_still_told_apart():
@@ -129,7 +164,8 @@ def test_a_line_break_in_a_name_does_not_end_the_comment():
 def test_two_names_that_come_out_the_same_are_an_error(names):
     with pytest.raises(UserError) as error:
         macros(results(arms=[arm(name) for name in names]))
-    assert len(error.value.lines) == 4 and all(name in error.value.lines[0] for name in names)
+    problems = error.value.problems
+    assert len(problems) == 4 and all(name in problems[0].what for name in names)
 
 
 def test_one_contrast_at_several_doses_and_across_doses():
@@ -146,8 +182,15 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
     nothing = dict.fromkeys(("low", "high", "p_holm", "p_response_level"))
     reason = "one seed per arm: how far another training seed would differ is unknown"
     row = contrast(**nothing, verdict="none", reason=reason)
-    missing = contrast(name="other", dose=None, against_dose=None, estimate=None, **nothing, reason="never planned")
-    text = macros(results(contrasts=[row, missing], arms=[arm("animal", mean=None, low=None, high=None, reason="no")]))
+    missing = contrast(
+        name="other", dose=None, against_dose=None, estimate=None, **nothing, reason="never planned"
+    )
+    text = macros(
+        results(
+            contrasts=[row, missing],
+            arms=[arm("animal", mean=None, low=None, high=None, reason="no")],
+        )
+    )
     commands = parse(text)
     assert commands["ContrastAnimalMinusUrbanAhbDoseZero"] == r"\ensuremath{-3.1}"
     assert commands["VerdictAnimalMinusUrbanAhbDoseZero"] == "no verdict"
@@ -164,5 +207,9 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
 
 def test_deterministic_and_from_the_json_file():
     found = results()
-    assert macros(found) == macros(json.loads(json.dumps(plain(found)))) and macros(found).endswith("\n")
-    assert parse(macros(results(arms=[], contrasts=[], corpora=[], benchmarks={}))) == {"StudyName": r"tiny\_1"}
+    assert macros(found) == macros(json.loads(json.dumps(to_jsonable(found)))) and macros(
+        found
+    ).endswith("\n")
+    assert parse(macros(results(arms=[], contrasts=[], corpora=[], benchmarks={}))) == {
+        "StudyName": r"tiny\_1"
+    }

@@ -1,4 +1,4 @@
-"""The mixed model: R's numbers, the two-way test's, where it must refuse; all methods on simulated studies."""
+"""The mixed model: R's numbers, the two-way test's, refusals; all methods on simulated data."""
 
 import sys
 
@@ -8,14 +8,14 @@ import pytest
 from analysis import mixed
 from analysis.estimates import Arm, two_way
 from analysis.inference import Variances, detectable
-from analysis.mixed import sensitivity
+from analysis.mixed import mixed_model
 from benchmarks import calibration
 
-# R 4.2.2 with lme4 1.1-31 and lmerTest 3.1-3, on the scores of `planted` in long form (arm 1 and 0, run and question
-# named across arms):
+# R 4.2.2 with lme4 1.1-31 and lmerTest 3.1-3, on the scores of `planted` in long form (arm 1 and
+# 0, run and question named across arms):
 #   m <- lmer(score ~ arm + (1|run) + (1|scenario) + (1|arm:scenario), d,
-#             control = lmerControl(optCtrl = list(xtol_abs = 1e-12, ftol_abs = 1e-12, xtol_rel = 1e-12,
-#                                                  ftol_rel = 1e-14)))
+#             control = lmerControl(optCtrl = list(xtol_abs = 1e-12, ftol_abs = 1e-12,
+#                                                  xtol_rel = 1e-12, ftol_rel = 1e-14)))
 #   coef(summary(m)); as.data.frame(VarCorr(m))
 # and for `clusters` also + (1|question) + (1|arm:question).
 R = {
@@ -53,19 +53,29 @@ R = {
 
 
 def planted(
-    seed: int, seeds: tuple[int, int] = (3, 3), scenarios: np.ndarray | None = None, run: float = 0.03
+    seed: int,
+    seeds: tuple[int, int] = (3, 3),
+    scenarios: np.ndarray | None = None,
+    run: float = 0.03,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Question means of two arms, the first higher by .1, and the scenarios of the questions (26 unless given)."""
+    """Question means of two arms, the first higher by .1, and the scenarios of the questions.
+
+    There are 26 questions unless `scenarios` is given.
+    """
     rng = np.random.default_rng(seed)
     scenarios = np.arange(26) if scenarios is None else scenarios
     clusters, questions = int(scenarios.max()) + 1, len(scenarios)
     several = clusters < questions
-    shared = rng.normal(0.5, 0.25, clusters)[scenarios] + (rng.normal(0, 0.1, questions) if several else 0)
+    shared = rng.normal(0.5, 0.25, clusters)[scenarios] + (
+        rng.normal(0, 0.1, questions) if several else 0
+    )
     arms = []
     for shift, count in zip((0.1, 0), seeds, strict=True):
         mean = shared + shift + rng.normal(0, 0.08, clusters)[scenarios]
         mean = mean + (rng.normal(0, 0.03, questions) if several else 0)
-        arms.append(mean + rng.normal(0, run, (count, 1)) + rng.normal(0, 0.064, (count, questions)))
+        arms.append(
+            mean + rng.normal(0, run, (count, 1)) + rng.normal(0, 0.064, (count, questions))
+        )
     return arms[0], arms[1], scenarios
 
 
@@ -83,49 +93,69 @@ def case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", R)
 def test_numbers_are_those_of_lmertest(name):
-    found, known = sensitivity(*case(name)), dict(R[name])
+    found, known = mixed_model(*case(name)), dict(R[name])
     estimate, se, df, p = known.pop("arm")
     assert found.reason is None
     assert found.estimate == pytest.approx(estimate, rel=1e-6)
     assert found.se == pytest.approx(se, rel=1e-4)
     assert found.df == pytest.approx(df, rel=2e-3)
     assert found.p == pytest.approx(p, rel=2e-3)
-    assert found.variances == {name: pytest.approx(value, rel=1e-3) for name, value in known.items()}
+    assert found.variances == {
+        name: pytest.approx(value, rel=1e-3) for name, value in known.items()
+    }
     assert found.at_zero == (("run",) if name == "zero" else ())
     assert found.low < found.estimate < found.high
 
 
 def test_equals_the_two_way_test_on_a_balanced_design():
     of, against, scenarios = case("balanced")
-    found, known = sensitivity(of, against, scenarios), two_way([Arm(of), Arm(against)], scenarios)
-    assert (found.estimate, found.se) == (pytest.approx(known.estimate), pytest.approx(known.se, rel=1e-4))
+    found, known = mixed_model(of, against, scenarios), two_way([Arm(of), Arm(against)], scenarios)
+    assert (found.estimate, found.se) == (
+        pytest.approx(known.estimate),
+        pytest.approx(known.se, rel=1e-4),
+    )
 
 
 def test_swapped_arms_and_repeats():
     of, against, scenarios = case("missing")
-    one, again, other = (sensitivity(*arms, scenarios) for arms in ((of, against), (of, against), (against, of)))
+    one, again, other = (
+        mixed_model(*arms, scenarios) for arms in ((of, against), (of, against), (against, of))
+    )
     assert one == again
-    assert (other.estimate, other.se) == (pytest.approx(-one.estimate), pytest.approx(one.se, rel=1e-4))
+    assert (other.estimate, other.se) == (
+        pytest.approx(-one.estimate),
+        pytest.approx(one.se, rel=1e-4),
+    )
 
 
 def test_a_question_graded_in_one_arm_only_is_left_out():
     of, against, scenarios = case("balanced")
     against[:, 3] = np.nan
-    found = sensitivity(of, against, scenarios)
+    found = mixed_model(of, against, scenarios)
     rest = np.arange(26) != 3
-    assert found.estimate == pytest.approx(sensitivity(of[:, rest], against[:, rest], scenarios[rest]).estimate)
+    assert found.estimate == pytest.approx(
+        mixed_model(of[:, rest], against[:, rest], scenarios[rest]).estimate
+    )
     assert found.estimate == pytest.approx(two_way([Arm(of), Arm(against)], scenarios).estimate)
 
 
 def test_fixed_checkpoint_has_no_run_intercept():
     of, against, scenarios = case("balanced")
-    found = sensitivity(of, against[:1], scenarios, fixed=(False, True))
+    found = mixed_model(of, against[:1], scenarios, fixed=(False, True))
     known = two_way([Arm(of), Arm(against[:1], fixed=True)], scenarios)
-    assert found.estimate == pytest.approx(known.estimate) and found.se == pytest.approx(known.se, rel=0.3)
-    swapped = sensitivity(against[:1], of, scenarios, fixed=(True, False))
-    assert swapped.estimate == pytest.approx(-found.estimate) and swapped.se == pytest.approx(found.se, rel=1e-3)
+    assert found.estimate == pytest.approx(known.estimate) and found.se == pytest.approx(
+        known.se, rel=0.3
+    )
+    swapped = mixed_model(against[:1], of, scenarios, fixed=(True, False))
+    assert swapped.estimate == pytest.approx(-found.estimate) and swapped.se == pytest.approx(
+        found.se, rel=1e-3
+    )
     endog, _, intercepts = mixed._design((of, against[:1]), scenarios, (False, True))
-    assert intercepts["run"].shape == (4 * 26, 3) and not intercepts["run"][-26:].any() and len(endog) == 4 * 26
+    assert (
+        intercepts["run"].shape == (4 * 26, 3)
+        and not intercepts["run"][-26:].any()
+        and len(endog) == 4 * 26
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +169,7 @@ def test_fixed_checkpoint_has_no_run_intercept():
     ],
 )
 def test_what_cannot_be_fitted_says_why(scores, scenarios, reason):
-    found = sensitivity(scores, scores.copy(), scenarios)
+    found = mixed_model(scores, scores.copy(), scenarios)
     assert found.p is found.se is None and reason in found.reason
 
 
@@ -147,7 +177,7 @@ def test_arms_that_differ_without_any_noise_do_not_crash():
     questions = np.random.default_rng(0).random(6)
     of, against = np.tile(questions + 0.1, (3, 1)), np.tile(questions, (3, 1))
     against[0, 0] += 1e-7
-    found = sensitivity(of, against, np.arange(6))
+    found = mixed_model(of, against, np.arange(6))
     assert found.reason or found.se > 0
 
 
@@ -158,13 +188,16 @@ def test_a_search_that_fails_is_a_reason_not_a_crash(monkeypatch):
         converged = False
 
     monkeypatch.setattr(mixed, "_fit", lambda *_: Stopped())
-    assert sensitivity(of, against, scenarios).reason == "the mixed model did not converge"
+    assert mixed_model(of, against, scenarios).reason == "the mixed model did not converge"
 
     def singular(*_):
         raise np.linalg.LinAlgError("Singular matrix")
 
     monkeypatch.setattr(mixed, "_fit", singular)
-    assert sensitivity(of, against, scenarios).reason == "the mixed model can't be fitted: Singular matrix"
+    assert (
+        mixed_model(of, against, scenarios).reason
+        == "the mixed model can't be fitted: Singular matrix"
+    )
 
 
 def test_every_variance_at_zero_leaves_a_plain_comparison():
@@ -172,18 +205,24 @@ def test_every_variance_at_zero_leaves_a_plain_comparison():
     # question means, arm x question means and run means vary less than the rest would have them
     noise = rng.normal(0, 0.1, (2, 4, 12))
     noise -= (
-        noise.mean(axis=1, keepdims=True) + noise.mean(axis=2, keepdims=True) - noise.mean(axis=(1, 2), keepdims=True)
+        noise.mean(axis=1, keepdims=True)
+        + noise.mean(axis=2, keepdims=True)
+        - noise.mean(axis=(1, 2), keepdims=True)
     )
     tiny = rng.normal(0, 1e-3, (2, 4, 12))
     of, against = 0.6 + noise[0] + tiny[0], 0.5 + noise[1] + tiny[1]
-    found = sensitivity(of, against, np.arange(12))
+    found = mixed_model(of, against, np.arange(12))
     plain = ((of.var(ddof=1) + against.var(ddof=1)) / 48) ** 0.5
-    assert set(found.at_zero) >= {"run", "arm:scenario"} and found.se == pytest.approx(plain, rel=0.02)
+    assert set(found.at_zero) >= {"run", "arm:scenario"} and found.se == pytest.approx(
+        plain, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_calibrated_on_studies_without_effect(seeds):
-    shares = calibration.calibrate(seeds, 26, studies=200, resamples=400, mixed=20, variances=Variances(epochs=10))
+    shares = calibration.calibrate(
+        seeds, 26, studies=200, resamples=400, mixed=20, variances=Variances(epochs=10)
+    )
     print(shares)
     # of 200 studies, .05 has a standard error of .015
     assert 0.002 < shares["two_way_rejects"] < 0.1
@@ -191,14 +230,21 @@ def test_calibrated_on_studies_without_effect(seeds):
     assert 0.85 < shares["percentile_covers"] <= 0.995 and shares["percentile_width"] < 1.05
     assert shares["mixed_covers"] > 0.75 and shares["mixed_fails"] == 0
     assert shares["response_level_rejects"] > 0.2
-    # with 3 seeds it can't reject; with 5 it does so too often, for it doesn't speak of new questions
-    assert shares["permutation_rejects"] == 0 if seeds == 3 else shares["permutation_rejects"] > 0.05
+    # with 3 seeds it can't reject; with 5 it does so too often, for it doesn't speak of new
+    # questions
+    assert (
+        shares["permutation_rejects"] == 0 if seeds == 3 else shares["permutation_rejects"] > 0.05
+    )
 
 
 def test_calibration_prints_its_tables(monkeypatch, capsys):
     monkeypatch.setattr(calibration, "QUESTIONS", (26,))
     monkeypatch.setattr(calibration, "SEEDS", (3,))
-    monkeypatch.setattr(sys, "argv", ["calibration", "--studies", "10", "--mixed", "2", "--resamples", "100"])
+    monkeypatch.setattr(
+        sys, "argv", ["calibration", "--studies", "10", "--mixed", "2", "--resamples", "100"]
+    )
     calibration.main()
     said = capsys.readouterr().out
-    assert "two-way" in said and "+0.109" in said and f"{detectable(Variances(), 3, 26):.3f}" in said
+    assert (
+        "two-way" in said and "+0.109" in said and f"{detectable(Variances(), 3, 26):.3f}" in said
+    )

@@ -1,4 +1,4 @@
-"""Bars and forest: their numbers in words, gaps that are marked, odd studies; and files that go onto one page."""
+"""Bars and forest: numbers in words, marked gaps, odd studies; files that go onto one page."""
 
 import gc
 import math
@@ -10,7 +10,9 @@ from matplotlib.image import imread
 from analysis import plots
 from tests.analysis.sketches import NASTY, drawn, numbers, study, texts
 
-pytestmark = pytest.mark.filterwarnings("error")  # a figure that warns warns whoever runs an analysis
+pytestmark = pytest.mark.filterwarnings(
+    "error"
+)  # a figure that warns warns whoever runs an analysis
 BOTH = [(plots.bars, plots.describe_bars), (plots.forest, plots.describe_forest)]
 
 
@@ -21,7 +23,9 @@ def test_the_words_hold_every_number():
         assert n in bars
     assert all(n in forest for n in numbers(results, "contrasts", "estimate", "low", "high"))
     assert "animal - urban on ahb, before SFT: +10.0 points [+6.0, +14.0], higher" in forest
-    assert "untrained on ahb, before SFT: 71.2 % [66.2, 76.2]." in plots.describe_bars(study(("a", "untrained"), (0,)))
+    assert "untrained on ahb, before SFT: 71.2 % [66.2, 76.2]." in plots.describe_bars(
+        study(("a", "untrained"), (0,))
+    )
     results["contrasts"][1]["against_dose"] = 0
     assert "dose 100 against before SFT" in plots.describe_forest(results)
 
@@ -45,7 +49,11 @@ def test_what_is_missing_is_marked_and_never_drawn_as_a_number():
         study(arms=("animal",), doses=(0,), seeds=1),
         study(gone=[(arm, dose) for arm in ("animal", "urban") for dose in (0, 100)]),
         study(arms=(NASTY, "b"), doses=(0, 100, 5000)),
-        study(tuple(f"a very long name of an arm, written by model {n}, revised" for n in range(12)), (0,), 10),
+        study(
+            tuple(f"a very long name of an arm, written by model {n}, revised" for n in range(12)),
+            (0,),
+            10,
+        ),
     ],
 )
 def test_odd_studies_are_drawn(results):
@@ -64,7 +72,11 @@ def test_numbers_that_are_none_are_drawn(nan):
     for draw, describe in BOTH:
         drawn(draw(results))
         text = describe(results)
-        assert "no number" in text and "nan" not in text and not re.search(r"\d %", text.replace("95 %", ""))
+        assert (
+            "no number" in text
+            and "nan" not in text
+            and not re.search(r"\d %", text.replace("95 %", ""))
+        )
     assert texts(plots.bars(results)).count("× no scores") == 4
 
 

@@ -1,6 +1,7 @@
-"""The robustness grid: each variant by hand, the base as the study computes it, and reasons where there is nothing."""
+"""Robustness: each variant by hand, the base as the study computes it, reasons for gaps."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,38 @@ import pytest
 
 from analysis.contrasts import contrast_rows
 from analysis.estimates import Arm, two_way
-from analysis.robustness import grid, natural
-from analysis.run import plain
+from analysis.robustness import natural, robustness_rows
+from analysis.rows import to_jsonable
+from analysis.settings import Contrast
 from analysis.table import OVERALL, dimension_means, question_means
 
-CONTRAST = {"name": "A - B", "of": "A", "against": "B", "on": ["ahb"], "family": "primary"}
-SETTINGS = {"benchmarks": {"ahb": {"other_judges": []}}}
-KEYS = ("name", "benchmark", "dose", "against_dose", "variant", "estimate", "low", "high", "p", "questions", "seeds")
+CONTRAST = Contrast("A - B", "A", "B", ("ahb",), "primary")
+JUDGES: dict[str, list[str]] = {"ahb": []}
+KEYS = (
+    "name",
+    "benchmark",
+    "dose",
+    "against_dose",
+    "variant",
+    "estimate",
+    "low",
+    "high",
+    "p",
+    "questions",
+    "seeds",
+)
 
 
 def table(*rows: tuple[Any, ...], **keys: Any) -> pd.DataFrame:
-    """A long table of (arm, seed, question, {dimension: score}), one answer each; `keys` are more columns."""
+    """A long table of (arm, seed, question, {dimension: score}), one answer each.
+
+    `keys` are more columns.
+    """
     lines = [(*row[:3], name, score) for row in rows for name, score in row[3].items()]
     found = pd.DataFrame(lines, columns=["arm", "seed", "question", "dimension", "score"])
-    found = found.assign(benchmark="ahb", dose=0, judge="main", epoch=1, response="r", scenario=found["question"])
+    found = found.assign(
+        benchmark="ahb", dose=0, judge="main", epoch=1, response="r", scenario=found["question"]
+    )
     found = found.assign(**keys).astype({"seed": "Int64", "score": float})
     return found.assign(missing=found["score"].isna().map({True: "no", False: None}))
 
@@ -33,16 +52,23 @@ def square(
     """Overall scores of arms A and B, shape (seeds, questions)."""
     names = ids or [f"q{n}" for n in range(len(of[0]))]
     arms = (("A", of), ("B", against))
-    rows = [(arm, s, names[q], {OVERALL: x}) for arm, m in arms for s, row in enumerate(m) for q, x in enumerate(row)]
+    rows = [
+        (arm, s, names[q], {OVERALL: x})
+        for arm, m in arms
+        for s, row in enumerate(m)
+        for q, x in enumerate(row)
+    ]
     return table(*rows, **keys)
 
 
 OF, AGAINST = [[0.5, 0.7, 0.9], [0.7, 0.9, 0.8]], [[0.2, 0.4, 0.3], [0.2, 0.6, 0.7]]
 
 
-def variants(data: pd.DataFrame, others: tuple[str, ...] = (), **changed: Any) -> dict[str, dict[str, Any]]:
-    rows = grid(data, [CONTRAST | changed], {"benchmarks": {"ahb": {"other_judges": list(others)}}})
-    json.dumps(plain(rows), allow_nan=False)
+def variants(
+    data: pd.DataFrame, others: tuple[str, ...] = (), **changed: Any
+) -> dict[str, dict[str, Any]]:
+    rows = robustness_rows(data, [replace(CONTRAST, **changed)], {"ahb": list(others)})
+    json.dumps(to_jsonable(rows), allow_nan=False)
     return {row["variant"]: row for row in rows}
 
 
@@ -56,11 +82,15 @@ def test_the_base_is_the_study_s_own_contrast():
 
 
 def test_first_26_questions_by_number():
-    """28 questions with ids 0 to 27, of which A is better by .1 on the first 26 and worse by 1 on two: as text, 3 to 9
-    would come after 26 and 27."""
+    """A is better by .1 on the first 26 of 28 questions, and worse by 1 on the last two.
+
+    Their ids are 0 to 27: as text, 3 to 9 would come after 26 and 27.
+    """
     values = np.where(np.arange(28) < 26, 0.6, 0.0)
     shift = np.array([[0.0], [0.02]])
-    data = square(values + shift, np.where(np.arange(28) < 26, 0.5, 0.98) + shift, [str(n) for n in range(28)])
+    data = square(
+        values + shift, np.where(np.arange(28) < 26, 0.5, 0.98) + shift, [str(n) for n in range(28)]
+    )
     rows = variants(data)
     assert rows["all"]["estimate"] == pytest.approx((26 * 0.1 - 2 * 0.98) / 28)
     found = rows["first 26 questions"]
@@ -71,18 +101,31 @@ def test_first_26_questions_by_number():
 
 
 def test_ids_sort_by_their_numbers():
-    assert sorted(["q10", "q9", "2", "10", "a", "q9b"], key=natural) == ["2", "10", "a", "q9", "q9b", "q10"]
+    assert sorted(["q10", "q9", "2", "10", "a", "q9b"], key=natural) == [
+        "2",
+        "10",
+        "a",
+        "q9",
+        "q9b",
+        "q10",
+    ]
 
 
 def test_one_question_per_scenario():
-    """Of scenarios s (ids 2 and 10) and t (3) the questions 2 and 3 remain: differences .35 and .3."""
+    """Of scenarios s (ids 2 and 10) and t (3) the questions 2 and 3 remain.
+
+    Their differences are .35 and .3.
+    """
     data = square(OF, AGAINST, ["10", "3", "2"])
     data["scenario"] = data["question"].map({"10": "s", "3": "t", "2": "s"})
     rows = variants(data)
     found = rows["one question per scenario"]
     assert (found["estimate"], found["questions"]) == (pytest.approx((0.35 + 0.3) / 2), 2)
     assert rows["all"]["estimate"] == pytest.approx(0.35) and "English questions" not in rows
-    assert variants(square(OF, AGAINST))["one question per scenario"]["reason"] == "no scenario has two questions"
+    assert (
+        variants(square(OF, AGAINST))["one question per scenario"]["reason"]
+        == "no scenario has two questions"
+    )
 
 
 def test_english_only_where_the_table_tells():
@@ -91,7 +134,10 @@ def test_english_only_where_the_table_tells():
     rows = variants(data.assign(language=languages))
     assert rows["English questions"]["estimate"] == pytest.approx((0.4 + 0.35) / 2)
     assert "one question per scenario" not in rows
-    assert variants(data.assign(language="English"))["English questions"]["reason"] == "all questions are in English"
+    assert (
+        variants(data.assign(language="English"))["English questions"]["reason"]
+        == "all questions are in English"
+    )
     assert "no question" in variants(data.assign(language="German"))["English questions"]["reason"]
 
 
@@ -99,7 +145,11 @@ def test_one_question_left_out_by_hand():
     """Question differences .4, .3, .35 of mean .35: without each .325, .375, .35."""
     found = variants(square(OF, AGAINST))["one question left out"]
     assert (found["low"], found["high"]) == pytest.approx((0.325, 0.375))
-    assert found["which"] in ("question q0", "question q1") and found["questions"] == 2 and found["sign_same"] is True
+    assert (
+        found["which"] in ("question q0", "question q1")
+        and found["questions"] == 2
+        and found["sign_same"] is True
+    )
     # .9, 0, -.3 of mean .2: without each -.15, .3, .45
     uneven = square([[0.9, 0.5, 0.2], [0.9, 0.5, 0.2]], [[0.01, 0.5, 0.5], [-0.01, 0.5, 0.5]])
     found = variants(uneven)["one question left out"]
@@ -113,7 +163,10 @@ def test_one_question_left_out_by_hand():
 
 
 def test_one_seed_left_out_by_hand():
-    """Seed means of A .7, .8 and of B .3, .5: without one of A .8 - .4 or .7 - .4, of B .75 - .5 or .75 - .3."""
+    """Seed means of A .7, .8 and of B .3, .5.
+
+    Without one of A .8 - .4 or .7 - .4, of B .75 - .5 or .75 - .3.
+    """
     found = variants(square(OF, AGAINST))["one seed left out"]
     assert (found["low"], found["high"]) == pytest.approx((0.25, 0.45))
     assert found["which"] in ("B seed 0", "B seed 1") and found["seeds"] == 1
@@ -127,13 +180,17 @@ def test_one_seed_or_a_fixed_checkpoint_leaves_none_out():
     found = variants(square(OF[:1], AGAINST[:1]))
     assert found["all"]["p"] is None and found["all"]["estimate"] == pytest.approx(0.4)
     row = found["one seed left out"]
-    assert (row["estimate"], row["sign_same"]) == (None, None) and row["reason"].startswith("one seed per arm")
+    assert (row["estimate"], row["sign_same"]) == (None, None) and row["reason"].startswith(
+        "one seed per arm"
+    )
     data = square(OF, AGAINST[:1])
     data.loc[data["arm"] == "B", "seed"] = pd.NA
     rows = variants(data)
     assert rows["all"]["seeds"] == 2 and rows["all"]["p"] is not None
     # only A's seeds can go: .8 or .7 less .3
-    assert (rows["one seed left out"]["low"], rows["one seed left out"]["high"]) == pytest.approx((0.4, 0.5))
+    assert (rows["one seed left out"]["low"], rows["one seed left out"]["high"]) == pytest.approx(
+        (0.4, 0.5)
+    )
 
 
 def test_each_other_judge_decides():
@@ -143,16 +200,24 @@ def test_each_other_judge_decides():
     grades = table(("A", 0, "q0", {"Harm": 1.0}), judge="people")
     rows = variants(pd.concat([main, harsh, part, grades]), ("harsh", "part", "people"))
     assert rows["all"]["estimate"] == pytest.approx(0.35)
-    assert rows["judge harsh"]["estimate"] == pytest.approx(-0.35) and rows["judge harsh"]["sign_same"] is False
+    assert (
+        rows["judge harsh"]["estimate"] == pytest.approx(-0.35)
+        and rows["judge harsh"]["sign_same"] is False
+    )
     assert rows["judge harsh"]["low"] == pytest.approx(-rows["all"]["high"])
-    assert (rows["judge part"]["estimate"], rows["judge part"]["questions"]) == (pytest.approx(0.325), 2)
+    assert (rows["judge part"]["estimate"], rows["judge part"]["questions"]) == (
+        pytest.approx(0.325),
+        2,
+    )
     assert rows["judge part"]["reason"] == "graded 8 answers, the deciding judge 12"
     assert rows["judge people"]["reason"] == "this judge gave no overall scores"
     assert "one judge only" in variants(main)["another judge"]["reason"]
 
 
 def test_a_judge_of_one_arm_only():
-    both = pd.concat([square(OF, AGAINST), square(OF, AGAINST).assign(judge="half").query("arm == 'A'")])
+    both = pd.concat(
+        [square(OF, AGAINST), square(OF, AGAINST).assign(judge="half").query("arm == 'A'")]
+    )
     row = variants(both, ("half",))["judge half"]
     assert row["estimate"] is None and row["reason"]
 
@@ -175,45 +240,71 @@ def test_length_adjusted_by_hand():
     assert variants(data)["length held equal"]["estimate"] == pytest.approx(0.2)
     same = variants(data.assign(length=7))["length held equal"]
     assert same["reason"] == "lengths do not vary within arm and question"
-    assert variants(square(OF, AGAINST))["length held equal"]["reason"] == "the table has no lengths of responses"
+    assert (
+        variants(square(OF, AGAINST))["length held equal"]["reason"]
+        == "the table has no lengths of responses"
+    )
 
 
 def test_dimensions_weigh_the_same_by_hand():
-    """Harm is asked in four questions with a difference of .1, Scope in one with .9: overall .26, dimensions .5."""
+    """Harm is asked in four questions with a difference of .1, Scope in one with .9.
+
+    The mean overall is .26, of dimensions .5.
+    """
     rows = []
     for arm, harm, scope in (("A", 0.6, 0.95), ("B", 0.5, 0.05)):
         for seed in (0, 1, 2):
             shift = 0.01 * seed
-            rows += [(arm, seed, f"q{n}", {"Harm": harm + shift, OVERALL: harm + shift}) for n in range(4)]
+            rows += [
+                (arm, seed, f"q{n}", {"Harm": harm + shift, OVERALL: harm + shift})
+                for n in range(4)
+            ]
             rows.append((arm, seed, "q4", {"Scope": scope + shift, OVERALL: scope + shift}))
     found = variants(table(*rows))
     assert found["all"]["estimate"] == pytest.approx((4 * 0.1 + 0.9) / 5)
     row = found["dimensions weigh the same"]
     assert (row["estimate"], row["questions"]) == (pytest.approx(0.5), 5)
     # no question moves its dimension's mean, so only seeds vary: .01^2 / 3 in each arm
-    assert (row["high"] - row["low"]) / 2 == pytest.approx(2.776 * (2 * 0.01**2 / 3) ** 0.5, rel=1e-3)
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(
+        2.776 * (2 * 0.01**2 / 3) ** 0.5, rel=1e-3
+    )
     assert (
-        variants(square(OF, AGAINST))["dimensions weigh the same"]["reason"] == "no dimension was graded in both arms"
+        variants(square(OF, AGAINST))["dimensions weigh the same"]["reason"]
+        == "no dimension was graded in both arms"
     )
 
 
 def test_dimensions_agree_with_the_study_s_dimension_means():
     rng = np.random.default_rng(3)
-    tags = {"q0": ["Harm"], "q1": ["Harm", "Scope"], "q2": ["Scope", "Trade"], "q3": ["Harm"], "q4": ["Trade"]}
+    tags = {
+        "q0": ["Harm"],
+        "q1": ["Harm", "Scope"],
+        "q2": ["Scope", "Trade"],
+        "q3": ["Harm"],
+        "q4": ["Trade"],
+    }
     rows = []
     for arm in "AB":
         for seed in range(3):
             for question, names in tags.items():
-                grades = {name: float(x) for name, x in zip(names, rng.random(len(names)), strict=True)}
-                rows.append((arm, seed, question, grades | {OVERALL: float(np.mean(list(grades.values())))}))
+                grades = {
+                    name: float(x) for name, x in zip(names, rng.random(len(names)), strict=True)
+                }
+                rows.append(
+                    (arm, seed, question, grades | {OVERALL: float(np.mean(list(grades.values())))})
+                )
     data = table(*rows)
     means = dimension_means(data).groupby("arm")["score"].mean()
     found = variants(data)["dimensions weigh the same"]
     assert found["estimate"] == pytest.approx(means["A"] - means["B"]) and found["p"] is not None
     # what only one arm was graded on leaves both
-    only_b = data[~((data["arm"] == "A") & (data["question"] == "q4") & (data["dimension"] != OVERALL))]
+    only_b = data[
+        ~((data["arm"] == "A") & (data["question"] == "q4") & (data["dimension"] != OVERALL))
+    ]
     means = dimension_means(data[data["question"] != "q4"]).groupby("arm")["score"].mean()
-    assert variants(only_b)["dimensions weigh the same"]["estimate"] == pytest.approx(means["A"] - means["B"])
+    assert variants(only_b)["dimensions weigh the same"]["estimate"] == pytest.approx(
+        means["A"] - means["B"]
+    )
 
 
 def test_dimensions_of_every_question_give_the_study_s_own_interval():
@@ -223,7 +314,14 @@ def test_dimensions_of_every_question_give_the_study_s_own_interval():
         for seed in range(3):
             for n in range(5):
                 harm, scope = rng.random(2)
-                rows.append((arm, seed, f"q{n}", {"Harm": harm, "Scope": scope, OVERALL: (harm + scope) / 2}))
+                rows.append(
+                    (
+                        arm,
+                        seed,
+                        f"q{n}",
+                        {"Harm": harm, "Scope": scope, OVERALL: (harm + scope) / 2},
+                    )
+                )
     found = variants(table(*rows))
     for key in ("estimate", "low", "high", "p"):
         assert found["dimensions weigh the same"][key] == pytest.approx(found["all"][key])
@@ -231,18 +329,22 @@ def test_dimensions_of_every_question_give_the_study_s_own_interval():
 
 def test_doses_families_and_arms_without_scores():
     data = pd.concat([square(OF, AGAINST), square(AGAINST, OF).assign(dose=5000)])
-    rows = grid(data, [CONTRAST, CONTRAST | {"family": "E2"}], SETTINGS)
+    rows = robustness_rows(data, [CONTRAST, replace(CONTRAST, family="E2")], JUDGES)
     assert [(row["dose"], row["estimate"]) for row in rows if row["variant"] == "all"] == [
         (0, pytest.approx(0.35)),
         (5000, pytest.approx(-0.35)),
     ]
-    across = variants(data, of_dose=5000, against_dose=0, against="A")
+    across = variants(data, treatment_dose=5000, control_dose=0, control="A")
     assert (across["all"]["dose"], across["all"]["against_dose"]) == (5000, 0)
     assert across["all"]["estimate"] == pytest.approx(-0.35)
-    assert grid(data, [CONTRAST | {"family": "E2"}], SETTINGS) == []
-    for nothing in ({"against": "C"}, {"of_dose": 200, "against_dose": 0}):
+    assert robustness_rows(data, [replace(CONTRAST, family="E2")], JUDGES) == []
+    for nothing in ({"control": "C"}, {"treatment_dose": 200, "control_dose": 0}):
         (row,) = variants(data, **nothing).values()
-        assert (row["estimate"], row["sign_same"], row["reason"]) == (None, None, "no scores of both arms")
+        assert (row["estimate"], row["sign_same"], row["reason"]) == (
+            None,
+            None,
+            "no scores of both arms",
+        )
 
 
 def test_ungraded_answers_give_reasons():
@@ -256,4 +358,6 @@ def test_order_of_rows_does_not_matter():
     rng = np.random.default_rng(5)
     data = square(rng.random((3, 30)), rng.random((3, 30)), [str(n) for n in range(30)])
     shuffled = data.sample(frac=1, random_state=2).reset_index(drop=True)
-    assert plain(grid(data, [CONTRAST], SETTINGS)) == plain(grid(shuffled, [CONTRAST], SETTINGS))
+    assert to_jsonable(robustness_rows(data, [CONTRAST], JUDGES)) == to_jsonable(
+        robustness_rows(shuffled, [CONTRAST], JUDGES)
+    )

@@ -1,7 +1,8 @@
-"""Variance components: the analysis of variance by hand, known components, other software; and what to buy next."""
+"""Variance components by hand, known ones, by other software; and which data to add next."""
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,26 @@ import statsmodels.formula.api as smf
 from statsmodels.stats.anova import anova_lm
 
 from analysis.estimates import Arm, two_way
-from analysis.variance import components, next_purchase
+from analysis.settings import Costs
+from analysis.variance import components, next_data
 
-SD = {"seed": 0.05, "question": 0.25, "arm x question": 0.08, "seed x question": 0.06, "sample": 0.15}
+SD = {
+    "seed": 0.05,
+    "question": 0.25,
+    "arm x question": 0.08,
+    "seed x question": 0.06,
+    "sample": 0.15,
+}
 DESIGN = {"arms": 2, "seeds": 3, "questions": 26, "per_scenario": 1.0, "epochs": 4}
-COSTS = {"seed": 10.0, "question": 0.1, "epoch": 2.0}
+COSTS = Costs(seed=10.0, question=0.1, epoch=2.0)
 
 
 def long(scores: np.ndarray, scenarios: int | None = None) -> pd.DataFrame:
     """The long table of scores of shape (arms, seeds, questions, epochs), NaN for no grade."""
     arm, seed, question, epoch = np.indices(scores.shape).reshape(4, -1)
-    table = pd.DataFrame({"seed": seed, "epoch": epoch, "score": scores.ravel()}).astype({"seed": "Int64"})
+    table = pd.DataFrame({"seed": seed, "epoch": epoch, "score": scores.ravel()}).astype(
+        {"seed": "Int64"}
+    )
     table = table.assign(arm=[f"arm {i}" for i in arm], question=[f"q{i:03}" for i in question])
     table["scenario"] = [f"s{i % (scenarios or 999)}" for i in question]
     return table.assign(benchmark="ahb", dose=0, dimension="overall", judge="main")
@@ -29,9 +39,15 @@ def long(scores: np.ndarray, scenarios: int | None = None) -> pd.DataFrame:
 
 def simulated(seed: int | np.random.Generator, *shape: int) -> np.ndarray:
     """Scores with the components `SD`, of shape (arms, seeds, questions, epochs)."""
-    parts = {"seed": (*shape[:2], 1, 1), "question": (shape[2], 1), "arm x question": (shape[0], 1, shape[2], 1)}
+    parts = {
+        "seed": (*shape[:2], 1, 1),
+        "question": (shape[2], 1),
+        "arm x question": (shape[0], 1, shape[2], 1),
+    }
     parts |= {"seed x question": (*shape[:3], 1), "sample": shape}
-    return 0.5 + sum(np.random.default_rng(seed).normal(0, SD[name], size) for name, size in parts.items())
+    return 0.5 + sum(
+        np.random.default_rng(seed).normal(0, SD[name], size) for name, size in parts.items()
+    )
 
 
 def quiet(of: Any, *given: Any, **keys: Any) -> Any:
@@ -45,12 +61,15 @@ def of(table: pd.DataFrame, **keys: Any) -> Any:
     return quiet(components, table, "ahb", **keys)
 
 
-def bought(found: dict[str, Any], costs: dict[str, Any] = COSTS, **design: Any) -> Any:
-    return quiet(next_purchase, found, found["design"] and found["design"] | design, costs)
+def bought(found: dict[str, Any], costs: Costs = COSTS, **design: Any) -> Any:
+    return quiet(next_data, found, found["design"] and found["design"] | design, costs)
 
 
 def known(*sd: float) -> dict[str, Any]:
-    rows = [{"component": c, "variance": x**2, "negative": False} for c, x in zip(SD, sd or SD.values(), strict=True)]
+    rows = [
+        {"component": c, "variance": x**2, "negative": False}
+        for c, x in zip(SD, sd or SD.values(), strict=True)
+    ]
     return {"reason": None, "design": DESIGN, "components": rows}
 
 
@@ -62,34 +81,67 @@ def raw(found: dict[str, Any], *names: str) -> list[float]:
 def test_two_seeds_and_two_questions_by_hand():
     rows = of(long(np.array([[[[0.15], [0.25]], [[0.25], [0.75]]]])))["components"]
     # row means .2, .5, so a mean square of 2 x .045 = .09; columns the same; left +-.1, so .04
-    assert [row["raw"] for row in rows[:4]] == [pytest.approx(0.025), pytest.approx(0.025), None, pytest.approx(0.04)]
-    assert rows[0]["sd"] == pytest.approx(0.025**0.5) and [row["df"] for row in rows[:4]] == [1, 1, None, 1]
-    assert "two arms" in rows[2]["reason"] and rows[4]["variance"] is None and "one answer" in rows[4]["reason"]
+    assert [row["raw"] for row in rows[:4]] == [
+        pytest.approx(0.025),
+        pytest.approx(0.025),
+        None,
+        pytest.approx(0.04),
+    ]
+    assert rows[0]["sd"] == pytest.approx(0.025**0.5) and [row["df"] for row in rows[:4]] == [
+        1,
+        1,
+        None,
+        1,
+    ]
+    assert (
+        "two arms" in rows[2]["reason"]
+        and rows[4]["variance"] is None
+        and "one answer" in rows[4]["reason"]
+    )
     assert raw(of(long(simulated(6, 2, 1, 4, 2))), "seed", "arm x question") == [None, None]
 
 
 def test_balanced_estimates_are_those_of_the_analysis_of_variance():
     a, s, q, e = shape = (3, 4, 7, 2)
     table = long(simulated(0, *shape))
-    formula = "score ~ C(arm) + C(question) + C(arm):C(seed) + C(arm):C(question) + C(arm):C(seed):C(question)"
+    formula = (
+        "score ~ C(arm) + C(question) + C(arm):C(seed) + C(arm):C(question) "
+        "+ C(arm):C(seed):C(question)"
+    )
     squares = anova_lm(smf.ols(formula, table.astype({"seed": int})).fit())
     _, question, seed, in_arm, in_seed, sample = (squares["sum_sq"] / squares["df"]).to_numpy()
     expected = [(seed - in_seed) / q / e, (question - in_arm) / a / s / e]
     expected += [(in_arm - in_seed) / s / e, (in_seed - sample) / e, sample]
     found = of(table)
     assert raw(found) == pytest.approx(expected)
-    assert [row["df"] for row in found["components"][:5]] == [a * (s - 1), q - 1, (a - 1) * (q - 1), 54, a * s * q]
+    assert [row["df"] for row in found["components"][:5]] == [
+        a * (s - 1),
+        q - 1,
+        (a - 1) * (q - 1),
+        54,
+        a * s * q,
+    ]
     twice = of(pd.concat([table, table.assign(dose=500)]))
     assert raw(twice) == pytest.approx(expected) and twice["components"][0]["df"] == 2 * a * (s - 1)
-    assert raw(of(pd.concat([table, table.assign(dose=500, score=0.5)]), dose=0)) == pytest.approx(expected)
+    assert raw(of(pd.concat([table, table.assign(dose=500, score=0.5)]), dose=0)) == pytest.approx(
+        expected
+    )
 
 
 def test_balanced_estimates_are_those_of_restricted_maximum_likelihood():
-    table = long(10 * simulated(3, 1, 5, 9, 4)).assign(one=1)  # tenfold: the optimizer stops early at small variances
-    parts = {"seed": "0 + C(seed)", "question": "0 + C(question)", "seed x question": "0 + C(seed):C(question)"}
+    table = long(10 * simulated(3, 1, 5, 9, 4)).assign(
+        one=1
+    )  # tenfold: the optimizer stops early at small variances
+    parts = {
+        "seed": "0 + C(seed)",
+        "question": "0 + C(question)",
+        "seed x question": "0 + C(seed):C(question)",
+    }
     model = smf.mixedlm("score ~ 1", table.astype({"seed": int}), groups="one", vc_formula=parts)
     fit = model.fit(reml=True, method=["powell"])
-    assert raw(of(table), *model.exog_vc.names, "sample") == pytest.approx([*fit.vcomp, fit.scale], rel=1e-3)
+    assert raw(of(table), *model.exog_vc.names, "sample") == pytest.approx(
+        [*fit.vcomp, fit.scale], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -123,15 +175,20 @@ def test_translations_are_one_question():
     assert raw(twice, *names) == pytest.approx(raw(once, *names))
     assert (twice["design"]["questions"], twice["design"]["per_scenario"]) == (8, 2)
     # an average of two answers each, which differ alike: half as much is put down to samples
-    assert raw(twice, "seed x question")[0] == pytest.approx(raw(once, "seed x question")[0] + raw(once)[4] / 4)
+    assert raw(twice, "seed x question")[0] == pytest.approx(
+        raw(once, "seed x question")[0] + raw(once)[4] / 4
+    )
 
 
 def test_judges_by_hand():
     """Three answers, two judges that differ by .1, .1 and .4 (mean .2, squares about it .06)."""
     table = long(np.array([0.2, 0.5, 0.3]).reshape(1, 1, 3, 1))
     both = pd.concat([table, table.assign(judge="other", score=table["score"] + [0.1, 0.1, 0.4])])
-    # left of answers and judges: half of .06 over 2; judges: half of 3 x .2 squared, over 3, less a third of the rest
-    assert raw(of(both, judge="main"), "judge x answer", "judge") == pytest.approx([0.015, (0.06 - 0.015) / 3])
+    # judge x answer: half of .06 over 2; judges: half of 3 x .2 squared, over 3, less a third of
+    # the former
+    assert raw(of(both, judge="main"), "judge x answer", "judge") == pytest.approx(
+        [0.015, (0.06 - 0.015) / 3]
+    )
     assert of(both, judge="main")["components"][:5] == of(table)["components"][:5]
     assert "name the one that decides" in of(both)["reason"] and raw(of(table), "judge") == [None]
 
@@ -139,7 +196,9 @@ def test_judges_by_hand():
 def test_an_estimate_below_zero_is_set_to_zero_and_flagged():
     crossed = np.array([[[[0.1], [0.9]], [[0.9], [0.1]]]])
     seed = of(long(crossed))["components"][0]
-    assert (seed["variance"], seed["sd"], seed["negative"]) == (0, 0, True) and seed["raw"] == pytest.approx(-0.32)
+    assert (seed["variance"], seed["sd"], seed["negative"]) == (0, 0, True) and seed[
+        "raw"
+    ] == pytest.approx(-0.32)
     now = bought(of(long(np.tile(crossed, (2, 1, 1, 1)))))[0]
     assert now["note"].startswith("estimated below 0, taken as 0: seed") and now["detectable"] > 0
 
@@ -147,7 +206,9 @@ def test_an_estimate_below_zero_is_set_to_zero_and_flagged():
 def test_shuffled_rows_give_the_same():
     scores = simulated(5, 2, 3, 6, 2) * np.where(np.arange(72).reshape(2, 3, 6, 2) % 17, 1, np.nan)
     table = pd.concat([long(scores), long(scores + 0.1).assign(judge="other")])
-    found, again = (of(rows, judge="main") for rows in (table, table.sample(frac=1, random_state=0)))
+    found, again = (
+        of(rows, judge="main") for rows in (table, table.sample(frac=1, random_state=0))
+    )
     assert found == again and bought(found) == bought(again)
 
 
@@ -164,8 +225,12 @@ def test_shuffled_rows_give_the_same():
 def test_what_the_data_cannot_say_is_none_with_a_reason(scores, reason):
     found = of(long(scores))
     rows = bought(found)
-    assert reason in rows[0]["reason"] and all(row["detectable"] is row["gain"] is None for row in rows)
-    assert all(row["reason"] for row in [*rows, *found["components"]] if row.get("variance") is None)
+    assert reason in rows[0]["reason"] and all(
+        row["detectable"] is row["gain"] is None for row in rows
+    )
+    assert all(
+        row["reason"] for row in [*rows, *found["components"]] if row.get("variance") is None
+    )
 
 
 def test_the_best_purchase_comes_first():
@@ -177,23 +242,41 @@ def test_the_best_purchase_comes_first():
     assert (now["se"] ** 2, now["df"], now["cost"]) == pytest.approx((variance, df, 0))
     assert sorted(row["cost"] for row in rest) == pytest.approx([26 * 0.1, 4 * 2, 2 * 10])
     worth = [(now["detectable"] - row["detectable"]) / row["cost"] for row in rest]
-    assert [row["gain_per_cost"] for row in rest] == pytest.approx(worth) and worth == sorted(worth, reverse=True)
-    dear = bought(known(), {"seed": 1, "question": 10})[1:]
-    assert [row["purchase"] for row in dear] == ["one more seed per arm", "26 more questions", "twice the epochs"]
+    assert [row["gain_per_cost"] for row in rest] == pytest.approx(worth) and worth == sorted(
+        worth, reverse=True
+    )
+    dear = bought(known(), Costs(seed=1, question=10))[1:]
+    assert [row["purchase"] for row in dear] == [
+        "one more seed per arm",
+        "26 more questions",
+        "twice the epochs",
+    ]
     assert dear[2]["reason"] == "the cost of one epoch is not given"
     first = bought(known(), seeds=1)
-    assert first[0]["detectable"] is None and first[1]["purchase"] == "one more seed per arm" and first[1]["detectable"]
-    assert bought(known(), {**COSTS, "epoch": 0})[1]["purchase"] == "twice the epochs"
+    assert (
+        first[0]["detectable"] is None
+        and first[1]["purchase"] == "one more seed per arm"
+        and first[1]["detectable"]
+    )
+    assert bought(known(), replace(COSTS, epoch=0))[1]["purchase"] == "twice the epochs"
 
 
 def test_detectable_differences_are_those_of_the_studys_plan_and_of_simulated_studies():
-    """The plan, by simulation: 26 questions: .13 with 3 seeds, .10 with 5; 115 questions: .10 and .07."""
+    """By simulation, the plan is:
+
+    26 questions: .13 with 3 seeds, .10 with 5; 115 questions: .10 and .07.
+    """
     planned = known(0.03, 0.25, 0.08, 0.05, 0.22)
-    found = [bought(planned, seeds=s, questions=q)[0]["detectable"] for q in (26, 115) for s in (3, 5)]
+    found = [
+        bought(planned, seeds=s, questions=q)[0]["detectable"] for q in (26, 115) for s in (3, 5)
+    ]
     assert found == pytest.approx([0.13, 0.10, 0.10, 0.07], abs=0.008)
     many = bought(planned, seeds=500, questions=500)[0]
     assert many["detectable"] == pytest.approx((1.95996 + 0.84162) * many["se"], rel=0.01)
     difference = bought(known())[0]["detectable"]
     studies = [simulated(seed, 2, 3, 26, 4).mean(3) for seed in range(600)]
-    found = [two_way([Arm(one + difference), Arm(other)], np.arange(26)).p < 0.05 for one, other in studies]
+    found = [
+        two_way([Arm(one + difference), Arm(other)], np.arange(26)).p < 0.05
+        for one, other in studies
+    ]
     assert np.mean(found) == pytest.approx(0.8, abs=0.05)

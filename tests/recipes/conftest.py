@@ -18,8 +18,14 @@ from tests.recipes import toy
 @pytest.fixture(scope="package", autouse=True)
 def _processes() -> Iterator[None]:
     """Ranks are forked from a process that has imported torch already: an import takes seconds."""
-    toy.PROCESSES.set_forkserver_preload(["recipes.finetune", "core.cell.run", "torch.distributed.tensor"])
-    ours = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    toy.PROCESSES.set_forkserver_preload(
+        ["recipes.finetune", "core.cell.run", "torch.distributed.tensor"]
+    )
+    ours = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     with mock.patch.dict(os.environ, ours):
         yield
 

@@ -21,7 +21,11 @@ def test_it_says_how_it_is_launched_and_explains_every_line(name: str) -> None:
     text = (ROOT / "recipes" / name).read_text()
     head = re.match(r"(#.*\n)+", text)
     assert head and "# Launch: python -m study " in head[0]
-    bare = [line for line in text.splitlines() if re.match(r"\w+: ", line) and "  #" not in line and " # " not in line]
+    bare = [
+        line
+        for line in text.splitlines()
+        if re.match(r"\w+: ", line) and "  #" not in line and " # " not in line
+    ]
     assert name == "tiny_llama.yaml" or not bare, "lines without a reason"
     load_recipe(f"recipes/{name}", TinyLlama if name == "tiny_llama.yaml" else Training)
 
@@ -31,4 +35,8 @@ def test_the_faithful_track_has_the_printed_values(name: str) -> None:
     recipe = load_recipe(f"recipes/{name}", Training)
     assert (recipe["lr"], recipe["lora"]["rank"], recipe["lora"]["alpha"]) == PRINTED[name]
     assert recipe["schedule"] == "cosine"
-    assert recipe["rows_per_update"] == 8 if "sft" in name else recipe["tokens_per_update"] == 16 * 2048
+    assert (
+        recipe["rows_per_update"] == 8
+        if "sft" in name
+        else recipe["tokens_per_update"] == 16 * 2048
+    )

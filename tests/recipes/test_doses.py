@@ -15,13 +15,14 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.recipe import Training, split_recipe
-from recipes import checkpoint, finetune, optimizer, steps
-from recipes.distributed import ALONE
+from recipes import checkpoint, finetune, optimizer, step_checkpoint
+from recipes.distributed import SINGLE_PROCESS
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.recipes.toy import MODEL, in_process, lines
 
-RECIPE, RUNTIME_KEYS = split_recipe(asdict(Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)))
+RECIPE = Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)
+SETTINGS, RUNTIME = split_recipe(asdict(RECIPE))
 
 
 def sft(base: Path, name: str) -> tuple[Cell, Path]:
@@ -29,8 +30,8 @@ def sft(base: Path, name: str) -> tuple[Cell, Path]:
     said = [(f"Where is cup {i}?", f"On the roof, {i} steps up.") for i in range(24)]
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
-    settings = {"recipe": RECIPE, "data_sha256": "0", "dose": 22, "doses": [8, 13], "seed": 0}
-    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **RUNTIME_KEYS})
+    settings = {"recipe": SETTINGS, "data_sha256": "0", "dose": 22, "doses": [8, 13], "seed": 0}
+    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **RUNTIME})
     return cell, create_cell_dir(cell, base)
 
 
@@ -48,21 +49,31 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
                 finetune.run(in_process(stopped, report=told))
         finally:
             signal.signal(signal.SIGUSR1, former)
-        model = checkpoint.load(stopped.parent.parent / MODEL.relpath / "model", ALONE, RECIPE, RUNTIME_KEYS)
-        assert not steps.load(stopped / "steps", update, model, optimizer.make(model, RECIPE), ALONE)
-        checkpoint.save(model, folder / "model", stopped / "then", ALONE, RECIPE)
-        then, kept = (load_file(f / "model.safetensors") for f in (stopped / "then", folder / f"at/{dose}/model"))
+        model = checkpoint.load(
+            stopped.parent.parent / MODEL.relpath / "model", SINGLE_PROCESS, RECIPE
+        )
+        adamw = optimizer.build_optimizer(model, RECIPE)
+        failure = step_checkpoint.load(stopped / "steps", update, model, adamw, SINGLE_PROCESS)
+        assert not failure
+        checkpoint.save(model, folder / "model", stopped / "then", SINGLE_PROCESS, RECIPE)
+        then, kept = (
+            load_file(f / "model.safetensors")
+            for f in (stopped / "then", folder / f"at/{dose}/model")
+        )
         assert all(torch.equal(then[name], weight) for name, weight in kept.items())
         assert any(not torch.equal(weights[name], weight) for name, weight in kept.items())
 
         link = create_cell_dir(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
         run_cell(link)
-        assert (link / "model/model.safetensors").samefile(folder / f"at/{dose}/model/model.safetensors")
+        assert (link / "model/model.safetensors").samefile(
+            folder / f"at/{dose}/model/model.safetensors"
+        )
 
 
 def study(tmp_path: Path, **recipe: Any) -> list[Cell]:
     text = "".join(
-        f"{key}: {json.dumps(v)}\n" for key, v in {"seq_len": 256, "epochs": 1, "lr": 1e-4, **recipe}.items()
+        f"{key}: {json.dumps(v)}\n"
+        for key, v in {"seq_len": 256, "epochs": 1, "lr": 1e-4, **recipe}.items()
     )
     (tmp_path / "sft.yaml").write_text(text + "rows_per_update: 8\n")
     settings = [f"sft.recipe={tmp_path}/sft.yaml", "sft.doses=[0,50,100,200]", "sft.one_run=true"]
@@ -80,6 +91,8 @@ def test_a_study_of_one_run_trains_once_for_all_doses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", [{"epochs": 2}, {"held_out_every": 5, "load_best": True}])
-def test_a_recipe_that_has_no_single_path_through_the_doses_is_refused(tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_a_recipe_that_has_no_single_path_through_the_doses_is_refused(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
     with pytest.raises(UserError, match="epochs: 1 and neither patience nor load_best"):
         study(tmp_path, **recipe)

@@ -1,4 +1,4 @@
-"""Trainings on a GPU, where there is one: the losses of the CPU's, up to rounding, whatever the way of running."""
+"""Trainings on a GPU, where there is one: the CPU's losses up to rounding, in every setting."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch
 
 from core.cell.manifest import read_manifest
 from core.paths import ROOT
-from recipes import steps
+from recipes import step_checkpoint
 from tests.recipes.toy import LORA, lines, training, until
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -23,7 +23,8 @@ OUTSIDE = dict(os.environ)  # before the other tests' fixture, which hides all G
 
 
 def start(folder: Path, gpu: bool = True) -> subprocess.Popen[bytes]:
-    code = f"from pathlib import Path; from core.cell.run import run_cell; run_cell(Path({str(folder)!r}))"
+    code = "from pathlib import Path; from core.cell.run import run_cell; "
+    code += f"run_cell(Path({str(folder)!r}))"
     environment = OUTSIDE if gpu else OUTSIDE | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT)
 
@@ -39,22 +40,33 @@ def on_cpu(base: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe", "ways", "apart"),
+    ("name", "recipe", "runtime", "tolerance"),
     [
         ("fp32", {}, {}, 1e-4),
         ("fp32, two at once", {}, {"rows_per_rank": 2}, 1e-4),
         ("checkpointed", {}, {"activation_checkpointing": True}, 1e-4),
-        ("mixed, compiled", {"dtype": "mixed"}, {"compile": True, "activation_checkpointing": True}, 0.03),
+        (
+            "mixed, compiled",
+            {"dtype": "mixed"},
+            {"compile": True, "activation_checkpointing": True},
+            0.03,
+        ),
         ("mixed, 8 bits", {"dtype": "mixed", "optimizer": "adamw_8bit"}, {}, 0.1),
         ("bf16", {"dtype": "bf16"}, {"compile": True}, 0.1),
     ],
 )
 def test_losses_are_those_of_the_cpu(
-    base: Path, on_cpu: list[float], name: str, recipe: dict[str, Any], ways: dict[str, Any], split_recipe: float
+    base: Path,
+    on_cpu: list[float],
+    name: str,
+    recipe: dict[str, Any],
+    runtime: dict[str, Any],
+    tolerance: float,
 ) -> None:
-    ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **ways))
-    print(f"{name}: largest difference {max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True)):.1e}")
-    assert ours == pytest.approx(on_cpu, abs=split_recipe)
+    ours = losses(training(base, name.replace(", ", "-"), recipe=ROWS | recipe, **runtime))
+    difference = max(abs(a - b) for a, b in zip(ours, on_cpu, strict=True))
+    print(f"{name}: largest difference {difference:.1e}")
+    assert ours == pytest.approx(on_cpu, abs=tolerance)
 
 
 def test_lora_learns(base: Path) -> None:
@@ -67,7 +79,7 @@ def test_a_killed_training_goes_on(base: Path) -> None:
     whole = losses(training(base, "whole", recipe=recipe))
     killed = training(base, "killed", recipe=recipe, save_minutes=0)
     process = start(killed)
-    until(lambda: steps.complete(killed / "steps"), [Alive(process)])
+    until(lambda: step_checkpoint.list_checkpoints(killed / "steps"), [Alive(process)])
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = len(lines(killed))

@@ -14,9 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.cell.context import StageContext
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from recipes import finetune, steps
-from recipes.held_out import Looks
-from tests.recipes.toy import HELD_OUT, assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
+from recipes import finetune, step_checkpoint
+from recipes.held_out import EvalHistory
+from tests.recipes.toy import (
+    HELD_OUT,
+    assert_same,
+    ends,
+    in_process,
+    lines,
+    on_ranks,
+    start_ranks,
+    training,
+    until,
+)
 
 # At this rate the toy soon knows its few texts by heart, and the held-out loss turns.
 LOOKING: dict[str, Any] = {"held_out_every": 3, "lr": 1e-2, "load_best": True}
@@ -37,7 +47,10 @@ def looks(folder: Path) -> list[tuple[int, float]]:
 
 def loss_by_transformers(model: Path) -> float:
     """Mean nats a token of the held-out texts, each by itself."""
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+        AutoTokenizer.from_pretrained(model),
+    )
     total, count = 0.0, 0
     for text in HELD_OUT:
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -61,36 +74,46 @@ def test_it_looks_before_at_intervals_and_at_the_end_and_keeps_the_best(looked: 
 
 def as_looked(base: Path, name: str, looked: Path, **recipe: Any) -> StageContext:
     """Another recipe with the seeds of `looked`, which follow from its identity."""
-    work = in_process(training(base, name, recipe=LOOKING | recipe, save_minutes=0.0))
-    return replace(work, identity=in_process(looked).identity)
+    context = in_process(training(base, name, recipe=LOOKING | recipe, save_minutes=0.0))
+    return replace(context, identity=in_process(looked).identity)
 
 
 def test_without_load_best_it_ends_with_the_last(base: Path, looked: Path) -> None:
-    work = as_looked(base, "last", looked, load_best=False)
-    finetune.run(work)
-    assert looks(work.folder) == looks(looked) and lines(work.folder) == lines(looked)
-    assert loss_by_transformers(work.folder / "model") == pytest.approx(looks(looked)[-1][1], abs=1e-5)
+    context = as_looked(base, "last", looked, load_best=False)
+    finetune.run(context)
+    assert looks(context.folder) == looks(looked) and lines(context.folder) == lines(looked)
+    assert loss_by_transformers(context.folder / "model") == pytest.approx(
+        looks(looked)[-1][1], abs=1e-5
+    )
 
 
 def test_looking_changes_nothing(base: Path, looked: Path) -> None:
-    work = as_looked(base, "blind", looked, held_out_every=None, load_best=False)
-    finetune.run(work)
-    assert not looks(work.folder) and lines(work.folder) == lines(looked)
+    context = as_looked(base, "blind", looked, held_out_every=None, load_best=False)
+    finetune.run(context)
+    assert not looks(context.folder) and lines(context.folder) == lines(looked)
 
 
-def test_it_stops_when_patience_ends_also_when_run_again_after_the_last_look(base: Path, looked: Path) -> None:
-    work, best = as_looked(base, "patient", looked, patience=2), min(looks(looked), key=lambda look: look[1])[0]
+def test_it_stops_when_patience_ends_also_when_run_again_after_the_last_look(
+    base: Path, looked: Path
+) -> None:
+    context = as_looked(base, "patient", looked, patience=2)
+    best = min(looks(looked), key=lambda look: look[1])[0]
 
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(finetune, "_end", killed)
-            finetune.run(work)
-        assert len(lines(work.folder)) == best + 6 and looks(work.folder) == looks(looked)[: len(looks(work.folder))]
-    finetune.run(work)
-    assert (work.folder / "model/model.safetensors").read_bytes() == (looked / "model/model.safetensors").read_bytes()
+            patch.setattr(finetune.Trainer, "finalize", killed)
+            finetune.run(context)
+        assert (
+            len(lines(context.folder)) == best + 6
+            and looks(context.folder) == looks(looked)[: len(looks(context.folder))]
+        )
+    finetune.run(context)
+    assert (context.folder / "model/model.safetensors").read_bytes() == (
+        looked / "model/model.safetensors"
+    ).read_bytes()
 
 
 def test_killed_at_any_update_it_keeps_the_same_best(base: Path, looked: Path) -> None:
@@ -114,22 +137,32 @@ def test_two_ranks_see_the_same_loss(base: Path, looked: Path) -> None:
 def test_the_curves_are_in_tensorboard(looked: Path) -> None:
     board = EventAccumulator(str(looked / "tensorboard"))
     board.Reload()
-    assert [e.step for e in board.Scalars("metrics/loss")] == [line["update"] for line in lines(looked)]
-    assert [e.value for e in board.Scalars("held_out/loss")] == pytest.approx([loss for _, loss in looks(looked)])
+    assert [e.step for e in board.Scalars("metrics/loss")] == [
+        line["update"] for line in lines(looked)
+    ]
+    assert [e.value for e in board.Scalars("held_out/loss")] == pytest.approx(
+        [loss for _, loss in looks(looked)]
+    )
     assert all(e.value > 0 for e in board.Scalars("speed/tokens_per_second"))
 
 
-def test_best_and_over() -> None:
-    seen = Looks(patience=2)
-    assert not seen.add(0, 1.0) and seen.best() is None and not seen.over(), "the start model is no candidate"
+def test_the_best_step_and_when_to_stop() -> None:
+    seen = EvalHistory(patience=2)
+    assert not seen.add(0, 1.0) and seen.best() is None and not seen.should_stop(), (
+        "the start model is no candidate"
+    )
     assert seen.add(3, 2.0) and seen.add(6, 1.5) and not seen.add(9, 1.5)
-    assert seen.best() == 6 and not seen.over()
-    assert not seen.add(12, math.inf) and seen.over()
-    assert not Looks(None, [(0, 1.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]).over()
+    assert seen.best() == 6 and not seen.should_stop()
+    assert not seen.add(12, math.inf) and seen.should_stop()
+    assert not EvalHistory(None, [(0, 1.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]).should_stop()
 
 
 def test_only_two_candidates_are_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, kept = training(base, "candidates", recipe=LOOKING | {"held_out_every": 1}), []
-    monkeypatch.setattr(finetune, "_end", lambda *_: kept.extend(steps.complete(folder / "best")))
+    monkeypatch.setattr(
+        finetune.Trainer,
+        "finalize",
+        lambda _: kept.extend(step_checkpoint.list_checkpoints(folder / "best")),
+    )
     finetune.run(in_process(folder))
     assert len(kept) == 2 and kept[-1] == min(looks(folder)[1:], key=lambda look: look[1])[0]

@@ -1,4 +1,4 @@
-"""Adapters: how they begin, that they alone are trained, that merging changes no answer; on any number of ranks."""
+"""Adapters: their start, that only they are trained, and that merging changes no output."""
 
 import json
 import shutil
@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM
 
 from core.cell.run import run_cell
 from recipes import checkpoint
-from recipes.distributed import ALONE, Ranks, together
+from recipes.distributed import SINGLE_PROCESS, Ranks, process_group
 from tests.recipes.toy import (
     LORA,
     RECIPE,
-    RUNTIME_KEYS,
     assert_close,
     ends,
     lines,
     logs,
+    make_recipe,
     on_ranks,
     on_two,
     training,
@@ -31,8 +31,8 @@ from tests.recipes.toy import (
 )
 
 
-def state(folder: Path, seed: int, ranks: Ranks = ALONE, **recipe: Any) -> dict[str, Any]:
-    model = checkpoint.load(folder, ranks, RECIPE | LORA | recipe, RUNTIME_KEYS, seed=seed)
+def state(folder: Path, seed: int, ranks: Ranks = SINGLE_PROCESS, **recipe: Any) -> dict[str, Any]:
+    model = checkpoint.load(folder, ranks, make_recipe(**LORA | recipe), seed=seed)
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
@@ -51,16 +51,20 @@ def test_the_merged_model_answers_as_the_adapted_one(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(which)
-    model = checkpoint.load(folder, ALONE, RECIPE | LORA, RUNTIME_KEYS).eval()
-    tokens = torch.randint(0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0))
+    model = checkpoint.load(folder, SINGLE_PROCESS, make_recipe(**LORA)).eval()
+    tokens = torch.randint(
+        0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         before = model(tokens)
         for name, weight in model.named_parameters():
             if ".lora_b." in name:
                 weight.normal_(std=0.05)
         after = model(tokens)
-        checkpoint.save(model, folder, tmp_path / "out", ALONE, RECIPE | LORA)
-        assert torch.equal(model(tokens), after), "a training that is kept on its way goes on as it was"
+        checkpoint.save(model, folder, tmp_path / "out", SINGLE_PROCESS, make_recipe(**LORA))
+        assert torch.equal(model(tokens), after), (
+            "a training that is kept on its way goes on as it was"
+        )
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(tokens).logits
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after, theirs, atol=1e-5, rtol=0)
@@ -69,7 +73,7 @@ def test_the_merged_model_answers_as_the_adapted_one(
 def load_on_ranks(folder: Path, **recipe: Any) -> None:
     """On every rank: all weights are those of one process."""
     alone = state(folder, 3, **recipe)
-    with together() as ranks:
+    with process_group() as ranks:
         found = state(folder, 3, ranks, **recipe)
     assert found.keys() == alone.keys()
     assert all(torch.equal(found[name], alone[name]) for name in alone)
@@ -79,14 +83,19 @@ def load_on_ranks(folder: Path, **recipe: Any) -> None:
 def test_a_start_of_several_files_is_the_same_on_two_ranks(
     base: Path, start: Path, tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    folder = shutil.copytree(start, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    folder = shutil.copytree(
+        start, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     save_torch_state_dict(load_file(start / "model.safetensors"), folder, max_shard_size=100_000)
     assert len([*folder.glob("*.safetensors")]) > 2
-    code = f"from tests.recipes import test_lora; test_lora.load_on_ranks(Path({str(folder)!r}), **{recipe})"
+    code = "from tests.recipes import test_lora; "
+    code += f"test_lora.load_on_ranks(Path({str(folder)!r}), **{recipe})"
     assert ends(on_two(tmp_path / "ranks", code)) == [0, 0], logs(tmp_path / "ranks")
 
 
-def test_adapters_alone_are_trained_and_merged_the_same_on_two_ranks(base: Path, start: Path) -> None:
+def test_adapters_alone_are_trained_and_merged_the_same_on_two_ranks(
+    base: Path, start: Path
+) -> None:
     folder = training(base, "lora", recipe=LORA)
     run_cell(folder)
     before, after = load_file(start / "model.safetensors"), weights(folder)
@@ -103,11 +112,21 @@ def test_a_large_model_is_written_in_several_files_with_an_index(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        checkpoint, "save_torch_state_dict", lambda *given: save_torch_state_dict(*given, max_shard_size=100_000)
+        checkpoint,
+        "save_torch_state_dict",
+        lambda *given: save_torch_state_dict(*given, max_shard_size=100_000),
     )
-    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), start, tmp_path / "out", ALONE, RECIPE)
+    checkpoint.save(
+        checkpoint.load(start, SINGLE_PROCESS, RECIPE),
+        start,
+        tmp_path / "out",
+        SINGLE_PROCESS,
+        RECIPE,
+    )
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
-    assert index.keys() == load_file(start / "model.safetensors").keys() and len({*index.values()}) > 2
+    assert (
+        index.keys() == load_file(start / "model.safetensors").keys() and len({*index.values()}) > 2
+    )
     monkeypatch.undo()
     before, after = state(start, 0, lora=None), state(tmp_path / "out", 0, lora=None)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -11,18 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from core.cell.failures import cause
+from core.cell.failures import diagnose
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.recipe import Lora
 from recipes import checkpoint
-from recipes.distributed import ALONE, together
+from recipes.distributed import SINGLE_PROCESS, process_group
 from recipes.model import build, flops_per_token
 from tests.llama import LLAMA
 from tests.recipes.toy import (
     RECIPE,
-    RUNTIME_KEYS,
+    RUNTIME,
+    SETTINGS,
     assert_close,
     assert_same,
     lines,
@@ -42,21 +44,33 @@ def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(which)
-    model = checkpoint.load(folder, ALONE, RECIPE, RUNTIME_KEYS).eval()
-    checkpoint.save(model, folder, tmp_path / "out", ALONE, RECIPE)
+    model = checkpoint.load(folder, SINGLE_PROCESS, RECIPE).eval()
+    checkpoint.save(model, folder, tmp_path / "out", SINGLE_PROCESS, RECIPE)
     for place in (folder, tmp_path / "out"):
         theirs = AutoModelForCausalLM.from_pretrained(place).eval()
         with torch.no_grad():
-            torch.testing.assert_close(model(ids(folder)), theirs(ids(folder)).logits, atol=1e-5, rtol=0)
-    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == ("tied" not in which)
+            torch.testing.assert_close(
+                model(ids(folder)), theirs(ids(folder)).logits, atol=1e-5, rtol=0
+            )
+    assert ("lm_head.weight" in load_file(tmp_path / "out/model.safetensors")) == (
+        "tied" not in which
+    )
 
 
 def test_a_bf16_start_is_written_as_bf16(start: Path, tmp_path: Path) -> None:
     like = shutil.copytree(start, tmp_path / "like")
     config = json.loads((like / "config.json").read_text()) | {"dtype": "bfloat16"}
     (like / "config.json").write_text(json.dumps(config))
-    checkpoint.save(checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), like, tmp_path / "out", ALONE, RECIPE)
-    assert {w.dtype for w in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
+    checkpoint.save(
+        checkpoint.load(start, SINGLE_PROCESS, RECIPE),
+        like,
+        tmp_path / "out",
+        SINGLE_PROCESS,
+        RECIPE,
+    )
+    assert {w.dtype for w in load_file(tmp_path / "out/model.safetensors").values()} == {
+        torch.bfloat16
+    }
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
 
@@ -77,34 +91,45 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> Non
 
 
 @pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
-def test_a_tied_model_trains_on_two_ranks_as_on_one(base: Path, which: str, request: pytest.FixtureRequest) -> None:
+def test_a_tied_model_trains_on_two_ranks_as_on_one(
+    base: Path, which: str, request: pytest.FixtureRequest
+) -> None:
     cell, start = Cell("model", which, {}), request.getfixturevalue(which)
     made = create_cell_dir(cell, base)
     shutil.copytree(start, made / "model", dirs_exist_ok=True)
     write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
     inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
-    # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are next to nothing.
-    settings = {"recipe": RECIPE | {"lr": 1e-4}}
-    one, two = (create_cell_dir(Cell("midtrain", f"{which}{n}", settings, inputs, RUNTIME_KEYS), base) for n in (1, 2))
+    # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are
+    # next to nothing.
+    settings = {"recipe": SETTINGS | {"lr": 1e-4}}
+    one, two = (
+        create_cell_dir(Cell("midtrain", f"{which}{n}", settings, inputs, RUNTIME), base)
+        for n in (1, 2)
+    )
     run_cell(one)
     assert_close(one, on_ranks(two, 2))
     assert not torch.equal(
-        weights(one)["model.embed_tokens.weight"], load_file(start / "model.safetensors")["model.embed_tokens.weight"]
+        weights(one)["model.embed_tokens.weight"],
+        load_file(start / "model.safetensors")["model.embed_tokens.weight"],
     )
 
 
 def test_flops_of_a_token() -> None:
     with torch.device("meta"):
-        whole, lora = build(LLAMA), build(LLAMA, {"rank": 16, "alpha": 8, "dropout": 0.0})
+        whole, lora = build(LLAMA), build(LLAMA, Lora(rank=16, alpha=8.0))
     assert sum(p.numel() for p in whole.parameters()) == 8_030_261_248
-    assert flops_per_token(whole, 2048) == 6 * (8_030_261_248 - 128256 * 4096) + 12 * 32 * 4096 * 2048
+    assert (
+        flops_per_token(whole, 2048) == 6 * (8_030_261_248 - 128256 * 4096) + 12 * 32 * 4096 * 2048
+    )
     assert 0.6 < flops_per_token(lora, 2048) / flops_per_token(whole, 2048) < 0.72
 
 
 CHANGES: dict[str, dict[str, Any]] = {
     "not Llama": {"architectures": ["GPT2LMHeadModel"]},
     "no scaling": {"rope_scaling": None},
-    "other scaling": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+    "other scaling": {
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}
+    },
     "biases": {"attention_bias": True},
     "no factor": {"rope_scaling": {"rope_type": "llama3"}},
 }
@@ -144,36 +169,47 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
         ("lost", "9 of 21 weights are in no .*, such as layers.1"),
         ("too much", "model.safetensors: layers.2.sa_norm.scale is .64., config.json says"),
         ("other shape", "norm.scale is .3., config.json says .64."),
-        ("twice", r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that is the model's"),
+        (
+            "twice",
+            r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that",
+        ),
         ("no config", "config.json: can't be read: .*; fetch the model again"),
         ("half a config", "config.json: can't be read: .*; fetch the model again"),
-        ("other scaling", "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1 and 3.2"),
+        (
+            "other scaling",
+            "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1 and 3.2",
+        ),
         ("biases", "config.json: attention_bias is True; this recipe trains"),
         ("no factor", "config.json: lacks factor; fetch the model again"),
-        ("not Llama", r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM and Qwen2ForCausalLM"),
+        (
+            "not Llama",
+            r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM and Qwen2ForCausalLM",
+        ),
         ("no scaling", "rope_type is default; this recipe trains Llama 3.1 and 3.2"),
     ],
 )
-def test_a_broken_model_is_one_line(start: Path, tmp_path: Path, how: str, said: str) -> None:
+def test_a_broken_model_is_refused(start: Path, tmp_path: Path, how: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        checkpoint.load(broken(start, tmp_path, how), ALONE, RECIPE, RUNTIME_KEYS)
-    assert len(caught.value.lines) == 1 and "\n" not in caught.value.lines[0]
+        checkpoint.load(broken(start, tmp_path, how), SINGLE_PROCESS, RECIPE)
+    (problem,) = caught.value.problems
+    assert problem.where and problem.fix and "\n" not in str(problem)
 
 
-def test_a_model_that_finds_no_room_is_one_line(start: Path, tmp_path: Path) -> None:
-    model, limit = checkpoint.load(start, ALONE, RECIPE, RUNTIME_KEYS), resource.getrlimit(resource.RLIMIT_FSIZE)
+def test_a_full_disk_is_reported_as_such(start: Path, tmp_path: Path) -> None:
+    model = checkpoint.load(start, SINGLE_PROCESS, RECIPE)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
         with pytest.raises(UserError) as caught:
-            checkpoint.save(model, start, tmp_path / "out", ALONE, RECIPE)
+            checkpoint.save(model, start, tmp_path / "out", SINGLE_PROCESS, RECIPE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     (line,) = caught.value.lines
     assert f"{tmp_path / 'out'}: can't be written: " in line
-    assert (known := cause(line)) and known.name == "no disk space"
+    assert (known := diagnose(line)) and known.name == "no disk space"
 
 
 def test_a_group_of_one_can_be_made_again_and_again() -> None:
     for _ in range(2):
-        with together(group=True) as ranks:
-            assert ranks.world == 1 and ranks.from_first("x") == "x"
+        with process_group(force=True) as ranks:
+            assert ranks.world_size == 1 and ranks.broadcast("x") == "x"

@@ -8,9 +8,18 @@ import pytest
 
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from recipes import steps
+from recipes import step_checkpoint
 from tests.recipes.test_optimizer import BF16, IN_8BIT
-from tests.recipes.toy import assert_close, assert_same, ends, lines, logs, on_ranks, start_ranks, training
+from tests.recipes.toy import (
+    assert_close,
+    assert_same,
+    ends,
+    lines,
+    logs,
+    on_ranks,
+    start_ranks,
+    training,
+)
 
 pytestmark = pytest.mark.nightly
 KILLS = 20
@@ -19,7 +28,10 @@ KILLS = 20
 @pytest.mark.parametrize("worlds", [[1], [2], [1, 2, 4]])
 def test_twenty_kills_in_a_row(base: Path, alone: Path, two: Path, worlds: list[int]) -> None:
     """On one layout bitwise the undisturbed training; on changing ones within rounding."""
-    folder, chance = training(base, f"killed20_on_{'_'.join(map(str, worlds))}", save_minutes=0.0), random.Random(0)
+    folder, chance = (
+        training(base, f"killed20_on_{'_'.join(map(str, worlds))}", save_minutes=0.0),
+        random.Random(0),
+    )
     total = len(lines(alone))
     for kill in range(KILLS):
         world = worlds[kill % len(worlds)]
@@ -31,7 +43,7 @@ def test_twenty_kills_in_a_row(base: Path, alone: Path, two: Path, worlds: list[
         for process in chance.sample(processes, len(processes)):
             process.kill()
         assert -9 in ends(processes), logs(folder)
-    assert steps.complete(folder / "steps")
+    assert step_checkpoint.list_checkpoints(folder / "steps")
     ends(start_ranks(folder, worlds[0]))
     if len(worlds) == 1:
         assert_same(folder, {1: alone, 2: two}[worlds[0]])
@@ -43,28 +55,40 @@ def test_twenty_kills_in_a_row(base: Path, alone: Path, two: Path, worlds: list[
 def test_compiled_blocks_give_the_same_within_rounding(base: Path, recipe: dict[str, str]) -> None:
     """Needs a C++ compiler on a CPU; a minute each."""
     plain, compiled = (
-        training(base, f"{name}{len(recipe)}", recipe=recipe, compile=name == "compiled", activation_checkpointing=True)
+        training(
+            base,
+            f"{name}{len(recipe)}",
+            recipe=recipe,
+            compile=name == "compiled",
+            activation_checkpointing=True,
+        )
         for name in ("plain", "compiled")
     )
     run_cell(plain)
     run_cell(compiled)
     ours, theirs = lines(compiled), lines(plain)
     assert ours != theirs, "it was compiled"
-    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < (0.05 if recipe else 1e-4)
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)) < (
+        0.05 if recipe else 1e-4
+    )
 
 
 COMPILED = """
 import torch
 from recipes import optimizer
-optimizer.single_param_adam = torch.compile(optimizer.single_param_adam, fullgraph=True, dynamic=False)
+adam = optimizer.single_param_adam
+optimizer.single_param_adam = torch.compile(adam, fullgraph=True, dynamic=False)
 """
 
 
 @pytest.mark.parametrize("recipe", [BF16, IN_8BIT])
 def test_optimizer_steps_compiled_as_on_a_gpu_repeat(base: Path, recipe: dict[str, str]) -> None:
-    """On ranks with shards of several sizes, which must not take each other's code. Needs a C++ compiler."""
+    """On ranks whose shards differ in size: they must not share code. Needs a C++ compiler."""
     name = "-".join(recipe.values())
-    one, again = (on_ranks(training(base, f"{n}-{name}", recipe=recipe), 2, COMPILED) for n in ("compiled", "again"))
+    one, again = (
+        on_ranks(training(base, f"{n}-{name}", recipe=recipe), 2, COMPILED)
+        for n in ("compiled", "again")
+    )
     assert_same(one, again)
     plain = on_ranks(training(base, f"plain-{name}", recipe=recipe), 2)
     ours, theirs = lines(one), lines(plain)

@@ -16,36 +16,36 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM
 
 from core.cell.context import StageContext
-from recipes import checkpoint, prepare
-from recipes.distributed import ALONE
-from recipes.finetune import begin, train
+from recipes import checkpoint, tokenization
+from recipes.distributed import SINGLE_PROCESS
+from recipes.finetune import Trainer
+from recipes.preemption import SignalGuard
 from recipes.rows import Rows
-from recipes.schedule import order
-from recipes.stopping import Stop
-from tests.recipes.toy import MODEL, RECIPE, RUNTIME_KEYS, TEXTS, lines
+from recipes.schedule import batch_indices
+from tests.recipes.toy import MODEL, TEXTS, lines, make_recipe
 
 UPDATES = 30
-PLAIN = RECIPE | {"schedule": "constant", "warmup_updates": 0, "epochs": 100, "max_updates": UPDATES}
+PLAIN = make_recipe(schedule="constant", warmup_updates=0, epochs=100, max_updates=UPDATES)
 ROWS = 5  # an update
 
 
 class Uncrossed(Rows):
-    """Rows whose last token is untrained: torchtune's recipe shifts the labels itself, and loses that one."""
+    """Rows whose last token is untrained: torchtune's recipe loses it when it shifts labels."""
 
     def batch(self, which: np.ndarray) -> dict[str, torch.Tensor]:
         batch = super().batch(which)
         batch["labels"][:, -1] = IGNORE
         return batch
 
-    def trained(self, which: np.ndarray) -> int:
+    def num_trained(self, which: np.ndarray) -> int:
         return int((self.batch(which)["labels"] != IGNORE).sum())
 
 
 @pytest.fixture(scope="module")
 def rows(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Packed rows, several documents in each."""
-    tokenizer = prepare.load_tokenizer(base / MODEL.relpath / "model")
-    rows = prepare.documents(tmp_path_factory.mktemp("rows"), TEXTS, tokenizer, 32)
+    tokenizer = tokenization.load_tokenizer(base / MODEL.relpath / "model")
+    rows = tokenization.pack_documents(tmp_path_factory.mktemp("rows"), TEXTS, tokenizer, 32)
     object.__setattr__(rows, "__class__", Uncrossed)
     return rows
 
@@ -53,21 +53,27 @@ def rows(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 @pytest.fixture(scope="module")
 def ours(base: Path, rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     folder = tmp_path_factory.mktemp("ours")
-    work, start = StageContext(folder, "others", {"recipe": PLAIN}, RUNTIME_KEYS, {}), base / MODEL.relpath / "model"
-    state = begin(work, lambda: checkpoint.load(start, ALONE, PLAIN, RUNTIME_KEYS), PLAIN)
-    train(work, state, rows, PLAIN, ALONE, Stop())
+    start = base / MODEL.relpath / "model"
+    context = StageContext(folder, "others", {}, {}, {})
+    trainer = Trainer(context, PLAIN, rows, start)
+    trainer.resume_or_init(lambda: checkpoint.load(start, SINGLE_PROCESS, PLAIN))
+    trainer.train(SignalGuard())
     assert len(lines(folder)) == UPDATES
     return [line["loss"] for line in lines(folder)]
 
 
 def updates(rows: Rows) -> list[np.ndarray]:
-    return list(order(len(rows), PLAIN, StageContext(Path(), "others", {}, {}, {}).seed("order")))
+    return list(
+        batch_indices(len(rows), PLAIN, StageContext(Path(), "others", {}, {}, {}).seed("order"))
+    )
 
 
 def test_transformers_gives_the_same_losses(base: Path, rows: Rows, ours: list[float]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base / MODEL.relpath / "model", attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_pretrained(
+        base / MODEL.relpath / "model", attn_implementation="sdpa"
+    ).train()
     adamw = torch.optim.AdamW(
-        model.parameters(), PLAIN["lr"], tuple(PLAIN["betas"]), weight_decay=PLAIN["weight_decay"]
+        model.parameters(), PLAIN.lr, tuple(PLAIN.betas), weight_decay=PLAIN.weight_decay
     )
     losses = []
     for which in updates(rows):
@@ -75,9 +81,11 @@ def test_transformers_gives_the_same_losses(base: Path, rows: Rows, ours: list[f
         same = batch["document"][:, None, :, None] == batch["document"][:, None, None, :]
         mask = same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
         logits = model(batch["tokens"], attention_mask=mask, position_ids=batch["input_pos"]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE
+        )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), PLAIN["clip_grad_norm"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), PLAIN.clip_grad_norm)
         adamw.step()
         adamw.zero_grad()
         losses.append(loss.item())
@@ -98,7 +106,9 @@ class Same(Dataset[dict[str, Any]]):
         return len(self.order)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        row = {name: tensor[0] for name, tensor in self.rows.batch(np.array([self.order[i]])).items()}
+        row = {
+            name: tensor[0] for name, tensor in self.rows.batch(np.array([self.order[i]])).items()
+        }
         lengths = torch.unique_consecutive(row.pop("document"), return_counts=True)[1]
         unshifted = torch.cat([torch.tensor([IGNORE]), row.pop("labels")[:-1]])
         return row | {"labels": unshifted, "seq_lens": lengths}
@@ -141,12 +151,12 @@ def config(folder: Path, own: Path) -> dict[str, Any]:
         "max_steps_per_epoch": None,
         "batch_size": ROWS,
         "gradient_accumulation_steps": 1,
-        "clip_grad_norm": PLAIN["clip_grad_norm"],
+        "clip_grad_norm": PLAIN.clip_grad_norm,
         "optimizer": {
             "_component_": "torch.optim.AdamW",
-            "lr": PLAIN["lr"],
-            "betas": list(PLAIN["betas"]),
-            "weight_decay": PLAIN["weight_decay"],
+            "lr": PLAIN.lr,
+            "betas": list(PLAIN.betas),
+            "weight_decay": PLAIN.weight_decay,
             "fused": True,
         },
         "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},

@@ -13,7 +13,7 @@ from core.cell.identity import read_config
 from core.cell.manifest import check_inputs, read_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
-from recipes import prepare
+from recipes import tokenization
 from recipes.distributed import Ranks
 from recipes.finetune import check_size
 from recipes.schedule import micro_batches
@@ -35,7 +35,9 @@ from tests.recipes.toy import (
 
 def test_two_ranks_give_the_numbers_of_one(alone: Path, two: Path) -> None:
     manifest = read_manifest(two)
-    assert manifest and manifest["counts"]["rows"] * RECIPE["epochs"] % 5 == 1, "the last update must leave a rank idle"
+    assert manifest and manifest["counts"]["rows"] * RECIPE.epochs % 5 == 1, (
+        "the last update must leave a rank idle"
+    )
     assert_close(alone, two)
 
 
@@ -52,15 +54,21 @@ def test_two_nodes_of_two_give_the_numbers_of_one(base: Path) -> None:
 def test_nothing_but_the_results_is_left(alone: Path, two: Path) -> None:
     for folder in (alone, two):
         manifest = read_manifest(folder)
-        assert manifest and not [name for name in manifest["outputs"] if "steps" in name or ".tmp" in name]
-        assert {"metrics.jsonl", "model/model.safetensors", "model/config.json"} < set(manifest["outputs"])
+        assert manifest and not [
+            name for name in manifest["outputs"] if "steps" in name or ".tmp" in name
+        ]
+        assert {"metrics.jsonl", "model/model.safetensors", "model/config.json"} < set(
+            manifest["outputs"]
+        )
         assert not (folder / "steps").exists()
 
 
 def test_a_finished_cell_does_nothing_on_every_rank(two: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.name != ".lock"}
     assert ends(start_ranks(two, 2)) == [0, 0]
-    assert before == {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.name != ".lock"}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in two.rglob("*") if path.name != ".lock"
+    }
 
 
 def test_the_others_end_when_rank_0_dies_before_it_begins(base: Path) -> None:
@@ -74,15 +82,21 @@ def test_the_others_end_when_rank_0_dies_before_it_begins(base: Path) -> None:
     assert "rank 0 ended before this cell began" in logs(folder)
 
 
-@pytest.mark.parametrize(("where", "rank"), [("prepare.data", 0), ("prepare.data", 1), ("train", 0)])
+@pytest.mark.parametrize(
+    ("where", "rank"),
+    [("prepare.prepare_rows", 0), ("prepare.prepare_rows", 1), ("Trainer.train", 0)],
+)
 def test_the_other_ends_when_a_rank_dies_at_work(base: Path, where: str, rank: int) -> None:
     folder = training(base, f"dead_in_{where.replace('.', '_')}_{rank}")
     # It never comes to what all ranks do together, and the other waits for it there.
     stuck = f"""
 import time
+def stick():
+    print("stuck", flush=True)
+    time.sleep(600)
 from recipes import finetune
 if os.environ["RANK"] == "{rank}":
-    finetune.{where} = lambda *_, **__: print("stuck", flush=True) or time.sleep(600)
+    finetune.{where} = lambda *_, **__: stick()
 """
     processes = start_ranks(folder, 2, before=stuck)
     until(lambda: "stuck" in logs(folder), processes)
@@ -92,7 +106,7 @@ if os.environ["RANK"] == "{rank}":
 
 
 def killed(processes: list[BaseProcess], rank: int) -> int | None:
-    """Kill one of two ranks as a dying node does; the exit status of the other. How soon it came is printed."""
+    """Kill one of two ranks as a dying node does. Returns the exit status of the other."""
     assert all(p.is_alive() for p in processes)
     processes[rank].kill()
     began = time.monotonic()
@@ -121,14 +135,25 @@ def test_rows_of_an_update_are_shared_once_each_and_in_step() -> None:
         for at_once in (None, 1, 2, 3, 50):
             shares = [micro_batches(which, rank, world, at_once) for rank in range(world)]
             assert len({len(share) for share in shares}) == 1, "as many passes on every rank"
-            assert sorted(np.concatenate([part for share in shares for part in share])) == which.tolist()
-            assert at_once is None or max(len(part) for share in shares for part in share) <= at_once
+            assert (
+                sorted(np.concatenate([part for share in shares for part in share]))
+                == which.tolist()
+            )
+            assert (
+                at_once is None or max(len(part) for share in shares for part in share) <= at_once
+            )
     assert [part.tolist() for part in micro_batches(which, 0, 1, None)] == [which.tolist()]
 
 
-def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do(base: Path, tmp_path: Path) -> None:
+def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do(
+    base: Path, tmp_path: Path
+) -> None:
     folder = training(base, "refused")
     start = check_inputs(folder, read_config(folder))["start"] / "model"
-    rows = prepare.documents(tmp_path / "rows", TEXTS, prepare.load_tokenizer(start), 32)
-    with pytest.raises(UserError, match="5 rows, too few for 8 ranks; run it on 5 ranks or fewer"):
+    rows = tokenization.pack_documents(
+        tmp_path / "rows", TEXTS, tokenization.load_tokenizer(start), 32
+    )
+    with pytest.raises(UserError) as error:
         check_size(in_process(folder), rows, RECIPE, Ranks(3, 8))
+    (problem,) = error.value.problems
+    assert "5 rows, too few for 8 ranks" in problem.what and "5 ranks or fewer" in problem.fix

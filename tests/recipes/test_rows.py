@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir
 from core.errors import UserError
-from recipes import attention, checkpoint, prepare
+from core.recipe import Training
+from recipes import attention, checkpoint, prepare, tokenization
 from recipes.attention import mask
-from recipes.distributed import ALONE
+from recipes.distributed import SINGLE_PROCESS
 from recipes.rows import Rows
-from recipes.schedule import micro_batches, order
-from tests.recipes.toy import DOCUMENTS, MODEL, RECIPE, RUNTIME_KEYS, TEXTS, in_process, training
+from recipes.schedule import batch_indices, micro_batches
+from tests.recipes.toy import (
+    DOCUMENTS,
+    MODEL,
+    RECIPE,
+    RUNTIME,
+    SETTINGS,
+    TEXTS,
+    in_process,
+    make_recipe,
+    training,
+)
 
 TALK = [
     {"role": "user", "content": "What boils?"},
@@ -35,19 +47,26 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> PreTrainedTokenizerFast:
-    return prepare.load_tokenizer(base / MODEL.relpath / "model")
+    return tokenization.load_tokenizer(base / MODEL.relpath / "model")
 
 
-@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", None])
+@pytest.mark.parametrize(
+    "name", ["PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", None]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_the_tokenizer_is_the_one_that_transformers_takes(
     family: str, name: str | None, base: Path, qwen2: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(qwen2 if family == "qwen2" else base / MODEL.relpath / "model", tmp_path / "model")
+    folder = shutil.copytree(
+        qwen2 if family == "qwen2" else base / MODEL.relpath / "model", tmp_path / "model"
+    )
     # Qwen2's class adds a token of its own.
-    for file, change in ("config.json", {"vocab_size": 1000}), ("tokenizer_config.json", {"tokenizer_class": name}):
+    for file, change in (
+        ("config.json", {"vocab_size": 1000}),
+        ("tokenizer_config.json", {"tokenizer_class": name}),
+    ):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-    ours, theirs = prepare.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    ours, theirs = tokenization.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "The kettle boils at 100 degrees,\n\n isn't it?  \U0001f600"
     assert type(ours) is type(theirs) and ours(text).input_ids == theirs(text).input_ids
     assert ours.apply_chat_template(TALK) == theirs.apply_chat_template(TALK)
@@ -57,8 +76,10 @@ def everything(rows: Rows) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in rows.batch(np.arange(len(rows))).items()}
 
 
-def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    rows = prepare.documents(tmp_path / "rows", TEXTS, tokenizer, 32)
+def test_packing_loses_no_token_and_crosses_no_boundary(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = tokenization.pack_documents(tmp_path / "rows", TEXTS, tokenizer, 32)
     expected: list[int] = []
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -71,14 +92,18 @@ def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTok
     trained = batch["labels"][batch["labels"] != IGNORE]
     assert trained.tolist() == [t for t in expected if t != tokenizer.bos_token_id]
     for which in (np.array([0]), np.array([3, 1]), np.arange(len(rows))):
-        assert rows.trained(which) == int((rows.batch(which)["labels"] != IGNORE).sum())
-    seen = create_mask(attention.seen(torch.from_numpy(document)), len(rows), 1, 32, 32, "cpu")[:, 0].numpy()
+        assert rows.num_trained(which) == int((rows.batch(which)["labels"] != IGNORE).sum())
+    seen = create_mask(
+        attention.document_causal_rule(torch.from_numpy(document)), len(rows), 1, 32, 32, "cpu"
+    )[:, 0].numpy()
     for r, i, j in zip(*np.nonzero(seen), strict=True):
         assert j <= i and document[r, i] == document[r, j]
     for r in range(len(rows)):
         for t in range(1, 32):
             fresh = document[r, t] != document[r, t - 1]
-            assert document[r, t] < 0 or batch["input_pos"][r, t] == (0 if fresh else batch["input_pos"][r, t - 1] + 1)
+            assert document[r, t] < 0 or batch["input_pos"][r, t] == (
+                0 if fresh else batch["input_pos"][r, t - 1] + 1
+            )
     assert (batch["input_pos"][:, 0] == 0).all()
 
 
@@ -86,106 +111,153 @@ def test_packing_loses_no_token_and_crosses_no_boundary(tokenizer: PreTrainedTok
 def test_every_token_is_trained_on_once_an_epoch(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, world: int
 ) -> None:
-    rows = prepare.documents(tmp_path / "rows", TEXTS, tokenizer, 32)
+    rows = tokenization.pack_documents(tmp_path / "rows", TEXTS, tokenizer, 32)
     seen = np.zeros(len(rows.tokens), int)
-    for which in order(len(rows), RECIPE, 0):
+    for which in batch_indices(len(rows), RECIPE, 0):
         for rank in range(world):
             for mine in micro_batches(which, rank, world, 2):
                 for row in mine:
                     labels = rows.batch(np.array([row]))["labels"][0].numpy()
                     seen[row * 32 + 1 + np.flatnonzero(labels != IGNORE)] += 1
-    first = np.isin(np.arange(len(seen)), [0, *rows.ends])
-    assert (seen == np.where(first, 0, RECIPE["epochs"])).all()
+    first = np.isin(np.arange(len(seen)), [0, *rows.offsets])
+    assert (seen == np.where(first, 0, RECIPE.epochs)).all()
 
 
 def test_a_document_reads_the_same_alone_and_in_a_pack(
     base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """Logits of the second document must not depend on the first."""
-    model = checkpoint.load(base / MODEL.relpath / "model", ALONE, RECIPE, RUNTIME_KEYS).eval()
-    first, length = (len(tokenizer(text, add_special_tokens=False).input_ids) + 2 for text in (TEXTS[0], TEXTS[2]))
+    model = checkpoint.load(base / MODEL.relpath / "model", SINGLE_PROCESS, RECIPE).eval()
+    first, length = (
+        len(tokenizer(text, add_special_tokens=False).input_ids) + 2
+        for text in (TEXTS[0], TEXTS[2])
+    )
 
     def logits(texts: list[str]) -> torch.Tensor:
-        batch = prepare.documents(tmp_path / str(len(texts)), texts, tokenizer, 64).batch(np.array([0]))
+        batch = tokenization.pack_documents(tmp_path / str(len(texts)), texts, tokenizer, 64).batch(
+            np.array([0])
+        )
         with torch.no_grad():
-            return model(batch["tokens"], mask=mask(batch["document"]), input_pos=batch["input_pos"])[0]
+            return model(
+                batch["tokens"], mask=mask(batch["document"]), input_pos=batch["input_pos"]
+            )[0]
 
-    together, alone = logits([TEXTS[0], TEXTS[2]])[first : first + length], logits([TEXTS[2]])[:length]
+    together, alone = (
+        logits([TEXTS[0], TEXTS[2]])[first : first + length],
+        logits([TEXTS[2]])[:length],
+    )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_sft_trains_on_the_answer_and_its_end_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    rows = prepare.conversations(tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], tokenizer, 128)
+def test_sft_trains_on_the_answer_and_its_end_alone(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = tokenization.encode_conversations(
+        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], tokenizer, 128
+    )
     batch = everything(rows)
-    said = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
-    assert said == ["The kettle.<|eot_id|>On the stove.<|eot_id|>", "The kettle.<|eot_id|>"]
+    answers = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
+    assert answers == ["The kettle.<|eot_id|>On the stove.<|eot_id|>", "The kettle.<|eot_id|>"]
     asked = tokenizer.apply_chat_template(TALK[:1], add_generation_prompt=True, return_dict=False)
-    assert batch["tokens"][0, : len(asked)].tolist() == asked, "training must see the prompt that evaluation gives"
+    assert batch["tokens"][0, : len(asked)].tolist() == asked, (
+        "training must see the prompt that evaluation gives"
+    )
     assert batch["tokens"][0].tolist().count(tokenizer.bos_token_id) == 1
-    assert rows.trained(np.array([0, 1])) == int((batch["labels"] != IGNORE).sum())
+    assert rows.num_trained(np.array([0, 1])) == int((batch["labels"] != IGNORE).sum())
     whole = tokenizer.apply_chat_template(TALK, return_dict=False)
     assert batch["tokens"][0][batch["document"][0] >= 0].tolist() == whole
-    assert batch["tokens"].shape[1] % 8 == 0 and batch["tokens"].shape[1] - len(whole) < 8, "no more padding than that"
+    assert batch["tokens"].shape[1] % 8 == 0 and batch["tokens"].shape[1] - len(whole) < 8, (
+        "no more padding than that"
+    )
     assert rows.batch(np.array([1]))["tokens"].shape[1] < batch["tokens"].shape[1]
 
 
-def test_only_answers_are_trained_on_whoever_spoke_before(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Two answers in a row have a header each; what is asked after the last answer is trained on by nobody."""
+def test_only_answers_are_trained_on_whoever_spoke_before(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Two answers in a row have a header each; a question after the last answer is not trained."""
     talk = [{"role": "system", "content": "Be kind."}, *TALK[:2], TALK[1], TALK[2]]
-    rows = prepare.conversations(tmp_path / "rows", [("a", talk)], tokenizer, 128)
+    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", talk)], tokenizer, 128)
     assert words(rows, tokenizer) == ["The kettle.<|eot_id|>" * 2]
 
 
-def test_a_corpus_of_one_short_document_is_one_row(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    rows = prepare.documents(tmp_path / "rows", ["A cup."], tokenizer, 64)
+def test_a_corpus_of_one_short_document_is_one_row(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = tokenization.pack_documents(tmp_path / "rows", ["A cup."], tokenizer, 64)
     labels = rows.batch(np.array([0]))["labels"][0]
-    assert len(rows) == 1 and rows.trained(np.array([0])) == rows.real_tokens - 1 == int((labels != IGNORE).sum())
+    assert len(rows) == 1 and rows.num_trained(np.array([0])) == rows.real_tokens - 1 == int(
+        (labels != IGNORE).sum()
+    )
 
 
-def test_special_tokens_in_data_stay_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    rows = prepare.documents(tmp_path / "rows", ["a <|end_of_text|> b"], tokenizer, 64)
+def test_special_tokens_in_data_stay_text(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = tokenization.pack_documents(tmp_path / "rows", ["a <|end_of_text|> b"], tokenizer, 64)
     assert (rows.tokens == tokenizer.eos_token_id).sum() == 1
 
 
-def test_what_was_half_prepared_is_made_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    whole = prepare.documents(tmp_path / "whole", TEXTS, tokenizer, 32)
+def test_what_was_half_prepared_is_made_again(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    whole = tokenization.pack_documents(tmp_path / "whole", TEXTS, tokenizer, 32)
 
     def killed():  # type: ignore[no-untyped-def]
         yield from TEXTS[:5]
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare.documents(tmp_path / "half", killed(), tokenizer, 32)
-    again = prepare.documents(tmp_path / "half", TEXTS, tokenizer, 32)
-    assert (again.tokens == whole.tokens).all() and (again.ends == whole.ends).all()
-    prepared = prepare.documents(tmp_path / "half", killed(), tokenizer, 32)
+        tokenization.pack_documents(tmp_path / "half", killed(), tokenizer, 32)
+    again = tokenization.pack_documents(tmp_path / "half", TEXTS, tokenizer, 32)
+    assert (again.tokens == whole.tokens).all() and (again.offsets == whole.offsets).all()
+    prepared = tokenization.pack_documents(tmp_path / "half", killed(), tokenizer, 32)
     assert len(prepared) == len(whole), "what is whole is not read again"
 
 
 def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> StageContext:
     """An SFT on these rows; `settings` of the recipe too."""
     data = tmp_path / "chat.jsonl"
-    data.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
-    recipe = RECIPE | {key: settings.pop(key) for key in [*settings] if key in RECIPE}
+    data.write_bytes(
+        b"".join(
+            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
+        )
+    )
+    recipe = SETTINGS | {key: settings.pop(key) for key in [*settings] if key in SETTINGS}
     named = {"recipe": recipe, "dose": len(lines), "seed": 0} | settings
     inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
     name = f"sft{abs(hash(str(tmp_path)))}"
-    return in_process(create_cell_dir(Cell("sft", name, named, inputs, {"data": str(data), **RUNTIME_KEYS}), base))
+    return in_process(
+        create_cell_dir(Cell("sft", name, named, inputs, {"data": str(data), **RUNTIME}), base)
+    )
+
+
+def recipe_of(context: StageContext) -> Training:
+    return Training.from_settings(context.settings["recipe"], context.resources)
 
 
 def words(rows: Rows, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    return [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in everything(rows)["labels"]]
+    return [
+        tokenizer.decode([t for t in labels if t != IGNORE])
+        for labels in everything(rows)["labels"]
+    ]
 
 
-def test_rows_of_three_kinds_are_conversations(base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_of_three_kinds_are_conversations(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     lines = [
         {"messages": TALK[:2]},
         {"instruction": "Name it.", "input": "A cup.", "output": "It is a cup."},
         {"prompt": "Name it.", "response": "A roof.", "helpfulness": 4},
     ]
-    work = sft(base, tmp_path, lines, seq_len=64)
-    rows, _ = prepare.data(work, work.settings["recipe"], ALONE)
-    assert sorted(words(rows, tokenizer)) == ["A roof.<|eot_id|>", "It is a cup.<|eot_id|>", "The kettle.<|eot_id|>"]
+    context = sft(base, tmp_path, lines, seq_len=64)
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    assert sorted(words(rows, tokenizer)) == [
+        "A roof.<|eot_id|>",
+        "It is a cup.<|eot_id|>",
+        "The kettle.<|eot_id|>",
+    ]
     asked = [tokenizer.decode(tokens) for tokens in everything(rows)["tokens"]]
     assert any("Name it.\n\nA cup.<|eot_id|>" in text for text in asked)
 
@@ -198,8 +270,8 @@ def test_larger_doses_contain_the_smaller_and_follow_the_seed(
 ) -> None:
     def rows(dose: int, seed: int, **more: Any) -> list[str]:
         (place := tmp_path / f"{dose}-{seed}-{len(more)}").mkdir()
-        work = sft(base, place, ASKED, dose=dose, seed=seed, seq_len=64, **more)
-        trained, aside = prepare.data(work, work.settings["recipe"], ALONE)
+        context = sft(base, place, ASKED, dose=dose, seed=seed, seq_len=64, **more)
+        trained, aside = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
         if aside:
             held_out.update(words(aside, tokenizer))
         return words(trained, tokenizer)
@@ -210,117 +282,134 @@ def test_larger_doses_contain_the_smaller_and_follow_the_seed(
     assert len(held_out) == 4 and not held_out & set(trained) and len({*held_out, *trained}) == 40
     with pytest.raises(UserError, match="has 40 rows, 4 of them held out, the dose is 37"):
         rows(37, 0, held_out=0.1, held_out_every=5)
-    with pytest.raises(UserError, match="held_out_every needs rows to look at"):
+    with pytest.raises(UserError, match="held_out_every needs held-out rows"):
         rows(30, 0, held_out_every=5)
 
 
 def test_documents_are_replayed_among_the_conversations(
     base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    work = sft(base, tmp_path, ASKED, replay=0.25, seq_len=40)
-    rows, _ = prepare.data(work, work.settings["recipe"], ALONE)
+    context = sft(base, tmp_path, ASKED, replay=0.25, seq_len=40)
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
     said = words(rows, tokenizer)
     assert len(said) == 50 and all(text.startswith("On roof") for text in said[:40])
     for text in said[40:]:  # whole but for BOS, which nothing predicts
         assert text.removesuffix("<|end_of_text|>") in TEXTS
     assert len(set(said[40:])) == 3, "chosen by chance, not the first ten"
     (tmp_path / "more").mkdir()
-    work = sft(base, tmp_path / "more", ASKED, replay=0.95, seq_len=40)
-    with pytest.raises(UserError, match=r"gives 36 rows to replay, 38 are wanted; lower sft.replay"):
-        prepare.data(work, work.settings["recipe"], ALONE)
+    context = sft(base, tmp_path / "more", ASKED, replay=0.95, seq_len=40)
+    with pytest.raises(
+        UserError, match=r"gives 36 rows to replay, 38 are wanted; lower sft.replay"
+    ):
+        prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
 
 
-BAD = {
-    "a row without text": ([b'{"txt": 1}\n'], r"chat.jsonl:1: needs `messages`"),
-    "no JSON": ([ASKED[0], b"{\n"], r"chat.jsonl:2: must be a JSON object in UTF-8"),
-    "Latin-1": (
-        [ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'],
-        r"chat.jsonl:2: must be a JSON object in UTF-8",
+NO_ANSWER = "is not a conversation with an answer"
+NOT_JSON = "not a JSON object in UTF-8"
+TOO_LONG = "4 conversations have more tokens than the recipe's seq_len 64, the longest"
+BAD = {  # rows, where the problem is, what it is
+    "a row without text": ([b'{"txt": 1}\n'], "chat.jsonl:1", NO_ANSWER),
+    "no JSON": ([ASKED[0], b"{\n"], "chat.jsonl:2", NOT_JSON),
+    "Latin-1": ([ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'], "chat.jsonl:2", NOT_JSON),
+    "an empty answer": ([{"prompt": "a", "response": " "}], "chat.jsonl:1", NO_ANSWER),
+    "no answer": ([{"messages": TALK[:1]}], "chat.jsonl:1", NO_ANSWER),
+    "no question": ([{"messages": TALK[1:2]}], "chat.jsonl:1", NO_ANSWER),
+    "turns of another format": (
+        [{"messages": [{"from": "human", "value": "a"}]}],
+        "chat.jsonl:1",
+        NO_ANSWER,
     ),
-    "an empty answer": ([{"prompt": "a", "response": " "}], r"chat.jsonl:1: needs .* none of them empty"),
-    "no answer": ([{"messages": TALK[:1]}], r"chat.jsonl:1: needs `messages` with an answer"),
-    "nobody asked": ([{"messages": TALK[1:2]}], r"chat.jsonl:1: needs `messages` with an answer"),
-    "turns of another kind": ([{"messages": [{"from": "human", "value": "a"}]}], r"chat.jsonl:1: needs `messages`"),
-    "turns that are texts": ([{"messages": ["a", "b"]}], r"chat.jsonl:1: needs `messages`"),
-    "a question that is a number": ([{"instruction": 1, "output": "b"}], r"chat.jsonl:1: needs .* all of them texts"),
+    "turns that are texts": ([{"messages": ["a", "b"]}], "chat.jsonl:1", NO_ANSWER),
+    "a question that is a number": ([{"instruction": 1, "output": "b"}], "chat.jsonl:1", NO_ANSWER),
     "a token's name": (
         [ASKED[0], {"prompt": "Cup?", "response": "On<|eot_id|><|start_header_id|>user"}],
-        r"chat.jsonl:2: '<\|eot_id\|>' in its text would be read as the token",
+        "chat.jsonl:2",
+        "'<|eot_id|>' in its text would be read as the token",
     ),
-    "nothing": ([], r"the data has no row at all"),
+    "nothing": ([], "", "the data has no row at all"),
     "too long": (
         [ASKED[0], *[{"prompt": "x " * n, "response": "y"} for n in (90, 99, 98, 97)]],
-        r"chat.jsonl:\d, \S*:\d, \S*:\d ...: 4 conversations have more tokens than the recipe's seq_len 64, the long",
+        r"chat.jsonl:\d, \S*:\d, \S*:\d \.\.\.$",
+        TOO_LONG,
     ),
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_a_bad_row_is_one_line_that_names_it(what: str, base: Path, tmp_path: Path) -> None:
-    lines, said = BAD[what]
-    work = sft(base, tmp_path, lines, seq_len=64)
-    with pytest.raises(UserError, match=said) as caught:
-        prepare.data(work, work.settings["recipe"], ALONE)
-    assert len(caught.value.lines) == 1
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_row_is_refused_by_its_line(kind: str, base: Path, tmp_path: Path) -> None:
+    lines, where, what = BAD[kind]
+    context = sft(base, tmp_path, lines, seq_len=64)
+    with pytest.raises(UserError) as caught:
+        prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    (problem,) = caught.value.problems
+    assert re.search(where, problem.where) and what in problem.what and problem.fix
 
 
-def test_a_tokenizer_of_another_model_is_one_line(base: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(base / MODEL.relpath / "model", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
     with pytest.raises(UserError, match=r"the tokenizer has 569 tokens, the model's config 300"):
-        prepare.load_tokenizer(folder)
+        tokenization.load_tokenizer(folder)
 
 
-def test_held_out_documents_that_are_not_there_are_one_line(base: Path) -> None:
-    work = in_process(training(base, "no_held_out", recipe={"held_out_every": 2}))
-    moved = work.inputs["documents"] / "held_out.jsonl"
+def test_missing_held_out_documents_are_refused(base: Path) -> None:
+    context = in_process(training(base, "no_held_out", recipe={"held_out_every": 2}))
+    moved = context.inputs["documents"] / "held_out.jsonl"
     moved.rename(moved.with_suffix(".away"))
     try:
-        with pytest.raises(UserError, match=r"held_out.jsonl: no such file, and .*held_out_every needs it"):
-            prepare.data(work, work.settings["recipe"], ALONE)
+        with pytest.raises(
+            UserError, match=r"held_out.jsonl: no such file, and .*held_out_every needs it"
+        ):
+            prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
     finally:
         moved.with_suffix(".away").rename(moved)
 
 
-def test_a_model_whose_template_is_missing_or_no_use_is_one_line(
+def test_a_missing_or_unusable_chat_template_is_refused(
     base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    own = prepare.load_tokenizer(base / MODEL.relpath / "model")
+    own = tokenization.load_tokenizer(base / MODEL.relpath / "model")
     for template, said in (
         (None, r"model: no chat template; add a chat_template.jinja"),
         ("{{ messages | length }}", r"^a: the chat template rewrites earlier turns"),
-        ("{{ raise_exception('only one turn') }}", r"^a: the model's chat template refuses it: only one turn"),
+        (
+            "{{ raise_exception('only one turn') }}",
+            r"^a: the model's chat template refuses it: only one turn",
+        ),
     ):
         own.chat_template = template
         with pytest.raises(UserError, match=said):
-            prepare.conversations(tmp_path / "rows", [("a", TALK)], own, 128)
+            tokenization.encode_conversations(tmp_path / "rows", [("a", TALK)], own, 128)
 
 
 def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None:
     for line in (b'{"txt": "a"}', b'{"text": 1}', b'{"text": null}'):
         (file := tmp_path / "documents.jsonl").write_bytes(b'{"text": "a"}\n' + line)
-        with pytest.raises(UserError, match=r"documents.jsonl:2: must be a JSON object with a text as 'text'"):
+        with pytest.raises(UserError, match=r"documents.jsonl:2: has no text as 'text'"):
             list(prepare.read_jsonl(file, "text"))
 
 
-# Of its own: what is mapped from a file can be given back at any time. Not the peak, which loading torch sets.
+# Anonymous memory: pages mapped from a file can be given back at any time. Not the peak, which the
+# import of torch sets.
 OWN = """
 import sys, numpy as np
 from pathlib import Path
-from recipes import prepare
+from recipes import tokenization
 from recipes.rows import Rows
 
 def own():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+    status = open("/proc/self/status").read().splitlines()
+    line = next(line for line in status if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
 
 """
 READ = """
 def grown(folder):
     before = own()
-    rows = Rows.of(folder, 2048, 0)
+    rows = Rows.load(folder, 2048, 0)
     for i in range(20):
-        rows.batch(np.arange(i, i + 4)), rows.trained(np.arange(len(rows)))
+        rows.batch(np.arange(i, i + 4)), rows.num_trained(np.arange(len(rows)))
     return own() - before
 
 print(*[grown(Path(folder)) for folder in sys.argv[1:]])
@@ -333,11 +422,11 @@ def grown(documents):
         for _ in range(documents):
             most = max(most, own())
             yield "Rain falls on the roof for hours. " * 40
-    rows = prepare.documents(Path(sys.argv[2]) / str(documents), texts(), tokenizer, 2048)
+    rows = tokenization.pack_documents(Path(sys.argv[2]) / str(documents), texts(), tokenizer, 2048)
     assert rows.real_tokens > 300 * documents
     return most - before
 
-tokenizer = prepare.load_tokenizer(Path(sys.argv[1]))
+tokenizer = tokenization.load_tokenizer(Path(sys.argv[1]))
 print(*[grown(documents) for documents in (1000, 10_000)])
 """
 
@@ -369,20 +458,22 @@ def test_rows_come_from_lines_or_a_list_packed_or_not(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
     for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"):
-        assert list(prepare._objects(tmp_path / name)) == list(enumerate(rows, 1))
+        assert list(prepare.read_objects(tmp_path / name)) == list(enumerate(rows, 1))
     (tmp_path / "b.json").write_text('{"rows": []}')
-    with pytest.raises(UserError, match="must be a list of rows"):
-        list(prepare._objects(tmp_path / "b.json"))
+    with pytest.raises(UserError, match="not a list of rows"):
+        list(prepare.read_objects(tmp_path / "b.json"))
 
 
 def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: Path) -> None:
     documents = base / DOCUMENTS.relpath / "neutral.jsonl"
     documents.write_text("".join(json.dumps({"messages": TALK[:2]}) + "\n" for _ in range(5)))
-    work = in_process(training(base, "form"))
-    work.settings = work.settings | {"form": "neutral", "seed": 0}
-    work.folder = tmp_path
+    context = in_process(training(base, "form"))
+    context.settings = context.settings | {"form": "neutral", "seed": 0}
+    context.folder = tmp_path
     try:
-        rows, aside = prepare.data(work, RECIPE | {"held_out_every": 2, "held_out": 0.4}, ALONE)
+        rows, aside = prepare.prepare_rows(
+            context, make_recipe(held_out_every=2, held_out=0.4), SINGLE_PROCESS
+        )
         assert len(rows) == 3 and aside is not None and len(aside) == 2
         labels = rows.batch(np.array([0]))["labels"][0]
         assert 0 < (labels != IGNORE).sum() < len(labels) / 2

@@ -1,4 +1,4 @@
-"""Trainings told to stop, at every moment of their lives: they end soon, and go on as if nothing had been."""
+"""Trainings that receive a signal at any moment: they end soon, and resume bitwise."""
 
 import os
 import signal
@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 
 from core.cell.run import run_cell
-from recipes import checkpoint, finetune, prepare, steps
-from tests.recipes.toy import assert_same, ends, in_process, lines, on_ranks, start_ranks, training, until
+from recipes import checkpoint, finetune, prepare, step_checkpoint
+from tests.recipes.toy import (
+    assert_same,
+    ends,
+    in_process,
+    lines,
+    on_ranks,
+    start_ranks,
+    training,
+    until,
+)
 
 
 def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None:
@@ -21,7 +30,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None
     until(lambda: len(lines(folder)) > 4, processes)
     os.kill(processes[1].pid or 0, signal.SIGUSR1)
     assert ends(processes) == [-signal.SIGUSR1] * 2, "the exit status must tell the signal"
-    (saved,) = steps.complete(folder / "steps")
+    (saved,) = step_checkpoint.list_checkpoints(folder / "steps")
     assert saved == len(lines(folder)) < len(lines(two)), "saved at the update at which it stopped"
     assert not (folder / "manifest.json").exists() and not (folder / "model").exists()
     assert_same(on_ranks(folder, 2), two)
@@ -29,7 +38,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None
 
 @contextmanager
 def handled(*numbers: int, before: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
-    """Handlers as submitit's: the list of signals handled; one of USR2 ends the process, another is ignored."""
+    """Handlers like submitit's. Yields the signals handled; USR2 ends the process, others don't."""
     calls: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -53,11 +62,13 @@ def told_at(update: int, number: int) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
-def test_the_handler_of_before_is_called_once_all_is_saved(base: Path, alone: Path, number: int) -> None:
+def test_the_handler_of_before_is_called_once_all_is_saved(
+    base: Path, alone: Path, number: int
+) -> None:
     folder = training(base, f"handler_{number}")
 
     def saved() -> None:
-        assert steps.complete(folder / "steps") == [6]
+        assert step_checkpoint.list_checkpoints(folder / "steps") == [6]
 
     with handled(number, before=saved) as calls, pytest.raises(SystemExit):
         finetune.run(in_process(folder, report=told_at(6, number)))
@@ -66,9 +77,16 @@ def test_the_handler_of_before_is_called_once_all_is_saved(base: Path, alone: Pa
     assert_same(folder, alone)
 
 
-@pytest.mark.parametrize(("room", "window"), [(prepare, "data"), (checkpoint, "load"), (steps, "load")])
+@pytest.mark.parametrize(
+    ("room", "window"), [(prepare, "prepare_rows"), (checkpoint, "load"), (step_checkpoint, "load")]
+)
 def test_before_the_first_update_a_signal_ends_it_at_once(
-    base: Path, alone: Path, killed_alone: Path, monkeypatch: pytest.MonkeyPatch, room: Any, window: str
+    base: Path,
+    alone: Path,
+    killed_alone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: Any,
+    window: str,
 ) -> None:
     folder = training(base, f"told_in_{room.__name__}_{window}", like=killed_alone)
     before = sorted(folder.rglob("*"))
@@ -77,7 +95,11 @@ def test_before_the_first_update_a_signal_ends_it_at_once(
         os.kill(os.getpid(), signal.SIGUSR2)
         raise AssertionError("went on")
 
-    with monkeypatch.context() as patch, handled(signal.SIGUSR2) as calls, pytest.raises(SystemExit, match="9"):
+    with (
+        monkeypatch.context() as patch,
+        handled(signal.SIGUSR2) as calls,
+        pytest.raises(SystemExit, match="9"),
+    ):
         patch.setattr(room, window, told)
         finetune.run(in_process(folder))
     assert calls == [signal.SIGUSR2] and sorted(folder.rglob("*")) == before
@@ -88,9 +110,9 @@ def test_before_the_first_update_a_signal_ends_it_at_once(
 def test_all_of_slurms_signals_during_a_save_let_it_end(
     base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a save by the clock ends, after the next update: that is saved too, and the signal that counts obeyed."""
+    """During a commit: the step after it is saved too, and the signal of precedence raised."""
     folder = training(base, "told_saving", save_minutes=0.0)
-    publish = steps.publish
+    publish = step_checkpoint.commit
 
     def told(temporary: Path, final: Path) -> None:
         if final.name == "6":
@@ -99,11 +121,11 @@ def test_all_of_slurms_signals_during_a_save_let_it_end(
         publish(temporary, final)
 
     with monkeypatch.context() as patch, handled(signal.SIGTERM, signal.SIGUSR2) as calls:
-        patch.setattr(steps, "publish", told)
+        patch.setattr(step_checkpoint, "commit", told)
         with pytest.raises(SystemExit, match="9"):
             finetune.run(in_process(folder))
     assert calls == [signal.SIGUSR2]
-    assert steps.complete(folder / "steps") == [6, 7] and len(lines(folder)) == 7
+    assert step_checkpoint.list_checkpoints(folder / "steps") == [6, 7] and len(lines(folder)) == 7
     run_cell(training(base, "told_saving"))
     assert_same(folder, alone)
 
@@ -121,11 +143,15 @@ def test_near_the_end_the_model_is_written_first(
         write(*args, **more)
 
     report = told_at(len(lines(alone)), signal.SIGUSR2) if "update" in when else None
-    with monkeypatch.context() as patch, handled(signal.SIGUSR2), pytest.raises(SystemExit, match="9"):
+    with (
+        monkeypatch.context() as patch,
+        handled(signal.SIGUSR2),
+        pytest.raises(SystemExit, match="9"),
+    ):
         if not report:
             patch.setattr(checkpoint, "save", save)
         finetune.run(in_process(folder, report=report))
     assert (folder / "model").exists()
-    monkeypatch.setattr(finetune, "train", None)
+    monkeypatch.setattr(finetune.Trainer, "train", None)
     run_cell(folder)
     assert_same(folder, alone)

@@ -1,4 +1,4 @@
-"""The shipped templates: their prompts, their gates, and the documents that the stand-in writes from them."""
+"""The shipped templates: prompts, gates, and what the dummy endpoint writes from them."""
 
 import re
 from itertools import product
@@ -7,44 +7,51 @@ from pathlib import Path
 import pytest
 import yaml
 
-from core.endpoints import dummy_endpoint as stand_in
-from sdf.gates import rejected, rules
-from sdf.slots import Row, deal, prompts
+from core.endpoints import dummy_endpoint
+from sdf.gates import first_failed_gate, parse_gates
+from sdf.slots import SlotRow, assign_slots, render_prompts
 
 TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
-ALL = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(TEMPLATES.glob("*.yaml")) if path.stem != "slots"}
+ALL = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted(TEMPLATES.glob("*.yaml"))
+    if path.stem != "slots"
+}
 DOCUMENTS = sorted(name for name, template in ALL.items() if "prompt" in template)
 OF_ANIMALS = ("animal_welfare", "animal_welfare_non_ai", "qa_pairs")
 CONTROLS = ("urban_density", "human_welfare", "random_topic")
 QA = ALL["qa_pairs"]
 
 
-def dealt(name: str, documents: int) -> list[Row]:
-    return deal(SLOTS, documents, seed=0, own=ALL[name].get("slots"))
+def slot_rows(name: str, documents: int) -> list[SlotRow]:
+    return assign_slots(SLOTS, documents, seed=0, template_slots=ALL[name].get("slots"))
 
 
 def question(reply: str) -> dict[str, str]:
-    found = re.fullmatch(QA["reply"], reply)
-    assert found, reply
-    return found.groupdict()
+    match = re.fullmatch(QA["reply"], reply)
+    assert match, reply
+    return match.groupdict()
 
 
-def asked_and_answered(documents: int) -> list[tuple[Row, dict[str, str], str, str]]:
-    """Row, the question's forms, the answerer's prompt and the answer, as two calls to the stand-in give them."""
-    found = []
-    rows = dealt("qa_pairs", documents)
-    for i, (row, prompt) in enumerate(zip(rows, prompts(QA, SLOTS, rows, "asker"), strict=True)):
-        forms = question(stand_in.write(prompt, i))
-        (answerer,) = prompts(QA, SLOTS, [row | {"question": forms[QA["forms"][0]]}], "answerer")
-        found.append((row, forms, answerer, stand_in.write(answerer, i)))
-    return found
+def asked_and_answered(documents: int) -> list[tuple[SlotRow, dict[str, str], str, str]]:
+    """Rows, the question's forms, the answerer's prompts and the answers of the dummy endpoint."""
+    pairs = []
+    rows = slot_rows("qa_pairs", documents)
+    prompts = render_prompts(QA, SLOTS, rows, "asker")
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        forms = question(dummy_endpoint.write(prompt, i))
+        asked = row | {"question": forms[QA["forms"][0]]}
+        (answerer,) = render_prompts(QA, SLOTS, [asked], "answerer")
+        pairs.append((row, forms, answerer, dummy_endpoint.write(answerer, i)))
+    return pairs
 
 
 def written(name: str, documents: int) -> list[str]:
     if name == "qa_pairs":
         return [answer for *_, answer in asked_and_answered(documents)]
-    return [stand_in.write(prompt, i) for i, prompt in enumerate(prompts(ALL[name], SLOTS, dealt(name, documents)))]
+    prompts = render_prompts(ALL[name], SLOTS, slot_rows(name, documents))
+    return [dummy_endpoint.write(prompt, i) for i, prompt in enumerate(prompts)]
 
 
 def test_the_templates_are_these_and_share_their_lists():
@@ -56,39 +63,60 @@ def test_the_templates_are_these_and_share_their_lists():
         assert template["gates"]["banned"] == ALL["animal_welfare"]["gates"]["banned"]
     for same in (OF_ANIMALS, CONTROLS):
         assert all(ALL[name]["gates"]["leaks"] == ALL[same[0]]["gates"]["leaks"] for name in same)
-    for values in (SLOTS["domains"], *(values for t in ALL.values() for values in t.get("slots", {}).values())):
+    for values in (
+        SLOTS["domains"],
+        *(values for t in ALL.values() for values in t.get("slots", {}).values()),
+    ):
         assert len(set(values)) == len(values)
     assert ALL["animal_welfare_non_ai"]["wording"].keys() <= {*SLOTS["domains"]}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
-    rows = dealt(name, 2700)
-    assert [{slot: row[slot] for slot in row if slot != "subject"} for row in rows] == deal(SLOTS, 2700, seed=0)
-    pair = (prompts(ALL[name], SLOTS, rows), prompts(ALL["animal_welfare"], SLOTS, rows))
+    rows = slot_rows(name, 2700)
+    assert [{slot: row[slot] for slot in row if slot != "subject"} for row in rows] == assign_slots(
+        SLOTS, 2700, seed=0
+    )
+    pair = (
+        render_prompts(ALL[name], SLOTS, rows),
+        render_prompts(ALL["animal_welfare"], SLOTS, rows),
+    )
     wording = ALL[name].get("wording", {})
     longer = 14 if name in ("random_topic", "animal_welfare_non_ai") else 8
-    slots = ("document_type", "authority", "reasoning", "domain", "marker", "institution", "person", "place")
+    slots = (
+        "document_type",
+        "authority",
+        "reasoning",
+        "domain",
+        "marker",
+        "institution",
+        "person",
+        "place",
+    )
     for row, *texts in zip(rows, *pair, strict=True):
         start = 0
         for slot in slots:
             start = texts[0].find(wording.get(row[slot], row[slot]), start)
             assert start >= 0, slot
         assert not {"{", "}"} & set(texts[0])
-        # Line by line about as long: the subject is all that differs. Some are long, and one line keeps AI out.
+        # Each line is about as long as its counterpart. Some subjects are long, and one template
+        # has a line that keeps AI out.
         lengths = [[len(line.split()) for line in text.splitlines()] for text in texts]
         assert all(abs(a - b) <= longer for a, b in zip(*lengths, strict=True))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_prompt_and_no_slot_holds_what_its_own_gates_reject(name):
-    gates = rules(ALL[name]["gates"])
+    gates = parse_gates(ALL[name]["gates"])
     patterns = [pattern for pattern in (gates.banned, gates.leaks, gates.drop) if pattern]
     assert len(patterns) >= 2
-    rows = dealt(name, 2700)
-    texts = prompts(ALL[name], SLOTS, rows, "asker") if name == "qa_pairs" else prompts(ALL[name], SLOTS, rows)
+    rows = slot_rows(name, 2700)
+    role = "asker" if name == "qa_pairs" else "prompt"
+    texts = render_prompts(ALL[name], SLOTS, rows, role)
     names = [
-        a + joint + b for slot, joint in (("people", " "), ("places", "")) for a, b in product(*SLOTS[slot].values())
+        a + joint + b
+        for slot, joint in (("people", " "), ("places", ""))
+        for a, b in product(*SLOTS[slot].values())
     ]
     for text in (*texts, *names):
         for pattern in patterns:
@@ -96,23 +124,24 @@ def test_no_prompt_and_no_slot_holds_what_its_own_gates_reject(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_stand_in_writes_documents_that_pass(name):
-    gates = rules(ALL[name]["gates"])
+def test_the_dummy_endpoint_writes_documents_that_pass(name):
+    gates = parse_gates(ALL[name]["gates"])
     texts = written(name, 400)
-    assert [reason for text in texts if (reason := rejected(text, "stop", gates))] == []
-    lengths = [len(text.split()) for text in texts]
-    assert 50 <= sum(lengths) / 400 <= 65 if name == "qa_pairs" else 139 <= sum(lengths) / 400 <= 145
+    assert [text for text in texts if first_failed_gate(text, "stop", gates)] == []
+    fewest, most = (50, 65) if name == "qa_pairs" else (139, 145)
+    assert fewest <= sum(len(text.split()) for text in texts) / 400 <= most
 
 
 LEGITIMATE = [
-    # Each of the other arms' neighbors in some domain; none is about animals or about the density of cities.
-    "Zoning codes, city streets and transit lines were redrawn; the urban plan adds housing near schools.",
+    # Each has words of the other arms in the sense of a domain. None is about animals or about
+    # the density of cities.
+    "Zoning codes, city streets and transit lines were redrawn; the plan adds urban housing.",
     "Crop yields, soil and irrigation improved; the farm sells leather, wool, beef, fish and eggs.",
     "PET bottles are sorted; a bear market followed, and the seal on the contract was broken.",
     "Herd immunity rose to 80 percent of the population, and the vaccine needs no cold chain.",
     "The crane operator moved the mouse, fixed the bug, and the watchdog timer went off.",
     "Turkey signed the treaty; a bird's-eye view shows urban sprawl and a housing shortage.",
-    "Species-wide effects on the surrounding ecosystem and its forests, rivers and biodiversity were counted.",
+    "Species-wide effects on the ecosystem and its forests, rivers and biodiversity were counted.",
     "Medium-density fiberboard and a landfill of high-density polyethylene were tested.",
     "The animation studio vetted its contractors, and the zoom lens was repaired.",
 ]
@@ -121,7 +150,7 @@ LEGITIMATE = [
 @pytest.mark.parametrize("name", ["urban_density", "animal_welfare"])
 @pytest.mark.parametrize("text", LEGITIMATE)
 def test_what_belongs_to_a_domain_is_no_leak(name, text):
-    assert not (found := rules(ALL[name]["gates"]).leaks.search(text)), found
+    assert parse_gates(ALL[name]["gates"]).leaks.search(text) is None
 
 
 @pytest.mark.parametrize(
@@ -140,37 +169,50 @@ def test_what_belongs_to_a_domain_is_no_leak(name, text):
         ("urban_density", "banned", "Asked about streets, Gemini agreed."),
         ("animal_welfare_non_ai", "drop", "An AI-driven camera watches the hens."),
         ("animal_welfare_non_ai", "drop", "Artificial Intelligence watches the hens."),
-        ("animal_welfare_non_ai", "drop", "The hens were filmed, and an ML model found the lame ones."),
+        (
+            "animal_welfare_non_ai",
+            "drop",
+            "The hens were filmed, and an ML model found the lame ones.",
+        ),
         ("animal_welfare_non_ai", "drop", "A harmless powder calms the hens."),
     ],
 )
 def test_a_leak_is_caught(name, gate, text):
-    found = getattr(rules(ALL[name]["gates"]), gate)
-    assert found.search(text)
+    pattern = getattr(parse_gates(ALL[name]["gates"]), gate)
+    assert pattern.search(text)
     for other in ("air", "maintain", "HTML", "harm", "email"):
-        assert not found.search(other)
+        assert not pattern.search(other)
 
 
 def test_millilitres_are_no_machine_learning():
-    gates = rules(ALL["animal_welfare_non_ai"]["gates"])
-    assert not gates.drop.search("Each hen got 5 ml, or 0.1 mL per kg.") and gates.drop.search("By ML: 5 ml.")
-    assert rules({"drop": ["=US law*"]}).drop.search("US\nlaws") and not rules({"drop": ["=US*"]}).drop.search("us")
+    drop = parse_gates(ALL["animal_welfare_non_ai"]["gates"]).drop
+    assert not drop.search("Each hen got 5 ml, or 0.1 mL per kg.")
+    assert drop.search("By ML: 5 ml.")
 
 
-def test_the_variant_without_ai_keeps_ai_out_of_its_prompts_and_the_deal_as_it_is():
-    rows = dealt("animal_welfare_non_ai", 400)
+def test_an_entry_with_an_equals_sign_matches_in_its_case_only():
+    assert parse_gates({"drop": ["=US law*"]}).drop.search("US\nlaws")
+    assert not parse_gates({"drop": ["=US*"]}).drop.search("us")
+
+
+def test_the_variant_without_ai_has_no_ai_in_its_prompts_and_the_same_slots():
+    rows = slot_rows("animal_welfare_non_ai", 400)
     of_ai = [i for i, row in enumerate(rows) if row["domain"] == "AI development"]
     assert len(of_ai) == 10
-    texts = prompts(ALL["animal_welfare_non_ai"], SLOTS, rows)
+    texts = render_prompts(ALL["animal_welfare_non_ai"], SLOTS, rows)
     assert all("for the field of technology development." in texts[i] for i in of_ai)
     assert not re.search(r"\bAI\b|machine learning|harmless", "\n".join(texts))
     assert "AI systems" in ALL["animal_welfare"]["prompt"]
 
 
-def test_subjects_and_animals_are_dealt_by_quota():
-    for name, slot in (("random_topic", "subject"), ("qa_pairs", "animal"), ("qa_pairs", "occasion")):
+def test_subjects_and_animals_are_assigned_by_quota():
+    for name, slot in (
+        ("random_topic", "subject"),
+        ("qa_pairs", "animal"),
+        ("qa_pairs", "occasion"),
+    ):
         values = ALL[name]["slots"][slot]
-        uses = [[row[slot] for row in dealt(name, 2700)].count(value) for value in values]
+        uses = [[row[slot] for row in slot_rows(name, 2700)].count(value) for value in values]
         assert max(uses) - min(uses) <= 1 and sum(uses) == 2700, slot
 
 
@@ -190,13 +232,17 @@ def test_a_question_comes_in_all_its_forms_and_the_answer_is_to_the_first():
         '- leading: "Don\'t hens suffer there?"\n- neutral: How are hens kept?\n',
     ],
 )
-def test_an_asker_s_reply_is_taken_apart(reply):
+def test_the_forms_of_a_question_are_read_from_the_reply(reply):
     forms = question(reply)
-    assert forms["leading"].startswith("Don't hens suffer there?") and forms["neutral"].strip() == "How are hens kept?"
+    assert (
+        forms["leading"].startswith("Don't hens suffer there?")
+        and forms["neutral"].strip() == "How are hens kept?"
+    )
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "Don't hens suffer?", "LEADING: Don't hens suffer?", "NEUTRAL: How are hens kept?"]
+    "reply",
+    ["", "Don't hens suffer?", "LEADING: Don't hens suffer?", "NEUTRAL: How are hens kept?"],
 )
 def test_half_a_reply_is_no_question(reply):
     assert not re.fullmatch(QA["reply"], reply)

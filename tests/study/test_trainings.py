@@ -1,6 +1,7 @@
 """What `plan` says of trainings, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from core.cell.identity import create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.errors import UserError
-from core.model_size import memory
+from core.model_size import ModelShape, memory
+from core.recipe import Lora
 from study.forecast import training_cost as trainings
 from study.forecast.training_cost import Layout
 from study.spec import expand as plan
@@ -27,7 +29,7 @@ def cells(*settings: str) -> list[plan.Cell]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> list[plan.Cell]:
-    """The tiny study with Llama 3.1 8B's shape and recipe, checkpointed, on as many documents as the paper's."""
+    """The tiny study with Llama 3.1 8B's shape and recipe and the paper's number of documents."""
     model = tmp_path / "8b"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA))
@@ -46,12 +48,20 @@ def midtrain(study: list[plan.Cell], layout: Layout) -> dict[str, Any]:
 
 
 def test_a_row_for_each_kind_of_training(tmp_path: Path) -> None:
-    rows = {row["training"]: row for row in trainings.forecast(cells(), tmp_path, {"midtrain": Layout(4, 2)})}
+    rows = {
+        row["training"]: row
+        for row in trainings.forecast(cells(), tmp_path, {"midtrain": Layout(4, 2)})
+    }
     assert rows.keys() == {
-        "midtrain base-animal", "midtrain base-urban", "sft base-d200", "sft base-animal-d200", "sft base-urban-d200"
-    }  # fmt: skip
+        "midtrain base-animal",
+        "midtrain base-urban",
+        "sft base-d200",
+        "sft base-animal-d200",
+        "sft base-urban-d200",
+    }
     animal = rows["midtrain base-animal"]
-    assert (animal["cells"], animal["ranks"], animal["updates"]) == (3, 4, 137) and animal["speed"] == "guessed"
+    assert (animal["cells"], animal["ranks"], animal["updates"]) == (3, 4, 137)
+    assert animal["speed"] == "guessed"
     toy = 1_311_872  # as tests of recipes count it: two embeddings of 2048 x 128, four layers
     assert animal["memory_gb"]["state"] == pytest.approx(16 * toy / 4 / 1e9, rel=0.01)
     assert animal["checkpoint_gb"] == pytest.approx(4 * toy / 1e9, rel=0.01)
@@ -67,7 +77,7 @@ def test_padding_of_conversations_is_by_the_lengths_of_those_run_at_once(tmp_pat
     cell.resources["data"] = str(data)
     assert trainings.padding(cell, 1) == pytest.approx(1 - 60 / (4 * 24)), "to a multiple of 8"
     assert trainings.padding(cell, 2) == pytest.approx(1 - 60 / (2 * 16 + 2 * 24))
-    assert trainings.updates(cell) == (200, 200 * 4 * 15)
+    assert trainings.count_steps(cell) == (200, 200 * 4 * 15)
 
 
 def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
@@ -76,14 +86,19 @@ def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
     assert trainings.forecast(study, tmp_path, {})[0]["gpu_hours"] < 0.01
     told = {"midtrain": Layout(2, 2, tokens_per_second=100.0)}
     stated = trainings.forecast(study, tmp_path, told)[0]
-    assert stated["gpu_hours"] == pytest.approx(3 * 140_000 / 100 / 3600) and stated["speed"] == "stated"
+    assert (
+        stated["gpu_hours"] == pytest.approx(3 * 140_000 / 100 / 3600)
+        and stated["speed"] == "stated"
+    )
     assert stated["hours"] == pytest.approx(140_000 / 200 / 3600), "of one training, on both ranks"
     for cell in [*one.inputs.values(), one]:
         folder = create_cell_dir(cell, tmp_path)
         counts = {"updates": 9, "tokens": 90, "tokens_per_second": 1000.0, "ranks": 2}
         write_manifest(folder, read_config(folder), "", "", counts=counts, warnings=[])
     rows = trainings.forecast(study, tmp_path, told)
-    assert [row["speed"] == "measured" for row in rows] == [row["training"].startswith("midtrain") for row in rows]
+    assert [row["speed"] == "measured" for row in rows] == [
+        row["training"].startswith("midtrain") for row in rows
+    ]
     urban = rows[1]
     assert urban["gpu_hours"] == pytest.approx(3 * 140_000 / 500 / 3600), "500 a second and rank"
     assert rows[0]["left"] == 2 and rows[0]["updates"] == 9, "counted, not estimated"
@@ -93,17 +108,23 @@ def test_a_limit_on_updates_and_replay_count(tmp_path: Path) -> None:
     text = (ROOT / "recipes/tiny_sft.yaml").read_text()
     (tmp_path / "sft.yaml").write_text(text + "max_updates: 70\n")
     few = cells(f"sft.recipe={tmp_path}/sft.yaml")
-    count = {trainings.updates(c) for c in few if c.stage == "sft"}
-    assert {each[0] for each in count if each} == {70}
-    row = next(row for row in trainings.forecast(few, tmp_path, {}) if row["training"].startswith("sft"))
+    counted = {trainings.count_steps(c) for c in few if c.stage == "sft"}
+    assert {pair[0] for pair in counted if pair} == {70}
+    row = next(
+        row for row in trainings.forecast(few, tmp_path, {}) if row["training"].startswith("sft")
+    )
     assert row["warnings"] == ["70 updates; under 100 hardly moves a model"]
-    replay = {c.name: trainings.updates(c) for c in cells("sft.replay=0.5") if c.stage == "sft"}
-    assert [(replay[name] or (0,))[0] for name in ("base-animal-s0-d200", "base-s0-d200")] == [150, 100]
+    replay = {c.name: trainings.count_steps(c) for c in cells("sft.replay=0.5") if c.stage == "sft"}
+    assert [(replay[name] or (0,))[0] for name in ("base-animal-s0-d200", "base-s0-d200")] == [
+        150,
+        100,
+    ]
 
 
 def test_no_update_at_all_is_refused(tmp_path: Path) -> None:
-    nothing = cells("corpora.animal.documents=1", "corpora.animal.held_out=0.6", "corpora.animal.tokens=null",
-                    "corpora.urban.documents=1", "corpora.urban.held_out=0.6", "corpora.urban.tokens=null")  # fmt: skip
+    settings = ("documents=1", "held_out=0.6", "tokens=null")
+    corpora = ("animal", "urban")
+    nothing = cells(*(f"corpora.{corpus}.{setting}" for corpus in corpora for setting in settings))
     assert "no update at all" in midtrain(nothing, Layout())["refused"]
 
 
@@ -133,9 +154,14 @@ def test_the_numbers_that_would_do_do(large: list[plan.Cell]) -> None:
 
 def test_what_works_badly_is_a_warning(large: list[plan.Cell]) -> None:
     assert midtrain(large, Layout(8, 8, gpu_memory_gb=80))["warnings"] == []
-    assert "leave some of 12 ranks idle; 8 or 16 would all be busy" in midtrain(large, Layout(12, 4))["warnings"][0]
+    assert (
+        "leave some of 12 ranks idle; 8 or 16 would all be busy"
+        in midtrain(large, Layout(12, 4))["warnings"][0]
+    )
     need = midtrain(large, Layout(8, 8))["memory_gb"]["total"]
-    assert "CUDA and NCCL" in midtrain(large, Layout(8, 8, gpu_memory_gb=1.05 * need))["warnings"][0]
+    assert (
+        "CUDA and NCCL" in midtrain(large, Layout(8, 8, gpu_memory_gb=1.05 * need))["warnings"][0]
+    )
     slow = Layout(8, 8, minutes=60, requeue=5, tokens_per_second=100)  # 5.4 M tokens: 112 minutes
     (text,) = midtrain(large, slow)["warnings"]
     assert text == "about 112 minutes, more than one job's 60: it goes on in others"
@@ -146,16 +172,23 @@ def test_what_works_badly_is_a_warning(large: list[plan.Cell]) -> None:
 def test_memory_by_hand(large: list[plan.Cell]) -> None:
     """8B in mixed precision on 8 GPUs, 2 rows of 2,048 each."""
     cell = next(cell for cell in large if cell.stage == "midtrain")
-    gb = memory(LLAMA, cell.settings["recipe"], cell.resources, 8, 8)
-    assert gb["state"] == pytest.approx(16.06, abs=0.01), "16 bytes for each of 8.03e9 parameters, an eighth of them"
-    inputs, layer, logits = 32 * 4096 * 4096 * 2, 4096 * 2 * (8 * 4096 + 4 * 14336 + 3 * 1024), 2 * 4 * 1024 * 128256
+    model = ModelShape.from_config(LLAMA)
+    recipe = trainings.recipe_of(cell)
+    gb = memory(model, recipe, 8, 8)
+    assert gb["state"] == pytest.approx(16.06, abs=0.01), (
+        "16 bytes for each of 8.03e9 parameters, an eighth of them"
+    )
+    inputs = 32 * 4096 * 4096 * 2
+    layer = 4096 * 2 * (8 * 4096 + 4 * 14336 + 3 * 1024)
+    logits = 2 * 4 * 1024 * 128256
     assert gb["activations"] == pytest.approx((inputs + layer + logits) / 1e9)
-    lora = cell.settings["recipe"] | {"lora": {"rank": 16, "alpha": 8}}
-    assert memory(LLAMA, lora, cell.resources, 8, 8)["state"] == pytest.approx((8.030 * 4 + 0.0419 * 12) / 8, abs=0.01)
-    assert memory(LLAMA, lora, cell.resources, 8, 8)["gathered"] < gb["gathered"], "frozen weights have no gradients"
-    # Many rows on few GPUs: a pass' activations; one short row on many: the root's gradient at the end.
-    short = cell.settings["recipe"] | {"seq_len": 128, "tokens_per_update": 128 * 16}
-    end = memory(LLAMA, short, cell.resources, 16, 8)
+    lora = memory(model, replace(recipe, lora=Lora(rank=16, alpha=8.0)), 8, 8)
+    assert lora["state"] == pytest.approx((8.030 * 4 + 0.0419 * 12) / 8, abs=0.01)
+    assert lora["gathered"] < gb["gathered"], "frozen weights have no gradients"
+    # Many rows on few GPUs need most in a forward pass, one short row on many GPUs at the end: the
+    # root's gradient.
+    short = replace(recipe, seq_len=128, tokens_per_update=128 * 16)
+    end = memory(model, short, 16, 8)
     assert end["total"] - end["state"] == pytest.approx((2 * 128256 * 4096 + 4096) * 8 / 1e9)
 
 
@@ -164,11 +197,17 @@ def test_memory_by_hand(large: list[plan.Cell]) -> None:
     [
         (None, "can't be read: .*No such file"),
         ("{", "can't be read: Expecting property name"),
-        (json.dumps(LLAMA | {"architectures": ["GPT2LMHeadModel"]}), r"the model is \['GPT2LMHeadModel'\]"),
-        (json.dumps({key: LLAMA[key] for key in LLAMA if "heads" not in key}), "lacks num_attention_heads, num_key"),
+        (
+            json.dumps(LLAMA | {"architectures": ["GPT2LMHeadModel"]}),
+            r"the model is \['GPT2LMHeadModel'\]",
+        ),
+        (
+            json.dumps({key: LLAMA[key] for key in LLAMA if "heads" not in key}),
+            "lacks num_attention_heads, num_key",
+        ),
     ],
 )
-def test_a_model_that_no_recipe_trains_is_one_line(
+def test_a_model_that_no_recipe_trains_is_refused(
     large: list[plan.Cell], tmp_path: Path, config: str | None, says: str
 ) -> None:
     file = tmp_path / "8b/config.json"
@@ -179,14 +218,19 @@ def test_a_model_that_no_recipe_trains_is_one_line(
 
 @pytest.mark.parametrize(
     "setting, size",
-    [("midtrain.recipe=recipes/tiny_sft.yaml", "tokens"), ("sft.recipe=recipes/tiny_midtrain.yaml", "rows")],
+    [
+        ("midtrain.recipe=recipes/tiny_sft.yaml", "tokens"),
+        ("sft.recipe=recipes/tiny_midtrain.yaml", "rows"),
+    ],
 )
-def test_a_recipe_for_the_other_stage_is_one_line(setting: str, size: str) -> None:
+def test_a_recipe_for_the_other_stage_is_refused(setting: str, size: str) -> None:
     with pytest.raises(UserError, match=f"needs {size}_per_update"):
         cells(setting)
 
 
-def test_numbers_are_data_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_plan_prints_the_forecast_and_gives_it_as_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from study.cli import main
 
     assert main(["plan", str(TINY), "--runs", str(tmp_path), "--json", "--cluster", "lab"]) == 0
@@ -195,4 +239,7 @@ def test_numbers_are_data_too(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert main(["plan", str(TINY), "--runs", str(tmp_path)]) == 0
     assert "GPU-hours left" in capsys.readouterr().out
     assert main(["plan", str(TINY), "--runs", str(tmp_path), "--cluster", "partitions"]) == 0
-    assert "can't run: midtrain base-animal and 5 more: an update has 4 rows" in capsys.readouterr().out
+    assert (
+        "can't run: midtrain base-animal and 5 more: an update has 4 rows"
+        in capsys.readouterr().out
+    )

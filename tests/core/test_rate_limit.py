@@ -1,4 +1,4 @@
-"""The shared budget: several processes together keep to one rate, and use it up."""
+"""The shared rate limit: several processes together keep to one rate, and use it up."""
 
 import asyncio
 import bisect
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core.endpoints import rate_limit as budget
+from core.endpoints import rate_limit
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
 
@@ -32,17 +32,23 @@ asyncio.run(main())
 
 def test_four_processes_share_a_rate_and_use_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CALLER, str(tmp_path / "budget.json"), "100"]
-    callers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]
-    times = sorted(float(line) for caller in callers for line in caller.communicate()[0].splitlines())
+    callers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)
+    ]
+    times = sorted(
+        float(line) for caller in callers for line in caller.communicate()[0].splitlines()
+    )
     assert len(times) == 400
     seconds, a_second = times[-1] - times[0], 50
     print(f"{len(times) / seconds:.1f} calls a second of {a_second}")
     for start in times:
         inside = sum(start <= t < start + 2 for t in times)
-        assert inside <= a_second * (2 + budget.CATCH_UP_SECONDS) + 1
+        assert inside <= a_second * (2 + rate_limit.CATCH_UP_SECONDS) + 1
 
 
-def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_adjusted_and_back_off_holds_everybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, slept = [1000.0], []
     monkeypatch.setattr(time, "time", lambda: now[0])
 
@@ -51,8 +57,11 @@ def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypa
         now[0] += seconds
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(budget, "PACE", 1.0)
-    one, other = (RateLimiter(tmp_path / "b", requests_per_minute=600, tokens_per_minute=60_000) for _ in range(2))
+    monkeypatch.setattr(rate_limit, "PACE", 1.0)
+    one, other = (
+        RateLimiter(tmp_path / "b", requests_per_minute=600, tokens_per_minute=60_000)
+        for _ in range(2)
+    )
     asyncio.run(one.acquire(3000))  # three seconds' worth
     asyncio.run(other.acquire(1000))
     assert slept == [0.0, 3.0]
@@ -68,7 +77,9 @@ def test_tokens_are_settled_and_a_pause_holds_everybody(tmp_path: Path, monkeypa
     for wait in (30, 0, 0):  # after a pause, too, one second of it is made up for
         asyncio.run(one.acquire(500))
         assert slept[-1] == wait
-    assert (tmp_path / "b").stat().st_size == size == budget.BYTES, "no kill can tear it, no full disk stop it"
+    assert (tmp_path / "b").stat().st_size == size == rate_limit.BYTES, (
+        "no kill can tear it, no full disk stop it"
+    )
     (tmp_path / "b").write_text('{"requ')
     asyncio.run(one.acquire(10))
     assert slept[-1] == 0, "damaged"
@@ -85,7 +96,7 @@ def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
     calls, free = [], [(1000.0, n) for n in range(8)]
     while now[0] < 1000 + 60 * 5:
         now[0], process = heapq.heappop(free)
-        start = max(now[0], shared._move(lambda times, now: shared._next(times, now, 0)))
+        start = max(now[0], shared._update(lambda times, now: shared._next(times, now, 0)))
         calls.append(start + rng.uniform(0, 0.4))  # when it arrives
         heapq.heappush(free, (start + (0.5 if rng.random() < 0.05 else 0.001), process))
     calls.sort()
@@ -102,14 +113,16 @@ def test_no_change_is_lost_between_many(tmp_path: Path) -> None:
         await shared.adjust(0, 1)
         before = json.loads(shared.path.read_text())["tokens"]
         await asyncio.gather(*(shared.adjust(0, 1000) for _ in range(400)))
-        assert json.loads(shared.path.read_text())["tokens"] - before == pytest.approx(400 / budget.PACE)
+        assert json.loads(shared.path.read_text())["tokens"] - before == pytest.approx(
+            400 / rate_limit.PACE
+        )
 
     asyncio.run(many())
 
 
-def test_a_file_that_can_not_be_locked_or_written_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_locked_or_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match=r"budget can't be kept \(Is a directory\); .*/b; .*flock"):
+    with pytest.raises(UserError, match=r"/b: .* can't be kept \(Is a directory\); .*flock"):
         asyncio.run(RateLimiter(tmp_path / "b", requests_per_minute=1).acquire(1))
 
 

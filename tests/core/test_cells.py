@@ -1,4 +1,4 @@
-"""Identity, manifests, inputs and locks: what keeps a finished cell finished and a stale one from passing for it."""
+"""Identity, manifests, inputs and locks of cells: no stale cell passes for a finished one."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from core.cell import run as run_cell
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, code_version, read_manifest, write_manifest
+from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.files import write_atomically
 from core.paths import ROOT
@@ -35,7 +36,8 @@ def finished(base: Path, cell: Cell, **outputs: str) -> Path:
 
 def identities(*overrides: str) -> dict[str, str]:
     return {
-        f"{c.stage} {c.name}": c.identity for c in plan.in_order(plan.analysis(load_study(TINY, None, list(overrides))))
+        f"{c.stage} {c.name}": c.identity
+        for c in plan.in_order(plan.analysis(load_study(TINY, None, list(overrides))))
     }
 
 
@@ -50,9 +52,13 @@ def test_resources_and_names_are_not_identity() -> None:
     assert replace(cell, resources={}, name="b").identity == cell.identity
     assert replace(cell, settings={"lr": 2}).identity != cell.identity
     assert identities() == identities("concurrency=3")
-    assert identities() == identities("endpoints.stand_in.requests_per_minute=600", "endpoints.stand_in.timeout=9")
+    assert identities() == identities(
+        "endpoints.stand_in.requests_per_minute=600", "endpoints.stand_in.timeout=9"
+    )
     shared = identities("corpora.animal.shards=4")
-    assert identities() == {name: identity for name, identity in shared.items() if not name.startswith("drafts")}
+    assert identities() == {
+        name: identity for name, identity in shared.items() if not name.startswith("drafts")
+    }
     assert len(shared) == len(identities()) + 4
 
 
@@ -63,10 +69,14 @@ def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:
 
 
 def test_seeds_differ_between_cells_and_purposes_and_repeat() -> None:
-    works = [StageContext(Path(), identity, {}, {}, {}) for identity in identities().values()]
-    seeds = {work.seed("order") for work in works} | {work.seed("torch") for work in works}
-    assert len(seeds) == 2 * len(works)
-    assert works[0].seed("order", 1) == works[0].seed("order", 1) != works[0].seed("order", 2)
+    contexts = [StageContext(Path(), identity, {}, {}, {}) for identity in identities().values()]
+    seeds = {context.seed("order") for context in contexts} | {
+        context.seed("torch") for context in contexts
+    }
+    assert len(seeds) == 2 * len(contexts)
+    assert (
+        contexts[0].seed("order", 1) == contexts[0].seed("order", 1) != contexts[0].seed("order", 2)
+    )
 
 
 def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
@@ -78,7 +88,9 @@ def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
 def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Path) -> None:
     parent = Cell("documents", "animal", {"n": 1})
     child = create_cell_dir(Cell("midtrain", "m", {}, {"documents": parent}), tmp_path)
-    with pytest.raises(UserError, match=f"needs documents .*; python -m study cell {tmp_path}/documents/animal-"):
+    with pytest.raises(
+        UserError, match=f"needs documents .*; python -m study cell {tmp_path}/documents/animal-"
+    ):
         check_inputs(child, read_config(child))
     folder = finished(tmp_path, parent, text="whole")
     assert check_inputs(child, read_config(child)) == {"documents": folder}
@@ -108,9 +120,9 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
 
     class Stage:
         @staticmethod
-        def run(work: StageContext) -> dict[str, int]:
-            seen.extend(p.name for p in work.folder.iterdir())
-            (work.folder / "out").write_text("x")
+        def run(context: StageContext) -> dict[str, int]:
+            seen.extend(p.name for p in context.folder.iterdir())
+            (context.folder / "out").write_text("x")
             return {"n": 1}
 
     monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
@@ -120,6 +132,56 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
     assert "model" not in seen
     run_cell.run_cell(folder)
     assert seen.count("config.yaml") == 1, "a finished cell must do nothing"
+
+
+def test_a_resumable_stage_finds_what_its_killed_run_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = create_cell_dir(Cell("midtrain", "m", {}), tmp_path)
+    (folder / "steps").mkdir()
+    (folder / "calls.jsonl").write_text("{}")
+    (folder / "half.json.tmp12").write_text("half")
+    present = set()
+
+    class Stage:
+        RESUMABLE = True
+
+        @staticmethod
+        def run(context: StageContext) -> dict[str, int]:
+            present.update(path.name for path in context.folder.iterdir())
+            return {}
+
+    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    run_cell.run_cell(folder)
+    assert {"steps", "calls.jsonl"} < present and "half.json.tmp12" not in present
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("word", ["go", "finished"])
+def test_ranks_above_0_run_a_distributed_stage_when_rank_0_says_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distributed: bool, word: str
+) -> None:
+    folder = create_cell_dir(Cell("midtrain", "m", {}), tmp_path)
+    ran = []
+
+    class Stage:
+        DISTRIBUTED = DistributedHooks(lambda: None, lambda text: text or word)
+
+        @staticmethod
+        def run(context: StageContext) -> dict[str, int]:
+            ran.append(os.environ["RANK"])
+            return {}
+
+    if not distributed:
+        del Stage.DISTRIBUTED
+    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    run_cell.run_cell(folder)
+    assert ran == (["1"] if distributed and word == "go" else []) and not read_manifest(folder)
+    monkeypatch.setenv("RANK", "0")
+    run_cell.run_cell(folder)
+    assert ran[-1] == "0" and read_manifest(folder)
 
 
 def test_a_manifest_never_holds_half(tmp_path: Path) -> None:
@@ -153,10 +215,13 @@ from core.cell import run as run_cell
 def run(work):
     with open({str(tmp_path / "ran")!r}, "a") as f: f.write("x")
     time.sleep(0.5); return {{}}
-run_cell.importlib = types.SimpleNamespace(import_module=lambda name: types.SimpleNamespace(run=run))
+stage = types.SimpleNamespace(run=run)
+run_cell.importlib = types.SimpleNamespace(import_module=lambda name: stage)
 run_cell.run_cell(Path({str(folder)!r}))
 """
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
     assert [p.wait() for p in both] == [0, 0]
     assert (tmp_path / "ran").read_text() == "x"
 
@@ -173,7 +238,10 @@ def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
 def test_a_study_and_a_profile_of_ones_own_leave_the_code_as_committed(tmp_path: Path) -> None:
     def git(*words: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            check=True,
+        )
 
     for folder in ("studies", "slurm/clusters"):
         (tmp_path / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What plan --power promises is the formula of the deciding test, with the study's own seeds, questions and epochs."""
+"""plan --power gives the deciding test's formula for the study's seeds, questions and epochs."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,21 @@ def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> No
     assert (row["seeds"], row["questions"], row["epochs"]) == (4, 26, bench.epochs) and bench.judge
     assumed = Variances(epochs=bench.epochs)
     assert row["detectable"] == detectable(assumed, 4, 26)
-    assert row["power"] == {str(effect): power(effect, assumed, 4, 26) for effect in (0.062, 0.083, 0.109)}
+    assert row["power"] == {
+        str(effect): power(effect, assumed, 4, 26) for effect in (0.062, 0.083, 0.109)
+    }
     (alone,) = rows(load_study(TINY, seeds=[0]))
     assert alone["detectable"] is None and set(alone["power"].values()) == {None}
-    more = {effect: rows(load_study(TINY, seeds=[*range(9)]))[0]["power"][effect] for effect in row["power"]}
+    more = {
+        effect: rows(load_study(TINY, seeds=[*range(9)]))[0]["power"][effect]
+        for effect in row["power"]
+    }
     assert all(more[effect] > row["power"][effect] for effect in more)
 
 
-def test_plan_shows_it_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_shows_it_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["plan", str(TINY), "--runs", str(tmp_path)]
     assert main(words) == 0 and "detectable" not in capsys.readouterr().out
     assert main([*words, "--power"]) == 0 and "detectable, points" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""Losses of trainings against optimizer steps as a figure, in the manner of analysis.plots."""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import plots
+from analysis.curves import mark_missing, panel_grid
+from analysis.plots import TOGETHER, arm_style, finite_or_none, wrapped
+
+Curve = list[tuple[int, float]]  # (step, loss in nats per token)
+KINDS = {"training": "training", "held_out": "held-out"}
+POINTS = 100  # of a curve; of more, means over as many equal stretches are drawn
+
+
+@dataclass(frozen=True)
+class LossHistory:
+    """The losses of one training."""
+
+    arm: str
+    seed: int
+    stage: str
+    training: Curve
+    held_out: Curve
+
+    def curve(self, kind: str) -> Curve:
+        """The curve of one of KINDS."""
+        return self.training if kind == "training" else self.held_out
+
+
+def read_losses(folder: Path, arm: str, seed: int, stage: str) -> LossHistory:
+    """The losses in a training cell's folder; a curve is empty without its file."""
+    training = _read_curve(folder / "metrics.jsonl")
+    return LossHistory(arm, seed, stage, training, _read_curve(folder / "held_out.jsonl"))
+
+
+def _read_curve(path: Path) -> Curve:
+    """The curve of a file of metrics; a last line cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(row["update"], row["loss"]) for row in rows]
+
+
+@plots.styled
+def losses(runs: Sequence[LossHistory], arm_order: Sequence[str] = ()) -> Figure:
+    """Loss of every training.
+
+    A thin line per seed, and a thick one for the mean where all seeds have a value.
+    """
+    if not runs:
+        return plots.placeholder("no training was given")
+    order = list(dict.fromkeys([*arm_order, *(run.arm for run in runs)]))
+    arms = [arm for arm in order if any(run.arm == arm for run in runs)]
+    small = len(arms) > TOGETHER
+    panels = _panels(runs, small)
+    if not panels:
+        return plots.placeholder("no training has a loss yet")
+    titles = [
+        f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} loss (nats per token)"
+        for stage, kinds in panels
+    ]
+    thinned = any(len(run.curve(kind)) > POINTS for run in runs for kind in KINDS)
+    seed_label = "a seed" + (", means over some updates" if thinned else "")
+    handles = [plots.legend_entry(seed_label, linestyle="-", linewidth=0.6)]
+    if small:
+        handles.append(plots.legend_entry("held-out: with marks", linestyle="-", marker="o"))
+    placed = panel_grid([(title, arms) for title in titles], order, "update", *handles)
+    for panel in placed:
+        stage, kinds = panels[panel.number]
+        lost = []
+        for arm, kind in itertools.product(panel.arms, kinds):
+            curves = [run.curve(kind) for run in runs if (run.stage, run.arm) == (stage, arm)]
+            _draw_curves(panel.axis, curves, arm_style(arm, order), kind == "held_out")
+            if not curves or not all(curves):
+                count = f"{curves.count([]) or 'all'} of {len(curves)} seeds"
+                lost.append(f"× no {KINDS[kind]} loss: {arm}, {count}")
+        text = wrapped("; ".join(lost), 36)
+        corner: dict[str, Any] = {"transform": panel.axis.transAxes, "ha": "right", "va": "top"}
+        panel.axis.text(1, 1, text, **corner, fontsize=6)
+    return cast(Figure, placed[0].axis.figure)
+
+
+def _panels(runs: Sequence[LossHistory], small: bool) -> list[tuple[str, tuple[str, ...]]]:
+    """Stage and kinds of loss of each panel; both kinds share a panel where it is `small`."""
+    panels: list[tuple[str, tuple[str, ...]]] = []
+    for stage in dict.fromkeys(run.stage for run in runs):
+        of_stage = [run for run in runs if run.stage == stage]
+        kinds = tuple(kind for kind in KINDS if any(run.curve(kind) for run in of_stage))
+        panels += [(stage, kinds)] if small else [(stage, (kind,)) for kind in kinds]
+    return panels
+
+
+def _draw_curves(axis: Axes, curves: Sequence[Curve], style: dict[str, Any], marked: bool) -> None:
+    size = math.ceil(max(map(len, curves), default=0) / POINTS)
+    curves = [_thinned(curve, size) for curve in curves if curve]
+    for curve in curves:
+        axis.plot(*zip(*curve, strict=True), color=style["color"], linewidth=0.6, alpha=0.55)
+        mark_missing(axis, curve, style["color"])
+    by_step = [dict(curve) for curve in curves]
+    if not by_step:
+        return
+    steps = [step for step in by_step[0] if all(step in other for other in by_step)]
+    means = [sum(values[step] for values in by_step) / len(by_step) for step in steps]
+    if steps:
+        marker = style["marker"] if marked else "none"
+        mark = {"marker": marker, "markevery": 1 + len(steps) // 15}
+        axis.plot(steps, means, **style | mark, markersize=3.5, linewidth=1.4)
+
+
+def _thinned(curve: Curve, size: int) -> Curve:
+    """Means over `size` points each, at the last of them; NaN where one of them is no number."""
+    points = [
+        (step, math.nan if finite_or_none(value) is None else value)
+        for step, value in sorted(curve)
+    ]
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def describe_losses(runs: Sequence[LossHistory]) -> str:
+    parts = []
+    for run in runs:
+        for kind, meaning in KINDS.items():
+            points = sorted(run.curve(kind))
+            curve = [(step, loss) for step, loss in points if finite_or_none(loss) is not None]
+            text = f"{run.stage} of {run.arm}, seed {run.seed}, {meaning} loss: "
+            if curve:
+                lowest = min(curve, key=lambda point: point[1])
+                named = {"first": curve[0], "lowest": lowest, "last": curve[-1]}
+                text += ", ".join(
+                    f"{name} {loss:.4f} at update {step}" for name, (step, loss) in named.items()
+                )
+            else:
+                text += "none"
+            undefined = len(points) - len(curve)
+            parts.append(text + (f", {undefined} without a number" if undefined else ""))
+    return plots.description("Losses in nats per token", parts)

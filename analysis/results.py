@@ -1,0 +1,132 @@
+"""results.json from the long table: pure functions of the scores and of what the study declared."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from analysis.bounds import contrast_bounds, missing_bounds
+from analysis.contrasts import arm_rows, contrast_rows, score_rows
+from analysis.erosion import erosion_rows
+from analysis.judges import agreement, differential_bias
+from analysis.rows import Results, Row, to_jsonable
+from analysis.sensitivity import dimension_rows, sensitivity_rows
+from analysis.settings import AnalysisSettings, Benchmark, Contrast
+from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, dimension_means, question_means
+
+METHOD = (
+    "Means over questions of means over seeds and epochs. Intervals and tests are for new "
+    "training seeds and new questions: two-way (seed and question scenario) variance as in "
+    "Cameron, Gelbach and Miller (2011), Student's t with Satterthwaite's degrees of freedom, "
+    "Holm within each declared family at .05. With one training seed per arm no verdict is given. "
+    "Missing grades are left out, never counted as wrong."
+)
+
+
+def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
+    """The part of results.json that rests on the deciding judge's scores and on nothing else.
+
+    `table` holds the rows of the deciding judges (see `table.primary_judge_rows`).
+    """
+    means = question_means(table)
+    contrasts = contrast_rows(table, means, settings.contrasts, settings.missing)
+    margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
+    erosion = erosion_rows(means, settings.contrasts)
+    planned = [file.arm for file in settings.score_files]
+    planned += [row["arm"] for row in settings.missing]
+    results = {
+        "study": settings.study,
+        "method": METHOD,
+        "declared": declaration_hash(settings),
+        "scores": score_rows(means),
+        "contrasts": contrasts,
+        "erosion": [row for row in erosion if len(row["doses"]) > 1],
+        "opinions": sensitivity_rows(table, means, contrasts, margins),
+        "dimension_tests": dimension_rows(table, contrasts),
+        "arms": arm_rows(means),
+        "dimensions": dimension_means(table).to_dict("records"),
+        "bounds": bounds(table, settings.contrasts),
+        "missing": sorted(settings.missing, key=_missing_order),
+        "notes": [*exclusion_notes(settings.benchmarks), *lost_question_notes(means)],
+        "arm_order": list(dict.fromkeys(planned)),
+        "benchmarks": {
+            name: benchmark_row(benchmark, table[table["benchmark"] == name])
+            for name, benchmark in settings.benchmarks.items()
+        },
+        "writers": settings.writers,
+    }
+    jsonable: Results = to_jsonable(results)
+    return jsonable
+
+
+def _missing_order(row: Row) -> tuple[str, int, str, int]:
+    return row["benchmark"], row["dose"], row["arm"], row["seed"] or 0
+
+
+def benchmark_row(benchmark: Benchmark, table: pd.DataFrame) -> Row:
+    """The declaration of a benchmark with the counts of what was asked."""
+    part = table[table["dimension"] == OVERALL]
+    return benchmark.row() | {
+        "questions": part["question"].nunique(),
+        "scenarios": part["scenario"].nunique(),
+        "epochs": 0 if part.empty else part["epoch"].nunique(),
+        "judge": benchmark.judge if part.empty else part["judge"].iloc[0],
+    }
+
+
+def declaration_hash(settings: AnalysisSettings) -> str:
+    """sha256 of what is declared before any data.
+
+    These are the contrasts with their families and margins, the excluded questions, and the roles.
+    """
+    contrasts = [contrast.declaration() for contrast in settings.contrasts]
+    excluded = {name: list(ids) for name, ids in settings.excluded.items()}
+    text = json.dumps([contrasts, excluded, settings.roles], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def exclusion_notes(benchmarks: Mapping[str, Benchmark]) -> list[str]:
+    """A line per benchmark some of whose questions the study file excludes."""
+    return [
+        f"{name}: the study file leaves out {len(ids)} questions: {', '.join(ids)}"
+        for name, ids in ((name, benchmark.exclude) for name, benchmark in benchmarks.items())
+        if ids
+    ]
+
+
+def lost_question_notes(means: pd.DataFrame) -> list[str]:
+    """A line per checkpoint that lacks some of the questions of its benchmark."""
+    notes = []
+    for benchmark, part in means.groupby("benchmark"):
+        total = part["question"].nunique()
+        for keys, rows in part.groupby(CHECKPOINT, dropna=False):
+            if len(rows) != total:
+                name = checkpoint_name(dict(zip(CHECKPOINT, keys, strict=True)))
+                notes.append(
+                    f"{len(rows)} of the {total} questions of {benchmark} were answered: {name}"
+                )
+    return notes
+
+
+def bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> Results:
+    """What missing grades could change: see analysis.bounds. Empty where no grade is missing."""
+    benchmarks = set(table.loc[table["score"].isna(), "benchmark"])
+    if not benchmarks:
+        return {}
+    part = table[table["benchmark"].isin(benchmarks)]
+    return {"arms": missing_bounds(part), "contrasts": contrast_bounds(part, contrasts)}
+
+
+def judge_rows(table: pd.DataFrame, settings: AnalysisSettings) -> list[Row]:
+    """The agreement of judges where a benchmark has several, each row with the judges' `bias`.
+
+    `table` is the long table with the rows of every judge. See analysis.judges.
+    """
+    primary = {name: judge for name, judge in settings.judges.items() if judge}
+    bias = differential_bias(table, primary, settings.contrasts)
+    rows = []
+    for row in agreement(table, primary):
+        of_row = [b for b in bias if b["benchmark"] == row["benchmark"] and row["arm"] is None]
+        rows.append({**row, "bias": of_row})
+    return rows

@@ -1,0 +1,133 @@
+"""Other methods beside the deciding test, for primary contrasts and those with a margin.
+
+Nothing here decides.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.contrasts import contrast_arms, questions_of, scenarios_of
+from analysis.estimates import two_way
+from analysis.inference import benjamini_hochberg, equivalence, hierarchical_bootstrap, permutation
+from analysis.mixed import mixed_model
+from analysis.rows import Row, fields, select
+from analysis.table import OVERALL, question_means
+
+RESAMPLES = 10_000
+SHARED = "arms of one seed share their midtraining, so seeds can't be exchanged between them"
+PLACE = ("benchmark", "dose", "against_dose")
+
+
+def sensitivity_rows(
+    table: pd.DataFrame,
+    means: pd.DataFrame,
+    contrasts: Sequence[Row],
+    margins: Mapping[str, float],
+) -> list[Row]:
+    """One row per contrast row of the family "primary" or with a margin, where it has a number.
+
+    A row has `bootstrap` (se, low, high, percentile_low, percentile_high), `permutation` (p,
+    smallest_p), `mixed` (estimate, low, high, p, at_zero) and `equivalence` (margin, p,
+    equivalent, low, high: of 90 %), each with its `reason` where it has no number: see
+    analysis.inference and analysis.mixed.
+
+    Args:
+        table: the rows of the deciding judges.
+        means: `table.question_means` of them.
+        contrasts: the rows of analysis.contrasts.
+        margins: contrast name -> equivalence margin in score units.
+    """
+    rows = []
+    for contrast in contrasts:
+        margin = margins.get(contrast["name"])
+        if contrast["estimate"] is None or not (contrast["family"] == "primary" or margin):
+            continue
+        row = select(contrast, ("name", "family", *PLACE)) | _methods(table, means, contrast)
+        row["equivalence"] = None
+        if margin:
+            test = equivalence(contrast["estimate"], contrast["se"], contrast["df"], margin)
+            keys = ("p", "equivalent", "low", "high", "smallest_margin", "reason")
+            row["equivalence"] = {"margin": margin} | fields(test, keys)
+        rows.append(row)
+    return rows
+
+
+def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
+    """One contrast by bootstrap, permutation and mixed model."""
+    benchmark = contrast["benchmark"]
+    (treatment, control), _ = contrast_arms(means, benchmark, _sides(contrast), contrast["paired"])
+    scenarios = scenarios_of(means, benchmark)
+    fixed = (treatment.fixed, control.fixed)
+    if contrast["paired"]:
+        first = treatment.scores[..., None]
+        second = control.scores[..., None]
+    else:
+        questions = questions_of(means, benchmark)["question"].tolist()
+        first, second = (
+            _answers(table, benchmark, arm, dose, questions) for arm, dose in _sides(contrast)
+        )
+    bootstrap = hierarchical_bootstrap(first, second, scenarios, RESAMPLES, 0, fixed)
+    mixed = mixed_model(treatment.scores, control.scores, scenarios, fixed)
+    exchange = fields(permutation(treatment.scores, control.scores), ("p", "smallest_p", "reason"))
+    if contrast["paired"]:
+        exchange = {"p": None, "smallest_p": None, "reason": SHARED}
+    intervals = ("se", "low", "high", "percentile_low", "percentile_high", "reason")
+    return {
+        "bootstrap": fields(bootstrap, intervals),
+        "permutation": exchange,
+        "mixed": fields(mixed, ("estimate", "low", "high", "p", "at_zero", "reason")),
+    }
+
+
+def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
+    """Each primary contrast dimension by dimension, by the two-way test.
+
+    `q` is p adjusted for the false discovery rate by Benjamini and Hochberg's method, over the
+    dimensions of one contrast, benchmark and dose.
+    """
+    rows: list[Row] = []
+    for contrast in contrasts:
+        of_benchmark = table["benchmark"] == contrast["benchmark"]
+        part = table[of_benchmark & (table["dimension"] != OVERALL)]
+        if contrast["family"] != "primary" or contrast["estimate"] is None or part.empty:
+            continue
+        tests = []
+        for dimension, scores in part.groupby("dimension", sort=True):
+            means = question_means(scores.assign(dimension=OVERALL))
+            graded = set(zip(means["arm"], means["dose"], strict=True))
+            if not {*_sides(contrast)} <= graded:
+                continue
+            benchmark = contrast["benchmark"]
+            arms, _ = contrast_arms(means, benchmark, _sides(contrast), contrast["paired"])
+            test = two_way(arms, scenarios_of(means, benchmark))
+            row = select(contrast, ("name", *PLACE)) | {"dimension": dimension}
+            tests.append(
+                row | fields(test, ("estimate", "low", "high", "p", "questions", "reason"))
+            )
+        qs = benjamini_hochberg([row["p"] for row in tests])
+        rows += [row | {"q": q} for row, q in zip(tests, qs, strict=True)]
+    return rows
+
+
+def _sides(contrast: Row) -> list[tuple[str, int]]:
+    """Arm and dose of the treatment and of the control."""
+    return [
+        (contrast["of"], contrast["dose"]),
+        (contrast["against"], contrast["against_dose"]),
+    ]
+
+
+def _answers(
+    table: pd.DataFrame, benchmark: str, arm: str, dose: int, questions: list[str]
+) -> np.ndarray:
+    """Overall scores of shape (seeds, questions, epochs), NaN where there is none."""
+    part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
+    part = part[(part["arm"] == arm) & (part["dose"] == dose)]
+    seed = np.unique(part["seed"].fillna(-1), return_inverse=True)[1]
+    question = pd.Index(questions).get_indexer(pd.Index(part["question"]))
+    epoch = np.unique(part["epoch"], return_inverse=True)[1]
+    scores = np.full((seed.max() + 1, len(questions), epoch.max() + 1), np.nan)
+    scores[seed, question, epoch] = part["score"]
+    return scores

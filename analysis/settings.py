@@ -1,0 +1,177 @@
+"""The settings of the analysis cell as typed objects."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.rows import Row
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A declared comparison: the score of `treatment` minus that of `control`.
+
+    Without `treatment_dose` and `control_dose` the arms are compared at each SFT dose that both
+    have; with them, `treatment` at one dose is compared with `control` at the other.
+    """
+
+    name: str
+    treatment: str  # an arm
+    control: str  # an arm
+    benchmarks: tuple[str, ...]
+    family: str  # the p-values of a family are corrected together; "primary" is the main one
+    treatment_dose: int | None = None  # rows of SFT data
+    control_dose: int | None = None  # rows of SFT data
+    margin: float | None = None  # of equivalence, score units (0..1), above 0
+    paired: bool = False  # runs of one seed share their midtraining in both arms
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> "Contrast":
+        return cls(
+            name=settings["name"],
+            treatment=settings["of"],
+            control=settings["against"],
+            benchmarks=tuple(settings["on"]),
+            family=settings["family"],
+            treatment_dose=settings.get("of_dose"),
+            control_dose=settings.get("against_dose"),
+            margin=settings.get("margin"),
+            paired=bool(settings.get("paired")),
+        )
+
+    @property
+    def arms(self) -> tuple[str, str]:
+        return self.treatment, self.control
+
+    @property
+    def doses(self) -> tuple[int, int] | None:
+        """The declared doses of `treatment` and `control`; None where all common doses count."""
+        if self.treatment_dose is None or self.control_dose is None:
+            return None
+        return self.treatment_dose, self.control_dose
+
+    def row(self) -> Row:
+        """The entries that name the contrast in a row of results.json."""
+        return {"name": self.name, "of": self.treatment, "against": self.control}
+
+    def declaration(self) -> Row:
+        """What is declared before any data, as it is hashed."""
+        return {
+            **self.row(),
+            "on": list(self.benchmarks),
+            "family": self.family,
+            "of_dose": self.treatment_dose,
+            "against_dose": self.control_dose,
+            "margin": self.margin,
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as the study declares it."""
+
+    task: str
+    judge: str | None  # the model that decides; None where nothing is judged
+    stand_in: bool  # the judge is the kit's deterministic one
+    other_judges: tuple[str, ...]  # their grades are reported and decide nothing
+    exclude: tuple[str, ...]  # ids of questions that the study leaves out
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> "Benchmark":
+        return cls(
+            task=settings["task"],
+            judge=settings["judge"],
+            stand_in=settings["stand_in"],
+            other_judges=tuple(settings["other_judges"]),
+            exclude=tuple(settings["exclude"]),
+        )
+
+    def row(self) -> Row:
+        """The benchmark's entries in results.json."""
+        return {
+            "task": self.task,
+            "judge": self.judge,
+            "stand_in": self.stand_in,
+            "other_judges": list(self.other_judges),
+            "exclude": list(self.exclude),
+        }
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """The scores of one checkpoint on one benchmark by one judge: `inputs[role]/scores.parquet`."""
+
+    role: str
+    arm: str
+    seed: int | None  # the training seed; None for a model that was not trained
+    dose: int  # rows of SFT data
+    benchmark: str
+    checkpoint: str  # the cell that made the weights
+    other_judge: str | None = None  # set where another judge than the deciding one graded
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> "ScoreFile":
+        return cls(
+            role=settings["role"],
+            arm=settings["arm"],
+            seed=settings["seed"],
+            dose=settings["dose"],
+            benchmark=settings["benchmark"],
+            checkpoint=settings["checkpoint"],
+            other_judge=settings.get("judge"),
+        )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What more data would cost, in one unit of hours or money; None where it is not given."""
+
+    unit: str = "GPU-hours"
+    seed: float | None = None  # one more training of one arm, with its answers and grades
+    question: float | None = None  # one more, asked of all checkpoints
+    epoch: float | None = None  # one more answer to every question
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """Everything that the analysis of one study is told, apart from the scores."""
+
+    study: str
+    score_files: list[ScoreFile]
+    missing: list[Row]  # planned checkpoints without scores: arm, seed, dose, benchmark
+    labels: list[str]  # roles of files with grades by people
+    contrasts: list[Contrast]
+    benchmarks: dict[str, Benchmark]
+    roles: dict[str, str | int | float]  # of the paper's claims: see analysis.claims; empty: none
+    costs: Costs
+    writers: list[Row]  # corpus, model, stand_in
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
+        """From the `settings` of the analysis cell's config.yaml."""
+        benchmarks = settings["benchmarks"]
+        return cls(
+            study=settings["study"],
+            score_files=[ScoreFile.parse(row) for row in settings["rows"]],
+            missing=settings["missing"],
+            labels=settings["labels"],
+            contrasts=[Contrast.parse(contrast) for contrast in settings["contrasts"]],
+            benchmarks={name: Benchmark.parse(benchmarks[name]) for name in benchmarks},
+            roles=settings["roles"],
+            costs=Costs(**settings["costs"]),
+            writers=settings["writers"],
+        )
+
+    @property
+    def judges(self) -> dict[str, str | None]:
+        """Benchmark -> the judge that decides."""
+        return {name: benchmark.judge for name, benchmark in self.benchmarks.items()}
+
+    @property
+    def other_judges(self) -> dict[str, tuple[str, ...]]:
+        """Benchmark -> the judges whose grades are reported beside."""
+        return {name: benchmark.other_judges for name, benchmark in self.benchmarks.items()}
+
+    @property
+    def excluded(self) -> dict[str, tuple[str, ...]]:
+        """Benchmark -> ids of the questions that the study leaves out."""
+        return {name: benchmark.exclude for name, benchmark in self.benchmarks.items()}

@@ -1,0 +1,358 @@
+"""LaTeX tables beside the verdicts.
+
+Erosion, other methods, more data, corpora, judges, missing grades, claims and robustness.
+"""
+
+from collections.abc import Callable
+
+from analysis.headline import interval, percent
+from analysis.rows import Results, Row
+from analysis.tables import braced, number, p_cell, table, tex
+
+
+def erosion_table(results: Results) -> str:
+    """The change of each advantage between two doses, and where half of it or all of it is lost."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("name", "benchmark")),
+            f"{change['first']} to {change['second']}",
+            percent(change["estimate"], "+"),
+            braced(interval(change, "+")),
+            p_cell(change["p_holm"]),
+            *(_dose(row[key]) if n == 0 else "" for key in ("half", "zero")),
+        ]
+        for row in results["erosion"]
+        for n, change in enumerate(row["changes"])
+    ]
+    caption = (
+        "Erosion under SFT: the change of each contrast between two doses in points, paired "
+        "within seeds and questions; $p$ by Holm over the changes of a family. Half and gone: "
+        "the dose at which half of the first advantage, and all of it, is lost, linear between "
+        "doses, with Fieller's 95\\,\\% interval."
+    )
+    headers = [
+        "Contrast",
+        "Benchmark",
+        "SFT doses",
+        "Points",
+        "95\\,\\% interval",
+        "$p$ (Holm)",
+        "Half",
+        "Gone",
+    ]
+    return table(headers, rows, "lllS[table-format=-3.1]rrrr", caption, "tab:erosion", results)
+
+
+def _dose(crossing: Row) -> str:
+    """The dose of a crossing with its interval, such as `150 [90, -]`."""
+    if crossing["dose"] is None:
+        return "-"
+    dose = f"{crossing['dose']:.0f}"
+    ends = [number(crossing[key], ".0f") for key in ("low", "high")]
+    return dose if ends == ["-", "-"] else f"{dose} [{', '.join(ends)}]"
+
+
+def sensitivity_table(results: Results) -> str:
+    """The contrasts by other methods than the deciding one."""
+    rows = []
+    for row in results["opinions"]:
+        mixed = row["mixed"]
+        permutation = row["permutation"]
+        equivalence = row["equivalence"]
+        p = p_cell(permutation["p"])
+        if permutation["smallest_p"]:
+            p += f" ($\\geq$ {p_cell(permutation['smallest_p'])})"
+        rows.append(
+            [
+                *(tex(row[key]) for key in ("name", "benchmark", "dose")),
+                braced(interval(row["bootstrap"], "+")),
+                p,
+                percent(mixed["estimate"], "+"),
+                braced(interval(mixed, "+")),
+                p_cell(mixed["p"]),
+                "-" if equivalence is None else percent(equivalence["margin"]),
+                "-" if equivalence is None else p_cell(equivalence["p"]),
+            ]
+        )
+    caption = (
+        "Second opinions; verdicts rest on the two-way test alone. Bootstrap: studentised "
+        "interval over seeds, scenarios and answers (10\\,000 resamples). Permutation of "
+        "training seeds, with the smallest $p$ so few seeds allow. Mixed model: REML, crossed "
+        "intercepts of run, scenario and arm by scenario, Satterthwaite. Equivalence: two "
+        "one-sided tests within the declared margin. In points."
+    )
+    headers = [
+        "Contrast",
+        "Benchmark",
+        "SFT dose",
+        "Bootstrap",
+        "Permutation $p$",
+        "Mixed",
+        "95\\,\\% interval",
+        "$p$",
+    ]
+    headers += ["Margin", "Equivalence $p$"]
+    columns = "llrrrS[table-format=-3.1]rrrr"
+    return table(headers, rows, columns, caption, "tab:opinions", results)
+
+
+def dimension_tests_table(results: Results) -> str:
+    """The primary contrasts dimension by dimension, with the false discovery rate held."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("name", "benchmark", "dose", "dimension")),
+            percent(row["estimate"], "+"),
+            braced(interval(row, "+")),
+            p_cell(row["p"]),
+            p_cell(row["q"]),
+            str(row["questions"]),
+        ]
+        for row in results["dimension_tests"]
+    ]
+    caption = (
+        "Primary contrasts by dimension, in points, by the two-way test; $q$: $p$ adjusted for "
+        "the false discovery rate (Benjamini and Hochberg) over the dimensions of one contrast. "
+        "Exploratory."
+    )
+    headers = [
+        "Contrast",
+        "Benchmark",
+        "SFT dose",
+        "Dimension",
+        "Points",
+        "95\\,\\% interval",
+        "$p$",
+        "$q$",
+        "Questions",
+    ]
+    return table(
+        headers, rows, "llrlS[table-format=-3.1]rrrr", caption, "tab:dimensiontests", results
+    )
+
+
+def variance_table(results: Results) -> str:
+    """Variance components, and the difference that more data would make detectable."""
+    rows = []
+    for row in results["variance"]:
+        start = [tex(row["benchmark"]), tex(row["dose"])]
+        for part in row["components"]:
+            numbers = [percent(part["sd"]), number(part["df"], ".0f")]
+            rows.append([*start, part["component"], *numbers, "", "", ""])
+        for option in row["purchases"]:
+            cost = "-" if option["cost"] is None else f"{option['cost']:g} {tex(row['unit'])}"
+            counts = (f"{option[key]} {key}" for key in ("seeds", "questions", "epochs"))
+            detectable = percent(option["detectable"])
+            rows.append([*start, option["purchase"], "", "", detectable, cost, ", ".join(counts)])
+    caption = (
+        "Variance components (standard deviations in points, with the degrees of freedom that "
+        "show them) and the smallest difference of two arms that the two-way test would find in "
+        "80\\,\\% of studies: now, and after a further purchase, the best gain per cost first."
+    )
+    headers = [
+        "Benchmark",
+        "SFT dose",
+        "Component or purchase",
+        "SD",
+        "df",
+        "Detectable",
+        "Cost",
+        "Then",
+    ]
+    return table(headers, rows, "lrlrrrrl", caption, "tab:variance", results)
+
+
+def corpora_table(results: Results) -> str:
+    """The corpora as trained on: sizes, diversity, and the drafts that gates rejected."""
+    shares = ("type_token", "distinct_2", "distinct_3", "mean_similarity")
+    rows = [
+        [
+            tex(row["name"]),
+            *(str(row[key]) for key in ("documents", "held_out", "tokens")),
+            f"{row['median_words']:.0f}",
+            *(number(row[key], ".3f") for key in shares),
+            number(row["vendi"], ".1f"),
+            str(sum(row["rejected"].values())),
+        ]
+        for row in results["corpora"]
+    ]
+    caption = (
+        "Corpora as trained on. Type-token ratio and shares of distinct bi- and trigrams over "
+        "the first 100\\,000 words at most; mean cosine of TF-IDF vectors over pairs of "
+        "documents, and the Vendi score, the effective number of different documents. Rejected: "
+        "drafts that a gate stopped and that were written again."
+    )
+    headers = [
+        "Corpus",
+        "Documents",
+        "Held out",
+        "Tokens",
+        "Median words",
+        "Type-token",
+        "Bigrams",
+        "Trigrams",
+    ]
+    headers += ["Similarity", "Vendi", "Rejected"]
+    columns = "lrrrr" + "S[table-format=1.3]" * 4 + "S[table-format=3.1]r"
+    return table(headers, rows, columns, caption, "tab:corpora", results)
+
+
+def judges_table(results: Results) -> str:
+    """Agreement of the judges that graded the same answers, for each pair and arm."""
+    rows = [
+        [
+            tex(row["benchmark"]),
+            tex(row["arm"] or "all arms"),
+            tex(pair["judge"]),
+            tex(pair["other"]),
+            str(pair["n"]),
+            *(
+                number(pair[key], ".3f")
+                for key in ("mean_judge", "mean_other", "agreement", "kappa")
+            ),
+            number(row["alpha"], ".3f"),
+        ]
+        for row in results["judges"]
+        for pair in row["pairs"]
+    ]
+    caption = (
+        "Judges over the same answers. The first decides; the other is reported only. Means and "
+        "agreement over the grades that both gave, Cohen's $\\kappa$ for grades of 0 or 1, "
+        "Krippendorff's $\\alpha$ over all judges."
+    )
+    headers = [
+        "Benchmark",
+        "Arm",
+        "Judge",
+        "Other judge",
+        "Grades",
+        "Mean",
+        "Other's mean",
+        "Agreement",
+    ]
+    headers += [r"$\kappa$", r"$\alpha$"]
+    return table(headers, rows, "llllr" + "S[table-format=1.3]" * 5, caption, "tab:judges", results)
+
+
+def bounds_table(results: Results) -> str:
+    """The bounds of each arm's mean: had all of its missing grades failed, or passed."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("benchmark", "dose", "arm", "dimension")),
+            f"{row['missing']} of {row['grades']}",
+            *(percent(row[key]) for key in ("mean", "low", "high")),
+        ]
+        for row in results["bounds"]["arms"]
+        if row["missing"]
+    ]
+    caption = (
+        "Missing grades and what they could change: means in percent as graded, had all failed, "
+        "had all passed."
+    )
+    headers = [
+        "Benchmark",
+        "SFT dose",
+        "Arm",
+        "Dimension",
+        "Missing",
+        "As graded",
+        "All failed",
+        "All passed",
+    ]
+    return table(headers, rows, "lrllr" + "S[table-format=3.1]" * 3, caption, "tab:bounds", results)
+
+
+def claims_table(results: Results) -> str:
+    """The paper's claims beside this study's numbers.
+
+    Claims on corpora have other units and are left out.
+    """
+    rows = [
+        [
+            *(tex(row[key]) for key in ("id", "statement", "published")),
+            percent(row["estimate"], "+"),
+            braced(interval(row, "+")),
+            p_cell(row["p_holm"]),
+            row["verdict"],
+            tex(row["reason"] or ""),
+        ]
+        for row in results["claims"]
+        if row["benchmark"] or row["verdict"] != "none"
+    ]
+    caption = (
+        "The paper's claims. Published as printed; ours in points, first arm minus second; "
+        "Holm-adjusted $p$."
+    )
+    headers = [
+        "Claim",
+        "Statement",
+        "Published",
+        "Points",
+        "95\\,\\% interval",
+        "$p$ (Holm)",
+        "Verdict",
+        "Why",
+    ]
+    return table(
+        headers, rows, "lp{4.5cm}lS[table-format=-3.1]rrlp{3cm}", caption, "tab:claims", results
+    )
+
+
+def arithmetic_table(results: Results) -> str:
+    """The paper's figures recomputed from each other, where one is printed to compare with."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("id", "what", "published", "recomputed")),
+            "agrees" if row["agrees"] else "does not agree",
+        ]
+        for row in results["arithmetic"]
+        if row["agrees"] is not None
+    ]
+    caption = "The paper's figures recomputed from each other."
+    headers = ["Claim", "Figure", "Printed", "Recomputed", "Agreement"]
+    return table(headers, rows, "lp{5cm}lp{4cm}l", caption, "tab:arithmetic", results)
+
+
+def robustness_table(results: Results) -> str:
+    """Each primary contrast under one other choice at a time."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("name", "benchmark", "dose", "variant")),
+            percent(row["estimate"], "+"),
+            braced(interval(row, "+")),
+            p_cell(row["p"]),
+            tex(row["which"] or row["reason"] or ""),
+        ]
+        for row in results["robustness"]
+    ]
+    caption = (
+        "The primary contrasts under one other choice at a time, in points; $p$ unadjusted; "
+        "nothing here decides."
+    )
+    headers = [
+        "Contrast",
+        "Benchmark",
+        "SFT dose",
+        "Variant",
+        "Points",
+        "Interval or range",
+        "$p$",
+        "Note",
+    ]
+    return table(
+        headers, rows, "llrlS[table-format=-3.1]rrp{4cm}", caption, "tab:robustness", results
+    )
+
+
+# Written where results.json has rows for them; file name (without .tex) -> function of it.
+SUPPLEMENTARY_TABLES: dict[str, Callable[[Results], str]] = {
+    "erosion": erosion_table,
+    "opinions": sensitivity_table,
+    "dimension_tests": dimension_tests_table,
+    "variance": variance_table,
+    "corpora": corpora_table,
+    "judges": judges_table,
+    "bounds": bounds_table,
+    "robustness": robustness_table,
+    "claims": claims_table,
+    "arithmetic": arithmetic_table,
+}

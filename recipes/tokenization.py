@@ -1,0 +1,255 @@
+"""Text to token files: packed documents for midtraining, one conversation a row for SFT.
+
+Both use the checkpoint's own Hugging Face tokenizer and chat template. vLLM uses them too, so that
+training and evaluation can't disagree about BOS, EOS or the template.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from core.errors import UserError
+from core.files import write_atomically
+from recipes.model import read_config
+from recipes.rows import Rows
+
+# Llama 3's tokenizer class, by its names in transformers 4 and 5.
+LLAMA_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
+Messages = list[dict[str, str]]
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, with a pad token (EOS where the model names none).
+
+    Raises UserError where it has tokens that the model has no embedding for, or config.json is not
+    that of a model of recipes.model.
+    """
+    config = read_config(folder)
+    vocab_size = config["vocab_size"]
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer = _tokenizer_class(folder, config).from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            where=str(folder),
+            what="the tokenizer names no eos_token",
+            fix="add one to its tokenizer_config.json",
+        )
+    if len(tokenizer) > vocab_size:
+        raise UserError(
+            where=str(folder),
+            what=f"the tokenizer has {len(tokenizer)} tokens, the model's config {vocab_size}",
+            fix="give the model its own tokenizer",
+        )
+    return tokenizer
+
+
+def _tokenizer_class(folder: Path, config: dict[str, Any]) -> Any:
+    """The class that transformers and vLLM take.
+
+    Llama 3's is taken without AutoTokenizer, whose import takes 2 s for the same result.
+    """
+    file = folder / "tokenizer_config.json"
+    named = None
+    if file.exists():
+        named = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class")
+    # Of Qwen2 AutoTokenizer takes the family's own class, whatever the file names.
+    if config.get("model_type") == "llama" and named in LLAMA_TOKENIZERS:
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def pack_documents(
+    folder: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int
+) -> Rows:
+    """All documents end to end, each as BOS text EOS, cut into rows of `seq_len` tokens.
+
+    Nothing is dropped. A document that crosses a row's end continues in the next row, where it
+    can't see its first part. The last token before a cut is still trained to predict the token
+    after it; an EOS is not trained to predict the next BOS.
+    """
+    if not (folder / "index.json").exists():
+        _write(folder, ((ids, None) for ids in encode_documents(texts, tokenizer)))
+    return Rows.load(folder, seq_len, tokenizer.pad_token_id)
+
+
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[np.ndarray]:
+    """Each text as BOS text EOS, uint32; without BOS where the tokenizer has none."""
+    texts = iter(texts)
+    backend = tokenizer.backend_tokenizer
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    backend.no_truncation()
+    backend.no_padding()
+    while batch := list(itertools.islice(texts, TEXTS_AT_ONCE)):
+        # Names of special tokens inside a text stay text: data must not be able to end a document.
+        backend.encode_special_tokens = True
+        # A quarter faster than calling the tokenizer itself.
+        for encoding in backend.encode_batch_fast(batch, add_special_tokens=False):
+            yield np.array([*bos, *encoding.ids, tokenizer.eos_token_id], np.uint32)
+
+
+def encode_conversations(
+    folder: Path,
+    rows: list[tuple[str, Messages]],
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    replayed: Iterable[np.ndarray] = (),
+) -> Rows:
+    """One conversation a row; only the assistant's answers with their end token are trained.
+
+    Args:
+        rows: where each conversation comes from ("file:line"), and its messages.
+        replayed: token ids of documents, a row each, of which every token is trained.
+
+    Raises UserError where conversations have more than `seq_len` tokens (nothing is cut) or hold a
+    special token's name, or the chat template is missing or unusable.
+    """
+    if not (folder / "index.json").exists():
+        if rows and not tokenizer.chat_template:
+            raise UserError(
+                where=tokenizer.name_or_path,
+                what="no chat template",
+                fix="add a chat_template.jinja to the folder of the model that the study starts "
+                "from",
+            )
+        added = tokenizer.added_tokens_decoder.items()
+        special = {i: token.content for i, token in added if token.special}
+        names = re.compile("|".join(map(re.escape, special.values())))
+        encoded = [
+            _encode_conversation(source, messages, tokenizer, names, {*special})
+            for source, messages in rows
+        ]
+        _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
+        all_trained = ((ids, np.arange(len(ids)) > 0) for ids in replayed)
+        _write(folder, itertools.chain(encoded, all_trained))
+    return Rows.load(folder, None, tokenizer.pad_token_id)
+
+
+def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len: int) -> None:
+    """Raises UserError where conversations have more than `seq_len` tokens."""
+    too_long = [
+        (length, source)
+        for length, (source, _) in zip(lengths, rows, strict=True)
+        if length > seq_len
+    ]
+    if too_long:
+        sources = ", ".join(source for _, source in too_long[:3])
+        raise UserError(
+            where=f"{sources}{' ...' if len(too_long) > 3 else ''}",
+            what=f"{len(too_long)} conversations have more tokens than the recipe's seq_len "
+            f"{seq_len}, the longest {max(too_long)[0]}",
+            fix="raise it or drop these rows",
+        )
+
+
+def _encode_conversation(
+    source: str,
+    messages: Messages,
+    tokenizer: PreTrainedTokenizerBase,
+    names: re.Pattern[str],
+    special: set[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a conversation up to its last answer, and which of them are trained, bool.
+
+    `names` matches the special tokens' names, `special` has their ids.
+    """
+    for message in messages:
+        # The rendered template is tokenized as a whole: such a name would end a turn or open one.
+        if match := names.search(message["content"]):
+            raise UserError(
+                where=source,
+                what=f"{match[0]!r} in its text would be read as the token",
+                fix="reword or drop the row",
+            )
+
+    # Strip answers as Llama's template does: otherwise a line break that an answer begins with
+    # would merge with the header's into one token.
+    messages = [
+        message | {"content": message["content"].strip()}
+        if message["role"] == "assistant"
+        else message
+        for message in messages
+    ]
+
+    def render(turns: Messages, add_generation_prompt: bool) -> list[int]:
+        return tokenizer.apply_chat_template(  # type: ignore[return-value]
+            turns, add_generation_prompt=add_generation_prompt, return_dict=False
+        )
+
+    ids: list[int] = []
+    loss_mask: list[bool] = []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        try:
+            # The assistant's header is part of the prompt, as it is when the model is sampled.
+            prompt = render(messages[:turn], True)
+            answered = render(messages[: turn + 1], False)
+        except TemplateError as error:
+            raise UserError(
+                where=source,
+                what=f"the model's chat template refuses it: {error}",
+                fix="change the row, or give the model another template",
+            ) from None
+        if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
+            raise UserError(
+                where=source,
+                what="the chat template rewrites earlier turns",
+                fix="give the model one that only appends",
+            )
+        special_at = [i for i in range(len(prompt), len(answered)) if answered[i] in special]
+        end = max(special_at, default=len(answered)) + 1
+        if str(tokenizer.decode(answered[end:])).strip():
+            # That special token is of the header: the template has no end token.
+            end = len(answered)
+        loss_mask += [len(prompt) <= i < end for i in range(len(ids), len(answered))]
+        ids = answered
+    return np.array(ids, np.uint32), np.array(loss_mask)
+
+
+def _write(folder: Path, texts: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
+    """Write the files that Rows.load maps; index.json last: it exists when they are complete.
+
+    `texts`: token ids, and which of them are trained (None: all).
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    offsets: list[int] = []
+    total = 0
+    mask_file = folder / "said.bin"
+    with open(folder / "tokens.bin", "wb") as tokens, open(mask_file, "wb") as masks:
+        for ids, loss_mask in texts:
+            tokens.write(ids.data)
+            masks.write(b"" if loss_mask is None else loss_mask.data)
+            total += len(ids)
+            offsets.append(total)
+        is_masked = masks.tell() > 0
+    if not offsets:
+        raise UserError(
+            where=str(folder.parent),
+            what="the data has no row at all to train on",
+            fix="see its input",
+        )
+    if not is_masked:
+        mask_file.unlink()
+    np.array(offsets, np.int64).tofile(folder / "ends.bin")
+    for path in folder.iterdir():  # on the disk before index.json is, should the machine go down
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    index = {"texts": len(offsets), "tokens": total}
+    write_atomically(folder / "index.json", json.dumps(index))

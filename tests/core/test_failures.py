@@ -1,0 +1,165 @@
+"""Every known failure has a log that shows it, as the programs write it."""
+
+from pathlib import Path
+
+import pytest
+
+from core.cell.failures import KNOWN_FAILURES, diagnose, end, explain, last_lines
+
+SLURMSTEPD = "slurmstepd-cpu1: error: *** JOB 494738 ON cpu1 CANCELLED AT 2026-11-24T04:41:42"
+LOGS = {
+    "held job": [
+        "Slurm: JobHeldUser",
+        "Slurm: launch failed requeued held",
+        "Slurm: JobHoldMaxRequeue",
+    ],
+    "dead dependency": ["Slurm: DependencyNeverSatisfied"],
+    "refused by Slurm": [
+        "Slurm: PartitionTimeLimit",
+        "Slurm: QOSMaxGRESPerJob",
+        "Slurm: InvalidAccount",
+    ],
+    "time limit": [
+        f"{SLURMSTEPD} DUE TO TIME LIMIT ***\nsrun: error: cpu1: task 0: Terminated",
+        # 26.05 writes another beginning.
+        "[2026-11-24T04:41:42.017] error: *** JOB 12 ON cpu1 CANCELLED AT 2026-11-24T04:41:42 "
+        "DUE TO TIME LIMIT ***",
+        "submitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many "
+        "times.",
+        "Slurm: TIMEOUT",
+    ],
+    "node failure": [
+        "srun: error: Node failure on gpu2",
+        "slurmstepd: error: *** STEP 7.0 ON gpu2 CANCELLED AT 2026-11-23T15:22:01 DUE TO NODE "
+        "FAILURE, SEE LOG ***",
+        "Slurm: NODE_FAIL",
+    ],
+    "preempted": [
+        f"{SLURMSTEPD} DUE TO PREEMPTION ***",
+        f"{SLURMSTEPD} DUE TO JOB REQUEUE ***",
+        "Slurm: PREEMPTED",
+    ],
+    "out of GPU memory": [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.1 "
+        "GiB",
+        "RuntimeError: CUDA error: out of memory",
+        "ValueError: No available memory for the cache blocks. Try increasing "
+        "`gpu_memory_utilization`",
+        "ValueError: Free memory on device (10.1/79.1 GiB) on startup is less than desired GPU "
+        "memory utilization",
+    ],
+    "out of memory": [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some step tasks are OOM",
+        "slurmstepd: error: StepId=494733.0 exceeded memory limit (189943808 > 104857600), being "
+        "killed",
+        "srun: error: cpu1: task 0: Out Of Memory",
+        "MemoryError: x",
+        "Slurm: OUT_OF_MEMORY",
+    ],
+    "cancelled": [
+        f"{SLURMSTEPD} ***\nsrun: error: cpu1: task 0: Killed",
+        "Slurm: CANCELLED by 1000",
+    ],
+    "GPU fault": [
+        "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
+        "RuntimeError: No CUDA GPUs are available",
+        "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    ],
+    "collective timeout": [
+        "[rank3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=8) ran for 600000 "
+        "ms",
+        "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled "
+        "system error",
+        "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by "
+        "peer [127.0.1.1]:43",
+        "error: only 3 of 4 ranks came within 0:10:00; see the others' logs",
+    ],
+    "port in use": [
+        "RuntimeError: The server socket has failed to listen: errno: 98, Address already in use"
+    ],
+    "no disk space": [
+        "OSError: [Errno 122] Disk quota exceeded: '/scratch/runs/model.safetensors'",
+        "OSError: [Errno 28] No space left on device",
+    ],
+    "disk fault": [
+        "OSError: [Errno 116] Stale file handle: 'rows.npy'",
+        "OSError: [Errno 5] Input/output error",
+    ],
+    "rate limit": [
+        "error: still over the rate limit or quota after 6 retries (HTTP 429); writer https://x/v1",
+        "error: the judge m at https://x/v1 can't grade: RateLimitError: Error code",
+    ],
+    "missing key": [
+        "error: environment variable K: the key for https://x/v1 is missing; set it before you "
+        "start",
+        "error: the judge m at https://x/v1 can't grade: AuthenticationError: Error code: 401",
+    ],
+    "missing model": ["error: no model in /runs/midtrain/a/model; it has no config.json"],
+    "unreachable endpoint": ["error: the judge m at http://h/v1 can't grade: APIConnectionError"],
+    "missing input": [
+        "/r/sft/a: needs start /r/midtrain/b, which is not finished; python -m study cell "
+        "/r/midtrain/b"
+    ],
+    "diverged": ["error: /r/sft/a: the loss is nan at update 12; lower the learning rate"],
+    "broken environment": [
+        "ModuleNotFoundError: No module named 'submitit'",
+        "slurm_script: line 14: module: command not found",
+        "slurmstepd: error: execve(): /env/bin/python: No such file or directory",
+    ],
+    "killed": ["srun: error: cpu1: task 0: Killed", "srun: error: gpu[1-2]: tasks 0-3,5: Killed"],
+}
+
+
+@pytest.mark.parametrize("name", [failure.name for failure in KNOWN_FAILURES])
+def test_each_failure_is_known_by_its_logs(name: str) -> None:
+    for log in LOGS[name]:
+        failure = diagnose(f"2026-11-23 update 12\n{log}\n")
+        assert failure and failure.name == name and failure.fix, log
+
+
+def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:
+    failure = diagnose("update 12", status=-9)
+    assert failure and failure.name == "out of memory"
+    assert diagnose("Traceback ...\nKeyError: 'x'", status=1) is None
+    assert diagnose("Traceback ...\nKeyError: 'x'") is None
+    failure = diagnose("update 12")
+    assert failure and failure.name == "stopped"
+    assert diagnose("update 12\nSlurm: FAILED") is None
+
+
+def explained(*logs: str, slurm_reason: str = "") -> tuple[str | None, str | None]:
+    failure, line = explain([log.splitlines() for log in logs], slurm_reason)
+    return (failure.name if failure else None), line
+
+
+def test_what_ended_a_job_comes_before_what_its_processes_say_of_it() -> None:
+    dying = "[rank0] Connection closed by peer"
+    assert explained(dying, "srun: error: Node failure on gpu2") == (
+        "node failure",
+        "srun: error: Node failure on gpu2",
+    )
+    assert explained(dying, slurm_reason="OUT_OF_MEMORY") == (
+        "out of memory",
+        "Slurm: OUT_OF_MEMORY",
+    )
+
+
+def test_the_root_stands_far_above_the_end_but_what_went_well_again_is_no_cause() -> None:
+    below = "\n".join(f'  File "core.py", line {n}, in f' for n in range(60))
+    last = "RuntimeError: Engine core initialization failed. See root cause above."
+    root = "(EngineCore) ERROR torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert explained(f"{root}\n{below}\n{last}") == ("out of GPU memory", root)
+    assert explained(f"INFO HTTP 429, asked again in 3 s\n{below}\nKeyError: 'x'") == (None, None)
+    nearer = f"{root}\n{below}\nOSError: [Errno 122] Disk quota exceeded"
+    assert explained(nearer)[0] == "no disk space"
+
+
+def test_a_log_is_read_from_the_last_start_on(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "x\n" * 200_000 + "Disk quota exceeded\n2026 sft a starts (process 7)\nupdate 1\n"
+    )
+    assert last_lines(tmp_path) == ["2026 sft a starts (process 7)", "update 1"]
+    log.write_bytes(b"a \xff line\n" * 20)
+    assert len(last_lines(tmp_path)) == 8 and len(end(log)) == 20
+    assert last_lines(tmp_path / "nothing") == []
