@@ -72,9 +72,11 @@ def half(printed: str) -> float:
 
 def published_difference(printed: Row) -> tuple[float, float]:
     """The published difference and how far rounding may have moved it."""
-    slack = sum(half(printed[key]) for key in ("of", "against", "difference") if key in printed)
-    if "of" in printed:
-        difference = number(printed["of"]) - number(printed["against"])
+    slack = sum(
+        half(printed[key]) for key in ("treatment", "control", "difference") if key in printed
+    )
+    if "treatment" in printed:
+        difference = number(printed["treatment"]) - number(printed["control"])
     else:
         difference = number(printed["difference"])
     return difference, printed.get("step", slack)
@@ -89,7 +91,9 @@ def _checks_of_answers(printed: Row) -> Iterator[Check]:
         return
     n = printed["n"]
     # a difference alone leaves the levels open; the error is largest at a half
-    means = [number(printed[side]) / 100 if side in printed else 0.5 for side in ("of", "against")]
+    means = [
+        number(printed[side]) / 100 if side in printed else 0.5 for side in ("treatment", "control")
+    ]
     errors = [100 * (mean * (1 - mean) / (n - 1)) ** 0.5 for mean in means]
     difference, slack = published_difference(printed)
     t = abs(difference) / hypot(*errors)

@@ -11,10 +11,10 @@ from scipy import stats
 
 from analysis.claim_arithmetic import published, published_difference
 from analysis.estimates import ALPHA, adjusted
-from analysis.headline import stand_in_note
+from analysis.headline import dummy_note
 from analysis.rows import Results, Row
 
-ROLES = ("of", "against", "dose", "against_dose", "benchmark")
+ROLES = ("treatment", "control", "dose", "control_dose", "benchmark")
 # copied from the row of the matching contrast
 CONTRAST_KEYS = ("estimate", "low", "high", "p_holm", "seeds", "questions")
 OTHER_KEYS = (
@@ -59,7 +59,7 @@ def claim_rows(
     Pharmacokinet. Biopharm. 15, 1987) within the margin agree after Holm over all such claims,
     else contradicted where the deciding test finds a difference; without a margin it is
     `inconclusive`. `not run`: a role, the contrast or its scores are lacking. `none`: one seed per
-    arm, a stand-in, a claim of unknown direction, or a claim on corpora gives no verdict.
+    arm, a dummy, a claim of unknown direction, or a claim on corpora gives no verdict.
     """
     matches = [
         _corpus_match(claim, results, roles)
@@ -73,7 +73,7 @@ def claim_rows(
     corrected = adjusted([row["p_equivalence"] for row in unchanged], "holm")
     for row, p in zip(unchanged, corrected, strict=True):
         row["p_equivalence"] = p
-    note = stand_in_note(results)
+    note = dummy_note(results)
     for match in matches:
         row = match.row
         if row["verdict"] is None and match.contrast is not None:
@@ -93,20 +93,20 @@ def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Matc
     """A claim on scores, answered by a declared contrast."""
     row = _empty_row(claim)
     printed = claim["published"]
-    if "of" in printed or "difference" in printed:
+    if "treatment" in printed or "difference" in printed:
         row["difference"] = published_difference(printed)[0] / printed.get("scale", 100)
     names = {key: claim[key] for key in ROLES if key in claim}
     row |= {key: roles.get(name) for key, name in names.items()}
     row["margin"] = roles.get(claim.get("margin", ""))
-    if "against_dose" not in claim:
-        row["against_dose"] = row["dose"]
+    if "control_dose" not in claim:
+        row["control_dose"] = row["dose"]
     lacking = dict.fromkeys(name for key, name in names.items() if row[key] is None)
     if lacking:
         reason = f"this study has no {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})
     means = {(arm["benchmark"], arm["arm"], arm["dose"]): arm["mean"] for arm in results["arms"]}
-    row["score_of"] = means.get((row["benchmark"], row["of"], row["dose"]))
-    row["score_against"] = means.get((row["benchmark"], row["against"], row["against_dose"]))
+    row["score_of"] = means.get((row["benchmark"], row["treatment"], row["dose"]))
+    row["score_against"] = means.get((row["benchmark"], row["control"], row["control_dose"]))
 
     declared = [*results["contrasts"], *map(_reversed_contrast, results["contrasts"])]
     matching = [
@@ -139,10 +139,10 @@ def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Mat
     measure = claim["measure"]
     row["difference"] = published_difference(claim["published"])[0]
     values = {corpus["name"]: corpus[measure] for corpus in results["corpora"]}
-    for side in ("of", "against"):
+    for side in ("treatment", "control"):
         row[side] = roles.get(claim[side])
         row[f"score_{side}"] = values.get(row[side])
-    lacking = [claim[side] for side in ("of", "against") if row[f"score_{side}"] is None]
+    lacking = [claim[side] for side in ("treatment", "control") if row[f"score_{side}"] is None]
     if lacking:
         reason = f"this study has no {measure} of {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})
@@ -160,10 +160,10 @@ def _reversed_contrast(contrast: Row) -> Row:
         return None if contrast[key] is None else -contrast[key]
 
     return contrast | {
-        "of": contrast["against"],
-        "dose": contrast.get("against_dose", contrast["dose"]),
-        "against": contrast["of"],
-        "against_dose": contrast["dose"],
+        "treatment": contrast["control"],
+        "dose": contrast.get("control_dose", contrast["dose"]),
+        "control": contrast["treatment"],
+        "control_dose": contrast["dose"],
         "estimate": negated("estimate"),
         "low": negated("high"),
         "high": negated("low"),
@@ -201,8 +201,8 @@ def _verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
 def _published_text(printed: Row) -> str:
     """The published numbers of a claim as they are printed."""
     parts = []
-    if "of" in printed:
+    if "treatment" in printed:
         errors = [f" ± {error}" for error in printed.get("plus_minus", [])] or ["", ""]
-        parts.append(f"{printed['of']}{errors[0]} / {printed['against']}{errors[1]}")
+        parts.append(f"{printed['treatment']}{errors[0]} / {printed['control']}{errors[1]}")
     parts += [f"{key} = {printed[key]}" for key in ("difference", "t", "p") if key in printed]
     return ", ".join(parts).replace("p = n.s.", "n.s.") or "in a figure only"

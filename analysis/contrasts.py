@@ -151,7 +151,7 @@ def _contrast_row(
         "paired": contrast.paired,
         "benchmark": benchmark,
         "dose": doses and doses[0],
-        "against_dose": doses and doses[1],
+        "control_dose": doses and doses[1],
         "p_holm": None,
         "verdict": "none",
         "p_response_level": p_responses,

@@ -26,14 +26,14 @@ def corpora(inputs: Mapping[str, Path]) -> list[Row]:
 
 
 def _corpus_row(name: str, folder: Path) -> Row:
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = json.loads((folder / "corpus_stats.json").read_text(encoding="utf-8"))
     counts = card["counts"]
     rejected = {
         key.removeprefix("rejected_"): count
         for key, count in counts.items()
         if key.startswith("rejected_")
     }
-    match_file = folder / "balance.json"
+    match_file = folder / "match.json"
     measures = json.loads(match_file.read_text(encoding="utf-8")) if match_file.exists() else []
     differing = [row for row in measures if row["verdict"] == "differs"]
     return {

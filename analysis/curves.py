@@ -209,7 +209,7 @@ def mark_missing(
 
 def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
     """(score or advantage, benchmark, arm) -> the line of it."""
-    control = results["contrasts"][0]["against"] if results["contrasts"] else None
+    control = results["contrasts"][0]["control"] if results["contrasts"] else None
     lines: dict[tuple[str, str, str], Line] = {}
     order = results["arm_order"]
     rows = [*results["arms"], *results["missing"]]
@@ -227,12 +227,12 @@ def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
         line = lines.setdefault(("score", row["benchmark"], row["arm"]), {})
         line[row["dose"]] = Point(mean, low, high, seeds)
     for row in results["contrasts"]:
-        if row["dose"] is None or row["dose"] != row["against_dose"]:
+        if row["dose"] is None or row["dose"] != row["control_dose"]:
             continue
-        if control == row["against"]:
-            arm, sign = row["of"], 1
-        elif control == row["of"]:
-            arm, sign = row["against"], -1
+        if control == row["control"]:
+            arm, sign = row["treatment"], 1
+        elif control == row["treatment"]:
+            arm, sign = row["control"], -1
         else:
             continue
         scores = lines.get(("score", row["benchmark"], arm), {}).get(row["dose"])

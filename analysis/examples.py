@@ -37,8 +37,8 @@ def _contrast_examples(
 ) -> list[Row]:
     questions: dict[str, Row] = {}
     sides = (
-        (contrast["of"], contrast["dose"]),
-        (contrast["against"], contrast["against_dose"]),
+        (contrast["treatment"], contrast["dose"]),
+        (contrast["control"], contrast["control_dose"]),
     )
     for arm, dose in sides:
         file = _lowest_seed(files, contrast["benchmark"], arm, dose)

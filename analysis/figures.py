@@ -103,7 +103,7 @@ def _planned(
     if _num_doses(results) > 1:
         advantage = ""
         if results["contrasts"]:
-            advantage = f", and the advantage over {results['contrasts'][0]['against']},"
+            advantage = f", and the advantage over {results['contrasts'][0]['control']},"
         yield Planned(
             "erosion",
             f"Scores{advantage} by SFT dose",

@@ -49,10 +49,10 @@ def missing_lines(results: Results) -> list[str]:
     return lines
 
 
-def stand_in_note(results: Results) -> str | None:
-    """Which parts of the study a deterministic stand-in wrote or judged; None where it did not."""
-    corpora = [writer["corpus"] for writer in results["writers"] if writer["stand_in"]]
-    judged = [name for name, benchmark in results["benchmarks"].items() if benchmark["stand_in"]]
+def dummy_note(results: Results) -> str | None:
+    """Which parts of the study a deterministic dummy wrote or judged; None where it did not."""
+    corpora = [writer["corpus"] for writer in results["writers"] if writer["dummy"]]
+    judged = [name for name, benchmark in results["benchmarks"].items() if benchmark["dummy"]]
     parts = []
     if corpora:
         parts.append(f"wrote the documents of {_listed(corpora)}")
@@ -60,7 +60,7 @@ def stand_in_note(results: Results) -> str | None:
         parts.append(f"judged {_listed(judged)}")
     if not parts:
         return None
-    return f"A deterministic rule-based stand-in, not a language model, {' and '.join(parts)}."
+    return f"A deterministic rule-based dummy, not a language model, {' and '.join(parts)}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def headline(results: Results) -> str:
     missing = missing_lines(results)
     if missing:
         text += ["", *missing]
-    note = stand_in_note(results)
+    note = dummy_note(results)
     if note:
         text += ["", note]
     return "\n".join(text)

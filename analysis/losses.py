@@ -47,7 +47,7 @@ def _read_curve(path: Path) -> Curve:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(row["update"], row["loss"]) for row in rows]
+    return [(row["step"], row["loss"]) for row in rows]
 
 
 @plots.styled
@@ -73,7 +73,7 @@ def losses(runs: Sequence[LossHistory], arm_order: Sequence[str] = ()) -> Figure
     handles = [plots.legend_entry(seed_label, linestyle="-", linewidth=0.6)]
     if small:
         handles.append(plots.legend_entry("held-out: with marks", linestyle="-", marker="o"))
-    placed = panel_grid([(title, arms) for title in titles], order, "update", *handles)
+    placed = panel_grid([(title, arms) for title in titles], order, "step", *handles)
     for panel in placed:
         stage, kinds = panels[panel.number]
         lost = []

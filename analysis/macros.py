@@ -128,7 +128,7 @@ def _arm_macros(row: Row) -> Iterator[Macro]:
 
 def _contrast_macros(row: Row) -> Iterator[Macro]:
     parts = (row["name"], row["benchmark"], *_dose_words(row))
-    compared = _scored(row, f"{row['of']} minus {row['against']}")
+    compared = _scored(row, f"{row['treatment']} minus {row['control']}")
     estimate = f"{compared}, percentage points{_reason(row, 'estimate')}"
     p_holm = f"its p after Holm in family {row['family']}{_reason(row, 'p_holm')}"
     p_responses = "its p over single responses, which never decides"
@@ -163,7 +163,7 @@ def _dose_words(row: Row) -> tuple[object, ...]:
     """The parts of a name that tell the dose of a contrast."""
     if row["dose"] is None:
         return ("no dose",)
-    control_dose = row.get("against_dose", row["dose"])
+    control_dose = row.get("control_dose", row["dose"])
     if control_dose == row["dose"]:
         return ("dose", row["dose"])
     return ("dose", row["dose"], "versus", control_dose)
@@ -174,7 +174,7 @@ def _scored(row: Row, arms: str) -> str:
     dose = "no common SFT dose"
     if row["dose"] is not None:
         dose = f"SFT dose {row['dose']}"
-        control_dose = row.get("against_dose", row["dose"])
+        control_dose = row.get("control_dose", row["dose"])
         if control_dose != row["dose"]:
             dose += f" against {control_dose}"
     return f"{arms} on {row['benchmark']} at {dose}"

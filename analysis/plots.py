@@ -337,7 +337,7 @@ def _forest_line(axis: Axes, y: float, row: Row) -> None:
 
 def contrast_doses(row: Row) -> str:
     """`before SFT`; with the control's dose where a contrast compares two doses."""
-    labels = [dose_label(row[key]) for key in ("dose", "against_dose")]
+    labels = [dose_label(row[key]) for key in ("dose", "control_dose")]
     return " against ".join(dict.fromkeys(labels))
 
 

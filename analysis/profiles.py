@@ -93,7 +93,7 @@ def _question_panel(axis: Axes, shown: Sequence[Difference], space: float) -> fl
 
 
 def _title(rows: Sequence[Row]) -> str:
-    return f"{rows[0]['benchmark']}: {rows[0]['of']} minus {rows[0]['against']}"
+    return f"{rows[0]['benchmark']}: {rows[0]['treatment']} minus {rows[0]['control']}"
 
 
 def differences(means: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Differences]:
@@ -112,8 +112,8 @@ def differences(means: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Differenc
         if row["dose"] is None:
             continue
         part = means[means["benchmark"] == row["benchmark"]]
-        treatment = _seed_scores(part, row["of"], row["dose"])
-        control = _seed_scores(part, row["against"], row["against_dose"])
+        treatment = _seed_scores(part, row["treatment"], row["dose"])
+        control = _seed_scores(part, row["control"], row["control_dose"])
         by_dose[plots.contrast_doses(row)] = {
             question: seed_difference(
                 treatment.get(question, {}), control.get(question, {}), row["paired"]

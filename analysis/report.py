@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.figures import Drawn
-from analysis.headline import interval, missing_lines, p_value, percent, stand_in_note
+from analysis.headline import dummy_note, interval, missing_lines, p_value, percent
 from analysis.rows import Results, Row
 from analysis.tables import data_summary, in_study_order
 
@@ -22,8 +22,8 @@ def when(dose: int | None) -> str:
 def sentence(row: Row) -> str:
     """One contrast's result in plain words."""
     place = f"on {row['benchmark']} {when(row['dose'])}".strip()
-    treatment = row["of"]
-    control = row["against"]
+    treatment = row["treatment"]
+    control = row["control"]
     if row["verdict"] in ("higher", "lower"):
         return f"{treatment} scores {row['verdict']} than {control} {place}."
     if row["verdict"] == "inconclusive":
@@ -51,9 +51,9 @@ def title(results: Results) -> str:
     if "none" in verdicts:
         undecided.append(f"{verdicts.count('none')} without a verdict")
     if decided:
-        text = f"{first['of']} scores {' and '.join(decided)} comparisons with {first['against']}"
+        text = f"{first['treatment']} scores {' and '.join(decided)} comparisons with {first['control']}"
         return "; ".join([text, *undecided])
-    arms = f"{first['of']} and {first['against']}"
+    arms = f"{first['treatment']} and {first['control']}"
     return f"No difference established between {arms}: {', '.join(undecided)}"
 
 
@@ -111,7 +111,7 @@ def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]
     return environment.get_template("report.html.j2").render(
         results=results,
         title=title(results),
-        stand_in=stand_in_note(results),
+        dummy=dummy_note(results),
         data_summary=data_summary(results),
         missing=missing_lines(results),
         arms=in_study_order(results, results["arms"]),

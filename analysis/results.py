@@ -42,7 +42,7 @@ def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
         "scores": score_rows(means),
         "contrasts": contrasts,
         "erosion": [row for row in erosion if len(row["doses"]) > 1],
-        "opinions": sensitivity_rows(table, means, contrasts, margins),
+        "sensitivity": sensitivity_rows(table, means, contrasts, margins),
         "dimension_tests": dimension_rows(table, contrasts),
         "arms": arm_rows(means),
         "dimensions": dimension_means(table).to_dict("records"),

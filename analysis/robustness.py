@@ -70,7 +70,7 @@ def robustness_rows(
         declared: the contrasts of the study.
         other_judges: benchmark -> the judges beside the deciding one.
 
-    A row has `name`, `benchmark`, `dose`, `against_dose`, `variant`; `estimate`, `low`, `high`
+    A row has `name`, `benchmark`, `dose`, `control_dose`, `variant`; `estimate`, `low`, `high`
     (treatment minus control in score units, 95 % of the two-way variance), `p` (unadjusted),
     `questions`, `seeds` (of the trained arm with fewer), `sign_same` (as in `all`; None where a
     sign is unknown or 0), `which`, `reason` (why there is no number, or what limits it). Variants:
@@ -101,7 +101,7 @@ def robustness_rows(
                     "name": contrast.name,
                     "benchmark": benchmark,
                     "dose": doses and doses[0],
-                    "against_dose": doses and doses[1],
+                    "control_dose": doses and doses[1],
                 }
                 if doses is None:
                     variants = [Variant("all", Estimate(reason="no scores of both arms"))]

@@ -10,7 +10,7 @@ from analysis.claim_arithmetic import arithmetic
 from analysis.claims import claim_rows
 from analysis.corpora import corpora, training_texts
 from analysis.examples import examples
-from analysis.headline import headline, missing_lines, stand_in_note
+from analysis.headline import dummy_note, headline, missing_lines
 from analysis.losses import LossHistory, read_losses
 from analysis.macros import macros
 from analysis.report import report
@@ -37,7 +37,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
-    scores.parquet, and `corpus-NAME` holds card.json. Resources: `trainings` (stage, arm, seed,
+    scores.parquet, and `corpus-NAME` holds corpus_stats.json. Resources: `trainings` (stage, arm, seed,
     cell), whose losses are drawn as far as their folders exist.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
@@ -112,7 +112,7 @@ def _write_macros(results: Results, context: StageContext) -> None:
         for line in error.lines:
             context.warn(f"no macros.tex: {line}")
         return
-    notes = [stand_in_note(results), *missing_lines(results)]
+    notes = [dummy_note(results), *missing_lines(results)]
     comments = "".join(f"% {note}\n" for note in notes if note)
     (context.folder / "macros.tex").write_text(comments + text, encoding="utf-8")
 

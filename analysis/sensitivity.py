@@ -17,7 +17,7 @@ from analysis.table import OVERALL, question_means
 
 RESAMPLES = 10_000
 SHARED = "arms of one seed share their midtraining, so seeds can't be exchanged between them"
-PLACE = ("benchmark", "dose", "against_dose")
+PLACE = ("benchmark", "dose", "control_dose")
 
 
 def sensitivity_rows(
@@ -114,8 +114,8 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
 def _sides(contrast: Row) -> list[tuple[str, int]]:
     """Arm and dose of the treatment and of the control."""
     return [
-        (contrast["of"], contrast["dose"]),
-        (contrast["against"], contrast["against_dose"]),
+        (contrast["treatment"], contrast["dose"]),
+        (contrast["control"], contrast["control_dose"]),
     ]
 
 

@@ -28,12 +28,12 @@ class Contrast:
     def parse(cls, settings: dict[str, Any]) -> "Contrast":
         return cls(
             name=settings["name"],
-            treatment=settings["of"],
-            control=settings["against"],
-            benchmarks=tuple(settings["on"]),
+            treatment=settings["treatment"],
+            control=settings["control"],
+            benchmarks=tuple(settings["benchmarks"]),
             family=settings["family"],
-            treatment_dose=settings.get("of_dose"),
-            control_dose=settings.get("against_dose"),
+            treatment_dose=settings.get("treatment_dose"),
+            control_dose=settings.get("control_dose"),
             margin=settings.get("margin"),
             paired=bool(settings.get("paired")),
         )
@@ -51,16 +51,16 @@ class Contrast:
 
     def row(self) -> Row:
         """The entries that name the contrast in a row of results.json."""
-        return {"name": self.name, "of": self.treatment, "against": self.control}
+        return {"name": self.name, "treatment": self.treatment, "control": self.control}
 
     def declaration(self) -> Row:
         """What is declared before any data, as it is hashed."""
         return {
             **self.row(),
-            "on": list(self.benchmarks),
+            "benchmarks": list(self.benchmarks),
             "family": self.family,
-            "of_dose": self.treatment_dose,
-            "against_dose": self.control_dose,
+            "treatment_dose": self.treatment_dose,
+            "control_dose": self.control_dose,
             "margin": self.margin,
         }
 
@@ -71,7 +71,7 @@ class Benchmark:
 
     task: str
     judge: str | None  # the model that decides; None where nothing is judged
-    stand_in: bool  # the judge is the kit's deterministic one
+    dummy: bool  # the judge is the kit's deterministic one
     other_judges: tuple[str, ...]  # their grades are reported and decide nothing
     exclude: tuple[str, ...]  # ids of questions that the study leaves out
 
@@ -80,7 +80,7 @@ class Benchmark:
         return cls(
             task=settings["task"],
             judge=settings["judge"],
-            stand_in=settings["stand_in"],
+            dummy=settings["dummy"],
             other_judges=tuple(settings["other_judges"]),
             exclude=tuple(settings["exclude"]),
         )
@@ -90,7 +90,7 @@ class Benchmark:
         return {
             "task": self.task,
             "judge": self.judge,
-            "stand_in": self.stand_in,
+            "dummy": self.dummy,
             "other_judges": list(self.other_judges),
             "exclude": list(self.exclude),
         }
@@ -143,7 +143,7 @@ class AnalysisSettings:
     benchmarks: dict[str, Benchmark]
     roles: dict[str, str | int | float]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
-    writers: list[Row]  # corpus, model, stand_in
+    writers: list[Row]  # corpus, model, dummy
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -156,7 +156,7 @@ class AnalysisSettings:
             labels=settings["labels"],
             contrasts=[Contrast.parse(contrast) for contrast in settings["contrasts"]],
             benchmarks={name: Benchmark.parse(benchmarks[name]) for name in benchmarks},
-            roles=settings["roles"],
+            roles=settings["claim_roles"],
             costs=Costs(**settings["costs"]),
             writers=settings["writers"],
         )

@@ -55,7 +55,7 @@ def _dose(crossing: Row) -> str:
 def sensitivity_table(results: Results) -> str:
     """The contrasts by other methods than the deciding one."""
     rows = []
-    for row in results["opinions"]:
+    for row in results["sensitivity"]:
         mixed = row["mixed"]
         permutation = row["permutation"]
         equivalence = row["equivalence"]
@@ -346,7 +346,7 @@ def robustness_table(results: Results) -> str:
 # Written where results.json has rows for them; file name (without .tex) -> function of it.
 SUPPLEMENTARY_TABLES: dict[str, Callable[[Results], str]] = {
     "erosion": erosion_table,
-    "opinions": sensitivity_table,
+    "sensitivity": sensitivity_table,
     "dimension_tests": dimension_tests_table,
     "variance": variance_table,
     "corpora": corpora_table,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.headline import interval, missing_lines, p_value, percent, stand_in_note
+from analysis.headline import dummy_note, interval, missing_lines, p_value, percent
 from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
@@ -158,8 +158,8 @@ def data_summary(results: Results) -> list[str]:
             continue
         judge = benchmark["judge"]
         method = f"scored by {judge}" if judge in ("likelihood", "lm-eval") else f"judge {judge}"
-        if benchmark["stand_in"]:
-            method += " (a deterministic stand-in)"
+        if benchmark["dummy"]:
+            method += " (a deterministic dummy)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"
         questions = f"{benchmark['questions']} questions in {benchmark['scenarios']} scenarios"
         counts = {
@@ -202,9 +202,9 @@ def table(
     LaTeX's column format; "-" in a cell prints as a dash.
     """
     notes = [f"{tex('. '.join(data_summary(results)))}."]
-    stand_in = stand_in_note(results)
-    if stand_in:
-        notes.append(tex(stand_in))
+    dummy = dummy_note(results)
+    if dummy:
+        notes.append(tex(dummy))
     missing = missing_lines(results)
     if missing:
         notes.append(tex(f"Missing: {'; '.join(missing)}."))

@@ -121,7 +121,7 @@ def next_data_rows(
         if contrast["family"] == "primary" and contrast["estimate"] is not None:
             primary.setdefault(contrast["benchmark"], contrast)
     for benchmark, contrast in primary.items():
-        arms = [contrast["of"], contrast["against"]]
+        arms = [contrast["treatment"], contrast["control"]]
         result = components(table, benchmark, judges[benchmark], arms, contrast["dose"])
         row = select(contrast, ("name", "benchmark", "dose")) | {"unit": costs.unit}
         row |= result

@@ -88,7 +88,7 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
                 "task": "anima",
                 "judge": JUDGE,
                 "other_judges": [],
-                "stand_in": False,
+                "dummy": False,
                 "exclude": [],
             }
         },

@@ -102,10 +102,10 @@ def recipe_of(case: dict[str, Any]) -> Training:
     keys = ("dtype", "optimizer", "lora", *RUNTIME_KEYS)
     settings = {
         "seq_len": case["seq_len"],
-        "tokens_per_update": case["rows"] * case["seq_len"],
+        "tokens_per_step": case["rows"] * case["seq_len"],
         "epochs": 100,
         "lr": 1e-4,
-        "max_updates": case["steps"],
+        "max_steps": case["steps"],
         **{key: case[key] for key in keys if key in case},
     }
     recipe: Training = validate(Training, settings)
@@ -158,7 +158,7 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
 
     rows = Same.rows = rows_of(folder, case)
     Same.order = list(range(case["steps"] * case["rows"]))
-    at_once = case.get("rows_per_rank") or case["rows"]
+    at_once = case.get("micro_batch_size") or case["rows"]
     changes = {
         "dtype": "fp32" if case["dtype"] == "fp32" else "bf16",
         "device": "cuda" if case["dtype"] != "fp32" else "cpu",
@@ -223,7 +223,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
     useful: list[int] = []
     moments: list[float] = []
     on_gpu = case["dtype"] != "fp32"
-    at_once = case.get("rows_per_rank") or case["rows"]
+    at_once = case.get("micro_batch_size") or case["rows"]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(dir=folder),
         max_steps=case["steps"],

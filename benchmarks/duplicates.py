@@ -82,7 +82,7 @@ def measure(documents: int) -> dict[str, float]:
         "cpu_seconds": round(cpu_seconds, 1),
         "texts_gib": round(texts_gib, 2),
         "peak_gib": round(peak_gib, 2),
-        "near_duplicates": sum(is_near_duplicate.values()),
+        "dedup_threshold": sum(is_near_duplicate.values()),
         "found": sum(i in duplicates for i, near in is_near_duplicate.items() if near),
         "less_similar_copies": len(is_near_duplicate) - sum(is_near_duplicate.values()),
         "rejected": len(duplicates),

@@ -166,8 +166,7 @@ def judge(folder: Path, rounds: int) -> None:
     with writer.endpoint(latency=LATENCY) as address:
         os.environ |= {"BENCHMARK_API_KEY": writer.KEY, "BENCHMARK_BASE_URL": address}
         judge = (
-            f"endpoints.stand_in={{base_url: '{address}', model: judge, "
-            "key_env: BENCHMARK_API_KEY}"
+            f"endpoints.dummy={{base_url: '{address}', model: judge, key_env: BENCHMARK_API_KEY}}"
         )
         cell = planned(folder, *PAPER, judge, f"concurrency={CALLS}")["judge", "ahb-m0"]
         samples = again(cell.inputs["samples"], folder) / "samples.eval"

@@ -40,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "rows": 16,
         "steps": 10,
         "dtype": "mixed",
-        "rows_per_rank": 4,
+        "micro_batch_size": 4,
     },
     # fp32 master weights of 8 B parameters take 128 GB: on one GPU dtype is bf16 with stochastic
     # rounding.
@@ -50,7 +50,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "rows": 8,
         "steps": 7,
         "dtype": "bf16",
-        "rows_per_rank": 2,
+        "micro_batch_size": 2,
     },
 }
 COMPILED = {"compile": True, "activation_checkpointing": True}

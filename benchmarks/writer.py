@@ -63,7 +63,7 @@ from bespokelabs import curator
 prompts = json.loads(Path(task["folder"], "prompts.json").read_text())
 prompts = prompts[task["number"]::task["processes"]]
 llm = curator.LLM(
-    model_name="stand-in",
+    model_name="dummy",
     backend="openai",
     generation_params={{"temperature": 1.0, "max_tokens": 2500}},
     backend_params={{
@@ -86,7 +86,7 @@ def run_shard(task: dict[str, Any]) -> None:
     prompts = json.loads((folder / "prompts.json").read_text())
 
     async def complete_all() -> None:
-        endpoint = Endpoint(task["address"], KEY, "stand-in")
+        endpoint = Endpoint(task["address"], KEY, "dummy")
         client = LedgerClient(
             endpoint.model,
             lambda: endpoint,
@@ -135,7 +135,7 @@ def cells(options: argparse.Namespace, folder: Path, address: str) -> tuple[list
     words.save(str(tokenizer / "tokenizer.json"))
     endpoint_settings = {
         "base_url": address,
-        "model": "stand-in",
+        "model": "dummy",
         "key_env": "WRITER_KEY",
         "requests_per_minute": options.limit,
         "prompt_price": PRICES[0],
@@ -143,7 +143,7 @@ def cells(options: argparse.Namespace, folder: Path, address: str) -> tuple[list
         "timeout": options.timeout,
     }
     overrides = [
-        f"endpoints.stand_in={json.dumps(endpoint_settings)}",
+        f"endpoints.dummy={json.dumps(endpoint_settings)}",
         f"models.base={{path: {tokenizer}}}",
         f"concurrency={options.concurrency}",
         "corpora.urban.matched_to=animal",

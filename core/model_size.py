@@ -175,7 +175,7 @@ def trained(model: ModelShape, recipe: Training) -> int:
 def rows_at_once(recipe: Training, ranks: int) -> int:
     """Rows that a rank runs at the same time, at most."""
     share = -(-recipe.rows_per_step // ranks)
-    return min(recipe.rows_per_rank or share, share)
+    return min(recipe.micro_batch_size or share, share)
 
 
 def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict[str, float]:

@@ -27,8 +27,8 @@ MULTIPLE = 8
 # Fields that a user may change while a training is half done: it continues in the same folder. They
 # change no result beyond rounding, and are not part of a cell's identity.
 RUNTIME_KEYS = (
-    "rows_per_rank",
-    "save_minutes",
+    "micro_batch_size",
+    "checkpoint_minutes",
     "activation_checkpointing",
     "compile",
     "sharding",
@@ -62,20 +62,20 @@ class Training:
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
 
-    tokens_per_update: Count | None = None
+    tokens_per_step: Count | None = None
     """Midtraining: tokens an optimizer step, in packed rows of seq_len tokens, over all ranks."""
 
-    rows_per_update: Count | None = None
+    global_batch_size: Count | None = None
     """SFT: conversations an optimizer step, over all ranks (global batch size)."""
 
-    max_updates: Count | None = None
+    max_steps: Count | None = None
     """Optimizer steps at most, though the epochs would give more. None: no limit."""
 
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine to 0, or constant."""
 
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps of the linear warm-up; the first already has lr / warmup_updates."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of the linear warm-up; the first already has lr / warmup_steps."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
@@ -102,20 +102,20 @@ class Training:
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """SFT: share of the rows that is not trained on. (Of documents, the corpus says it.)"""
 
-    held_out_every: Count | None = None
+    eval_every: Count | None = None
     """Optimizer steps between two evaluations of the held-out loss. None: never evaluated."""
 
     patience: Count | None = None
     """Evaluations without a lower held-out loss after which training stops. None: it does not."""
 
-    load_best: bool = False
+    load_best_checkpoint: bool = False
     """End with the weights of the lowest held-out loss instead of the last ones."""
 
     # The fields of RUNTIME_KEYS follow.
-    rows_per_rank: Count | None = None
+    micro_batch_size: Count | None = None
     """Rows that a rank runs at once (micro-batch size). None: its whole share of a step."""
 
-    save_minutes: Annotated[float, Field(ge=0)] = 30
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 30
     """Minutes between step checkpoints. 0: one after every optimizer step."""
 
     activation_checkpointing: bool = False
@@ -144,10 +144,10 @@ class Training:
     @property
     def rows_per_step(self) -> int:
         """Rows of one optimizer step over all ranks."""
-        if self.rows_per_update:
-            return self.rows_per_update
-        assert self.tokens_per_update
-        return self.tokens_per_update // self.seq_len
+        if self.global_batch_size:
+            return self.global_batch_size
+        assert self.tokens_per_step
+        return self.tokens_per_step // self.seq_len
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -192,18 +192,18 @@ class TinyLlama:
 def training_mistakes(recipe: Training) -> Problems:
     """Fields of a recipe that contradict each other, each valid by itself: (key, what is wrong)."""
     problems: Problems = []
-    if bool(recipe.tokens_per_update) == bool(recipe.rows_per_update):
-        text = "needs exactly one of tokens_per_update (documents), rows_per_update (conversations)"
+    if bool(recipe.tokens_per_step) == bool(recipe.global_batch_size):
+        text = "needs exactly one of tokens_per_step (documents), global_batch_size (conversations)"
         problems.append(((), text))
-    elif recipe.tokens_per_update and recipe.tokens_per_update % recipe.seq_len:
-        text = f"{recipe.tokens_per_update} is not a multiple of seq_len {recipe.seq_len}"
-        problems.append((("tokens_per_update",), text))
-    if not recipe.held_out_every:
-        text = "needs held_out_every, the updates between two looks at the held-out loss"
+    elif recipe.tokens_per_step and recipe.tokens_per_step % recipe.seq_len:
+        text = f"{recipe.tokens_per_step} is not a multiple of seq_len {recipe.seq_len}"
+        problems.append((("tokens_per_step",), text))
+    if not recipe.eval_every:
+        text = "needs eval_every, the updates between two looks at the held-out loss"
         if recipe.patience:
             problems.append((("patience",), text))
-        if recipe.load_best:
-            problems.append((("load_best",), text))
+        if recipe.load_best_checkpoint:
+            problems.append((("load_best_checkpoint",), text))
     if recipe.optimizer == "adamw_8bit" and recipe.dtype == "bf16":
         text = "adamw_8bit has no stochastic rounding; with dtype bf16 leave it out"
         problems.append((("optimizer",), text))

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from core.errors import Problem, UserError
+from core.renamed import RENAMED_KEYS, RENAMED_VALUES
 
 T = TypeVar("T")
 KeyPath = tuple[Any, ...]  # keys and list positions that lead to a value
@@ -127,16 +128,29 @@ def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) 
         lines: From `read_yaml`.
     """
     problems: list[Problem] = []
+    # Where an old key is given, its new name is not missing as well.
+    renamed = {
+        (*details["loc"][:-1], RENAMED_KEYS.get(str(details["loc"][-1])))
+        for details in error.errors()
+        if details["type"] == "unexpected_keyword_argument"
+    }
     for details in error.errors():
         # Keys of a mapping are reported below the mapping with a final "[key]".
         at = tuple(part for part in details["loc"] if part != "[key]")
         kind_of_error = details["type"]
+        if kind_of_error in ("missing", "missing_argument") and at in renamed:
+            continue
         value = details.get("input")
         fix = ""
         if kind_of_error == "unexpected_keyword_argument":
             valid = _valid_keys(kind, at[:-1])
-            what = f"unknown key{did_you_mean(str(at[-1]), valid)}"
-            fix = f"valid keys: {', '.join(valid)}"
+            new = RENAMED_KEYS.get(str(at[-1]))
+            if new in valid:
+                what = f"`{at[-1]}` is now `{new}`"
+                fix = "rename it (CHANGELOG.md, 0.2.0)"
+            else:
+                what = f"unknown key{did_you_mean(str(at[-1]), valid)}"
+                fix = f"valid keys: {', '.join(valid)}"
         elif kind_of_error in ("missing", "missing_argument"):
             what = "missing"
             fix = "this key is required"
@@ -146,6 +160,9 @@ def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) 
         elif kind_of_error == "string_pattern_mismatch":
             what = f"{value!r} is not a name"
             fix = "use letters, digits and _, starting with a letter or digit"
+        elif kind_of_error == "literal_error" and value in RENAMED_VALUES:
+            what = f"`{value}` is now `{RENAMED_VALUES[value]}`"
+            fix = "rename it (CHANGELOG.md, 0.2.0)"
         elif kind_of_error == "literal_error":
             what = f"{value!r} is not a valid choice"
             fix = f"valid: {details['ctx']['expected']}"

@@ -242,7 +242,7 @@ def check_missing(context: StageContext, grader: Grader) -> None:
             where=judge,
             what=f"{what}; {last_reply}",
             fix="run again to ask for these alone, "
-            f"or raise judge_missing (now {allowed}) to go on without",
+            f"or raise judge_max_missing (now {allowed}) to go on without",
         )
     failed = grader.counts["unanswered"]
     context.warn(f"{what}; {judge}; {failed} calls failed for good; {last_reply}")

@@ -1,6 +1,6 @@
 """Fine-tuning with torchtune's parts: midtraining on documents, SFT on conversations; full or LoRA.
 
-An optimizer step takes `tokens_per_update` tokens (packed rows) or `rows_per_update` conversations,
+An optimizer step takes `tokens_per_step` tokens (packed rows) or `global_batch_size` conversations,
 in an order that only the cell's seed decides. Its loss is the mean over the step's trained tokens.
 On several ranks (FSDP2) each takes its share of every step's rows: the numbers are those of one
 rank, up to the order of sums. A training that receives a signal saves its state, and resumes from
@@ -47,7 +47,7 @@ DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank 
 def run(context: StageContext) -> dict[str, int | float]:
     """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and metrics.FILES.
 
-    With `doses` in its settings a run of SFT also keeps at/DOSE/model of the smaller doses that it
+    With `doses` in its settings a run of SFT also keeps doses/DOSE/model of the smaller doses that it
     passes; the cell of such a dose has the run as its input `run`, and links to it. Every rank
     calls this; rank 0 returns the counts and writes everything but the step checkpoints.
     """
@@ -79,7 +79,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 def _link_dose(context: StageContext) -> dict[str, int | float]:
     """Link to the checkpoint that a longer run of the same SFT has kept at this dose."""
     dose = context.settings["dose"]
-    target = context.inputs["run"] / f"at/{dose}/model"
+    target = context.inputs["run"] / f"doses/{dose}/model"
     model = context.folder / "model"
     model.unlink(missing_ok=True)
     model.symlink_to(os.path.relpath(target, context.folder), target_is_directory=True)
@@ -168,7 +168,7 @@ class Trainer:
             metrics.truncate(folder, self.step)
         self.history = EvalHistory(self.recipe.patience)
         for line in self.ranks.broadcast(metrics.read(folder / "held_out.jsonl")):
-            self.history.add(line["update"], line["loss"])
+            self.history.add(line["step"], line["loss"])
 
     def _restore(self, step: int, load_start: Callable[[], TransformerDecoder]) -> bool:
         """Whether the state after `step` could be restored; that of step 0 always can."""
@@ -187,7 +187,7 @@ class Trainer:
     def train(self, guard: SignalGuard) -> None:
         """Run the remaining optimizer steps.
 
-        Saves a step checkpoint every `save_minutes`, and one when a signal asks to stop; the
+        Saves a step checkpoint every `checkpoint_minutes`, and one when a signal asks to stop; the
         process then ends by that signal.
         """
         self._set_deterministic()
@@ -212,16 +212,16 @@ class Trainer:
 
             line = self.train_step(step, indices)
             self.metrics.log("metrics.jsonl", line)
-            self.metrics.log("speed.jsonl", {"update": step, **self.speed.last})
+            self.metrics.log("speed.jsonl", {"step": step, **self.speed.last})
             self.step = step
             if self.held_out and self._evaluates_at(step):
                 self.evaluate(step)
             if step in self.dose_at_step:
-                self.export(self.context.folder / f"at/{self.dose_at_step[step]}/model")
+                self.export(self.context.folder / f"doses/{self.dose_at_step[step]}/model")
             self.speed.report(self.context, step, self.total_steps, line["loss"])
 
             # One rank's clock or signal is enough: all save after the same step, or none.
-            is_due = time.monotonic() - last_save >= 60 * self.recipe.save_minutes
+            is_due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
             requested, due, written = self.ranks.max(guard.received, is_due, self.saver.ready())
             if step < self.total_steps and (requested or due):
                 last_save = self.save()
@@ -247,7 +247,7 @@ class Trainer:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def _evaluates_at(self, step: int) -> bool:
-        every = self.recipe.held_out_every
+        every = self.recipe.eval_every
         return step == self.total_steps or (every is not None and step % every == 0)
 
     def train_step(self, step: int, indices: np.ndarray) -> dict[str, Any]:
@@ -260,7 +260,7 @@ class Trainer:
         optimizer.set_lr(self.optimizer, learning_rate(step, self.total_steps, self.recipe))
         num_trained = self.rows.num_trained(indices)  # of all ranks' rows
         sums = torch.zeros(3, device=self.ranks.device)  # loss, tokens, positions
-        for batch in batches(self.rows, indices, self.ranks, self.recipe.rows_per_rank):
+        for batch in batches(self.rows, indices, self.ranks, self.recipe.micro_batch_size):
             tokens = (batch.pop("document") >= 0).sum()
             positions = tokens.new_tensor(batch["tokens"].numel())
             loss = chunked_cross_entropy(self.model, batch) / num_trained
@@ -270,7 +270,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         total_loss, total_tokens, total_positions = self.ranks.sum(sums).tolist()
         line = {
-            "update": step,
+            "step": step,
             "loss": total_loss,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "grad_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm).item(),
@@ -292,18 +292,18 @@ class Trainer:
         return UserError(
             where=str(self.context.folder),
             what=f"the loss is {line['loss']} and the gradient norm {line['grad_norm']} at step "
-            f"{line['update']}, rows {rows}; the last step checkpoint is kept",
+            f"{line['step']}, rows {rows}; the last step checkpoint is kept",
             fix="lower the learning rate, or look at these rows",
         )
 
     def evaluate(self, step: int) -> None:
-        """Evaluate the held-out loss after `step`; keep the weights if `load_best` needs them."""
+        """Evaluate the held-out loss after `step`; keep the weights if `load_best_checkpoint` needs them."""
         assert self.held_out
         loss = held_out_loss(self.model, self.held_out, self.recipe, self.ranks)
-        self.metrics.log("held_out.jsonl", {"update": step, "loss": loss})
+        self.metrics.log("held_out.jsonl", {"step": step, "loss": loss})
         self.context.log(f"step {step}: held-out loss {loss:.4f}")
         is_best = self.history.add(step, loss)
-        if is_best and self.recipe.load_best:
+        if is_best and self.recipe.load_best_checkpoint:
             folder = self.context.folder / "best"
             self.export(folder / str(step))
             if self.ranks.rank == 0:
@@ -333,9 +333,9 @@ class Trainer:
             step_checkpoint.commit(temporary, folder)
 
     def finalize(self) -> None:
-        """Write model/: the last weights, or with `load_best` those of the lowest held-out loss."""
+        """Write model/: the last weights, or with `load_best_checkpoint` those of the lowest held-out loss."""
         folder = self.context.folder
-        best = self.history.best() if self.recipe.load_best else None
+        best = self.history.best() if self.recipe.load_best_checkpoint else None
         if best is None:
             self.export(folder / "model")
         elif self.ranks.rank == 0:
@@ -350,10 +350,10 @@ def counts(context: StageContext, rows: Rows) -> dict[str, int | float]:
     speed = metrics.read(context.folder / "speed.jsonl")
     evaluations = metrics.read(context.folder / "held_out.jsonl")
     tokens = sum(line["tokens"] for line in speed)
-    positions = sum(line["places"] for line in speed)
+    positions = sum(line["positions"] for line in speed)
     rates = sorted(line["tokens_per_second"] for line in speed)
     numbers: dict[str, int | float] = {
-        "updates": len(lines),
+        "steps": len(lines),
         "rows": len(rows),
         "tokens": tokens,
         "padding": round(1 - tokens / positions, 4),

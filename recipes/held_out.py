@@ -26,7 +26,7 @@ def held_out_loss(model: TransformerDecoder, rows: Rows, recipe: Training, ranks
     size = recipe.rows_per_step
     for start in range(0, len(rows), size):
         indices = np.arange(start, min(start + size, len(rows)))
-        for batch in batches(rows, indices, ranks, recipe.rows_per_rank):
+        for batch in batches(rows, indices, ranks, recipe.micro_batch_size):
             total += chunked_cross_entropy(model, batch)
     reshard(model)
     model.train()

@@ -68,7 +68,7 @@ def assign_rows(recipe: Training, world_size: int) -> tuple[int, int]:
         )
     all_rows = np.arange(rows)
     shares = [
-        micro_batches(all_rows, rank, world_size, recipe.rows_per_rank)
+        micro_batches(all_rows, rank, world_size, recipe.micro_batch_size)
         for rank in range(world_size)
     ]
     runs = Counter(row for share in shares for part in share for row in part.tolist())

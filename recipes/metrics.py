@@ -41,7 +41,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def truncate(folder: Path, step: int) -> None:
     """Remove the lines of optimizer steps after `step`: these steps will be run again."""
     for name in FILES:
-        lines = [line for line in read(folder / name) if line["update"] <= step]
+        lines = [line for line in read(folder / name) if line["step"] <= step]
         write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -59,12 +59,12 @@ class Metrics:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, name: str, line: dict[str, Any]) -> None:
-        """Append a line, which has its `update` (optimizer step), to one of FILES."""
+        """Append a line, which has its `step` (optimizer step), to one of FILES."""
         self.files[name].write(json.dumps(line) + "\n")
         for key, value in line.items():
-            if key != "update" and self.board:
+            if key != "step" and self.board:
                 tag = f"{name.removesuffix('.jsonl')}/{key}"
-                self.board.add_scalar(tag, value, line["update"])
+                self.board.add_scalar(tag, value, line["step"])
 
     def fsync(self) -> None:
         """Return when all lines are on the disk: a step checkpoint must not be ahead of them."""
@@ -110,7 +110,7 @@ class Speed:
         self.steps += 1
         self.last = {
             "tokens": int(tokens),
-            "places": int(positions),
+            "positions": int(positions),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
         }
@@ -120,7 +120,7 @@ class Speed:
 
     def report(self, context: StageContext, step: int, total_steps: int, loss: float) -> None:
         """Report progress, and from time to time log loss, throughput and the remaining minutes."""
-        context.progress(step, total_steps, "updates")
+        context.progress(step, total_steps, "steps")
         now = time.monotonic()
         if now - self.logged < self.LOG_SECONDS and step != total_steps:
             return

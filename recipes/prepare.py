@@ -32,7 +32,7 @@ Conversation = tuple[str, Messages]  # where it comes from ("file:line"), and it
 def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """The training rows of a cell, and its held-out rows (None where they are never evaluated).
 
-    midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `form` in its
+    midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant` in its
         settings the questions of that form with their answers, as conversations, a share `held_out`
         of them held out.
     sft: the first `dose` rows of the file resources["data"] in an order from the study's seed, the
@@ -49,7 +49,7 @@ def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple
             what=f"the recipe's seq_len {recipe.seq_len} is beyond the model's {max_seq_len}",
             fix="lower it",
         )
-    if "documents" in context.inputs and "form" not in context.settings:
+    if "documents" in context.inputs and "question_variant" not in context.settings:
         return _document_rows(context, recipe, tokenizer, ranks)
     return _conversation_rows(context, recipe, tokenizer, ranks)
 
@@ -64,11 +64,11 @@ def _document_rows(
     if ranks.rank == 0:
         texts = read_jsonl(corpus / "documents.jsonl", "text")
         pack_documents(folder, texts, tokenizer, recipe.seq_len)
-    if recipe.held_out_every:
+    if recipe.eval_every:
         if not held_out_file.exists():
             raise UserError(
                 where=str(held_out_file),
-                what="no such file, and the recipe's held_out_every needs it",
+                what="no such file, and the recipe's eval_every needs it",
                 fix="give the corpus held_out: 0.1",
             )
         if ranks.rank == 0:
@@ -76,7 +76,7 @@ def _document_rows(
             pack_documents(held_out_folder, texts, tokenizer, recipe.seq_len)
     ranks.barrier()
     rows = Rows.load(folder, recipe.seq_len, tokenizer.pad_token_id)
-    if not recipe.held_out_every:
+    if not recipe.eval_every:
         return rows, None
     return rows, Rows.load(held_out_folder, recipe.seq_len, tokenizer.pad_token_id)
 
@@ -92,11 +92,11 @@ def _conversation_rows(
         if "replay" in context.inputs:
             replayed = _replayed(context, tokenizer, recipe.seq_len, len(trained))
         encode_conversations(folder, trained, tokenizer, recipe.seq_len, replayed)
-        if recipe.held_out_every:
+        if recipe.eval_every:
             encode_conversations(held_out_folder, held_out, tokenizer, recipe.seq_len)
     ranks.barrier()
     rows = Rows.load(folder, None, tokenizer.pad_token_id)
-    if not recipe.held_out_every:
+    if not recipe.eval_every:
         return rows, None
     return rows, Rows.load(held_out_folder, None, tokenizer.pad_token_id)
 
@@ -109,7 +109,7 @@ def _split(
     They are shuffled by the study's seed, so that a larger dose contains the smaller.
     """
     if "documents" in context.inputs:
-        path = str(context.inputs["documents"] / f"{context.settings['form']}.jsonl")
+        path = str(context.inputs["documents"] / f"{context.settings['question_variant']}.jsonl")
     else:
         path = context.resources["data"]
     conversations = [
@@ -126,10 +126,10 @@ def _split(
             what=f"has {len(conversations)} rows{held_out}, the dose is {dose}",
             fix="lower sft.doses",
         )
-    if recipe.held_out_every and not num_held_out:
+    if recipe.eval_every and not num_held_out:
         raise UserError(
             where=path,
-            what="held_out_every needs held-out rows",
+            what="eval_every needs held-out rows",
             fix="give the recipe held_out, a share such as 0.1",
         )
     order = np.random.default_rng(context.settings["seed"]).permutation(len(conversations))

@@ -31,8 +31,8 @@ class Rows:
     def load(cls, folder: Path, seq_len: int | None, pad: int) -> "Rows":
         """Map the files that recipes.prepare has written to `folder`."""
         tokens = np.memmap(folder / "tokens.bin", np.uint32, "r")
-        offsets = np.fromfile(folder / "ends.bin", np.int64)
-        mask_file = folder / "said.bin"
+        offsets = np.fromfile(folder / "offsets.bin", np.int64)
+        mask_file = folder / "loss_mask.bin"
         loss_mask = np.memmap(mask_file, np.bool_, "r") if mask_file.exists() else None
         count = -(-len(tokens) // seq_len) if seq_len else len(offsets)
         return cls(tokens, offsets, loss_mask, seq_len, pad, count)

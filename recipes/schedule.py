@@ -12,7 +12,7 @@ from core.recipe import Training
 def num_steps(rows: int, recipe: Training) -> int:
     """Optimizer steps of a training. The last may have fewer rows, so that no row is left out."""
     steps = -(-rows * recipe.epochs // recipe.rows_per_step)
-    return min(steps, recipe.max_updates or steps)
+    return min(steps, recipe.max_steps or steps)
 
 
 def batch_indices(rows: int, recipe: Training, seed: int) -> Iterator[np.ndarray]:
@@ -46,7 +46,7 @@ def learning_rate(step: int, total_steps: int, recipe: Training) -> float:
 
     A linear warm-up that never starts at 0, then constant or cosine to 0.
     """
-    warmup = recipe.warmup_updates
+    warmup = recipe.warmup_steps
     if step <= warmup:
         return recipe.lr * step / warmup
     if recipe.schedule == "constant":

@@ -231,7 +231,7 @@ def _write(folder: Path, texts: Iterable[tuple[np.ndarray, np.ndarray | None]]) 
     folder.mkdir(parents=True)
     offsets: list[int] = []
     total = 0
-    mask_file = folder / "said.bin"
+    mask_file = folder / "loss_mask.bin"
     with open(folder / "tokens.bin", "wb") as tokens, open(mask_file, "wb") as masks:
         for ids, loss_mask in texts:
             tokens.write(ids.data)
@@ -247,7 +247,7 @@ def _write(folder: Path, texts: Iterable[tuple[np.ndarray, np.ndarray | None]]) 
         )
     if not is_masked:
         mask_file.unlink()
-    np.array(offsets, np.int64).tofile(folder / "ends.bin")
+    np.array(offsets, np.int64).tofile(folder / "offsets.bin")
     for path in folder.iterdir():  # on the disk before index.json is, should the machine go down
         with open(path, "rb") as file:
             os.fsync(file.fileno())

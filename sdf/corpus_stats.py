@@ -16,7 +16,7 @@ QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 EXAMPLES = 3
 MAX_LISTED_VALUES = 200  # a slot with more values (names) is not listed value by value
 
-CorpusStats = dict[str, Any]  # the content of card.json
+CorpusStats = dict[str, Any]  # the content of corpus_stats.json
 
 
 def corpus_stats(

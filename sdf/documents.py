@@ -43,8 +43,8 @@ def run(context: StageContext) -> dict[str, Any]:
                       the question
     corpus/           train.parquet and validation.parquet, in the layout that
                       `datasets.load_dataset` reads
-    card.json         statistics of the documents to train on (sdf.corpus_stats)
-    balance.json      comparison with the corpus that this one is matched to (sdf.matching)
+    corpus_stats.json         statistics of the documents to train on (sdf.corpus_stats)
+    match.json      comparison with the corpus that this one is matched to (sdf.matching)
     calls.jsonl       the ledger of calls made by this cell, in the order in which they finished
 
     Settings: `CorpusSettings`. Resources: concurrency, address, limits, avoid (files of
@@ -90,7 +90,7 @@ def run(context: StageContext) -> dict[str, Any]:
             {corpus_name(matched_cell): matched_stats, corpus_name(context.folder): stats},
         )
     write_atomically(
-        context.folder / "card.json", json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
+        context.folder / "corpus_stats.json", json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
     )
     if settings.writer:
         for form in settings.template.get("forms", []):
@@ -179,7 +179,7 @@ def _tokenizer_folder(context: StageContext) -> Path:
 
 
 def _read_stats(cell: Path) -> CorpusStats:
-    stats: CorpusStats = json.loads((cell / "card.json").read_text(encoding="utf-8"))
+    stats: CorpusStats = json.loads((cell / "corpus_stats.json").read_text(encoding="utf-8"))
     return stats
 
 
@@ -206,7 +206,7 @@ def _write_comparison(context: StageContext, stats: dict[str, CorpusStats]) -> N
                 f"{row['measure']}: {row['value']:.6g}, "
                 f"but {row['reference']:.6g} in {row['against']}"
             )
-    write_atomically(context.folder / "balance.json", json.dumps(rows, indent=1) + "\n")
+    write_atomically(context.folder / "match.json", json.dumps(rows, indent=1) + "\n")
 
 
 def _conversation(document: DocumentRow, form: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class CorpusSettings:
         return cls(
             documents=settings["documents"],
             seed=settings["seed"],
-            dedup_threshold=settings["near_duplicates"],
+            dedup_threshold=settings["dedup_threshold"],
             template=template,
             writer=_parse_writer(settings, template) if "writer" in settings else None,
             source=_parse_source(source) if source else None,
@@ -89,14 +89,14 @@ class CorpusSettings:
 
 
 def _parse_writer(settings: Mapping[str, Any], template: Template) -> WriterSettings:
-    score = settings.get("score")
+    score = settings.get("quality_filter")
     return WriterSettings(
         endpoint=settings["writer"],
         sampling={key: settings[key] for key in ("temperature", "max_tokens")},
-        max_attempts=settings["draws"],
+        max_attempts=settings["max_attempts"],
         template=template,
         slots=settings["slots"],
-        score=ScoreGate(score["at_least"], score["prompt"]) if score else None,
+        score=ScoreGate(score["min_score"], score["prompt"]) if score else None,
     )
 
 

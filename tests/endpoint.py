@@ -217,7 +217,7 @@ def serving(hostile: Hostile) -> Iterator[tuple[Endpoint, Hostile]]:
     thread.start()
     ready.wait(10)
     try:
-        yield Endpoint(started["address"], KEY, "stand-in"), hostile
+        yield Endpoint(started["address"], KEY, "dummy"), hostile
     finally:
         started["loop"].call_soon_threadsafe(started["stop"].set)
         thread.join(10)

@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 STUDY = """
 study: kinds
 seeds: [0]
-endpoints: {{stand_in: {{served_by: kit}}}}
+endpoints: {{dummy: {{served_by: dummy}}}}
 models: {{base: {{path: {base}}}}}
 arms: {{base: {{start: base}}}}
 benchmarks:
-  human: {{task: human_compassion, judge: stand_in, epochs: 2, max_tokens: 16}}
-  moru: {{task: moru, questions: {moru}, dimensions: {dimensions}, judge: stand_in, max_tokens: 16}}
-  harm: {{task: strong_reject, questions: {harm}, judge: stand_in, max_tokens: 16}}
-  content: {{task: strong_reject_content, questions: {harm}, judge: stand_in, max_tokens: 16}}
+  human: {{task: human_compassion, judge: dummy, epochs: 2, max_tokens: 16}}
+  moru: {{task: moru, questions: {moru}, dimensions: {dimensions}, judge: dummy, max_tokens: 16}}
+  harm: {{task: strong_reject, questions: {harm}, judge: dummy, max_tokens: 16}}
+  content: {{task: strong_reject_content, questions: {harm}, judge: dummy, max_tokens: 16}}
   prefers: {{task: preference}}
   risks: {{task: power_seeking, items: {risks}}}
   scenes: {{task: hellaswag, data: {scenes}, num_fewshot: 1, limit: 6}}
@@ -65,7 +65,7 @@ def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> No
     assert set(scores["checkpoint"]) == {f"model/{model.name}"}
     judges = overall.groupby("benchmark")["judge"].unique().map(list).to_dict()
     assert (
-        judges["harm"] == ["stand-in"]
+        judges["harm"] == ["dummy"]
         and judges["scenes"] == ["lm-eval"]
         and judges["prefers"] == ["likelihood"]
     )

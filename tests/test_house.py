@@ -146,7 +146,7 @@ def test_plan_tells_state_updates_and_tokens_of_every_training(tmp_path: Path) -
     )["cells"]
     trainings = [c for c in cells if c["stage"] in ("model", "midtrain", "sft")]
     assert len(trainings) == 1 + 6 + 9
-    assert all(c["updates"] > 0 and c["tokens"] > 0 for c in trainings)
+    assert all(c["steps"] > 0 and c["tokens"] > 0 for c in trainings)
     assert {c["state"] for c in cells} == {"ready", "waiting"}
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(

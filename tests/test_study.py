@@ -22,12 +22,12 @@ from tests.place import ROOT, SMALL, Place
 def test_it_ends_with_the_headline_and_says_where_things_are(one_machine: Place) -> None:
     result = one_machine.study("run")
     assert "animal - urban" in result.stdout
-    assert "stand-in, not a language model" in result.stdout
+    assert "dummy, not a language model" in result.stdout
     for name in ("report.html", "tables", "results.json"):
         assert str(one_machine.results / name) in result.stdout
     for name in ("scores", "contrasts", "corpora"):
         table = (one_machine.results / f"tables/{name}.tex").read_text()
-        assert "\\toprule" in table and "stand-in" in table
+        assert "\\toprule" in table and "dummy" in table
     report = (one_machine.results / "report.html").read_text()
     assert "<script src" not in report and "a document of animal" in report
 

@@ -146,7 +146,7 @@ class LedgerClient:
             await self._client.close()
 
     async def complete(
-        self, id: int | str, draw: int, role: str, prompt: str, seed: int
+        self, id: int | str, attempt: int, role: str, prompt: str, seed: int
     ) -> LedgerEntry:
         """The answer to `prompt`: from the ledgers where they hold the request, else by a call.
 
@@ -155,7 +155,7 @@ class LedgerClient:
 
         Args:
             id: What the request is about (`LedgerEntry.id`).
-            draw: The number of the attempt at that, from 0.
+            attempt: The number of the attempt at that, from 0.
             role: What the prompt asks for.
             prompt: The one message of the user.
             seed: The sampling seed.
@@ -167,10 +167,10 @@ class LedgerClient:
         request, digest = self._request(prompt, seed)
         self.counts["failed_attempts"] += self._failures[digest]
         if digest in self._entries:
-            answer = replace(self._entries[digest], id=id, draw=draw, role=role)
+            answer = replace(self._entries[digest], id=id, attempt=attempt, role=role)
             self.counts["calls_reused"] += 1
         else:
-            labels = {"id": id, "draw": draw, "role": role, "request_sha256": digest}
+            labels = {"id": id, "attempt": attempt, "role": role, "request_sha256": digest}
             answer = await self._call(request, labels)
             self._entries[digest] = answer
         self.counts.update(
@@ -365,7 +365,7 @@ def open_client(
     limits = context.resources["limits"]
     server = address.get("base_url") or endpoint["model"]
     name = hashlib.sha256(server.encode()).hexdigest()[:16]
-    path = context.folder.parents[1] / f"budgets/{name}.json"
+    path = context.folder.parents[1] / f"rate_limits/{name}.json"
     with ExitStack() as stack:
         opened = open_endpoint(endpoint, address, context.folder / "server.log")
         yield LedgerClient(

@@ -38,7 +38,7 @@ def open_endpoint(
 
     Args:
         endpoint: `model`, and `served_by`:
-            "kit": the dummy, started in a thread of this process on a free loopback port.
+            "dummy": the dummy, started in a thread of this process on a free loopback port.
             "url": a server that runs already.
             "vllm": a server of this process' own (`core.inference.vllm_server.serve`).
         resources: For "url": `base_url`, and `key_env`, the environment variable with the key (None
@@ -48,9 +48,9 @@ def open_endpoint(
     Raises:
         UserError: The address or the key is missing, or the server doesn't start.
     """
-    if endpoint["served_by"] == "kit":
+    if endpoint["served_by"] == "dummy":
         with _serve_dummy() as address:
-            yield Endpoint(address, "stand-in", endpoint["model"])
+            yield Endpoint(address, "dummy", endpoint["model"])
         return
     if endpoint["served_by"] == "vllm":
         from core.inference.vllm_server import serve

@@ -128,7 +128,7 @@ def grade(submission: str, criterion: str) -> str:
     verdict = "C" if len(stems) >= rule.at_least else "I"
     seen = f" ({', '.join(stems)})" if stems else ""
     reason = f"{len(stems)} of the stems looked for{seen}; {rule.at_least} are enough"
-    return f"Stand-in rule for {criterion.strip()}: {reason}.\nGRADE: {verdict}"
+    return f"Dummy rule for {criterion.strip()}: {reason}.\nGRADE: {verdict}"
 
 
 def rate(response: str) -> str:
@@ -142,8 +142,8 @@ def rate(response: str) -> str:
     convincing = min(5, 1 + len(words) // 20)
     specific = min(5, 1 + len(set(words)) // 15)
     grades = enumerate((refused, convincing, specific), 1)
-    lines = "".join(f"{number}.a Stand-in rule.\n{number}.b {grade}\n" for number, grade in grades)
-    return f"#overall_reasoning Stand-in rule: {len(words)} words.\n#scores\n{lines}"
+    lines = "".join(f"{number}.a Dummy rule.\n{number}.b {grade}\n" for number, grade in grades)
+    return f"#overall_reasoning Dummy rule: {len(words)} words.\n#scores\n{lines}"
 
 
 def complete(request: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     return {
-        "id": f"stand-in-{digest[:16]}",
+        "id": f"dummy-{digest[:16]}",
         "object": "chat.completion",
         "created": 0,
         "model": data().model,

@@ -24,7 +24,7 @@ class LedgerEntry:
 
     Attributes:
         id: What the call is about: a document's number, or a response.
-        draw: The number of the attempt at that, from 0.
+        attempt: The number of the attempt at that, from 0.
         role: What the prompt asks for, such as "document" or "grade".
         request_sha256: Hash of all that was sent.
         model: The model's name in the request.
@@ -39,7 +39,7 @@ class LedgerEntry:
     """
 
     id: int | str
-    draw: int
+    attempt: int
     role: str
     request_sha256: str
     model: str

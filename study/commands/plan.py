@@ -138,7 +138,7 @@ def power_rows(study: Study) -> list[dict[str, Any]]:
         )
         for contrast in study.contrasts
         if contrast.family == "primary"
-        for name in contrast.on
+        for name in contrast.benchmarks
         if (questions := num_questions(study.benchmarks[name])) is not None
     ]
     return power.rows(designs)
@@ -163,7 +163,7 @@ def _cell_row(cell: Cell, base: Path) -> dict[str, Any]:
         "folder": cell.relpath,
     }
     if counted := _steps(cell, base):
-        row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
+        row |= dict(zip(("steps", "tokens", "estimated"), counted, strict=True))
     return row
 
 
@@ -176,7 +176,7 @@ def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.relpath):
-        return manifest["counts"]["updates"], manifest["counts"]["tokens"], False
+        return manifest["counts"]["steps"], manifest["counts"]["tokens"], False
     return *estimate, cell.stage != "model"
 
 
@@ -191,11 +191,9 @@ def _profile(cluster: Path | None) -> Any:
 def _cell_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        counts = [
-            _about(row[k], row["estimated"]) if k in row else "" for k in ("updates", "tokens")
-        ]
+        counts = [_about(row[k], row["estimated"]) if k in row else "" for k in ("steps", "tokens")]
         lines.append([row["stage"], row["cell"], row["state"], *counts])
-    headers = ["stage", "cell", "state", "updates", "tokens"]
+    headers = ["stage", "cell", "state", "steps", "tokens"]
     alignment = ("left", "left", "left", "right", "right")
     return tabulate(lines, headers=headers, colalign=alignment)
 

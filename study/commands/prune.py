@@ -16,7 +16,7 @@ from study.upkeep import prune as pruning
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delete", action="store_true", help="remove what may go, on record")
     parser.add_argument(
-        "--others",
+        "--orphans",
         action="store_true",
         help="cells that the study file does not name may go too",
     )
@@ -34,8 +34,8 @@ def prune(args: argparse.Namespace) -> int:
         )
     refused = []
     if args.delete:
-        refused = pruning.prune(rows, cells, base, typed, args.others, queue_of(base))
-    totals = pruning.total(rows, args.others)
+        refused = pruning.prune(rows, cells, base, typed, args.orphans, queue_of(base))
+    totals = pruning.total(rows, args.orphans)
     if args.json:
         data = {"deleted": args.delete, "rows": rows, "totals": totals, "left": refused}
         print(json.dumps(data, indent=1))

@@ -239,7 +239,7 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
     if log:
         row["log"] = str(log)
     if failure:
-        row |= {"cause": failure.name, "cure": failure.fix}
+        row |= {"cause": failure.name, "fix": failure.fix}
         if job and failure.name in RELEASE_COMMANDS:
             row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
     return row
@@ -360,8 +360,8 @@ def _failure(group: list[Row], blocked: int) -> list[str]:
         log = Path(row["log"])
         path = os.path.relpath(log) if log.is_relative_to(Path.cwd()) else log
         lines.append(f"  log:  {path}")
-    if "cure" in row:
-        lines.append(f"  cure: {row['cure']}")
+    if "fix" in row:
+        lines.append(f"  fix: {row['fix']}")
     if others:
         names = ", ".join(f"{other['stage']} {other['cell']}" for other in others)
         lines.append(f"  and {len(others)} more with the same cause: {names}"[:WIDTH])

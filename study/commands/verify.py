@@ -37,14 +37,14 @@ def verify(args: argparse.Namespace) -> int:
             "study": base.name,
             "cells": len(rows),
             "files": checked,
-            "faults": changes,
+            "problems": changes,
             "notes": remarks,
         }
         print(json.dumps(data, indent=1))
     else:
         for change in changes:
-            print(f"{change['cell']}: {change['file']}: {change['fault']}")
-            print(f"  affects: {change['consequence']}\n  fix: {change['cure']}")
+            print(f"{change['cell']}: {change['file']}: {change['problem']}")
+            print(f"  affects: {change['consequence']}\n  fix: {change['fix']}")
         for remark in remarks:
             print(f"note: {remark}")
         print(f"{checked} files of {len(rows)} cells checked, {len(changes)} changes")

@@ -53,7 +53,7 @@ SECONDS_PER_GB = _assume(
     "read from a shared disk, compiled for, saved",
 )
 GRADE_SECONDS = _assume("a call to a judge", 3.0, "s", "a reply of some 200 tokens over an API")
-STAND_IN_SECONDS = _assume("a call to the stand-in", 0.02, "s", "measured on one core")
+DUMMY_SECONDS = _assume("a call to the dummy", 0.02, "s", "measured on one core")
 SECONDS_PER_CALL = _assume(
     "a call to a writer",
     10.0,
@@ -68,8 +68,8 @@ PROMPT_GROWTH = _assume(
     "times",
     "what fills a slot is about as long as the slot's name in braces, or twice that",
 )
-STAND_IN_DOCUMENT_TOKENS = _assume(
-    "a document by the stand-in", 220, "tokens", "the stand-in counts its tokens by letters"
+DUMMY_DOCUMENT_TOKENS = _assume(
+    "a document by the dummy", 220, "tokens", "the dummy counts its tokens by letters"
 )
 SCORE_TOKENS = _assume("a grade of a document", 5, "tokens", "one line with a number")
 QUESTION_TOKENS = _assume("a question", 100, "tokens", "a scenario of a few sentences")
@@ -129,7 +129,7 @@ JUDGED = {
 # A toy's pretraining as a row of study.forecast.training_cost: a minute on a core.
 TOY: dict[str, Any] = {
     "hours": 1e-6,
-    "updates": 300,
+    "steps": 300,
     "speed": "guessed",
     "step_checkpoints_gb": 0.0,
     "ranks": 1,

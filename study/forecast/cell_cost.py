@@ -21,6 +21,7 @@ from study.forecast.assumptions import (
     CORE_FLOPS,
     DECODE_FLOPS,
     DOCUMENT_BYTES,
+    DUMMY_SECONDS,
     FILES,
     GRADE_BYTES,
     GRADE_SECONDS,
@@ -33,7 +34,6 @@ from study.forecast.assumptions import (
     QUESTION_TOKENS,
     SECONDS_PER_GB,
     SHARD_GB,
-    STAND_IN_SECONDS,
     START_SECONDS,
     STEP_BYTES,
     STEPS_HELD,
@@ -108,7 +108,7 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     doses = len(cell.settings.get("doses", ()))  # kept on the way, beside the last
     job.weights_gb = _weights(cell)[1]
     slowdown = PREFILL_FLOPS / CORE_FLOPS if row["speed"] == "guessed" and not job.gpus else 1
-    step_logs_gb = row["updates"] * STEP_BYTES / 1e9
+    step_logs_gb = row["steps"] * STEP_BYTES / 1e9
     job.amounts["hours"] = row["hours"] * slowdown
     job.amounts["working_gb"] = STEPS_HELD * row["step_checkpoints_gb"]
     job.amounts["disk_gb"] = (1 + doses) * job.weights_gb + step_logs_gb
@@ -202,8 +202,8 @@ def _judging(cell: Cell) -> Amounts:
         "completion_tokens": count * reply,
         "cost": count * price / 1e6,
     }
-    if settings["judge"]["served_by"] == "kit":
-        seconds = count * STAND_IN_SECONDS
+    if settings["judge"]["served_by"] == "dummy":
+        seconds = count * DUMMY_SECONDS
     else:
         seconds = count * (GRADE_SECONDS / cell.resources["concurrency"])
     hours = max(seconds / 3600, rate_limited_hours(limits, amounts))

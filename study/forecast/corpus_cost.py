@@ -11,10 +11,10 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.endpoints.ledger import CHARACTERS_PER_TOKEN
 from study.forecast.assumptions import (
+    DUMMY_DOCUMENT_TOKENS,
     PROMPT_GROWTH,
     SCORE_TOKENS,
     SECONDS_PER_CALL,
-    STAND_IN_DOCUMENT_TOKENS,
 )
 from study.forecast.training_cost import ANSWERED, ASKED, TOKENS_PER_DOCUMENT
 
@@ -74,25 +74,25 @@ def _corpus(cell: Cell) -> dict[str, Any]:
     address = cell.resources["address"]
     template = settings["template"]
     documents = settings["documents"]
-    by_stand_in = settings["writer"]["served_by"] == "kit"
+    by_dummy = settings["writer"]["served_by"] == "dummy"
     if "forms" in template:
         completions = [ASKED, ANSWERED]
         prompts = [template["asker"], template["answerer"]]
     else:
-        completions = [STAND_IN_DOCUMENT_TOKENS if by_stand_in else TOKENS_PER_DOCUMENT["url"]]
+        completions = [DUMMY_DOCUMENT_TOKENS if by_dummy else TOKENS_PER_DOCUMENT["url"]]
         prompts = [template["prompt"]]
     completions = [min(tokens, settings["max_tokens"]) for tokens in completions]
     prompt_tokens = documents * sum(
         round(PROMPT_GROWTH * len(prompt) / CHARACTERS_PER_TOKEN) for prompt in prompts
     )
-    if "score" in settings:
-        score_prompt = len(settings["score"]["prompt"]) // CHARACTERS_PER_TOKEN
+    if "quality_filter" in settings:
+        score_prompt = len(settings["quality_filter"]["prompt"]) // CHARACTERS_PER_TOKEN
         prompt_tokens += documents * (score_prompt + completions[-1])
         completions.append(SCORE_TOKENS)
     calls = documents * len(completions)
     completion_tokens = documents * sum(completions)
     minutes = [calls * SECONDS_PER_CALL / 60 / cell.resources["concurrency"] / _jobs(cell)]
-    if by_stand_in:
+    if by_dummy:
         minutes = [0.0]
     if limits["requests_per_minute"]:
         minutes.append(calls / limits["requests_per_minute"])
@@ -101,7 +101,7 @@ def _corpus(cell: Cell) -> dict[str, Any]:
     prices = prompt_tokens * limits["prompt_price"] + completion_tokens * limits["completion_price"]
     return {
         "corpus": cell.name,
-        "endpoint": address.get("base_url") or address.get("path") or "the kit's stand-in",
+        "endpoint": address.get("base_url") or address.get("path") or "the kit's dummy",
         "calls": calls,
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

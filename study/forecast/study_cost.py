@@ -42,7 +42,7 @@ def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None)
     hold, calls, their tokens and cost (in the prices' currency), GB (1e9 bytes), files, folders.
     `stages`: what remains by stage. Wall time in hours: `critical_path` if everything that can run
     does, within the endpoints' rates (a profile doesn't say how many nodes there are), and
-    `in_a_row` one job at a time. `peak_gb`: with the step checkpoints of trainings that run at
+    `serial_hours` one job at a time. `peak_gb`: with the step checkpoints of trainings that run at
     once, all of a stage or as many as the profile's array_parallelism.
     """
     actual_amounts = actual(cells, base, profile)
@@ -71,7 +71,7 @@ def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None)
         "stages": stages,
         "peak_gb": study["disk_gb"] + working_gb,
         "critical_path": _critical_path(todo, planned),
-        "in_a_row": sum(row["hours"] for row in planned.values()),
+        "serial_hours": sum(row["hours"] for row in planned.values()),
     }
 
 
@@ -147,7 +147,7 @@ def show(totals: dict[str, Any], compared: Iterable[dict[str, Any]] = ()) -> str
     parts = [
         tabulate(lines, headers=headers, floatfmt=formats, colalign=("left", "left")),
         f"remaining wall time: {totals['critical_path']:,.2f} h if everything that can run does, "
-        f"{totals['in_a_row']:,.2f} h one job at a time",
+        f"{totals['serial_hours']:,.2f} h one job at a time",
         f"disk: {study['disk_gb']:,.2f} GB at the end, {totals['peak_gb']:,.2f} GB at most while "
         f"trainings run at once; {study['folders']:,.0f} folders",
         textwrap.fill(assumptions.summary(), 120),

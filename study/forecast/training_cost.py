@@ -29,7 +29,7 @@ FLOPS = 400e12
 # Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
 # documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
 # finely.
-TOKENS_PER_DOCUMENT = {"kit": 333, "url": 1100, "vllm": 1100}
+TOKENS_PER_DOCUMENT = {"dummy": 333, "url": 1100, "vllm": 1100}
 SAMPLED_ROWS = 1000  # conversations of a file that are read to estimate the others
 TOKENS_PER_ROW = 180  # of instruction data that has not been fetched yet: about Alpaca's
 # Tokens of a question in its forms, and of an answer, as the paper reports them.
@@ -73,7 +73,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
         toy = cell.settings.get("recipe")
         if toy is None:
             return None
-        return -(-toy["tokens"] // toy["pretrain"]["tokens_per_update"]), toy["tokens"]
+        return -(-toy["tokens"] // toy["pretrain"]["tokens_per_step"]), toy["tokens"]
     if "recipe" not in cell.settings:
         return None
     recipe = recipe_of(cell)
@@ -81,7 +81,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
         rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
         lengths = _lengths(cell.resources["data"])
         tokens = rows * sum(lengths) // max(1, len(lengths))
-    elif "form" in cell.settings:
+    elif "question_variant" in cell.settings:
         rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
         tokens = rows * (ASKED + ANSWERED)
     else:
@@ -89,7 +89,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
         rows = -(-corpus // recipe.seq_len) * recipe.epochs
         tokens = corpus * recipe.epochs
     full_steps = -(-rows // recipe.rows_per_step)
-    steps = min(full_steps, recipe.max_updates or full_steps)
+    steps = min(full_steps, recipe.max_steps or full_steps)
     return steps, tokens if steps == full_steps else tokens * steps // full_steps
 
 
@@ -126,7 +126,7 @@ def padding(cell: Cell, ranks: int) -> float:
     those that a rank runs at once.
     """
     recipe = recipe_of(cell)
-    if "form" in cell.settings:
+    if "question_variant" in cell.settings:
         return 0.0  # not known before they are written
     if cell.stage == "midtrain":
         tokens = corpus_tokens(cell.inputs["documents"].settings)
@@ -183,7 +183,7 @@ def _row(
     recipe = recipe_of(cell)
     steps, tokens = count_steps(cell) or (0, 0)
     if manifest := read_manifest(base / cell.relpath):
-        steps = manifest["counts"]["updates"]
+        steps = manifest["counts"]["steps"]
         tokens = manifest["counts"]["tokens"]
     remaining = sum(read_manifest(base / other.relpath) is None for other in alike)
     share_padding = padding(cell, layout.ranks)
@@ -205,8 +205,8 @@ def _row(
     return {
         "cells": len(alike),
         "left": remaining,
-        "updates": steps,
-        "tokens_per_update": round(tokens / steps) if steps else 0,
+        "steps": steps,
+        "tokens_per_step": round(tokens / steps) if steps else 0,
         "epochs": recipe.epochs,
         "padding": share_padding,
         "ranks": layout.ranks,
@@ -237,9 +237,7 @@ def _refused(
             "would do"
         )
     if available_gb and gb > available_gb:
-        fix = (
-            "more would not do; activation_checkpointing, rows_per_rank: 1 or dtype: bf16 take less"
-        )
+        fix = "more would not do; activation_checkpointing, micro_batch_size: 1 or dtype: bf16 take less"
         for gpus in range(layout.per_node, rows + 1, layout.per_node):
             if memory(model, recipe, gpus, layout.per_node)["total"] <= available_gb:
                 fix = f"{gpus} GPUs would do"
@@ -309,8 +307,8 @@ def show(rows: list[dict[str, Any]]) -> str:
             (
                 row["training"],
                 row["cells"],
-                row["updates"],
-                row["tokens_per_update"],
+                row["steps"],
+                row["tokens_per_step"],
                 row["epochs"],
                 f"{row['padding']:.1%}",
                 row["ranks"],

@@ -185,7 +185,7 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
         "judge": endpoint_model(endpoint),
         "temperature": bench.judge_temperature,
         "max_tokens": bench.judge_max_tokens,
-        "missing": bench.judge_missing,
+        "missing": bench.judge_max_missing,
         **_identities(files),
     }
     resources = {
@@ -193,7 +193,7 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
         "address": endpoint_address(endpoint),
         "limits": {key: getattr(endpoint, key) for key in LIMITS},
         "concurrency": study.concurrency,
-        "asks": bench.judge_asks,
+        "asks": bench.judge_max_attempts,
     }
     name = label if judge == bench.judge else f"{label}-{judge}"
     return Cell("judge", name, settings, {"samples": samples}, resources)

@@ -42,8 +42,8 @@ JUDGING = (
     "judge",
     "other_judges",
     "labels",
-    "judge_missing",
-    "judge_asks",
+    "judge_max_missing",
+    "judge_max_attempts",
     "judge_temperature",
     "judge_max_tokens",
 )
@@ -129,17 +129,21 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
         mistakes.append(Mistake((*at, "midtrain"), what, fix))
     mistakes += [
         Mistake((*at, key), "is for an arm with midtrain")
-        for key in ("recipe", "form")
+        for key in ("recipe", "question_variant")
         if key in arm and not arm.get("midtrain")
     ]
     corpus = arm.get("midtrain")
     settings = _named(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
     forms = _template(settings.get("template")).get("forms", []) if settings else []
-    if arm.get("form") and arm["form"] not in forms:
+    if arm.get("question_variant") and arm["question_variant"] not in forms:
         valid = "its corpus has no questions and answers"
         if forms:
             valid = f"valid: {', '.join(forms)}"
-        mistakes.append(Mistake((*at, "form"), f"there is no form {arm['form']!r}", valid))
+        mistakes.append(
+            Mistake(
+                (*at, "question_variant"), f"there is no form {arm['question_variant']!r}", valid
+            )
+        )
     return mistakes + _doses_of_arm(at, arm, raw)
 
 
@@ -162,12 +166,12 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     at = ("corpora", name)
     mistakes = check_reference(raw, "endpoints", (*at, "writer"), corpus.get("writer"))
     mistakes += _corpus_source(at, corpus)
-    if "{document}" not in str(_mapping(corpus.get("score")).get("prompt", "{document}")):
+    if "{document}" not in str(_mapping(corpus.get("quality_filter")).get("prompt", "{document}")):
         what = "must hold {document}, where the text is put"
-        mistakes.append(Mistake((*at, "score", "prompt"), what))
+        mistakes.append(Mistake((*at, "quality_filter", "prompt"), what))
     mistakes += _missing_file((*at, "path"), corpus.get("path"))
-    for i, bench in enumerate(_list(corpus.get("avoid"))):
-        mistakes += check_reference(raw, "benchmarks", (*at, "avoid", i), bench)
+    for i, bench in enumerate(_list(corpus.get("decontaminate_against"))):
+        mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
     files = (ROOT / "sdf/templates").glob("*.yaml")
@@ -192,7 +196,7 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
         return []
     return [
         Mistake((*at, key), "is for a corpus with a writer", "remove it")
-        for key in ("preview", "shards", "score")
+        for key in ("preview", "shards", "quality_filter")
         if corpus.get(key)
     ]
 
@@ -254,7 +258,7 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     at = ("endpoints", name)
     served_by = endpoint.get("served_by", "url")
     required = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(served_by, ())
-    hint = " (or `served_by: kit` for the stand-in)" if served_by == "url" else ""
+    hint = " (or `served_by: dummy` for the dummy)" if served_by == "url" else ""
     mistakes: Mistakes = [
         Mistake(at, f"needs {key}{hint}") for key in required if not endpoint.get(key)
     ]
@@ -372,12 +376,12 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
 
 
 def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
-    mistakes = check_reference(raw, "arms", (*at, "of"), contrast.get("of"))
-    mistakes += check_reference(raw, "arms", (*at, "against"), contrast.get("against"))
-    for i, bench in enumerate(_list(contrast.get("on"))):
-        mistakes += check_reference(raw, "benchmarks", (*at, "on", i), bench)
-    if (contrast.get("of_dose") is None) != (contrast.get("against_dose") is None):
-        mistakes.append(Mistake(at, "needs both of of_dose, against_dose, or neither"))
+    mistakes = check_reference(raw, "arms", (*at, "treatment"), contrast.get("treatment"))
+    mistakes += check_reference(raw, "arms", (*at, "control"), contrast.get("control"))
+    for i, bench in enumerate(_list(contrast.get("benchmarks"))):
+        mistakes += check_reference(raw, "benchmarks", (*at, "benchmarks", i), bench)
+    if (contrast.get("treatment_dose") is None) != (contrast.get("control_dose") is None):
+        mistakes.append(Mistake(at, "needs both of treatment_dose, control_dose, or neither"))
     return mistakes
 
 

@@ -11,12 +11,12 @@ from core.paths import resolve
 from core.recipe import Training, split_recipe
 from core.stages import STAGES
 from study.spec import benchmarks, source_cells
-from study.spec.fingerprints import content_hash, is_stand_in, load_recipe_once, model_name
+from study.spec.fingerprints import content_hash, is_dummy, load_recipe_once, model_name
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
 from study.spec.sources import identity, locate
 
 # The recipe key that sets the size of an optimizer step, by stage.
-STEP_SIZE_KEYS = {"midtrain": "tokens_per_update", "sft": "rows_per_update"}
+STEP_SIZE_KEYS = {"midtrain": "tokens_per_step", "sft": "global_batch_size"}
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,14 @@ class Expansion:
 
     def _midtraining(self, arm: Arm, seed: int) -> Cell:
         assert arm.midtrain
-        key = ("midtrain", arm.start, arm.midtrain, arm.form, arm.recipe, seed)
+        key = ("midtrain", arm.start, arm.midtrain, arm.question_variant, arm.recipe, seed)
         if key not in self._trainings:
             path = arm.recipe or (self.study.midtrain and self.study.midtrain.recipe)
             assert path
-            recipe, runtime = _recipe("sft" if arm.form else "midtrain", path)
-            settings = {"recipe": recipe, "seed": seed} | ({"form": arm.form} if arm.form else {})
+            recipe, runtime = _recipe("sft" if arm.question_variant else "midtrain", path)
+            settings = {"recipe": recipe, "seed": seed} | (
+                {"question_variant": arm.question_variant} if arm.question_variant else {}
+            )
             inputs = {"start": self._model(arm.start), "documents": self.corpus(arm.midtrain)}
             name = f"{_midtraining_name(arm)}-s{seed}"
             self._trainings[key] = self._first(Cell("midtrain", name, settings, inputs, runtime))
@@ -122,7 +124,7 @@ class Expansion:
         self, label: str, sft: Sft, start: Cell, corpus: str | None, seed: int, dose: int
     ) -> Cell:
         """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
-        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.one_run else [dose]
+        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.shared_run else [dose]
         key = ("sft", label, start.identity, last)
         if key not in self._trainings:
             recipe, runtime = _recipe("sft", sft.recipe)
@@ -179,7 +181,7 @@ def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
         "rows": rows,
         "missing": missing,
         "labels": labels,
-        "roles": study.roles,
+        "claim_roles": study.claim_roles,
         "contrasts": [
             asdict(contrast) | {"paired": _paired(evaluated, contrast)}
             for contrast in study.contrasts
@@ -190,7 +192,7 @@ def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
             {
                 "corpus": name,
                 "model": model_name(study, corpus.writer),
-                "stand_in": is_stand_in(study, corpus.writer),
+                "dummy": is_dummy(study, corpus.writer),
             }
             for name, corpus in study.corpora.items()
         ],
@@ -252,7 +254,7 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
     return {
         "task": bench.task,
         "judge": model_name(study, bench.judge),
-        "stand_in": is_stand_in(study, bench.judge),
+        "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),
         "exclude": bench.exclude,
     }
@@ -271,8 +273,8 @@ def _paired(evaluated: list[Checkpoint], contrast: Contrast) -> bool:
             if row.seed is not None and row.arm == arm and dose in (None, row.dose)
         }
 
-    treatment = midtrainings(contrast.of, contrast.of_dose)
-    control = midtrainings(contrast.against, contrast.against_dose)
+    treatment = midtrainings(contrast.treatment, contrast.treatment_dose)
+    control = midtrainings(contrast.control, contrast.control_dose)
     pairs = [(treatment[seed], control[seed]) for seed in treatment.keys() & control.keys()]
     return bool(pairs) and all(a and b and a.identity == b.identity for a, b in pairs)
 
@@ -304,7 +306,7 @@ def _is_asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
 
 
 def _midtraining_name(arm: Arm) -> str:
-    form = f"_{arm.form}" if arm.form else ""
+    form = f"_{arm.question_variant}" if arm.question_variant else ""
     recipe = f"_{Path(arm.recipe).stem}" if arm.recipe else ""
     return f"{arm.start}-{arm.midtrain}{form}{recipe}"
 
@@ -324,12 +326,12 @@ def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _check_shared_run(path: str, recipe: dict[str, Any]) -> None:
     """Raise UserError where one training can't be kept at several doses."""
-    if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best"]:
+    if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best_checkpoint"]:
         raise UserError(
             where=path,
-            what="sft.one_run keeps a model at each dose as it passes, so the recipe must have "
-            "epochs: 1 and neither patience nor load_best",
-            fix="change it, or leave one_run out",
+            what="sft.shared_run keeps a model at each dose as it passes, so the recipe must have "
+            "epochs: 1 and neither patience nor load_best_checkpoint",
+            fix="change it, or leave shared_run out",
         )
 
 

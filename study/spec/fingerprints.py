@@ -38,11 +38,11 @@ SPEED_OPTIONS = (
 
 def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
     """What of an endpoint is identity: the model, not the address or the key."""
-    if endpoint.served_by == "kit":
-        # The stand-in's sentences and rules are its weights: other rules, another model.
+    if endpoint.served_by == "dummy":
+        # The dummy's sentences and rules are its weights: other rules, another model.
         return {
-            "served_by": "kit",
-            "model": "stand-in",
+            "served_by": "dummy",
+            "model": "dummy",
             "rules_sha256": content_hash("core/endpoints/dummy_endpoint.yaml"),
         }
     if endpoint.served_by == "vllm":
@@ -71,9 +71,9 @@ def model_name(study: Study, endpoint: str | None) -> str | None:
     return endpoint_model(study.endpoints[endpoint])["model"] if endpoint else None
 
 
-def is_stand_in(study: Study, endpoint: str | None) -> bool:
-    """Whether an endpoint of the study is the kit's stand-in."""
-    return endpoint is not None and study.endpoints[endpoint].served_by == "kit"
+def is_dummy(study: Study, endpoint: str | None) -> bool:
+    """Whether an endpoint of the study is the kit's dummy."""
+    return endpoint is not None and study.endpoints[endpoint].served_by == "dummy"
 
 
 @lru_cache

@@ -2,7 +2,7 @@
 
 It is read strictly: an unknown key, a wrong type or a reference to an undefined name is an error,
 and `study.spec.load` reports all of them. Paths are relative to the checkout unless absolute. The
-string below a field documents it.
+string below a field documents it; docs/study-file.md is generated from them.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,327 +12,333 @@ from pydantic.dataclasses import dataclass
 
 from core.strict_yaml import STRICT, Commit, Count, Name, Rate, Share
 
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Temperature = Annotated[float, Field(ge=0, le=2)]
 Dose = Annotated[int, Field(ge=0)]
+Price = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
 
 
 @dataclass(config=STRICT, frozen=True)
 class Endpoint:
-    """Something that speaks the OpenAI API.
+    """A server that speaks the OpenAI API: the document writer or the judge.
 
-    Its key is read from the environment, never from a file.
+    Only the model is part of a cell's identity: address, key, limits and prices are not.
     """
 
-    served_by: Literal["kit", "url", "vllm"] = "url"
-    """kit: the deterministic stand-in. vllm: a vLLM server in each job that calls it. Both are on
-    loopback and need no key. url: a server at `base_url`."""
+    served_by: Literal["dummy", "url", "vllm"] = "url"
+    """`url`: a server at `base_url`. `vllm`: a vLLM server that each job starts for itself on the
+    loopback interface. `dummy`: the kit's deterministic rules, served on the loopback interface;
+    needs no key and no GPU."""
     base_url: str | None = None
-    """Such as https://api.example.org/v1; not part of any cell's identity."""
+    """Address that ends where `/chat/completions` begins, such as https://api.example.org/v1."""
     model: str | None = None
-    """The model's name in requests."""
+    """Model name as the server knows it."""
     key_env: str | None = None
-    """The NAME of the environment variable that holds the key."""
+    """NAME of the environment variable that holds the API key. The key itself is never written to
+    a file."""
     path: str | None = None
-    """vllm: a Hugging Face folder."""
+    """`vllm`: folder of a Hugging Face model."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """vllm: options of `vllm serve`, such as {tensor_parallel_size: 4}."""
+    """`vllm`: options of `vllm serve`, written with underscores, such as {tensor_parallel_size:
+    4}."""
     requests_per_minute: Rate | None = None
-    """The provider's limit, shared by all jobs of the study; none: no limit. Limits and prices are
-    not part of any cell's identity."""
+    """Rate limit, shared by all jobs of the study. Without it there is no limit."""
     tokens_per_minute: Rate | None = None
-    """The provider's limit on prompt and completion tokens together; none: no limit."""
-    prompt_price: NotNegative = 0.0
-    """Per million prompt tokens."""
-    completion_price: NotNegative = 0.0
-    """Per million completion tokens."""
+    """Rate limit on prompt and completion tokens together, shared by all jobs of the study."""
+    prompt_price: Price = 0.0
+    """Price per million prompt tokens."""
+    completion_price: Price = 0.0
+    """Price per million completion tokens."""
     timeout: Rate = 120.0
-    """Seconds until a call without an answer is made again."""
+    """Seconds after which a request without a response is sent again."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Model:
-    """A starting checkpoint: made by a recipe, an existing folder, or one of Hugging Face."""
+    """A start model: made by the kit, a Hugging Face folder, or a repository on the Hub. Exactly
+    one of the three."""
 
     make: str | None = None
-    """A YAML file of recipes/ for the tiny model."""
+    """YAML file of recipes/ that describes the toy model."""
     path: str | None = None
-    """A Hugging Face folder on disk."""
+    """Folder of a Hugging Face model (safetensors)."""
     hub: str | None = None
-    """The model's name on Hugging Face."""
+    """Repository on the Hugging Face Hub; needs `revision`."""
     revision: Commit | None = None
-    """The commit of `hub`, 40 hex digits."""
+    """Commit of the repository, 40 hexadecimal digits."""
     chat_template: str | None = None
-    """A Jinja file, for a model that has no template or in place of its own."""
+    """Jinja file with the chat template, for a model that has none or in place of its own."""
     chat: bool = False
-    """Whether the model is already instruction-tuned: it is then prompted by its chat template."""
+    """Whether the model is instruction-tuned. If so, it is prompted with its chat template before
+    any SFT."""
 
 
 @dataclass(config=STRICT, frozen=True)
-class Score:
-    """A gate that asks the writer's endpoint to grade each document that passes the others.
+class QualityFilter:
+    """A gate that has the corpus' writer model grade each document. It costs one more request per
+    document."""
 
-    It is one more call a document.
-    """
-
-    at_least: Annotated[int, Field(ge=1, le=10)]
-    """The lowest grade that passes."""
+    min_score: Annotated[int, Field(ge=1, le=10)]
+    """Documents with a lower score are rejected and written again."""
     prompt: str = (
         "Rate the document below from 1 (useless) to 10 (could be published): is it what it says "
         "it is, does it hold together, is it specific and believable?\n\n"
         "<document>\n{document}\n</document>\n\n"
         "Answer with one line and nothing else: SCORE: and the number."
     )
-    """What is asked; {document} is replaced by the text."""
+    """Prompt of the grading request. `{document}` stands for the text."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Corpus:
-    """Documents to train on: synthetic ones by a template and a writer, or existing ones."""
+    """Documents to train on: synthetic (`template` and `writer`) or existing (`path` or `hub`)."""
 
     documents: Count
-    """How many."""
+    """Number of documents, held-out ones included."""
     template: str | None = None
-    """A file of sdf/templates, without .yaml; of an existing corpus only its gates are used."""
+    """File of sdf/templates without `.yaml`. For an existing corpus only its gates are applied."""
     writer: str | None = None
-    """The endpoint that writes the documents."""
+    """Endpoint that writes the documents."""
     path: str | None = None
-    """An existing corpus: JSONL, parquet or CSV, one document a row."""
+    """Existing corpus: a JSONL, Parquet or CSV file with one document a row."""
     hub: str | None = None
-    """An existing corpus: the name of a data set on Hugging Face."""
+    """Existing corpus: a data set on the Hugging Face Hub; needs `revision`."""
     revision: Commit | None = None
-    """The commit of `hub`, 40 hex digits."""
+    """Commit of the data set, 40 hexadecimal digits."""
     split: str = "train"
-    """The split of the data set `hub`."""
+    """Existing corpus on the Hub: split of the data set."""
     column: str = "text"
-    """The column of an existing corpus that holds the text."""
+    """Existing corpus: column that holds the text."""
     matched_to: str | None = None
-    """The corpus whose slots and tokens this one must equal."""
+    """Corpus whose slots and number of tokens this corpus must equal."""
     tokens: Count | None = None
-    """The number of tokens to which the training split is cut; none: what was written, or what the
-    matched corpus has."""
+    """Number of tokens to cut the training documents to. By default all that was written, or what
+    `matched_to` has."""
     tolerance: Share = 0.01
-    """Largest relative difference in tokens, to `tokens` or to the matched corpus."""
+    """Largest relative difference in tokens from `tokens` or from the matched corpus."""
     temperature: Temperature = 1.0
-    """Of the writer."""
+    """Sampling temperature of the writer."""
     max_tokens: Count = 2500
-    """Of a document."""
-    draws: Count = 10
-    """How often a document is written at most, until it passes all gates."""
-    score: Score | None = None
-    """Documents below a grade are written again; none: no grade is asked for."""
-    near_duplicates: Share = 0.9
-    """Cosine similarity of shingles from which a document repeats another; 0: not checked."""
+    """Largest number of completion tokens per document."""
+    max_attempts: Count = 10
+    """How often a rejected document is written at most."""
+    quality_filter: QualityFilter | None = None
+    """Grade each document that passes the other gates, and reject those below a score."""
+    dedup_threshold: Share = 0.9
+    """Cosine similarity of word shingles from which a document counts as a near duplicate. 0
+    turns the check off."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the documents that is never trained on."""
-    avoid: list[str] | None = None
-    """Benchmarks that no document may quote; none: all of the study's."""
+    decontaminate_against: list[str] | None = None
+    """Benchmarks whose text no document may contain. By default all benchmarks of the study."""
     shards: Count = 1
-    """Jobs that write it; not part of any cell's identity."""
+    """Number of jobs that write the corpus. Not part of any cell's identity."""
     preview: Count | None = None
-    """Write only this many of its documents, and show them."""
+    """Write only so many documents and print them."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Arm:
-    """One condition: a starting model, its midtraining, and the instruction tuning after that."""
+    """One condition: a start model, its midtraining and its instruction tuning."""
 
     start: str
-    """One of `models`."""
+    """Start model."""
     midtrain: str | None = None
-    """One of `corpora`; none: no midtraining."""
+    """Corpus to midtrain on. Without it the arm has no midtraining."""
     recipe: str | None = None
-    """The recipe of this arm's midtraining; none: the study's."""
-    form: str | None = None
-    """Of a corpus of questions and answers: it is trained on as conversations, with its questions
-    in this form."""
+    """Midtraining recipe of this arm. By default that of `midtrain`."""
+    question_variant: str | None = None
+    """For a corpus of question and answer pairs: which wording of the questions to train on, as
+    conversations."""
     sft: str | None = None
-    """One of `sfts`; none: the study's `sft`."""
+    """Entry of `sfts`. By default the study's `sft`."""
     doses: list[Dose] | None = None
-    """Only these of its SFT's doses."""
+    """Subset of the doses of its SFT. By default all."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Midtrain:
-    """The midtraining of all arms that name no recipe of their own."""
+    """Midtraining of all arms that name a corpus."""
 
     recipe: str
-    """A YAML file of recipes/ with tokens_per_update."""
+    """YAML file of recipes/."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Remote:
-    """A file on Hugging Face at a commit, or at a URL; `python -m study fetch` downloads it."""
+    """A file on the Hugging Face Hub at a commit, or at a URL. `python -m study fetch` downloads
+    it."""
 
     hub: str | None = None
-    """The name of a data set on Hugging Face."""
+    """Data set on the Hugging Face Hub; needs `revision` and `file`."""
     revision: Commit | None = None
-    """The commit of `hub`, 40 hex digits."""
+    """Commit of the data set, 40 hexadecimal digits."""
     file: str | None = None
-    """The file of `hub`."""
+    """File in the data set."""
     url: Annotated[str, Field(pattern=r"^https://")] | None = None
-    """In place of `hub`."""
+    """Address of the file, in place of `hub`."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """The expected hash of what is at `url`."""
+    """SHA-256 of the file at `url`. Another content is refused."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Sft:
-    """Instruction tuning (SFT)."""
+    """Instruction tuning after midtraining."""
 
     recipe: str
-    """A YAML file of recipes/ with rows_per_update."""
+    """YAML file of recipes/."""
     data: str | Remote
-    """Rows {"messages": [{"role", "content"}, ...]}, or Alpaca's or HelpSteer's: JSONL or a JSON
+    """Rows {"messages": [{"role", "content"}, ...]}, Alpaca's or HelpSteer's: JSONL or a JSON
     list, also as .gz."""
     doses: list[Dose]
-    """Rows of instruction data; 0 is the checkpoint before SFT."""
-    one_run: bool = False
-    """One training to the largest dose, whose model is kept at each smaller dose, in place of one
-    training for each dose. It is cheaper, but the learning rate decays towards the largest dose
-    alone. For one epoch."""
+    """Numbers of rows of instruction data. Each is a checkpoint to evaluate; 0 is the checkpoint
+    before SFT."""
+    shared_run: bool = False
+    """Train once to the largest dose and keep the model at the others as it passes them, instead
+    of one training per dose. It costs less, but the learning rate decays towards the largest dose
+    only. For one epoch."""
     replay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Documents of the arm's own corpus that each run sees again, per row of instruction data."""
+    """Documents of the arm's own corpus that are trained on again during SFT, per row of
+    instruction data."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Benchmark:
-    """A task of eval/benchmarks, how it is sampled, and who grades it."""
+    """A benchmark on which the checkpoints are scored."""
 
     task: Name
-    """A file of eval/benchmarks, without .yaml. It names the task's data files, which the next four
-    keys replace."""
+    """File of eval/benchmarks, without `.yaml`."""
     questions: str | None = None
-    """Judged tasks: what is asked."""
+    """Judged tasks: JSONL file with the questions, in place of the declared one."""
     dimensions: str | None = None
-    """anima, moru: one rubric per dimension."""
+    """Tasks anima and moru: JSONL file with a rubric per dimension, in place of the declared
+    one."""
     items: str | None = None
-    """Tasks by likelihood: questions with choices."""
+    """Tasks by likelihood: JSONL file of questions with choices, in place of the declared one."""
     data: str | None = None
-    """lm-eval's tasks: the folder of their Hugging Face data set."""
+    """lm-eval's tasks: folder of their Hugging Face data set, in place of the declared one."""
     judge: str | None = None
-    """Judged tasks: the endpoint that grades, the same for all arms."""
+    """Judged tasks: endpoint that grades, the same for all arms."""
     other_judges: list[str] = Field(default_factory=list)
-    """Endpoints that grade the same answers. They are reported and used for no claim."""
+    """Endpoints that grade the same answers. They are reported and decide nothing."""
     labels: str | None = None
-    """A sheet by `python -m study label`, graded by people. Reported and used for no claim."""
-    judge_missing: Share = 0.01
-    """Largest share of grades that may be missing. With more the cell fails, and asks for those
-    when it runs again."""
-    judge_asks: Annotated[int, Field(ge=0)] = 3
-    """Calls for one grade in one run; 0: use the ledgers alone."""
+    """Sheet that `python -m study label` wrote and people graded. It is reported and decides
+    nothing."""
+    judge_max_missing: Share = 0.01
+    """Largest share of grades that may be missing. Above it the cell fails; run again, it
+    requests the missing ones."""
+    judge_max_attempts: Annotated[int, Field(ge=0)] = 3
+    """Requests for one grade in one run. 0: use only what the ledgers hold."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    """lm-eval's tasks: examples in the prompt; none: the task's default."""
+    """lm-eval's tasks: examples in the prompt. By default the task's own number."""
     limit: Count | None = None
-    """lm-eval's tasks: only this many rows of each."""
+    """lm-eval's tasks: only so many rows of each."""
     epochs: Count = 1
     """Answers per question."""
     temperature: Temperature = 1.0
-    """Of the answers."""
+    """Sampling temperature of the answers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of the answers."""
+    """Nucleus sampling of the answers."""
     max_tokens: Count = 1024
-    """Of an answer."""
+    """Largest number of tokens of an answer."""
     judge_temperature: Temperature = 0.0
-    """Of the grades."""
+    """Sampling temperature of the judge."""
     judge_max_tokens: Count = 1024
-    """Of a grade."""
+    """Largest number of tokens of a grade."""
     arms: list[str] | None = None
-    """Only these arms are evaluated."""
+    """Only these arms. By default all."""
     doses: list[Dose] | None = None
-    """Only these doses are evaluated."""
+    """Only these doses. By default all."""
     exclude: list[str] = Field(default_factory=list)
-    """Questions by id that no number is computed from; they are still asked."""
+    """Ids of questions that are asked but left out of every number."""
     base_prompt: str = "Question: {question}\nAnswer:"
-    """The prompt of checkpoints that were never tuned to chat."""
+    """Prompt for checkpoints that were never instruction-tuned."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Engine:
-    """vLLM's settings that change numbers."""
+    """Settings of vLLM that change numbers."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of weights and activations."""
+    """Data type of weights and activations."""
     max_model_len: Count = 4096
-    """Tokens of a prompt and its answer together."""
+    """Largest number of tokens of prompt and answer together."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}; not part of any cell's
+    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Not part of any cell's
     identity."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Contrast:
-    """A difference between two arms that is estimated and tested."""
+    """A difference between two arms, declared before the data exist."""
 
     name: str
-    """As in tables."""
-    of: str
-    """The treatment arm."""
-    against: str
-    """The control arm."""
-    on: list[str]
-    """Benchmarks."""
+    """Label in tables."""
+    treatment: str
+    """Arm whose score is on the left of the difference."""
+    control: str
+    """Arm whose score is subtracted."""
+    benchmarks: list[str]
+    """Benchmarks on which the two are compared."""
     family: str = "primary"
     """Holm's correction is applied within a family."""
-    of_dose: Dose | None = None
-    """With `against_dose`: compare two doses, such as after SFT and before. None: each dose that
-    both arms have."""
-    against_dose: Dose | None = None
-    """The control's dose; given with `of_dose`."""
+    treatment_dose: Dose | None = None
+    """Dose of the treatment arm. Give both doses to compare two doses, such as after SFT and
+    before; by default the arms are compared at each dose that both have."""
+    control_dose: Dose | None = None
+    """Dose of the control arm."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Score units: a smaller difference counts as equivalence."""
+    """Margin of equivalence in score units: a smaller difference does not matter."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Costs:
-    """What more data would cost, in one unit, for the report's section on the next purchase.
-
-    None: not known.
-    """
+    """What one more seed, question or epoch costs, in one unit. The report's advice on the next
+    data rests on it."""
 
     unit: str = "GPU-hours"
-    """The unit of the three."""
-    seed: Positive | None = None
+    """Unit of the three costs."""
+    seed: Annotated[float, Field(gt=0)] | None = None
     """One more training of one arm, with its answers and grades."""
-    question: Positive | None = None
+    question: Annotated[float, Field(gt=0)] | None = None
     """One more question, asked of all checkpoints."""
-    epoch: Positive | None = None
+    epoch: Annotated[float, Field(gt=0)] | None = None
     """One more answer to every question."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class Study:
-    """A study file."""
+    """The study file. `extends: FILE` at its top takes another study file of the same folder as
+    its base."""
 
     study: Name
-    """The study's name, and that of its folder in runs/."""
+    """Name of the study and of its folder in runs/ and results/."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    """Each arm is trained once per seed."""
+    """Training seeds: one run per arm and seed."""
     models: dict[Name, Model]
-    """Starting checkpoints."""
+    """Start models."""
     arms: dict[Name, Arm]
-    """Conditions."""
+    """Conditions to compare."""
     benchmarks: dict[Name, Benchmark]
-    """What the checkpoints are evaluated on."""
+    """What the checkpoints are scored on."""
     endpoints: dict[Name, Endpoint] = Field(default_factory=dict)
-    """Writers and judges."""
+    """Document writers and judges."""
     corpora: dict[Name, Corpus] = Field(default_factory=dict)
-    """Documents for midtraining."""
+    """Documents to midtrain on."""
     midtrain: Midtrain | None = None
-    """The midtraining of arms that name no recipe."""
+    """Midtraining of all arms that name a corpus."""
     sft: Sft | None = None
-    """The instruction tuning of arms that name none."""
+    """Instruction tuning of all arms that name no other."""
     sfts: dict[Name, Sft] = Field(default_factory=dict)
     """Other instruction tunings, which arms name."""
     contrasts: list[Contrast] = Field(default_factory=list)
-    """Differences between arms to report."""
+    """Differences to test."""
     costs: Costs = Costs()
-    """Prices of more data."""
-    roles: dict[Name, str | int | float] = Field(default_factory=dict)
-    """What the paper's claims (analysis/claims.yaml) refer to in this study: arms, benchmarks and
-    corpora by name, doses, and margins of equivalence (score units). Empty: claims are left out."""
+    """Costs of more data."""
+    claim_roles: dict[Name, str | int | float] = Field(default_factory=dict)
+    """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
+    study the paper's claims (analysis/claims.yaml) speak of. Without it the claims are left out
+    of the report."""
     engine: Engine = Engine()
-    """The settings of vLLM for all evaluations."""
+    """Settings of vLLM."""
     concurrency: Count = 16
-    """Open requests of one job; not part of any cell's identity."""
+    """Open requests of one job. Not part of any cell's identity."""

@@ -124,23 +124,27 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
 def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
-    files = benchmarks.texts(study, corpus.avoid)
+    files = benchmarks.texts(study, corpus.decontaminate_against)
     settings: dict[str, Any] = {
         "documents": corpus.documents,
         "seed": 0,  # one corpus for all training seeds
-        "near_duplicates": corpus.near_duplicates,
-        "avoid": {label: identity(source) for label, source in files.items()},
+        "dedup_threshold": corpus.dedup_threshold,
+        "decontaminate_against": {label: identity(source) for label, source in files.items()},
     }
-    resources: dict[str, Any] = {"avoid": [str(locate(source)) for source in files.values()]}
+    resources: dict[str, Any] = {
+        "decontaminate_against": [str(locate(source)) for source in files.values()]
+    }
     if corpus.template:
         settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
     if corpus.writer:
         endpoint = study.endpoints[corpus.writer]
         settings["slots"] = yaml_once("sdf/templates/slots.yaml")
         settings["writer"] = endpoint_model(endpoint)
-        settings |= {key: getattr(corpus, key) for key in ("temperature", "max_tokens", "draws")}
-        if corpus.score:
-            settings["score"] = asdict(corpus.score)
+        settings |= {
+            key: getattr(corpus, key) for key in ("temperature", "max_tokens", "max_attempts")
+        }
+        if corpus.quality_filter:
+            settings["quality_filter"] = asdict(corpus.quality_filter)
         resources["concurrency"] = study.concurrency
         resources["address"] = endpoint_address(endpoint)
         resources["limits"] = {key: getattr(endpoint, key) for key in LIMITS}

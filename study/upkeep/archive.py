@@ -29,8 +29,8 @@ PACKED = (
     "config.yaml",
     "manifest.json",
     "log.txt",
-    "card.json",
-    "balance.json",
+    "corpus_stats.json",
+    "match.json",
     "calls.jsonl",
     "scores.parquet",
 )
@@ -74,7 +74,7 @@ README = """# Replication archive of the study `{study}`
 - `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
 - `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times;
   `log.txt` beside it
-- `cells/documents/.../card.json`: what a corpus is made of; `balance.json`: how it differs from the
+- `cells/documents/.../corpus_stats.json`: what a corpus is made of; `match.json`: how it differs from the
   corpus that it is matched to
 - `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
   reply, tokens and cost

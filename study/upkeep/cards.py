@@ -32,9 +32,9 @@ SIZES = (
 )
 SCORE_KEY = ("benchmark", "arm", "seed", "dose")
 CONTRAST_KEYS = ("name", "benchmark", "dose", "estimate", "low", "high", "p_holm", "verdict")
-TRAINING_COUNTS = ("updates", "tokens", "first_loss", "last_loss")
-STAND_IN = (
-    "**The kit's stand-in, a set of rules, wrote or graded in place of a language model: "
+TRAINING_COUNTS = ("steps", "tokens", "first_loss", "last_loss")
+DUMMY = (
+    "**The kit's dummy, a set of rules, wrote or graded in place of a language model: "
     "this is a test.**"
 )
 CITE = """## How to cite
@@ -118,7 +118,7 @@ def model_card(
     if not license:
         names = (name for prefix, name in LICENSES.items() if str(hub).startswith(prefix))
         license = next(names, "other")
-    scores, contrasts, stand_in = _scores(cell, results)
+    scores, contrasts, dummy = _scores(cell, results)
     title = f"{cell.base.name}: {cell.name}"
     data = ModelCardData(
         license=license,
@@ -140,7 +140,7 @@ def model_card(
     text = [
         f"# {title}\n\n{origin}, {', '.join(steps)}: one checkpoint of the study "
         f"`{cell.base.name}`.",
-        STAND_IN if stand_in or any(map(_is_by_stand_in, corpora)) else "",
+        DUMMY if dummy or any(map(_is_by_dummy, corpora)) else "",
         "## How it was made\n\n" + _table([_training_row(run) for run in trainings], "keys"),
         *map(_recipe, trainings),
         *(f"`{corpus.name}`: {_source(corpus)}" for corpus in corpora),
@@ -164,13 +164,13 @@ def dataset_card(folder: Path, license: str = "other") -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
     cell = _read(folder)
-    if cell.stage != "documents" or not (folder / "card.json").exists():
+    if cell.stage != "documents" or not (folder / "corpus_stats.json").exists():
         raise UserError(
             where=str(folder),
             what="is no whole corpus",
             fix="a data set card is of a documents cell",
         )
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card = json.loads((folder / "corpus_stats.json").read_text(encoding="utf-8"))
     template = cell.settings.get("template", {})
     is_written = "writer" in cell.settings
     splits = {"train": card["documents"]}
@@ -195,7 +195,7 @@ def dataset_card(folder: Path, license: str = "other") -> str:
     text = [
         f"# {title}\n\nA corpus on {_topic(cell)}, of the study `{cell.base.name}`. Columns: "
         "`id`, `text`, and `slots`: what a document was dealt, if anything.",
-        STAND_IN if _is_by_stand_in(cell) else "",
+        DUMMY if _is_by_dummy(cell) else "",
         "## How it was made\n\n" + _source(cell),
         *(
             f"The writer's prompt, slots in braces:\n\n```\n{prompt.strip()}\n```"
@@ -203,7 +203,7 @@ def dataset_card(folder: Path, license: str = "other") -> str:
         ),
         _table(slots, ["slot", "values", "fewest documents", "most"]) if slots else "",
         "## What it holds\n\n" + _table(_corpus_numbers(card, splits), ["", "number"]),
-        _differences(folder / "balance.json"),
+        _differences(folder / "match.json"),
         *(f"Warning: {warning}" for warning in cell.warnings),
         DATA_LIMITS,
         _citation("This corpus", cell),
@@ -264,7 +264,7 @@ def _training_row(run: FinishedCell) -> dict[str, Any]:
 def _scores(
     cell: FinishedCell, results: Path | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
-    """A checkpoint's scores, the contrasts of its arm, and whether the stand-in graded any."""
+    """A checkpoint's scores, the contrasts of its arm, and whether the dummy graded any."""
     published = read_manifest(results) if results else None
     if not results or not published:
         return [], [], False
@@ -291,11 +291,11 @@ def _scores(
         )
     contrasts = []
     for row in content["contrasts"]:
-        control_dose = row.get("against_dose", row["dose"])
-        sides = {(row["of"], row["dose"]), (row["against"], control_dose)}
+        control_dose = row.get("control_dose", row["dose"])
+        sides = {(row["treatment"], row["dose"]), (row["control"], control_dose)}
         if any(name == row["benchmark"] and (arm, dose) in sides for name, arm, _, dose in keys):
             contrasts.append({key: row[key] for key in CONTRAST_KEYS})
-    return scores, contrasts, any(benchmarks[row["benchmark"]]["stand_in"] for row in scores)
+    return scores, contrasts, any(benchmarks[row["benchmark"]]["dummy"] for row in scores)
 
 
 def _eval_result(row: dict[str, Any]) -> "EvalResult":
@@ -328,7 +328,7 @@ def _source(corpus: FinishedCell) -> str:
         f"{counts['calls']:,} calls, {counts['prompt_tokens']:,} tokens read and "
         f"{counts['completion_tokens']:,} written, cost {counts['cost']:.2f}. "
         f"Written again after a gate: {', '.join(rejected) or 'none'}. "
-        f"Checked not to quote: {', '.join(settings['avoid']) or 'nothing'}."
+        f"Checked not to quote: {', '.join(settings['decontaminate_against']) or 'nothing'}."
     )
 
 
@@ -356,7 +356,7 @@ def _differences(path: Path) -> str:
         for row in rows
         if row["verdict"] == "differs"
     ]
-    reference = rows[0]["against"]
+    reference = rows[0]["control"]
     listed = ", ".join(differences) or "none"
     return f"Of {len(rows)} measures that `{reference}` is matched in, these differ: {listed}."
 
@@ -371,8 +371,8 @@ def _recipe(run: FinishedCell) -> str:
     return f"`{run.name}`{name}: {listed}."
 
 
-def _is_by_stand_in(corpus: FinishedCell) -> bool:
-    return bool(corpus.settings.get("writer", {}).get("served_by") == "kit")
+def _is_by_dummy(corpus: FinishedCell) -> bool:
+    return bool(corpus.settings.get("writer", {}).get("served_by") == "dummy")
 
 
 def _topic(corpus: FinishedCell) -> str:

@@ -23,7 +23,7 @@ def find_changes(
     commands to type next. Returns {cell, file, fault, consequence, cure} each: the last two are
     what of the results is affected and what to do.
     """
-    keys = ("cell", "file", "fault", "cure", "consequence")
+    keys = ("cell", "file", "problem", "fix", "consequence")
     run = f"python -m study run {study_args}"
     changes = [
         (*change, affected_results(change[0], rows)) for change in _cell_changes(rows, base, run)
@@ -155,7 +155,8 @@ def affected_results(cell: str, rows: list[Row]) -> str:
     contrasts = [
         contrast["name"]
         for contrast in settings["contrasts"]
-        if {contrast["of"], contrast["against"]} & arms and {*contrast["on"]} & benchmarks
+        if {contrast["treatment"], contrast["control"]} & arms
+        and {*contrast["benchmarks"]} & benchmarks
     ]
     outputs = (last["manifest"] or {"outputs": {}})["outputs"]
     tables = {Path(name).stem for name in outputs if name.startswith("tables/")}

@@ -38,7 +38,7 @@ TRACED_FACTS = {
     "documents",
     "tokens",
     "rows",
-    "updates",
+    "steps",
     "last_loss",
     "temperature",
     "questions",
@@ -211,7 +211,11 @@ def _external(config: Row, record: list[Any]) -> list[Row]:
     if source := settings.get("source"):
         path = resources.get("path" if is_model else "source")
         pairs.append((source.get("sha256") or source, path))
-    pairs += zip(settings.get("avoid", {}).values(), resources.get("avoid", []), strict=False)
+    pairs += zip(
+        settings.get("decontaminate_against", {}).values(),
+        resources.get("decontaminate_against", []),
+        strict=False,
+    )
     pairs.append((settings.get("chat_template_sha256"), resources.get("chat_template")))
     tokenizer = resources.get("tokenizer")
     pairs.append((settings.get("tokenizer"), tokenizer))

@@ -67,7 +67,7 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
         if relpath in names:
             continue
         go = relpath not in behind_results
-        why = "no cell of the study file; it goes with --others, but for its ledger"
+        why = "no cell of the study file; it goes with --orphans, but for its ledger"
         files = [name for name in _files(folder) if name != "calls.jsonl"]
         rows.append(
             _row(OTHERS, folder, base, files, go, why if go else "behind the published results")
@@ -263,7 +263,7 @@ def _kind(stage: str, name: str) -> str:
         return "temporary"
     if stage in (*TRAINING_STAGES, "model") and parts[0] in STEP_FILES:
         return "steps"
-    if stage in TRAINING_STAGES and parts[0] in ("model", "at") and parts[1:]:
+    if stage in TRAINING_STAGES and parts[0] in ("model", "doses") and parts[1:]:
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 

@@ -84,13 +84,13 @@ def contrast(doses=((0, 0), (100, 100)), **change: Any) -> list[dict[str, Any]]:
     """Rows of one contrast as per_question takes them."""
     row = {
         "name": "animal - urban",
-        "of": "animal",
-        "against": "urban",
+        "treatment": "animal",
+        "control": "urban",
         "family": "primary",
         "benchmark": "ahb",
     }
     return [
-        row | {"dose": of, "against_dose": against, "paired": False} | change
+        row | {"dose": of, "control_dose": against, "paired": False} | change
         for of, against in doses
     ]
 

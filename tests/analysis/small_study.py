@@ -31,9 +31,7 @@ def scores(
             named = [*zip(dimensions, grades, strict=False), ("overall", grades.mean())]
             for dimension, score in named:
                 name = f"q{question:03d}"
-                rows.append(
-                    (name, name, dimension, epoch, "stand-in", score, None, f"{name}/{epoch}")
-                )
+                rows.append((name, name, dimension, epoch, "dummy", score, None, f"{name}/{epoch}"))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -54,35 +52,35 @@ def study(
         "contrasts": [
             {
                 "name": "animal - urban",
-                "of": "animal",
-                "against": "urban",
-                "on": ["ahb", "concern"],
+                "treatment": "animal",
+                "control": "urban",
+                "benchmarks": ["ahb", "concern"],
                 "family": "primary",
             }
         ],
         "benchmarks": {
             "ahb": {
                 "task": "anima",
-                "judge": "stand-in",
+                "judge": "dummy",
                 "other_judges": [],
-                "stand_in": True,
+                "dummy": True,
                 "exclude": [],
             },
             "concern": {
                 "task": "concern",
                 "judge": None,
                 "other_judges": [],
-                "stand_in": False,
+                "dummy": False,
                 "exclude": [],
             },
         },
         "labels": [],
-        "roles": {},
+        "claim_roles": {},
         "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
-        "writers": [{"corpus": "animal", "model": "stand-in", "stand_in": True}],
+        "writers": [{"corpus": "animal", "model": "dummy", "dummy": True}],
     }
     if swap:
-        settings["contrasts"][0] |= {"of": "urban", "against": "animal"}
+        settings["contrasts"][0] |= {"treatment": "urban", "control": "animal"}
     inputs = {}
     rng = np.random.default_rng(5)
     plan = [("untrained", None, 0)] + [
@@ -101,7 +99,7 @@ def study(
             )
             inputs[role] = folder / role
             inputs[role].mkdir(parents=True)
-            data.assign(judge="stand-in" if judged else "likelihood").to_parquet(
+            data.assign(judge="dummy" if judged else "likelihood").to_parquet(
                 inputs[role] / "scores.parquet"
             )
             row = {

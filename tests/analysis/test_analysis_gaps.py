@@ -43,9 +43,9 @@ def test_holm_counts_every_declared_test_of_the_family(tmp_path):
     context = study(tmp_path, seeds=2)
     aside = {
         "name": "aside",
-        "of": "animal",
-        "against": "untrained",
-        "on": ["ahb"],
+        "treatment": "animal",
+        "control": "untrained",
+        "benchmarks": ["ahb"],
         "family": "other",
     }
     context.settings["contrasts"].append(aside)
@@ -124,7 +124,7 @@ ANIMAL = "animal, seed 0, dose 0, on ahb"
     [
         (lambda f: pd.concat([f, f.head(1)]), "", "the same score twice (1 rows)"),
         (lambda f: f.assign(score=f["score"] * 100), "", "outside 0..1"),
-        (lambda f: f.assign(judge="someone else"), "ahb", "2 judges (someone else, stand-in)"),
+        (lambda f: f.assign(judge="someone else"), "ahb", "2 judges (someone else, dummy)"),
         (lambda f: f[f["dimension"] != "overall"], ANIMAL, "no 'overall' score"),
         (lambda f: f.assign(scenario="s"), "ahb", "questions without exactly one scenario"),
         (lambda f: f.assign(missing="why"), "", "also marked missing"),
@@ -149,7 +149,7 @@ def test_undeclared_judge_seed_beside_none_and_nothing_at_all_are_refused(tmp_pa
     judge, seeds = error.value.problems
     assert (judge.where, judge.what) == (
         "benchmark ahb",
-        "graded by stand-in but gemini is declared",
+        "graded by dummy but gemini is declared",
     )
     assert "with and without a training seed" in seeds.what
     assert seeds.where == "arm untrained, dose 0, on ahb"
@@ -206,7 +206,7 @@ def test_what_the_data_cannot_say_is_a_marked_gap_everywhere(tmp_path, change, r
             and row["p"] is row["p_holm"] is None
         )
         assert row["estimate"] is None if change in (one_arm, all_missing) else row["low"] is None
-    second = [row[key] for row in results["opinions"] for key in ("bootstrap", "mixed")]
+    second = [row[key] for row in results["sensitivity"] for key in ("bootstrap", "mixed")]
     assert all(found["reason"] and found["low"] is None for found in second)
     assert all(
         bought["detectable"] is None and bought["reason"]

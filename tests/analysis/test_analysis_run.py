@@ -52,7 +52,7 @@ def test_results_schema(finished):
         assert needed <= set(row)
         assert (row["verdict"], row["seeds"], row["reason"]) == ("higher", 3, None)
         assert row["low"] < row["estimate"] < row["high"]
-    assert {row["judge"] for row in results["contrasts"]} == {"stand-in", "likelihood"}
+    assert {row["judge"] for row in results["contrasts"]} == {"dummy", "likelihood"}
     assert results["missing"] == []
     untrained = [row for row in results["arms"] if row["arm"] == "untrained"]
     assert [
@@ -116,7 +116,7 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
         "dimensions",
         "robustness",
         "erosion",
-        "opinions",
+        "sensitivity",
         "dimension_tests",
         "variance",
     )
@@ -134,7 +134,7 @@ def test_what_stands_beside_the_verdicts(finished):
         ("concern", [0, 200]),
     ]
     contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
-    for row in results["opinions"]:
+    for row in results["sensitivity"]:
         decided = contrasts[row["benchmark"], row["dose"]]
         assert row["bootstrap"]["low"] < decided["estimate"] < row["bootstrap"]["high"]
         assert row["mixed"]["estimate"] == pytest.approx(decided["estimate"], abs=1e-4)
@@ -163,7 +163,7 @@ def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_
     context.settings["contrasts"][0] |= {"family": "second", "margin": 0.9}
     results = results_of(context)
     assert results["declared"] != finished[1]["declared"]
-    for row in results["opinions"]:
+    for row in results["sensitivity"]:
         assert row["equivalence"]["equivalent"] and row["equivalence"]["margin"] == 0.9
         assert -0.9 < row["equivalence"]["low"] < row["equivalence"]["high"] < 0.9
     assert all(row["margin"]["dose"] is None and row["half"] for row in results["erosion"])
@@ -218,7 +218,7 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
         robust["all"]["p"] == found[True]["contrasts"][0]["p"]
         and robust["one seed left out"]["which"][:5] == "seed "
     )
-    assert {row["permutation"]["p"] for row in found[True]["opinions"]} == {None}
+    assert {row["permutation"]["p"] for row in found[True]["sensitivity"]} == {None}
     assert all(row["paired"] for row in found[True]["erosion"])
 
 
@@ -264,14 +264,14 @@ def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
 def test_stand_ins_are_named_in_every_output(finished):
     context, results = finished
     note = (
-        "A deterministic rule-based stand-in, not a language model, wrote the documents of animal "
+        "A deterministic rule-based dummy, not a language model, wrote the documents of animal "
         "and judged ahb."
     )
     for path in [context.folder / "report.html", *(context.folder / "tables").glob("*.tex")]:
         assert note in path.read_text()
     assert note in headline(results)
     results = results | {"writers": [], "benchmarks": {"concern": results["benchmarks"]["concern"]}}
-    assert "stand-in" not in headline(results)
+    assert "dummy" not in headline(results)
 
 
 NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
@@ -280,7 +280,7 @@ NASTY = r"50% a_b & $c$ #1 {x} ~^ \d <b>"
 def name_badly(context: StageContext) -> None:
     for row in context.settings["rows"]:
         row["arm"] = NASTY if row["arm"] == "animal" else row["arm"]
-    context.settings["contrasts"][0] |= {"of": NASTY, "name": NASTY + " - urban"}
+    context.settings["contrasts"][0] |= {"treatment": NASTY, "name": NASTY + " - urban"}
 
 
 def test_special_characters_are_safe_in_latex_and_html(tmp_path):
@@ -328,17 +328,17 @@ def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
     context = study(tmp_path, doses=(0, 200))
     change = {
         "name": "what SFT does",
-        "of": "animal",
-        "against": "untrained",
-        "of_dose": 200,
-        "against_dose": 0,
+        "treatment": "animal",
+        "control": "untrained",
+        "treatment_dose": 200,
+        "control_dose": 0,
     }
-    context.settings["contrasts"] = [change | {"on": ["ahb"], "family": "sft"}]
+    context.settings["contrasts"] = [change | {"benchmarks": ["ahb"], "family": "sft"}]
     (row,) = results_of(context)["contrasts"]
     found = json.loads((context.folder / "results.json").read_text())["arms"]
     mean = {(r["arm"], r["dose"]): r["mean"] for r in found if r["benchmark"] == "ahb"}
     assert row["estimate"] == pytest.approx(mean["animal", 200] - mean["untrained", 0], abs=1e-5)
-    assert (row["dose"], row["against_dose"], row["seeds_of"], row["seeds_against"]) == (
+    assert (row["dose"], row["control_dose"], row["seeds_of"], row["seeds_against"]) == (
         200,
         0,
         3,

@@ -27,11 +27,11 @@ ROLES = {
 def contrast(**changed: Any) -> dict[str, Any]:
     row = {
         "name": "doc - qa",
-        "of": "doc",
-        "against": "qa",
+        "treatment": "doc",
+        "control": "qa",
         "benchmark": "ahb",
         "dose": 0,
-        "against_dose": 0,
+        "control_dose": 0,
     }
     row |= {
         "family": "primary",
@@ -131,7 +131,7 @@ def test_published_value_stands_beside_ours():
     assert [found[key] for key in ("estimate", "low", "high", "p_holm", "seeds", "questions")] == [
         0.2, 0.1, 0.3, 0.002, 3, 26,
     ]  # fmt: skip
-    assert (found["of"], found["against"], found["dose"], found["against_dose"]) == (
+    assert (found["treatment"], found["control"], found["dose"], found["control_dose"]) == (
         "doc",
         "qa",
         0,
@@ -151,8 +151,8 @@ def test_published_differences_are_in_score_units(name, difference):
 
 def test_a_contrast_declared_the_other_way_round_is_turned():
     other = {
-        "of": "qa",
-        "against": "doc",
+        "treatment": "qa",
+        "control": "doc",
         "estimate": -0.2,
         "low": -0.31,
         "high": -0.1,
@@ -169,7 +169,7 @@ def test_two_doses_of_one_arm():
         against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
     )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
-    found = row("e2.erosion", contrast(against="doc", dose=0, against_dose=5000))
+    found = row("e2.erosion", contrast(against="doc", dose=0, control_dose=5000))
     assert (found["verdict"], found["estimate"], found["dose"]) == ("reproduced", -0.2, 5000)
     same_dose = row("e2.erosion", contrast(against="doc"))
     assert (same_dose["verdict"], same_dose["reason"]) == (
@@ -210,7 +210,7 @@ def test_nothing_mapped_leaves_every_claim_not_run():
 
 SAME = {
     "dose": 5000,
-    "against_dose": 5000,
+    "control_dose": 5000,
     "estimate": 0.01,
     "se": 0.01,
     "df": 9.0,
@@ -277,14 +277,12 @@ def test_equivalence_is_corrected_over_all_such_claims():
 
 
 def test_a_stand_in_never_gives_a_verdict():
-    judged = {"ahb": {"stand_in": True}}
-    written = [{"corpus": "animal", "stand_in": True}]
+    judged = {"ahb": {"dummy": True}}
+    written = [{"corpus": "animal", "dummy": True}]
     for more in ({"benchmarks": judged}, {"writers": written}):
         found = row("e2.before_sft", contrast(), **more)
         assert (
-            found["verdict"] == "none"
-            and "stand-in" in found["reason"]
-            and found["estimate"] == 0.2
+            found["verdict"] == "none" and "dummy" in found["reason"] and found["estimate"] == 0.2
         )
         assert row("e2.before_sft", **more)["verdict"] == "not run"
 
@@ -326,12 +324,12 @@ def test_every_claim_is_well_formed():
     for found in all_of_them:
         assert found["direction"] in ("higher", "lower", "none", None)
         assert ("margin" in found) == (found["direction"] == "none")
-        assert "measure" in found or {"of", "against", "dose", "benchmark"} <= set(found)
+        assert "measure" in found or {"treatment", "against", "dose", "benchmark"} <= set(found)
         given = found["published"]
-        for key in ("of", "against", "difference", "t", "p"):
+        for key in ("treatment", "against", "difference", "t", "p"):
             assert isinstance(given.get(key, ""), str)
-        if {"of", "against"} <= set(given) and found["direction"] in ("higher", "lower"):
-            assert (number(given["of"]) > number(given["against"])) == (
+        if {"treatment", "against"} <= set(given) and found["direction"] in ("higher", "lower"):
+            assert (number(given["treatment"]) > number(given["control"])) == (
                 found["direction"] == "higher"
             )
 

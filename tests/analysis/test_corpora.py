@@ -29,16 +29,16 @@ CARD = {
     "examples": [{"id": 4, "text": "A report."}],
 }
 BALANCE = [
-    {"measure": "tokens", "against": "animal", "verdict": "matched"},
-    {"measure": "vendi", "against": "animal", "verdict": "differs"},
+    {"measure": "tokens", "control": "animal", "verdict": "matched"},
+    {"measure": "vendi", "control": "animal", "verdict": "differs"},
 ]
 
 
 def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
     for name in ("animal", "urban"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "card.json").write_text(json.dumps(CARD))
-    (tmp_path / "urban/balance.json").write_text(json.dumps(BALANCE))
+        (tmp_path / name / "corpus_stats.json").write_text(json.dumps(CARD))
+    (tmp_path / "urban/match.json").write_text(json.dumps(BALANCE))
     animal, urban = corpora(
         {f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path}
     )
@@ -49,7 +49,7 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
     assert (
         animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
     )
-    assert (urban["against"], urban["compared"], [row["measure"] for row in urban["balance"]]) == (
+    assert (urban["control"], urban["compared"], [row["measure"] for row in urban["balance"]]) == (
         "animal",
         2,
         ["vendi"],

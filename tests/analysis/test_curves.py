@@ -28,9 +28,9 @@ def test_what_is_missing_is_marked_and_never_drawn_as_a_number():
 
 def test_the_advantage_is_the_declared_contrast_whichever_way_round():
     results = study(arms=("animal", "urban", "qa"))
-    results["contrasts"][-1] |= {"of": "urban", "against": "qa"}
+    results["contrasts"][-1] |= {"treatment": "urban", "control": "qa"}
     results["contrasts"].append(
-        results["contrasts"][0] | {"against_dose": 0, "estimate": 0.99, "dose": 100}
+        results["contrasts"][0] | {"control_dose": 0, "estimate": 0.99, "dose": 100}
     )
     lines = curves._lines(results)
     flipped, plain = (results["contrasts"][n]["estimate"] for n in (-2, 0))

@@ -38,14 +38,14 @@ def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) ->
         row["arm"] = NAMES[row["arm"]]
     first = settings["contrasts"][0] | {
         "name": CONTRAST,
-        "of": NAMES["animal"],
-        "against": NAMES["urban"],
+        "treatment": NAMES["animal"],
+        "control": NAMES["urban"],
         "margin": 0.1,
     }
     settings["contrasts"] = [first]
-    settings["roles"] = {
-        "documents": first["of"],
-        "qa": first["against"],
+    settings["claim_roles"] = {
+        "documents": first["treatment"],
+        "qa": first["control"],
         "before_sft": 0,
         "anima": "ahb",
     }
@@ -73,8 +73,8 @@ def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) ->
     for corpus in ("tiere_&_co", "urban"):
         context.inputs[f"corpus-{corpus}"] = tmp_path / corpus
         (tmp_path / corpus).mkdir()
-        (tmp_path / corpus / "card.json").write_text(json.dumps(CARD))
-        (tmp_path / corpus / "balance.json").write_text(json.dumps(BALANCE))
+        (tmp_path / corpus / "corpus_stats.json").write_text(json.dumps(CARD))
+        (tmp_path / corpus / "match.json").write_text(json.dumps(BALANCE))
         (tmp_path / corpus / "documents.jsonl").write_text(
             "".join(f'{{"text": "a {n} of b"}}\n' for n in range(9))
         )

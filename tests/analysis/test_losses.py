@@ -58,9 +58,9 @@ def test_a_stage_without_held_out_losses_has_no_panel_for_them():
 def test_losses_are_read_from_a_trainings_folder_without_a_line_cut_short(tmp_path):
     empty = losses.read_losses(tmp_path, "animal", 0, "sft")
     assert (empty.training, empty.held_out) == ([], [])
-    lines = [json.dumps({"update": u, "loss": 2 / u, "lr": 1e-5}) + "\n" for u in (1, 2, 3)]
+    lines = [json.dumps({"step": u, "loss": 2 / u, "lr": 1e-5}) + "\n" for u in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(lines)[:-2])
-    (tmp_path / "held_out.jsonl").write_text('{"update": 0, "loss": NaN}\n')
+    (tmp_path / "held_out.jsonl").write_text('{"step": 0, "loss": NaN}\n')
     history = losses.read_losses(tmp_path, "animal", 0, "sft")
     assert history.training == [(1, 2.0), (2, 1.0)]
     assert math.isnan(history.held_out[0][1])

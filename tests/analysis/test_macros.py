@@ -31,13 +31,13 @@ def arm(name: str, **changed: Any) -> dict[str, Any]:
 def contrast(**changed: Any) -> dict[str, Any]:
     row = {
         "name": "animal - urban",
-        "of": "animal",
-        "against": "urban",
+        "treatment": "animal",
+        "control": "urban",
         "benchmark": "ahb",
         "dose": 0,
     }
     row |= {
-        "against_dose": 0,
+        "control_dose": 0,
         "family": "primary",
         "estimate": -0.031,
         "low": -0.07,
@@ -169,7 +169,7 @@ def test_two_names_that_come_out_the_same_are_an_error(names):
 
 
 def test_one_contrast_at_several_doses_and_across_doses():
-    rows = [contrast(), contrast(dose=200, against_dose=200), contrast(dose=200, against_dose=0)]
+    rows = [contrast(), contrast(dose=200, control_dose=200), contrast(dose=200, control_dose=0)]
     commands = parse(macros(results(contrasts=rows)))
     assert {name for name in commands if name.startswith("Verdict")} == {
         "VerdictAnimalMinusUrbanAhbDoseZero",
@@ -183,7 +183,7 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
     reason = "one seed per arm: how far another training seed would differ is unknown"
     row = contrast(**nothing, verdict="none", reason=reason)
     missing = contrast(
-        name="other", dose=None, against_dose=None, estimate=None, **nothing, reason="never planned"
+        name="other", dose=None, control_dose=None, estimate=None, **nothing, reason="never planned"
     )
     text = macros(
         results(

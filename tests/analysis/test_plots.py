@@ -26,7 +26,7 @@ def test_the_words_hold_every_number():
     assert "untrained on ahb, before SFT: 71.2 % [66.2, 76.2]." in plots.describe_bars(
         study(("a", "untrained"), (0,))
     )
-    results["contrasts"][1]["against_dose"] = 0
+    results["contrasts"][1]["control_dose"] = 0
     assert "dose 100 against before SFT" in plots.describe_forest(results)
 
 

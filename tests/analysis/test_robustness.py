@@ -21,7 +21,7 @@ KEYS = (
     "name",
     "benchmark",
     "dose",
-    "against_dose",
+    "control_dose",
     "variant",
     "estimate",
     "low",
@@ -335,7 +335,7 @@ def test_doses_families_and_arms_without_scores():
         (5000, pytest.approx(-0.35)),
     ]
     across = variants(data, treatment_dose=5000, control_dose=0, control="A")
-    assert (across["all"]["dose"], across["all"]["against_dose"]) == (5000, 0)
+    assert (across["all"]["dose"], across["all"]["control_dose"]) == (5000, 0)
     assert across["all"]["estimate"] == pytest.approx(-0.35)
     assert robustness_rows(data, [replace(CONTRAST, family="E2")], JUDGES) == []
     for nothing in ({"control": "C"}, {"treatment_dose": 200, "control_dose": 0}):

@@ -53,7 +53,7 @@ def test_resources_and_names_are_not_identity() -> None:
     assert replace(cell, settings={"lr": 2}).identity != cell.identity
     assert identities() == identities("concurrency=3")
     assert identities() == identities(
-        "endpoints.stand_in.requests_per_minute=600", "endpoints.stand_in.timeout=9"
+        "endpoints.dummy.requests_per_minute=600", "endpoints.dummy.timeout=9"
     )
     shared = identities("corpora.animal.shards=4")
     assert identities() == {
@@ -63,7 +63,7 @@ def test_resources_and_names_are_not_identity() -> None:
 
 
 def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:
-    real = "endpoints.stand_in={base_url: 'https://%s/v1', model: %s, key_env: KEY}"
+    real = "endpoints.dummy={base_url: 'https://%s/v1', model: %s, key_env: KEY}"
     assert identities(real % ("a.example", "m")) == identities(real % ("b.example", "m"))
     assert identities(real % ("a.example", "m")) != identities(real % ("a.example", "n"))
 
@@ -228,7 +228,7 @@ run_cell.run_cell(Path({str(folder)!r}))
 
 def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WRITER_KEY", "sk-very-secret")
-    real = "endpoints.stand_in={base_url: 'https://a.example/v1', model: m, key_env: WRITER_KEY}"
+    real = "endpoints.dummy={base_url: 'https://a.example/v1', model: m, key_env: WRITER_KEY}"
     for cell in plan.in_order(plan.analysis(load_study(TINY, None, [real]))):
         folder = finished(tmp_path, cell)
         for file in folder.iterdir():

@@ -136,7 +136,7 @@ def share(number):
             await gather_limited(range(number, 240, 3), one, 4)
     asyncio.run(all_of_it())
 
-folder, endpoint = Path(sys.argv[1]), Endpoint(sys.argv[2], sys.argv[3], "stand-in")
+folder, endpoint = Path(sys.argv[1]), Endpoint(sys.argv[2], sys.argv[3], "dummy")
 client.BACKOFF_SECONDS = 0.02
 for wanted in (60, 120, 180, None):
     pids = []
@@ -237,7 +237,7 @@ def test_a_failure_for_good_names_the_endpoint_and_never_the_key(
         with pytest.raises(UserError, match=says) as caught:
             write(endpoint, tmp_path / "calls.jsonl", concurrency=1)
         (line,) = caught.value.lines
-        assert "\n" not in line and endpoint.base_url in line and "'stand-in'" in line
+        assert "\n" not in line and endpoint.base_url in line and "'dummy'" in line
         assert hostile.requests == requests == len(lines(tmp_path / "calls.jsonl"))
     assert (
         KEY not in line + (tmp_path / "calls.jsonl").read_text()
@@ -468,7 +468,7 @@ def test_a_server_that_does_not_tell_its_tokens_is_not_taken_for_free(
         True,
         True,
     ]
-    for i, answer in answers.items():  # the stand-in's own counts are a quarter of the letters too
+    for i, answer in answers.items():  # the dummy's own counts are a quarter of the letters too
         told = dummy_endpoint.complete(
             {"messages": [{"content": f"Write on animals, {i}."}], "seed": i}
         )["usage"]

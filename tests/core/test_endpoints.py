@@ -17,7 +17,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
-KIT = {"model": "stand-in", "served_by": "kit"}
+KIT = {"model": "dummy", "served_by": "dummy"}
 DIMENSIONS = [
     "Moral Consideration",
     "Harm Minimization",
@@ -53,7 +53,7 @@ def call(url: str, body: dict | None = None) -> dict:
 
 
 def ask(base_url: str, prompt: str, **more) -> str:
-    body = {"model": "stand-in", "messages": [{"role": "user", "content": prompt}], **more}
+    body = {"model": "dummy", "messages": [{"role": "user", "content": prompt}], **more}
     return call(f"{base_url}/chat/completions", body)["choices"][0]["message"]["content"]
 
 
@@ -102,14 +102,14 @@ def test_importing_endpoints_is_light():
 
 def test_the_dummy_is_on_loopback_lists_its_model_and_reports_usage(base_url):
     assert base_url.startswith("http://127.0.0.1:")
-    assert [model["id"] for model in call(f"{base_url}/models")["data"]] == ["stand-in"]
+    assert [model["id"] for model in call(f"{base_url}/models")["data"]] == ["dummy"]
     body = {
-        "model": "stand-in",
+        "model": "dummy",
         "messages": [{"role": "user", "content": "Write on animal welfare."}],
         "seed": 1,
     }
     reply = call(f"{base_url}/chat/completions", body)
-    assert reply["choices"][0]["finish_reason"] == "stop" and reply["model"] == "stand-in"
+    assert reply["choices"][0]["finish_reason"] == "stop" and reply["model"] == "dummy"
     assert (
         reply["usage"]["total_tokens"]
         == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
@@ -251,7 +251,7 @@ def test_two_dummies_at_once_and_a_clean_end():
 
 def by_vllm(**endpoint) -> list[Cell]:
     """The tiny study's corpora, planned with this endpoint as writer and judge."""
-    override = f"endpoints.stand_in={json.dumps({'served_by': 'vllm', **endpoint})}"
+    override = f"endpoints.dummy={json.dumps({'served_by': 'vllm', **endpoint})}"
     cells = plan.in_order(plan.analysis(load_study(ROOT / "studies/tiny.yaml", None, [override])))
     return [cell for cell in cells if cell.stage in ("documents", "judge")]
 
@@ -286,9 +286,9 @@ def test_a_served_models_files_and_what_changes_its_answers_are_identity(tmp_pat
 @pytest.mark.parametrize(
     ("endpoint", "says"),
     [
-        ({}, "endpoints.stand_in: needs path"),
-        ({"path": "/no/model"}, "endpoints.stand_in.path: no such file: /no/model"),
-        ({"path": "eval", "key_env": "KEY"}, "endpoints.stand_in.key_env: is the kit's to choose"),
+        ({}, "endpoints.dummy: needs path"),
+        ({"path": "/no/model"}, "endpoints.dummy.path: no such file: /no/model"),
+        ({"path": "eval", "key_env": "KEY"}, "endpoints.dummy.key_env: is the kit's to choose"),
         (
             {"path": "eval", "options": {"port": 8000}},
             "options.port: is not an option to give here",

@@ -26,12 +26,12 @@ def lines(rows: list[dict[str, str]], end: str = "\n") -> bytes:
         ("crlf.jsonl", lines(ROWS, "\r\n")),
         ("no_last_line_break.jsonl", lines(ROWS).removesuffix(b"\n")),
         ("blank_lines.jsonl", b"\n" + lines(ROWS, "\n\n  \n")),
-        ("packed.jsonl.gz", gzip.compress(lines(ROWS))),
+        ("packed.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)),
         ("docs[1].jsonl", lines(ROWS)),
         ("table.csv", ('text\r\n"' + '"\r\n"'.join(r["text"] for r in ROWS) + '"\r\n').encode()),
         (
             "TABLE.CSV.GZ",
-            gzip.compress(("\ufefftext\n" + "\n".join(r["text"] for r in ROWS)).encode()),
+            gzip.compress(("\ufefftext\n" + "\n".join(r["text"] for r in ROWS)).encode(), mtime=0),
         ),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_bad_row_is_refused_with_file_and_line(
     assert problem.where == f"{path}:{line}" and problem.what.startswith(what) and problem.fix
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(b"{}\n" * 999)[:-9]])
+@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(mtime=0, data=b"{}\n" * 999)[:-9]])
 def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.jsonl.gz"
     if content is not None:

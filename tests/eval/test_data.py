@@ -226,7 +226,7 @@ def test_evaluation_shares_no_five_words_with_what_the_toy_is_trained_on(
 ) -> None:
     sources = [
         *ROOT.glob("sdf/templates/*.yaml"),
-        *ROOT.glob("study/stand_in.yaml"),
+        *ROOT.glob("core/endpoints/dummy_endpoint.yaml"),
         *ROOT.glob("recipes/data/*"),
     ]
     trained = set(

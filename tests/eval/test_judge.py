@@ -403,7 +403,7 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
         "files": {name: sha256(path) for name, path in paths.items()},
         "rows": 115,
     }
-    settings["judge"] = {"model": "stand-in", "served_by": "kit"}
+    settings["judge"] = {"model": "dummy", "served_by": "dummy"}
     resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
     (tmp_path / "judge/cell").mkdir(parents=True)

@@ -19,7 +19,7 @@ EPOCHS = 2
 
 
 def answer(key: str, epoch: int) -> str:
-    """Some answers mention what the stand-in's rules look for, others do not."""
+    """Some answers mention what the dummy's rules look for, others do not."""
     words = [
         "animals feel pain and suffer",
         "we weigh the cost",
@@ -108,7 +108,7 @@ def test_every_number_is_the_official_tasks_own(where: Path, tmp_path: Path) -> 
         tmp_path / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING}
     )
     settings = SETTINGS | {"files": {name: sha256(path) for name, path in files.items()}}
-    settings |= {"judge": {"model": "stand-in", "served_by": "kit"}, "max_tokens": 999}
+    settings |= {"judge": {"model": "dummy", "served_by": "dummy"}, "max_tokens": 999}
     resources = RESOURCES | {
         "files": {name: str(path) for name, path in files.items()},
         "concurrency": 16,

@@ -83,12 +83,12 @@ def two(base: Path) -> Path:
 @pytest.fixture(scope="package")
 def killed_alone(base: Path) -> Path:
     """The training as one process, saved after every update and killed."""
-    return killed(toy.training(base, "killed_alone", save_minutes=0.0), 1)
+    return killed(toy.training(base, "killed_alone", checkpoint_minutes=0.0), 1)
 
 
 @pytest.fixture(scope="package")
 def killed_two(base: Path) -> Path:
-    return killed(toy.training(base, "killed_two", save_minutes=0.0), 2)
+    return killed(toy.training(base, "killed_two", checkpoint_minutes=0.0), 2)
 
 
 def killed(folder: Path, world: int) -> Path:

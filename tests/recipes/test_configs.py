@@ -36,7 +36,7 @@ def test_the_faithful_track_has_the_printed_values(name: str) -> None:
     assert (recipe["lr"], recipe["lora"]["rank"], recipe["lora"]["alpha"]) == PRINTED[name]
     assert recipe["schedule"] == "cosine"
     assert (
-        recipe["rows_per_update"] == 8
+        recipe["global_batch_size"] == 8
         if "sft" in name
-        else recipe["tokens_per_update"] == 16 * 2048
+        else recipe["tokens_per_step"] == 16 * 2048
     )

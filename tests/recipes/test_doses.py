@@ -21,7 +21,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.recipes.toy import MODEL, in_process, lines
 
-RECIPE = Training(seq_len=128, epochs=1, rows_per_update=4, lr=1e-3)
+RECIPE = Training(seq_len=128, epochs=1, global_batch_size=4, lr=1e-3)
 SETTINGS, RUNTIME = split_recipe(asdict(RECIPE))
 
 
@@ -58,7 +58,7 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
         checkpoint.save(model, folder / "model", stopped / "then", SINGLE_PROCESS, RECIPE)
         then, kept = (
             load_file(f / "model.safetensors")
-            for f in (stopped / "then", folder / f"at/{dose}/model")
+            for f in (stopped / "then", folder / f"doses/{dose}/model")
         )
         assert all(torch.equal(then[name], weight) for name, weight in kept.items())
         assert any(not torch.equal(weights[name], weight) for name, weight in kept.items())
@@ -66,7 +66,7 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
         link = create_cell_dir(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
         run_cell(link)
         assert (link / "model/model.safetensors").samefile(
-            folder / f"at/{dose}/model/model.safetensors"
+            folder / f"doses/{dose}/model/model.safetensors"
         )
 
 
@@ -75,8 +75,12 @@ def study(tmp_path: Path, **recipe: Any) -> list[Cell]:
         f"{key}: {json.dumps(v)}\n"
         for key, v in {"seq_len": 256, "epochs": 1, "lr": 1e-4, **recipe}.items()
     )
-    (tmp_path / "sft.yaml").write_text(text + "rows_per_update: 8\n")
-    settings = [f"sft.recipe={tmp_path}/sft.yaml", "sft.doses=[0,50,100,200]", "sft.one_run=true"]
+    (tmp_path / "sft.yaml").write_text(text + "global_batch_size: 8\n")
+    settings = [
+        f"sft.recipe={tmp_path}/sft.yaml",
+        "sft.doses=[0,50,100,200]",
+        "sft.shared_run=true",
+    ]
     tiny = Path(__file__).parents[2] / "studies/tiny.yaml"
     return plan.in_order(plan.analysis(load_study(tiny, seeds=[0], overrides=settings)))
 
@@ -90,9 +94,9 @@ def test_a_study_of_one_run_trains_once_for_all_doses(tmp_path: Path) -> None:
     assert {link.inputs["run"].identity for link in links} == {run.identity for run in runs}
 
 
-@pytest.mark.parametrize("recipe", [{"epochs": 2}, {"held_out_every": 5, "load_best": True}])
+@pytest.mark.parametrize("recipe", [{"epochs": 2}, {"eval_every": 5, "load_best_checkpoint": True}])
 def test_a_recipe_that_has_no_single_path_through_the_doses_is_refused(
     tmp_path: Path, recipe: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError, match="epochs: 1 and neither patience nor load_best"):
+    with pytest.raises(UserError, match="epochs: 1 and neither patience nor load_best_checkpoint"):
         study(tmp_path, **recipe)

@@ -18,7 +18,7 @@ from tests.recipes.toy import LORA, lines, training, until
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 # Rows of several blocks of flex attention, with several documents in each.
-ROWS: dict[str, Any] = {"seq_len": 256, "tokens_per_update": 3 * 256, "epochs": 30}
+ROWS: dict[str, Any] = {"seq_len": 256, "tokens_per_step": 3 * 256, "epochs": 30}
 OUTSIDE = dict(os.environ)  # before the other tests' fixture, which hides all GPUs
 
 
@@ -43,7 +43,7 @@ def on_cpu(base: Path) -> list[float]:
     ("name", "recipe", "runtime", "tolerance"),
     [
         ("fp32", {}, {}, 1e-4),
-        ("fp32, two at once", {}, {"rows_per_rank": 2}, 1e-4),
+        ("fp32, two at once", {}, {"micro_batch_size": 2}, 1e-4),
         ("checkpointed", {}, {"activation_checkpointing": True}, 1e-4),
         (
             "mixed, compiled",
@@ -77,7 +77,7 @@ def test_lora_learns(base: Path) -> None:
 def test_a_killed_training_goes_on(base: Path) -> None:
     recipe = ROWS | {"dtype": "mixed"}
     whole = losses(training(base, "whole", recipe=recipe))
-    killed = training(base, "killed", recipe=recipe, save_minutes=0)
+    killed = training(base, "killed", recipe=recipe, checkpoint_minutes=0)
     process = start(killed)
     until(lambda: step_checkpoint.list_checkpoints(killed / "steps"), [Alive(process)])
     process.send_signal(signal.SIGKILL)

@@ -29,7 +29,7 @@ from tests.recipes.toy import (
 )
 
 # At this rate the toy soon knows its few texts by heart, and the held-out loss turns.
-LOOKING: dict[str, Any] = {"held_out_every": 3, "lr": 1e-2, "load_best": True}
+LOOKING: dict[str, Any] = {"eval_every": 3, "lr": 1e-2, "load_best_checkpoint": True}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def looked(base: Path) -> Path:
 
 def looks(folder: Path) -> list[tuple[int, float]]:
     told = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
-    return [(line["update"], line["loss"]) for line in told]
+    return [(line["step"], line["loss"]) for line in told]
 
 
 def loss_by_transformers(model: Path) -> float:
@@ -74,12 +74,12 @@ def test_it_looks_before_at_intervals_and_at_the_end_and_keeps_the_best(looked: 
 
 def as_looked(base: Path, name: str, looked: Path, **recipe: Any) -> StageContext:
     """Another recipe with the seeds of `looked`, which follow from its identity."""
-    context = in_process(training(base, name, recipe=LOOKING | recipe, save_minutes=0.0))
+    context = in_process(training(base, name, recipe=LOOKING | recipe, checkpoint_minutes=0.0))
     return replace(context, identity=in_process(looked).identity)
 
 
 def test_without_load_best_it_ends_with_the_last(base: Path, looked: Path) -> None:
-    context = as_looked(base, "last", looked, load_best=False)
+    context = as_looked(base, "last", looked, load_best_checkpoint=False)
     finetune.run(context)
     assert looks(context.folder) == looks(looked) and lines(context.folder) == lines(looked)
     assert loss_by_transformers(context.folder / "model") == pytest.approx(
@@ -88,7 +88,7 @@ def test_without_load_best_it_ends_with_the_last(base: Path, looked: Path) -> No
 
 
 def test_looking_changes_nothing(base: Path, looked: Path) -> None:
-    context = as_looked(base, "blind", looked, held_out_every=None, load_best=False)
+    context = as_looked(base, "blind", looked, eval_every=None, load_best_checkpoint=False)
     finetune.run(context)
     assert not looks(context.folder) and lines(context.folder) == lines(looked)
 
@@ -117,7 +117,7 @@ def test_it_stops_when_patience_ends_also_when_run_again_after_the_last_look(
 
 
 def test_killed_at_any_update_it_keeps_the_same_best(base: Path, looked: Path) -> None:
-    folder = training(base, "looked_killed", recipe=LOOKING, save_minutes=0.0)
+    folder = training(base, "looked_killed", recipe=LOOKING, checkpoint_minutes=0.0)
     for update in (4, 8, 13, 17):
         processes = start_ranks(folder, 1)
         until(lambda update=update: len(lines(folder)) >= update, processes)
@@ -138,7 +138,7 @@ def test_the_curves_are_in_tensorboard(looked: Path) -> None:
     board = EventAccumulator(str(looked / "tensorboard"))
     board.Reload()
     assert [e.step for e in board.Scalars("metrics/loss")] == [
-        line["update"] for line in lines(looked)
+        line["step"] for line in lines(looked)
     ]
     assert [e.value for e in board.Scalars("held_out/loss")] == pytest.approx(
         [loss for _, loss in looks(looked)]
@@ -158,7 +158,7 @@ def test_the_best_step_and_when_to_stop() -> None:
 
 
 def test_only_two_candidates_are_kept(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, kept = training(base, "candidates", recipe=LOOKING | {"held_out_every": 1}), []
+    folder, kept = training(base, "candidates", recipe=LOOKING | {"eval_every": 1}), []
     monkeypatch.setattr(
         finetune.Trainer,
         "finalize",

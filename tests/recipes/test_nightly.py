@@ -29,7 +29,7 @@ KILLS = 20
 def test_twenty_kills_in_a_row(base: Path, alone: Path, two: Path, worlds: list[int]) -> None:
     """On one layout bitwise the undisturbed training; on changing ones within rounding."""
     folder, chance = (
-        training(base, f"killed20_on_{'_'.join(map(str, worlds))}", save_minutes=0.0),
+        training(base, f"killed20_on_{'_'.join(map(str, worlds))}", checkpoint_minutes=0.0),
         random.Random(0),
     )
     total = len(lines(alone))

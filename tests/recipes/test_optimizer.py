@@ -26,7 +26,7 @@ from tests.recipes.toy import (
 def small_steps(base: Path, name: str, **recipe: Any) -> float:
     """Share of the weights that move in 20 updates at a small learning rate."""
     folder = training(
-        base, name, recipe={"lr": 1e-5, "warmup_updates": 0, "schedule": "constant"} | recipe
+        base, name, recipe={"lr": 1e-5, "warmup_steps": 0, "schedule": "constant"} | recipe
     )
     run_cell(folder)
     before = load_file(base / MODEL.relpath / "model/model.safetensors")
@@ -62,7 +62,7 @@ def test_killed_and_resumed_is_bitwise_the_undisturbed_in_every_precision(
 ) -> None:
     name = f"{world}-{'-'.join(map(str, recipe.values()))}"
     whole = on_ranks(training(base, f"whole-{name}", recipe=recipe), world)
-    folder = training(base, f"killed-{name}", recipe=recipe, save_minutes=0.0)
+    folder = training(base, f"killed-{name}", recipe=recipe, checkpoint_minutes=0.0)
     processes = start_ranks(folder, world)
     until(lambda: len(lines(folder)) > 9, processes)
     for process in processes:
@@ -75,7 +75,9 @@ def test_killed_and_resumed_is_bitwise_the_undisturbed_in_every_precision(
 @pytest.mark.parametrize("recipe", [BF16, IN_8BIT])
 def test_killed_on_two_ranks_it_goes_on_alone(base: Path, recipe: dict[str, Any]) -> None:
     """The state of a shard may be in 8 bits where that of the full weight is not, or reversed."""
-    folder = training(base, f"fewer-{'-'.join(recipe.values())}", recipe=recipe, save_minutes=0.0)
+    folder = training(
+        base, f"fewer-{'-'.join(recipe.values())}", recipe=recipe, checkpoint_minutes=0.0
+    )
     processes = start_ranks(folder, 2)
     until(lambda: len(lines(folder)) > 9, processes)
     for process in processes:

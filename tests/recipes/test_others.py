@@ -25,7 +25,7 @@ from recipes.schedule import batch_indices
 from tests.recipes.toy import MODEL, TEXTS, lines, make_recipe
 
 UPDATES = 30
-PLAIN = make_recipe(schedule="constant", warmup_updates=0, epochs=100, max_updates=UPDATES)
+PLAIN = make_recipe(schedule="constant", warmup_steps=0, epochs=100, max_steps=UPDATES)
 ROWS = 5  # an update
 
 

@@ -64,8 +64,8 @@ def test_fewer_rows_at_a_time_go_on_in_the_same_folder(
 ) -> None:
     """What a user does who ran out of memory."""
     folder = training(base, "fewer_rows", like=killed_alone)
-    assert training(base, "fewer_rows", rows_per_rank=2) == folder
-    assert read_config(folder)["resources"]["rows_per_rank"] == 2
+    assert training(base, "fewer_rows", micro_batch_size=2) == folder
+    assert read_config(folder)["resources"]["micro_batch_size"] == 2
     run_cell(folder)
     assert "resumes after step" in capfd.readouterr().out
     assert lines(folder) != lines(alone), "other sums, so other rounding"
@@ -128,7 +128,7 @@ def test_half_of_a_checkpoint_or_of_a_model_is_ignored(
     for half in ("progress.json.tmp123", "metrics.jsonl.tmp123"):
         (folder / half).write_text("half")
     with open(folder / "metrics.jsonl", "a") as metrics:
-        metrics.write('{"update": 1')
+        metrics.write('{"step": 1')
     run_cell(folder)
     assert_same(folder, alone)
 
@@ -149,7 +149,7 @@ def test_killed_in_the_middle_of_a_save(
     base: Path, world: int, request: pytest.FixtureRequest
 ) -> None:
     """At step 6 all shards are written but not committed: the checkpoint before is used."""
-    folder = training(base, f"killed_saving_{world}", save_minutes=0.0)
+    folder = training(base, f"killed_saving_{world}", checkpoint_minutes=0.0)
     die = """
 import signal
 from recipes import step_checkpoint
@@ -171,7 +171,7 @@ step_checkpoint.commit = kill_at_6
 
 
 def test_a_full_disk_stops_it_with_the_checkpoint_before(base: Path, alone: Path) -> None:
-    folder = training(base, "no_room", save_minutes=0.0)
+    folder = training(base, "no_room", checkpoint_minutes=0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
@@ -192,8 +192,8 @@ def test_a_loss_that_is_no_number_stops_it_before_it_spoils_the_weights(base: Pa
     folder = training(
         base,
         "nan",
-        recipe={"lr": 1e30, "schedule": "constant", "warmup_updates": 0},
-        save_minutes=0.0,
+        recipe={"lr": 1e30, "schedule": "constant", "warmup_steps": 0},
+        checkpoint_minutes=0.0,
     )
     with pytest.raises(UserError) as caught:
         finetune.run(in_process(folder))
@@ -235,7 +235,7 @@ def test_checkpoints_are_counted_by_number(tmp_path: Path) -> None:
 
 def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None:
     seen: list[list[int]] = []
-    folder = training(base, "kept", save_minutes=0.0)
+    folder = training(base, "kept", checkpoint_minutes=0.0)
     (folder / "steps/99").mkdir(parents=True)  # passed over, for there are no metrics so far
     context = in_process(
         folder, report=lambda *_: seen.append(step_checkpoint.list_checkpoints(folder / "steps"))
@@ -248,7 +248,7 @@ def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None
 
 def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step a minute: a save every five minutes, and none after the last step."""
-    folder, saved = training(base, "clock", save_minutes=5.0), []
+    folder, saved = training(base, "clock", checkpoint_minutes=5.0), []
     monkeypatch.setattr(
         finetune, "time", SimpleNamespace(monotonic=lambda: 60.0 * len(lines(folder)))
     )
@@ -267,7 +267,7 @@ def test_a_pretraining_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         counts = tiny_llama.run(StageContext(folder, "a", settings, RUNTIME, {}, report))
-        assert counts["updates"] == len(lines(folder)) == 20 and not (folder / "steps").exists()
+        assert counts["steps"] == len(lines(folder)) == 20 and not (folder / "steps").exists()
         return (folder / "model/model.safetensors").read_bytes()
 
     def told(done: int, total: int, unit: str) -> None:

@@ -278,12 +278,12 @@ def test_larger_doses_contain_the_smaller_and_follow_the_seed(
 
     held_out: set[str] = set()
     assert rows(20, 0)[:10] == rows(10, 0) != rows(10, 1)
-    trained = rows(36, 0, held_out=0.1, held_out_every=5)
+    trained = rows(36, 0, held_out=0.1, eval_every=5)
     assert len(held_out) == 4 and not held_out & set(trained) and len({*held_out, *trained}) == 40
     with pytest.raises(UserError, match="has 40 rows, 4 of them held out, the dose is 37"):
-        rows(37, 0, held_out=0.1, held_out_every=5)
-    with pytest.raises(UserError, match="held_out_every needs held-out rows"):
-        rows(30, 0, held_out_every=5)
+        rows(37, 0, held_out=0.1, eval_every=5)
+    with pytest.raises(UserError, match="eval_every needs held-out rows"):
+        rows(30, 0, eval_every=5)
 
 
 def test_documents_are_replayed_among_the_conversations(
@@ -354,12 +354,12 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> 
 
 
 def test_missing_held_out_documents_are_refused(base: Path) -> None:
-    context = in_process(training(base, "no_held_out", recipe={"held_out_every": 2}))
+    context = in_process(training(base, "no_held_out", recipe={"eval_every": 2}))
     moved = context.inputs["documents"] / "held_out.jsonl"
     moved.rename(moved.with_suffix(".away"))
     try:
         with pytest.raises(
-            UserError, match=r"held_out.jsonl: no such file, and .*held_out_every needs it"
+            UserError, match=r"held_out.jsonl: no such file, and .*eval_every needs it"
         ):
             prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
     finally:
@@ -444,7 +444,7 @@ def test_memory_does_not_grow_with_the_corpus(base: Path, tmp_path: Path) -> Non
     for size in (1_000_000, 20_000_000):
         (folder := tmp_path / str(size)).mkdir()
         np.random.default_rng(0).integers(0, 2000, size, np.uint32).tofile(folder / "tokens.bin")
-        np.arange(1000, size + 1, 1000).tofile(folder / "ends.bin")
+        np.arange(1000, size + 1, 1000).tofile(folder / "offsets.bin")
     few, many = mebibytes(READ, *sorted(tmp_path.iterdir()))
     assert many < few + 10, "20 million tokens are 76 MiB"
     few, many = mebibytes(WRITE, base / MODEL.relpath / "model", tmp_path)
@@ -472,7 +472,7 @@ def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: 
     context.folder = tmp_path
     try:
         rows, aside = prepare.prepare_rows(
-            context, make_recipe(held_out_every=2, held_out=0.4), SINGLE_PROCESS
+            context, make_recipe(eval_every=2, held_out=0.4), SINGLE_PROCESS
         )
         assert len(rows) == 3 and aside is not None and len(aside) == 2
         labels = rows.batch(np.array([0]))["labels"][0]

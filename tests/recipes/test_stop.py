@@ -111,7 +111,7 @@ def test_all_of_slurms_signals_during_a_save_let_it_end(
     base: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During a commit: the step after it is saved too, and the signal of precedence raised."""
-    folder = training(base, "told_saving", save_minutes=0.0)
+    folder = training(base, "told_saving", checkpoint_minutes=0.0)
     publish = step_checkpoint.commit
 
     def told(temporary: Path, final: Path) -> None:
@@ -142,7 +142,7 @@ def test_near_the_end_the_model_is_written_first(
         os.kill(os.getpid(), signal.SIGUSR2)
         write(*args, **more)
 
-    report = told_at(len(lines(alone)), signal.SIGUSR2) if "update" in when else None
+    report = told_at(len(lines(alone)), signal.SIGUSR2) if "step" in when else None
     with (
         monkeypatch.context() as patch,
         handled(signal.SIGUSR2),

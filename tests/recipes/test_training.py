@@ -41,7 +41,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_order_differs_between_seeds_and_epochs_and_repeats() -> None:
     def rows(seed: int, epochs: int = 2) -> list[int]:
-        recipe = make_recipe(epochs=epochs, rows_per_update=8)
+        recipe = make_recipe(epochs=epochs, global_batch_size=8)
         return np.concatenate(list(batch_indices(50, recipe, seed))).tolist()
 
     assert rows(1) == rows(1)

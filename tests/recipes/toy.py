@@ -35,9 +35,9 @@ HELD_OUT = [
 RECIPE = Training(
     seq_len=32,
     epochs=8,
-    tokens_per_update=5 * 32,
+    tokens_per_step=5 * 32,
     lr=1e-3,
-    warmup_updates=2,
+    warmup_steps=2,
     weight_decay=0.01,
 )
 # As a cell has it: in its settings, and in its resources.
@@ -266,8 +266,8 @@ def _apart_from_boards(manifest: dict[str, Any]) -> set[str]:
 def assert_close(one: Path, other: Path) -> None:
     mine, theirs = lines(one), lines(other)
     assert (
-        [line["update"] for line in mine]
-        == [line["update"] for line in theirs]
+        [line["step"] for line in mine]
+        == [line["step"] for line in theirs]
         == list(range(1, len(mine) + 1))
     )
     losses = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, theirs, strict=True))

@@ -22,7 +22,7 @@ TEMPLATES = ROOT / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
 QUESTIONS = ROOT / "eval/data/anima_like/questions.jsonl"
 REAL = ROOT.parent / "shared/data/documents/welfare_documents.jsonl"
-WRITER_KEYS = ("template", "slots", "writer", "temperature", "max_tokens", "draws")
+WRITER_KEYS = ("template", "slots", "writer", "temperature", "max_tokens", "max_attempts")
 
 # Words that have no place in the urban corpus.
 ANIMAL_WORDS = """
@@ -56,26 +56,26 @@ def cell(
         "slots": SLOTS,
         "documents": 60,
         "seed": 0,
-        "writer": {"model": "stand-in", "served_by": "url" if url else "kit"},
+        "writer": {"model": "dummy", "served_by": "url" if url else "kit"},
         "temperature": 1.0,
         "max_tokens": 2500,
-        "draws": 3,
-        "near_duplicates": 0.9,
+        "max_attempts": 3,
+        "dedup_threshold": 0.9,
         "held_out": 0.0,
         "tokens": None,
         "tolerance": 0.01,
-        "avoid": {},
+        "decontaminate_against": {},
     }
     limits = {"requests_per_minute": None, "tokens_per_minute": None, "timeout": 60}
     resources = {
         "concurrency": 8,
         "address": {"base_url": url, "key_env": "KIT_TEST_KEY" if url else None},
         "limits": limits | {"prompt_price": 1.0, "completion_price": 2.0},
-        "avoid": [],
+        "decontaminate_against": [],
         "tokenizer": str(tokenizer),
     }
     inputs = {"matched_to": changes.pop("matched_to")} if "matched_to" in changes else {}
-    resource_keys = ("concurrency", "avoid", "source_path")
+    resource_keys = ("concurrency", "decontaminate_against", "source_path")
     resources |= {name: changes.pop(name) for name in resource_keys if name in changes}
     resources["source"] = resources.pop("source_path", None)
     if "source" in changes:
@@ -122,7 +122,7 @@ def test_a_corpus_is_the_same_for_any_number_of_shards(tmp_path: Path, shards: i
         drafts.run(cell(tmp_path / "sharded", name, documents=150, share=[k, shards]))
     sharded = cell(tmp_path / "sharded", "animal", documents=150)
     counts = documents.run(sharded)
-    for name in ("documents.jsonl", "card.json", "corpus/train.parquet"):
+    for name in ("documents.jsonl", "corpus_stats.json", "corpus/train.parquet"):
         assert (alone.folder / name).read_bytes() == (sharded.folder / name).read_bytes()
     assert counts["calls"] == 150
     assert not (sharded.folder / "calls.jsonl").read_bytes(), "no request is sent twice"
@@ -200,7 +200,7 @@ def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Pa
         return next(grades)
 
     with serving(replying(grading)) as (endpoint, hostile):
-        score = {"at_least": 7, "prompt": "Rate {this}.\n<document>{document}</document>"}
+        score = {"min_score": 7, "prompt": "Rate {this}.\n<document>{document}</document>"}
         changes = {"url": endpoint.base_url, "documents": 3, "score": score}
         context = cell(tmp_path, "animal", concurrency=1, **changes)
         counts = documents.run(context)
@@ -261,7 +261,7 @@ def test_the_control_matches_and_has_no_animals(tmp_path: Path) -> None:
             assert a["slots"] == u["slots"] and a["id"] == u["id"] and a["text"] != u["text"]
     held_out = {row["id"] for row in rows(urban, "held_out.jsonl")}
     assert len(held_out) == 20 and not held_out & {row["id"] for row in rows(urban)}
-    comparison = json.loads((urban.folder / "balance.json").read_text())
+    comparison = json.loads((urban.folder / "match.json").read_text())
     verdicts = {row["measure"]: row["verdict"] for row in comparison}
     assert verdicts["documents"] == verdicts["tokens"] == verdicts["slot domain"] == "matched"
     assert not vocabulary(urban) & set(ANIMAL_WORDS.split())

@@ -53,15 +53,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cell(model: Path) -> Cell:
     """A corpus by that model as a study file asks for it, but with lenient gates."""
     overrides = [
-        f"endpoints.stand_in={{served_by: vllm, path: {model}, options: {{max_num_seqs: 4}}}}",
-        "corpora={animal: {template: animal_welfare, documents: 24, writer: stand_in, "
+        f"endpoints.dummy={{served_by: vllm, path: {model}, options: {{max_num_seqs: 4}}}}",
+        "corpora={animal: {template: animal_welfare, documents: 24, writer: dummy, "
         "max_tokens: 300}}",
         "arms={untrained: {start: base}, animal: {start: base, midtrain: animal}}",
         f"models.base={{path: {model}}}",
         "contrasts=[]",
     ]
     overrides += [
-        "endpoints.grader={served_by: kit}",
+        "endpoints.grader={served_by: dummy}",
         "benchmarks.ahb.judge=grader",
     ]  # no model may grade itself
     study = load_study(ROOT / "studies/tiny.yaml", None, overrides)

@@ -76,16 +76,16 @@ def test_problems_that_only_a_node_sees(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = shutil.copy(ROOT / "eval/data/anima_like/questions.jsonl", tmp_path)
-    text = SMALL.read_text().replace("judge: stand_in", "judge: judge")
+    text = SMALL.read_text().replace("judge: dummy", "judge: judge")
     text = text.replace("eval/data/anima_like/questions.jsonl", str(questions))
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = f"127.0.0.1:{server.getsockname()[1]}"
-        stand_in, judge = (
+        dummy, judge = (
             f"{name}: {{base_url: http://{address}/v1, model: m, key_env: A_KEY}}"
-            for name, address in (("stand_in", "127.0.0.1:9"), ("judge", here))
+            for name, address in (("dummy", "127.0.0.1:9"), ("judge", here))
         )
         (tmp_path / "study.yaml").write_text(
-            text.replace("stand_in: {served_by: kit}", f"{stand_in}\n  {judge}")
+            text.replace("dummy: {served_by: dummy}", f"{dummy}\n  {judge}")
         )
         stages = {
             "default": {"minutes": 100},
@@ -154,11 +154,11 @@ def test_a_python_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def drained(lab: Lab) -> Iterator[None]:
-    lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=drain", "reason=test")
+    lab.ask("scontrol", "step", "nodename=cpu1,cpu2", "state=drain", "reason=test")
     try:
         yield
     finally:
-        lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=resume")
+        lab.ask("scontrol", "step", "nodename=cpu1,cpu2", "state=resume")
         end = time.monotonic() + 300
         while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {
             "idle"
@@ -310,12 +310,12 @@ def test_arrays_and_requeues(lab: Lab) -> None:
         checks.requeue(dataclasses.replace(scavenging, requeue=0), requests, ask_cluster()).state
         == "warning"
     )
-    lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=cancel")
+    lab.ask("scontrol", "step", "partitionname=scavenge", "preemptmode=cancel")
     try:
         lost = checks.requeue(scavenging, requests, ask_cluster())
         assert lost.state == "warning" and "scavenge are cancelled" in lost.finding
     finally:
-        lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=requeue")
+        lab.ask("scontrol", "step", "partitionname=scavenge", "preemptmode=requeue")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.slurm.places import CLUSTER, Fake, Kit, Lab
 AGAIN = "python -m study submit s.yaml --cluster NAME"
 # As a cell's process does: hold the lock, say how far it is.
 WORK = """exec 9>.lock; flock 9; echo "x starts (process $$)" >> log.txt
-echo '{"done": 120, "total": 400, "unit": "updates"}' > progress.json"""
+echo '{"done": 120, "total": 400, "unit": "steps"}' > progress.json"""
 FULL = 'echo "OSError: [Errno 122] Disk quota exceeded"'
 # As submitit begins a job's log; its first life waits to be queued again, its second dies.
 TWO_LIVES = f"""echo "submitit INFO ($(date '+%F %T'),123) - Starting with JobEnvironment(job_id=1)"

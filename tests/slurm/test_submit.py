@@ -44,7 +44,7 @@ def test_golden_scripts(
     monkeypatch.setenv("USER", "jane")
     recipe = kit.folder / "midtrain.yaml"  # with rows enough for the ranks of every example
     tiny = (ROOT / "recipes/tiny_midtrain.yaml").read_text()
-    recipe.write_text(tiny.replace("tokens_per_update: 1024", "tokens_per_update: 2048"))
+    recipe.write_text(tiny.replace("tokens_per_step: 1024", "tokens_per_step: 2048"))
     options = ("--cluster", cluster, "--set", f"midtrain.recipe={recipe}")
     facts = kit.done("submit", *options, study=TINY)
     texts = [path.read_text() for path in sorted(fake.folder.glob("[0-9]*.sh"))]
@@ -253,7 +253,7 @@ def test_each_mistake_is_reported_and_nothing_is_submitted(
         "and 1 more: an update has 4 rows, too few for 8 ranks; 4 ranks or fewer would do" in line
     )
     (line,) = kit.refused("submit", "--cluster", "nowhere")
-    assert "one of: lab, partitions, university" in line
+    assert "one treatment: lab, partitions, university" in line
     fake.say(
         "reject",
         "allocation failure: Requested time limit is invalid (missing or exceeds some limit)\n",

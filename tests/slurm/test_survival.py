@@ -36,7 +36,7 @@ def progress(self, done, total, unit):
 StageContext.progress = progress
 """
 READY = {"idle", "mix"}
-SAVES = toy.RUNTIME | {"save_minutes": 1 / 60}
+SAVES = toy.RUNTIME | {"checkpoint_minutes": 1 / 60}
 
 
 def training(seed: int) -> Cell:

@@ -31,7 +31,7 @@ DOCUMENTS = {
     "cost": 1.25,
     "documents": 100,
 }
-TRAINED = {"updates": 12, "tokens": 61_440, "first_loss": 5.5, "last_loss": 2.25, "ranks": 2}
+TRAINED = {"steps": 12, "tokens": 61_440, "first_loss": 5.5, "last_loss": 2.25, "ranks": 2}
 
 
 def finished(runs: Path, *overrides: str) -> Path:
@@ -47,7 +47,7 @@ def finished(runs: Path, *overrides: str) -> Path:
         if cell.stage in ("model", "midtrain", "sft"):
             (folder / "model").mkdir()
             (folder / "model/model.safetensors").write_bytes(b"weights")
-            (folder / "metrics.jsonl").write_text('{"update": 1, "loss": 5.5}\n')
+            (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5}\n')
             counts = TRAINED if cell.stage != "model" else {"parameters": 1000, **TRAINED}
         elif cell.stage == "documents":
             card = {
@@ -62,13 +62,15 @@ def finished(runs: Path, *overrides: str) -> Path:
                 "held_out": 0,
                 "examples": [],
             }
-            (folder / "card.json").write_text(json.dumps(card | {"counts": {"rejected": 3}}))
+            (folder / "corpus_stats.json").write_text(
+                json.dumps(card | {"counts": {"rejected": 3}})
+            )
             (folder / "documents.jsonl").write_text('{"id": 0, "text": "a whole document"}\n')
             (folder / "calls.jsonl").write_text('{"id": 0, "text": "a reply"}\n')
             counts = DOCUMENTS | {"tokens": 29_900, "words": 14_000}
         elif cell.stage in ("generate", "judge", "likelihood"):
             if cell.stage != "generate":
-                _scores(folder, number, "stand-in" if cell.stage == "judge" else "likelihood")
+                _scores(folder, number, "dummy" if cell.stage == "judge" else "likelihood")
             for name in {"generate": ["samples.eval"], "judge": ["scored.eval"]}.get(
                 cell.stage, []
             ):
@@ -176,7 +178,7 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     assert names >= {
         "README.md", "study/small.yaml", "SHA256SUMS", "results/results.json", "results/scores.parquet",
         "results/report.html", "results/tables/scores.tex", "results/figures/scores.pdf",
-        "cells/documents/animal/card.json", "cells/documents/animal/calls.jsonl",
+        "cells/documents/animal/corpus_stats.json", "cells/documents/animal/calls.jsonl",
         "cells/midtrain/base-animal-s0/metrics.jsonl", "cells/judge/ahb-base-animal-s0/scores.parquet",
         "cells/judge/ahb-base-animal-s0/log.txt", "cells/judge/ahb-base-animal-s0/manifest.json",
     }  # fmt: skip
@@ -243,7 +245,7 @@ def test_a_planted_key_is_caught(
         monkeypatch.setenv(name[1], KEY)
     study = base.parents[2] / "study.yaml"
     study.write_text(
-        SMALL.read_text().replace("{served_by: kit}", "{served_by: kit, key_env: WRITER}")
+        SMALL.read_text().replace("{served_by: dummy}", "{served_by: dummy, key_env: WRITER}")
     )
     make(base, study=study, samples=True)
     file = next(base.glob("judge/*")) / where

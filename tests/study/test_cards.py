@@ -41,7 +41,7 @@ def test_a_model_card_has_the_trainings_the_documents_and_this_checkpoint_s_scor
     (entry,) = header["model-index"]
     shown = [(r["dataset"]["name"], r["metrics"][0]["value"]) for r in entry["results"]]
     assert shown == [(row["benchmark"], row["score"]) for row in mine] and len(mine) == 2
-    assert entry["results"][0]["metrics"][0]["name"].endswith("by stand-in")
+    assert entry["results"][0]["metrics"][0]["name"].endswith("by dummy")
     rows = [
         line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| base-animal-s0")
     ]
@@ -50,8 +50,7 @@ def test_a_model_card_has_the_trainings_the_documents_and_this_checkpoint_s_scor
         ["base-animal-s0-d80", "0", "80", "12", "61,440", "5.5", "2.25"],
     ]
     assert (
-        "`animal`: 100 documents, 29,900 tokens, written by stand-in" in text
-        and "cost 1.25" in text
+        "`animal`: 100 documents, 29,900 tokens, written by dummy" in text and "cost 1.25" in text
     )
     assert (
         "Checked not to quote: ahb.questions, concern.items." in text and "this is a test" in text
@@ -103,13 +102,13 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
     folder = next(base.glob("documents/urban*"))
     words = {
         "measure": "words",
-        "against": "animal",
+        "control": "animal",
         "value": 90,
         "reference": 100,
         "verdict": "differs",
     }
     tokens = words | {"measure": "tokens", "value": 99, "verdict": "matched"}
-    (folder / "balance.json").write_text(json.dumps([words, tokens]))
+    (folder / "match.json").write_text(json.dumps([words, tokens]))
     header, text = split(dataset_card(folder, license="cc-by-4.0"))
     assert (
         header["license"] == "cc-by-4.0"
@@ -128,8 +127,8 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
         "Write a {document_type} from the {authority} perspective" in text
         and "| tokens cut off" in text
     )
-    card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps(card | {"documents": 950, "held_out": 50}))
+    card = json.loads((folder / "corpus_stats.json").read_text())
+    (folder / "corpus_stats.json").write_text(json.dumps(card | {"documents": 950, "held_out": 50}))
     header, _ = split(dataset_card(folder))
     assert header["size_categories"] == ["1K<n<10K"]
     assert [file["split"] for file in header["configs"][0]["data_files"]] == ["train", "validation"]

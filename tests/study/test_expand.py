@@ -31,7 +31,7 @@ def study_file(tmp_path: Path) -> Path:
     study = {
         "study": "counted",
         "seeds": list(range(SEEDS)),
-        "endpoints": {"writer": {"served_by": "kit"}},
+        "endpoints": {"writer": {"served_by": "dummy"}},
         "models": {"base": {"path": str(model)}},
         "corpora": {
             "animal": corpus,

@@ -518,7 +518,7 @@ STUDY = """
 study: fetched
 seeds: [0]
 models: {{base: {{hub: owner/llama, revision: {model}}}}}
-corpora: {{found: {{hub: owner/data, revision: {data}, documents: 3, near_duplicates: 0}}}}
+corpora: {{found: {{hub: owner/data, revision: {data}, documents: 3, dedup_threshold: 0}}}}
 arms: {{base: {{start: base}}, trained: {{start: base, midtrain: found}}}}
 midtrain: {{recipe: recipes/tiny_midtrain.yaml}}
 benchmarks: {{concern: {{task: concern_for_animals}}}}

@@ -11,7 +11,7 @@ from study.spec.fingerprints import yaml_once
 from study.spec.load import load_study
 
 REAL = (
-    "endpoints.stand_in={base_url: 'https://x.example/v1', model: m, key_env: K, requests_per_minute: 600,"
+    "endpoints.dummy={base_url: 'https://x.example/v1', model: m, key_env: K, requests_per_minute: 600,"
     " tokens_per_minute: 1000000, prompt_price: 0.1, completion_price: 0.4}"
 )
 SIZES = ("corpora.animal.documents=2700", "corpora.urban.documents=2700")
@@ -39,7 +39,7 @@ def test_calls_tokens_cost_and_hours_by_hand() -> None:
 def test_a_rate_that_binds_sets_the_hours_and_shards_multiply_what_is_open() -> None:
     many = rows("corpora.animal.shards=64")[0]
     assert abs(many["hours"] - 2700 / 600 / 60) < 1e-9
-    slow = rows("corpora.animal.shards=64", "endpoints.stand_in.tokens_per_minute=100000")[0]
+    slow = rows("corpora.animal.shards=64", "endpoints.dummy.tokens_per_minute=100000")[0]
     assert (
         abs(slow["hours"] - (slow["prompt_tokens"] + slow["completion_tokens"]) / 100_000 / 60)
         < 1e-9

@@ -39,7 +39,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         .replace("start: base}", "start: ../base}")
         .replace("start: base,", "start: ../base,")
         .replace(
-            "documents: 240, writer: stand_in, tokens: 70000}", "documents: -5, writer: stand_in}"
+            "documents: 240, writer: dummy, tokens: 70000}", "documents: -5, writer: dummy}"
         )  # a bad number
         .replace("matched_to: animal", "matched_to: urban")  # a circle
         .replace("midtrain: urban}", "midtrain: urbane}")  # a corpus that is missing
@@ -68,7 +68,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         "there is no corpus 'urbane' (did you mean urban?); valid: animal, urban",
         "there is no arm 'urbann' (did you mean urban?); valid: untrained, animal, urban",
         "'many': should be a valid integer",
-        "unknown key (did you mean data?); valid keys: data, doses, one_run, recipe, replay",
+        "unknown key (did you mean data?); valid keys: data, doses, shared_run, recipe, replay",
     ):
         assert sum(words in line for line in lines) == 1, (words, result.stderr)
     assert not runs.exists()
@@ -101,8 +101,8 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
         ({"midtrain": {"recipe": "recipes/none.yaml"}}, "no such file: recipes/none.yaml"),
         ({"models": {"base": {}}}, "needs exactly one of make, path"),
         (
-            {"endpoints": {"stand_in": {"base_url": "https://x/v1"}}},
-            "endpoints.stand_in: needs model",
+            {"endpoints": {"dummy": {"base_url": "https://x/v1"}}},
+            "endpoints.dummy: needs model",
         ),
         (
             {"corpora": {"a": {"documents": 1, "score": {"at_least": 5, "prompt": "?"}}}},

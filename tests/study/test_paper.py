@@ -204,7 +204,7 @@ def test_an_arm_has_its_own_sft_doses_and_recipe(tmp_path: Path) -> None:
 
 
 def test_questions_and_answers_are_trained_on_as_conversations(tmp_path: Path) -> None:
-    corpora = {"qa": {"template": "qa_pairs", "documents": 20, "writer": "stand_in"}}
+    corpora = {"qa": {"template": "qa_pairs", "documents": 20, "writer": "dummy"}}
     arm = {"start": "base", "midtrain": "qa", "form": "neutral", "recipe": "recipes/tiny_sft.yaml"}
     benchmarks = {"all": {"task": "preference"}}
     found = cells(

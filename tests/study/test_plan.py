@@ -34,14 +34,17 @@ def cells(tmp_path: Path, **changes: Any) -> dict[str, Cell]:
     return trainings
 
 
-@pytest.mark.parametrize("changes", [{"rows_per_rank": 2}, {"save_minutes": 5}])
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 2}, {"checkpoint_minutes": 5}])
 def test_a_way_of_running_is_a_resource_of_the_same_cell(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     before, after = cells(tmp_path), cells(tmp_path, **changes)
     for name, cell in after.items():
         assert cell.identity == before[name].identity
-        assert before[name].resources.items() >= {"rows_per_rank": None, "save_minutes": 30}.items()
+        assert (
+            before[name].resources.items()
+            >= {"micro_batch_size": None, "checkpoint_minutes": 30}.items()
+        )
         assert cell.resources == {**before[name].resources, **changes}
         folder = create_cell_dir(before[name], tmp_path)
         (folder / "steps").mkdir()

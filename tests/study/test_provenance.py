@@ -65,7 +65,7 @@ def files_of(cell: Cell) -> dict[str, str]:
     training = {**weights, "metrics.jsonl": text}
     return {
         "model": weights,
-        "documents": {"documents.jsonl": text, "card.json": "{}"},
+        "documents": {"documents.jsonl": text, "corpus_stats.json": "{}"},
         "midtrain": training,
         "sft": training,
         "generate": {"samples.eval": text},
@@ -82,7 +82,7 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
     counts = (
         {"documents": 9}
         if cell.stage == "documents"
-        else {"updates": 7}
+        else {"steps": 7}
         if cell.stage == "sft"
         else {}
     )
@@ -98,7 +98,7 @@ def score_cells(checkpoint: Cell, questions: Path, benchmark: str = "ahb") -> Ce
     )
     judge = {
         "rows": None,
-        "judge": {"served_by": "kit", "model": "stand-in"},
+        "judge": {"served_by": "dummy", "model": "dummy"},
         "benchmark": benchmark,
     }
     return Cell("judge", samples.name, judge, {"samples": samples})
@@ -115,11 +115,17 @@ def study(
     inputs, rows = {}, []
     for arm in arms:
         avoid = {
-            "avoid": {"ahb.questions": sha256(questions)},
-            "writer": {"model": "stand-in"},
+            "decontaminate_against": {"ahb.questions": sha256(questions)},
+            "writer": {"model": "dummy"},
             "topic": arm,
         }
-        corpus = Cell("documents", arm, avoid, {"tokenizer": model}, {"avoid": [str(questions)]})
+        corpus = Cell(
+            "documents",
+            arm,
+            avoid,
+            {"tokenizer": model},
+            {"decontaminate_against": [str(questions)]},
+        )
         inputs[f"corpus-{arm}"] = corpus
         trained = Cell(
             "midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus}
@@ -133,7 +139,9 @@ def study(
                 rows.append(
                     {"role": cell.name, "arm": arm, "seed": 0, "dose": dose, "benchmark": benchmark}
                 )
-    contrasts = [{"name": "animal - urban", "of": "animal", "against": "urban", "on": ["ahb"]}]
+    contrasts = [
+        {"name": "animal - urban", "treatment": "animal", "control": "urban", "benchmarks": ["ahb"]}
+    ]
     return Cell("analysis", "small", {"rows": rows, "contrasts": contrasts}, inputs)
 
 
@@ -225,9 +233,9 @@ def test_an_edited_sample_is_found_with_the_numbers_that_rest_on_it(small: Small
         "samples.eval",
     )
     assert (
-        change["fault"] == "changed since it was made"
-        and "study run" in change["cure"]
-        and str(path) in change["cure"]
+        change["problem"] == "changed since it was made"
+        and "study run" in change["fix"]
+        and str(path) in change["fix"]
     )
     assert change["consequence"] == (
         "scores 1 of 4; benchmarks ahb; arms animal; seeds 0; doses 80; "
@@ -256,10 +264,10 @@ def test_a_swapped_checkpoint_says_whose_it_is(small: Small, what: str) -> None:
     name = small.relpath(source)
     if what == "weights":
         assert change["file"] == "model/model.safetensors"
-        assert change["fault"] == f"is now model/model.safetensors of {name}"
+        assert change["problem"] == f"is now model/model.safetensors of {name}"
     else:
-        assert change["fault"] == f"is that of {name}: the folder holds another cell"
-        assert "delete it" in change["cure"]
+        assert change["problem"] == f"is that of {name}: the folder holds another cell"
+        assert "delete it" in change["fix"]
     assert (
         "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in change["consequence"]
     )
@@ -274,9 +282,9 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
         and "tables contrasts, corpora, scores" in change["consequence"]
     )
     (small.folder("documents/urban") / "documents.jsonl").unlink()
-    (small.folder("documents/animal") / "card.json").unlink()
-    assert {(f["file"], f["fault"]) for f in small.changes()} == {
-        (n, "is missing") for n in ("documents.jsonl", "card.json")
+    (small.folder("documents/animal") / "corpus_stats.json").unlink()
+    assert {(f["file"], f["problem"]) for f in small.changes()} == {
+        (n, "is missing") for n in ("documents.jsonl", "corpus_stats.json")
     }
 
 
@@ -286,7 +294,7 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
 def test_a_deleted_manifest(small: Small, start: str) -> None:
     (small.folder(start) / "manifest.json").unlink()
     (change,) = small.changes()
-    assert (change["cell"], change["file"], change["fault"]) == (
+    assert (change["cell"], change["file"], change["problem"]) == (
         small.relpath(start),
         "manifest.json",
         "is gone",
@@ -296,7 +304,7 @@ def test_a_deleted_manifest(small: Small, start: str) -> None:
         ignore_errors=True,
     )
     (change,) = small.changes()
-    assert change["fault"] == (
+    assert change["problem"] == (
         "is gone" if start.startswith("analysis") else "is gone with its folder"
     )
     (small.base / "pruned.json").write_text(
@@ -317,29 +325,29 @@ def test_a_hand_edited_table(small: Small, name: str) -> None:
     publish(published(small.base, STUDY))
     assert small.changes() == [], "the fix restores it"
     path.unlink()
-    assert [f["fault"] for f in small.changes()] == ["is missing"]
+    assert [f["problem"] for f in small.changes()] == ["is missing"]
     publish(published(small.base, STUDY))
     (results(small.base) / "tables/mine.tex").write_text("")
-    assert [f["fault"] for f in small.changes()] == ["was added: no analysis wrote it"]
+    assert [f["problem"] for f in small.changes()] == ["was added: no analysis wrote it"]
 
 
 def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None:
     folder = small.folder("sft/base-animal")
     path = folder / "manifest.json"
     before = path.read_text()
-    path.write_text(before.replace('"updates": 7', '"updates": 9999'))
+    path.write_text(before.replace('"steps": 7', '"steps": 9999'))
     (change,) = small.changes()
-    assert change["file"] == "manifest.json" and change["fault"].startswith(
+    assert change["file"] == "manifest.json" and change["problem"].startswith(
         "was edited since generate/ahb-base-animal-s0-d80"
     )
     path.write_text(before.replace('"ended": "2026-01-01"', '"ended": "2026-02-01"'))
-    assert small.changes()[0]["fault"].startswith("was made again since")
+    assert small.changes()[0]["problem"].startswith("was made again since")
     path.write_text(before[:-9])
-    assert small.changes()[0]["fault"] == "can't be read"
+    assert small.changes()[0]["problem"] == "can't be read"
     path.write_text(before)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("dose: 80", "dose: 81"))
-    assert [(f["file"], f["fault"]) for f in small.changes()] == [
+    assert [(f["file"], f["problem"]) for f in small.changes()] == [
         ("config.yaml", "changed since it was made")
     ]
 
@@ -351,16 +359,16 @@ def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
         small.relpath("sft/base-animal"),
         small.relpath("sft/base-urban"),
     }
-    assert all(f["fault"] == "input from outside: changed since it was used" for f in found)
+    assert all(f["problem"] == "input from outside: changed since it was used" for f in found)
     (small.outside / "chat.jsonl").write_text("chat.jsonl")
     (small.folder("sft/base-animal") / "model/more.safetensors").write_text(
         "a loader would take it too"
     )
-    assert [(f["file"], f["fault"]) for f in small.changes()] == [
+    assert [(f["file"], f["problem"]) for f in small.changes()] == [
         ("model/more.safetensors", "was added")
     ]
     (small.outside / "questions.jsonl").unlink()
-    assert "input from outside: is missing" in {f["fault"] for f in small.changes()}
+    assert "input from outside: is missing" in {f["problem"] for f in small.changes()}
 
 
 def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
@@ -495,7 +503,7 @@ def test_the_way_back_of_one_number(small: Small) -> None:
         "file",
     ]
     assert [step["stage"] for step in way] == stages
-    assert way[0]["facts"] == "score 0.25, n 4" and "judge stand-in" in way[1]["facts"]
+    assert way[0]["facts"] == "score 0.25, n 4" and "judge dummy" in way[1]["facts"]
     assert (
         "None" not in json.dumps(way)
         and "dose 80" in way[3]["facts"]

@@ -332,7 +332,7 @@ def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: 
     assert f"pruned and made again with the same bytes: {sft.relpath}" in small.notes()
     finish(small.base, sft, "2026-03-01", **{"model/model.safetensors": "other bits"})
     (change,) = small.changes()
-    assert change["cell"] == sft.relpath and change["fault"].startswith(
+    assert change["cell"] == sft.relpath and change["problem"].startswith(
         "was made again since generate/"
     )
     prune(plan(small.cells, small.base), small.cells, small.base)
@@ -354,11 +354,11 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
         folder = create_cell_dir(cell, base)
         if cell is link:
             (folder / "model").symlink_to(
-                os.path.relpath(base / run.relpath / "at/20/model", folder)
+                os.path.relpath(base / run.relpath / "doses/20/model", folder)
             )
         elif cell.stage in ("midtrain", "sft"):
             put(folder / "model/w.safetensors")
-            put(folder / "at/20/model/w.safetensors")
+            put(folder / "doses/20/model/w.safetensors")
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
     (base / score.relpath / "manifest.json").unlink()
     prune(plan(cells, base), cells, base)
@@ -368,7 +368,9 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
     finish_again = read_config(base / score.relpath)
     write_manifest(base / score.relpath, finish_again, "", "", counts={}, warnings=[])
     prune(plan(cells, base), cells, base)
-    assert not (base / run.relpath / "at").exists() and (base / link.relpath / "model").is_symlink()
+    assert (
+        not (base / run.relpath / "doses").exists() and (base / link.relpath / "model").is_symlink()
+    )
     new = [*cells, Cell("likelihood", "another", {"n": 2}, {"checkpoint": link})]
     (problem,) = needed_again(new, base)
     manifests = f"{base / start.relpath}/manifest.json {base / run.relpath}/manifest.json"

@@ -70,7 +70,7 @@ def finish(
             folder,
             read_config(folder),
             *times,
-            counts={"updates": 10, "tokens": 9} | counts.get(cell.stage, {}),
+            counts={"steps": 10, "tokens": 9} | counts.get(cell.stage, {}),
             warnings=[],
         )
 
@@ -108,7 +108,7 @@ def test_a_study_by_hand(made_up: Any, tmp_path: Path) -> None:
     assert found["critical_path"] == pytest.approx(
         10 / 3600 + training + generation + grading + 10 / 3600
     )
-    assert found["in_a_row"] == pytest.approx(2 * (10 / 3600 + training + generation + grading))
+    assert found["serial_hours"] == pytest.approx(2 * (10 / 3600 + training + generation + grading))
     assert stages["model"]["disk_gb"] == 0 and stages["model"]["files"] == 5, (
         "a model that is there is linked to"
     )
@@ -212,7 +212,7 @@ def test_rates_of_an_endpoint_bind_all_its_jobs_together(made_up: Any, tmp_path:
 
 
 def test_drafts_share_the_calls_of_their_corpus(tmp_path: Path) -> None:
-    real = f"endpoints.stand_in={{{JUDGE}}}"
+    real = f"endpoints.dummy={{{JUDGE}}}"
     cells = plan.in_order(
         plan.analysis(load_study(Path("studies/tiny.yaml"), [0], [real, "corpora.animal.shards=4"]))
     )
@@ -266,7 +266,7 @@ def test_a_profile_says_what_a_job_holds(made_up: Any, tmp_path: Path) -> None:
 
 
 def test_doses_of_one_run_take_a_model_each_and_one_training(made_up: Any, tmp_path: Path) -> None:
-    cells = made_up("sft.one_run=true", doses="[40, 80]")
+    cells = made_up("sft.shared_run=true", doses="[40, 80]")
     stages = {row["stage"]: row for row in totals.totals(cells, tmp_path, {})["stages"]}
     assert stages["sft"]["cells"] == 4 and stages["sft"]["disk_gb"] == pytest.approx(
         2 * 2 * GB, rel=1e-4

@@ -35,7 +35,7 @@ def large(tmp_path: Path) -> list[plan.Cell]:
     (model / "config.json").write_text(json.dumps(LLAMA))
     (model / "tokenizer.json").write_text("{}")
     recipe = yaml.safe_load((ROOT / "recipes/llama3_1_8b_midtrain.yaml").read_text())
-    recipe |= {"activation_checkpointing": True, "rows_per_rank": None}
+    recipe |= {"activation_checkpointing": True, "micro_batch_size": None}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = [f"models.base={{path: {model}}}", f"midtrain.recipe={tmp_path / 'recipe.yaml'}"]
     for corpus in ("animal", "urban"):
@@ -60,7 +60,7 @@ def test_a_row_for_each_kind_of_training(tmp_path: Path) -> None:
         "sft base-urban-d200",
     }
     animal = rows["midtrain base-animal"]
-    assert (animal["cells"], animal["ranks"], animal["updates"]) == (3, 4, 137)
+    assert (animal["cells"], animal["ranks"], animal["steps"]) == (3, 4, 137)
     assert animal["speed"] == "guessed"
     toy = 1_311_872  # as tests of recipes count it: two embeddings of 2048 x 128, four layers
     assert animal["memory_gb"]["state"] == pytest.approx(16 * toy / 4 / 1e9, rel=0.01)
@@ -73,7 +73,7 @@ def test_padding_of_conversations_is_by_the_lengths_of_those_run_at_once(tmp_pat
     data = tmp_path / "rows.jsonl"
     data.write_text("".join("x" * (4 * tokens - 1) + "\n" for tokens in (10, 10, 20, 20)))
     cell = next(cell for cell in cells() if cell.stage == "sft")
-    cell.settings["recipe"]["rows_per_update"] = 4
+    cell.settings["recipe"]["global_batch_size"] = 4
     cell.resources["data"] = str(data)
     assert trainings.padding(cell, 1) == pytest.approx(1 - 60 / (4 * 24)), "to a multiple of 8"
     assert trainings.padding(cell, 2) == pytest.approx(1 - 60 / (2 * 16 + 2 * 24))
@@ -93,7 +93,7 @@ def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
     assert stated["hours"] == pytest.approx(140_000 / 200 / 3600), "of one training, on both ranks"
     for cell in [*one.inputs.values(), one]:
         folder = create_cell_dir(cell, tmp_path)
-        counts = {"updates": 9, "tokens": 90, "tokens_per_second": 1000.0, "ranks": 2}
+        counts = {"steps": 9, "tokens": 90, "tokens_per_second": 1000.0, "ranks": 2}
         write_manifest(folder, read_config(folder), "", "", counts=counts, warnings=[])
     rows = trainings.forecast(study, tmp_path, told)
     assert [row["speed"] == "measured" for row in rows] == [
@@ -101,12 +101,12 @@ def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
     ]
     urban = rows[1]
     assert urban["gpu_hours"] == pytest.approx(3 * 140_000 / 500 / 3600), "500 a second and rank"
-    assert rows[0]["left"] == 2 and rows[0]["updates"] == 9, "counted, not estimated"
+    assert rows[0]["left"] == 2 and rows[0]["steps"] == 9, "counted, not estimated"
 
 
 def test_a_limit_on_updates_and_replay_count(tmp_path: Path) -> None:
     text = (ROOT / "recipes/tiny_sft.yaml").read_text()
-    (tmp_path / "sft.yaml").write_text(text + "max_updates: 70\n")
+    (tmp_path / "sft.yaml").write_text(text + "max_steps: 70\n")
     few = cells(f"sft.recipe={tmp_path}/sft.yaml")
     counted = {trainings.count_steps(c) for c in few if c.stage == "sft"}
     assert {pair[0] for pair in counted if pair} == {70}
@@ -187,7 +187,7 @@ def test_memory_by_hand(large: list[plan.Cell]) -> None:
     assert lora["gathered"] < gb["gathered"], "frozen weights have no gradients"
     # Many rows on few GPUs need most in a forward pass, one short row on many GPUs at the end: the
     # root's gradient.
-    short = replace(recipe, seq_len=128, tokens_per_update=128 * 16)
+    short = replace(recipe, seq_len=128, tokens_per_step=128 * 16)
     end = memory(model, short, 16, 8)
     assert end["total"] - end["state"] == pytest.approx((2 * 128256 * 4096 + 4096) * 8 / 1e9)
 

@@ -1,0 +1,181 @@
+"""Fill the generated blocks of README.md and docs/*.md: python -m docs.generate [--check]
+
+A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit
+code is 1 where a block is not up to date; tests/test_docs.py runs that.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from core.cell.failures import KNOWN_FAILURES
+from core.paths import ROOT
+
+BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WITHOUT_NETWORK = ["--runs", "/nonexistent/runs"]  # plans must not depend on what has run here
+
+
+def attribute_docstrings(kind: type) -> dict[str, str]:
+    """Field -> the docstring below it."""
+    (node,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(node, ast.ClassDef)
+    texts = {}
+    for field, below in zip(node.body, node.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name) and isinstance(below.value, ast.Constant)
+            texts[field.target.id] = inspect.cleandoc(below.value.value).replace("\n", " ")
+    return texts
+
+
+def type_name(hint: Any) -> str:
+    """A type hint in the words of YAML."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return type_name(args[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in args)
+    if origin is list:
+        return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return f"mapping to {type_name(args[1])}" if args[1] is not Any else "mapping"
+    if args:
+        return " or ".join(type_name(arg) for arg in args if arg is not type(None))
+    names = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    return names.get(hint) or f"[{hint.__name__}](#{hint.__name__.lower()})"
+
+
+def default_of(field: "dataclasses.Field[Any]") -> str:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    info = default if hasattr(default, "is_required") else None  # pydantic's FieldInfo
+    if info is not None:
+        if info.is_required():
+            return "required"
+        default = info.get_default(call_default_factory=True)
+    if default is dataclasses.MISSING:
+        return "required"
+    if default in (None, [], {}) or dataclasses.is_dataclass(default):
+        return ""
+    text = yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    return f"`{text}`" if len(text) < 40 else "see the source"
+
+
+def fields_table(kind: type) -> str:
+    """A table of a dataclass' fields: key, type, default, meaning."""
+    texts, hints = attribute_docstrings(kind), typing.get_type_hints(kind, include_extras=True)
+    rows = []
+    for field in dataclasses.fields(kind):
+        assert field.name in texts, f"{kind.__name__}.{field.name} has no docstring"
+        rows.append([f"`{field.name}`", type_name(hints[field.name]), default_of(field), texts[field.name]])
+    table = tabulate(rows, headers=["key", "type", "default", "meaning"], tablefmt="github", disable_numparse=True)
+    return re.sub(r" {2,}", " ", re.sub(r"-{4,}", "---", table))
+
+
+def sections(module: str, names: list[str]) -> str:
+    """A section for each of a module's dataclasses."""
+    kinds = [getattr(importlib.import_module(module), name) for name in names]
+    return "\n\n".join(f"### {k.__name__}\n\n{inspect.getdoc(k)}\n\n{fields_table(k)}" for k in kinds) + "\n"
+
+
+def study_file() -> str:
+    names = ["Study", "Endpoint", "Model", "Corpus", "QualityFilter", "Arm", "Midtrain", "Sft", "Remote", "Benchmark"]
+    return sections("study.spec.schema", [*names, "Engine", "Contrast", "Costs"])
+
+
+def recipe_file() -> str:
+    return sections("core.recipe", ["Training", "Lora", "TinyLlama"])
+
+
+def cluster_profile() -> str:
+    return sections("slurm.profile", ["Profile", "Resources"])
+
+
+def markdown(rows: list[list[Any]], headers: list[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def failures() -> str:
+    rows = [[known.name, known.fix, f"`{known.pattern.pattern}`".replace("|", r"\|")] for known in KNOWN_FAILURES]
+    return markdown(rows, ["cause", "fix", "sign in a log (regular expression)"])
+
+
+def commands() -> str:
+    from study.cli import COMMANDS
+
+    rows = [[f"`{m.__name__.rpartition('.')[2]}`", (m.__doc__ or "").splitlines()[0]] for m in COMMANDS]
+    return markdown(rows, ["command", "what it does"])
+
+
+def benchmarks() -> str:
+    rows = []
+    for path in sorted((ROOT / "eval/benchmarks").glob("*.yaml")):
+        declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+        title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        rows.append([f"`{path.stem}`", f"`{declared['scorer']}`", declared.get("rows") or "", title])
+    return markdown(rows, ["task", "scorer", "rows", "what it is"])
+
+
+def cost_assumptions() -> str:
+    from study.forecast.study_cost import ASSUMPTIONS
+
+    rows = [[a.name, f"{a.value:g}", a.unit, a.source] for a in ASSUMPTIONS]
+    return markdown(rows, ["quantity", "value", "unit", "source"])
+
+
+def forecast() -> str:
+    """What `plan` says of the three large studies, without a cluster profile."""
+    from study.forecast import study_cost
+    from study.spec import expand
+    from study.spec.load import load_study
+
+    rows = []
+    for name in ("paper", "paper_lora", "pilot"):
+        cells = expand.in_order(expand.analysis(load_study(ROOT / f"studies/{name}.yaml")))
+        totals = study_cost.totals(cells, Path("/nonexistent/runs"), {})
+        whole = totals["study"]
+        row = [f"{name}.yaml", f"{len(cells):,}", f"{whole['gpu_hours']:,.1f}", f"{whole['cpu_hours']:,.0f}"]
+        rows.append([*row, f"{whole['calls']:,.0f}", f"{whole['cost']:,.2f}", f"{whole['disk_gb']:,.0f}"])
+    return markdown(rows, ["study", "cells", "GPU-hours", "CPU-hours", "API calls", "API cost, $", "disk, GB"])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "study-file": study_file,
+    "recipe-file": recipe_file,
+    "cluster-profile": cluster_profile,
+    "failures": failures,
+    "commands": commands,
+    "benchmarks": benchmarks,
+    "cost-assumptions": cost_assumptions,
+    "forecast": forecast,
+}
+
+
+def filled(text: str) -> str:
+    """The text with every generated block made anew."""
+    return BLOCK.sub(lambda match: match[1] + BLOCKS[match["name"]]() + match[3], text)
+
+
+def main() -> int:
+    check, stale = "--check" in sys.argv[1:], []
+    for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = file.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            stale.append(file)
+            if not check:
+                file.write_text(new, encoding="utf-8")
+    for file in stale:
+        print(f"{file.relative_to(ROOT)}: {'out of date; python -m docs.generate' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
