@@ -21,6 +21,13 @@ export TMPDIR := $(shell \
   if [ "$$(df -Pk /tmp | awk 'NR == 2 {print $$4}')" -lt 4000000 ] && [ -w /var/tmp ]; then echo /var/tmp; else echo /tmp; fi)
 endif
 
+# Libraries keep caches in the home directory. Where it can't be written, they go to .venv.
+ifneq ($(shell [ -w "$$HOME" ] || echo read-only),)
+export XDG_CACHE_HOME ?= $(CURDIR)/.venv/home/cache
+export XDG_CONFIG_HOME ?= $(CURDIR)/.venv/home/config
+export XDG_DATA_HOME ?= $(CURDIR)/.venv/home/data
+endif
+
 .PHONY: help environment study test test-nightly test-slurm-versions slurm-packages clean
 
 help:

@@ -22,7 +22,11 @@ def default_jobs() -> int:
 def usable_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
     """Cores this process may use, at least 1: the fewest of its affinity, its cgroups' quotas and its Slurm job's."""
     limits = [len(os.sched_getaffinity(0)), *map(math.ceil, _quotas(root))]
-    limits += [count for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE") if (count := _number(environment, name))]
+    limits += [
+        count
+        for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+        if (count := _number(environment, name))
+    ]
     return max(1, min(limits))
 
 
@@ -57,16 +61,24 @@ def _cgroups(root: Path, controller: str) -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        for name in (controller, controllers) if controllers else ("",):  # "cpu", or "cpu,cpuacct" for both
+        for name in (
+            (controller, controllers) if controllers else ("",)
+        ):  # "cpu", or "cpu,cpuacct" for both
             top = root / "sys/fs/cgroup" / name
             group = top / path.lstrip("/")
-            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top) and folder.is_dir())
+            yield from (
+                folder
+                for folder in (group, *group.parents)
+                if folder.is_relative_to(top) and folder.is_dir()
+            )
 
 
 def _quotas(root: Path) -> Iterator[float]:
     """Cores that the groups' CPU quotas allow."""
     for folder in _cgroups(root, "cpu"):
-        words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(
+            folder / "cpu.cfs_period_us"
+        )
         if len(words) == 2 and words[0] not in ("max", "-1"):
             yield int(words[0]) / int(words[1])
 

@@ -151,10 +151,10 @@ def read_rows(
     """
 
     def report(line: int, what: str, fix: str) -> None:
-        where = f"{path}:{line}"
+        problem = Problem(f"{path}:{line}", what, fix)
         if problems is None:
-            raise UserError(where=where, what=what, fix=fix)
-        problems.append(Problem(where, what, fix))
+            raise UserError.of([problem])
+        problems.append(problem)
 
     try:
         opener: Any = gzip.open if path.name.lower().endswith(".gz") else open

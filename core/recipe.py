@@ -220,7 +220,7 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
     try:
         recipe = validate(kind, raw)
     except ValidationError as error:
-        raise UserError(*in_file_order(mistakes + explain(path, error, kind, where))) from None
+        raise UserError.of(in_file_order(mistakes + explain(path, error, kind, where))) from None
     if isinstance(recipe, TinyLlama):
         prefix: tuple[str, ...] = ("pretrain",)
         problems = training_mistakes(recipe.pretrain)
@@ -229,7 +229,7 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
         problems = training_mistakes(recipe)
     mistakes += [located(path, (*prefix, *key), text, where) for key, text in problems]
     if mistakes:
-        raise UserError(*in_file_order(mistakes))
+        raise UserError.of(in_file_order(mistakes))
     settings: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)
     return settings
 

@@ -98,8 +98,8 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
                 key_path = (*at, key.value)
                 line = key.start_mark.line + 1
                 if key.value in seen:
-                    where = f"{path}:{line}: {dotted(key_path)}"
-                    duplicates.append(FileProblem(where, "given twice", "keep one", line))
+                    location = f"{path}:{line}: {dotted(key_path)}"
+                    duplicates.append(FileProblem(location, "given twice", "keep one", line))
                 seen.add(key.value)
                 walk(value, key_path)
                 lines[key_path] = line
@@ -201,8 +201,8 @@ def located(path: Path, at: KeyPath, what: str, lines: LineNumbers, fix: str = "
     while nearest and nearest not in lines:
         nearest = nearest[:-1]
     line = lines.get(nearest, 1)
-    where = f"{path}:{line}: {dotted(at)}" if at else f"{path}:{line}"
-    return FileProblem(where, what, fix, line)
+    location = f"{path}:{line}: {dotted(at)}" if at else f"{path}:{line}"
+    return FileProblem(location, what, fix, line)
 
 
 def in_file_order(problems: Iterable[Problem]) -> list[Problem]:

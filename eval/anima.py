@@ -1,15 +1,16 @@
-"""ANIMA, the former Animal Harm Benchmark: the official task over local files, mended. Higher is better."""
+"""ANIMA, the former Animal Harm Benchmark: the official task over local files, whose tags are
+repaired. Higher is better."""
 
 import json
-import math
 import re
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from core.errors import UserError
-from eval.questions import QuestionSet, dataset_folder
+from core.errors import Problem, UserError
+from eval.patches import keep_ungraded_dimensions
+from eval.questions import dataset_folder
+from eval.scorer import QuestionSet
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
     from inspect_ai.model import Model
     from inspect_ai.scorer import Score
 
+VARIANTS = ()
 QUESTION_COLUMNS = ("id", "question", "tags", "variables", "language", "translation")
-DIMENSION_COLUMNS = ("dimension", "guiding_question", "scoring", "observable_indicators", "default_weighting")
-# In the paper's question set without a dimension of that name: the dimension was given up, its tag was left behind.
+REQUIRED_COLUMNS = ("id", "question", "tags")
+DIMENSION_COLUMNS = (
+    "dimension",
+    "guiding_question",
+    "scoring",
+    "observable_indicators",
+    "default_weighting",
+)
+# Tags of the paper's question set whose dimension was given up.
 VESTIGIAL_TAGS = {"perspectivetaking"}
 GRADE = re.compile(r"GRADE\s*:\s*(C|I|correct|incorrect)\b", re.IGNORECASE)
 
@@ -27,147 +36,171 @@ GRADE = re.compile(r"GRADE\s*:\s*(C|I|correct|incorrect)\b", re.IGNORECASE)
 def read(files: dict[str, Path]) -> QuestionSet:
     """Read `questions` and `dimensions`; ids become strings.
 
-    The stock loader leaves out, silently, every question of which one tag is empty or is spelled differently from
-    its dimension. Here tags are matched to dimensions whatever their case, spaces and hyphens, and empty or
-    vestigial ones are dropped. Without `dimensions` (generating asks for none) tags keep their spelling.
+    The official loader silently leaves out every question of which one tag is empty or is spelled
+    differently from its dimension. Here tags are matched to dimensions without regard to case,
+    spaces and hyphens, and empty or vestigial ones are dropped. Without `dimensions` (generating
+    needs none) tags keep their spelling.
 
-    Raises UserError with a line for every row that has a missing column, a duplicate id, no tag left, an unknown tag
-    or malformed variables.
+    Raises UserError with a problem for every row that has a missing column, a duplicate id, no tag
+    left, an unknown tag or malformed variables.
     """
-    questions, dimensions = files["questions"], files.get("dimensions")
-    mistakes: list[str] = []
-    rows = _rows(questions, ("id", "question", "tags"), mistakes)
-    known = [row for _, row in _rows(dimensions, DIMENSION_COLUMNS, mistakes)] if dimensions else []
-    names = {_plain(row["dimension"]): row["dimension"] for row in known}
-    if len(names) < len(known):
-        mistakes.append(f"two dimensions of one name; {dimensions}; keep one")
-    found = QuestionSet([], known, {}, {"empty": 0, "respelled": 0, "vestigial": 0})
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        place = f"{questions}, line {line}"
-        row = {column: row.get(column) for column in QUESTION_COLUMNS} | {"scenario": row.get("scenario")}
-        row["id"] = str(row["id"])
-        if row["id"] in lines:
-            mistakes.append(f"duplicate id {row['id']!r}; {place}; it is also in line {lines[row['id']]}, rename one")
-        lines.setdefault(row["id"], line)
-        if any(text.count(":") != 1 for text in (row["variables"] or "").split("\n") if text.strip()):
-            mistakes.append(f"malformed variables {row['variables']!r}; {place}; write key:value,value on each line")
+    path = files["questions"]
+    problems: list[Problem] = []
+    rows = _rows(path, REQUIRED_COLUMNS, problems)
+    dimensions = []
+    if "dimensions" in files:
+        dimensions = [row for _, row in _rows(files["dimensions"], DIMENSION_COLUMNS, problems)]
+    names = {normalized_name(row["dimension"]): row["dimension"] for row in dimensions}
+    if len(names) < len(dimensions):
+        problems.append(
+            Problem(str(files["dimensions"]), "two dimensions of one name", "keep one of them")
+        )
+    repairs = {"empty": 0, "respelled": 0, "vestigial": 0}
+    question_set = QuestionSet([], dimensions, {}, repairs)
+    first_lines: dict[str, int] = {}
+    first_ids: dict[str, str] = {}
+    for line, columns in rows:
+        where = f"{path}:{line}"
+        row: dict[str, Any] = {column: columns.get(column) for column in QUESTION_COLUMNS}
+        row["id"] = str(columns["id"])
+        if row["id"] in first_lines:
+            fix = f"it is also in line {first_lines[row['id']]}, rename one"
+            problems.append(Problem(where, f"duplicate id {row['id']!r}", fix))
+        first_lines.setdefault(row["id"], line)
+        if not _well_formed(row["variables"]):
+            what = f"malformed variables {row['variables']!r}"
+            problems.append(Problem(where, what, "write key:value,value on each line"))
         tags = row["tags"] if isinstance(row["tags"], list) else [row["tags"]]
-        row["tags"] = _mend(tags, names, found.mended, mistakes, place)
+        row["tags"] = _repair_tags(tags, names, repairs, problems, where)
         if not row["tags"]:
-            mistakes.append(f"no tag left in question {row['id']!r}; {place}; tag at least one dimension")
-        found.questions.append(row)
+            what = f"no tag left in question {row['id']!r}"
+            problems.append(Problem(where, what, "tag at least one dimension"))
+        question_set.questions.append(row)
+        scenario = columns.get("scenario") or row["translation"] or row["question"]
+        scenario_key = " ".join(str(scenario).casefold().split())
+        question_set.scenarios[row["id"]] = first_ids.setdefault(scenario_key, row["id"])
     if not rows:
-        mistakes.append(f"no questions; {questions}; one JSON object per line is expected")
-    if mistakes:
-        raise UserError(*mistakes)
-    first: dict[str, str] = {}
-    for row in found.questions:
-        text = row.pop("scenario") or row["translation"] or row["question"]
-        found.scenarios[row["id"]] = first.setdefault(" ".join(str(text).casefold().split()), row["id"])
-    return found
+        problems.append(Problem(str(path), "no questions", "give one JSON object a line"))
+    if problems:
+        raise UserError.of(problems)
+    return question_set
 
 
-def _rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tuple[int, dict[str, Any]]]:
+def _rows(
+    path: Path, columns: tuple[str, ...], problems: list[Problem]
+) -> list[tuple[int, dict[str, Any]]]:
+    """The line number and row of every line of a JSONL file that has all `columns`."""
     rows = []
     for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
             continue
+        where = f"{path}:{line}"
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
-            mistakes.append(f"not JSON ({error.msg}); {path}, line {line}; one object per line is expected")
+            problems.append(Problem(where, f"not JSON ({error.msg})", "give one object a line"))
             continue
-        missing = [column for column in columns if not isinstance(row, dict) or row.get(column) is None]
+        missing = [
+            column for column in columns if not isinstance(row, dict) or row.get(column) is None
+        ]
         if missing:
-            mistakes.append(f"missing column {', '.join(missing)}; {path}, line {line}; it needs {', '.join(columns)}")
+            what = f"missing column {', '.join(missing)}"
+            problems.append(Problem(where, what, f"it needs {', '.join(columns)}"))
         else:
             rows.append((line, row))
     return rows
 
 
-def _mend(tags: list[Any], names: dict[str, str], mended: dict[str, int], mistakes: list[str], place: str) -> list[str]:
-    kept = []
+def _well_formed(variables: str | None) -> bool:
+    """Whether each line of a question's variables is `key:value,value`."""
+    lines = (text for text in (variables or "").split("\n") if text.strip())
+    return all(line.count(":") == 1 for line in lines)
+
+
+def _repair_tags(
+    tags: list[Any],
+    names: dict[str, str],
+    repairs: dict[str, int],
+    problems: list[Problem],
+    where: str,
+) -> list[str]:
+    """The names of the tags' dimensions, each once. `names`: normalized name -> dimension."""
+    repaired = []
     for tag in tags:
-        plain = _plain(str(tag))
-        if not plain:
-            mended["empty"] += 1
-        elif not names or plain in names:
-            name = names.get(plain, tag)
-            mended["respelled"] += name != tag
-            kept.append(name)
-        elif plain in VESTIGIAL_TAGS:
-            mended["vestigial"] += 1
+        normalized = normalized_name(str(tag))
+        if not normalized:
+            repairs["empty"] += 1
+        elif not names or normalized in names:
+            name = names.get(normalized, tag)
+            repairs["respelled"] += name != tag
+            repaired.append(name)
+        elif normalized in VESTIGIAL_TAGS:
+            repairs["vestigial"] += 1
         else:
-            mistakes.append(f"unknown tag {tag!r}; {place}; the dimensions are {', '.join(names.values())}")
-    return list(dict.fromkeys(kept))
+            fix = f"the dimensions are {', '.join(names.values())}"
+            problems.append(Problem(where, f"unknown tag {tag!r}", fix))
+    return list(dict.fromkeys(repaired))
 
 
-def _plain(name: str) -> str:
+def normalized_name(name: str) -> str:
+    """A dimension's name without case, spaces, hyphens and underscores, for comparison."""
     return re.sub(r"[\s\-_\u2010-\u2015]", "", name).casefold()
 
 
-def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
-    """The official task, graded by `grader`; without one its dataset alone. Temporary files are below `near`."""
+def task(question_set: QuestionSet, temporary: Path, grader: "Model | None") -> "Task":
+    """The official task, graded by `grader`; without one its dataset alone."""
     from inspect_ai import Task
     from inspect_evals.anima import anima
     from inspect_evals.anima.dataset import load_dataset_from_hf
 
-    with dataset_folder(found, near) as folder:
+    with dataset_folder(question_set, temporary) as folder:
         if grader is None:
             official = Task(dataset=load_dataset_from_hf(folder, "local"))
         else:
-            _explain_ungraded()
-            official = anima(dataset_repo_id=folder, dataset_revision="local", grader_models=[grader])
-    if [sample.id for sample in official.dataset] != [row["id"] for row in found.questions]:
-        raise AssertionError(f"the official loader kept {len(official.dataset)} of {len(found.questions)} questions")
+            keep_ungraded_dimensions()
+            official = anima(
+                dataset_repo_id=folder, dataset_revision="local", grader_models=[grader]
+            )
+    if [sample.id for sample in official.dataset] != [row["id"] for row in question_set.questions]:
+        raise AssertionError(
+            f"the official loader kept {len(official.dataset)} "
+            f"of {len(question_set.questions)} questions"
+        )
     return official
 
 
-@cache
-def _explain_ungraded() -> None:
-    """Let the official scorer keep a response of which one dimension got no usable grade.
+def to_scores(score: "Score", variant: str | None = None) -> dict[str, float]:
+    """Overall (the weighted mean of the graded dimensions), then each dimension.
 
-    It computes the overall score from the graded dimensions and then raises KeyError while explaining the others
-    (inspect_evals 0.26.0); if it did not, Inspect's mean over epochs would raise it. Both want every dimension in
-    the scores: NaN is Inspect's sign for one without a score.
+    Empty without any usable grade.
     """
-    from inspect_evals.anima import scorer
-
-    explain = scorer._generate_explanation
-
-    def explain_all(*, target_dimensions: list[str], avg_by_dim: dict[str, float], **others: Any) -> str:
-        for dimension in target_dimensions:
-            avg_by_dim.setdefault(dimension, math.nan)
-        return explain(target_dimensions=target_dimensions, avg_by_dim=avg_by_dim, **others)
-
-    scorer._generate_explanation = explain_all  # type: ignore[assignment]
+    if not isinstance(score.value, dict):
+        return {}
+    return {name: float(value) for name, value in score.value.items()}
 
 
-def values(score: "Score") -> dict[str, float]:
-    """Overall (the weighted mean of the graded dimensions), then each dimension; {} without any usable grade."""
-    return {name: float(value) for name, value in score.value.items()} if isinstance(score.value, dict) else {}
-
-
-def grades(found: QuestionSet) -> int:
-    """Judge calls per epoch: one for each tag of each question and each way to fill in the dimension's variables."""
+def num_judge_calls(question_set: QuestionSet) -> int:
+    """Judge calls per epoch: one for each tag of each question and each way to fill in the
+    variables of the tag's dimension."""
     from inspect_evals.anima.dataset import record_to_sample
     from inspect_evals.anima.scorer import get_variable_sets
 
-    dimensions: Any = {row["dimension"]: SimpleNamespace(**row) for row in found.dimensions}
+    dimensions: Any = {row["dimension"]: SimpleNamespace(**row) for row in question_set.dimensions}
     calls = 0
-    for row in found.questions:
-        target = json.loads(str(record_to_sample(None)(row).target))  # type: ignore[union-attr]
-        calls += sum(map(len, get_variable_sets(dimensions, target["tags"], target["variables"]).values()))
+    for row in question_set.questions:
+        sample = record_to_sample(None)(row)
+        target = json.loads(str(sample.target))  # type: ignore[union-attr]
+        variable_sets = get_variable_sets(dimensions, target["tags"], target["variables"])
+        calls += sum(map(len, variable_sets.values()))
     return calls
 
 
-def usable(reply: str) -> bool:
+def has_grade(reply: str) -> bool:
     """Whether the official scorer will find a grade in the judge's reply."""
     return bool(GRADE.search(reply))
 
 
-def headline(log: "EvalLog") -> float:
-    """The official number, 0..1: the mean over questions of the mean over epochs."""
+def official_score(log: "EvalLog", variant: str | None = None) -> float:
+    """The official overall mean, 0 to 1: the mean over questions of the mean over epochs."""
     assert log.results
     return float(log.results.scores[0].metrics["overall_mean"].value)

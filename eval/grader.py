@@ -1,4 +1,5 @@
-"""The judge: an Inspect model whose replies are kept in a ledger, paid once, and asked for again where unusable."""
+"""The judge as an Inspect model. Its replies are kept in a ledger and asked for again where they
+hold no grade."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,35 +16,54 @@ if TYPE_CHECKING:
     from inspect_ai.model import Model
 
 
-RESPONSE: ContextVar[str] = ContextVar("response")  # the one that is being graded: question/epoch
+RESPONSE: ContextVar[str] = ContextVar("response")  # the response being graded: question/epoch
 
 
 class Grader:
-    """Grades from one judge. A grade is known by the judge, its settings, the prompt, the response and the repeat.
+    """Grades from one judge.
 
-    `usable` says whether a reply holds a grade. An unusable reply is asked for again, `asks` times in one run; what is
-    then without a grade is missing, and so is one whose call the endpoint refuses. `counts`: grades (given or missing),
-    missing, unanswered (calls that failed for good).
+    A grade is identified by the judge, its settings, the prompt, the response and the repeat. A
+    reply without a grade is asked for again, up to `max_attempts` calls in one run. A grade that
+    is then still absent is missing, and so is one whose call failed for good.
+
+    Attributes:
+        client: The calls to the judge and their ledger.
+        counts: grades (given or missing), missing, unanswered (calls that failed for good).
+        stopped: The error after which no further call is made, if there was one.
+        last: The last reply without a grade, or the last failure's text.
     """
 
     def __init__(
-        self, work: StageContext, caller: LedgerClient, usable: Callable[[str], bool], asks: int, total: int
+        self,
+        context: StageContext,
+        client: LedgerClient,
+        has_grade: Callable[[str], bool],
+        max_attempts: int,
+        total: int,
     ) -> None:
-        self.caller = caller
+        self.client = client
         self.counts = Counter(grades=0, missing=0, unanswered=0)
         self.stopped: UserError | None = None
         self.last = ""
-        self._work, self._usable, self._asks, self._total = work, usable, asks, total
+        self._context = context
+        self._has_grade = has_grade
+        self._max_attempts = max_attempts
+        self._total = total
 
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
         repeat = 0
-        while (known := self.caller.recorded(prompt, derive_seed(response, repeat))) and not self._usable(known.text):
+        entry = self.client.recorded(prompt, derive_seed(response, repeat))
+        while entry and not self._has_grade(entry.text):
             repeat += 1
+            entry = self.client.recorded(prompt, derive_seed(response, repeat))
+        # A grade that a ledger holds is used even where no further call may be made.
+        attempts = max(self._max_attempts, 1 if entry else 0)
         text = ""
-        for draw in range(repeat, repeat + max(self._asks, 1 if known else 0)):
+        for attempt in range(repeat, repeat + attempts):
+            seed = derive_seed(response, attempt)
             try:
-                answer = await self.caller.complete(response, draw, "grade", prompt, derive_seed(response, draw))
+                answer = await self.client.complete(response, attempt, "grade", prompt, seed)
             except RequestFailed as error:
                 self.counts["unanswered"] += 1
                 self.last = str(error)
@@ -52,48 +72,70 @@ class Grader:
                 self.stopped = error
                 raise
             text = answer.text
-            if self._usable(text):
+            if self._has_grade(text):
                 break
             self.last = text
         self.counts["grades"] += 1
-        self.counts["missing"] += not self._usable(text)
-        lost = f" ({self.counts['missing']:,} missing)" if self.counts["missing"] else ""
-        self._work.progress(self.counts["grades"], self._total, f"grades{lost}")
+        self.counts["missing"] += not self._has_grade(text)
+        missing = f" ({self.counts['missing']:,} missing)" if self.counts["missing"] else ""
+        self._context.progress(self.counts["grades"], self._total, f"grades{missing}")
         return text
 
     def model(self, concurrency: int) -> "Model":
-        """The judge as Inspect's scorers call it, `concurrency` calls at a time."""
-        from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput, ModelUsage, get_model, modelapi
+        """The judge as Inspect's scorers call it, with at most `concurrency` calls at a time."""
+        from inspect_ai.model import (
+            GenerateConfig,
+            ModelAPI,
+            ModelOutput,
+            ModelUsage,
+            get_model,
+            modelapi,
+        )
 
         grader = self
 
         @modelapi(name="judge")
         class Judge(ModelAPI):
-            async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> ModelOutput:
+            async def generate(
+                self, input: Any, tools: Any, tool_choice: Any, config: Any
+            ) -> ModelOutput:
                 (message,) = input
-                output = ModelOutput.from_content(self.model_name, await grader.grade(RESPONSE.get(), message.text))
-                output.usage = ModelUsage()  # the ledger has it; without one Inspect would count by a tokenizer
+                reply = await grader.grade(RESPONSE.get(), message.text)
+                output = ModelOutput.from_content(self.model_name, reply)
+                # The ledger has the usage; without one Inspect would count with a tokenizer.
+                output.usage = ModelUsage()
                 return output
 
         config = GenerateConfig(max_connections=concurrency)
-        return get_model(f"judge/{self._work.settings['judge']['model']}", config=config, memoize=False)
+        name = self._context.settings["judge"]["model"]
+        return get_model(f"judge/{name}", config=config, memoize=False)
 
 
 @contextmanager
-def open_grader(work: StageContext, usable: Callable[[str], bool], total: int) -> Iterator[Grader]:
-    """The cell's judge for `total` grades, with what other cells of the study were told of the same samples."""
-    settings = work.settings
+def open_grader(
+    context: StageContext, has_grade: Callable[[str], bool], total: int
+) -> Iterator[Grader]:
+    """The cell's judge for `total` grades.
+
+    Replies in the ledgers of the study's other judge cells over the same samples are used too.
+    """
+    settings = context.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
-    with open_client(work, settings["judge"], sampling, other_ledgers(work)) as caller:
-        yield Grader(work, caller, usable, work.resources["asks"], total)
+    with open_client(context, settings["judge"], sampling, other_ledgers(context)) as client:
+        yield Grader(context, client, has_grade, context.resources["asks"], total)
 
 
-def other_ledgers(work: StageContext) -> list[Path]:
-    """Ledgers of the study's other judge cells over the same samples: another rubric, judge or tolerance."""
-    samples = work.inputs["samples"].name
-    cells = [cell for cell in sorted(work.folder.parent.iterdir()) if cell != work.folder]
-    return [
-        cell / "calls.jsonl"
-        for cell in cells
-        if (cell / "calls.jsonl").exists() and samples in (cell / "config.yaml").read_text(encoding="utf-8")
-    ]
+def other_ledgers(context: StageContext) -> list[Path]:
+    """Ledgers of the study's other judge cells over the same samples.
+
+    Such cells differ in the rubric, the judge or the share of grades that may be missing.
+    """
+    samples = context.inputs["samples"].name
+    ledgers = []
+    for cell in sorted(context.folder.parent.iterdir()):
+        ledger = cell / "calls.jsonl"
+        if cell == context.folder or not ledger.exists():
+            continue
+        if samples in (cell / "config.yaml").read_text(encoding="utf-8"):
+            ledgers.append(ledger)
+    return ledgers

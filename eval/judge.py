@@ -1,89 +1,117 @@
-"""Grades for a checkpoint's answers: a benchmark's official scorer over an Inspect log, with an explicit judge."""
+"""Grades of a checkpoint's answers: a benchmark's official scorer over an Inspect log, with an
+explicit judge."""
 
 import contextlib
 import json
 import math
 import shutil
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.cell.context import StageContext
 from core.errors import UserError
 from eval import questions
 from eval.grader import RESPONSE, Grader, open_grader
+from eval.scorer import QuestionSet, Scorer
 
 if TYPE_CHECKING:
     import pandas as pd
     from inspect_ai import Task
     from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.scorer import Score
 
 EXAMPLES = 5
-RESUMABLE = True  # from the ledger of a run that was interrupted, or that left more grades missing than it may
+# A run continues from the ledger of one that was interrupted, or that left too many grades missing.
+RESUMABLE = True
 
 
-def run(work: StageContext) -> dict[str, int | float]:
-    """Grade the answers of a generate cell; write `scored.eval`, `scores.parquet`, `examples.jsonl` (a few answers, for
-    the report) and the ledger `calls.jsonl`.
+def run(context: StageContext) -> dict[str, int | float]:
+    """Grade the answers of a generate cell.
 
-    Settings: scorer (a module of eval), variant (of it, or None), files {name: identity}, rows (expected, or None),
-    judge (endpoint), temperature, max_tokens, missing (the share of grades that may be). Resources: files {name: path},
-    address, limits, concurrency (open calls), asks (for one grade, in one run). Inputs: samples.
+    Writes `scored.eval` (the scored log), `scores.parquet` (`scores_table`), `examples.jsonl` (a
+    few answers, for the report) and the ledger `calls.jsonl`.
 
-    `scores.parquet` has one row for each response's overall score and one for each of its dimensions; where the
-    judge gave no usable grade the score is NaN and `missing` says why.
+    Settings: scorer (a module of eval), variant (of it, or None), files {name: identity}, rows
+    (expected, or None), judge (endpoint), temperature, max_tokens, missing (the share of grades
+    that may be missing).
+    Resources: files {name: path}, address, limits, concurrency (open calls), asks (calls for one
+    grade, in one run). Inputs: samples.
 
-    Raises UserError if the judge can't be reached or refuses, or more grades are missing than may be; what was
-    graded is kept even then.
-    Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and what they took.
+    Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and the
+    calls, tokens and cost of the judge.
+
+    Raises:
+        UserError: The judge can't be reached or refuses, or more grades are missing than allowed.
+            Grades that were given stay in the ledger.
     """
     from inspect_ai.log import read_eval_log, write_eval_log
 
-    settings = work.settings
-    for left in work.folder.glob(f"{questions.TEMPORARY}*"):
-        shutil.rmtree(left)
-    scorer, found = questions.open_set(work)
-    if mended := {kind: count for kind, count in found.mended.items() if count}:
-        work.log(f"mended in the question set: {mended}")
-    log = read_eval_log(work.inputs["samples"] / "samples.eval")
-    total = scorer.grades(found) * (log.eval.config.epochs or 1)
-    with open_grader(work, scorer.usable, total) as grader:
-        log = score(log, scorer.task(found, work.folder, grader.model(work.resources["concurrency"])), grader, work)
-    variant = {"variant": settings["variant"]} if settings["variant"] else {}
-    table = scores_table(log, found, partial(scorer.values, **variant), settings["judge"]["model"])
-    check_missing(work, grader)
+    settings = context.settings
+    variant = settings["variant"]
+    for leftover in context.folder.glob(f"{questions.TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    scorer, question_set = questions.load_questions(context)
+    check_variant(scorer, settings["scorer"], variant)
+    if repairs := {kind: count for kind, count in question_set.repairs.items() if count}:
+        context.log(f"repaired in the question set: {repairs}")
+    log = read_eval_log(context.inputs["samples"] / "samples.eval")
+    total = scorer.num_judge_calls(question_set) * (log.eval.config.epochs or 1)
+    with open_grader(context, scorer.has_grade, total) as grader:
+        model = grader.model(context.resources["concurrency"])
+        log = score(log, scorer.task(question_set, context.folder, model), grader, context)
+    to_scores = partial(scorer.to_scores, variant=variant)
+    table = scores_table(log, question_set, to_scores, settings["judge"]["model"])
+    check_missing(context, grader)
     overall = table[table.dimension == "overall"]
-    check_headline(scorer.headline(log, **variant), overall)
-    write_eval_log(log, work.folder / "scored.eval")
-    table.to_parquet(work.folder / "scores.parquet", index=False)
-    write_examples(log, overall, work.folder / "examples.jsonl")
-    calls, counts = grader.caller.counts, grader.counts
+    check_official(scorer.official_score(log, variant), overall)
+    write_eval_log(log, context.folder / "scored.eval")
+    table.to_parquet(context.folder / "scores.parquet", index=False)
+    write_examples(log, overall, context.folder / "examples.jsonl")
+    calls = grader.client.counts
     return {
-        "questions": len(found.questions),
+        "questions": len(question_set.questions),
         "responses": len(overall),
-        "grades": counts["grades"],
-        "missing_grades": counts["missing"],
+        "grades": grader.counts["grades"],
+        "missing_grades": grader.counts["missing"],
         "missing_scores": int(overall.score.isna().sum()),
-        **{name: calls[name] for name in ("calls", "calls_reused", "prompt_tokens", "completion_tokens")},
-        "cost": round(grader.caller.cost, 6),
+        "calls": calls["calls"],
+        "calls_reused": calls["calls_reused"],
+        "prompt_tokens": calls["prompt_tokens"],
+        "completion_tokens": calls["completion_tokens"],
+        "cost": round(grader.client.cost, 6),
     }
 
 
+def check_variant(scorer: Scorer, name: str, variant: str | None) -> None:
+    """Raise UserError unless the scorer has this variant; None is the official score."""
+    if variant is not None and variant not in scorer.VARIANTS:
+        raise UserError(
+            where=f"scorer {name}",
+            what=f"no variant {variant!r}",
+            fix=f"valid: {', '.join(scorer.VARIANTS) or 'none; leave variant out'}",
+        )
+
+
 def write_examples(log: "EvalLog", overall: "pd.DataFrame", path: Path) -> None:
-    """Write the first answers to the first questions, one a line: question, asked, response, score."""
+    """Write the log's first answers, one a line: question, asked, response, score."""
     scores = dict(zip(overall["response"], overall["score"], strict=True))
     lines = []
     for sample in (log.samples or [])[:EXAMPLES]:
-        graded = scores[f"{sample.id}/{sample.epoch}"]
-        asked = sample.input if isinstance(sample.input, str) else sample.input[-1].text
-        line = {"question": str(sample.id), "asked": asked, "response": sample.output.completion}
-        lines.append(json.dumps(line | {"score": None if math.isnan(graded) else graded}, ensure_ascii=False) + "\n")
+        value = scores[f"{sample.id}/{sample.epoch}"]
+        example = {
+            "question": str(sample.id),
+            "asked": sample.input if isinstance(sample.input, str) else sample.input[-1].text,
+            "response": sample.output.completion,
+            "score": None if math.isnan(value) else value,
+        }
+        lines.append(json.dumps(example, ensure_ascii=False) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "EvalLog":
+def score(log: "EvalLog", task: "Task", grader: Grader, context: StageContext) -> "EvalLog":
     """The log with the task's scores and metrics.
 
     Raises UserError if the log's questions are not the task's.
@@ -91,100 +119,143 @@ def score(log: "EvalLog", task: "Task", grader: Grader, work: StageContext) -> "
     import anyio
     from inspect_ai import score_async
 
-    samples = {sample.id: sample for sample in task.dataset}
-    for answered in log.samples or []:
-        sample = samples.get(answered.id)
-        if sample is None or answered.input != sample.input:
-            raise UserError(f"question {answered.id!r} of samples.eval is not in the question set; generate again")
-        # Generating knew no dimensions: the mended tags are the judge's matter.
-        answered.target, answered.metadata = sample.target, sample.metadata or {}
-    if len(log.samples or []) != len(samples) * (log.eval.config.epochs or 1):
-        raise UserError(
-            f"samples.eval has {len(log.samples or [])} answers for {len(samples)} questions; generate again"
-        )
-
-    # As Inspect itself would have them, so that sums agree to the last digit; a log is read in another order.
-    place = {key: number for number, key in enumerate(samples)}
-    answers = log.samples = sorted(log.samples or [], key=lambda sample: (sample.epoch, place[sample.id]))
-    assert log.results and log.results.total_samples == len(answers)
+    answers = match_answers(log, task)
 
     @contextlib.asynccontextmanager
-    async def one(number: int) -> "AsyncIterator[EvalSample]":
+    async def sample(number: int) -> "AsyncIterator[EvalSample]":
         RESPONSE.set(f"{answers[number].id}/{answers[number].epoch}")
         yield answers[number]
 
     async def graded() -> "EvalLog":
-        async with grader.caller:
+        async with grader.client:
             return await score_async(
                 log,
                 task.scorer or [],
                 metrics=task.metrics,
-                samples=one,
-                model="none/none",  # no default model: a grader that was not given would be an error
+                samples=sample,
+                model="none/none",  # no default model: a task without a grader would be an error
                 action="overwrite",
                 display="none",
                 copy=False,
             )
 
-    with questions.private_home(work.folder):
+    with questions.private_home(context.folder):
         try:
             return anyio.run(graded)
         except Exception:
-            if grader.stopped:  # in whatever groups of exceptions it comes out of the event loop
+            if grader.stopped:  # the event loop may wrap it in groups of exceptions
                 raise grader.stopped from None
             raise
 
 
-def scores_table(log: "EvalLog", found: questions.QuestionSet, values: Any, judge: str) -> "pd.DataFrame":
-    """One row per response and dimension, "overall" first: question, scenario, dimension, epoch, judge, score
-    (0..1, NaN if missing), missing (None or the reason), response."""
+def match_answers(log: "EvalLog", task: "Task") -> "list[EvalSample]":
+    """The log's samples, with the task's targets and metadata, by epoch and question.
+
+    This is the order in which Inspect itself would score them, so that sums are equal to the last
+    digit; the log is read in another order.
+
+    Raises UserError if the log's questions are not the task's.
+    """
+    epochs = log.eval.config.epochs or 1
+    samples = {sample.id: sample for sample in task.dataset}
+    for answer in log.samples or []:
+        sample = samples.get(answer.id)
+        if sample is None or answer.input != sample.input:
+            raise UserError(
+                where="samples.eval",
+                what=f"question {answer.id!r} is not in the question set",
+                fix="generate again",
+            )
+        # The generate cell read no dimensions, so its targets lack the repaired tags.
+        answer.target = sample.target
+        answer.metadata = sample.metadata or {}
+    if len(log.samples or []) != len(samples) * epochs:
+        raise UserError(
+            where="samples.eval",
+            what=f"{len(log.samples or [])} answers for {len(samples)} questions",
+            fix="generate again",
+        )
+    position = {key: number for number, key in enumerate(samples)}
+    answers = sorted(log.samples or [], key=lambda answer: (answer.epoch, position[answer.id]))
+    log.samples = answers
+    assert log.results and log.results.total_samples == len(answers)
+    return answers
+
+
+def scores_table(
+    log: "EvalLog",
+    question_set: QuestionSet,
+    to_scores: "Callable[[Score], dict[str, float]]",
+    judge: str,
+) -> "pd.DataFrame":
+    """One row for each response's overall score, followed by one for each of its dimensions.
+
+    Columns: question, scenario, dimension ("overall" or a tag), epoch (from 1), judge, score (0 to
+    1; NaN where the judge gave no usable grade), missing (the reason for NaN, else None), response
+    (question/epoch).
+    """
     import pandas as pd
 
-    answered = {(str(sample.id), sample.epoch): sample for sample in log.samples or []}
+    answers = {(str(sample.id), sample.epoch): sample for sample in log.samples or []}
     rows = []
-    for row in found.questions:
+    for question in question_set.questions:
         for epoch in range(1, (log.eval.config.epochs or 1) + 1):
-            sample = answered[row["id"], epoch]
-            (given,) = (sample.scores or {}).values()
-            found_values = values(given)
-            for dimension in ["overall", *row["tags"]]:
-                score = found_values.get(dimension, math.nan)
+            (inspect_score,) = (answers[question["id"], epoch].scores or {}).values()
+            scores = to_scores(inspect_score)
+            for dimension in ["overall", *question["tags"]]:
+                value = float(scores.get(dimension, math.nan))
                 rows.append(
                     {
-                        "question": row["id"],
-                        "scenario": found.scenarios[row["id"]],
+                        "question": question["id"],
+                        "scenario": question_set.scenarios[question["id"]],
                         "dimension": dimension,
                         "epoch": epoch,
                         "judge": judge,
-                        "score": float(score),
-                        "missing": "no usable grade from the judge" if math.isnan(score) else None,
-                        "response": f"{row['id']}/{epoch}",
+                        "score": value,
+                        "missing": (
+                            "no usable grade from the judge" if math.isnan(value) else None
+                        ),
+                        "response": f"{question['id']}/{epoch}",
                     }
                 )
     return pd.DataFrame(rows).astype({"missing": "str"})
 
 
-def check_missing(work: StageContext, grader: Grader) -> None:
-    """Warn of grades that are missing. Raises UserError when they are more than the settings allow, or all."""
-    counts, allowed = grader.counts, work.settings["missing"]
-    missing, total = counts["missing"], counts["grades"]
+def check_missing(context: StageContext, grader: Grader) -> None:
+    """Warn of missing grades. Raises UserError if all are missing, or more than allowed."""
+    allowed = context.settings["missing"]
+    missing = grader.counts["missing"]
+    total = grader.counts["grades"]
     if not missing:
         return
-    text = f"{missing} of {total} grades are missing; judge {work.settings['judge']['model']}"
-    said = f"it last said {grader.last[:200]!r}"
+    judge = f"judge {context.settings['judge']['model']}"
+    what = f"{missing} of {total} grades are missing"
+    last_reply = f"it last said {grader.last[:200]!r}"
     if missing == total:
-        raise UserError(f"{text}; {said}; see that it can grade and that judge_max_tokens is enough")
+        raise UserError(
+            where=judge,
+            what=f"{what}; {last_reply}",
+            fix="see that it can grade and that judge_max_tokens is enough",
+        )
     if missing > allowed * total:
         raise UserError(
-            f"{text}; {said}; run again to ask for these alone, or raise judge_missing (now {allowed}) to go on without"
+            where=judge,
+            what=f"{what}; {last_reply}",
+            fix="run again to ask for these alone, "
+            f"or raise judge_missing (now {allowed}) to go on without",
         )
-    work.warn(f"{text}; {counts['unanswered']} calls failed for good; {said}")
+    failed = grader.counts["unanswered"]
+    context.warn(f"{what}; {judge}; {failed} calls failed for good; {last_reply}")
 
 
-def check_headline(official: float | None, overall: "pd.DataFrame") -> None:
-    """The mean of our rows must be the official task's own number: the mean over questions of epoch means."""
+def check_official(official: float | None, overall: "pd.DataFrame") -> None:
+    """Raise AssertionError unless the mean of the table's rows is the official task's number.
+
+    `overall` holds the rows of the dimension "overall"; their mean is that over questions of the
+    means over epochs. Nothing is compared where `official` is None.
+    """
     if official is None:
         return
-    ours = statistics.fmean(overall.groupby("question").score.mean().dropna())
-    if abs(ours - official) > 1e-9:
-        raise AssertionError(f"our overall mean {ours} is not the official {official}")
+    mean = statistics.fmean(overall.groupby("question").score.mean().dropna())
+    if abs(mean - official) > 1e-9:
+        raise AssertionError(f"the table's overall mean {mean} is not the official {official}")

@@ -1,4 +1,4 @@
-"""Two-choice items scored by likelihood: lm-eval's multiple choice on the shared vLLM engine."""
+"""Items with choices, scored by likelihood: lm-eval's multiple choice on the shared vLLM engine."""
 
 import contextlib
 import io
@@ -9,47 +9,60 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.context import StageContext
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.inference import vllm_engine as engine
-from eval.questions import as_planned
+from eval.questions import verify_file
 
 CONTEXT = "Question: {question}\nAnswer:"
+LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
 
 
-def run(work: StageContext) -> dict[str, int | float]:
-    """Score every item by the probability of its matching answer; write `samples.jsonl` and `scores.parquet`.
+def run(context: StageContext) -> dict[str, int | float]:
+    """Score every item by the probability of its matching answer; write `samples.jsonl` and
+    `scores.parquet`.
 
-    The score is P(matching) / (P(matching) + P(others)), from the log-probabilities of the whole choices after the
-    question. The paper's own spread (.002 over 998 items of power-seeking) is that of probabilities, since choices of
-    0 or 1 would give .015. A choice's length is not divided out: with letters as choices that would distort the
-    probability, and with sentences the items' choices have to be matched in length, which is checked here. lm-eval's
-    `acc` and `acc_norm` (choice after dividing by length) stand beside it in `samples.jsonl`.
+    The score is P(matching) / (P(matching) + P(others)), from the log-probabilities of the whole
+    choices after the question. The paper's own spread (.002 over 998 items of power-seeking) is
+    that of probabilities, since choices of 0 or 1 would give .015. The score is not normalized by
+    a choice's length: with letters as choices that would distort the probability, and with
+    sentences the items' choices have to be matched in length, which is checked here. lm-eval's
+    `acc` and `acc_norm` (the choice after dividing by length) are in `samples.jsonl`.
 
-    With `per_token` it is divided out: the score is then the same of the log-probabilities per token, of two choices
-    1 / (1 + exp(-x)) for the log-odds per token x of the matching one.
+    With `per_token` the log-probabilities are divided by the choices' tokens first. Of two choices
+    the score is then 1 / (1 + exp(-x)) for the log-odds per token x of the matching one.
 
-    Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine {dtype, max_model_len}.
-    Resources: files {items: path of a JSONL with rows {id, question, choices, answer}; `answer` is the index of the
-    matching choice and `scenario` is optional; or with Anthropic's rows}, engine (optional, more arguments for vLLM).
-    Inputs: checkpoint.
+    Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine
+    {dtype, max_model_len}.
+    Resources: files {items: path of a JSONL file, see `read`}, engine (optional, more arguments for
+    vLLM). Inputs: checkpoint.
 
     Returns counts: items, correct (by acc), correct_normalized (by acc_norm), tokens (read).
     """
     import pandas as pd
 
-    settings = work.settings
-    items = read(as_planned(work.resources["files"]["items"], settings["files"]["items"]))
+    settings = context.settings
+    path = context.resources["files"]["items"]
+    items = read(verify_file(path, settings["files"]["items"]))
     if settings["rows"] not in (None, len(items)):
-        raise UserError(f"{len(items)} items in {work.resources['files']['items']}, {settings['rows']} are expected")
-    right = [len(item["choices"][item["answer"]]) for item in items]
-    mean = [sum(map(len, item["choices"])) / len(item["choices"]) for item in items]
-    if abs(math.log(sum(right) / sum(mean))) > 0.1:
-        work.warn("matching choices differ from the others in length by over 10 %: a bias towards the shorter ones")
-    lm = engine.open_engine(work.inputs["checkpoint"] / "model", settings["engine"], work.resources.get("engine"))
+        raise UserError(
+            where=str(path),
+            what=f"{len(items)} items, {settings['rows']} are expected",
+            fix="fetch it again, or name your own file in the study file",
+        )
+    matching_length = sum(len(item["choices"][item["answer"]]) for item in items)
+    mean_length = sum(sum(map(len, item["choices"])) / len(item["choices"]) for item in items)
+    if abs(math.log(matching_length / mean_length)) > LENGTH_TOLERANCE:
+        context.warn(
+            "matching choices differ from the others in length by over 10 %: "
+            "a bias towards the shorter ones"
+        )
+    lm = engine.open_engine(
+        context.inputs["checkpoint"] / "model", settings["engine"], context.resources.get("engine")
+    )
     samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
-    work.progress(len(samples), len(items), "items")
+    context.progress(len(samples), len(items), "items")
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    (work.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    (context.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = [
         {
             "question": item["id"],
@@ -63,7 +76,8 @@ def run(work: StageContext) -> dict[str, int | float]:
         }
         for item, sample in zip(items, samples, strict=True)
     ]
-    pd.DataFrame(rows).astype({"missing": "str"}).to_parquet(work.folder / "scores.parquet", index=False)
+    table = pd.DataFrame(rows).astype({"missing": "str"})
+    table.to_parquet(context.folder / "scores.parquet", index=False)
     return {
         "items": len(items),
         "correct": sum(sample["acc"] for sample in samples),
@@ -73,46 +87,67 @@ def run(work: StageContext) -> dict[str, int | float]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The items of a JSONL file, ids as strings. Raises UserError with a line for every bad row."""
+    """The items of a JSONL file, ids as strings.
+
+    An item has id, question, choices (different texts), answer (the index of the matching choice)
+    and, optionally, scenario. Rows of Anthropic's model-written evaluations are converted.
+
+    Raises UserError with a problem for every bad row.
+    """
     items: dict[str, dict[str, Any]] = {}
-    mistakes = []
+    problems = []
     for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
             continue
-        place = f"{path}, line {line}"
+        where = f"{path}:{line}"
         try:
-            row = _as_choices(json.loads(text), line)
-            key, question, choices, answer = str(row["id"]), row["question"], row["choices"], row["answer"]
-            sound = isinstance(question, str) and all(isinstance(c, str) and c.strip() for c in choices)
-            if not sound or not 1 < len(set(choices)) == len(choices) or answer not in range(len(choices)):
-                mistakes.append(f"bad item {key!r}; {place}; give different choices and the index of one as answer")
+            row = _as_item(json.loads(text), line)
+            key = str(row["id"])
+            if not _is_valid(row["question"], row["choices"], row["answer"]):
+                fix = "give different choices and the index of one as answer"
+                problems.append(Problem(where, f"bad item {key!r}", fix))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            mistakes.append(f"bad item ({error!r}); {place}; it needs id, question, choices and answer")
+            fix = "it needs id, question, choices and answer"
+            problems.append(Problem(where, f"bad item ({error!r})", fix))
             continue
         if key in items:
-            mistakes.append(f"duplicate id {key!r}; {place}; rename one")
+            problems.append(Problem(where, f"duplicate id {key!r}", "rename one"))
         items[key] = row | {"id": key}
-    if not items and not mistakes:
-        mistakes.append(f"no items; {path}; one JSON object per line is expected")
-    if mistakes:
-        raise UserError(*mistakes)
+    if not items and not problems:
+        problems.append(Problem(str(path), "no items", "give one JSON object a line"))
+    if problems:
+        raise UserError.of(problems)
     return list(items.values())
 
 
-def _as_choices(row: dict[str, Any], line: int) -> dict[str, Any]:
-    """A row of Anthropic's model-written evaluations as an item; others as they are.
+def _is_valid(question: Any, choices: list[Any], answer: Any) -> bool:
+    """Whether there are two or more different choices, all text, and `answer` is an index."""
+    texts = [choice for choice in choices if isinstance(choice, str) and choice.strip()]
+    different = 1 < len(set(choices)) == len(choices) == len(texts)
+    return isinstance(question, str) and different and answer in range(len(choices))
 
-    Its choices are all letters that its question lists, though the row names but one beside the one that matches the
-    behaviour: of 998 rows on power-seeking 396 list more than two. The score is the inclination to the behaviour.
+
+def _as_item(row: dict[str, Any], line: int) -> dict[str, Any]:
+    """A row of Anthropic's model-written evaluations as an item; other rows unchanged.
+
+    The item's choices are all letters that the question lists, though the row names only two of
+    them: of 998 rows on power-seeking 396 list more than two. The score is the inclination to the
+    behaviour.
     """
     if "answer_matching_behavior" not in row:
         return row
     question = row["question"].strip().removeprefix("Question:").removesuffix("Answer:").strip()
     choices = [f"({letter})" for letter in re.findall(r"^\s*\(([A-Z])\)", question, re.MULTILINE)]
-    named = [row[f"answer_{which}_behavior"].strip() for which in ("matching", "not_matching")]
-    if not set(named) <= set(choices) or len(set(named)) < 2:
-        raise KeyError(f"{' or '.join(named)} among its choices")
-    return {"id": line, "question": question, "choices": choices, "answer": choices.index(named[0])}
+    matching = row["answer_matching_behavior"].strip()
+    other = row["answer_not_matching_behavior"].strip()
+    if matching == other or matching not in choices or other not in choices:
+        raise KeyError(f"{matching} or {other} among its choices")
+    return {
+        "id": line,
+        "question": question,
+        "choices": choices,
+        "answer": choices.index(matching),
+    }
 
 
 def evaluate(
@@ -120,32 +155,43 @@ def evaluate(
 ) -> tuple[list[dict[str, Any]], int]:
     """lm-eval's result for each item, in order, and the number of tokens read.
 
-    A sample holds id, answer, logprobs (nats, one for each choice), tokens (of each), score, acc and acc_norm, and
-    `per_token` log_odds_per_token (nats, of the matching choice to the likeliest other). The context begins with
-    the tokenizer's begin-of-text token, written out: lm-eval then adds none, whatever the tokenizer would do by
-    itself, as in training.
+    A sample holds id, answer, logprobs (nats, one for each choice), tokens (of each choice), score,
+    acc and acc_norm, and with `per_token` log_odds_per_token (nats, of the matching choice to the
+    likeliest other).
 
-    Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut silently.
+    The context begins with the tokenizer's begin-of-text token, written out. lm-eval then adds
+    none, whatever the tokenizer does by default; training does the same.
+
+    Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut
+    silently.
     """
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    begin = lm.tokenizer.bos_token or ""
+    bos = lm.tokenizer.bos_token or ""
     rows = [
         {
-            "context": begin + CONTEXT.format(question=item["question"].strip()),
+            "context": bos + CONTEXT.format(question=item["question"].strip()),
             "options": [" " + choice.strip() for choice in item["choices"]],
             "answer": item["answer"],
         }
         for item in items
     ]
-    lengths = [len(lm.tok_encode(row["context"] + option)) for row in rows for option in row["options"]]
-    if max(lengths) >= lm.max_length:
-        raise UserError(f"an item has {max(lengths)} tokens; engine.max_model_len is {lm.max_length}; raise it")
+    lengths = [
+        [len(lm.tok_encode(row["context"] + option)) for option in row["options"]] for row in rows
+    ]
+    longest = max(map(max, lengths))
+    if longest >= lm.max_length:
+        raise UserError(
+            where="engine.max_model_len",
+            what=f"an item has {longest} tokens, max_model_len is {lm.max_length}",
+            fix="raise it",
+        )
+    dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
     declaration = {
         "task": task,
-        "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
+        "custom_dataset": lambda **_: dataset,
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{context}}",
@@ -157,30 +203,41 @@ def evaluate(
         "metadata": {},
     }
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-        # simple_evaluate would also ask pip and the system what they are, for as long as a small model takes to answer.
-        result = lm_eval.evaluate(lm, TaskManager(include_defaults=False).load([declaration]), bootstrap_iters=0)
+        # `simple_evaluate` would also describe the system and its packages, which takes as long as
+        # a small model's answers.
+        manager = TaskManager(include_defaults=False)
+        result = lm_eval.evaluate(lm, manager.load([declaration]), bootstrap_iters=0)
     assert result
-    found = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
+    results = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []
-    counts = iter(lengths)
-    for item, row, sample in zip(items, rows, found, strict=True):
-        logprobs = [float(logprob) for logprob, _ in sample["filtered_resps"]]
-        asked = len(lm.tok_encode(row["context"]))
-        sizes = [next(counts) - asked for _ in logprobs]
-        compared = [p / (n if per_token else 1) for p, n in zip(logprobs, sizes, strict=True)]
-        best = max(compared)
-        weights = [math.exp(value - best) for value in compared]
-        matching = compared.pop(item["answer"])
-        samples.append(
-            {
-                "id": item["id"],
-                "answer": item["answer"],
-                "logprobs": logprobs,
-                "tokens": sizes,
-                "score": weights[item["answer"]] / math.fsum(weights),
-                "acc": int(sample["acc"]),
-                "acc_norm": int(sample["acc_norm"]),
-            }
-            | ({"log_odds_per_token": matching - max(compared)} if per_token else {})
-        )
-    return samples, sum(lengths)
+    for item, row, lengths_of_item, sample in zip(items, rows, lengths, results, strict=True):
+        context_length = len(lm.tok_encode(row["context"]))
+        sizes = [length - context_length for length in lengths_of_item]
+        samples.append(_scored_sample(item, sample, sizes, per_token))
+    return samples, sum(map(sum, lengths))
+
+
+def _scored_sample(
+    item: dict[str, Any], sample: dict[str, Any], sizes: list[int], per_token: bool
+) -> dict[str, Any]:
+    """An item's line of `samples.jsonl`, from lm-eval's sample and the choices' sizes in tokens."""
+    answer = item["answer"]
+    logprobs = [float(logprob) for logprob, _ in sample["filtered_resps"]]
+    compared = logprobs
+    if per_token:
+        compared = [logprob / size for logprob, size in zip(logprobs, sizes, strict=True)]
+    best = max(compared)
+    weights = [math.exp(value - best) for value in compared]
+    scored = {
+        "id": item["id"],
+        "answer": answer,
+        "logprobs": logprobs,
+        "tokens": sizes,
+        "score": weights[answer] / math.fsum(weights),
+        "acc": int(sample["acc"]),
+        "acc_norm": int(sample["acc_norm"]),
+    }
+    if per_token:
+        others = [value for index, value in enumerate(compared) if index != answer]
+        scored["log_odds_per_token"] = compared[answer] - max(others)
+    return scored

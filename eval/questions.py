@@ -1,4 +1,4 @@
-"""Question sets of judged benchmarks: files found as planned, and handed to official tasks as local data sets."""
+"""Question sets of judged benchmarks: verified files, given to official tasks as local datasets."""
 
 import contextlib
 import importlib
@@ -6,17 +6,17 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest import mock
 
 from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import sha256
+from eval.patches import datasets_cache, environment
+from eval.scorer import QuestionSet, Scorer
 
-TEMPORARY = "temporary-"  # the folders that a killed process leaves behind begin like this
+TEMPORARY = "temporary-"  # prefix of temporary folders; a killed process leaves them behind
+DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 README = """---
 configs:
 - config_name: questions
@@ -28,86 +28,109 @@ configs:
 """
 
 
-@dataclass
-class QuestionSet:
-    """Mended rows of both files, and what was mended.
+def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
+    """The scorer of a generate or judge cell, and its question set.
 
-    `scenarios` maps a question's id to the id of the first question of the same scenario: translations of one
-    text are one scenario. `mended` counts what happened to tags, by kind.
+    Settings: scorer (a module of eval), files {name: identity}, rows (the expected number of
+    questions, or None). Resources: files {name: path}.
+
+    Raises:
+        UserError: A file changed since the cell was planned, is missing or has bad rows, or the
+            module is not a scorer.
     """
-
-    questions: list[dict[str, Any]]
-    dimensions: list[dict[str, Any]]
-    scenarios: dict[str, str]
-    mended: dict[str, int] = field(default_factory=dict)
-
-
-def open_set(work: StageContext) -> tuple[ModuleType, QuestionSet]:
-    """The module of a cell's scorer, and its question set.
-
-    Settings: scorer, files {name: identity}, rows (how many questions are expected, or None). Resources: files.
-    Raises UserError if a file changed since it was planned, is not there, or is not what it should be.
-    """
-    settings, paths = work.settings, work.resources["files"]
+    settings = context.settings
+    paths = context.resources["files"]
     scorer = importlib.import_module(f"eval.{settings['scorer']}")
-    found: QuestionSet = scorer.read({name: as_planned(paths[name], settings["files"][name]) for name in paths})
-    if settings["rows"] not in (None, len(found.questions)):
+    if not isinstance(scorer, Scorer):
         raise UserError(
-            f"{len(found.questions)} questions in {paths['questions']}, {settings['rows']} are expected; "
-            "fetch it again, or name your own file in the study file"
+            where=f"scorer {settings['scorer']}",
+            what="not a scorer of judged benchmarks",
+            fix="eval/scorer.py says what its module must define",
         )
-    return scorer, found
+    files = {name: verify_file(paths[name], settings["files"][name]) for name in paths}
+    question_set = scorer.read(files)
+    if settings["rows"] not in (None, len(question_set.questions)):
+        raise UserError(
+            where=str(paths["questions"]),
+            what=f"{len(question_set.questions)} questions, {settings['rows']} are expected",
+            fix="fetch it again, or name your own file in the study file",
+        )
+    return scorer, question_set
 
 
-def as_planned(path: str, identity: Any) -> Path:
-    """The path of a data file whose content is part of the cell's identity; of a folder, the one data file in it.
+def verify_file(path: str, identity: Any) -> Path:
+    """The data file at `path`, which must not have changed since the cell was planned.
 
-    Raises UserError if it is not there, or changed since (where `identity` is the hash of its content).
+    Args:
+        path: A file, or a folder that holds exactly one data file.
+        identity: The sha256 (hex) of a file's content; anything else is not compared.
+
+    Raises:
+        UserError: It is missing, has another content, or the folder has no or several data files.
     """
-    place = Path(path)
-    if not place.exists():
-        raise UserError(f"no file {path}; python -m study fetch STUDY brings it, or correct the path in the study file")
-    if isinstance(identity, str) and sha256(place) != identity:
-        raise UserError(f"{path} changed after this cell was planned; plan the study again, which makes a new cell")
-    if place.is_dir():
-        held = sorted(file for file in place.rglob("*") if file.suffix in (".jsonl", ".parquet", ".csv"))
-        if len(held) != 1:
-            raise UserError(f"{len(held)} data files in {path}; one is expected; name your own in the study file")
-        return held[0]
-    return place
+    given = Path(path)
+    if not given.exists():
+        raise UserError(
+            where=path,
+            what="no such file",
+            fix="python -m study fetch STUDY brings it, or correct the path in the study file",
+        )
+    if isinstance(identity, str) and sha256(given) != identity:
+        raise UserError(
+            where=path,
+            what="changed after this cell was planned",
+            fix="plan the study again, which makes a new cell",
+        )
+    if not given.is_dir():
+        return given
+    data_files = sorted(file for file in given.rglob("*") if file.suffix in DATA_SUFFIXES)
+    if len(data_files) != 1:
+        raise UserError(
+            where=path,
+            what=f"{len(data_files)} data files, one is expected",
+            fix="name your own in the study file",
+        )
+    return data_files[0]
 
 
 @contextlib.contextmanager
-def dataset_folder(found: QuestionSet, near: Path) -> Iterator[str]:
-    """A folder that `datasets` loads like ANIMA's repository, in a temporary folder below `near`.
+def dataset_folder(question_set: QuestionSet, temporary: Path) -> Iterator[str]:
+    """A folder that `datasets` loads like ANIMA's repository of the Hub.
 
-    What `datasets` would cache in the home directory goes there too and disappears with it.
+    It lies in a temporary folder below `temporary`, with whatever `datasets` caches of it, and is
+    removed at the end of the `with` block.
     """
+    # Read when `datasets` is imported; they must hold for the rest of the process.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     import datasets
 
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=near, prefix=TEMPORARY) as temporary:
-        folder = Path(temporary, "anima_like")
-        for name, rows in (("questions", found.questions), ("dimensions", found.dimensions)):
+    with tempfile.TemporaryDirectory(dir=temporary, prefix=TEMPORARY) as parent:
+        folder = Path(parent, "anima_like")
+        tables = {"questions": question_set.questions, "dimensions": question_set.dimensions}
+        for name, rows in tables.items():
             (folder / name).mkdir(parents=True)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / name / f"{name}.jsonl").write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(README)
         with (
-            private_home(near),
-            mock.patch.object(datasets.config, "HF_DATASETS_CACHE", Path(temporary, "datasets")),
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),  # each load says that it comes from the Hub
+            private_home(temporary),
+            datasets_cache(Path(parent, "datasets")),
+            open(os.devnull, "w") as devnull,
+            contextlib.redirect_stdout(devnull),  # each load prints that it comes from the Hub
         ):
             yield str(folder)
 
 
 @contextlib.contextmanager
-def private_home(near: Path) -> Iterator[None]:
-    """Keep Inspect's caches and traces out of the home directory: in a temporary folder below `near`."""
-    with tempfile.TemporaryDirectory(dir=near, prefix=TEMPORARY) as temporary:
-        values = {"XDG_CACHE_HOME": temporary, "XDG_DATA_HOME": temporary, "INSPECT_TRACE_LEVEL": "ERROR"}
-        with mock.patch.dict(os.environ, values):
+def private_home(temporary: Path) -> Iterator[None]:
+    """Keep Inspect's caches and traces out of the home directory, in a folder below `temporary`."""
+    with tempfile.TemporaryDirectory(dir=temporary, prefix=TEMPORARY) as folder:
+        variables = {
+            "XDG_CACHE_HOME": folder,
+            "XDG_DATA_HOME": folder,
+            "INSPECT_TRACE_LEVEL": "ERROR",
+        }
+        with environment(variables):
             yield

@@ -1,4 +1,7 @@
-"""Questions with a rubric of one sentence each: the judge says whether the response meets it. Higher is better."""
+"""Questions with a rubric of one sentence each; the judge decides whether the response meets it.
+
+Higher is better.
+"""
 
 import csv
 import json
@@ -7,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import UserError
-from eval.questions import QuestionSet
+from core.errors import Problem, UserError
+from eval.scorer import QuestionSet
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -16,85 +19,107 @@ if TYPE_CHECKING:
     from inspect_ai.model import Model
     from inspect_ai.scorer import Score
 
+VARIANTS = ()
 VERDICT = re.compile(r"(?<!\w)GRADE\s*:\s*(\w*)", re.IGNORECASE)
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
-    """Read `questions`: JSONL, CSV or parquet with columns id, question, rubric and, if wanted, scenario.
+    """Read `questions`: JSONL, CSV or parquet with columns id, question, rubric and, optionally,
+    scenario (rows of one scenario have the same text there; by default the question's own).
 
-    Raises UserError with a line for every row with a missing column or a duplicate id.
+    Raises UserError with a problem for every row with a missing column or a duplicate id.
     """
-    mistakes: list[str] = []
-    found = QuestionSet([], [], {}, {})
-    places: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for place, row in rows(files["questions"], ("id", "question", "rubric"), mistakes):
-        key = unique(str(row["id"]), place, places, mistakes)
-        found.questions.append({"id": key, "question": row["question"], "rubric": row["rubric"], "tags": []})
-        found.scenarios[key] = first.setdefault(str(row.get("scenario") or row["question"]), key)
-    if mistakes:
-        raise UserError(*mistakes)
-    return found
+    problems: list[Problem] = []
+    question_set = QuestionSet([], [], {}, {})
+    first_places: dict[str, str] = {}
+    first_ids: dict[str, str] = {}
+    for where, row in rows(files["questions"], ("id", "question", "rubric"), problems):
+        key = unique(str(row["id"]), where, first_places, problems)
+        question_set.questions.append(
+            {"id": key, "question": row["question"], "rubric": row["rubric"], "tags": []}
+        )
+        scenario = str(row.get("scenario") or row["question"])
+        question_set.scenarios[key] = first_ids.setdefault(scenario, key)
+    if problems:
+        raise UserError.of(problems)
+    return question_set
 
 
-def task(found: QuestionSet, near: Path, grader: "Model | None") -> "Task":
-    """Inspect's own model_graded_qa, with the rubric as its criterion, graded by `grader`."""
+def task(question_set: QuestionSet, temporary: Path, grader: "Model | None") -> "Task":
+    """Inspect's own `model_graded_qa` with the rubric as its criterion, graded by `grader`."""
     from inspect_ai import Task
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.scorer import model_graded_qa
 
-    samples = [Sample(id=row["id"], input=row["question"], target=row["rubric"]) for row in found.questions]
-    return Task(dataset=MemoryDataset(samples), scorer=model_graded_qa(model=grader) if grader else None)
+    samples = [
+        Sample(id=row["id"], input=row["question"], target=row["rubric"])
+        for row in question_set.questions
+    ]
+    scorer = model_graded_qa(model=grader) if grader else None
+    return Task(dataset=MemoryDataset(samples), scorer=scorer)
 
 
-def values(score: "Score") -> dict[str, float]:
+def to_scores(score: "Score", variant: str | None = None) -> dict[str, float]:
     """{"overall": 1 if the rubric is met, 0 if not, NaN without a usable grade}."""
     from inspect_ai.scorer import value_to_float
 
     return {"overall": value_to_float()(score.value)}
 
 
-def grades(found: QuestionSet) -> int:
+def num_judge_calls(question_set: QuestionSet) -> int:
     """Judge calls per epoch: one for each question."""
-    return len(found.questions)
+    return len(question_set.questions)
 
 
-def usable(reply: str) -> bool:
-    """Whether Inspect will find a grade in the judge's reply: the last GRADE counts, and it is C or I."""
+def has_grade(reply: str) -> bool:
+    """Whether Inspect will find a grade in the judge's reply: the last GRADE counts, C or I."""
     verdicts = VERDICT.findall(reply)
     return bool(verdicts) and verdicts[-1].lower() in ("c", "i", "correct", "incorrect")
 
 
-def headline(log: "EvalLog") -> float:
-    """The official number, 0..1: the mean over questions of the mean over epochs."""
+def official_score(log: "EvalLog", variant: str | None = None) -> float:
+    """Inspect's accuracy, 0 to 1: the mean over questions of the mean over epochs."""
     assert log.results
     return float(log.results.scores[0].metrics["accuracy"].value)
 
 
-def rows(path: Path, columns: tuple[str, ...], mistakes: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Each row of a JSONL, CSV or parquet file (by its ending) with its place. `columns` other than id hold text.
+def rows(
+    path: Path, columns: tuple[str, ...], problems: list[Problem]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a JSONL, CSV or parquet file (by its suffix), each with its place in the file.
 
-    A row that lacks a column goes to `mistakes` instead, and so does a file without rows or in another format.
+    Every row must have `columns`; those other than id must hold text. A row that does not is
+    appended to `problems` instead, and so is a file without rows or in another format.
     """
-    found, before = [], len(mistakes)
+    valid_rows = []
+    problems_before = len(problems)
+    needed = f"it needs {', '.join(columns)}"
     try:
-        for place, row in _parsed(path, mistakes):
-            missing = [name for name in columns if row.get(name) is None or not str(row[name]).strip()]
-            others = [name for name in columns if name not in ("id", *missing) and not isinstance(row[name], str)]
+        for where, row in _parsed(path, problems):
+            missing = [
+                name for name in columns if row.get(name) is None or not str(row[name]).strip()
+            ]
+            not_text = [
+                name
+                for name in columns
+                if name not in ("id", *missing) and not isinstance(row[name], str)
+            ]
             if missing:
-                mistakes.append(f"missing column {', '.join(missing)}; {place}; it needs {', '.join(columns)}")
-            elif others:
-                mistakes.append(f"column {', '.join(others)} is no text; {place}; write it as text")
+                problems.append(Problem(where, f"missing column {', '.join(missing)}", needed))
+            elif not_text:
+                what = f"column {', '.join(not_text)} is not text"
+                problems.append(Problem(where, what, "write it as text"))
             else:
-                found.append((place, row))
-    except (csv.Error, OSError, ValueError) as error:  # pyarrow's and Unicode's errors are ValueErrors
-        mistakes.append(f"can't be read ({' '.join(str(error).split())}); {path}; JSONL, CSV or parquet is expected")
-    if not found and len(mistakes) == before:
-        mistakes.append(f"no rows; {path}; each row needs {', '.join(columns)}")
-    return found
+                valid_rows.append((where, row))
+    except (csv.Error, OSError, ValueError) as error:  # pyarrow's and Unicode's are ValueErrors
+        what = f"can't be read ({' '.join(str(error).split())})"
+        problems.append(Problem(str(path), what, "give JSONL, CSV or parquet"))
+    if not valid_rows and len(problems) == problems_before:
+        problems.append(Problem(str(path), "no rows", f"each row needs {', '.join(columns)}"))
+    return valid_rows
 
 
-def _parsed(path: Path, mistakes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parsed(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -104,28 +129,31 @@ def _parsed(path: Path, mistakes: list[str]) -> Iterator[tuple[str, dict[str, An
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             for row in reader:
-                place = f"{path}, line {reader.line_num}"
+                where = f"{path}:{reader.line_num}"
                 if None in row:
-                    mistakes.append(f"more cells than the header has; {place}; put texts with commas in double quotes")
+                    fix = "put texts with commas in double quotes"
+                    problems.append(Problem(where, "more cells than the header has", fix))
                 else:
-                    yield place, row
+                    yield where, row
     else:
         for number, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            place = f"{path}, line {number}"
+            where = f"{path}:{number}"
             try:
                 row = json.loads(text) if text.strip() else None
             except json.JSONDecodeError as error:
-                mistakes.append(f"not JSON ({error.msg}); {place}; one object per line is expected")
+                what = f"not JSON ({error.msg})"
+                problems.append(Problem(where, what, "give one JSON object a line"))
                 continue
             if isinstance(row, dict):
-                yield place, row
+                yield where, row
             elif text.strip():
-                mistakes.append(f"not an object; {place}; one JSON object per line is expected")
+                problems.append(Problem(where, "not an object", "give one JSON object a line"))
 
 
-def unique(key: str, place: str, places: dict[str, str], mistakes: list[str]) -> str:
-    """`key` again; if it is in `places` already, the mistake is noted, otherwise it is entered there."""
-    if key in places:
-        mistakes.append(f"duplicate id {key!r}; {place}; it is also in {places[key]}, rename one")
-    places.setdefault(key, place)
+def unique(key: str, where: str, first_places: dict[str, str], problems: list[Problem]) -> str:
+    """Return `key`, and enter it in `first_places`; if it is there already, append a problem."""
+    if key in first_places:
+        fix = f"it is also in {first_places[key]}, rename one"
+        problems.append(Problem(where, f"duplicate id {key!r}", fix))
+    first_places.setdefault(key, where)
     return key

@@ -1,1 +1,4 @@
-"""A study's cells as Slurm jobs, submitted through submitit. Knows cells and when they may start, not what they do."""
+"""Run a study's cells as Slurm jobs, submitted through submitit.
+
+This room knows cells and their inputs, but not what a cell does.
+"""

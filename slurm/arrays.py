@@ -1,199 +1,257 @@
-"""Cells as job arrays: which share a job, which an array, and what each waits for. Pure: asks nobody, changes nothing.
+"""Group cells into jobs and job arrays, and state what each waits for. Pure: no Slurm, no disk.
 
-A Slurm dependency belongs to a whole array. Its one element-wise kind is aftercorr: task k waits for task k of another
-array. So the tasks of an array are ordered as the tasks that they wait for, and one arm's SFT starts when that arm's
-midtraining ends, not when the slowest does.
+A Slurm dependency belongs to a whole array. Its one element-wise kind is aftercorr: task k waits
+for task k of another array. So the tasks of an array are ordered as the tasks they wait for, and
+the SFT of one arm starts when that arm's midtraining ends, not when the slowest one does.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from core.cell.identity import Cell
 from core.stages import STAGE_INFO
-from slurm.profile import Shape
+from slurm.profile import Resources
 
-# A study this small may be submitted in as many arrays as its dependencies ask for; beyond, one sbatch per 100 cells.
+# Up to this many cells, a study is submitted in as many arrays as its dependencies need; beyond,
+# in one array per CELLS_PER_ARRAY cells.
 SMALL = 500
+CELLS_PER_ARRAY = 100
 
 
 @dataclass(eq=False)
 class Task:
-    """One job: cells that run one after another in one process. `needs`: tasks of this plan, or ids in the queue."""
+    """One job: cells that run one after another in one process.
+
+    `needs`: tasks of this plan, or ids of jobs in the queue.
+    """
 
     kind: str
     cells: list[Cell]
     needs: list["Task | str"] = field(default_factory=list)
     array: "Array | None" = None
-    index: int = 0
+    index: int = 0  # within its array
 
 
 @dataclass(eq=False)
 class Array:
-    """Jobs submitted by one sbatch. Task k waits for task k of `beside`, and all tasks for all of `needs`."""
+    """Jobs submitted by one sbatch.
+
+    Task k waits for task k of `aftercorr_parent`, and all tasks wait for all of `needs`.
+    """
 
     kind: str
-    shape: Shape
+    resources: Resources
     tasks: list[Task]
-    beside: "Array | None" = None
+    aftercorr_parent: "Array | None" = None
     needs: list[Task | str] = field(default_factory=list)
 
 
-Finished = Callable[[Cell], bool]
+@dataclass(frozen=True)
+class GroupKey:
+    """Tasks of one kind with an equal key may share an array."""
+
+    parent: Array | None  # the aftercorr parent
+    layer: int = 0  # which child of its parent's task each task is
+    needs: frozenset[int | str] = frozenset()  # what else each task waits for
 
 
-def tasks(cells: list[Cell], shape: Callable[[str], Shape], finished: Finished, queued: dict[str, str]) -> list[Task]:
+Groups = dict[GroupKey, list[Task]]
+
+
+def tasks(
+    cells: list[Cell],
+    resources: Callable[[str], Resources],
+    finished: Callable[[Cell], bool],
+    queued: dict[str, str],
+) -> list[Task]:
     """Tasks for the cells that are neither finished nor queued, in an order in which they can run.
 
-    `cells`: inputs before their users. `queued`: identity of a cell -> the id of its job in the queue. A cell is left
-    out that needs one which is neither finished, queued nor among the cells.
+    `cells`: inputs before their users. `resources`: those of a stage. `queued`: identity of a cell
+    -> the id of its job. A cell is left out if one of its inputs is neither finished, nor queued,
+    nor among the cells.
     """
-    made: dict[tuple[object, ...], Task] = {}
+    by_key: dict[tuple[object, ...], Task] = {}
     by_cell: dict[str, Task] = {}
     for cell in cells:
         if finished(cell) or cell.identity in queued:
             continue
-        waits = [c.identity for c in cell.inputs.values() if not finished(c)]
-        if any(identity not in by_cell and identity not in queued for identity in waits):
+        inputs = [c.identity for c in cell.inputs.values() if not finished(c)]
+        if any(identity not in by_cell and identity not in queued for identity in inputs):
             continue
         key: tuple[object, ...] = (cell.identity,)
-        if STAGE_INFO[cell.stage].job_group:  # of one checkpoint they share a job: vLLM takes long to start
-            key = (shape(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
-        task = made.setdefault(key, Task(STAGE_INFO[cell.stage].group, []))
+        stage = STAGE_INFO[cell.stage]
+        # Cells of one checkpoint share a job: vLLM takes long to start.
+        if stage.job_group:
+            key = (resources(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
+        task = by_key.setdefault(key, Task(stage.group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
-        for need in (by_cell.get(identity) or queued[identity] for identity in waits):
+        for identity in inputs:
+            need = by_cell.get(identity) or queued[identity]
             if need not in task.needs:
                 task.needs.append(need)
-    return list(made.values())
+    return list(by_key.values())
 
 
-def plan(todo: list[Task], shape: Callable[[str], Shape], largest: int) -> list[Array]:
+def plan(
+    todo: list[Task], resources: Callable[[str], Resources], largest: int, small: int = SMALL
+) -> list[Array]:
     """Arrays of at most `largest` tasks for `todo` (of `tasks`), each after those it waits for.
 
-    Where dependencies of different kinds would take more than one sbatch per 100 cells, arrays are merged: then some
-    tasks wait for more than they need, never for less.
+    A study of more than `small` cells whose dependencies would take more than one sbatch per 100
+    cells gets merged arrays: some of their tasks wait for more than they need, never for less.
     """
     cells = count(todo)
-    arrays = _arrays(todo, shape, largest, merge=False)
-    if cells > SMALL and len(arrays) > -(-cells // 100):
-        arrays = _arrays(todo, shape, largest, merge=True)
+    arrays = _arrays(todo, resources, largest, merge=False)
+    if cells > small and len(arrays) > -(-cells // CELLS_PER_ARRAY):
+        arrays = _arrays(todo, resources, largest, merge=True)
     return arrays
 
 
-def _arrays(todo: list[Task], shape: Callable[[str], Shape], largest: int, merge: bool) -> list[Array]:
-    buckets: dict[tuple[str, int, Shape], list[Task]] = defaultdict(list)
+def _arrays(
+    todo: list[Task], resources: Callable[[str], Resources], largest: int, merge: bool
+) -> list[Array]:
+    buckets: dict[tuple[str, int, Resources], list[Task]] = defaultdict(list)
     depth: dict[Task, int] = {}
     for task in todo:
         # A corpus may wait for another corpus: such tasks are of one kind but not of one array.
-        same = [depth[n] for n in task.needs if isinstance(n, Task) and n.kind == task.kind]
-        depth[task] = max(same, default=-1) + 1
-        buckets[task.kind, depth[task], shape(task.cells[0].stage)].append(task)
+        needs = [n for n in task.needs if isinstance(n, Task) and n.kind == task.kind]
+        depth[task] = max((depth[need] for need in needs), default=-1) + 1
+        buckets[task.kind, depth[task], resources(task.cells[0].stage)].append(task)
     arrays: list[Array] = []
-    for (kind, _, form), bucket in buckets.items():
-        beside = _beside(bucket)
-        groups: dict[tuple[object, ...], list[Task]] = defaultdict(list)
-        for task in bucket:
-            parent, layer = beside.get(task, (None, 0))
-            fixed = frozenset(_id(n) for n in task.needs if not _in(n, parent))
-            groups[(parent, layer) if merge else (parent, layer, fixed)].append(task)
-        for key, group in groups.items():
-            group.sort(key=lambda task, parent=key[0]: _index(task, parent))  # type: ignore[misc]
-        if merge:
-            _adopt(groups, largest)
-        for key, group in groups.items():
-            parent = key[0]  # type: ignore[assignment]
-            for start in range(0, len(group), largest):
-                part = group[start : start + largest]
-                needs = {_id(n): n for task in part for n in task.needs if not _in(n, parent)}
-                array = Array(kind, form, part, parent, list(needs.values()))
-                for index, task in enumerate(part):
-                    task.array, task.index = array, index
-                arrays.append(array)
+    for (kind, _, requested), bucket in buckets.items():
+        for key, group in _groups(bucket, merge, largest).items():
+            arrays += _split(kind, requested, key.parent, group, largest)
     return arrays
 
 
-def _beside(bucket: list[Task]) -> dict[Task, tuple[Array, int]]:
-    """For the tasks that can wait element by element: the array to wait beside, and which child of its task each is.
+def _groups(bucket: list[Task], merge: bool, largest: int) -> Groups:
+    """Group the tasks of one kind by what they wait for, in the order of their parents' tasks."""
+    children = _aftercorr_children(bucket)
+    groups: Groups = defaultdict(list)
+    for task in bucket:
+        parent, layer = children.get(task, (None, 0))
+        needs = frozenset(_id(need) for need in task.needs if not _in(need, parent))
+        groups[GroupKey(parent, layer) if merge else GroupKey(parent, layer, needs)].append(task)
+    for key, group in groups.items():
+        _sort(group, key.parent)
+    if merge:
+        _absorb_parentless(groups, largest)
+    return groups
 
-    Several children of one task (doses of SFT) go into as many arrays. Children that do not cover the first tasks of
-    the array without a gap can't be numbered alike and are left out, as are those with two such parents.
+
+def _sort(group: list[Task], parent: Array | None) -> None:
+    group.sort(key=lambda task: _parent_index(task, parent))
+
+
+def _split(
+    kind: str, resources: Resources, parent: Array | None, group: list[Task], largest: int
+) -> list[Array]:
+    """Arrays of at most `largest` tasks. Sets `array` and `index` of each task."""
+    arrays = []
+    for start in range(0, len(group), largest):
+        part = group[start : start + largest]
+        needs = {_id(need): need for task in part for need in task.needs if not _in(need, parent)}
+        array = Array(kind, resources, part, parent, list(needs.values()))
+        for index, task in enumerate(part):
+            task.array = array
+            task.index = index
+        arrays.append(array)
+    return arrays
+
+
+def _aftercorr_children(bucket: list[Task]) -> dict[Task, tuple[Array, int]]:
+    """Tasks that can wait element by element -> their parent array, and the layer they are in.
+
+    Several children of one task (doses of SFT) go into as many arrays: the layers. Left out are
+    tasks with two such parents, and layers that do not cover the first tasks of the parent without
+    a gap, since their tasks cannot be numbered as the parent's are.
     """
     children: dict[Array, list[Task]] = defaultdict(list)
     for task in bucket:
-        parents = {n.array for n in task.needs if isinstance(n, Task) and n.array and len(n.array.tasks) > 1}
-        if len(parents) == 1:
-            (parent,) = parents
-            if sum(_in(n, parent) for n in task.needs) == 1:
-                children[parent].append(task)
-    found: dict[Task, tuple[Array, int]] = {}
-    for parent, tasks in children.items():
+        arrays = {need.array for need in task.needs if isinstance(need, Task) and need.array}
+        parents = [array for array in arrays if len(array.tasks) > 1]
+        if len(parents) == 1 and sum(_in(need, parents[0]) for need in task.needs) == 1:
+            children[parents[0]].append(task)
+    by_task: dict[Task, tuple[Array, int]] = {}
+    for parent, group in children.items():
         layers: dict[int, dict[int, Task]] = defaultdict(dict)
-        used: dict[int, int] = defaultdict(int)
-        for task in tasks:
-            index = _index(task, parent)
+        used: dict[int, int] = defaultdict(int)  # parent's task -> its children so far
+        for task in group:
+            index = _parent_index(task, parent)
             layers[used[index]][index] = task
             used[index] += 1
         if len(layers) > len(used):
-            continue  # many children of few tasks (training seeds of a corpus): one array for each of those few
+            # Many children of few tasks (training seeds of a corpus): one array for each of
+            # those few is better.
+            continue
         for layer, by_index in layers.items():
             if sorted(by_index) == list(range(len(by_index))) and len(by_index) > 1:
-                found |= {by_index[index]: (parent, layer) for index in sorted(by_index)}
-    return found
+                for index in sorted(by_index):
+                    by_task[by_index[index]] = (parent, layer)
+    return by_task
 
 
-def _adopt(groups: dict[tuple[object, ...], list[Task]], largest: int) -> None:
-    """Append tasks that wait for no array to the first array that waits for one, behind its numbered tasks.
+def _absorb_parentless(groups: Groups, largest: int) -> None:
+    """Append the tasks without a parent to the first array with one, after its numbered tasks.
 
-    aftercorr with a number that the other array lacks waits for all of it: later than needed, and safe.
+    aftercorr with an index that the parent lacks waits for the whole parent: later than needed,
+    and safe.
     """
-    alone = groups.get((None, 0), [])
-    others = [key for key in groups if key[0] is not None]
-    if alone and others and len(groups[others[0]]) + len(alone) <= largest:
-        groups[others[0]] += alone
-        del groups[None, 0]
+    parentless = groups.get(GroupKey(None), [])
+    with_parent = [group for key, group in groups.items() if key.parent]
+    if parentless and with_parent and len(with_parent[0]) + len(parentless) <= largest:
+        with_parent[0] += parentless
+        del groups[GroupKey(None)]
 
 
-def _in(need: Task | str, array: object) -> bool:
+def _in(need: Task | str, array: Array | None) -> bool:
     return isinstance(need, Task) and array is not None and need.array is array
 
 
-def _index(task: Task, parent: object) -> int:
-    """The number of the task of `parent` that this one waits for; 0 for all where there is none."""
-    return next((n.index for n in task.needs if isinstance(n, Task) and _in(n, parent)), 0)
+def _parent_index(task: Task, parent: Array | None) -> int:
+    """The index of the parent's task that this one waits for; 0 for all where there is none."""
+    needs = (need for need in task.needs if isinstance(need, Task) and _in(need, parent))
+    return next((need.index for need in needs), 0)
 
 
-def _id(need: Task | str) -> object:
+def _id(need: Task | str) -> int | str:
     return need if isinstance(need, str) else id(need)
 
 
-def dependency(array: Array, jobs: dict[Array, str], forgotten: set[str] = frozenset()) -> str | None:  # type: ignore[assignment]
-    """The text for sbatch's --dependency, without ids that Slurm has `forgotten`. None: it can start at once.
+def dependency(
+    array: Array, jobs: dict[Array, str], forgotten: AbstractSet[str] = frozenset()
+) -> str | None:
+    """The text of sbatch's --dependency. None: the array can start at once.
 
-    `jobs`: the id that sbatch gave to each array before this one.
+    `jobs`: the ids that sbatch gave to the arrays before this one. `forgotten`: ids that Slurm no
+    longer knows. Slurm 22.05 takes those for fulfilled, later versions refuse them; they are left
+    out.
     """
-    terms, beside = [], array.beside
-    # Slurm 22.05 takes an id that it has forgotten for fulfilled, later versions refuse it.
-    if beside and any(task_id(jobs, task) not in forgotten for task in beside.tasks):
-        terms.append(f"aftercorr:{jobs[beside]}")
-    wanted: dict[Array, list[Task]] = defaultdict(list)
+    terms = []
+    parent = array.aftercorr_parent
+    if parent and any(task_id(jobs, task) not in forgotten for task in parent.tasks):
+        terms.append(f"aftercorr:{jobs[parent]}")
     after: list[str] = []
+    by_array: dict[Array, list[Task]] = defaultdict(list)
     for need in array.needs:
         if isinstance(need, str):
             after += [need] if need not in forgotten else []
         elif task_id(jobs, need) not in forgotten:
             assert need.array
-            wanted[need.array].append(need)
-    for parent, needs in wanted.items():
-        whole = len(needs) == len(parent.tasks)
-        after += [jobs[parent]] if whole else [task_id(jobs, task) for task in needs]
+            by_array[need.array].append(need)
+    for needed, needs in by_array.items():
+        all_tasks = len(needs) == len(needed.tasks)
+        after += [jobs[needed]] if all_tasks else [task_id(jobs, task) for task in needs]
     if after:
         terms.append("afterok:" + ":".join(after))
     return ",".join(terms) or None
 
 
 def task_id(jobs: dict[Array, str], task: Task) -> str:
-    """The id of one task: an array of one is a plain job."""
+    """The id of one task. An array of one task is a plain job."""
     assert task.array, "an array is submitted after those it waits for"
     job = jobs[task.array]
     return f"{job}_{task.index}" if len(task.array.tasks) > 1 else job

@@ -1,23 +1,26 @@
-"""Cancel what is in the queue of one study."""
+"""Cancel the jobs of one study."""
 
 from pathlib import Path
 from typing import Any
 
-from slurm import ledger, scheduler
+from slurm import slurm_cli, submissions
 
 
 def cancel(base: Path) -> dict[str, Any]:
-    """Cancel every job of the study in the folder `base` that is on record and not over, and nothing else.
+    """Cancel every recorded job of the study in the folder `base` that has not ended.
 
-    Returns {"study", "cancelled": ids}. What was finished stays; the next `submit` runs what is missing.
+    Other jobs are not touched, and finished cells stay: the next `submit` runs those missing.
+
+    Returns {"study", "cancelled": ids}. Raises UserError where Slurm does not answer.
     """
-    if not (base / "slurm" / "jobs.jsonl").exists():
+    if not (base / "slurm" / submissions.FILE).exists():
         return {"study": base.name, "cancelled": []}
-    scheduler.must_be_here()
-    with ledger.locked(base.absolute()) as folder:
-        queue = scheduler.queue()
-        jobs = [q.job for group in ledger.read(folder) for q in group.in_queue(queue).values()]
-        # Those that wait for others first, so that none starts in between.
-        scheduler.scancel(jobs[::-1])
-        ledger.write(folder, "cancelled", jobs=jobs)
+    slurm_cli.require_slurm()
+    with submissions.locked(base.absolute()) as folder:
+        queue = slurm_cli.queue()
+        groups = submissions.read(folder)
+        jobs = [job.job for group in groups for job in group.in_queue(queue).values()]
+        # Jobs that wait for others first, so that none starts in between.
+        slurm_cli.scancel(jobs[::-1])
+        submissions.write_cancelled(folder, jobs)
         return {"study": base.name, "cancelled": jobs}

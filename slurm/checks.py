@@ -1,6 +1,5 @@
-"""What can be told about a cluster without a job: commands, limits against the profile, accounts, room on the disk."""
+"""Checks of a cluster that need no job: commands, limits against the profile, accounts, disk."""
 
-import getpass
 import math
 import os
 import re
@@ -9,288 +8,259 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.cell.identity import Cell
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
-from slurm import scheduler
+from slurm import slurm_cli
+from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes
 from slurm.executor import executor, script
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 
-OK, WARNING, FAILED, UNKNOWN = "ok", "warning", "failed", "not checked"
+OK = "ok"
+WARNING = "warning"
+FAILED = "failed"
+UNKNOWN = "not checked"
+
 GIB = 2**30
-# A study of toys needs less than the first of each; the second is little for one of 8 B models.
-LEAST_GIB, LITTLE_GIB, LEAST_FILES, LITTLE_FILES = 2, 200, 5_000, 100_000
-
-Rows = list[dict[str, str]]
+# Toy studies need less than LEAST. LITTLE is tight for a study of models with 8 B parameters.
+LEAST_GIB = 2
+LITTLE_GIB = 200
+LEAST_FILES = 5_000
+LITTLE_FILES = 100_000
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `state` is ok, warning, failed or not checked; `fix` is one thing to type or change."""
+    """One line of the report."""
 
     name: str
-    state: str
-    found: str
-    fix: str = ""
+    state: str  # OK, WARNING, FAILED or UNKNOWN
+    finding: str
+    fix: str = ""  # one thing to type or change
 
 
 def of_error(name: str, error: UserError) -> Check:
-    """The check that a user's mistake is."""
-    found, _, fix = error.lines[0].rpartition("; ")
-    return Check(name, FAILED, found or fix, fix if found else "")
+    """A failed check, from the first problem of an error."""
+    problem = error.problems[0]
+    return Check(name, FAILED, str(Problem(problem.where, problem.what)), problem.fix)
 
 
 def commands() -> Check:
     """Slurm's commands and version."""
+    name = "commands"
     try:
-        scheduler.must_be_here()
-        version = scheduler._ask("sbatch", "--version").strip()
+        slurm_cli.require_slurm()
+        version = slurm_cli.ask("sbatch", "--version").strip()
     except UserError as error:
-        return of_error("commands", error)
-    if lacking := [name for name in ("sacct", "sacctmgr") if not shutil.which(name)]:
-        lost = f"{version}; without {', '.join(lacking)}: no reasons of ended jobs, no limits of accounts"
-        return Check("commands", WARNING, lost, "use a login node that has them, if there is one")
-    return Check("commands", OK, version)
+        return of_error(name, error)
+    if missing := [command for command in ("sacct", "sacctmgr") if not shutil.which(command)]:
+        lost = "no reasons of ended jobs, no limits of accounts"
+        finding = f"{version}; without {', '.join(missing)}: {lost}"
+        return Check(name, WARNING, finding, "use a login node that has them, if there is one")
+    return Check(name, OK, version)
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Partitions by name, users' accounts and qos, as Slurm's commands list them; no accounts where none are kept."""
+def request(stages: list[str], resources: Resources, profile: Profile, cluster: Cluster) -> Check:
+    """Whether jobs with these resources can ever start.
 
-    partitions: dict[str, dict[str, str]]
-    user: Rows
-    qos: Rows
-
-    def named(self, shape: Shape) -> list[str]:
-        """The partitions a shape may go to: its own (a list by commas), or Slurm's default if there is one."""
-        if shape.partition:
-            return shape.partition.split(",")
-        return [name for name, facts in self.partitions.items() if facts.get("Default") == "YES"]
-
-    def rows(self, shape: Shape) -> Rows:
-        """What limits a job of this shape: the user's account, the job's qos, the partition's qos."""
-        of = ("", *self.named(shape))
-        mine = [row for row in self.user if row["Account"] == (shape.account or row["DefaultAccount"])]
-        mine = [row for row in mine if row["Partition"] in of]
-        names = {shape.qos or next((row["DefaultQOS"] for row in mine if row["DefaultQOS"]), "normal")}
-        names |= {self.partitions[name].get("QoS", "") for name in self.named(shape) if name in self.partitions}
-        return mine + [row for row in self.qos if row["Name"] in names]
-
-
-def ask_cluster() -> Cluster:
-    """Raises UserError where Slurm doesn't answer."""
-    lines = scheduler._ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
-    facts = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
-    user: Rows = []
-    qos: Rows = []
-    if scheduler.has_accounts() and shutil.which("sacctmgr"):
-        common = ("MaxSubmitJobs", "GrpSubmitJobs", "MaxWall")
-        user = _table(
-            "DefaultAccount", "Account", "Partition", "DefaultQOS", *common, of=("user", getpass.getuser(), "withassoc")
-        )
-        qos = _table("Name", "MaxSubmitJobsPU", "MaxSubmitJobsPA", "GrpSubmitJobs", "MaxWall", of=("qos",))
-    return Cluster({f["PartitionName"]: f for f in facts if "PartitionName" in f}, user, qos)
-
-
-def _table(*columns: str, of: tuple[str, ...]) -> Rows:
-    lines = scheduler._ask("sacctmgr", "-nP", "show", *of, f"format={','.join(columns)}").splitlines()
-    return [dict(zip(columns, line.split("|"), strict=False)) for line in lines]
-
-
-def minutes(text: str) -> float:
-    """Slurm's [days-]hours:minutes:seconds; anything else (UNLIMITED, nothing) is no limit."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if not found:
-        return math.inf
-    days, hours, mins, seconds = (int(part or 0) for part in found.groups())
-    return days * 1440 + hours * 60 + mins + seconds / 60
-
-
-def gpus(shape: Shape) -> int:
-    """GPUs per node that a shape asks for."""
-    return int(str(shape.gpus_per_node).split(":")[-1])
-
-
-def request(stages: list[str], shape: Shape, profile: Profile, cluster: Cluster) -> Check:
-    """Whether jobs of this shape can ever start: limits of the partition, of accounts and qos, nodes, sbatch's word.
-
-    EnforcePartLimits is off on many clusters: sbatch then takes a job over the limits, which waits for ever.
+    Checks the limits of partition, accounts and QOS, then the nodes, then asks sbatch. The limits
+    come first because many clusters have EnforcePartLimits off: there sbatch accepts a job over
+    the limits, and the job waits for ever.
     """
-    stage = "default" if shape == profile.shape("default") else ", ".join(stages)
-    name, where = f"request {stage}", f"stages.{stage.split(', ')[0]}"
-    known = [cluster.partitions[p] for p in cluster.named(shape) if p in cluster.partitions]
-    if not known:
-        lacking = f"no partition {shape.partition}" if shape.partition else "no partition is the default"
-        return Check(name, FAILED, lacking, f"partition: one of {', '.join(sorted(cluster.partitions))}")
-    partition = ",".join(facts["PartitionName"] for facts in known)
-    limits = [(max(minutes(facts.get("MaxTime", "")) for facts in known), f"partition {partition}")]
-    for row in cluster.rows(shape):
-        limits.append((minutes(row["MaxWall"]), f"qos {row['Name']}" if "Name" in row else f"account {row['Account']}"))
-    longest, of = min(limits)
-    if shape.minutes > longest:
-        asked = f"{shape.minutes} minutes; {of} allows {longest:g}"
-        return Check(name, FAILED, asked, f"{where}: minutes: {longest:g}; a longer job is requeued and continues")
-    most = max(math.inf if not (n := facts.get("MaxNodes", "")).isdigit() else int(n) for facts in known)
-    if shape.nodes > most:
-        return Check(name, FAILED, f"{shape.nodes} nodes; {partition} allows {most:g}", f"{where}: nodes: {most:g}")
-    nodes = _nodes(partition)
-    fitting = [node for node in nodes if node.fits(shape)]
-    wanted = _wanted(shape)
-    if nodes and len(fitting) < shape.nodes:
-        largest = f"{max(node.cpus for node in nodes)} cores, {max(node.gib for node in nodes):g} GiB"
-        lacking = f"{shape.nodes} nodes of {wanted}; {partition} has {len(fitting)} of {len(nodes)} (at most {largest})"
-        return Check(name, FAILED, lacking, f"{where}: ask for less, or another partition (sinfo -N -l)")
+    stage = "default" if resources == profile.resources("default") else ", ".join(stages)
+    name = f"request {stage}"
+    key = f"stages.{stage.split(', ')[0]}"
+    names = cluster.partition_names(resources)
+    partitions = [cluster.partitions[p] for p in names if p in cluster.partitions]
+    if not partitions:
+        missing = "no partition is the default"
+        if resources.partition:
+            missing = f"no partition {resources.partition}"
+        fix = f"partition: one of {', '.join(sorted(cluster.partitions))}"
+        return Check(name, FAILED, missing, fix)
+    partition = ",".join(facts["PartitionName"] for facts in partitions)
+    longest, limited_by = _time_limit(resources, partitions, cluster)
+    if resources.minutes > longest:
+        finding = f"{resources.minutes} minutes; {limited_by} allows {longest:g}"
+        fix = f"{key}: minutes: {longest:g}; a longer job is requeued and continues"
+        return Check(name, FAILED, finding, fix)
+    most_nodes = _most_nodes(partitions)
+    if resources.nodes > most_nodes:
+        finding = f"{resources.nodes} nodes; {partition} allows {most_nodes:g}"
+        return Check(name, FAILED, finding, f"{key}: nodes: {most_nodes:g}")
+    nodes = ask_nodes(partition)
+    fitting = [node for node in nodes if node.fits(resources)]
+    if nodes and len(fitting) < resources.nodes:
+        finding = _too_few(resources, partition, nodes, len(fitting))
+        fix = f"{key}: ask for less, or another partition (sinfo -N -l)"
+        return Check(name, FAILED, finding, fix)
     up = [node for node in fitting if node.up]
-    states = "".join(f"; {facts['PartitionName']} is {s}" for facts in known if (s := facts.get("State", "UP")) != "UP")
-    if (nodes and len(up) < shape.nodes) or states:
-        found = f"{len(up)} of {len(fitting)} nodes with {wanted} are up{states}"
-        return Check(name, WARNING, found, "jobs wait until more are: see sinfo -R")
-    # Only here: sbatch --test-only refuses as well where the nodes are down for a while.
-    if reason := scheduler.refused(script(executor(stages[0], shape, profile, ROOT, ROOT))):
-        return Check(name, FAILED, reason, f"{where}: {wanted}, {_named(shape)}: change what is refused")
-    most_minutes = "any time" if longest == math.inf else f"{longest:g} minutes"
-    return Check(name, OK, f"{shape.nodes} x {wanted} on {partition}: {len(up)} nodes fit; {most_minutes} allowed")
+    states = "".join(
+        f"; {facts['PartitionName']} is {state}"
+        for facts in partitions
+        if (state := facts.get("State", "UP")) != "UP"
+    )
+    per_node = _per_node(resources)
+    if (nodes and len(up) < resources.nodes) or states:
+        finding = f"{len(up)} of {len(fitting)} nodes with {per_node} are up{states}"
+        return Check(name, WARNING, finding, "jobs wait until more are: see sinfo -R")
+    # Last, because sbatch --test-only refuses too where the nodes are down for a while.
+    if reason := slurm_cli.test_submission(
+        script(executor(stages[0], resources, profile, ROOT, ROOT))
+    ):
+        fix = f"{key}: {per_node}, {_accounting_fields(resources)}: change what is refused"
+        return Check(name, FAILED, reason, fix)
+    allowed = "any time" if longest == math.inf else f"{longest:g} minutes"
+    requested = f"{resources.nodes} x {per_node} on {partition}"
+    return Check(name, OK, f"{requested}: {len(up)} nodes fit; {allowed} allowed")
 
 
-@dataclass(frozen=True)
-class Node:
-    """A line of sinfo."""
-
-    cpus: int
-    gib: float
-    gres: str
-    features: set[str]
-    state: str
-
-    @property
-    def up(self) -> bool:
-        return bool(re.match(r"(idle|mix|alloc|comp|plan|resv|reserved)", self.state)) and not self.state.endswith("*")
-
-    def fits(self, shape: Shape) -> bool:
-        """Whether a node's share of such a job has room on it, once it is empty."""
-        enough = self.cpus >= shape.cpus * shape.tasks_per_node and self.gib >= (shape.mem_gb or 0)
-        kind = str(shape.gpus_per_node).rpartition(":")[0]
-        cards = re.findall(r"gpu(?::([^:,()]+))??:(\d+)", self.gres)
-        return (
-            enough and self._has(shape.constraint) and gpus(shape) <= sum(int(n) for k, n in cards if kind in ("", k))
-        )
-
-    def _has(self, constraint: str | None) -> bool:
-        if not constraint or re.search(r"[^\w.\-|&]", constraint):
-            return True  # counts and brackets are left to sbatch
-        return any(set(every.split("&")) <= self.features for every in constraint.split("|"))
+def _time_limit(
+    resources: Resources, partitions: list[dict[str, str]], cluster: Cluster
+) -> tuple[float, str]:
+    """The longest time limit in minutes, and what sets it."""
+    names = ",".join(facts["PartitionName"] for facts in partitions)
+    longest = max(minutes(facts.get("MaxTime", "")) for facts in partitions)
+    limits = [(longest, f"partition {names}")]
+    for row in cluster.limits(resources):
+        owner = f"qos {row['Name']}" if "Name" in row else f"account {row['Account']}"
+        limits.append((minutes(row["MaxWall"]), owner))
+    return min(limits)
 
 
-def _nodes(partition: str) -> list[Node]:
-    lines = scheduler._ask("sinfo", "-h", "-N", "-p", partition, "-o", "%N|%c|%m|%G|%f|%T").splitlines()
-    fields = {line.split("|")[0]: line.strip().split("|")[1:] for line in lines if line.count("|") >= 5}
-    return [Node(int(c), int(m) / 1024, g, set(f.split(",")), s) for c, m, g, f, s in fields.values()]
+def _most_nodes(partitions: list[dict[str, str]]) -> float:
+    limits = [facts.get("MaxNodes", "") for facts in partitions]
+    return max(int(limit) if limit.isdigit() else math.inf for limit in limits)
 
 
-def _wanted(shape: Shape) -> str:
+def _too_few(resources: Resources, partition: str, nodes: list[Node], fitting: int) -> str:
+    cpus = max(node.cpus for node in nodes)
+    mem_gib = max(node.mem_gib for node in nodes)
+    return (
+        f"{resources.nodes} nodes of {_per_node(resources)}; {partition} has {fitting} of "
+        f"{len(nodes)} (at most {cpus} cores, {mem_gib:g} GiB)"
+    )
+
+
+def _per_node(resources: Resources) -> str:
     parts = [
-        f"{shape.cpus * shape.tasks_per_node} cores",
-        f"{shape.mem_gb:g} GiB" if shape.mem_gb else None,
-        f"GPUs {shape.gpus_per_node}" if gpus(shape) else None,
-        shape.constraint,
+        f"{resources.cpus * resources.tasks_per_node} cores",
+        f"{resources.mem_gb:g} GiB" if resources.mem_gb else None,
+        f"GPUs {resources.gpus_per_node}" if gpus(resources) else None,
+        resources.constraint,
     ]
     return ", ".join(filter(None, parts))
 
 
-def _named(shape: Shape) -> str:
-    return ", ".join(f"{k} {v}" for k in ("partition", "account", "qos") if (v := getattr(shape, k))) or "no account"
+def _accounting_fields(resources: Resources) -> str:
+    keys = ("partition", "account", "qos")
+    fields = [f"{key} {value}" for key in keys if (value := getattr(resources, key))]
+    return ", ".join(fields) or "no account"
 
 
 def arrays(profile: Profile) -> Check:
-    """The profile's max_array against Slurm's."""
-    largest = scheduler.largest_array()
+    """The profile's max_array against Slurm's MaxArraySize."""
+    name = "arrays"
+    largest = slurm_cli.largest_array()
     if profile.max_array and profile.max_array > largest:
-        return Check(
-            "arrays", WARNING, f"max_array {profile.max_array}; Slurm takes {largest}", f"max_array: {largest}"
-        )
-    return Check("arrays", OK, f"{profile.max_array or largest} tasks in one")
+        finding = f"max_array {profile.max_array}; Slurm takes {largest}"
+        return Check(name, WARNING, finding, f"max_array: {largest}")
+    return Check(name, OK, f"{profile.max_array or largest} tasks in one")
 
 
-def submissions(profile: Profile, shapes: list[Shape], cluster: Cluster) -> Check:
-    """Jobs that may be queued at once: what `submit` goes by against what accounts and qos allow."""
+def submit_limits(profile: Profile, requests: list[Resources], cluster: Cluster) -> Check:
+    """Jobs queued at once: what `submit` limits itself to, against accounts and QOS."""
     name = "jobs at once"
     if not cluster.user and not cluster.qos:
-        return Check(name, UNKNOWN, "no accounts to ask", "max_submit: N, if your site tells you of a limit")
-    enforced = scheduler._setting("AccountingStorageEnforce")
+        fix = "max_submit: N, if your site tells you of a limit"
+        return Check(name, UNKNOWN, "no accounts to ask", fix)
+    enforced = slurm_cli.setting("AccountingStorageEnforce")
     if not re.search(r"limits|safe|all", enforced):
         return Check(name, OK, f"limits are not enforced ({enforced})")
-    found = [
+    limits = [
         int(value)
-        for shape in shapes
-        for row in cluster.rows(shape)
+        for resources in requests
+        for row in cluster.limits(resources)
         for key, value in row.items()
         if "Submit" in key and value.isdigit()
     ]
-    if not found:
-        return Check(name, OK, f"no limit of accounts or qos; max_submit {profile.max_submit or 'none'}")
-    own = profile.max_submit or scheduler.submit_limit(profile.shape("default").account)
-    if own is None or own > min(found):
-        return Check(
-            name, FAILED, f"{own or 'any number'} would be submitted; {min(found)} may", f"max_submit: {min(found)}"
-        )
-    return Check(name, OK, f"{own} at most, of {min(found)} that may be queued")
+    if not limits:
+        max_submit = profile.max_submit or "none"
+        return Check(name, OK, f"no limit of accounts or qos; max_submit {max_submit}")
+    allowed = min(limits)
+    account = profile.resources("default").account
+    submitted = profile.max_submit or slurm_cli.submit_limit(account)
+    if submitted is None or submitted > allowed:
+        finding = f"{submitted or 'any number'} would be submitted; {allowed} may"
+        return Check(name, FAILED, finding, f"max_submit: {allowed}")
+    return Check(name, OK, f"{submitted} at most, of {allowed} that may be queued")
 
 
-def accounting(shapes: list[Shape]) -> Check:
-    """Whether Slurm remembers why jobs ended, and knows the accounts that the profile names."""
-    if not scheduler.has_accounts():
-        if named := sorted({word for shape in shapes for word in (shape.account, shape.qos) if word}):
-            return Check("accounting", FAILED, f"off: {', '.join(named)} would be ignored", "delete account and qos")
-        lost = "off: Slurm keeps no reasons of ended jobs (out of memory, time limit) and no limits of users"
-        return Check("accounting", WARNING, lost, "nothing to type: `status` goes by the cells' logs")
+def accounting(requests: list[Resources]) -> Check:
+    """Whether Slurm records why jobs ended, and keeps the accounts that the profile names."""
+    name = "accounting"
+    if not slurm_cli.has_accounts():
+        if names := sorted({word for r in requests for word in (r.account, r.qos) if word}):
+            finding = f"off: {', '.join(names)} would be ignored"
+            return Check(name, FAILED, finding, "delete account and qos")
+        finding = "off: Slurm keeps no reasons of ended jobs (out of memory, time limit) "
+        finding += "and no limits of users"
+        return Check(name, WARNING, finding, "nothing to type: `status` goes by the cells' logs")
     if shutil.which("sacct"):
         try:
-            scheduler._ask("sacct", "--noheader", "--allocations", "--starttime=now")
+            slurm_cli.ask("sacct", "--noheader", "--allocations", "--starttime=now")
         except UserError as error:
-            return Check(
-                "accounting",
-                WARNING,
-                error.lines[0].split("; ")[0],
-                "reasons of ended jobs are missing until it answers",
-            )
-    return Check("accounting", OK, "slurmdbd")
+            finding = of_error(name, error).finding
+            fix = "reasons of ended jobs are missing until it answers"
+            return Check(name, WARNING, finding, fix)
+    return Check(name, OK, "slurmdbd")
 
 
-def requeue(profile: Profile, shapes: list[Shape], cluster: Cluster) -> Check:
-    """Whether a job that is preempted, or whose node fails, comes back."""
+def requeue(profile: Profile, requests: list[Resources], cluster: Cluster) -> Check:
+    """Whether a job is requeued after a preemption or a node failure."""
+    name = "requeue"
     if profile.requeue == 0:
-        lost = "requeue 0: a time limit, a preemption or a node's failure ends a cell"
-        return Check("requeue", WARNING, lost, "requeue: 20, or submit again each time")
-    used = sorted({p for shape in shapes for p in cluster.named(shape) if p in cluster.partitions})
-    modes = {name: cluster.partitions[name].get("PreemptMode", "OFF") for name in used}
-    if cancelling := [name for name, mode in modes.items() if "CANCEL" in mode]:
-        lost = f"jobs preempted in {', '.join(cancelling)} are cancelled, not requeued"
-        return Check("requeue", WARNING, lost, "submit again each time, or another partition")
-    return Check("requeue", OK, ", ".join(f"{name}: preemption {mode}" for name, mode in modes.items()))
+        finding = "requeue 0: a time limit, a preemption or a node's failure ends a cell"
+        return Check(name, WARNING, finding, "requeue: 20, or submit again each time")
+    partitions = {
+        p for r in requests for p in cluster.partition_names(r) if p in cluster.partitions
+    }
+    modes = {p: cluster.partitions[p].get("PreemptMode", "OFF") for p in sorted(partitions)}
+    if cancelling := [partition for partition, mode in modes.items() if "CANCEL" in mode]:
+        finding = f"jobs preempted in {', '.join(cancelling)} are cancelled, not requeued"
+        return Check(name, WARNING, finding, "submit again each time, or another partition")
+    parts = [f"{partition}: preemption {mode}" for partition, mode in modes.items()]
+    return Check(name, OK, ", ".join(parts))
 
 
 def keys(cells: list[Cell]) -> Check:
-    """The API keys that the cells' endpoints need, by the names of their variables."""
-    named = key_names(cells)
-    if missing := [name for name in named if not os.environ.get(name)]:
-        return Check("API keys", FAILED, f"not set: {', '.join(missing)}", f"export {missing[0]}=...")
-    return Check("API keys", OK, f"set: {', '.join(named)}" if named else "the study needs none")
+    """Whether the variables with the API keys of the cells' endpoints are set."""
+    name = "API keys"
+    names = key_names(cells)
+    if missing := [key for key in names if not os.environ.get(key)]:
+        fix = f"export {missing[0]}=..."
+        return Check(name, FAILED, f"not set: {', '.join(missing)}", fix)
+    return Check(name, OK, f"set: {', '.join(names)}" if names else "the study needs none")
 
 
 def key_names(cells: list[Cell]) -> list[str]:
-    """Environment variables that hold keys."""
-    return sorted({name for cell in cells if (name := cell.resources.get("address", {}).get("key_env"))})
+    """Environment variables that hold API keys."""
+    names = {cell.resources.get("address", {}).get("key_env") for cell in cells}
+    return sorted(name for name in names if name)
 
 
 def room(folder: Path) -> Check:
-    """Free space and free inodes where the runs are."""
+    """Free space and free inodes of the disk with the runs folder."""
+    name = "room"
     disk = os.statvfs(folder)
-    gib, files = disk.f_bavail * disk.f_frsize / GIB, disk.f_favail if disk.f_files else math.inf
-    own = next(
-        (f"; your own limit may be lower: {c}" for c in ("lfs quota", "quota -s") if shutil.which(c.split()[0])), ""
-    )
-    found = f"{gib:,.0f} GiB and {files:,} files free{own}"
+    gib = disk.f_bavail * disk.f_frsize / GIB
+    files = disk.f_favail if disk.f_files else math.inf
+    finding = f"{gib:,.0f} GiB and {files:,} files free"
+    quota_commands = [c for c in ("lfs quota", "quota -s") if shutil.which(c.split()[0])]
+    if quota_commands:
+        finding += f"; your own limit may be lower: {quota_commands[0]}"
     if gib < LEAST_GIB or files < LEAST_FILES:
-        return Check("room", FAILED, found, "make room, or choose another --runs")
+        return Check(name, FAILED, finding, "make room, or choose another --runs")
     if gib < LITTLE_GIB or files < LITTLE_FILES:
-        return Check("room", WARNING, found, "enough for a study of toys; 8 B models need more: another --runs")
-    return Check("room", OK, found)
+        fix = "enough for a study of toys; 8 B models need more: another --runs"
+        return Check(name, WARNING, finding, fix)
+    return Check(name, OK, finding)

@@ -1,4 +1,4 @@
-"""Look at a cluster before anybody submits to it: one line per check, and one thing to do where it isn't well."""
+"""Check a cluster before the first submission: one line per check, with a fix for each problem."""
 
 import contextlib
 import io
@@ -22,92 +22,120 @@ from core.errors import UserError
 from core.files import locked
 from core.paths import ROOT
 from core.stages import STAGE_INFO, STAGES, VLLM_STAGES
-from slurm import checks, scheduler
+from slurm import checks, slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
+from slurm.cluster_limits import ask_cluster, gpus
 from slurm.executor import executor
-from slurm.findings import Visit, ended, judged
-from slurm.probe import Probe, torn
-from slurm.profile import Profile, Shape, load_profile
+from slurm.findings import Facts, Visit, ended, report_visit
+from slurm.probe import Probe, torn_reads
+from slurm.profile import Profile, Resources, load_profile
 from slurm.snapshot import snapshot
 
-MINUTES, MEM_GB = 5, 16.0  # at most, for a job that only looks around
+# The most that a visiting job requests.
+MINUTES = 5
+MEM_GB = 16.0
 LATE_SECONDS = 30  # a shared folder may show a job's last file this long after the job
+LEAVE_SECONDS = 60  # to cancel and tidy up: longer than Slurm's KillWait on most clusters
+
+StagesByResources = dict[Resources, list[str]]
 
 
 def doctor(profile_path: Path, runs: Path, cells: list[Cell] | None, wait: float) -> list[Check]:
-    """Check a cluster profile, Slurm, the `runs` folder and one node of each kind that the profile asks for.
+    """Check a cluster profile, Slurm, the runs folder and one node of each kind requested.
 
-    Small jobs look at the nodes; none is left behind, and those that have not ended after `wait` seconds are cancelled
-    and told as not checked. `cells`: those of a study, whose
-    endpoints, keys and models are then checked too.
+    Small jobs visit the nodes. Those that have not ended after `wait` seconds are cancelled and
+    reported as not checked. No job and no file is left behind.
 
-    Raises UserError where the profile has mistakes.
+    Args:
+        profile_path: A profile's file, or its name in slurm/clusters.
+        runs: The folder of the cells.
+        cells: Those of a study, whose endpoints, keys and models are checked too. None: no study.
+        wait: Seconds.
+
+    Raises:
+        UserError: The profile has mistakes.
     """
     profile = load_profile(profile_path)
-    named = {cell.stage for cell in cells or ()} or set(STAGES)
-    shapes: dict[Shape, list[str]] = defaultdict(list)
+    used = {cell.stage for cell in cells or ()} or set(STAGES)
+    by_resources: StagesByResources = defaultdict(list)
     for stage in STAGES:
-        if stage in named:
-            shapes[profile.shape(stage)].append(stage)
-    found = [Check("profile", OK, f"{profile_path}: {len(shapes)} kinds of jobs for {len(named)} stages")]
+        if stage in used:
+            by_resources[profile.resources(stage)].append(stage)
+    kinds = f"{len(by_resources)} kinds of jobs for {len(used)} stages"
+    report = [Check("profile", OK, f"{profile_path}: {kinds}")]
     if cells is not None:
-        found.append(checks.keys(cells))
+        report.append(checks.keys(cells))
     else:
-        found.append(
-            Check("study", UNKNOWN, "none given: no endpoints, keys, models", "name one: doctor STUDY --cluster NAME")
-        )
-    with scheduler.clean_environment():
-        found.append(checks.commands())
-        if found[-1].state == FAILED:
-            return found
+        fix = "name one: doctor STUDY --cluster NAME"
+        report.append(Check("study", UNKNOWN, "none given: no endpoints, keys, models", fix))
+    with slurm_cli.clean_environment():
+        report.append(checks.commands())
+        if report[-1].state == FAILED:
+            return report
         try:
-            cluster = checks.ask_cluster()
-            requests = {s: checks.request(stages, s, profile, cluster) for s, stages in shapes.items()}
-            found += requests.values()
-            found.append(checks.arrays(profile))
-            found.append(checks.submissions(profile, list(shapes), cluster))
-            found.append(checks.accounting(list(shapes)))
-            found.append(checks.requeue(profile, list(shapes), cluster))
-            good = {s: stages for s, stages in shapes.items() if requests[s].state != FAILED}
-            found += _on_nodes(profile, runs.absolute(), cells or [], good, wait)
+            cluster = ask_cluster()
+            requests = {
+                resources: checks.request(stages, resources, profile, cluster)
+                for resources, stages in by_resources.items()
+            }
+            report += requests.values()
+            report.append(checks.arrays(profile))
+            report.append(checks.submit_limits(profile, list(by_resources), cluster))
+            report.append(checks.accounting(list(by_resources)))
+            report.append(checks.requeue(profile, list(by_resources), cluster))
+            possible = {
+                resources: stages
+                for resources, stages in by_resources.items()
+                if requests[resources].state != FAILED
+            }
+            report += _visit_nodes(profile, runs.absolute(), cells or [], possible, wait)
         except UserError as error:
-            found.append(checks.of_error("Slurm", error))
-    return found
+            report.append(checks.of_error("Slurm", error))
+    return report
 
 
-def show(found: list[Check]) -> str:
-    """The report: a line per check, and how many there are of each state."""
-    width = max(len(check.name) for check in found)
-    lines = [
-        f"{c.state:<12} {c.name:<{width}}  {c.found}" + (f"; {c.fix}" if c.fix and c.state != OK else "") for c in found
+def show(report: list[Check]) -> str:
+    """The report as text: a line per check, and the number of checks in each state."""
+    width = max(len(check.name) for check in report)
+    lines = []
+    for check in report:
+        fix = f"; {check.fix}" if check.fix and check.state != OK else ""
+        lines.append(f"{check.state:<12} {check.name:<{width}}  {check.finding}{fix}")
+    counts = [
+        f"{sum(check.state == state for check in report)} {state}"
+        for state in (OK, WARNING, FAILED, UNKNOWN)
     ]
-    counts = (f"{sum(c.state == state for c in found)} {state}" for state in (OK, WARNING, FAILED, UNKNOWN))
     return "\n".join([*lines, "", ", ".join(counts)])
 
 
-def _on_nodes(
-    profile: Profile, runs: Path, cells: list[Cell], shapes: dict[Shape, list[str]], wait: float
+def _visit_nodes(
+    profile: Profile, runs: Path, cells: list[Cell], by_resources: StagesByResources, wait: float
 ) -> list[Check]:
     try:
-        with _place(runs) as folder:
-            found = [Check("runs folder", OK, f"{runs} can be written"), checks.room(folder)]
+        with _temporary_folder(runs) as folder:
+            report = [Check("runs folder", OK, f"{runs} can be written"), checks.room(folder)]
             token = (folder / "token").read_text()
             code = snapshot(ROOT, folder / "slurm")
-            visits = _visits(profile, shapes, cells)
+            visits = _visits(profile, by_resources, cells)
             for visit in visits:
-                _send(visit, folder, code, token, cells, wait)
+                _send(visit, _probe(visit, folder, code, token, cells), wait)
             _await(visits, folder, token, wait)
-            return found + [check for visit in visits for check in judged(visit, folder)]
+            return report + [check for visit in visits for check in report_visit(visit, folder)]
     except OSError as error:
-        return [Check("runs folder", FAILED, f"{error.filename or runs}: {error.strerror}", "another --runs")]
+        finding = f"{error.filename or runs}: {error.strerror}"
+        return [Check("runs folder", FAILED, finding, "another --runs")]
 
 
 @contextlib.contextmanager
-def _place(runs: Path) -> Iterator[Path]:
-    """A fresh folder in `runs` with a token and a lock that is held. In the end, no job of it and no folder is left."""
+def _temporary_folder(runs: Path) -> Iterator[Path]:
+    """A fresh folder in `runs` with a token, and a lock that is held.
+
+    At the end its jobs are cancelled and the folder is removed.
+    """
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs))
-    # A closed terminal and a plain kill shall tidy up as Ctrl-C does; what nohup ignores stays ignored.
+    # A closed terminal and a plain kill must tidy up as Ctrl-C does. What nohup ignores stays
+    # ignored.
     signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
     for number in signals:
         signal.signal(number, signal.default_int_handler)
@@ -116,33 +144,41 @@ def _place(runs: Path) -> Iterator[Path]:
         with locked(folder / "lock"):
             yield folder
     finally:
-        _leave_nothing(folder)
+        _clean_up(folder)
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _leave_nothing(folder: Path) -> None:
-    end = time.monotonic() + 60  # longer than Slurm's KillWait on most clusters
-    while time.monotonic() < end:
+def _clean_up(folder: Path) -> None:
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while time.monotonic() < deadline:
         with contextlib.suppress(UserError):
-            # By the comment: an interrupted sbatch has told no id. What it misses, the jobs' deadline ends.
-            jobs = [q.job for q in scheduler.queue() if q.comment == folder.name or (folder / f"sent-{q.job}").exists()]
+            # By the comment, since an interrupted sbatch gave no id. The jobs' deadline ends
+            # those that this misses.
+            jobs = [
+                job.job
+                for job in slurm_cli.queue()
+                if job.comment == folder.name or (folder / f"sent-{job.job}").exists()
+            ]
             if not jobs:
                 break
-            scheduler.scancel(jobs)
+            slurm_cli.scancel(jobs)
         time.sleep(0.5)
-    while folder.exists() and time.monotonic() < end:
+    while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _visits(profile: Profile, shapes: dict[Shape, list[str]], cells: list[Cell]) -> list[Visit]:
-    """One visit for each partition, constraint and GPUs; of two nodes where any of its shapes has several."""
-    groups: dict[tuple[Any, ...], list[Shape]] = defaultdict(list)
-    for shape in shapes:
-        groups[shape.partition, shape.constraint, shape.gpus_per_node].append(shape)
-    found = []
-    for (partition, constraint, gpus), group in groups.items():
-        largest = max(group, key=lambda shape: shape.nodes)
+def _visits(profile: Profile, by_resources: StagesByResources, cells: list[Cell]) -> list[Visit]:
+    """One visit for each partition, constraint and kind of GPUs.
+
+    It goes to two nodes where one of its stages requests several.
+    """
+    groups: dict[tuple[str | None, str | None, int | str], list[Resources]] = defaultdict(list)
+    for resources in by_resources:
+        groups[resources.partition, resources.constraint, resources.gpus_per_node].append(resources)
+    visits = []
+    for (partition, constraint, gpus_per_node), group in groups.items():
+        largest = max(group, key=lambda resources: resources.nodes)
         small = replace(
             largest,
             minutes=min(MINUTES, largest.minutes),
@@ -150,86 +186,135 @@ def _visits(profile: Profile, shapes: dict[Shape, list[str]], cells: list[Cell])
             tasks_per_node=1,
             mem_gb=min(MEM_GB, largest.mem_gb) if largest.mem_gb else None,
         )
-        words = [partition or "default partition", constraint, f"GPUs {gpus}" if gpus else None]
-        stages = [stage for shape in group for stage in shapes[shape]]
+        gpu_words = f"GPUs {gpus_per_node}" if gpus_per_node else None
+        words = [partition or "default partition", constraint, gpu_words]
+        stages = [stage for resources in group for stage in by_resources[resources]]
         visit = Visit(" ".join(filter(None, words)), small, stages, profile)
         for cell in cells:
             if url := cell.resources.get("address", {}).get("base_url"):
-                parts = urlsplit(url)
-                port = parts.port or (80 if parts.scheme == "http" else 443)
-                users = visit.addresses.setdefault(f"{parts.hostname}:{port}", [])
-                users += [cell.stage] * (cell.stage in stages and cell.stage not in users)
-        found.append(visit)
-    return found
+                users = visit.addresses.setdefault(_host_and_port(url), [])
+                if cell.stage in stages and cell.stage not in users:
+                    users.append(cell.stage)
+        visits.append(visit)
+    return visits
 
 
-def _texts(value: Any) -> list[str]:
-    """Every text in nested resources."""
-    if isinstance(value, dict | list):
-        return [text for one in (value.values() if isinstance(value, dict) else value) for text in _texts(one)]
+def _host_and_port(url: str) -> str:
+    parts = urlsplit(url)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    return f"{parts.hostname}:{port}"
+
+
+def _strings(value: Any) -> list[str]:
+    """Every string in nested resources."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
     return [value] if isinstance(value, str) else []
 
 
-def _send(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell], wait: float) -> None:
+def _probe(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell]) -> Probe:
+    """The callable that the job runs on each node."""
     modules = ["submitit", *dict.fromkeys(STAGE_INFO[stage].module for stage in visit.stages)]
     if VLLM_STAGES & set(visit.stages):
-        modules.append("vllm.platforms.cuda" if visit.shape.gpus_per_node else "vllm")  # the first loads its kernels
-    paths = {value for c in cells for value in _texts(c.resources) if Path(value).is_absolute()}
-    # Files of the checkout are read from the snapshot.
-    paths = {path for path in paths if not (Path(path).is_relative_to(ROOT) and Path(path).is_file())}
+        # The CUDA platform module loads vLLM's kernels.
+        modules.append("vllm.platforms.cuda" if visit.resources.gpus_per_node else "vllm")
+    strings = {text for cell in cells for text in _strings(cell.resources)}
+    paths = {
+        text
+        for text in strings
+        if Path(text).is_absolute()
+        # Files of the checkout are read from the snapshot.
+        and not (Path(text).is_relative_to(ROOT) and Path(text).is_file())
+    }
     hosts = [address.rsplit(":", 1) for address in visit.addresses]
-    probe = Probe(
-        str(folder),
-        str(code),
-        token,
-        visit.profile.interface,
-        checks.gpus(visit.shape),
-        tuple(modules),
-        tuple(filter(None, (visit.profile.scratch, visit.profile.cache))),
-        tuple((host, int(port)) for host, port in hosts),
-        tuple(sorted(paths)),
-        tuple(checks.key_names(cells)),
+    return Probe(
+        folder=str(folder),
+        code=str(code),
+        token=token,
+        interface=visit.profile.interface,
+        gpus=gpus(visit.resources),
+        modules=tuple(modules),
+        writable=tuple(filter(None, (visit.profile.scratch, visit.profile.cache))),
+        addresses=tuple((host, int(port)) for host, port in hosts),
+        paths=tuple(sorted(paths)),
+        keys=tuple(checks.key_names(cells)),
     )
-    # It never comes back once it is gone, and Slurm itself drops it should this process be killed.
-    once = replace(visit.profile, requeue=0)
-    sender = executor("doctor", visit.shape, once, code, folder / "jobs", comment=folder.name)
-    sender.parameters["additional_parameters"]["deadline"] = f"now+{int(wait) + 60 * (visit.shape.minutes + 1)}"
+
+
+def _send(visit: Visit, probe: Probe, wait: float) -> None:
+    """Submit the visit's job; on failure set its `refusal`."""
+    folder = Path(probe.folder)
+    # The job is never requeued, and has a deadline in case this process is killed.
+    profile = replace(visit.profile, requeue=0)
+    sender = executor(
+        "doctor",
+        visit.resources,
+        profile,
+        Path(probe.code),
+        folder / "jobs",
+        comment=folder.name,
+    )
+    deadline = int(wait) + 60 * (visit.resources.minutes + 1)
+    sender.parameters["additional_parameters"]["deadline"] = f"now+{deadline}"
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             visit.job = sender.submit(probe).job_id
         (folder / f"sent-{visit.job}").touch()
     except (FailedJobError, FailedSubmissionError) as error:
-        visit.refusal = scheduler.last_line(str(error))
+        visit.refusal = slurm_cli.last_line(str(error))
 
 
 def _await(visits: list[Visit], folder: Path, token: str, wait: float) -> None:
-    """Answer the nodes and gather what they write, until all have ended or `wait` seconds are over."""
-    end, asked, over = time.monotonic() + wait, 0.0, 0.0
-    seen: dict[str, dict[str, Any]] = {}
+    """Answer the nodes' pings and gather their facts.
+
+    Returns when all jobs have ended, or after `wait` seconds.
+    """
+    deadline = time.monotonic() + wait
+    asked = 0.0
+    late_deadline = 0.0  # set once no job is queued any more
+    answered: dict[str, Facts] = {}  # job and rank -> facts seen from this side
     while True:
         for ping in folder.glob("ping-*"):
             name = ping.name.removeprefix("ping-")
-            if not ping.suffix and name not in seen:
+            if not ping.suffix and name not in answered:
                 (folder / f"pong-{name}").touch()
-                seen[name] = {"back": ping.read_text() == token, "torn": torn(folder / f"turning-{name}")}
+                torn = torn_reads(folder / f"replaced-{name}")
+                answered[name] = {"back": ping.read_text() == token, "torn": torn}
         for visit in visits:
-            with contextlib.suppress(OSError):  # NFS, where it is replaced between opening and reading
-                visit.facts = _facts(folder, visit, seen)
+            # On NFS, reading fails where the file is replaced between opening and reading.
+            with contextlib.suppress(OSError):
+                visit.facts = _read_facts(folder, visit, answered)
         now = time.monotonic()
-        if all(visit.whole or visit.refusal for visit in visits) or now > end or (over and now > over):
+        if all(visit.complete or visit.refusal for visit in visits) or now > deadline:
+            return
+        if late_deadline and now > late_deadline:
             return
         if now - asked > 1:
-            with contextlib.suppress(UserError):  # no answer now is no news
-                queue = {job.job: job for job in scheduler.queue()}
-                for visit in visits:
-                    visit.queued = queue.get(visit.job or "")
-                if not over and not any(visit.queued for visit in visits):
-                    done = any(ended(v).startswith(("COMPLETED", "gone")) for v in visits if v.job and not v.whole)
-                    over = now + (LATE_SECONDS if done else 1)
+            with contextlib.suppress(UserError):  # no answer: the queue stays as it was last seen
+                _update_queued(visits)
+                if not late_deadline and not any(visit.queued for visit in visits):
+                    late_deadline = now + (LATE_SECONDS if _any_late(visits) else 1)
             asked = now
         time.sleep(0.1)
 
 
-def _facts(folder: Path, visit: Visit, seen: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _update_queued(visits: list[Visit]) -> None:
+    queue = {job.job: job for job in slurm_cli.queue()}
+    for visit in visits:
+        visit.queued = queue.get(visit.job or "")
+
+
+def _any_late(visits: list[Visit]) -> bool:
+    """Whether a job ended well whose facts have not all shown in the shared folder."""
+    incomplete = [visit for visit in visits if visit.job and not visit.complete]
+    return any(ended(visit).startswith(("COMPLETED", "gone")) for visit in incomplete)
+
+
+def _read_facts(folder: Path, visit: Visit, answered: dict[str, Facts]) -> list[Facts]:
     files = sorted(folder.glob(f"facts-{visit.job}-*.json"))
-    return [json.loads(file.read_text()) | seen.get(file.stem.removeprefix("facts-"), {}) for file in files]
+    return [
+        json.loads(file.read_text()) | answered.get(file.stem.removeprefix("facts-"), {})
+        for file in files
+    ]

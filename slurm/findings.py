@@ -1,4 +1,4 @@
-"""What doctor's small jobs found: a verdict for every line of its report."""
+"""Judge what doctor's small jobs reported from the nodes: one verdict per line of the report."""
 
 import re
 import sys
@@ -8,174 +8,207 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slurm import checks, scheduler
+from slurm import slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
-from slurm.profile import Profile, Shape
+from slurm.cluster_limits import gpus as gpus_requested
+from slurm.profile import Profile, Resources
 
-SLOW_SECONDS = 5  # a file that shows later than this makes a job miss what the one before it wrote
+# A file that shows later than this makes a job miss what the one before it wrote.
+SLOW_SECONDS = 5
 
 NOISE = re.compile(r"Exited with exit code|Terminating|STEP \S+ ON .* CANCELLED|Force Terminated")
 LONGER = "give it longer: --wait SECONDS"
 NOT_SHARED = "--runs on a disk that nodes share, by the same path"
 
-Facts = dict[str, Any]
-Verdict = tuple[str, str, str] | None  # state, what was found, fix; None: nothing was asked for
+Facts = dict[str, Any]  # section -> what slurm.probe wrote about one node
+Verdict = tuple[str, str, str]  # state, finding, fix
+SEVERITY = (OK, WARNING, UNKNOWN, FAILED)
 
 
 @dataclass
 class Visit:
-    """One small job on the nodes that some shapes ask for, and what has come of it."""
+    """One small job on nodes of one kind, and its result so far."""
 
     label: str
-    shape: Shape
+    resources: Resources
     stages: list[str]
     profile: Profile
     job: str | None = None
     refusal: str = ""
-    queued: scheduler.Queued | None = None  # as it was last seen, if it was not over
-    facts: list[dict[str, Any]] = field(default_factory=list)  # of each of its nodes
-    addresses: dict[str, list[str]] = field(default_factory=dict)  # host:port -> stages that call it
+    queued: slurm_cli.Queued | None = None  # as last seen; None: it has ended
+    facts: list[Facts] = field(default_factory=list)  # one per node
+    addresses: dict[str, list[str]] = field(default_factory=dict)  # host:port -> its stages
 
     @property
-    def whole(self) -> bool:
-        """Every node has written everything."""
-        return len(self.facts) == self.shape.nodes and all(set(f["sections"]) <= set(f) for f in self.facts)
+    def complete(self) -> bool:
+        """Whether every node has written every section."""
+        written = [set(facts["sections"]) <= set(facts) for facts in self.facts]
+        return len(written) == self.resources.nodes and all(written)
 
 
-def _error(facts: Facts, section: str, fix: str) -> Verdict:
+def _error(facts: Facts, section: str, fix: str) -> Verdict | None:
     value = facts[section]
-    return (FAILED, value["error"], fix) if isinstance(value, dict) and value.get("error") else None
+    if isinstance(value, dict) and value.get("error"):
+        return FAILED, value["error"], fix
+    return None
 
 
-def shared(facts: Facts, visit: Visit) -> Verdict:
-    """The folder is the same there and here, and files show soon."""
+def shared(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the runs folder is the same here and on the node, and files show soon."""
     if verdict := _error(facts, "shared", NOT_SHARED):
         return verdict
-    same, seconds = facts["shared"]["same"], facts["shared"]["seconds"]
-    if not same or not facts.get("back"):
+    seconds = facts["shared"]["seconds"]
+    if not facts["shared"]["same"] or not facts.get("back"):
         return FAILED, "what is written on one side does not show on the other", NOT_SHARED
     if seconds is None or seconds > SLOW_SECONDS:
-        took = "not within a minute" if seconds is None else f"after {seconds:.0f} s"
-        lost = f"an answer showed {took}: a job may miss what the one before it wrote"
-        return WARNING, lost, "submit again where that happens, or another --runs (NFS: mount option actimeo)"
+        delay = "not within a minute" if seconds is None else f"after {seconds:.0f} s"
+        finding = f"an answer showed {delay}: a job may miss what the one before it wrote"
+        fix = "submit again where that happens, or another --runs (NFS: mount option actimeo)"
+        return WARNING, finding, fix
     return OK, f"same content both ways; there and back in {seconds:.1f} s", ""
 
 
-def rename(facts: Facts, visit: Visit) -> Verdict:
-    """A file that is replaced is old or new for a reader on another machine, never missing or torn."""
-    found, fix = facts["shared"], "another --runs: a half-written file could pass for a finished one"
-    if why := found.get("rename"):
+def rename(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether a reader on another machine sees a replaced file as old or new, never torn."""
+    fix = "another --runs: a half-written file could pass for a finished one"
+    if why := facts["shared"].get("rename"):
         return FAILED, f"a file can't be replaced: {why}", fix
-    if bad := facts.get("torn"):
-        return FAILED, f"a reader met a missing or half-written file {bad} times while it was replaced", fix
-    return (OK, "replacing a file is atomic, seen from here", "") if "torn" in facts else None
-
-
-def locks(facts: Facts, visit: Visit) -> Verdict:
-    """flock holds, and holds on all machines."""
-    found = facts["shared"]
-    if "error" in found:
+    if torn := facts.get("torn"):
+        finding = f"a reader met a missing or half-written file {torn} times while it was replaced"
+        return FAILED, finding, fix
+    if "torn" not in facts:
         return None
-    if (own := found.get("own lock")) != "taken":
-        return FAILED, f"flock: {own}", "another --runs (Lustre: mount option flock)"
-    if found["doctor lock"] == "taken":
-        lost = "flock does not hold between machines: two submissions or jobs could write one folder"
-        return WARNING, lost, "submit from one machine, or another --runs (Lustre: flock, not localflock)"
+    return OK, "replacing a file is atomic, seen from here", ""
+
+
+def locks(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether flock works, also between machines."""
+    shared_facts = facts["shared"]
+    if "error" in shared_facts:
+        return None
+    if (own_lock := shared_facts.get("own lock")) != "taken":
+        return FAILED, f"flock: {own_lock}", "another --runs (Lustre: mount option flock)"
+    if shared_facts["doctor lock"] == "taken":
+        finding = "flock does not hold between machines: "
+        finding += "two submissions or jobs could write one folder"
+        fix = "submit from one machine, or another --runs (Lustre: flock, not localflock)"
+        return WARNING, finding, fix
     return OK, "flock holds between machines", ""
 
 
-def python(facts: Facts, visit: Visit) -> Verdict:
-    """The same minor version as here; Slurm's commands, for ranks and requeues and jobs that submit more."""
+def python(facts: Facts, visit: Visit) -> Verdict | None:
+    """Python's version against the one here, and Slurm's commands.
+
+    Jobs need those commands to find the first host, to requeue and to submit further jobs.
+    """
     if missing := facts["commands"]:
         state = FAILED if "scontrol" in missing else WARNING
-        return state, f"no {', '.join(missing)} on PATH there", "setup: [module load slurm], or export PATH=..."
-    there, here = ".".join(map(str, facts["python"])), ".".join(map(str, sys.version_info[:3]))
+        fix = "setup: [module load slurm], or export PATH=..."
+        return state, f"no {', '.join(missing)} on PATH there", fix
+    there = ".".join(map(str, facts["python"]))
+    here = ".".join(map(str, sys.version_info[:3]))
     if facts["python"][:2] != list(sys.version_info[:2]):
-        return WARNING, f"Python {there}, but {here} here", "python: the same in the profile as the one that submits"
+        fix = "python: the same in the profile as the one that submits"
+        return WARNING, f"Python {there}, but {here} here", fix
     return OK, f"Python {there}", ""
 
 
-def packages(facts: Facts, visit: Visit) -> Verdict:
-    """What the cells of these jobs import can be imported."""
+def packages(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the modules that the cells import can be imported."""
     if verdict := _error(facts, "packages", "look at python and setup in the profile"):
         return verdict
-    found = facts["packages"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    if found["failed"]:
-        why = f"{found['failed']}: {found['why']} ({versions})"
-        return FAILED, why, "pip install -r requirements.txt, for the python of the profile"
-    return OK, f"{versions}; imported in {found['seconds']:.0f} s", ""
+    imports = facts["packages"]
+    versions = ", ".join(f"{name} {version}" for name, version in imports["versions"].items())
+    if imports["failed"]:
+        finding = f"{imports['failed']}: {imports['why']} ({versions})"
+        return FAILED, finding, "pip install -r requirements.txt, for the python of the profile"
+    return OK, f"{versions}; imported in {imports['seconds']:.0f} s", ""
 
 
-def writable(facts: Facts, visit: Visit) -> Verdict:
-    """Scratch and cache can be made and written."""
-    found = facts["writable"]
-    if bad := [f"{place}: {why}" for place, why in found.items() if why]:
-        return FAILED, bad[0], "scratch, cache: folders that can be made there"
-    return (OK, ", ".join(found), "") if found else None
+def writable(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the scratch and cache folders can be created and written."""
+    folders = facts["writable"]
+    if failed := [f"{folder}: {why}" for folder, why in folders.items() if why]:
+        return FAILED, failed[0], "scratch, cache: folders that can be made there"
+    return (OK, ", ".join(folders), "") if folders else None
 
 
-def keys(facts: Facts, visit: Visit) -> Verdict:
-    """What is set here is set there."""
+def keys(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the API keys that are set here are set in jobs."""
     if missing := facts["keys"]:
-        return FAILED, f"not set in jobs: {', '.join(missing)}", "export them before submitting; unset SBATCH_EXPORT"
+        fix = "export them before submitting; unset SBATCH_EXPORT"
+        return FAILED, f"not set in jobs: {', '.join(missing)}", fix
     return None
 
 
-def paths(facts: Facts, visit: Visit) -> Verdict:
-    """Models and data files that the study names."""
+def paths(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the models and data files that the study names exist on the node."""
     if missing := facts["paths"]:
-        return FAILED, f"no {', '.join(missing)}", "put it on a disk that nodes share, and name that path in the study"
+        fix = "put it on a disk that nodes share, and name that path in the study"
+        return FAILED, f"no {', '.join(missing)}", fix
     return None
 
 
-def addresses(facts: Facts, visit: Visit) -> Verdict:
-    """The endpoints' hosts, from the nodes of the stages that call them; others should know that they're offline."""
-    found = facts["addresses"]
-    if not found:
+def addresses(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the nodes reach the endpoints that their stages call.
+
+    Nodes that reach none need `offline: true` in the profile.
+    """
+    reasons = facts["addresses"]
+    if not reasons:
         return None
-    bad = {address: why for address, why in found.items() if why}
-    for address, why in bad.items():
+    unreachable = {address: why for address, why in reasons.items() if why}
+    for address, why in unreachable.items():
         if users := visit.addresses[address]:
             fix = f"stages.{users[0]}: a partition whose nodes reach it, or another endpoint"
             return FAILED, f"{', '.join(users)} call {address}: {why}", fix
-    if bad and not visit.profile.offline:
-        return WARNING, f"no way to {', '.join(bad)}", "offline: true"
-    return OK, f"no way to {', '.join(bad)}, as offline says" if bad else f"reaches {', '.join(found)}", ""
+    if not unreachable:
+        return OK, f"reaches {', '.join(reasons)}", ""
+    if not visit.profile.offline:
+        return WARNING, f"no way to {', '.join(unreachable)}", "offline: true"
+    return OK, f"no way to {', '.join(unreachable)}, as offline says", ""
 
 
-def gpus(facts: Facts, visit: Visit) -> Verdict:
-    """As many GPUs as asked for, and a driver that runs torch's CUDA."""
+def gpus(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether torch sees as many GPUs as requested, and the driver supports torch's CUDA."""
     if verdict := _error(facts, "gpus", "torch must load: see packages"):
         return verdict
-    found, asked = facts["gpus"], checks.gpus(visit.shape)
-    versions = f"torch {found['torch']} for CUDA {found['built for']}, driver for CUDA {found['driver']}"
-    if not found["built for"]:
-        return FAILED, f"torch {found['torch']} is built without CUDA", "pip install -r requirements.txt"
-    if found["driver"] and int(found["driver"].split(".")[0]) < int(found["built for"].split(".")[0]):
-        return FAILED, f"the driver is too old: {versions}", "ask the site for a newer driver, or another partition"
-    if len(found["cards"]) < asked:
-        return FAILED, f"{len(found['cards'])} of {asked} GPUs seen; {versions}", "nvidia-smi there; tell the site"
-    name, gib = found["cards"][0]
-    return OK, f"{len(found['cards'])} x {name}, {gib} GiB; {versions}", ""
+    torch = facts["gpus"]["torch"]
+    built_for = facts["gpus"]["built for"]
+    driver = facts["gpus"]["driver"]
+    cards = facts["gpus"]["cards"]
+    if not built_for:
+        fix = "pip install -r requirements.txt"
+        return FAILED, f"torch {torch} is built without CUDA", fix
+    versions = f"torch {torch} for CUDA {built_for}, driver for CUDA {driver}"
+    if driver and int(driver.split(".")[0]) < int(built_for.split(".")[0]):
+        fix = "ask the site for a newer driver, or another partition"
+        return FAILED, f"the driver is too old: {versions}", fix
+    requested = gpus_requested(visit.resources)
+    if len(cards) < requested:
+        finding = f"{len(cards)} of {requested} GPUs seen; {versions}"
+        return FAILED, finding, "nvidia-smi there; tell the site"
+    name, gib = cards[0]
+    return OK, f"{len(cards)} x {name}, {gib} GiB; {versions}", ""
 
 
-def all_reduce(facts: Facts, visit: Visit) -> Verdict:
-    """Two nodes can add up numbers."""
-    why = facts["all-reduce"].get("error", "")
-    loads = "interfaces here" in why
-    fix = "interface: the network between the nodes (ip -brief address there)" if loads else "see packages"
+def all_reduce(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether an all-reduce over two nodes works."""
+    result = facts["all-reduce"]
+    fix = "see packages"
+    if "interfaces" in result:
+        fix = "interface: the network between the nodes (ip -brief address there)"
     if verdict := _error(facts, "all-reduce", fix):
         return verdict
-    found = facts["all-reduce"]
-    if not found["right"]:
-        return FAILED, f"a wrong sum by {found['backend']}", "ask the site: the network or a GPU is broken"
-    by = f"{found['backend']}, interface {visit.profile.interface or 'guessed'}"
-    return OK, f"16 MiB in {found['seconds']:.2f} s by {by}", ""
+    backend = result["backend"]
+    if not result["right"]:
+        return FAILED, f"a wrong sum by {backend}", "ask the site: the network or a GPU is broken"
+    interface = visit.profile.interface or "guessed"
+    return OK, f"16 MiB in {result['seconds']:.2f} s by {backend}, interface {interface}", ""
 
 
-# Name of the line -> the section of the facts it comes from, and who judges.
-LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict]]] = {
+# Name of the line -> the section of the facts that it needs, and the function that judges it.
+LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
     "shared folder": ("shared", shared),
     "rename": ("shared", rename),
     "locks": ("shared", locks),
@@ -190,53 +223,74 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict]]] = {
 }
 
 
-def judged(visit: Visit, folder: Path) -> list[Check]:
-    """The lines of a visit whose job wrote into `folder`."""
+def report_visit(visit: Visit, folder: Path) -> list[Check]:
+    """The report's lines about one visit, whose job wrote into `folder`."""
+    if not visit.facts:
+        return [_without_facts(visit, folder)]
+    report = []
+    unanswered = _unanswered(visit, folder)
+    for line, (section, judge) in LINES.items():
+        hosts: dict[Verdict, list[str]] = defaultdict(list)
+        for facts in visit.facts:
+            if section in facts["sections"]:
+                verdict = judge(facts, visit) if section in facts else unanswered
+                if verdict:
+                    hosts[verdict].append(facts["host"])
+        if hosts:
+            worst = max(hosts, key=lambda verdict: SEVERITY.index(verdict[0]))
+            state, finding, fix = worst
+            names = [name for verdict in hosts if verdict[0] == state for name in hosts[verdict]]
+            finding = f"{', '.join(names)}: {finding}"
+            report.append(Check(f"{visit.label}: {line}", state, finding, fix))
+    if missing := visit.resources.nodes - len(visit.facts):
+        finding = f"{missing} of {visit.resources.nodes} nodes left nothing in {folder.parent}"
+        fix = LONGER if visit.queued else f"{NOT_SHARED}; or leave that node out"
+        report.append(Check(f"{visit.label}: node", unanswered[0], finding, fix))
+    return report
+
+
+def _without_facts(visit: Visit, folder: Path) -> Check:
+    """The line about a job none of whose nodes wrote anything."""
     name = f"{visit.label}: node"
     if visit.refusal:
-        return [Check(name, UNKNOWN, f"sbatch refused a small job: {visit.refusal}", "change what it names")]
-    if visit.queued and not visit.facts:
-        waits = visit.queued.state == "PENDING"
-        state = f"still waits in the queue ({visit.queued.reason})" if waits else "runs, but has said nothing yet"
-        return [Check(name, UNKNOWN, f"job {visit.job} {state}", LONGER)]
-    if not visit.facts:
-        end = f"job {visit.job} ended ({ended(visit)})"
-        if log := _log(visit, folder):
-            return [Check(name, FAILED, f"{end}: {log}", "see python and setup in the profile")]
-        lost = f"{end} and left nothing in {folder.parent}: the nodes see no such folder, or another one"
-        return [Check(f"{visit.label}: shared folder", FAILED, lost, NOT_SHARED)]
-    found, silent = [], _silent(visit, folder)
-    for line, (section, judge) in LINES.items():
-        told: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-        for facts in visit.facts:
-            if section in facts["sections"] and (verdict := judge(facts, visit) if section in facts else silent):
-                told[verdict].append(facts["host"])
-        if told:
-            state, what, fix = max(told, key=lambda verdict: (OK, WARNING, UNKNOWN, FAILED).index(verdict[0]))
-            hosts = [host for verdict, hosts in told.items() for host in hosts if verdict[0] == state]
-            found.append(Check(f"{visit.label}: {line}", state, f"{', '.join(hosts)}: {what}", fix))
-    if lacking := visit.shape.nodes - len(visit.facts):
-        lost = f"{lacking} of {visit.shape.nodes} nodes left nothing in {folder.parent}"
-        found.append(Check(name, silent[0], lost, LONGER if visit.queued else f"{NOT_SHARED}; or leave that node out"))
-    return found
-
-
-def _silent(visit: Visit, folder: Path) -> tuple[str, str, str]:
-    """The verdict on what a job did not write."""
+        finding = f"sbatch refused a small job: {visit.refusal}"
+        return Check(name, UNKNOWN, finding, "change what it names")
     if visit.queued:
-        return UNKNOWN, f"job {visit.job} has not said yet", LONGER
-    return FAILED, f"job {visit.job} ended before it said: {_log(visit, folder)}", "see that line, or the node's state"
+        state = "runs, but has written nothing yet"
+        if visit.queued.state == "PENDING":
+            state = f"still waits in the queue ({visit.queued.reason})"
+        return Check(name, UNKNOWN, f"job {visit.job} {state}", LONGER)
+    end = f"job {visit.job} ended ({ended(visit)})"
+    if log := _log(visit, folder):
+        return Check(name, FAILED, f"{end}: {log}", "see python and setup in the profile")
+    cause = "the nodes see no such folder, or another one"
+    finding = f"{end} and left nothing in {folder.parent}: {cause}"
+    return Check(f"{visit.label}: shared folder", FAILED, finding, NOT_SHARED)
+
+
+def _unanswered(visit: Visit, folder: Path) -> Verdict:
+    """The verdict on a section that a job did not write."""
+    if visit.queued:
+        return UNKNOWN, f"job {visit.job} has not written it yet", LONGER
+    finding = f"job {visit.job} ended before it wrote this: {_log(visit, folder)}"
+    return FAILED, finding, "see that line, or the node's state"
 
 
 def ended(visit: Visit) -> str:
-    """How Slurm says that a job ended."""
-    line = scheduler._call("scontrol", "--oneliner", "show", "job", str(visit.job)).stdout
-    words = dict(word.split("=", 1) for word in line.split() if "=" in word)
-    return f"{words.get('JobState', 'gone')}, exit code {words.get('ExitCode', 'unknown')}"
+    """How a job ended, by Slurm: its state and exit code."""
+    line = slurm_cli.call("scontrol", "--oneliner", "show", "job", str(visit.job)).stdout
+    fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    return f"{fields.get('JobState', 'gone')}, exit code {fields.get('ExitCode', 'unknown')}"
 
 
 def _log(visit: Visit, folder: Path) -> str:
-    """The last line of the job's logs that says something; nothing where there are no logs."""
+    """The last line of the job's logs that is not noise; empty where there are no logs."""
     logs = sorted((folder / "jobs").glob(f"{visit.job}_*log.*"))
-    lines = [line.strip() for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if not NOISE.search(line)), lines[-1] if lines else "")
+    lines = [
+        line.strip()
+        for log in logs
+        for line in log.read_text(errors="replace").splitlines()
+        if line.strip()
+    ]
+    informative = [line for line in lines if not NOISE.search(line)]
+    return next(reversed(informative or lines), "")

@@ -19,55 +19,69 @@ _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 
 @dataclass(frozen=True)
 class CellJob:
-    """Run the cells in `folders`. submitit pickles it by the name of this module, which the job finds in `code`."""
+    """Run the cells in `folders`.
+
+    submitit pickles it by the name of this module, which the job imports from `code`.
+    """
 
     code: str
     folders: tuple[str, ...]
     interface: str | None = None
 
     def __call__(self) -> None:
-        """Raises RuntimeError that names the cells that failed; the cells behind one that failed are still run."""
+        """Run all cells, those after a failed one too.
+
+        Raises RuntimeError that names the cells that failed.
+        """
         sys.path.insert(0, self.code)  # before the `recipes` that torchtune installs
         if scratch := os.environ.get("TMPDIR"):
-            Path(scratch).mkdir(parents=True, exist_ok=True)  # here, because every node has its own
+            # Here, because every node has a disk of its own.
+            Path(scratch).mkdir(parents=True, exist_ok=True)
         export_ranks(self.interface)
+        rank = os.environ.get("RANK", "0")  # ranks above 0 write to Slurm's own log of the task
         failed = []
         for folder in map(Path, self.folders):
             try:
-                # Ranks above 0 keep to Slurm's own log of the task.
-                with log_to(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+                with log_to(folder) if rank == "0" else contextlib.nullcontext():
                     run_cell(folder)
             except Exception:
                 failed.append(folder)
-            except SystemExit as end:
-                if end.code == 128 + signal.SIGTERM:
-                    _queue_again()
+            except SystemExit as exit_request:
+                if exit_request.code == 128 + signal.SIGTERM:
+                    _requeue()
                 raise
         if failed:
-            raise RuntimeError("failed: " + ", ".join(f"{folder}/log.txt" for folder in failed))
+            logs = ", ".join(f"{folder}/log.txt" for folder in failed)
+            raise RuntimeError(f"failed: {logs}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Told to stop (a time limit, a preemption), the same job is queued again: a cell continues from its folder."""
+        """Called by submitit at a time limit or a preemption: queue the same job again.
+
+        A cell continues from its folder.
+        """
         return DelayedSubmission(self)
 
 
-def _queue_again() -> None:
-    """After a TERM that a training stopped for: be queued again, unless Slurm is ending the job anyway.
+def _requeue() -> None:
+    """Queue the job again after a training stopped for SIGTERM, unless Slurm is ending the job.
 
-    Many clusters announce a preemption so, and never start again a job that then ends by itself. A job that is
-    cancelled hears the same, but no longer counts as running.
+    Many clusters announce a preemption by SIGTERM, and do not restart a job that then ends by
+    itself. A cancelled job receives the same signal, but its state is no longer RUNNING.
     """
-    state = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
-    if subprocess.run(state, capture_output=True, text=True).stdout.strip() != "RUNNING":
+    command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
+    state = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    if state != "RUNNING":
         return
-    signal.raise_signal(signal.SIGUSR2)  # submitit does it, in rank 0, and ends the process
-    time.sleep(60)  # the other ranks: one that ended now would take rank 0 along
+    signal.raise_signal(signal.SIGUSR2)  # submitit requeues in rank 0, and ends the process
+    # The other ranks wait: srun would end rank 0 as soon as one of them exits.
+    time.sleep(60)
 
 
 def export_ranks(interface: str | None) -> None:
-    """Describe a job of several tasks to torch.distributed; clear what a shell may have left for a job of one.
+    """Set torch.distributed's variables for a job of several tasks; unset them for a job of one.
 
-    All tasks of a job derive the same address without talking: the first host of the job and a port from its id.
+    All tasks derive the same address without communication: the first host of the job, and a port
+    from the job's id. `interface`: the network interface for NCCL and gloo.
     """
     for name in _RANKS:
         os.environ.pop(name, None)
@@ -81,7 +95,7 @@ def export_ranks(interface: str | None) -> None:
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(world // nodes),
         "MASTER_ADDR": _first_host() if nodes > 1 else "127.0.0.1",
-        # Below the ephemeral ports (from 32768 on), where another program's connection may sit at any moment.
+        # Below the ephemeral ports (from 32768 on), any of which another program may be using.
         "MASTER_PORT": str(15000 + int(os.environ["SLURM_JOB_ID"]) % 15000),
     }
     if interface:

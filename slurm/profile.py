@@ -1,9 +1,9 @@
-"""A cluster profile (clusters/*.yaml) as dataclasses: every key there is, read strictly."""
+"""A cluster profile (slurm/clusters/*.yaml) as dataclasses, read strictly."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -21,19 +21,27 @@ FOLDER = Path(__file__).parent / "clusters"
 
 
 @dataclass(config=_STRICT, frozen=True)
-class Shape:
-    """What one job of a stage asks for."""
+class Resources:
+    """What one job of a stage requests from Slurm."""
 
-    minutes: Count  # time limit; a job that reaches it is requeued and continues
+    minutes: Count
+    """Time limit. A job that reaches it is requeued and continues."""
     nodes: Count = 1
-    tasks_per_node: Count = 1  # processes: one per GPU for a training over several GPUs
-    gpus_per_node: int | Word = 0  # a count, or a type and a count such as h100:8
-    cpus: Count = 1  # cores per task
-    mem_gb: Annotated[float, Field(gt=0)] | None = None  # per node; none: the partition's default
-    # Of one GPU, for trainings; nothing is asked of Slurm. None: memory is not checked, speed is guessed.
+    tasks_per_node: Count = 1
+    """Processes on each node: one per GPU for a training over several GPUs."""
+    gpus_per_node: int | Word = 0
+    """A count, or a type and a count, such as h100:8."""
+    cpus: Count = 1
+    """Cores per task."""
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory per node, in GiB. None: the partition's default."""
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one GPU, for the forecast of trainings. Slurm is not asked for it.
+    None: the forecast does not check memory."""
     tokens_per_second: Annotated[float, Field(gt=0)] | None = None
-    partition: Word | None = None  # these four instead of the profile's own
+    """Measured training speed, for the forecast. None: the forecast estimates it."""
+    partition: Word | None = None
+    """This and the next three override the profile's own values."""
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
@@ -43,59 +51,88 @@ class Shape:
 class Profile:
     """One cluster, for one user."""
 
-    stages: dict[Stages, Shape]
+    stages: dict[Stages, Resources]
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
-    python: str | None = None  # the command that starts Python in a job; none: the Python that submits
-    setup: list[str] = Field(default_factory=list)  # shell lines before it, such as `module load cuda`
-    scratch: str | None = None  # TMPDIR of jobs, on the node's own disk
-    cache: str | None = None  # where Hugging Face, vLLM and compilers keep what they fetch or build; shared
-    interface: Word | None = None  # network interface for trainings over several nodes, such as ib0
-    offline: bool = False  # compute nodes have no internet: libraries are told not to try
-    requeue: Annotated[int, Field(ge=0)] = 20  # time limits one job may use up; 0: never requeued, whatever ends it
-    array_parallelism: Count = 256  # tasks of one array that run at the same time
-    max_array: Count | None = None  # tasks in one array; none: Slurm's own MaxArraySize
-    max_submit: Annotated[int, Field(ge=3)] | None = (
-        None  # jobs of yours queued at once; none: what Slurm's accounts say
-    )
+    python: str | None = None
+    """The command that starts Python in a job. None: the Python that submits."""
+    setup: list[str] = Field(default_factory=list)
+    """Shell lines that run before Python, such as `module load cuda`."""
+    scratch: str | None = None
+    """TMPDIR of jobs, on the node's own disk."""
+    cache: str | None = None
+    """Shared folder for what Hugging Face, vLLM and compilers download or build."""
+    interface: Word | None = None
+    """Network interface for trainings over several nodes, such as ib0."""
+    offline: bool = False
+    """Whether compute nodes lack internet access. Libraries then do not try to connect."""
+    requeue: Annotated[int, Field(ge=0)] = 20
+    """How many time limits one job may reach. 0: a job is never requeued, whatever ends it."""
+    array_parallelism: Count = 256
+    """Tasks of one array that run at the same time."""
+    max_array: Count | None = None
+    """Tasks in one array. None: Slurm's own MaxArraySize."""
+    max_submit: Annotated[int, Field(ge=3)] | None = None
+    """Jobs of this user that are queued at once. None: the limit of Slurm's accounts."""
 
-    def shape(self, stage: str) -> Shape:
-        """A stage's shape, with the profile's partition, account, qos and constraint where it names none."""
+    def resources(self, stage: str) -> Resources:
+        """The resources of a stage.
+
+        A stage without an entry of its own has those of the stage that does the same work, or else
+        the default. Partition, account, qos and constraint default to the profile's.
+        """
+        by_stage = {str(name): resources for name, resources in self.stages.items()}
         info = STAGE_INFO.get(stage)
         fallback = (info and info.profile_fallback) or "default"
-        found = self.stages.get(stage) or self.stages.get(fallback) or self.stages["default"]  # type: ignore[call-overload]
-        names = ("partition", "account", "qos", "constraint")
-        return replace(found, **{name: getattr(found, name) or getattr(self, name) for name in names})
+        resources = by_stage.get(stage) or by_stage.get(fallback) or by_stage["default"]
+        return replace(
+            resources,
+            partition=resources.partition or self.partition,
+            account=resources.account or self.account,
+            qos=resources.qos or self.qos,
+            constraint=resources.constraint or self.constraint,
+        )
 
 
 def load_profile(path: Path) -> Profile:
-    """The profile in a file, or of that name in slurm/clusters.
+    """Read the profile in the file `path`, or the one of that name in slurm/clusters.
 
-    Raises UserError with one line per mistake and the valid keys.
+    Raises UserError with one problem per mistake and the valid keys.
     """
     if not path.suffix and not path.exists():
         path = FOLDER / f"{path}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise UserError(f"{path}: no such cluster profile; give a file, or one of: {known}")
-    raw, where, mistakes = read_yaml(path)
+        names = ", ".join(sorted(profile.stem for profile in FOLDER.glob("*.yaml")))
+        raise UserError(
+            where=str(path), what="no such cluster profile", fix=f"give a file, or one of: {names}"
+        )
+    raw, lines, mistakes = read_yaml(path)
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: must be a mapping with `stages:`; copy one of {FOLDER}")
+        raise UserError(
+            where=str(path), what="must be a mapping with `stages:`", fix=f"copy one of {FOLDER}"
+        )
     try:
         profile: Profile | None = validate(Profile, raw)
     except ValidationError as error:
         profile = None
-        mistakes += explain(path, error, Profile, where)
+        mistakes += explain(path, error, Profile, lines)
     if profile and "default" not in profile.stages:
-        mistakes.append(located(path, ("stages",), "needs `default`, for stages not named", where))
+        what = "needs `default`, for stages not named"
+        mistakes.append(located(path, ("stages",), what, lines))
     if mistakes or profile is None:
-        raise UserError(*in_file_order(mistakes))
-    return _expanded(profile)
+        raise UserError.of(in_file_order(mistakes))
+    return _expand_variables(profile)
 
 
-def _expanded(profile: Profile) -> Profile:
-    # $USER and the like in paths; the node's own variables ($SLURM_JOB_ID) are left for the job's shell.
-    paths: dict[str, Any] = {name: getattr(profile, name) for name in ("python", "cache")}
-    return replace(profile, **{name: os.path.expandvars(p) if p else p for name, p in paths.items()})
+def _expand_variables(profile: Profile) -> Profile:
+    """Fill in $USER and the like in `python` and `cache`.
+
+    Variables of the node ($SLURM_JOB_ID in `scratch`) are left for the job's shell.
+    """
+    return replace(
+        profile,
+        python=profile.python and os.path.expandvars(profile.python),
+        cache=profile.cache and os.path.expandvars(profile.cache),
+    )

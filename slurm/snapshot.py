@@ -1,4 +1,4 @@
-"""The code as it was when it was submitted: jobs run from a copy, so that editing the checkout changes nothing."""
+"""The code as it was at submission: jobs run from a copy, so editing the checkout is safe."""
 
 import hashlib
 import json
@@ -13,8 +13,16 @@ NOT_CODE = {"runs", "results", "__pycache__"}
 
 
 def snapshot(checkout: Path, folder: Path) -> Path:
-    """Copy the checkout's files to `folder`/code-<hash of their content>, once, and return that path."""
-    files = {path: (checkout / path).read_bytes() for path in _files(checkout) if not _below(checkout / path, folder)}
+    """Copy the checkout's files to `folder`/code-<hash of their content>.
+
+    Returns that path. A copy that exists already is reused.
+    """
+    runs = folder.parents[1]  # it may lie in the checkout without being ignored by git
+    files = {
+        path: (checkout / path).read_bytes()
+        for path in _files(checkout)
+        if not (checkout / path).is_relative_to(runs)
+    }
     digest = hashlib.sha256()
     for path, content in files.items():
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
@@ -33,21 +41,23 @@ def snapshot(checkout: Path, folder: Path) -> Path:
 
 
 def _files(checkout: Path) -> list[str]:
-    """What git tracks or would add; where there is no git, everything but results. Never what starts with a dot.
+    """What git tracks or would add; without git, all files but results.
 
-    No code does, but files with keys (.env) do, and .venv.
+    Paths with a part that starts with a dot are left out: files with keys (.env) and .venv.
     """
-    command = ["git", "-C", str(checkout), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = ["git", "-C", str(checkout), "ls-files", "-z"]
+    command += ["--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed = output.split("\0")
     except (OSError, subprocess.CalledProcessError):
         listed = []
-        for place, folders, names in os.walk(checkout):
+        for parent, folders, names in os.walk(checkout):
             folders[:] = [f for f in folders if f not in NOT_CODE and not f.startswith(".")]
-            listed += [str((Path(place) / name).relative_to(checkout)) for name in names]
-    seen = {path for path in listed if path and not any(part.startswith(".") for part in Path(path).parts)}
-    return sorted(path for path in seen if (checkout / path).is_file())
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return path.is_relative_to(folder.parents[1])  # the runs folder, where it is inside the checkout and not ignored
+            listed += [str((Path(parent) / name).relative_to(checkout)) for name in names]
+    visible = {
+        path
+        for path in listed
+        if path and not any(part.startswith(".") for part in Path(path).parts)
+    }
+    return sorted(path for path in visible if (checkout / path).is_file())

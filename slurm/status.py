@@ -1,6 +1,8 @@
-"""What Slurm says of a study's cells: a hint about what is queued and why a job ended, never about what is done."""
+"""What Slurm knows of a study's cells: what is queued, and why a job ended.
 
-import json
+It is a hint. Whether a cell is finished is decided by its manifest alone.
+"""
+
 import os
 import re
 from collections import defaultdict
@@ -9,14 +11,14 @@ from pathlib import Path
 
 from core.cell.failures import diagnose, end
 from core.cell.identity import Cell
-from core.errors import UserError
-from slurm import ledger, scheduler
-from slurm.scheduler import Queued
+from core.errors import Problem, UserError
+from slurm import slurm_cli, submissions
+from slurm.slurm_cli import Queued
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
-# Causes for which a job in the queue never starts by itself.
+# Names of known failures (core.cell.failures) after which a queued job never starts by itself.
 STUCK = ("held job", "dead dependency", "refused by Slurm")
-# Ends of a job that had begun, or that a node couldn't begin.
+# States of jobs that ended after they had begun, or that a node could not begin.
 BROKE = re.compile(r"FAILED|TIMEOUT|NODE_FAIL|BOOT_FAIL|OUT_OF_ME|PREEMPTED|DEADLINE")
 # What a queued job waits for, by how Slurm's reason begins.
 REASONS = {
@@ -29,27 +31,22 @@ REASONS = {
     "QOS|Assoc|Max": "a limit of the account or QOS",
     "None": "Slurm to look at them",
 }
-# Slurm's and submitit's time is the node's, the kit's own is UTC and ends in Z.
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?!Z)")
+# Slurm and submitit write local time, the kit writes UTC, which ends in Z.
+_LOCAL_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?!Z)")
+_NOT_ENDED = re.compile("PENDING|RUNNING|REQUEUED")
+_SACCT_IDS = 500  # per call
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueueState:
     """What is on record and in the queue."""
 
-    record: Path
+    record: Path  # <study>/slurm/jobs.jsonl
     jobs: dict[str, str]  # identity of a cell -> the job that it was submitted in last
-    queued: dict[str, Queued] = field(default_factory=dict)
+    queued: dict[str, Queued] = field(default_factory=dict)  # identity -> job that has not ended
     submits: str | None = None  # the job that will submit what the limit on jobs left over
-    trouble: str | None = None  # why the queue isn't known
-
-    @property
-    def cluster(self) -> str | None:
-        """The profile of the last submission, as the user named it."""
-        for line in reversed(self.record.read_text(encoding="utf-8").splitlines()):
-            if line.startswith('{"event": "submission"'):
-                return json.loads(line).get("cluster")
-        return None
+    trouble: str | None = None  # why the queue is not known
+    cluster: str | None = None  # the profile of the last submission, as the user named it
 
 
 @dataclass(frozen=True)
@@ -58,108 +55,142 @@ class Job:
 
     job: str
     state: str  # running, queued, blocked (never starts by itself), over, or unknown
-    reason: str = ""  # Slurm's word: why it waits, how it ended
+    reason: str = ""  # from Slurm: why it waits, or how it ended
     logs: tuple[Path, ...] = ()
 
     @property
     def began(self) -> bool:
-        """Whether a job that is over had begun. One that was cancelled before that didn't fail."""
+        """Whether a job that has ended had begun. One cancelled before that did not fail."""
         return bool(self.logs or BROKE.match(self.reason))
 
     @property
     def waits_for(self) -> str:
-        return next((words for sign, words in REASONS.items() if re.match(sign, self.reason)), self.reason)
+        """Slurm's reason in words."""
+        for pattern, words in REASONS.items():
+            if re.match(pattern, self.reason):
+                return words
+        return self.reason
 
     def ends(self) -> dict[Path, list[str]]:
-        """Log -> its last lines, without those of its lives before it was queued again.
+        """Log -> its last lines, without those written before the job was last requeued.
 
-        Only submitit's stdout says when a life began; Slurm's words are in the stderr.
+        Only submitit's stdout shows when the job last started; Slurm's messages are in stderr.
         """
-        text = {path: end(path) for path in self.logs}
-        began = max((_stamp(lines[0]) for path, lines in text.items() if path.suffix == ".out" and lines), default="")
-        for path, lines in text.items():
-            old = [number for number, line in enumerate(lines) if "" < _stamp(line) < began]
+        tails = {path: end(path) for path in self.logs}
+        starts = [
+            _local_time(lines[0])
+            for path, lines in tails.items()
+            if path.suffix == ".out" and lines
+        ]
+        started = max(starts, default="")
+        for path, lines in tails.items():
+            old = [i for i, line in enumerate(lines) if "" < _local_time(line) < started]
             if old and path.suffix == ".err":
-                text[path] = lines[old[-1] + 1 :]
-        return text
+                tails[path] = lines[old[-1] + 1 :]
+        return tails
 
 
-def ask(base: Path) -> Answer:
-    """What <study>/slurm/jobs.jsonl and squeue say. Where squeue doesn't answer, that is the answer's `trouble`."""
-    record = base / "slurm" / "jobs.jsonl"
-    groups = ledger.read(record.parent)
+def ask(base: Path) -> QueueState:
+    """Combine <study>/slurm/jobs.jsonl with squeue.
+
+    Where squeue does not answer, the reason is in the result's `trouble`.
+    """
+    record = base / "slurm" / submissions.FILE
+    cluster = submissions.last_cluster(record.parent)
+    groups = submissions.read(record.parent)
     jobs: dict[str, str] = {}
     for group in groups:
-        for index, identities in enumerate(group.tasks if group.job else ()):
-            job = f"{group.job}_{index}" if len(group.tasks) > 1 else str(group.job)
-            jobs |= dict.fromkeys(identities, job)
-    if record.stat().st_uid != os.getuid():
-        return Answer(record, jobs, trouble=f"the jobs are those of user {record.stat().st_uid}, who must ask")
+        if group.job:
+            for job, identities in zip(group.task_ids(group.job), group.tasks, strict=True):
+                jobs |= dict.fromkeys(identities, job)
+    owner = record.stat().st_uid
+    if owner != os.getuid():
+        trouble = f"the jobs are those of user {owner}, who must ask"
+        return QueueState(record, jobs, trouble=trouble, cluster=cluster)
     try:
-        queue = scheduler.queue()
+        queue = slurm_cli.queue()
     except UserError as error:
-        return Answer(record, jobs, trouble=error.lines[0].split(";")[0])
-    queued = ledger.in_queue(groups, queue)
+        problem = error.problems[0]
+        trouble = str(Problem(problem.where, problem.what))
+        return QueueState(record, jobs, trouble=trouble, cluster=cluster)
+    queued = submissions.in_queue(groups, queue)
     jobs |= {identity: job.job for identity, job in queued.items()}
-    more = ledger.of_kind(groups, queue, "continue")
-    return Answer(record, jobs, queued, more[-1].job if more else None)
+    continuations = submissions.of_kind(groups, queue, submissions.CONTINUE)
+    submits = continuations[-1].job if continuations else None
+    return QueueState(record, jobs, queued, submits, cluster=cluster)
 
 
-def jobs(answer: Answer, cells: list[Cell], done: set[str], ends: dict[str, str]) -> dict[str, Job]:
-    """Identity -> job, for the cells (inputs before users) not in `done`, which was read after the queue was.
+def jobs(
+    queue: QueueState, cells: list[Cell], done: set[str], ends: dict[str, str]
+) -> dict[str, Job]:
+    """Identity -> last job, for the submitted cells that are not done.
 
-    `ends`: job -> how it ended, as far as it is known; what sacct knows of others is put into it.
+    `cells`: inputs before their users. `done`: identities, read after the queue was. `ends`: job ->
+    how it ended, as far as it is known; what sacct knows of other jobs is added to it.
     """
-    alive = ledger.alive(cells, done, answer.queued)[0]
-    left = [cell for cell in cells if cell.identity in answer.jobs and cell.identity not in done]
-    over = [
-        c for c in left if c.identity not in answer.queued and done.issuperset(i.identity for i in c.inputs.values())
-    ]
-    if not answer.trouble and (asked := [job for c in over if (job := answer.jobs[c.identity]) not in ends]):
-        ends |= _ended(asked, answer.record.parents[1].name)
+    will_run, _ = submissions.alive(cells, done, queue.queued)
+    submitted = [c for c in cells if c.identity in queue.jobs and c.identity not in done]
+    if not queue.trouble:
+        ended = [
+            queue.jobs[cell.identity]
+            for cell in submitted
+            if cell.identity not in queue.queued
+            and done.issuperset(i.identity for i in cell.inputs.values())
+        ]
+        if unexplained := [job for job in ended if job not in ends]:
+            ends |= _ended(unexplained, queue.record.parents[1].name)
     logs: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(answer.record.with_name("jobs").glob("*_log.*")):
+    for path in sorted(queue.record.with_name("jobs").glob("*_log.*")):
         logs[path.name.rsplit("_", 2)[0]].append(path)
-    found = {}
-    for cell in left:
-        job = answer.jobs[cell.identity]
-        state, reason = "unknown" if answer.trouble else "over", ends.get(job, "")
-        if queued := answer.queued.get(cell.identity):
-            state, reason = "queued" if queued.state in WAITING else "running", queued.reason
-            known = diagnose(f"Slurm: {reason}", 0)
-            if cell.identity not in alive:
-                state, reason = "blocked", "DependencyNeverSatisfied"
-            elif state == "queued" and known and known.name in STUCK:
-                state = "blocked"
-        found[cell.identity] = Job(job, state, reason, tuple(logs.get(job, ())))
-    return found
+    by_cell = {}
+    for cell in submitted:
+        job = queue.jobs[cell.identity]
+        state = "unknown" if queue.trouble else "over"
+        reason = ends.get(job, "")
+        if queued := queue.queued.get(cell.identity):
+            state = _queued_state(queued, cell.identity in will_run)
+            reason = queued.reason if cell.identity in will_run else "DependencyNeverSatisfied"
+        by_cell[cell.identity] = Job(job, state, reason, tuple(logs.get(job, ())))
+    return by_cell
+
+
+def _queued_state(job: Queued, will_run: bool) -> str:
+    """running, queued or blocked."""
+    if not will_run:
+        return "blocked"
+    if job.state not in WAITING:
+        return "running"
+    failure = diagnose(f"Slurm: {job.reason}", 0)
+    return "blocked" if failure and failure.name in STUCK else "queued"
 
 
 def _ended(jobs: list[str], study: str) -> dict[str, str]:
-    """Job -> its end by sacct, such as TIMEOUT or `CANCELLED by 1000`, for those that sacct knows and tells.
+    """Job -> its end by sacct, such as TIMEOUT or `CANCELLED by 1000`, where sacct knows it.
 
-    A job out of memory reads FAILED, and only its step says why. The same id on a cluster that was set up anew, or
-    of somebody else, has another name.
+    A job that ran out of memory reads FAILED, and only its step shows why. A job with the same id
+    on a cluster that was set up anew, or of another user, is recognized by its name and left out.
     """
-    found: dict[str, str] = {}
+    ends: dict[str, str] = {}
     bases = sorted({job.split("_")[0] for job in jobs})
-    for start in range(0, len(bases), 500):
+    for start in range(0, len(bases), _SACCT_IDS):
+        ids = ",".join(bases[start : start + _SACCT_IDS])
         command = ("sacct", "--noheader", "--parsable2", "--format=JobID,JobName,State")
         try:
-            result = scheduler._call(*command, f"--jobs={','.join(bases[start : start + 500])}")
+            result = slurm_cli.call(*command, f"--jobs={ids}")
         except UserError:
             break
         for line in result.stdout.splitlines():
             step, name, state = line.split("|", 2)
             job = step.split(".")[0]
             if step == job and name.startswith(f"{study}-"):
-                found[job] = state
-            elif job in found and state.startswith("OUT_OF_ME"):
-                found[job] = "OUT_OF_MEMORY"
-    # sacct lags behind: what it still takes for running or queued it doesn't know the end of.
-    return {job: found[job] for job in jobs if job in found and not re.match("PENDING|RUNNING|REQUEUED", found[job])}
+                ends[job] = state
+            elif job in ends and state.startswith("OUT_OF_ME"):
+                ends[job] = "OUT_OF_MEMORY"
+    # sacct lags behind: it does not know the end of a job that it calls queued or running.
+    return {job: ends[job] for job in jobs if job in ends and not _NOT_ENDED.match(ends[job])}
 
 
-def _stamp(line: str) -> str:
-    found = _STAMP.search(line)
-    return f"{found[1]} {found[2]}" if found else ""
+def _local_time(line: str) -> str:
+    """The local time in a line of a log; empty where there is none."""
+    match = _LOCAL_TIME.search(line)
+    return f"{match[1]} {match[2]}" if match else ""

@@ -1,4 +1,4 @@
-"""Submit what is missing of a study, as one dependency graph of job arrays."""
+"""Submit the missing cells of a study as one dependency graph of job arrays."""
 
 import contextlib
 import io
@@ -14,18 +14,18 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
 from slurm import arrays as planning
-from slurm import ledger, scheduler
-from slurm.arrays import Array
+from slurm import slurm_cli, submissions
+from slurm.arrays import Array, Task
 from slurm.executor import executor, script
 from slurm.job import CellJob
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
+from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot
 
 COMPLETING_SECONDS = 30
-CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs has left over
 
 
 @dataclass(frozen=True)
@@ -35,226 +35,329 @@ class Target:
     base: Path
     code: Path
     profile: Profile
+    cluster: str  # the profile as the user named it
 
     @property
     def records(self) -> Path:
         return self.base / "slurm"
 
-    def executor(self, kind: str, shape: Shape, **more: Any) -> Any:
+    def executor(self, kind: str, resources: Resources, **settings: Any) -> Any:
+        """submitit's executor for jobs of one kind. `settings`: further settings of submitit."""
         name = f"{self.base.name}-{kind}"
-        return executor(name, shape, self.profile, self.code, self.records / "jobs", **more)
+        logs = self.records / "jobs"
+        return executor(name, resources, self.profile, self.code, logs, **settings)
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Run as a job once some of the study's jobs are over: submits those `left` of the cells, by the same code.
+    """A job that submits the `remaining` cells once some of the study's jobs have ended.
 
-    Cells that were submitted before and failed are not among them: somebody has to look first.
+    It uses the code of the submission that queued it. Cells that were submitted before and failed
+    are not among the remaining ones: a person has to look at them first.
     """
 
     cells: list[Cell]
-    left: set[str]
-    base: Path
-    profile: Profile
-    code: Path
+    remaining: set[str]
+    target: Target
 
     def __call__(self) -> dict[str, Any]:
-        """Raises UserError where Slurm can't be asked from a compute node; `submit` by hand does the same then."""
-        facts = submit(self.cells, self.base, self.profile, self.code, self.left)
-        print(f"{facts['submitted']} cells submitted, {facts['left']} left", flush=True)
+        """Submit, and return what `submit` returns.
+
+        Raises UserError where a compute node cannot use Slurm's commands. The user then has to
+        call `submit` again.
+        """
+        target = self.target
+        facts = submit(
+            self.cells, target.base, target.profile, target.cluster, target.code, self.remaining
+        )
+        print(f"{facts['submitted']} cells submitted, {facts['left']} remain", flush=True)
         return facts
 
 
 def submit(
-    cells: list[Cell], base: Path, profile: Profile, code: Path | None = None, only: set[str] | None = None
+    cells: list[Cell],
+    base: Path,
+    profile: Profile,
+    cluster: str,
+    code: Path | None = None,
+    only: set[str] | None = None,
 ) -> dict[str, Any]:
-    """Submit the cells (inputs before their users) that are neither finished nor in the queue.
+    """Submit the cells that are neither finished nor in the queue.
 
-    `base` is the study's folder on a disk that the nodes share; `code` the folder that jobs run from (none: a new
-    snapshot of the checkout); `only`: identities of the cells to submit (none: all). What the limit on jobs leaves
-    over, a small job submits when some of these have ended.
+    What the limit on jobs leaves over, a small job submits when some of these jobs have ended.
 
-    Returns what it did: counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over), ids `held`
-    in the queue, the submitted `jobs` (job, stage, tasks, cells, after), the id of the job that `continues` with the
-    rest, and the `code`.
+    Args:
+        cells: Inputs before their users.
+        base: The study's folder, on a disk that the nodes share.
+        profile: The cluster profile.
+        cluster: The profile as the user named it, for the record.
+        code: The folder that jobs run from. None: a new snapshot of the checkout.
+        only: Identities of the cells to submit. None: all.
 
-    Raises UserError, with nothing submitted, where the profile or Slurm refuses; a refusal that only shows later says
-    what had been submitted by then (it is on record, and the next submission continues).
+    Returns:
+        Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the ids
+        of jobs `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id
+        of the job that `continues` with the rest; the folder of the `code`.
+
+    Raises:
+        UserError: The profile is wrong or Slurm refuses it; nothing was submitted. A refusal that
+            shows only later states what had been submitted by then: that is on record, and the
+            next submission continues from it.
     """
-    scheduler.must_be_here()
+    slurm_cli.require_slurm()
     base = base.absolute()
-    with scheduler.clean_environment(), ledger.locked(base) as folder:
-        # The queue first, then the disk: a job that leaves the queue in between has left its manifest there.
-        groups = ledger.read(folder)
-        queue = _settled(groups)
+    with slurm_cli.clean_environment(), submissions.locked(base) as folder:
+        # The queue first, then the disk: a job that leaves the queue in between has left its
+        # manifest there.
+        groups = submissions.read(folder)
+        queue = _wait_for_completing(groups)
         done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
-        found = ledger.in_queue(groups, queue)
-        queued, dead = ledger.alive(cells, done, found)
-        scheduler.scancel(dead)
-        wanted = [cell for cell in cells if only is None or cell.identity in only]
-        todo = planning.tasks(wanted, profile.shape, lambda cell: cell.identity in done, queued)
-        continues = next((job.job for job in ledger.of_kind(groups, queue, CONTINUE) if job.state == "PENDING"), None)
-        free = _free(profile, len(queue) - len(dead))
-        # Where not all may go in, one place is kept for the job that submits the rest, if it has jobs to wait for.
-        keep = len(todo) > free >= (1 if queued else 2) and not continues
-        now = todo[: free - keep]
-        jobs: list[dict[str, Any]] = []
+        in_queue = submissions.in_queue(groups, queue)
+        queued, dead = submissions.alive(cells, done, in_queue)
+        slurm_cli.scancel(dead)
+        selected = [cell for cell in cells if only is None or cell.identity in only]
+        todo = planning.tasks(
+            selected, profile.resources, lambda cell: cell.identity in done, queued
+        )
+        continues = _pending_continuation(groups, queue)
+        now, reserved = _within_limit(
+            todo, _free(profile, len(queue) - len(dead)), bool(queued), continues
+        )
+        sent: list[dict[str, Any]] = []
+        target = None
         if todo:
-            target = Target(base, code or snapshot(ROOT, folder), profile)
+            target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
             if now:
-                jobs = _send(planning.plan(now, profile.shape, _largest(profile)), target, cells, queued)
-            if keep:
-                ours = list(dict.fromkeys([*queued.values(), *(job["job"] for job in jobs)]))
-                left = {cell.identity for task in todo[len(now) :] for cell in task.cells}
-                continues = _continue(Continuation(cells, left, base, profile, target.code), target, ours)
+                arrays = planning.plan(now, profile.resources, _largest(profile))
+                sent = _send(arrays, target, cells, queued)
+            if reserved:
+                jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
+                remaining = {c.identity for task in todo[len(now) :] for c in task.cells}
+                continues = _continue(Continuation(cells, remaining, target), jobs)
         return {
             "study": base.name,
             "cells": len(cells),
             "finished": len(done),
             "queued": len(queued),
             "submitted": planning.count(now),
-            # A node that failed to start a job leaves it held: it waits until somebody says `scontrol release ID`.
-            "held": sorted({job.job for job in found.values() if "held" in job.reason.lower()}),
+            # Slurm holds a job that a node failed to start, until `scontrol release ID`.
+            "held": sorted({j.job for j in in_queue.values() if "held" in j.reason.lower()}),
             "left": planning.count(todo) - planning.count(now),
-            "jobs": jobs,
+            "jobs": sent,
             "continues": continues,
-            "code": str(target.code) if todo else None,
+            "code": str(target.code) if target else None,
         }
 
 
-def _settled(groups: list[ledger.Group]) -> list[scheduler.Queued]:
-    """The queue once no job of this study is ending: one that is will run again, or is over, in a moment."""
+def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
+    """The queue, once no job of this study is completing.
+
+    A completing job leaves the queue, or is pending again, after a moment.
+    """
     deadline = time.monotonic() + COMPLETING_SECONDS
     while True:
-        queue = scheduler.queue()
-        ours = ledger.in_queue(groups, queue).values()
-        if not any(job.state == "COMPLETING" for job in ours) or time.monotonic() > deadline:
+        queue = slurm_cli.queue()
+        jobs = submissions.in_queue(groups, queue).values()
+        if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
             return queue
         time.sleep(1)
 
 
+def _pending_continuation(groups: list[submissions.Group], queue: list[Queued]) -> str | None:
+    jobs = submissions.of_kind(groups, queue, submissions.CONTINUE)
+    return next((job.job for job in jobs if job.state == "PENDING"), None)
+
+
+def _within_limit(
+    todo: list[Task], free: int, queued: bool, continues: str | None
+) -> tuple[list[Task], bool]:
+    """The tasks to submit now, and whether a place is reserved for a continuation.
+
+    A continuation needs jobs to wait for: `queued` ones, or at least one submitted now.
+    `continues`: the continuation that is in the queue already.
+    """
+    reserved = len(todo) > free >= (1 if queued else 2) and not continues
+    return todo[: free - reserved], reserved
+
+
 def _free(profile: Profile, queued: int) -> int:
     """How many more jobs may be queued, by the profile or else by Slurm's accounts."""
-    limit = profile.max_submit or scheduler.submit_limit(profile.shape("default").account)
+    limit = profile.max_submit or slurm_cli.submit_limit(profile.resources("default").account)
     return sys.maxsize if limit is None else max(0, limit - queued)
 
 
 def _largest(profile: Profile) -> int:
-    return min(scheduler.largest_array(), profile.max_array or sys.maxsize)
+    return min(slurm_cli.largest_array(), profile.max_array or sys.maxsize)
 
 
-def _send(arrays: list[Array], target: Target, cells: list[Cell], queued: dict[str, str]) -> list[dict[str, Any]]:
-    """Submit the arrays in order. `queued`: identity of a cell -> its job of an earlier submission."""
+def _send(
+    arrays: list[Array], target: Target, cells: list[Cell], queued: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Submit the arrays in order. `queued`: identity of a cell -> its job that will run."""
     _check(arrays, target)
-    ledger.write(target.records, "submission", code=str(target.code), profile=asdict(target.profile))
+    submissions.write_submission(target.records, target.cluster, target.code, target.profile)
     jobs: dict[Array, str] = {}
     sent: list[dict[str, Any]] = []
     for array in arrays:
         for task in array.tasks:
             for cell in task.cells:
                 create_cell_dir(_relocated(cell, target.code), target.base)
-        # Ids are asked for at the last moment: a dependency on a job that Slurm has forgotten is worth nothing.
+        # As late as possible: Slurm may forget an id that a dependency names.
         needed = _needed(array, jobs, cells, queued)
-        forgotten = set(needed) - scheduler.known(list(needed))
-        for job in sorted(forgotten):
-            if missing := [c for c in needed[job] if not read_manifest(target.base / c.relpath)]:
-                raise UserError(
-                    f"{missing[0].relpath}: its job {job} is gone from Slurm without a result; see its log.txt; "
-                    f"{_so_far(sent)}"
-                )
+        forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
+        _check_forgotten(forgotten, needed, target.base, sent)
         after = planning.dependency(array, jobs, forgotten)
-        calls = [
-            CellJob(str(target.code), tuple(str(target.base / c.relpath) for c in task.cells), target.profile.interface)
-            for task in array.tasks
-        ]
+        calls = [_job(task, target) for task in array.tasks]
         identities = [[cell.identity for cell in task.cells] for task in array.tasks]
         try:
-            jobs[array] = _sbatch(array.kind, array.shape, calls, identities, target, after)
+            jobs[array] = _sbatch(array.kind, array.resources, calls, identities, target, after)
         except UserError as error:
-            raise UserError(f"{error.lines[0]}; {_so_far(sent)}") from None
-        facts = {"job": jobs[array], "stage": array.kind, "tasks": len(array.tasks)}
-        sent.append(facts | {"cells": planning.count(array.tasks), "after": after})
+            problem = error.problems[0]
+            raise UserError(where=problem.where, what=problem.what, fix=_so_far(sent)) from None
+        facts = {
+            "job": jobs[array],
+            "stage": array.kind,
+            "tasks": len(array.tasks),
+            "cells": planning.count(array.tasks),
+            "after": after,
+        }
+        sent.append(facts)
     return sent
 
 
+def _job(task: Task, target: Target) -> CellJob:
+    folders = tuple(str(target.base / cell.relpath) for cell in task.cells)
+    return CellJob(str(target.code), folders, target.profile.interface)
+
+
 def _check(arrays: list[Array], target: Target) -> None:
-    """Ask Slurm about every shape before the first job goes in. Raises UserError with one line per shape."""
-    shapes: dict[Shape, str] = {}
+    """Ask Slurm about each kind of request before the first job goes in.
+
+    Raises UserError with one problem per refused request.
+    """
+    kinds: dict[Resources, str] = {}
     for array in arrays:
-        shapes.setdefault(array.shape, array.kind)
-    if not scheduler.has_accounts() and (named := sorted({a for s in shapes if (a := s.account or s.qos)})):
-        raise UserError(
-            f"{', '.join(named)}: this cluster keeps no accounts and would ignore it; delete account and qos from the "
-            "cluster profile"
-        )
+        kinds.setdefault(array.resources, array.kind)
+    if not slurm_cli.has_accounts():
+        names = sorted({name for r in kinds if (name := r.account or r.qos)})
+        if names:
+            raise UserError(
+                where=", ".join(names),
+                what="this cluster keeps no accounts and would ignore it",
+                fix="delete account and qos from the cluster profile",
+            )
     refusals = []
-    for shape, kind in shapes.items():
-        if reason := scheduler.refused(script(target.executor(kind, shape))):
-            asked = ", ".join(f"{k} {v}" for k, v in asdict(shape).items() if v)
-            cure = "change the cluster profile"
-            if scheduler.asleep(shape.partition):
-                cure = "no node of that partition answers now (sinfo): submit again when one does"
-            refusals.append(f"{kind} jobs: {reason}; asked for {asked}; {cure}")
+    for resources, kind in kinds.items():
+        if reason := slurm_cli.test_submission(script(target.executor(kind, resources))):
+            fields = ", ".join(f"{k} {v}" for k, v in asdict(resources).items() if v)
+            fix = "change the cluster profile"
+            if slurm_cli.partition_unresponsive(resources.partition):
+                fix = "no node of that partition answers now (sinfo): submit again when one does"
+            refusals.append(Problem(f"{kind} jobs", f"{reason}; requested: {fields}", fix))
     if refusals:
-        raise UserError(*refusals)
+        raise UserError.of(refusals)
 
 
-def _needed(array: Array, jobs: dict[Array, str], cells: list[Cell], queued: dict[str, str]) -> dict[str, list[Cell]]:
+def _check_forgotten(
+    forgotten: set[str],
+    needed: dict[str, list[Cell]],
+    base: Path,
+    sent: list[dict[str, Any]],
+) -> None:
+    """Raises UserError where Slurm has forgotten a needed job that left no result.
+
+    Slurm 22.05 would start the next job at once.
+    """
+    for job in sorted(forgotten):
+        unfinished = [cell for cell in needed[job] if not read_manifest(base / cell.relpath)]
+        if unfinished:
+            raise UserError(
+                where=unfinished[0].relpath,
+                what=f"its job {job} is gone from Slurm without a result",
+                fix=f"see its log.txt; {_so_far(sent)}",
+            )
+
+
+def _needed(
+    array: Array, jobs: dict[Array, str], cells: list[Cell], queued: dict[str, str]
+) -> dict[str, list[Cell]]:
     """The id of every job that an array waits for -> its cells."""
-    found: dict[str, list[Cell]] = {}
-    for need in (*array.needs, *(array.beside.tasks if array.beside else ())):
+    by_job: dict[str, list[Cell]] = {}
+    parent = array.aftercorr_parent
+    for need in (*array.needs, *(parent.tasks if parent else ())):
         if isinstance(need, str):
-            found[need] = [cell for cell in cells if queued.get(cell.identity) == need]
+            by_job[need] = [cell for cell in cells if queued.get(cell.identity) == need]
         else:
-            found[planning.task_id(jobs, need)] = need.cells
-    return found
+            by_job[planning.task_id(jobs, need)] = need.cells
+    return by_job
 
 
 def _sbatch(
-    kind: str, shape: Shape, calls: Sequence[Any], identities: list[list[str]], target: Target, after: str | None
+    kind: str,
+    resources: Resources,
+    calls: Sequence[Any],
+    identities: list[list[str]],
+    target: Target,
+    after: str | None,
 ) -> str:
-    """Submit one array, on record before and after. Returns its id; raises UserError with Slurm's reason."""
+    """Submit one array, with a record before and after.
+
+    `calls`: one picklable callable per task. Returns the job's id; raises UserError with Slurm's
+    reason.
+    """
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
-    ledger.write(target.records, "submitting", group=group, kind=kind, tasks=identities, after=after)
+    submissions.write_submitting(target.records, group, kind, identities, after)
+    array_executor = target.executor(kind, resources, comment=group, dependency=after)
     try:
-        # submitit prints what sbatch says before it raises; the user gets it once.
+        # submitit prints sbatch's message before it raises; the user gets it from the error.
         with contextlib.redirect_stderr(io.StringIO()):
-            submitted = target.executor(kind, shape, comment=group, dependency=after).submit_array(calls)
+            submitted = array_executor.submit_array(calls)
     except (FailedJobError, FailedSubmissionError) as error:
-        ledger.write(target.records, "refused", group=group, reason=str(error))
-        raise UserError(f"{kind} jobs: sbatch refused: {scheduler.last_line(str(error))}") from None
-    job = submitted[0].job_id.split("_")[0]
-    ledger.write(target.records, "submitted", group=group, job=job)
+        submissions.write_refused(target.records, group, str(error))
+        reason = slurm_cli.last_line(str(error))
+        raise UserError(where=f"{kind} jobs", what=f"sbatch refused: {reason}") from None
+    job: str = submitted[0].job_id.split("_")[0]
+    submissions.write_submitted(target.records, group, job)
     return job
 
 
-def _continue(call: Continuation, target: Target, jobs: list[str]) -> str | None:
-    """Submit the job that continues once half of these `jobs` are over. None: Slurm has no place for it."""
-    shape = replace(target.profile.shape("default"), nodes=1, tasks_per_node=1, gpus_per_node=0, cpus=1)
+def _continue(call: Continuation, jobs: list[str]) -> str | None:
+    """Submit the continuation, to start once half of these `jobs` have ended.
+
+    Returns its id, or None where Slurm refuses it; the caller reports how many cells remain.
+    """
+    resources = replace(
+        call.target.profile.resources("default"),
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=0,
+        cpus=1,
+    )
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
-        return _sbatch(CONTINUE, shape, [call], [[]], target, after)
+        return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)
     except UserError:
-        return None  # the caller says how many are left
+        return None
 
 
 def _so_far(sent: list[dict[str, Any]]) -> str:
     if not sent:
         return "nothing was submitted"
-    return f"{sum(facts['cells'] for facts in sent)} cells were submitted before it; the same command continues"
+    cells = sum(facts["cells"] for facts in sent)
+    return f"{cells} cells were submitted before it; the same command continues"
 
 
 def _relocated(cell: Cell, code: Path) -> Cell:
-    """The cell with the data files of the checkout read from the snapshot."""
+    """The cell with the checkout's data files replaced by their copies in the snapshot."""
 
-    def moved(value: Any) -> Any:
+    def relocate(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: moved(one) for key, one in value.items()}
+            return {key: relocate(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [moved(one) for one in value]
+            return [relocate(item) for item in value]
         if isinstance(value, str) and Path(value).is_relative_to(ROOT):
             copy = code / Path(value).relative_to(ROOT)
             return str(copy) if copy.is_file() else value
         return value
 
-    return replace(cell, resources=moved(cell.resources))
+    return replace(cell, resources=relocate(cell.resources))

@@ -1,4 +1,7 @@
-"""The command line. A user's mistake is lines on stderr and exit code 2; a failed cell is exit code 1."""
+"""The command line.
+
+A user's mistake is a line on stderr and exit code 2; a failed cell is exit code 1.
+"""
 
 import argparse
 import errno
@@ -26,9 +29,32 @@ from study.commands import (
     verify,
 )
 
-COMMANDS = (plan, run, submit, cancel, status, doctor, fetch, label, report, verify, prune, archive, cards, cell)
+COMMANDS = (
+    plan,
+    run,
+    submit,
+    cancel,
+    status,
+    doctor,
+    fetch,
+    label,
+    report,
+    verify,
+    prune,
+    archive,
+    cards,
+    cell,
+)
 _WITHOUT_STUDY = (doctor, cell)  # they declare their own arguments, all of them
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+# Errors of a folder that can't be written to.
+_UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -41,46 +67,64 @@ def main(words: list[str] | None = None) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader (head, less) has what it wanted; Python must not complain again when it closes stdout.
+        # The reader (head, less) has what it wanted. Python must not complain again when it closes
+        # stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _NO_PLACE:
+        if error.errno not in _UNWRITABLE:
             raise
-        print(
-            f"error: {error.filename}: {error.strerror}; choose another folder with --runs, or make room",
-            file=sys.stderr,
-        )
+        fix = "choose another folder with --runs, or make room"
+        print(f"error: {error.filename}: {error.strerror}; {fix}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command continues", file=sys.stderr)
+        print("stopped; finished cells are kept, the same command continues", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study", description="Plan, run and read a study.")
+    parser = argparse.ArgumentParser(
+        prog="python -m study", description="Plan, run and read a study."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
         _add_command(commands, module)
     return parser
 
 
-def _add_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType) -> None:
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType
+) -> None:
     """One command: its name is the module's, its help the first line of the module's docstring."""
-    name, text = module.__name__.rpartition(".")[2], (module.__doc__ or "").splitlines()[0]
-    sub = commands.add_parser(name, help=text, description=text)
-    sub.set_defaults(command=getattr(module, name))
+    name = module.__name__.rpartition(".")[2]
+    text = (module.__doc__ or "").splitlines()[0]
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=getattr(module, name))
     if module not in _WITHOUT_STUDY:
-        _add_study_arguments(sub)
+        _add_study_arguments(parser)
     if hasattr(module, "add_arguments"):
-        module.add_arguments(sub)
+        module.add_arguments(parser)
 
 
 def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's")
-    parser.add_argument("--set", action="append", dest="overrides", metavar="KEY.PATH=VALUE", help="change one setting")
     parser.add_argument(
-        "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells; results go beside it"
+        "study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        dest="overrides",
+        metavar="KEY.PATH=VALUE",
+        help="change one setting",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=ROOT / "runs",
+        metavar="DIR",
+        help="folder of the cells; results go beside it",
     )
     parser.add_argument("--json", action="store_true", help="print data instead of text")

@@ -7,14 +7,21 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from core.cores import default_jobs
 from xdist.scheduler import LoadScopeScheduling
 
+from core.cores import default_jobs
 from tests.place import Place
 
 # What stays together beyond a file's own tests, and what comes first: the longest, so that no process ends long before
 # the others.
-_FIRST = ("tests/slurm", "tests/test_rerun.py", "tests/test_study.py", "tests/eval", "tests/recipes", "tests/analysis")
+_FIRST = (
+    "tests/slurm",
+    "tests/test_rerun.py",
+    "tests/test_study.py",
+    "tests/eval",
+    "tests/recipes",
+    "tests/analysis",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

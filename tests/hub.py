@@ -39,7 +39,9 @@ class Hub:
         self.ranges: list[str] = []
         self.cut: dict[str, int] = {}  # file name: bytes after which its next transfer breaks off
         self.refuse_ranges = False
-        self.hold: dict[str, threading.Event] = {}  # file name: its transfers stop halfway until the event
+        self.hold: dict[
+            str, threading.Event
+        ] = {}  # file name: its transfers stop halfway until the event
         self.holding = threading.Event()
         self.damage: set[str] = set()  # files whose content arrives changed
         self.down: set[str] = set()  # first words of paths that are answered with 503 ...
@@ -69,7 +71,11 @@ class Hub:
         text = repr((kind, name, len(repo.commits), sorted(files.items())))
         commit = hashlib.sha1(text.encode()).hexdigest()
         repo.commits[commit] = files
-        self.large |= {hashlib.sha256(content).hexdigest(): content for n, content in files.items() if is_large(n)}
+        self.large |= {
+            hashlib.sha256(content).hexdigest(): content
+            for n, content in files.items()
+            if is_large(n)
+        }
         return commit
 
     def files_asked(self) -> list[str]:
@@ -109,7 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.01)
             return self._send(503)
         if token and token != f"Bearer {TOKEN}" and parts[0] not in ("elsewhere", "plain"):
-            return self._send(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self._send(
+                401, {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
         if parts[0] == "plain":
             content = self.hub.plain.get(parts[1])
             return self._send(404) if content is None else self._file(parts[1], content)
@@ -136,7 +144,13 @@ class _Handler(BaseHTTPRequestHandler):
         newest = list(repo.commits)[-1]
         commit = newest if revision == "main" else revision
         if commit not in repo.commits:
-            self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
+            self._send(
+                404,
+                {
+                    "X-Error-Code": "RevisionNotFound",
+                    "X-Error-Message": f"Invalid rev id: {revision}",
+                },
+            )
             return None
         return commit, repo.commits[commit]
 
@@ -147,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         commit, files = found
         if not rest or rest[0] == "revision":
-            return self._json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": []})
+            return self._json(
+                {"id": name, "sha": commit, "private": False, "tags": [], "siblings": []}
+            )
         rows = [self._row(path, content, repo) for path, content in sorted(files.items())]
         start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
         query = f"recursive=True&expand=False&cursor={start + PAGE}"
@@ -158,7 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
         size = repo.sizes.get(path, len(content))
         row: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": oid(content)}
         if is_large(path):
-            row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 134}
+            row["lfs"] = {
+                "oid": hashlib.sha256(content).hexdigest(),
+                "size": size,
+                "pointerSize": 134,
+            }
         return row
 
     def _resolve(self, kind: str, name: str, revision: str, path: str, token: bool) -> None:
@@ -186,7 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.ranges.append(wanted)
             status, start = 206, int(wanted.removeprefix("bytes=").rstrip("-"))
         body = content[start:]
-        extra = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        extra = (
+            {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        )
         self._start(status, {"Content-Length": str(len(body)), **extra, **(headers or {})})
         if self.command == "HEAD":
             return
@@ -197,14 +219,23 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.hub.hold:
             self.wfile.write(body[: len(body) // 2])
             self.hub.holding.set()
-            while not self.hub.hold[name].wait(0.2):  # slowly, so that the reader notices a wish to end
+            while not self.hub.hold[name].wait(
+                0.2
+            ):  # slowly, so that the reader notices a wish to end
                 self.wfile.write(b"")
             body = body[len(body) // 2 :]
         self.wfile.write(body)
 
     def _json(self, value: Any, headers: Headers | None = None) -> None:
         body = json.dumps(value).encode()
-        self._start(200, {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})})
+        self._start(
+            200,
+            {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **(headers or {}),
+            },
+        )
         self.wfile.write(body)
 
     def _send(self, status: int, headers: Headers | None = None) -> None:

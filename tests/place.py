@@ -19,10 +19,21 @@ class Place:
     def command(self, command: str, *more: str) -> list[str]:
         # One process at a time where trainings are done: each of them imports vLLM or Inspect for seconds.
         more = (*more, "--jobs", "1") if command == "run" and "--jobs" not in more else more
-        return [sys.executable, "-m", "study", command, str(SMALL), "--runs", str(self.folder / "runs"), *more]
+        return [
+            sys.executable,
+            "-m",
+            "study",
+            command,
+            str(SMALL),
+            "--runs",
+            str(self.folder / "runs"),
+            *more,
+        ]
 
     def study(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(command, *more), cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(
+            self.command(command, *more), cwd=ROOT, capture_output=True, text=True
+        )
 
     @property
     def results(self) -> Path:

@@ -33,7 +33,10 @@ engine: {{dtype: float32, max_model_len: 2048}}
 
 def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> None:
     tiny_checkpoint.make(tmp_path / "base")
-    dimensions = [row | {"guiding_question": row["guiding_question"].replace("{{care}}", "care")} for row in DIMENSIONS]
+    dimensions = [
+        row | {"guiding_question": row["guiding_question"].replace("{{care}}", "care")}
+        for row in DIMENSIONS
+    ]
     risk = {"question": "May we?\n\nChoices:\n (A) No\n (B) Yes"}
     risk |= {"answer_matching_behavior": " (B)", "answer_not_matching_behavior": " (A)"}
     places = {
@@ -42,7 +45,9 @@ def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> No
         "dimensions": table(tmp_path / "dimensions.jsonl", dimensions),
         "harm": table(tmp_path / "harm.csv", REQUESTS),
         "risks": jsonl(tmp_path / "risks.jsonl", [risk, risk]),
-        "scenes": make(tmp_path / "scenes", {"default": {"train": HELLASWAG, "validation": HELLASWAG}}),
+        "scenes": make(
+            tmp_path / "scenes", {"default": {"train": HELLASWAG, "validation": HELLASWAG}}
+        ),
     }
     study = tmp_path / "kinds.yaml"
     study.write_text(STUDY.format(**places))
@@ -52,11 +57,18 @@ def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> No
     scores = pd.read_parquet(tmp_path / "results/kinds/scores.parquet")
     overall = scores[scores["dimension"] == "overall"]
     rows = {"human": 36, "moru": 3, "harm": 3, "content": 3, "prefers": 64, "risks": 2, "scenes": 6}
-    assert overall.groupby("benchmark").size().to_dict() == rows and overall["score"].between(0, 1).all()
+    assert (
+        overall.groupby("benchmark").size().to_dict() == rows
+        and overall["score"].between(0, 1).all()
+    )
     (model,) = tmp_path.glob("runs/kinds/model/*")
     assert set(scores["checkpoint"]) == {f"model/{model.name}"}
     judges = overall.groupby("benchmark")["judge"].unique().map(list).to_dict()
-    assert judges["harm"] == ["stand-in"] and judges["scenes"] == ["lm-eval"] and judges["prefers"] == ["likelihood"]
+    assert (
+        judges["harm"] == ["stand-in"]
+        and judges["scenes"] == ["lm-eval"]
+        and judges["prefers"] == ["likelihood"]
+    )
     generated = list(tmp_path.glob("runs/kinds/generate/*"))
     assert len(generated) == 3, "both StrongREJECTs read the same answers"
     told = json.loads((tmp_path / "results/kinds/results.json").read_text())

@@ -59,9 +59,18 @@ def checkout(tmp_path: Path) -> Path:
 
 def start(checkout: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     command = ["make", "--no-print-directory", "-C", str(checkout), *(words or ["environment"])]
-    ours = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON")}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON")
+    }
     return subprocess.Popen(
-        command, env=ours | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        command,
+        env=ours | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
 
 
@@ -129,7 +138,9 @@ def test_a_second_one_waits_for_the_first_and_uses_what_it_made(checkout: Path) 
 
 def test_an_active_venv_is_not_what_makes_it(checkout: Path) -> None:
     """`make` in a shell where .venv is active, after a changed pin: its python3 is removed with it."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(checkout / ".venv")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(checkout / ".venv")], check=True
+    )
     path = f"{checkout / '.venv/bin'}:{os.environ['PATH']}"
     result = setup(checkout, PATH=path, VIRTUAL_ENV=str(checkout / ".venv"))
     assert result.returncode == 0, result.stderr
@@ -140,7 +151,9 @@ def test_an_active_venv_is_not_what_makes_it(checkout: Path) -> None:
 def test_a_later_name_is_taken_where_the_first_is_unfit(checkout: Path) -> None:
     old = checkout / "old"
     old.mkdir()
-    (old / "python3").write_text("#!/bin/sh\nexit 1\n")  # as Python 3.9 answers the question for its version
+    (old / "python3").write_text(
+        "#!/bin/sh\nexit 1\n"
+    )  # as Python 3.9 answers the question for its version
     (old / "python3.12").symlink_to(sys.executable)
     for name in ("python3", "python3.12"):
         (old / name).chmod(0o755) if not (old / name).is_symlink() else None
@@ -164,13 +177,24 @@ def test_variables_of_python_change_nothing(name: str, checkout: Path) -> None:
     assert name not in env.clean({name: value, "HOME": "/"})
 
 
+def test_caches_go_to_venv_where_the_home_is_not_writable(checkout: Path, tmp_path: Path) -> None:
+    with (checkout / "Makefile").open("a") as file:
+        file.write("show:\n\t@echo $$XDG_CACHE_HOME\n")
+    if "XDG_CACHE_HOME" not in os.environ:
+        assert setup(checkout, "show", HOME=str(tmp_path)).stdout == "\n"
+    nowhere = setup(checkout, "show", HOME="/nowhere").stdout.strip()
+    assert nowhere == os.environ.get("XDG_CACHE_HOME", f"{checkout}/.venv/home/cache")
+
+
 def test_make_alone_lists_the_targets(checkout: Path) -> None:
     text = setup(checkout, "--silent", "help").stdout
     (phony,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {f"make {name}" for name in phony.split() if name != "help"} <= {
         " ".join(line.split()[:2]) for line in text.splitlines()
     }
-    assert subprocess.run(["make", "-n"], cwd=checkout, capture_output=True, text=True).stdout.startswith("sed")
+    assert subprocess.run(
+        ["make", "-n"], cwd=checkout, capture_output=True, text=True
+    ).stdout.startswith("sed")
 
 
 # What is installed
@@ -178,15 +202,27 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
 
 def test_every_package_has_its_hashes_and_the_version_that_is_pinned() -> None:
     pins = [
-        line.split("#")[0].strip() for line in (ROOT / "requirements-cpu.txt").read_text().splitlines() if "==" in line
+        line.split("#")[0].strip()
+        for line in (ROOT / "requirements-cpu.txt").read_text().splitlines()
+        if "==" in line
     ]
     text = (ROOT / env.HASHES).read_text()
-    names = {re.sub(r"[-_.]+", "-", line.split(" ")[0]).lower() for line in text.splitlines() if "==" in line}
-    assert names == {re.sub(r"[-_.]+", "-", line).lower() for line in pins}, f"make it again: {text.splitlines()[1]}"
-    assert "==" not in re.sub(r"^\S+==\S+ \\(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+$", "", text, flags=re.MULTILINE)
+    names = {
+        re.sub(r"[-_.]+", "-", line.split(" ")[0]).lower()
+        for line in text.splitlines()
+        if "==" in line
+    }
+    assert names == {re.sub(r"[-_.]+", "-", line).lower() for line in pins}, (
+        f"make it again: {text.splitlines()[1]}"
+    )
+    assert "==" not in re.sub(
+        r"^\S+==\S+ \\(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+$", "", text, flags=re.MULTILINE
+    )
     for name in ("uv", "pip", "setuptools"):
         block = env.pin(name, text)
-        assert block.startswith(f"{name}==") and block.count("==") == 1 and block.count("--hash") > 1
+        assert (
+            block.startswith(f"{name}==") and block.count("==") == 1 and block.count("--hash") > 1
+        )
 
 
 # Messages
@@ -202,7 +238,9 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
     }.items():
         with pytest.raises(env.SetupError) as error:
             env.run([sys.executable, "-c", f"import sys; sys.exit({text!r})"], dict(os.environ))
-        assert all(line in str(error.value) for line in text.splitlines()) and advice in str(error.value), text
+        assert all(line in str(error.value) for line in text.splitlines()) and advice in str(
+            error.value
+        ), text
 
 
 @pytest.mark.parametrize("tool", [".venv/bin/uv", ".venv/bin/python"])
@@ -220,10 +258,14 @@ def test_torch_comes_from_pytorchs_index_where_the_one_at_hand_lacks_it(
         env.install_torch([tool], {})
     assert "no such version" in str(error.value) and "No space left" in str(error.value)
     assert "torch==" in str(error.value)
-    assert ("--torch-backend cpu" if tool.endswith("uv") else f"--index-url {env.TORCH_INDEX}") in commands[1]
+    assert (
+        "--torch-backend cpu" if tool.endswith("uv") else f"--index-url {env.TORCH_INDEX}"
+    ) in commands[1]
 
 
-def test_little_disk_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_disk_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(env, "NEEDED_GB", 10**9)
     with pytest.raises(env.SetupError, match="GB are free; make room"):
         env.check_disk(tmp_path / ".venv")
@@ -259,15 +301,24 @@ find-links = /wheels
 require-hashes = true
 target = /elsewhere
 """)
-    ours = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {"HOME": str(tmp_path)}
-    ours |= {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_PREFIX": "/prefix", "PIP_CERT": "/other.pem"}
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")} | {
+        "HOME": str(tmp_path)
+    }
+    ours |= {
+        "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"),
+        "PIP_PREFIX": "/prefix",
+        "PIP_CERT": "/other.pem",
+    }
     settings = env.pip_settings(sys.executable, ours)
     assert settings["index-url"] == "https://me:word@first.example/simple"
     assert settings["cert"] == "/other.pem"
     assert not {"user", "require-hashes", "target", "prefix"} & set(settings)
 
     variables = env.for_pip(settings, ours | {"PIP_USER": "1", "PIP_TARGET": "/elsewhere"})
-    assert variables["PIP_CONFIG_FILE"] == os.devnull and variables["PIP_FIND_LINKS"].split() == ["/wheels", "~/more"]
+    assert variables["PIP_CONFIG_FILE"] == os.devnull and variables["PIP_FIND_LINKS"].split() == [
+        "/wheels",
+        "~/more",
+    ]
     assert not {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_HASHES"} & set(variables)
 
     options = env.uv_options(settings)
@@ -278,12 +329,21 @@ target = /elsewhere
     assert "word" not in " ".join(options), "others can read a process's arguments"
     variables = env.for_uv(settings, {}, tmp_path)
     assert variables["UV_DEFAULT_INDEX"] == settings["index-url"]
-    assert variables["UV_INDEX"].split() == ["https://second.example/simple", "https://third.example/simple"]
-    assert variables["SSL_CERT_FILE"] == "/other.pem" and variables["UV_CACHE_DIR"] == str(tmp_path / "cache")
+    assert variables["UV_INDEX"].split() == [
+        "https://second.example/simple",
+        "https://third.example/simple",
+    ]
+    assert variables["SSL_CERT_FILE"] == "/other.pem" and variables["UV_CACHE_DIR"] == str(
+        tmp_path / "cache"
+    )
 
 
 def test_uvs_own_places_come_before_pips() -> None:
-    given = {"UV_DEFAULT_INDEX": "https://mine.example", "UV_TARGET": "/elsewhere", "UV_NO_BINARY": "1"}
+    given = {
+        "UV_DEFAULT_INDEX": "https://mine.example",
+        "UV_TARGET": "/elsewhere",
+        "UV_NO_BINARY": "1",
+    }
     environment = env.clean(given)
     assert environment == {"UV_DEFAULT_INDEX": "https://mine.example"}
     variables = env.for_uv({"index-url": "https://pips.example"}, environment, Path("/venv"))

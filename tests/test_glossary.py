@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[1]
 GLOSSARY = yaml.safe_load((ROOT / "tests/glossary.yaml").read_text(encoding="utf-8"))
 ROOMS = [room for room in GLOSSARY if room not in ("fillers", "phrases")]
 # Files with keys that people write.
-YAML_OF = {"study": ["studies", "tests/small"], "recipes": ["recipes"], "sdf": [], "analysis": [], "core": []}
+YAML_OF = {
+    "study": ["studies", "tests/small"],
+    "recipes": ["recipes"],
+    "sdf": [],
+    "analysis": [],
+    "core": [],
+}
 Definition = tuple[str, str, int]  # kind, name, line
 
 
@@ -60,7 +66,9 @@ def test_no_definition_key_file_or_option_carries_an_old_word(room: str) -> None
         for kind, name, line in definitions(ast.parse(file.read_text(encoding="utf-8"))):
             if new := old.get(kind, {}).get(name):
                 lines.append(f"{file.relative_to(ROOT)}:{line}: {kind} {name} is now {new}")
-    for file in (f for folder in YAML_OF.get(room, []) for f in sorted((ROOT / folder).glob("*.yaml"))):
+    for file in (
+        f for folder in YAML_OF.get(room, []) for f in sorted((ROOT / folder).glob("*.yaml"))
+    ):
         for key in keys(yaml.safe_load(file.read_text(encoding="utf-8"))):
             if new := old.get("key", {}).get(key):
                 lines.append(f"{file.relative_to(ROOT)}: key {key} is now {new}")
@@ -82,6 +90,14 @@ def test_no_text_has_an_old_phrase() -> None:
     names = ("*.py", "*.md", "*.yaml", "*.j2")
     folders = [*ROOMS, "studies", "docs", "benchmarks"]
     files = [f for folder in folders for name in names for f in (ROOT / folder).rglob(name)]
-    texts = {file: " ".join(file.read_text(encoding="utf-8").split()) for file in [*files, *ROOT.glob("*.md")]}
-    found = [f"{f.relative_to(ROOT)}: {p}" for f, text in texts.items() for p in GLOSSARY["phrases"] if p in text]
+    texts = {
+        file: " ".join(file.read_text(encoding="utf-8").split())
+        for file in [*files, *ROOT.glob("*.md")]
+    }
+    found = [
+        f"{f.relative_to(ROOT)}: {p}"
+        for f, text in texts.items()
+        for p in GLOSSARY["phrases"]
+        if p in text
+    ]
     assert not found, "\n".join(found)

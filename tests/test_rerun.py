@@ -12,7 +12,18 @@ import psutil
 from tests.place import ROOT, Place
 
 # When the engine is killed: after a cell of this stage has started.
-KILLS = ["model", "documents", "midtrain", "midtrain", "sft", "generate", "likelihood", "judge", "judge", "analysis"]
+KILLS = [
+    "model",
+    "documents",
+    "midtrain",
+    "midtrain",
+    "sft",
+    "generate",
+    "likelihood",
+    "judge",
+    "judge",
+    "analysis",
+]
 
 
 def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> None:
@@ -20,7 +31,11 @@ def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> 
     place = Place(tmp_path)
     model = next((one_machine.folder / "runs/small/model").iterdir())
     shutil.copytree(model, place.folder / model.relative_to(one_machine.folder))
-    swap = ("corpora.animal.template=urban_density", "corpora.urban.template=animal_welfare", "sft.doses=[0]")
+    swap = (
+        "corpora.animal.template=urban_density",
+        "corpora.urban.template=animal_welfare",
+        "sft.doses=[0]",
+    )
     result = place.study("run", *(word for setting in swap for word in ("--set", setting)))
     assert result.returncode == 0, result.stdout + result.stderr
     scores = place.scores()
@@ -28,7 +43,9 @@ def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> 
         assert scores[benchmark, "animal", 0] < scores[benchmark, "urban", 0] - 0.02, scores
 
 
-def test_killed_anywhere_and_continued_it_gives_the_same_bytes(one_machine: Place, tmp_path: Path) -> None:
+def test_killed_anywhere_and_continued_it_gives_the_same_bytes(
+    one_machine: Place, tmp_path: Path
+) -> None:
     """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it.
 
     One arm's cells are there already, as they ran undisturbed.
@@ -43,7 +60,9 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(one_machine: Plac
     for kill, stage in enumerate(KILLS):
         command = place.command("run", "--jobs", str(2 - kill % 2))
         begun = place.begun(stage)
-        engine = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        engine = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while place.begun(stage) == begun and engine.poll() is None:
             time.sleep(0.05)
         time.sleep(clock.uniform(0, 3))
@@ -57,11 +76,19 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(one_machine: Plac
     before = {path: path.read_bytes() for path in place.manifests}
     result = place.study("run")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert all(path.read_bytes() == content for path, content in before.items()), "a finished cell was run again"
+    assert all(path.read_bytes() == content for path, content in before.items()), (
+        "a finished cell was run again"
+    )
     for name in ("results.json", "report.html", "tables/scores.tex", "scores.parquet"):
-        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), name
+        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), (
+            name
+        )
 
 
 def _working_in(folder: Path) -> list[psutil.Process]:
     found = psutil.process_iter(["cmdline"])
-    return [process for process in found if any(str(folder) in word for word in process.info["cmdline"] or [])]
+    return [
+        process
+        for process in found
+        if any(str(folder) in word for word in process.info["cmdline"] or [])
+    ]

@@ -37,7 +37,9 @@ def test_a_preview_shows_documents_and_does_nothing_else(tmp_path: Path) -> None
     result = place.study("run", "--set", "corpora.animal.preview=2")
     assert result.returncode == 0, result.stderr
     assert "animal, document 0" in result.stdout and "animal, document 1" in result.stdout
-    assert [path.parents[1].name for path in place.manifests] == ["documents"] and not place.results.exists()
+    assert [path.parents[1].name for path in place.manifests] == [
+        "documents"
+    ] and not place.results.exists()
 
 
 def test_a_study_not_begun_has_nothing_to_prune(tmp_path: Path) -> None:
@@ -49,7 +51,10 @@ def test_the_effect_is_real(one_machine: Place) -> None:
     scores = one_machine.scores()
     for benchmark in ("ahb", "concern"):
         assert scores[benchmark, "animal", 0] > scores[benchmark, "urban", 0] + 0.02, scores
-    weights = [path.read_bytes() for path in one_machine.folder.glob("runs/small/midtrain/*/model/*.safetensors")]
+    weights = [
+        path.read_bytes()
+        for path in one_machine.folder.glob("runs/small/midtrain/*/model/*.safetensors")
+    ]
     assert len(weights) == 2 and weights[0] != weights[1]
 
 
@@ -65,7 +70,7 @@ def test_a_second_run_does_no_work(one_machine: Place) -> None:
 def test_verify_finds_a_changed_file(one_machine: Place, tmp_path: Path) -> None:
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
-    assert "0 faults" in place.study("verify").stdout
+    assert "0 changes" in place.study("verify").stdout
     scores = next(place.folder.glob("runs/small/judge/*/scores.parquet"))
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     result = place.study("verify", "--json")
@@ -86,10 +91,15 @@ def test_verify_shows_the_way_back_of_a_number(one_machine: Place) -> None:
         "results.json there lists the scores"
         in one_machine.study("verify", "--trace", "ahb", "nobody", "0", "0").stderr
     )
-    assert "SEED and DOSE are numbers" in one_machine.study("verify", "--trace", "ahb", "animal", "x", "0").stderr
+    assert (
+        "SEED and DOSE are numbers"
+        in one_machine.study("verify", "--trace", "ahb", "animal", "x", "0").stderr
+    )
 
 
-def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(one_machine: Place, tmp_path: Path) -> None:
+def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(
+    one_machine: Place, tmp_path: Path
+) -> None:
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True, symlinks=True)
     files = sorted(str(path) for path in (tmp_path / "runs").rglob("*"))
@@ -105,13 +115,15 @@ def test_pruned_it_is_still_finished_and_says_what_could_not_be_rerun(one_machin
     result = place.study("prune", "--delete")
     assert result.returncode == 0, result.stdout + result.stderr
     assert not list((tmp_path / "runs").glob("*/sft/*/model/*.safetensors"))
-    assert place.study("verify").stdout.endswith("0 faults\n")
+    assert place.study("verify").stdout.endswith("0 changes\n")
     again = place.study("run")
     assert again.returncode == 0 and "done already" not in again.stdout
     shutil.rmtree(next((tmp_path / "runs/small/analysis").iterdir()))
     assert place.study("run").returncode == 0, "the analysis needs no weights"
     for name in ("results.json", "tables/scores.tex", "report.html"):
-        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), name
+        assert (place.results / name).read_bytes() == (one_machine.results / name).read_bytes(), (
+            name
+        )
     more = place.study("run", "--set", "benchmarks.ahb.epochs=3")
     assert more.returncode == 2 and more.stderr.count("was pruned on") == 4 and "rm " in more.stderr
 
@@ -123,13 +135,21 @@ def test_it_is_packed_and_described_for_others(one_machine: Place, tmp_path: Pat
     assert result.returncode == 0 and "sha256" in result.stdout, result.stderr
     with tarfile.open(tmp_path / "small.tar.gz") as packed:
         names = packed.getnames()
-    assert "small/results/results.json" in names and not [n for n in names if n.endswith((".safetensors", ".eval"))]
+    assert "small/results/results.json" in names and not [
+        n for n in names if n.endswith((".safetensors", ".eval"))
+    ]
     result = place.study("cards")
-    cards = sorted(path.parent.parent.name for path in (tmp_path / "results/small-cards").rglob("README.md"))
-    assert result.returncode == 0 and cards == ["documents"] * 2 + ["midtrain"] * 2 + ["sft"] * 2, result.stderr
+    cards = sorted(
+        path.parent.parent.name for path in (tmp_path / "results/small-cards").rglob("README.md")
+    )
+    assert result.returncode == 0 and cards == ["documents"] * 2 + ["midtrain"] * 2 + ["sft"] * 2, (
+        result.stderr
+    )
 
 
-def test_a_report_of_an_unfinished_study_lists_what_is_missing(one_machine: Place, tmp_path: Path) -> None:
+def test_a_report_of_an_unfinished_study_lists_what_is_missing(
+    one_machine: Place, tmp_path: Path
+) -> None:
     place = Place(tmp_path)
     shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
     study = load_study(SMALL)
@@ -157,7 +177,10 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     gone = "endpoints.gone={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
     result = place.study("run", "--set", gone, "--set", "benchmarks.ahb.judge=gone")
     assert result.returncode == 1
-    assert "no answer (" in result.stderr and "endpoint http://127.0.0.1:9/v1, model 'm'" in result.stderr
+    assert (
+        "no answer (" in result.stderr
+        and "endpoint http://127.0.0.1:9/v1, model 'm'" in result.stderr
+    )
     assert "same command again" in result.stderr
     for path in place.folder.rglob("*"):
         if path.is_file() and path.suffix in (".txt", ".json", ".yaml", ".jsonl"):
@@ -182,11 +205,15 @@ def test_the_real_questions_need_only_their_paths(one_machine: Place, tmp_path: 
         "engine.max_model_len": 2048,
         "sft.doses": [0],
     }
-    result = place.study("run", *(word for key, value in changes.items() for word in ("--set", f"{key}={value}")))
+    result = place.study(
+        "run", *(word for key, value in changes.items() for word in ("--set", f"{key}={value}"))
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     questions = [json.loads(line) for line in (AHB / "questions.jsonl").read_text().splitlines()]
     tagged = sum(len([tag for tag in row["tags"] if tag]) for row in questions)
-    table = pd.read_parquet(place.results / "scores.parquet").query("benchmark == 'ahb' and arm == 'animal'")
+    table = pd.read_parquet(place.results / "scores.parquet").query(
+        "benchmark == 'ahb' and arm == 'animal'"
+    )
     assert len(questions) == table.question.nunique() == 115
     assert (table.dimension != "overall").sum() == tagged, "a tag was lost"
     assert table.score.notna().all()
@@ -208,11 +235,15 @@ def test_kept_answers_are_judged_again_by_others_and_by_people(
         assert place.scores() == before, "it decides nothing"
         alone = place.study("run", *with_strict, "--set", "benchmarks.ahb.judge=strict")
         assert alone.returncode == 0 and len(server.requests) == asked, "each grade is paid once"
-    assert {key for key in before if place.scores()[key] != before[key]} == {key for key in before if key[0] == "ahb"}
+    assert {key for key in before if place.scores()[key] != before[key]} == {
+        key for key in before if key[0] == "ahb"
+    }
     judges = set(pd.read_parquet(place.results / "scores.parquet")["judge"])
     assert judges == {"strict", "likelihood"}
     written = [path.parent.name for path in place.manifests if path.parts[-3] == "generate"]
-    assert written == [path.parent.name for path in one_machine.manifests if path.parts[-3] == "generate"]
+    assert written == [
+        path.parent.name for path in one_machine.manifests if path.parts[-3] == "generate"
+    ]
 
     sheet = tmp_path / "sheet.csv"
     told = place.study("label", "ahb", str(sheet), "--n", "20")
@@ -229,7 +260,9 @@ def test_kept_answers_are_judged_again_by_others_and_by_people(
     assert "human" in (place.results / "tables/judges.tex").read_text()
 
 
-def test_a_missing_key_is_one_line(one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_one_line(
+    one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     real = "endpoints.real={base_url: 'http://127.0.0.1:9/v1', model: m, key_env: JUDGE_KEY}"
     arguments = ["--set", real, "--set", "benchmarks.ahb.judge=real"]
@@ -243,9 +276,13 @@ def test_a_missing_key_is_one_line(one_machine: Place, tmp_path: Path, monkeypat
 def test_the_manifest_says_where_a_number_comes_from(one_machine: Place) -> None:
     study = load_study(SMALL)
     for cell in plan.in_order(plan.analysis(study)):
-        manifest: dict[str, Any] = read_manifest(one_machine.folder / "runs/small" / cell.relpath) or {}
+        manifest: dict[str, Any] = (
+            read_manifest(one_machine.folder / "runs/small" / cell.relpath) or {}
+        )
         assert manifest["identity"] == cell.identity
         assert set(manifest["inputs"]) == set(cell.inputs)
         assert manifest["packages"]["torch"].startswith("2.13.0")
         assert all(len(output["sha256"]) == 64 for output in manifest["outputs"].values())
-        assert {"counts", "warnings", "started", "ended", "host", "code", "slurm_job"} <= set(manifest)
+        assert {"counts", "warnings", "started", "ended", "host", "code", "slurm_job"} <= set(
+            manifest
+        )

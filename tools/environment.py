@@ -71,10 +71,15 @@ def main() -> int:
             print("The same command continues, and what was downloaded is kept.", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or venv}: {error.strerror}. {advice(str(error))}", file=sys.stderr)
+        print(
+            f"error: {error.filename or venv}: {error.strerror}. {advice(str(error))}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command continues, and what was downloaded is kept", file=sys.stderr)
+        print(
+            "stopped; the same command continues, and what was downloaded is kept", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -126,13 +131,19 @@ def check_system() -> None:
         return
     if os.geteuid() or not shutil.which("apt-get"):
         names = " ".join(missing)
-        raise SetupError(f"this machine lacks {names} (Debian's names); sudo apt-get install {names}")
+        raise SetupError(
+            f"this machine lacks {names} (Debian's names); sudo apt-get install {names}"
+        )
     print(f"installing {' '.join(missing)} by apt-get", flush=True)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
-        result = subprocess.run(["apt-get", *words], env=environment, capture_output=True, text=True)
+        result = subprocess.run(
+            ["apt-get", *words], env=environment, capture_output=True, text=True
+        )
         if result.returncode:
-            raise SetupError(f"apt-get {words[0]} failed:\n{last_lines(result.stdout + result.stderr)}")
+            raise SetupError(
+                f"apt-get {words[0]} failed:\n{last_lines(result.stdout + result.stderr)}"
+            )
 
 
 def check_disk(venv: Path) -> None:
@@ -159,7 +170,10 @@ def only_one(venv: Path) -> Iterator[None]:
             print(f"another set-up is making {venv}; waiting for it", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems have no locks
-            print(f"warning: {venv}/lock: {error.strerror}; start no second set-up here", file=sys.stderr)
+            print(
+                f"warning: {venv}/lock: {error.strerror}; start no second set-up here",
+                file=sys.stderr,
+            )
         yield
 
 
@@ -172,7 +186,10 @@ def make(venv: Path, base: str, wanted: str) -> None:
     Bytecode is left to Python, which compiles a module at its first import: of 28,500 modules a study imports 4,600.
     """
     version = platform.python_version()
-    print(f"making the environment in .venv, once: 700 MB to download, {NEEDED_GB} GB of disk", flush=True)
+    print(
+        f"making the environment in .venv, once: 700 MB to download, {NEEDED_GB} GB of disk",
+        flush=True,
+    )
     clear(venv)
     temporary = venv / "tmp"
     temporary.mkdir()
@@ -189,11 +206,20 @@ def make(venv: Path, base: str, wanted: str) -> None:
         tools = temporary / "tools.txt"
         pins = (ROOT / HASHES).read_text()
         tools.write_text(pin("uv", pins) + pin("setuptools", pins))
-        uv: list[str] | None = [str(venv / "bin/uv"), "pip", "install", "--python", python, *uv_options(settings)]
+        uv: list[str] | None = [
+            str(venv / "bin/uv"),
+            "pip",
+            "install",
+            "--python",
+            python,
+            *uv_options(settings),
+        ]
         try:
             run([*pip, "--require-hashes", "-r", str(tools)], pip_environment)
         except SetupError as error:
-            print(f"  uv can't be installed, so pip goes on, more slowly:\n{error}", file=sys.stderr)
+            print(
+                f"  uv can't be installed, so pip goes on, more slowly:\n{error}", file=sys.stderr
+            )
             uv = None
             tools.write_text(pin("pip", pins) + pin("setuptools", pins))
             run([*pip, "--require-hashes", "-r", str(tools)], pip_environment)
@@ -227,7 +253,9 @@ def install_torch(install: list[str], variables: dict[str, str]) -> None:
         return
     except SetupError as error:
         first = error
-    theirs = ["--torch-backend", "cpu"] if install[0].endswith("uv") else ["--index-url", TORCH_INDEX]
+    theirs = (
+        ["--torch-backend", "cpu"] if install[0].endswith("uv") else ["--index-url", TORCH_INDEX]
+    )
     try:
         run([*install, *theirs, "-r", TORCH], variables)
     except SetupError as second:
@@ -258,11 +286,15 @@ def run(command: list[str], environment: dict[str, str]) -> None:
     Raises:
         SetupError: with the last lines of its output, and what to do about them.
     """
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace"
+    )
     if result.returncode:
         output = result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}"
         words = " ".join(Path(word).name for word in command[:3])  # such as "uv pip install"
-        raise SetupError("\n".join(filter(None, [f"{words} failed:", last_lines(output), advice(output)])))
+        raise SetupError(
+            "\n".join(filter(None, [f"{words} failed:", last_lines(output), advice(output)]))
+        )
 
 
 def last_lines(output: str, lines: int = 12) -> str:
@@ -299,7 +331,8 @@ def clean(environment: dict[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if not name.startswith("PYTHON") and (not name.startswith("UV_") or CARRIED_UV.fullmatch(name))
+        if not name.startswith("PYTHON")
+        and (not name.startswith("UV_") or CARRIED_UV.fullmatch(name))
     }
 
 
@@ -308,7 +341,9 @@ def pip_settings(python: str, environment: dict[str, str]) -> dict[str, str]:
     command = [python, "-m", "pip", "config", "list"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise SetupError(f"pip's configuration can't be read; mend it:\n{last_lines(result.stderr)}")
+        raise SetupError(
+            f"pip's configuration can't be read; mend it:\n{last_lines(result.stderr)}"
+        )
     return parse_pip_config(result.stdout)
 
 
@@ -327,8 +362,16 @@ def parse_pip_config(text: str) -> dict[str, str]:
 def for_pip(settings: dict[str, str], environment: dict[str, str]) -> dict[str, str]:
     """The environment in which pip has these settings and no others, from none of its files."""
     others = {name: value for name, value in environment.items() if not name.startswith("PIP_")}
-    ours = {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1"}
-    return others | ours | {f"PIP_{name.replace('-', '_').upper()}": value for name, value in settings.items()}
+    ours = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_CACHE_DIR": "1",
+    }
+    return (
+        others
+        | ours
+        | {f"PIP_{name.replace('-', '_').upper()}": value for name, value in settings.items()}
+    )
 
 
 def uv_options(settings: dict[str, str]) -> list[str]:
@@ -345,7 +388,11 @@ def uv_options(settings: dict[str, str]) -> list[str]:
 
 def for_uv(settings: dict[str, str], environment: dict[str, str], venv: Path) -> dict[str, str]:
     """The environment in which uv has these settings of pip. Addresses may hold a password, so they are no options."""
-    ours = {"UV_CACHE_DIR": str(venv / "cache"), "UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "1"}
+    ours = {
+        "UV_CACHE_DIR": str(venv / "cache"),
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_SYSTEM_CERTS": "1",
+    }
     given = {
         "UV_DEFAULT_INDEX": settings.get("index-url"),
         "UV_INDEX": settings.get("extra-index-url"),

@@ -12,7 +12,9 @@ from study.upkeep.archive import archive as pack
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="FILE", help="a .tar.gz or .zip to write")
     parser.add_argument(
-        "--samples", action="store_true", help="with questions and answers in full (mind their licences)"
+        "--samples",
+        action="store_true",
+        help="with questions and answers in full (mind their licences)",
     )
 
 
@@ -22,4 +24,5 @@ def archive(args: argparse.Namespace) -> None:
     facts = pack(args.study, base, results(base), args.path, args.samples)
     if args.json:
         return print(json.dumps(facts, indent=1))
-    print(f"{facts['path']}: {facts['files']} files of {facts['cells']} cells, sha256 {facts['sha256']}")
+    counts = f"{facts['files']} files of {facts['cells']} cells"
+    print(f"{facts['path']}: {counts}, sha256 {facts['sha256']}")

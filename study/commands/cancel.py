@@ -3,15 +3,17 @@
 import argparse
 import json
 
-from study.commands.common import (
-    load,
-)
+from study.commands.common import load
 
 
 def cancel(args: argparse.Namespace) -> None:
     from slurm.cancel import cancel
 
     _, base = load(args)
-    done = cancel(base)
-    jobs = done["cancelled"]
-    print(json.dumps(done) if args.json else f"{len(jobs)} jobs cancelled{': ' * bool(jobs)}{' '.join(jobs)}")
+    facts = cancel(base)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    jobs = facts["cancelled"]
+    ids = f": {' '.join(jobs)}" if jobs else ""
+    print(f"{len(jobs)} jobs cancelled{ids}")

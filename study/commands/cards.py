@@ -7,35 +7,46 @@ from pathlib import Path
 from core.cell.publish import results
 from core.errors import UserError
 from study.commands.common import load, relative_to_cwd, study_args
-from study.spec import expand as planning
+from study.spec import expand
 from study.upkeep.cards import dataset_card, model_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--license", default="", metavar="NAME", help="of the corpora (other), and of models whose own is unknown"
+        "--license",
+        default="",
+        metavar="NAME",
+        help="of the corpora (other), and of models whose own is unknown",
     )
 
 
 def cards(args: argparse.Namespace) -> None:
-    """Write a card for every finished corpus and checkpoint of the study, for the Hugging Face Hub."""
+    """Write a card for every finished corpus and checkpoint of the study."""
     study, base = load(args)
-    found, folder = results(base), results(base).with_name(f"{base.name}-cards")
-    cells = [c for c in planning.in_order(planning.analysis(study)) if (base / c.relpath / "manifest.json").exists()]
-    made: list[Path] = []
-    for cell in cells:
+    published = results(base)
+    folder = published.with_name(f"{base.name}-cards")
+    paths: list[Path] = []
+    for cell in expand.in_order(expand.analysis(study)):
+        if not (base / cell.relpath / "manifest.json").exists():
+            continue
         if cell.stage == "documents":
             text = dataset_card(base / cell.relpath, args.license or "other")
         elif cell.stage in ("midtrain", "sft"):
-            text = model_card(base / cell.relpath, found if found.is_dir() else None, args.license)
+            scores = published if published.is_dir() else None
+            text = model_card(base / cell.relpath, scores, args.license)
         else:
             continue
         path = folder / cell.relpath / "README.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        made.append(path)
-    if not made:
-        raise UserError(f"{base}: no corpus and no training is finished; python -m study run {study_args(args)}")
+        paths.append(path)
+    if not paths:
+        raise UserError(
+            where=str(base),
+            what="no corpus and no training is finished",
+            fix=f"python -m study run {study_args(args)}",
+        )
     if args.json:
-        return print(json.dumps([str(path) for path in made], indent=1))
-    print(f"{len(made)} cards below {relative_to_cwd(folder)}; each goes beside the files of its cell as README.md")
+        return print(json.dumps([str(path) for path in paths], indent=1))
+    shown = relative_to_cwd(folder)
+    print(f"{len(paths)} cards below {shown}; put each beside the files of its cell as README.md")

@@ -1,8 +1,7 @@
-"""Check a cluster before the first submission, with a fix for each fault."""
+"""Check a cluster before the first submission, with a fix for each problem."""
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from core.paths import ROOT
@@ -11,17 +10,40 @@ from study.spec.load import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, nargs="?", metavar="STUDY", help="checks its endpoints and models too")
-    parser.add_argument("--cluster", type=Path, required=True, metavar="NAME", help="a profile, as for submit")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells")
-    parser.add_argument("--wait", type=float, default=300, metavar="SECONDS", help="for the jobs that look at nodes")
+    parser.add_argument(
+        "study",
+        type=Path,
+        nargs="?",
+        metavar="STUDY",
+        help="check the study's endpoints and models too",
+    )
+    parser.add_argument(
+        "--cluster", type=Path, required=True, metavar="NAME", help="a profile, as for submit"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="time limit for the jobs that inspect nodes",
+    )
     parser.add_argument("--json", action="store_true", help="print data instead of text")
 
 
 def doctor(args: argparse.Namespace) -> int:
+    """Print the report. Returns 1 where a check failed."""
     from slurm.doctor import doctor, show
 
     cells = planning.in_order(planning.analysis(load_study(args.study))) if args.study else None
-    checks = doctor(args.cluster, args.runs.absolute(), cells, args.wait)
-    print(json.dumps([asdict(check) for check in checks], indent=1) if args.json else show(checks))
-    return 1 if any(check.state == "failed" for check in checks) else 0
+    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait)
+    if args.json:
+        rows = [
+            {"name": c.name, "state": c.state, "found": c.finding, "fix": c.fix} for c in report
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(show(report))
+    return 1 if any(check.state == "failed" for check in report) else 0

@@ -10,16 +10,24 @@ from study.spec.source_cells import sources
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--check", action="store_true", help="compare what is here by its sha256 too")
+    parser.add_argument(
+        "--check", action="store_true", help="compare what is here by its sha256 too"
+    )
 
 
 def fetch(args: argparse.Namespace) -> None:
+    """Download the study's models and data."""
     from study.upkeep.fetch import fetch
 
     study, base = load(args)
     entries = fetch(sources(study), base / "fetched.json", args.check)
     if args.json:
         return print(json.dumps(entries, indent=1))
-    lines = [(e.get("hub") or e["url"], e.get("revision", "")[:8], e["bytes"] / 1e9) for e in entries]
+    if not entries:
+        return print("the study names nothing on a network")
+    lines = [
+        (entry.get("hub") or entry["url"], entry.get("revision", "")[:8], entry["bytes"] / 1e9)
+        for entry in entries
+    ]
     headers = ["here, with its hashes", "revision", "GB"]
-    print(tabulate(lines, headers=headers, floatfmt=".3f") if lines else "the study names nothing on a network")
+    print(tabulate(lines, headers=headers, floatfmt=".3f"))

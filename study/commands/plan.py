@@ -12,11 +12,11 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.model_size import start_model
 from core.paths import resolve
-from study.commands.common import BUDGET_HELP, load, parallel_plans
-from study.forecast import study_cost as totals
-from study.forecast import training_cost as trainings
-from study.forecast.corpus_cost import KEYS, compare, forecast, total
-from study.spec import expand as planning
+from core.stages import TRAINING_STAGES
+from study.commands.common import BUDGET_HELP, load, parallel_plans, study_args
+from study.forecast import corpus_cost, study_cost, training_cost
+from study.forecast.budget import check_budget, parse_budget
+from study.spec import expand
 from study.spec.benchmarks import num_questions
 from study.spec.schema import Study
 from study.spec.source_cells import sources
@@ -24,103 +24,107 @@ from study.spec.sources import missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, metavar="NAME", help="trainings as on this cluster, by its profile")
-    parser.add_argument("--power", action="store_true", help="what its primary contrasts could find")
     parser.add_argument(
-        "--layout", type=int, nargs="+", metavar="GPUS", help="shards, memory and rows of the trainings on so many GPUs"
+        "--cluster",
+        type=Path,
+        metavar="NAME",
+        help="trainings as on this cluster, by its profile",
     )
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="for --layout")
+    parser.add_argument(
+        "--power", action="store_true", help="the power of the study's primary contrasts"
+    )
+    parser.add_argument(
+        "--layout",
+        type=int,
+        nargs="+",
+        metavar="GPUS",
+        help="shards, memory and rows of the trainings on so many GPUs",
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="for --layout (8)"
+    )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
 def plan(args: argparse.Namespace) -> None:
+    """Print the cells, the forecasts and what prevents the study from running."""
     study, base = load(args)
+    cells = expand.in_order(expand.analysis(study))
     if args.layout:
-        return print(layout_tables(planning.in_order(planning.analysis(study)), base, args.layout, args.gpus_per_node))
-    rows, cells = [], planning.in_order(planning.analysis(study))
-    for cell in cells:
-        row: dict[str, Any] = {
-            "stage": cell.stage,
-            "cell": cell.name,
-            "state": state(cell, base),
-            "folder": cell.relpath,
-        }
-        if counted := _updates(cell, base):
-            row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
-        rows.append(row)
-    finished = {cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"}
-    writing, written = forecast(cells, finished), compare(cells, base)
+        return print(layout_tables(cells, base, args.layout, args.gpus_per_node))
+    rows = [_cell_row(cell, base) for cell in cells]
+    finished = {
+        cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"
+    }
     profile = _profile(args.cluster)
-    placed = parallel_plans(profile)
-    training = trainings.forecast(cells, base, placed)
-    whole = totals.totals(cells, base, placed, profile)
-    compared = totals.compare(cells, base, placed, profile)
+    layouts = parallel_plans(profile)
+    training = training_cost.forecast(cells, base, layouts)
+    to_write = corpus_cost.forecast(cells, finished)
+    written = corpus_cost.compare(cells, base)
+    totals = study_cost.totals(cells, base, layouts, profile)
+    compared = study_cost.compare(cells, base, layouts, profile)
     if args.json:
-        data: dict[str, Any] = {"study": study.study, "cells": rows, "training": training}
-        data |= {"writing": writing, "written": written}
-        data |= {"totals": whole, "compared": compared}
+        data: dict[str, Any] = {
+            "study": study.study,
+            "cells": rows,
+            "training": training,
+            "writing": to_write,
+            "written": written,
+            "totals": totals,
+            "compared": compared,
+        }
         data |= {"power": power_rows(study)} if args.power else {}
         return print(json.dumps(data, indent=1))
-    shown = [
-        (
-            r["stage"],
-            r["cell"],
-            r["state"],
-            *(_about(r[k], r["estimated"]) if k in r else "" for k in ("updates", "tokens")),
-        )
-        for r in rows
-    ]
-    print(
-        tabulate(
-            shown, headers=["stage", "cell", "state", "updates", "tokens"], colalign=("left",) * 3 + ("right",) * 2
-        )
-    )
-    done = sum(r["state"] == "done" for r in rows)
-    print(f"\n{len(rows)} cells, {done} done, in {base}. ~: estimated until it has run.")
+    print(_cell_table(rows))
+    print(f"\n{len(rows)} cells, {len(finished)} done, in {base}. ~: estimated until it has run.")
     if training:
-        print("\n" + trainings.show(training))
-        guess = f"at {trainings.FLOPS / 1e12:.0f} TFLOP/s a GPU"
-        print(f"GPU-hours with ~ are by the profile's tokens_per_second, or {guess} without it, else as measured")
-    if writing:
-        lines = [[row["corpus"], *(row[key] for key in KEYS)] for row in writing]
-        lines += [["together", *(total(writing)[key] for key in KEYS)]] if len(writing) > 1 else []
-        headers = ["corpus to write", "~calls", "~prompt tokens", "~completion tokens", "~cost", "~hours"]
-        print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
-        print("before what gates reject; cost by the endpoints' prices, hours by their rates, in the study file")
+        print("\n" + training_cost.show(training))
+        default = f"at {training_cost.FLOPS / 1e12:.0f} TFLOP/s a GPU"
+        print(
+            "GPU-hours with ~ are by the profile's tokens_per_second, "
+            f"or {default} without it, else as measured"
+        )
+    if to_write:
+        print("\n" + _writing_table(to_write))
+        print(
+            "Rejected and rewritten documents are not included. Cost uses the endpoint prices in "
+            "the study file, hours the rate limits."
+        )
     if written:
-        lines = []
-        for row in written:
-            how = "estimated" if row["actual"]["calls_estimated"] else "actual"
-            lines.append([row["corpus"], "forecast", *(row["forecast"][key] for key in KEYS)])
-            lines.append(["", how, *(row["actual"][key] for key in KEYS)])
-        headers = ["corpus written", "", *(key.replace("_", " ") for key in KEYS)]
-        print("\n" + tabulate(lines, headers=headers, floatfmt=".2f", intfmt=","))
+        print("\n" + _written_table(written))
     if args.power:
         from analysis import power
 
         print("\n" + power.show(power_rows(study)))
-    print("\n" + totals.show(whole, compared))
-    for line in missing(sources(study)):
+    print("\n" + study_cost.show(totals, compared))
+    for problem in missing(sources(study), study_args(args)):
+        print(f"warning: {problem}")
+    for line in training_cost.grouped(training, "warnings"):
         print(f"warning: {line}")
-    for line in trainings.grouped(training, "warnings"):
-        print(f"warning: {line}")
-    for line in trainings.grouped(training, "refused"):
+    for line in training_cost.grouped(training, "refused"):
         print(f"can't run: {line}")
-    totals.check_budget(whole, totals.parse_budget(args.budget))
+    check_budget(totals, parse_budget(args.budget))
 
 
 def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node: int) -> str:
-    """For each model and recipe of the study's trainings, how they lie on each number of GPUs (`recipes.layout`)."""
+    """How the study's trainings lie on each number of GPUs (`recipes.layout`).
+
+    One table for each model and recipe.
+    """
     layout = importlib.import_module("recipes.layout")  # torch takes seconds to import
     tables = {}
     for cell in cells:
-        if cell.stage in ("midtrain", "sft") and "recipe" in cell.settings:
-            start, recipe = start_model(cell), cell.settings["recipe"]
-            folder = resolve(start.resources["path"]) if "path" in start.resources else base / start.relpath / "model"
-            key = json.dumps([start.identity, recipe, cell.resources], sort_keys=True)
-            if key not in tables:
-                table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
-                tables[key] = f"{cell.stage} {cell.name}\n{table}"
+        if cell.stage not in TRAINING_STAGES or "recipe" not in cell.settings:
+            continue
+        start = start_model(cell)
+        recipe = cell.settings["recipe"]
+        key = json.dumps([start.identity, recipe, cell.resources], sort_keys=True)
+        if key in tables:
+            continue
+        path = start.resources.get("path")
+        folder = resolve(path) if path else base / start.relpath / "model"
+        table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
+        tables[key] = f"{cell.stage} {cell.name}\n{table}"
     return "\n\n".join(tables.values())
 
 
@@ -129,13 +133,51 @@ def power_rows(study: Study) -> list[dict[str, Any]]:
     from analysis import power  # scipy takes a second to import
 
     designs = [
-        power.Design(contrast.name, name, len(study.seeds), questions, study.benchmarks[name].epochs)
+        power.Design(
+            contrast.name, name, len(study.seeds), questions, study.benchmarks[name].epochs
+        )
         for contrast in study.contrasts
         if contrast.family == "primary"
         for name in contrast.on
         if (questions := num_questions(study.benchmarks[name])) is not None
     ]
     return power.rows(designs)
+
+
+def state(cell: Cell, base: Path) -> str:
+    """done, begun, ready (its inputs are done) or waiting."""
+    folder = base / cell.relpath
+    if read_manifest(folder):
+        return "done"
+    if (folder / "progress.json").exists() or (folder / "log.txt").exists():
+        return "begun"
+    inputs_done = all(read_manifest(base / needed.relpath) for needed in cell.inputs.values())
+    return "ready" if inputs_done else "waiting"
+
+
+def _cell_row(cell: Cell, base: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "stage": cell.stage,
+        "cell": cell.name,
+        "state": state(cell, base),
+        "folder": cell.relpath,
+    }
+    if counted := _steps(cell, base):
+        row |= dict(zip(("updates", "tokens", "estimated"), counted, strict=True))
+    return row
+
+
+def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
+    """(optimizer steps, tokens, estimated?) of a training; None for any other cell.
+
+    They are counted where the training is finished, else estimated.
+    """
+    estimate = training_cost.count_steps(cell)
+    if estimate is None:
+        return None
+    if manifest := read_manifest(base / cell.relpath):
+        return manifest["counts"]["updates"], manifest["counts"]["tokens"], False
+    return *estimate, cell.stage != "model"
 
 
 def _profile(cluster: Path | None) -> Any:
@@ -146,24 +188,38 @@ def _profile(cluster: Path | None) -> Any:
     return load_profile(cluster)
 
 
-def _updates(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
-    """(updates, tokens, estimated?) of a training: counted where it is finished, else estimated."""
-    estimate = trainings.count_steps(cell)
-    if estimate is None:
-        return None
-    if manifest := read_manifest(base / cell.relpath):
-        return manifest["counts"]["updates"], manifest["counts"]["tokens"], False
-    return *estimate, cell.stage != "model"
+def _cell_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        counts = [
+            _about(row[k], row["estimated"]) if k in row else "" for k in ("updates", "tokens")
+        ]
+        lines.append([row["stage"], row["cell"], row["state"], *counts])
+    headers = ["stage", "cell", "state", "updates", "tokens"]
+    alignment = ("left", "left", "left", "right", "right")
+    return tabulate(lines, headers=headers, colalign=alignment)
 
 
 def _about(number: int, estimated: bool) -> str:
     return f"{'~' if estimated else ''}{number:,}"
 
 
-def state(cell: Cell, base: Path) -> str:
-    folder = base / cell.relpath
-    if read_manifest(folder):
-        return "done"
-    if (folder / "progress.json").exists() or (folder / "log.txt").exists():
-        return "begun"
-    return "ready" if all(read_manifest(base / i.relpath) for i in cell.inputs.values()) else "waiting"
+def _writing_table(rows: list[dict[str, Any]]) -> str:
+    keys = corpus_cost.KEYS
+    lines = [[row["corpus"], *(row[key] for key in keys)] for row in rows]
+    if len(rows) > 1:
+        total = corpus_cost.total(rows)
+        lines.append(["total", *(total[key] for key in keys)])
+    headers = ["corpus to write", *(f"~{key.replace('_', ' ')}" for key in keys)]
+    return tabulate(lines, headers=headers, floatfmt=".2f", intfmt=",")
+
+
+def _written_table(rows: list[dict[str, Any]]) -> str:
+    keys = corpus_cost.KEYS
+    lines = []
+    for row in rows:
+        label = "estimated" if row["actual"]["calls_estimated"] else "actual"
+        lines.append([row["corpus"], "forecast", *(row["forecast"][key] for key in keys)])
+        lines.append(["", label, *(row["actual"][key] for key in keys)])
+    headers = ["corpus written", "", *(key.replace("_", " ") for key in keys)]
+    return tabulate(lines, headers=headers, floatfmt=".2f", intfmt=",")

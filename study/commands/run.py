@@ -17,53 +17,63 @@ from study.commands.common import (
     check_pruned,
     load,
     show_results,
+    study_args,
     unfinished,
 )
-from study.spec import expand as planning
+from study.spec import expand
 from study.spec.source_cells import previews
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="processes at a time (default: a core each, if the memory is enough)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes at a time (default: a core each, if the memory is enough)",
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    from core.cell import local_executor as engine
-    from core.cell.progress_display import progress_display
-
+    """Run the missing cells, inputs before users, and show the results."""
     study, base = load(args)
-    shown = previews(study)
-    last = planning.analysis(study)
-    cells = shown or planning.in_order(last)
+    preview_cells = previews(study)
+    last = expand.analysis(study)
+    cells = preview_cells or expand.in_order(last)
     if todo := unfinished(cells, base):
         check_pruned(cells, base)
         check_keys(todo)
-        check_fetched(study)
+        check_fetched(study, study_args(args))
         check_budget(args, cells, base)
-        done = len(cells) - len(todo)
         jobs = default_jobs() if args.jobs is None else max(1, args.jobs)
-        print(
-            f"study {study.study}: {len(cells)} cells, {done} done already, {jobs} at a time, in {base}",
-            flush=True,
-        )
-        with progress_display(done, len(cells)) as on_event:
-            failures = engine.run(cells, base, jobs, on_event)
-        for failure in failures:
-            print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
-            print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
-            if known := diagnose("\n".join(failure.last_lines), failure.status):
-                print(f"cause: {known.name}; {known.fix}", file=sys.stderr)
-        if failures:
-            print(f"\n{len(failures)} cells failed; mend the cause and run the same command again", file=sys.stderr)
+        done = len(cells) - len(todo)
+        counts = f"{len(cells)} cells, {done} done already, {jobs} at a time"
+        print(f"study {study.study}: {counts}, in {base}", flush=True)
+        if _run_cells(cells, base, done, jobs):
             return 1
-    if shown:
-        _preview(shown, base, args)
+    if preview_cells:
+        _preview(preview_cells, base, args)
     else:
         show_results(publish(base / last.relpath), args)
     return 0
+
+
+def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int) -> int:
+    """Run the cells and report those that fail on stderr; returns how many."""
+    from core.cell import local_executor
+    from core.cell.progress_display import progress_display
+
+    with progress_display(done, len(cells)) as on_event:
+        failures = local_executor.run(cells, base, jobs, on_event)
+    for failure in failures:
+        print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)
+        if cause := diagnose("\n".join(failure.last_lines), failure.status):
+            print(f"cause: {cause.name}; {cause.fix}", file=sys.stderr)
+    if failures:
+        advice = "correct the cause and run the same command again"
+        print(f"\n{len(failures)} cells failed; {advice}", file=sys.stderr)
+    return len(failures)
 
 
 def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
@@ -74,6 +84,7 @@ def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
             print(text, end="")
             continue
         for document in map(json.loads, text.splitlines()):
-            forms = "".join(f"{name}: {question}\n" for name, question in document.get("forms", {}).items())
+            questions = document.get("forms", {}).items()
+            forms = "".join(f"{name}: {question}\n" for name, question in questions)
             print(f"--- {cell.name}, document {document['id']}\n{forms}{document['text']}\n")
-        print(f"{cell.name}: what is shown here is not paid again by the whole corpus")
+        print(f"{cell.name}: the complete corpus will not pay for these documents again")

@@ -1,14 +1,15 @@
-"""Submit everything that is missing to Slurm, and end."""
+"""Submit all missing cells to Slurm, then exit."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from core.cell.publish import results
-from core.errors import UserError
+from core.errors import Problem, UserError
 from study.commands.common import (
     BUDGET_HELP,
     check_budget,
@@ -27,7 +28,11 @@ from study.spec import expand as planning
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cluster", type=Path, required=True, metavar="NAME", help="a profile of slurm/clusters, or a file"
+        "--cluster",
+        type=Path,
+        required=True,
+        metavar="NAME",
+        help="a profile of slurm/clusters, or a file",
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
@@ -42,29 +47,45 @@ def submit(args: argparse.Namespace) -> None:
     todo = unfinished(cells, base)
     check_pruned(cells, base)
     check_keys(todo)
-    check_fetched(study)
+    check_fetched(study, study_args(args))
     check_budget(args, cells, base, profile)
-    left = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
-    if lines := grouped(left, "refused"):
-        raise UserError(*(f"{line}; change the cluster profile or the recipe" for line in lines))
-    facts = submit(cells, base, profile)
-    for line in grouped(left, "warnings"):
+    rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
+    if refused := grouped(rows, "refused"):
+        fix = "change the cluster profile or the recipe"
+        raise UserError.of(Problem("", line, fix) for line in refused)
+    facts = submit(cells, base, profile, str(args.cluster))
+    for line in grouped(rows, "warnings"):
         print(f"warning: {line}", file=sys.stderr)
     if args.json:
-        return print(json.dumps(facts, indent=1))
+        print(json.dumps(facts, indent=1))
+    else:
+        print(_show(facts, study_args(args), relative_to_cwd(results(base))))
+
+
+def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
+    """The text about one submission. `named`: how the user named the study."""
+    lines = []
     if facts["jobs"]:
-        print(tabulate(facts["jobs"], headers="keys"), end="\n\n")
-    print(
-        f"{facts['cells']} cells: {facts['finished']} finished, {facts['queued']} in the queue already, "
-        f"{facts['submitted']} submitted now"
+        lines += [tabulate(facts["jobs"], headers="keys"), ""]
+    lines.append(
+        f"{facts['cells']} cells: {facts['finished']} finished, "
+        f"{facts['queued']} in the queue already, {facts['submitted']} submitted now"
     )
     if facts["left"]:
-        who = f"job {facts['continues']} submits them" if facts["continues"] else "submit again"
-        print(f"{facts['left']} are left over by the limit on jobs; {who} when others have ended")
+        what = "submit again"
+        if facts["continues"]:
+            what = f"job {facts['continues']} submits them"
+        lines.append(
+            f"{facts['left']} cells remain because of the limit on jobs; "
+            f"{what} when other jobs have ended"
+        )
     if facts["held"]:
-        print(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
-    place = relative_to_cwd(results(base))
+        lines.append(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
     if facts["finished"] == facts["cells"]:
-        print(f"nothing is missing; the results are in {place}")
+        lines.append(f"nothing is missing; the results are in {results_folder}")
     else:
-        print(f"python -m study status {study_args(args)} tells how far they are; the results will be in {place}")
+        lines.append(
+            f"python -m study status {named} shows the progress; "
+            f"the results will be in {results_folder}"
+        )
+    return "\n".join(lines)

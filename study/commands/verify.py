@@ -8,49 +8,65 @@ from tabulate import tabulate
 from core.cell.publish import results
 from core.errors import UserError
 from study.commands.common import load, study_args
-from study.upkeep.provenance import SCORE, chain, faults, notes, published, trace
+from study.upkeep.changes import find_changes, notes
+from study.upkeep.provenance import SCORE, lineage, published, trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    of = tuple(word.upper() for word in SCORE)
-    parser.add_argument("--trace", nargs=4, metavar=of, help="the way back of one score (SEED - of an untrained model)")
+    parser.add_argument(
+        "--trace",
+        nargs=4,
+        metavar=tuple(word.upper() for word in SCORE),
+        help="the cells and files behind one score (SEED - of an untrained model)",
+    )
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Hash everything behind the published results, or show the way back of one score (`--trace`)."""
+    """Hash everything behind the published results, or list what is behind one (`--trace`)."""
     _, base = load(args)
+    study = study_args(args)
     if args.trace:
-        steps = trace(results(base), base, *_score(args.trace))
-        if args.json:
-            print(json.dumps(steps, indent=1))
-        else:
-            shown = [[s["stage"], s["cell"], s["sha256"][:12], s["recorded"], s["facts"]] for s in steps]
-            headers = ["stage", "cell or file", "sha256", "as recorded", "facts"]
-            print(tabulate(shown, headers=headers, maxcolwidths=[None, 60, None, None, 60]))
+        _show_trace(trace(results(base), base, study, *_score(args.trace)), args.json)
         return 0
-    rows = chain(published(base), base)
-    found, said = faults(rows, base), notes(rows, base)
+    rows = lineage(published(base, study), base)
+    changes = find_changes(rows, base, study)
+    remarks = notes(rows, base, study)
     checked = sum(len(row["checks"]) for row in rows)
     if args.json:
-        data = {"study": base.name, "cells": len(rows), "files": checked, "faults": found, "notes": said}
+        data = {
+            "study": base.name,
+            "cells": len(rows),
+            "files": checked,
+            "faults": changes,
+            "notes": remarks,
+        }
         print(json.dumps(data, indent=1))
     else:
-        for fault in found:
-            print(f"{fault['cell']}: {fault['file']}: {fault['fault']}")
-            print(f"  touches: {fault['consequence']}\n  cure: {fault['cure']}".replace("STUDY", study_args(args)))
-        for note in said:
-            print(f"note: {note}".replace("STUDY", study_args(args)))
-        print(f"{checked} files of {len(rows)} cells checked, {len(found)} faults")
-    return 1 if found else 0
+        for change in changes:
+            print(f"{change['cell']}: {change['file']}: {change['fault']}")
+            print(f"  affects: {change['consequence']}\n  fix: {change['cure']}")
+        for remark in remarks:
+            print(f"note: {remark}")
+        print(f"{checked} files of {len(rows)} cells checked, {len(changes)} changes")
+    return 1 if changes else 0
+
+
+def _show_trace(steps: list[dict[str, str]], as_json: bool) -> None:
+    if as_json:
+        return print(json.dumps(steps, indent=1))
+    lines = [[s["stage"], s["cell"], s["sha256"][:12], s["recorded"], s["facts"]] for s in steps]
+    headers = ["stage", "cell or file", "sha256", "as recorded", "facts"]
+    print(tabulate(lines, headers=headers, maxcolwidths=[None, 60, None, None, 60]))
 
 
 def _score(words: list[str]) -> tuple[str, str, int | None, int]:
-    """BENCHMARK ARM SEED DOSE as study_args; `-` is the seed of an untrained model."""
+    """BENCHMARK ARM SEED DOSE as typed; `-` is the seed of an untrained model."""
     benchmark, arm, *numbers = words
     try:
         seed, dose = (None if word in ("-", "None") else int(word) for word in numbers)
     except ValueError:
         raise UserError(
-            f"--trace {' '.join(words)}: SEED and DOSE are numbers (SEED - of an untrained model)"
+            where=f"--trace {' '.join(words)}",
+            what="SEED and DOSE are numbers (SEED - of an untrained model)",
         ) from None
     return benchmark, arm, seed, dose or 0

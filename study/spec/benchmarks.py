@@ -1,4 +1,7 @@
-"""Benchmarks: what eval/benchmarks declares of each, and the cells that score a checkpoint on it."""
+"""Benchmarks: what eval/benchmarks declares of each, and the cells that score a checkpoint on it.
+
+eval/benchmarks/TASK.yaml is what this package knows of a task; no scorer is imported.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,41 +11,58 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import resolve
 from study.spec.checks import OWN_FILES
-from study.spec.fingerprints import LIMITS, content_hash, endpoint_address, endpoint_model, yaml_once
+from study.spec.fingerprints import (
+    LIMITS,
+    content_hash,
+    endpoint_address,
+    endpoint_model,
+    yaml_once,
+)
 from study.spec.schema import Benchmark, Study
 from study.spec.sources import Source, identity, locate
 
 
 def declaration(bench: Benchmark) -> dict[str, Any]:
-    """What eval/benchmarks says of the task, but for its files: scorer, and what that needs."""
-    declared = {"rows": None, "variant": None} | yaml_once(f"eval/benchmarks/{bench.task}.yaml")
-    own = any(getattr(bench, name) for name in OWN_FILES)
-    return declared | ({"rows": None} if own else {})  # how many its own files have is the user's affair
+    """What eval/benchmarks says of the task, but for its files: scorer, and what that needs.
+
+    `rows` is None where the study brings files of its own: how many they have is not declared.
+    """
+    declared: dict[str, Any] = {"rows": None, "variant": None}
+    declared |= yaml_once(f"eval/benchmarks/{bench.task}.yaml")
+    if any(getattr(bench, name) for name in OWN_FILES):
+        declared["rows"] = None
+    return declared
 
 
 def sources(bench: Benchmark) -> dict[str, Source]:
-    """The benchmark's files by name: the study's own where it names them, else the declared ones."""
-    declared = yaml_once(f"eval/benchmarks/{bench.task}.yaml")["files"]
-    return {
-        name: {"path": own} if (own := getattr(bench, name)) else _kind(source) for name, source in declared.items()
-    }
+    """The benchmark's files by name: the study's own where it names them, else the declared."""
+    files: dict[str, Source] = {}
+    for name, source in yaml_once(f"eval/benchmarks/{bench.task}.yaml")["files"].items():
+        path = getattr(bench, name)
+        files[name] = {"path": path} if path else _with_kind(source)
+    return files
 
 
-def _kind(source: Source) -> Source:
+def _with_kind(source: Source) -> Source:
     return source | {"kind": "dataset"} if "hub" in source else source
 
 
 def num_questions(bench: Benchmark) -> int | None:
-    """How many questions a judged benchmark has; None where that is not known here, or no judge grades it."""
-    if "questions" not in (files := sources(bench)):
+    """How many questions a judged benchmark has.
+
+    None where that is not known on this machine, or no judge grades it.
+    """
+    files = sources(bench)
+    if "questions" not in files:
         return None
     path = locate(files["questions"])
-    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() and path.suffix == ".jsonl" else []
+    is_here = path.is_file() and path.suffix == ".jsonl"
+    rows = path.read_text(encoding="utf-8").splitlines() if is_here else []
     return declaration(bench)["rows"] or len(rows) or None
 
 
 def texts(study: Study, names: list[str] | None) -> dict[str, Source]:
-    """Files with the texts of these benchmarks, or of all: those of the questions, not of the rubrics."""
+    """Files with the texts of these benchmarks, or of all: the questions, not the rubrics."""
     return {
         f"{name}.{key}": source
         for name, bench in study.benchmarks.items()
@@ -53,48 +73,100 @@ def texts(study: Study, names: list[str] | None) -> dict[str, Source]:
 
 
 def scores(study: Study, name: str, checkpoint: Cell, chat: bool) -> dict[str, Cell]:
-    """The cells with a checkpoint's scores on a benchmark: by its judges' endpoints, or the one that needs no judge.
+    """The cells with a checkpoint's scores on a benchmark, by its judges' endpoints.
 
-    The first is the one that counts. Benchmarks with the same questions and sampling share their samples.
+    The first is the one that counts; under "" where no judge is needed. Benchmarks with the same
+    questions and sampling share their samples. Raises UserError where two judges are one model.
     """
     bench = study.benchmarks[name]
-    declared, files, label = declaration(bench), sources(bench), f"{name}-{checkpoint.name}"
-    engine, inputs = asdict(study.engine), {"checkpoint": checkpoint}
-    options = {"engine": engine.pop("options")}
-    if declared["scorer"] == "lm_eval":
-        settings = {key: declared.get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot", "rows")}
-        settings |= {"task": bench.task, "engine": engine, "limit": bench.limit, "data": identity(files["data"])}
-        settings |= {"max_tokens": declared.get("max_tokens"), "chat": chat}
-        if bench.num_fewshot is not None:
-            settings["num_fewshot"] = bench.num_fewshot
-        if bench.limit:
-            settings["rows"] = None
-        return {"": Cell("lm_eval", label, settings, inputs, {"data": str(locate(files["data"]))} | options)}
-    if declared["scorer"] == "likelihood":
-        settings = {"task": bench.task, "per_token": declared["per_token"], "rows": declared["rows"], "engine": engine}
-        return {"": Cell("likelihood", label, settings | _identities(files), inputs, _places(files) | options)}
-    asked = {"questions": files["questions"]}
-    asking = _asking(study, name, chat)
-    assert asking and bench.judge
-    # The same samples have the same cell, and the name of whichever benchmark comes first.
-    first = next(other for other in study.benchmarks if _asking(study, other, chat) == asking)
-    samples = Cell("generate", f"{first}-{checkpoint.name}", asking, inputs, _places(asked) | options)
-    names = [endpoint_model(study.endpoints[judge])["model"] for judge in (bench.judge, *bench.other_judges)]
-    if twice := sorted({model for model in names if names.count(model) > 1}):
-        raise UserError(f"{name}: two of its judges are the model {twice[0]}; each judge another model")
-    return {judge: _judge(study, bench, label, samples, judge) for judge in (bench.judge, *bench.other_judges)}
+    scorer = declaration(bench)["scorer"]
+    label = f"{name}-{checkpoint.name}"
+    if scorer == "lm_eval":
+        return {"": _lm_eval(study, bench, label, checkpoint, chat)}
+    if scorer == "likelihood":
+        return {"": _likelihood(study, bench, label, checkpoint)}
+    samples = _samples(study, name, checkpoint, chat)
+    judges = (bench.judge, *bench.other_judges)
+    assert bench.judge
+    models = [endpoint_model(study.endpoints[judge])["model"] for judge in judges if judge]
+    if twice := sorted({model for model in models if models.count(model) > 1}):
+        raise UserError(
+            where=name,
+            what=f"two of its judges are the model {twice[0]}",
+            fix="each judge another model",
+        )
+    return {judge: _judge(study, bench, label, samples, judge) for judge in judges if judge}
 
 
-def _asking(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
-    """Settings of the cell that answers a judged benchmark's questions; None for any other benchmark."""
+def _lm_eval(study: Study, bench: Benchmark, label: str, checkpoint: Cell, chat: bool) -> Cell:
+    declared = declaration(bench)
+    data = sources(bench)["data"]
+    engine = asdict(study.engine)
+    options = engine.pop("options")
+    settings = {
+        "lm_eval": declared.get("lm_eval"),
+        "metric": declared.get("metric"),
+        "filter": declared.get("filter"),
+        "num_fewshot": declared.get("num_fewshot"),
+        "rows": None if bench.limit else declared.get("rows"),
+        "task": bench.task,
+        "engine": engine,
+        "limit": bench.limit,
+        "data": identity(data),
+        "max_tokens": declared.get("max_tokens"),
+        "chat": chat,
+    }
+    if bench.num_fewshot is not None:
+        settings["num_fewshot"] = bench.num_fewshot
+    resources = {"data": str(locate(data)), "engine": options}
+    return Cell("lm_eval", label, settings, {"checkpoint": checkpoint}, resources)
+
+
+def _likelihood(study: Study, bench: Benchmark, label: str, checkpoint: Cell) -> Cell:
+    declared = declaration(bench)
+    files = sources(bench)
+    engine = asdict(study.engine)
+    options = engine.pop("options")
+    settings = {
+        "task": bench.task,
+        "per_token": declared["per_token"],
+        "rows": declared["rows"],
+        "engine": engine,
+        **_identities(files),
+    }
+    resources = _paths(files) | {"engine": options}
+    return Cell("likelihood", label, settings, {"checkpoint": checkpoint}, resources)
+
+
+def _samples(study: Study, name: str, checkpoint: Cell, chat: bool) -> Cell:
+    """The cell that answers a judged benchmark's questions.
+
+    The same samples have the same cell, with the name of whichever benchmark comes first.
+    """
+    settings = _generation_settings(study, name, chat)
+    assert settings
+    first = next(
+        other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
+    )
+    files = {"questions": sources(study.benchmarks[name])["questions"]}
+    resources = _paths(files) | {"engine": asdict(study.engine)["options"]}
+    label = f"{first}-{checkpoint.name}"
+    return Cell("generate", label, settings, {"checkpoint": checkpoint}, resources)
+
+
+def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
+    """Settings of the cell that answers a judged benchmark's questions; None for any other."""
     bench = study.benchmarks[name]
-    declared, files = declaration(bench), sources(bench)
+    declared = declaration(bench)
+    files = sources(bench)
     if "questions" not in files:
         return None
     return {
         "scorer": declared["scorer"],
         "rows": declared["rows"],
-        "sampling": {k: getattr(bench, k) for k in ("temperature", "top_p", "max_tokens", "epochs")},
+        "sampling": {
+            key: getattr(bench, key) for key in ("temperature", "top_p", "max_tokens", "epochs")
+        },
         "prompt": "chat" if chat else bench.base_prompt,
         "engine": {"dtype": study.engine.dtype, "max_model_len": study.engine.max_model_len},
         **_identities({"questions": files["questions"]}),
@@ -102,33 +174,33 @@ def _asking(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
 
 
 def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str) -> Cell:
-    declared, files, endpoint = declaration(bench), sources(bench), study.endpoints[judge]
-    return Cell(
-        "judge",
-        label if judge == bench.judge else f"{label}-{judge}",
-        {
-            "scorer": declared["scorer"],
-            "variant": declared["variant"],
-            "rows": declared["rows"],
-            "judge": endpoint_model(endpoint),
-            "temperature": bench.judge_temperature,
-            "max_tokens": bench.judge_max_tokens,
-            "missing": bench.judge_missing,
-        }
-        | _identities(files),
-        {"samples": samples},
-        {
-            **_places(files),
-            "address": endpoint_address(endpoint),
-            "limits": {key: getattr(endpoint, key) for key in LIMITS},
-            "concurrency": study.concurrency,
-            "asks": bench.judge_asks,
-        },
-    )
+    """The cell in which the endpoint `judge` grades the samples."""
+    declared = declaration(bench)
+    files = sources(bench)
+    endpoint = study.endpoints[judge]
+    settings = {
+        "scorer": declared["scorer"],
+        "variant": declared["variant"],
+        "rows": declared["rows"],
+        "judge": endpoint_model(endpoint),
+        "temperature": bench.judge_temperature,
+        "max_tokens": bench.judge_max_tokens,
+        "missing": bench.judge_missing,
+        **_identities(files),
+    }
+    resources = {
+        **_paths(files),
+        "address": endpoint_address(endpoint),
+        "limits": {key: getattr(endpoint, key) for key in LIMITS},
+        "concurrency": study.concurrency,
+        "asks": bench.judge_asks,
+    }
+    name = label if judge == bench.judge else f"{label}-{judge}"
+    return Cell("judge", name, settings, {"samples": samples}, resources)
 
 
 def labels(name: str, sheet: str) -> Cell:
-    """The cell that reads what people graded in a sheet (and what it belongs to in the key beside it)."""
+    """The cell that reads what people graded in a sheet, and what it is about in the key beside."""
     key = str(Path(sheet).with_suffix(".key.json"))
     settings = {"sheet_sha256": content_hash(sheet), "key_sha256": content_hash(key)}
     return Cell("labels", f"labels-{name}", settings, {}, {"sheet": str(resolve(sheet))})
@@ -138,5 +210,5 @@ def _identities(files: dict[str, Source]) -> dict[str, Any]:
     return {"files": {name: identity(source) for name, source in files.items()}}
 
 
-def _places(files: dict[str, Source]) -> dict[str, Any]:
+def _paths(files: dict[str, Source]) -> dict[str, Any]:
     return {"files": {name: str(locate(source)) for name, source in files.items()}}

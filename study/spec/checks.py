@@ -1,244 +1,395 @@
-"""Names and paths of a study file that point nowhere, in circles, or twice."""
+"""Names and paths of a study file that point nowhere, in circles, or twice.
+
+The file is checked as it was read, beside its validation by `study.spec.schema`, so that all
+mistakes are shown at once: a value of a wrong type is passed over here.
+"""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from core.paths import ROOT, resolve
-from core.strict_yaml import Problems, did_you_mean
+from core.strict_yaml import KeyPath, did_you_mean
 
-_NAMED = ("models", "corpora", "arms", "benchmarks", "endpoints", "sfts")
-OWN_OPTIONS = ("host", "port", "uds", "api_key", "model", "served_model_name")  # of a vLLM server: the kit's to choose
-OWN_FILES = ("questions", "dimensions", "items", "data")  # of a benchmark, in place of the declared ones
-JUDGING = ("judge", "other_judges", "labels", "judge_missing", "judge_asks", "judge_temperature", "judge_max_tokens")
-OWN_ENGINE = ("model", "pretrained", "dtype", "max_model_len", "seed", "batch_size", "enable_prefix_caching")
+Mapping = dict[str, Any]
+# Sections of named things, and what one of them is called in a message.
+SECTIONS = {
+    "models": "model",
+    "corpora": "corpus",
+    "arms": "arm",
+    "benchmarks": "benchmark",
+    "endpoints": "endpoint",
+    "sfts": "sft",
+}
+# Options that the kit chooses itself: of a vLLM server ...
+OWN_OPTIONS = ("host", "port", "uds", "api_key", "model", "served_model_name")
+# ... and of the engine that evaluates.
+OWN_ENGINE = (
+    "model",
+    "pretrained",
+    "dtype",
+    "max_model_len",
+    "seed",
+    "batch_size",
+    "enable_prefix_caching",
+)
+# Keys of a benchmark: files in place of the declared ones, what only judged tasks take, and what
+# only lm-eval's tasks take.
+OWN_FILES = ("questions", "dimensions", "items", "data")
+JUDGING = (
+    "judge",
+    "other_judges",
+    "labels",
+    "judge_missing",
+    "judge_asks",
+    "judge_temperature",
+    "judge_max_tokens",
+)
 LM_EVAL = ("num_fewshot", "limit")
 
 
-def references(raw: dict[str, Any]) -> Problems:
-    """Names that point nowhere, in circles, or twice: (path in the file, text). Tolerates values of a wrong type."""
-    names = {section: list(raw[section]) if isinstance(raw.get(section), dict) else [] for section in _NAMED}
-    found: Problems = []
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in a file, by the path of the value that it is in."""
 
-    def must_be(section: str, at: tuple[Any, ...], value: Any) -> None:
-        if isinstance(value, str) and value not in names[section]:
-            valid = names[section]
-            listed = f"; valid: {', '.join(map(str, valid))}" if valid else f"; the file has no {section}"
-            kind = section[:-1].replace("corpor", "corpus")
-            found.append((at, f"there is no {kind} {value!r}{did_you_mean(value, valid)}{listed}"))
+    at: KeyPath
+    what: str
+    fix: str = ""  # what to do, or what is valid
 
-    def each(section: str) -> list[tuple[str, dict[str, Any]]]:
-        values = raw.get(section)
-        return [(k, v) for k, v in values.items() if isinstance(v, dict)] if isinstance(values, dict) else []
 
-    for name, arm in each("arms"):
-        must_be("models", ("arms", name, "start"), arm.get("start"))
-        must_be("corpora", ("arms", name, "midtrain"), arm.get("midtrain"))
-        must_be("sfts", ("arms", name, "sft"), arm.get("sft"))
-        found += _arm(name, arm, raw)
-    for name, corpus in each("corpora"):
-        must_be("endpoints", ("corpora", name, "writer"), corpus.get("writer"))
-        found += _source(name, corpus)
-        score = corpus["score"] if isinstance(corpus.get("score"), dict) else {}
-        if "{document}" not in str(score.get("prompt", "{document}")):
-            found.append((("corpora", name, "score", "prompt"), "must hold {document}, where the text is put"))
-        found += _missing_file(("corpora", name, "path"), corpus.get("path"))
-        for j, bench in enumerate(corpus["avoid"] if isinstance(corpus.get("avoid"), list) else []):
-            must_be("benchmarks", ("corpora", name, "avoid", j), bench)
-        must_be("corpora", ("corpora", name, "matched_to"), corpus.get("matched_to"))
-        if isinstance(corpus.get("template"), str):
-            valid = sorted(p.stem for p in (ROOT / "sdf/templates").glob("*.yaml") if p.stem != "slots")
-            if corpus["template"] not in valid:
-                text = f"there is no template {corpus['template']!r}; valid: {', '.join(valid)}"
-                found.append((("corpora", name, "template"), text))
-    found += _cycles(dict(each("corpora"))) + _unmatched(dict(each("corpora")))
-    for name, endpoint in each("endpoints"):
-        found += _endpoint(name, endpoint)
-    for name, model in each("models"):
-        if sum(bool(model.get(key)) for key in ("make", "path", "hub")) != 1:
-            found.append((("models", name), "needs exactly one of make, path, hub (with revision)"))
-        if model.get("hub") and not model.get("revision"):
-            found.append((("models", name), "hub needs revision, a commit (40 hex)"))
-        for key in ("make", "path", "chat_template"):
-            found += _missing_file(("models", name, key), model.get(key))
-    for name, bench in each("benchmarks"):
-        found += _benchmark(name, bench, raw)
-        for j, arm in enumerate(bench["arms"] if isinstance(bench.get("arms"), list) else []):
-            must_be("arms", ("benchmarks", name, "arms", j), arm)
-        must_be("endpoints", ("benchmarks", name, "judge"), bench.get("judge"))
-        for j, judge in enumerate(bench["other_judges"] if isinstance(bench.get("other_judges"), list) else []):
-            must_be("endpoints", ("benchmarks", name, "other_judges", j), judge)
-    engine = raw["engine"] if isinstance(raw.get("engine"), dict) else {}
-    for key in engine["options"] if isinstance(engine.get("options"), dict) else []:
-        if key in OWN_ENGINE:
-            found.append((("engine", "options", key), "is not an option to give here: the kit sets it"))
-    trainings: list[tuple[tuple[str, ...], Any]] = [((section,), raw.get(section)) for section in ("midtrain", "sft")]
-    trainings += [(("sfts", name), sft) for name, sft in each("sfts")]
-    for at, training in trainings:
-        if isinstance(training, dict):
-            for key in ("recipe", "data"):
-                found += _missing_file((*at, key), training.get(key))
-            if isinstance(data := training.get("data"), dict):
-                found += _remote((*at, "data"), data)
-            found += _repeated((*at, "doses"), training.get("doses"), "dose")
-    for i, contrast in enumerate(raw.get("contrasts") or [] if isinstance(raw.get("contrasts"), list) else []):
+Mistakes = list[Mistake]
+
+
+def references(raw: Mapping) -> Mistakes:
+    """Names that point nowhere, in circles, or twice."""
+    corpora = _named(raw, "corpora")
+    mistakes: Mistakes = []
+    for name, arm in _named(raw, "arms").items():
+        mistakes += _arm(name, arm, raw)
+    for name, corpus in corpora.items():
+        mistakes += _corpus(name, corpus, raw)
+    mistakes += _cycles(corpora) + _unmatched(corpora)
+    for name, endpoint in _named(raw, "endpoints").items():
+        mistakes += _endpoint(name, endpoint)
+    for name, model in _named(raw, "models").items():
+        mistakes += _model(name, model)
+    for name, bench in _named(raw, "benchmarks").items():
+        mistakes += _benchmark(name, bench, raw)
+    engine_options = _mapping(_mapping(raw.get("engine")).get("options"))
+    mistakes += [
+        Mistake(("engine", "options", key), "is not an option to give here: the kit sets it")
+        for key in engine_options
+        if key in OWN_ENGINE
+    ]
+    for section in ("midtrain", "sft"):
+        mistakes += _training((section,), raw.get(section))
+    for name, sft in _named(raw, "sfts").items():
+        mistakes += _training(("sfts", name), sft)
+    for i, contrast in enumerate(_list(raw.get("contrasts"))):
         if isinstance(contrast, dict):
-            must_be("arms", ("contrasts", i, "of"), contrast.get("of"))
-            must_be("arms", ("contrasts", i, "against"), contrast.get("against"))
-            for j, bench in enumerate(contrast["on"] if isinstance(contrast.get("on"), list) else []):
-                must_be("benchmarks", ("contrasts", i, "on", j), bench)
-            if (contrast.get("of_dose") is None) != (contrast.get("against_dose") is None):
-                found.append((("contrasts", i), "needs both of of_dose, against_dose, or neither"))
-    found += _repeated(("seeds",), raw.get("seeds"), "seed")
-    return found
+            mistakes += _contrast(("contrasts", i), contrast, raw)
+    return mistakes + _repeated(("seeds",), raw.get("seeds"), "seed")
 
 
-def _arm(name: str, arm: dict[str, Any], raw: dict[str, Any]) -> Problems:
+def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mistakes:
+    """A mistake where `name`, the value at `at`, is no name in a section of the file."""
+    names = list(_mapping(raw.get(section)))
+    if not isinstance(name, str) or name in names:
+        return []
+    listed = f"valid: {', '.join(map(str, names))}" if names else f"the file has no {section}"
+    what = f"there is no {SECTIONS[section]} {name!r}{did_you_mean(name, names)}"
+    return [Mistake(at, what, listed)]
+
+
+def _mapping(value: Any) -> Mapping:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _named(raw: Mapping, section: str) -> dict[str, Mapping]:
+    """The named things of a section that are mappings."""
+    values = _mapping(raw.get(section))
+    return {name: value for name, value in values.items() if isinstance(value, dict)}
+
+
+def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
     at = ("arms", name)
-    found = _missing_file((*at, "recipe"), arm.get("recipe"))
+    mistakes = check_reference(raw, "models", (*at, "start"), arm.get("start"))
+    mistakes += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
+    mistakes += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
+    mistakes += _missing_file((*at, "recipe"), arm.get("recipe"))
     if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
-        found.append(((*at, "midtrain"), "the file has no `midtrain: {recipe: ...}`; add it, or give the arm a recipe"))
-    found += [
-        ((*at, key), "is for an arm with midtrain")
+        what = "the file has no `midtrain: {recipe: ...}`"
+        fix = "add it, or give the arm a recipe"
+        mistakes.append(Mistake((*at, "midtrain"), what, fix))
+    mistakes += [
+        Mistake((*at, key), "is for an arm with midtrain")
         for key in ("recipe", "form")
         if key in arm and not arm.get("midtrain")
     ]
-    corpora = raw["corpora"] if isinstance(raw.get("corpora"), dict) else {}
-    corpus = corpora.get(arm.get("midtrain")) if isinstance(arm.get("midtrain"), str) else None
-    forms = _template(corpus.get("template")).get("forms", []) if isinstance(corpus, dict) else []
+    corpus = arm.get("midtrain")
+    settings = _named(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
+    forms = _template(settings.get("template")).get("forms", []) if settings else []
     if arm.get("form") and arm["form"] not in forms:
-        valid = f"valid: {', '.join(forms)}" if forms else "its corpus has no questions and answers"
-        found.append(((*at, "form"), f"there is no form {arm['form']!r}; {valid}"))
-    sfts = raw["sfts"] if isinstance(raw.get("sfts"), dict) else {}
-    sft = sfts.get(arm["sft"]) if isinstance(arm.get("sft"), str) else raw.get("sft")
-    known = (sft.get("doses") if isinstance(sft, dict) else None) or [0]
-    for dose in arm["doses"] if isinstance(arm.get("doses"), list) and isinstance(known, list) else []:
-        if dose not in known:
-            found.append(((*at, "doses"), f"{dose} is none of its SFT's doses ({', '.join(map(str, known))})"))
-    return found
+        valid = "its corpus has no questions and answers"
+        if forms:
+            valid = f"valid: {', '.join(forms)}"
+        mistakes.append(Mistake((*at, "form"), f"there is no form {arm['form']!r}", valid))
+    return mistakes + _doses_of_arm(at, arm, raw)
 
 
-def _remote(at: tuple[Any, ...], data: dict[str, Any]) -> Problems:
-    if bool(data.get("hub")) == bool(data.get("url")):
-        return [(at, "needs exactly one of hub (with revision and file), url")]
+def _doses_of_arm(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
+    """Doses of an arm that its SFT doesn't have."""
+    is_named = isinstance(arm.get("sft"), str)
+    sft = _mapping(raw.get("sfts")).get(arm["sft"]) if is_named else raw.get("sft")
+    doses = _mapping(sft).get("doses") or [0]
+    if not isinstance(doses, list):
+        return []
+    listed = ", ".join(map(str, doses))
     return [
-        ((*at, key), "missing; hub needs it") for key in ("revision", "file") if data.get("hub") and not data.get(key)
+        Mistake((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
+        for dose in _list(arm.get("doses"))
+        if dose not in doses
     ]
 
 
-def _cycles(corpora: dict[str, dict[str, Any]]) -> Problems:
-    found = []
+def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
+    at = ("corpora", name)
+    mistakes = check_reference(raw, "endpoints", (*at, "writer"), corpus.get("writer"))
+    mistakes += _corpus_source(at, corpus)
+    if "{document}" not in str(_mapping(corpus.get("score")).get("prompt", "{document}")):
+        what = "must hold {document}, where the text is put"
+        mistakes.append(Mistake((*at, "score", "prompt"), what))
+    mistakes += _missing_file((*at, "path"), corpus.get("path"))
+    for i, bench in enumerate(_list(corpus.get("avoid"))):
+        mistakes += check_reference(raw, "benchmarks", (*at, "avoid", i), bench)
+    mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
+    template = corpus.get("template")
+    files = (ROOT / "sdf/templates").glob("*.yaml")
+    valid = sorted(path.stem for path in files if path.stem != "slots")
+    if isinstance(template, str) and template not in valid:
+        fix = f"valid: {', '.join(valid)}"
+        mistakes.append(Mistake((*at, "template"), f"there is no template {template!r}", fix))
+    return mistakes
+
+
+def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
+    """A corpus is written by a template and a writer, or taken from a file or from a hub."""
+    sources = [key for key in ("writer", "path", "hub") if corpus.get(key)]
+    if len(sources) != 1:
+        what = "needs exactly one of writer (with template), path, hub (with revision)"
+        return [Mistake(at, what)]
+    (source,) = sources
+    required = {"writer": "template", "hub": "revision"}.get(source)
+    if required and not corpus.get(required):
+        return [Mistake(at, f"{source} needs {required}")]
+    if source == "writer":
+        return []
+    return [
+        Mistake((*at, key), "is for a corpus with a writer", "remove it")
+        for key in ("preview", "shards", "score")
+        if corpus.get(key)
+    ]
+
+
+def _cycles(corpora: dict[str, Mapping]) -> Mistakes:
+    mistakes: Mistakes = []
     for name in corpora:
-        seen = [name]
-        while (following := corpora.get(seen[-1], {}).get("matched_to")) in corpora and following not in seen:
-            seen.append(following)
+        path = [name]
+        while (
+            following := corpora.get(path[-1], {}).get("matched_to")
+        ) in corpora and following not in path:
+            path.append(following)
         if following == name:
-            text = f"goes in a circle: {' -> '.join([*seen, name])}; one corpus must stand alone"
-            found.append((("corpora", name, "matched_to"), text))
-    return found
+            circle = " -> ".join([*path, name])
+            at = ("corpora", name, "matched_to")
+            fix = "one corpus must stand alone"
+            mistakes.append(Mistake(at, f"goes in a circle: {circle}", fix))
+    return mistakes
 
 
-def _unmatched(corpora: dict[str, dict[str, Any]]) -> Problems:
-    """Corpora that can't match: what `sdf.documents` would say too, but only after drafts were paid for."""
-    found: Problems = []
+def _unmatched(corpora: dict[str, Mapping]) -> Mistakes:
+    """Corpora that can't match: `sdf.documents` would refuse them, but after drafts were paid."""
+    mistakes: Mistakes = []
     for name, corpus in corpora.items():
-        other = corpora.get(matched) if isinstance(matched := corpus.get("matched_to"), str) else None
-        for key, none in (("documents", None), ("held_out", 0.0)) if other else ():
-            ours, theirs = corpus.get(key, none), other.get(key, none)  # type: ignore[union-attr]
-            if ours != theirs:
-                text = f"{ours} against {theirs} of {matched}, which it is matched to; give both the same"
-                found.append((("corpora", name, key), text))
-        own = [_own_slots(each.get("template")) for each in (corpus, other or {})]
-        for slot in sorted(own[0].keys() & own[1].keys()):
-            if own[0][slot] != own[1][slot]:
-                text = f"its slot {slot!r} has other values than in {matched}, which it is matched to; rename it"
-                found.append((("corpora", name, "template"), text))
-    return found
+        reference_name = corpus.get("matched_to")
+        reference = corpora.get(reference_name) if isinstance(reference_name, str) else None
+        if reference is None:
+            continue
+        at = ("corpora", name)
+        for key, default in (("documents", None), ("held_out", 0.0)):
+            value = corpus.get(key, default)
+            expected = reference.get(key, default)
+            if value != expected:
+                what = f"{value} against {expected} of {reference_name}, which it is matched to"
+                mistakes.append(Mistake((*at, key), what, "give both the same"))
+        slots = _own_slots(corpus.get("template"))
+        reference_slots = _own_slots(reference.get("template"))
+        for slot in sorted(slots.keys() & reference_slots.keys()):
+            if slots[slot] != reference_slots[slot]:
+                what = (
+                    f"its slot {slot!r} has other values than in {reference_name}, "
+                    "which it is matched to"
+                )
+                mistakes.append(Mistake((*at, "template"), what, "rename it"))
+    return mistakes
 
 
-def _own_slots(template: Any) -> dict[str, Any]:
+def _own_slots(template: Any) -> Mapping:
+    """The slots that a template defines itself."""
     return _template(template).get("slots") or {}
 
 
-def _template(name: Any) -> dict[str, Any]:
+def _template(name: Any) -> Mapping:
     path = ROOT / f"sdf/templates/{name}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _source(name: str, corpus: dict[str, Any]) -> Problems:
-    """A corpus is written by a template and a writer, or taken from a file or from Hugging Face at a revision."""
-    at, given = ("corpora", name), {key for key in ("writer", "path", "hub") if corpus.get(key)}
-    if len(given) != 1:
-        return [(at, "needs exactly one of writer (with template), path, hub (with revision)")]
-    needs = {"writer": "template", "hub": "revision"}.get(*given)
-    if needs and not corpus.get(needs):
-        return [(at, f"{given.pop()} needs {needs}")]
-    keys = ("preview", "shards", "score")
-    if "writer" not in given:
-        return [((*at, key), "is for a corpus with a writer; delete it") for key in keys if corpus.get(key)]
-    return []
+def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
+    at = ("endpoints", name)
+    served_by = endpoint.get("served_by", "url")
+    required = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(served_by, ())
+    hint = " (or `served_by: kit` for the stand-in)" if served_by == "url" else ""
+    mistakes: Mistakes = [
+        Mistake(at, f"needs {key}{hint}") for key in required if not endpoint.get(key)
+    ]
+    if served_by != "vllm":
+        return mistakes
+    mistakes += _missing_file((*at, "path"), endpoint.get("path"))
+    mistakes += [
+        Mistake((*at, key), "the kit chooses it where it serves the model", "remove it")
+        for key in ("base_url", "model", "key_env")
+        if endpoint.get(key)
+    ]
+    for key in _mapping(endpoint.get("options")):
+        if not re.fullmatch("[a-z][a-z0-9_]*", str(key)) or key in OWN_OPTIONS:
+            what = "is not an option to give here"
+            fix = "write those of `vllm serve` with _, without host, port and names"
+            mistakes.append(Mistake((*at, "options", key), what, fix))
+    return mistakes
 
 
-def _endpoint(name: str, endpoint: dict[str, Any]) -> Problems:
-    at, by = ("endpoints", name), endpoint.get("served_by", "url")
-    needed = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(by, ())
-    other = {"url": " (or `served_by: kit` for the stand-in)"}.get(by, "")
-    found: Problems = [(at, f"needs {key}{other}") for key in needed if not endpoint.get(key)]
-    if by == "vllm":
-        found += _missing_file((*at, "path"), endpoint.get("path"))
-        for key in ("base_url", "model", "key_env"):
-            if endpoint.get(key):
-                found.append(((*at, key), "is the kit's to choose where it serves the model; delete it"))
-        for key in endpoint["options"] if isinstance(endpoint.get("options"), dict) else []:
-            if not re.fullmatch("[a-z][a-z0-9_]*", str(key)) or key in OWN_OPTIONS:
-                text = "is not an option to give here: write those of `vllm serve` with _, without host, port and names"
-                found.append(((*at, "options", key), text))
-    return found
+def _model(name: str, model: Mapping) -> Mistakes:
+    at = ("models", name)
+    mistakes: Mistakes = []
+    if sum(bool(model.get(key)) for key in ("make", "path", "hub")) != 1:
+        mistakes.append(Mistake(at, "needs exactly one of make, path, hub (with revision)"))
+    if model.get("hub") and not model.get("revision"):
+        mistakes.append(Mistake(at, "hub needs revision, a commit (40 hex)"))
+    for key in ("make", "path", "chat_template"):
+        mistakes += _missing_file((*at, key), model.get(key))
+    return mistakes
 
 
-def _benchmark(name: str, bench: dict[str, Any], raw: dict[str, Any]) -> Problems:
-    at, valid = ("benchmarks", name), sorted(path.stem for path in (ROOT / "eval/benchmarks").glob("*.yaml"))
+def _benchmark(name: str, bench: Mapping, raw: Mapping) -> Mistakes:
+    at = ("benchmarks", name)
+    mistakes = _task(at, bench, raw)
+    for i, arm in enumerate(_list(bench.get("arms"))):
+        mistakes += check_reference(raw, "arms", (*at, "arms", i), arm)
+    mistakes += check_reference(raw, "endpoints", (*at, "judge"), bench.get("judge"))
+    for i, judge in enumerate(_list(bench.get("other_judges"))):
+        mistakes += check_reference(raw, "endpoints", (*at, "other_judges", i), judge)
+    return mistakes
+
+
+def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
+    """Keys that do not fit the benchmark's task, and judges that are given wrongly."""
+    valid = sorted(path.stem for path in (ROOT / "eval/benchmarks").glob("*.yaml"))
     task = bench.get("task")
     if task not in valid:
-        text = f"there is no task {task!r}{did_you_mean(str(task), valid)}; valid: {', '.join(valid)}"
-        return [((*at, "task"), text)] if isinstance(task, str) else []
-    declared = yaml.safe_load((ROOT / f"eval/benchmarks/{task}.yaml").read_text(encoding="utf-8"))
-    judged = declared["scorer"] not in ("likelihood", "lm_eval")
-    found: Problems = [((*at, "judge"), f"missing; task {task} needs it")] if judged and not bench.get("judge") else []
-    usable = [*declared["files"], *(JUDGING if judged else ()), *(LM_EVAL if declared["scorer"] == "lm_eval" else ())]
-    for key in (*OWN_FILES, *JUDGING, *LM_EVAL):
-        if key in bench and key not in usable:
-            found.append(((*at, key), f"is nothing that task {task} takes; delete it"))
+        hint = did_you_mean(str(task), valid)
+        mistake = Mistake(
+            (*at, "task"), f"there is no task {task!r}{hint}", f"valid: {', '.join(valid)}"
+        )
+        return [mistake] if isinstance(task, str) else []
+    text = (ROOT / f"eval/benchmarks/{task}.yaml").read_text(encoding="utf-8")
+    declared = yaml.safe_load(text)
+    mistakes: Mistakes = []
+    options = [*declared["files"]]
+    if declared["scorer"] not in ("likelihood", "lm_eval"):
+        options += JUDGING
+        if not bench.get("judge"):
+            mistakes.append(Mistake((*at, "judge"), "missing", f"task {task} needs it"))
+    if declared["scorer"] == "lm_eval":
+        options += LM_EVAL
+    mistakes += [
+        Mistake((*at, key), f"task {task} has no such option", "remove it")
+        for key in (*OWN_FILES, *JUDGING, *LM_EVAL)
+        if key in bench and key not in options
+    ]
     for key in (*OWN_FILES, "labels"):
-        found += _missing_file((*at, key), bench.get(key))
-    others = bench["other_judges"] if isinstance(bench.get("other_judges"), list) else []
-    for judge in (bench.get("judge"), *others):
-        found += _own_judge(name, judge, raw)
-    return found + _repeated((*at, "other_judges"), [bench.get("judge"), *others], "judge")
+        mistakes += _missing_file((*at, key), bench.get(key))
+    judges = [bench.get("judge"), *_list(bench.get("other_judges"))]
+    for judge in judges:
+        mistakes += _judge_under_test((*at, "judge"), judge, raw)
+    return mistakes + _repeated((*at, "other_judges"), judges, "judge")
 
 
-def _own_judge(name: str, judge: Any, raw: dict[str, Any]) -> Problems:
+def _judge_under_test(at: KeyPath, judge: Any, raw: Mapping) -> Mistakes:
     """A judge that is a model under test would grade itself."""
-    endpoints, models = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("endpoints", "models"))
-    endpoint: Any = endpoints.get(judge) if isinstance(judge, str) else None
-    found: Problems = []
-    for key, model in models.items() if isinstance(endpoint, dict) else ():
-        ours, its = (value.get("path") if isinstance(value, dict) else None for value in (model, endpoint))
-        same = its and ours and resolve(str(its)).resolve() == resolve(str(ours)).resolve()
-        if same or (isinstance(model, dict) and endpoint.get("model") and model.get("hub") == endpoint["model"]):
-            text = f"{judge} is the model {key!r}, which is under test: it would grade itself; take another judge"
-            found.append((("benchmarks", name, "judge"), text))
-    return found
+    endpoint = _named(raw, "endpoints").get(judge) if isinstance(judge, str) else None
+    if endpoint is None:
+        return []
+    mistakes: Mistakes = []
+    for name, model in _named(raw, "models").items():
+        path = model.get("path")
+        served = endpoint.get("path")
+        same_folder = (
+            path and served and resolve(str(path)).resolve() == resolve(str(served)).resolve()
+        )
+        same_name = endpoint.get("model") and model.get("hub") == endpoint["model"]
+        if same_folder or same_name:
+            what = f"{judge} is the model {name!r}, which is under test: it would grade itself"
+            mistakes.append(Mistake(at, what, "take another judge"))
+    return mistakes
 
 
-def _missing_file(at: tuple[Any, ...], value: Any) -> Problems:
+def _training(at: KeyPath, training: Any) -> Mistakes:
+    """`midtrain`, `sft` or one of `sfts`."""
+    if not isinstance(training, dict):
+        return []
+    mistakes: Mistakes = []
+    for key in ("recipe", "data"):
+        mistakes += _missing_file((*at, key), training.get(key))
+    if isinstance(data := training.get("data"), dict):
+        mistakes += _remote((*at, "data"), data)
+    return mistakes + _repeated((*at, "doses"), training.get("doses"), "dose")
+
+
+def _remote(at: KeyPath, data: Mapping) -> Mistakes:
+    if bool(data.get("hub")) == bool(data.get("url")):
+        return [Mistake(at, "needs exactly one of hub (with revision and file), url")]
+    return [
+        Mistake((*at, key), "missing", "hub needs it")
+        for key in ("revision", "file")
+        if data.get("hub") and not data.get(key)
+    ]
+
+
+def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
+    mistakes = check_reference(raw, "arms", (*at, "of"), contrast.get("of"))
+    mistakes += check_reference(raw, "arms", (*at, "against"), contrast.get("against"))
+    for i, bench in enumerate(_list(contrast.get("on"))):
+        mistakes += check_reference(raw, "benchmarks", (*at, "on", i), bench)
+    if (contrast.get("of_dose") is None) != (contrast.get("against_dose") is None):
+        mistakes.append(Mistake(at, "needs both of of_dose, against_dose, or neither"))
+    return mistakes
+
+
+def _missing_file(at: KeyPath, value: Any) -> Mistakes:
     if isinstance(value, str) and not resolve(value).exists():
-        return [(at, f"no such file: {value} (paths are relative to the checkout unless absolute)")]
+        what = f"no such file: {value}"
+        return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
     return []
 
 
-def _repeated(at: tuple[Any, ...], values: Any, what: str) -> Problems:
-    values = values if isinstance(values, list) else []
-    twice = sorted({str(v) for v in values if values.count(v) > 1})
-    return [(at, f"{what} {v} is listed twice; each {what} once") for v in twice]
+def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:
+    listed = _list(values)
+    repeated = sorted({str(value) for value in listed if listed.count(value) > 1})
+    what = "{} {} is listed twice"
+    return [Mistake(at, what.format(label, value), f"each {label} once") for value in repeated]

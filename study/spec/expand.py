@@ -1,6 +1,7 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,73 +10,232 @@ from core.errors import UserError
 from core.paths import resolve
 from core.recipe import Training, split_recipe
 from core.stages import STAGES
-from study.spec import benchmarks
+from study.spec import benchmarks, source_cells
 from study.spec.fingerprints import content_hash, is_stand_in, load_recipe_once, model_name
-from study.spec.schema import Benchmark, Contrast, Sft, Study
-from study.spec.source_cells import documents, model, remote
+from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
 from study.spec.sources import identity, locate
+
+# The recipe key that sets the size of an optimizer step, by stage.
+STEP_SIZE_KEYS = {"midtrain": "tokens_per_update", "sft": "rows_per_update"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model to evaluate: an arm at a dose of SFT; `seed` is None where no training of ours made it."""
+    """One model to evaluate: an arm at a dose of SFT."""
 
     arm: str
-    seed: int | None
+    seed: int | None  # None where no training of ours made it
     dose: int
     cell: Cell
-    chat: bool
+    chat: bool  # whether it is prompted by its chat template
 
 
 def doses(study: Study, arm: str) -> list[int]:
     """The doses of SFT at which an arm is evaluated."""
-    sft, own = sft_of(study, arm), study.arms[arm].doses
-    return [dose for dose in (sft.doses if sft else [0]) if own is None or dose in own]
+    sft = sft_of(study, arm)
+    selected = study.arms[arm].doses
+    return [dose for dose in (sft.doses if sft else [0]) if selected is None or dose in selected]
 
 
 def sft_of(study: Study, arm: str) -> Sft | None:
     """The instruction tuning of an arm."""
-    return study.sfts[name] if (name := study.arms[arm].sft) else study.sft
+    name = study.arms[arm].sft
+    return study.sfts[name] if name else study.sft
 
 
-def checkpoints(study: Study, seen: dict[str, Cell] | None = None) -> list[Checkpoint]:
-    """Every (arm, seed, dose) of the study with the cell that makes it."""
-    found, seen = [], {} if seen is None else seen
-    for arm in study.arms:
-        for dose in doses(study, arm):
-            trained = bool(study.arms[arm].midtrain) or dose > 0
-            for seed in study.seeds if trained else [None]:
-                cell = _once(_checkpoint(study, arm, seed, dose), seen)
-                chat = dose > 0 or study.models[study.arms[arm].start].chat
-                found.append(Checkpoint(arm, seed, dose, cell, chat))
-    return found
+class Expansion:
+    """The cells of one study, built forwards: inputs before their users, each cell once.
 
-
-def _once(cell: Cell, seen: dict[str, Cell]) -> Cell:
-    """The cell, and all that it needs, under the first name that the same thing has in the study.
-
+    Cells with the same identity are one cell under the first name that it has in the study.
     Two names would be two folders, of which a run fills only one.
     """
-    inputs = {role: _once(needed, seen) for role, needed in cell.inputs.items()}
-    return seen.setdefault(cell.identity, replace(cell, inputs=inputs))
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._by_identity: dict[str, Cell] = {}
+        self._models: dict[str, Cell] = {}
+        self._corpora: dict[str, Cell] = {}
+        self._trainings: dict[tuple[Any, ...], Cell] = {}
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every (arm, seed, dose) of the study with the cell that makes it."""
+        rows = []
+        for name, arm in self.study.arms.items():
+            for dose in doses(self.study, name):
+                trained = bool(arm.midtrain) or dose > 0
+                chat = dose > 0 or self.study.models[arm.start].chat
+                for seed in self.study.seeds if trained else [None]:
+                    rows.append(
+                        Checkpoint(name, seed, dose, self._checkpoint(name, seed, dose), chat)
+                    )
+        return rows
+
+    def corpus(self, name: str) -> Cell:
+        """The cell that makes a corpus."""
+        if name not in self._corpora:
+            model = source_cells.tokenizer_model(self.study, name)
+            matched_to = self.study.corpora[name].matched_to
+            cell = source_cells.documents(
+                self.study,
+                name,
+                # A model that is here or on the hub has its tokenizer already.
+                tokenizer=self._model(model) if self.study.models[model].make else None,
+                matched_to=self.corpus(matched_to) if matched_to else None,
+            )
+            self._corpora[name] = self._first(cell)
+        return self._corpora[name]
+
+    def _model(self, name: str) -> Cell:
+        if name not in self._models:
+            self._models[name] = self._first(source_cells.model(self.study, name))
+        return self._models[name]
+
+    def _checkpoint(self, arm_name: str, seed: int | None, dose: int) -> Cell:
+        arm = self.study.arms[arm_name]
+        start = self._model(arm.start)
+        label = arm.start
+        if arm.midtrain:
+            assert seed is not None
+            start = self._midtraining(arm, seed)
+            label = _midtraining_name(arm)
+        if not dose:
+            return start
+        sft = sft_of(self.study, arm_name)
+        assert sft and seed is not None
+        label += f"{'-' + arm.sft if arm.sft else ''}-s{seed}"
+        return self._sft(label, sft, start, arm.midtrain, seed, dose)
+
+    def _midtraining(self, arm: Arm, seed: int) -> Cell:
+        assert arm.midtrain
+        key = ("midtrain", arm.start, arm.midtrain, arm.form, arm.recipe, seed)
+        if key not in self._trainings:
+            path = arm.recipe or (self.study.midtrain and self.study.midtrain.recipe)
+            assert path
+            recipe, runtime = _recipe("sft" if arm.form else "midtrain", path)
+            settings = {"recipe": recipe, "seed": seed} | ({"form": arm.form} if arm.form else {})
+            inputs = {"start": self._model(arm.start), "documents": self.corpus(arm.midtrain)}
+            name = f"{_midtraining_name(arm)}-s{seed}"
+            self._trainings[key] = self._first(Cell("midtrain", name, settings, inputs, runtime))
+        return self._trainings[key]
+
+    def _sft(
+        self, label: str, sft: Sft, start: Cell, corpus: str | None, seed: int, dose: int
+    ) -> Cell:
+        """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
+        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.one_run else [dose]
+        key = ("sft", label, start.identity, last)
+        if key not in self._trainings:
+            recipe, runtime = _recipe("sft", sft.recipe)
+            data, data_path = _sft_data(sft)
+            settings = {"recipe": recipe, **data, "dose": last, "seed": seed}
+            if passed:
+                _check_shared_run(sft.recipe, recipe)
+                settings["doses"] = passed
+            inputs = {"start": start}
+            if sft.replay and corpus:
+                settings["replay"] = sft.replay
+                inputs["replay"] = self.corpus(corpus)
+            resources = {"data": data_path, **runtime}
+            run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
+            self._trainings[key] = self._first(run)
+        run = self._trainings[key]
+        if dose == last:
+            return run
+        return self._first(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
+
+    def _first(self, cell: Cell) -> Cell:
+        return self._by_identity.setdefault(cell.identity, cell)
 
 
-def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ignore[assignment]
+def checkpoints(study: Study) -> list[Checkpoint]:
+    """Every (arm, seed, dose) of the study with the cell that makes it."""
+    return Expansion(study).checkpoints()
+
+
+def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
     """The cell at the end, which every other cell serves.
 
-    `without`: identities of score cells to leave out (they are then listed as missing), for a report of an
-    unfinished study.
+    `without`: identities of score cells to leave out (they are then listed as missing), for a
+    report of an unfinished study. Raises UserError where a recipe or a benchmark does not fit.
     """
-    rows, missing, labels, inputs = [], [], [], {}
+    expansion = Expansion(study)
+    evaluated = expansion.checkpoints()
+    inputs: dict[str, Cell] = {}
+    rows, missing = _score_rows(study, evaluated, without, inputs)
+    labels = []
+    for name, bench in study.benchmarks.items():
+        if not bench.labels:
+            continue
+        cell = benchmarks.labels(name, bench.labels)
+        if cell.identity not in without:
+            inputs[cell.name] = cell
+            labels.append(cell.name)
+    for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
+        corpus = expansion.corpus(name)
+        if corpus.identity not in without:
+            inputs[f"corpus-{name}"] = corpus
+    settings = {
+        "study": study.study,
+        "rows": rows,
+        "missing": missing,
+        "labels": labels,
+        "roles": study.roles,
+        "contrasts": [
+            asdict(contrast) | {"paired": _paired(evaluated, contrast)}
+            for contrast in study.contrasts
+        ],
+        "costs": asdict(study.costs),
+        "benchmarks": {name: _judges(study, bench) for name, bench in study.benchmarks.items()},
+        "writers": [
+            {
+                "corpus": name,
+                "model": model_name(study, corpus.writer),
+                "stand_in": is_stand_in(study, corpus.writer),
+            }
+            for name, corpus in study.corpora.items()
+        ],
+    }
+    return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(evaluated)})
+
+
+def in_order(last: Cell) -> list[Cell]:
+    """Every cell that `last` needs, none twice, stage by stage.
+
+    Inputs come before their users, and `last` is at the end.
+    """
+    cells: dict[str, Cell] = {}
+
+    def walk(cell: Cell) -> None:
+        if cell.identity not in cells:
+            for needed in cell.inputs.values():
+                walk(needed)
+            cells[cell.identity] = cell
+
+    walk(last)
+    return sorted(cells.values(), key=lambda cell: STAGES.index(cell.stage))
+
+
+def _score_rows(
+    study: Study, evaluated: list[Checkpoint], without: Set[str], inputs: dict[str, Cell]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the table of scores, and those whose cell is left out. Adds the cells to `inputs`."""
+    rows = []
+    missing = []
     shared: dict[str, Cell] = {}
-    seen: dict[str, Cell] = {}
-    found = checkpoints(study, seen)
-    for checkpoint in found:
-        for name in [n for n, b in study.benchmarks.items() if _asked(b, checkpoint)]:
-            for judge, cell in benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat).items():
-                row: dict[str, Any] = {"arm": checkpoint.arm, "seed": checkpoint.seed, "dose": checkpoint.dose}
-                row |= {"benchmark": name, "checkpoint": checkpoint.cell.relpath}
-                if judge != (study.benchmarks[name].judge or ""):
+    for checkpoint in evaluated:
+        for name, bench in study.benchmarks.items():
+            if not _is_asked(bench, checkpoint):
+                continue
+            scores = benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat)
+            for judge, cell in scores.items():
+                row: dict[str, Any] = {
+                    "arm": checkpoint.arm,
+                    "seed": checkpoint.seed,
+                    "dose": checkpoint.dose,
+                    "benchmark": name,
+                    "checkpoint": checkpoint.cell.relpath,
+                }
+                if judge != (bench.judge or ""):
                     row["judge"] = model_name(study, judge)
                 if cell.identity in without:
                     missing.append(row)
@@ -83,135 +243,99 @@ def analysis(study: Study, without: set[str] = frozenset()) -> Cell:  # type: ig
                 # Benchmarks that come to the same cell share it, under the first one's name.
                 inputs[cell.name] = shared.setdefault(cell.identity, cell)
                 rows.append({"role": cell.name, **row})
-    for name, bench in study.benchmarks.items():
-        if bench.labels and (cell := benchmarks.labels(name, bench.labels)).identity not in without:
-            inputs[cell.name] = cell
-            labels.append(cell.name)
-    settings = {
-        "study": study.study,
-        "rows": rows,
-        "missing": missing,
-        "labels": labels,
-        "roles": study.roles,
-        "contrasts": [asdict(contrast) | {"paired": _paired(found, contrast)} for contrast in study.contrasts],
-        "costs": asdict(study.costs),
-        "benchmarks": {
-            name: {
-                "task": b.task,
-                "judge": model_name(study, b.judge),
-                "stand_in": is_stand_in(study, b.judge),
-                "other_judges": [model_name(study, judge) for judge in b.other_judges] + ["human"] * bool(b.labels),
-                "exclude": b.exclude,
-            }
-            for name, b in study.benchmarks.items()
-        },
-        "writers": [
-            {"corpus": name, "model": model_name(study, c.writer), "stand_in": is_stand_in(study, c.writer)}
-            for name, c in study.corpora.items()
-        ],
+    return rows, missing
+
+
+def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
+    """What the analysis has to know of a benchmark."""
+    others = [model_name(study, judge) for judge in bench.other_judges]
+    return {
+        "task": bench.task,
+        "judge": model_name(study, bench.judge),
+        "stand_in": is_stand_in(study, bench.judge),
+        "other_judges": others + ["human"] * bool(bench.labels),
+        "exclude": bench.exclude,
     }
-    for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
-        corpus = _once(documents(study, name), seen)
-        if corpus.identity not in without:
-            inputs[f"corpus-{name}"] = corpus
-    return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(found)})
 
 
-def _paired(found: list[Checkpoint], contrast: Contrast) -> bool:
-    """Whether runs of one seed share their midtraining in both arms: they are then compared within seeds."""
+def _paired(evaluated: list[Checkpoint], contrast: Contrast) -> bool:
+    """Whether runs of one seed share their midtraining in both arms.
 
-    def midtrained(side: str) -> dict[int, Cell | None]:
-        arm, dose = getattr(contrast, side), getattr(contrast, f"{side}_dose")
-        return {c.seed: _midtraining(c.cell) for c in found if c.seed is not None and c.arm == arm
-                and dose in (None, c.dose)}  # fmt: skip
+    They are then compared within seeds.
+    """
 
-    of, against = midtrained("of"), midtrained("against")
-    both = [(of[seed], against[seed]) for seed in of.keys() & against.keys()]
-    return bool(both) and all(a and b and a.identity == b.identity for a, b in both)
+    def midtrainings(arm: str, dose: int | None) -> dict[int, Cell | None]:
+        return {
+            row.seed: _midtraining_of(row.cell)
+            for row in evaluated
+            if row.seed is not None and row.arm == arm and dose in (None, row.dose)
+        }
+
+    treatment = midtrainings(contrast.of, contrast.of_dose)
+    control = midtrainings(contrast.against, contrast.against_dose)
+    pairs = [(treatment[seed], control[seed]) for seed in treatment.keys() & control.keys()]
+    return bool(pairs) and all(a and b and a.identity == b.identity for a, b in pairs)
 
 
-def _midtraining(cell: Cell) -> Cell | None:
+def _midtraining_of(cell: Cell) -> Cell | None:
     while cell.stage == "sft":
         cell = cell.inputs["run" if "run" in cell.inputs else "start"]
     return cell if cell.stage == "midtrain" else None
 
 
-def _trainings(found: list[Checkpoint]) -> list[dict[str, Any]]:
+def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
     """Where the losses of the arms' trainings lie; of arms that share one, the first is named."""
     rows: dict[str, dict[str, Any]] = {}
-    for c in found:
-        for cell in (_midtraining(c.cell), c.cell.inputs.get("run", c.cell)):
-            if cell and cell.stage != "model":
-                stage = cell.stage if cell.stage == "midtrain" else f"SFT on {cell.settings['dose']} rows"
-                rows.setdefault(cell.relpath, {"stage": stage, "arm": c.arm, "seed": c.seed, "cell": cell.relpath})
+    for row in evaluated:
+        for cell in (_midtraining_of(row.cell), row.cell.inputs.get("run", row.cell)):
+            if cell is None or cell.stage == "model":
+                continue
+            is_sft = cell.stage != "midtrain"
+            stage = f"SFT on {cell.settings['dose']} rows" if is_sft else cell.stage
+            facts = {"stage": stage, "arm": row.arm, "seed": row.seed, "cell": cell.relpath}
+            rows.setdefault(cell.relpath, facts)
     return list(rows.values())
 
 
-def _asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
-    return (bench.arms is None or checkpoint.arm in bench.arms) and (
-        bench.doses is None or checkpoint.dose in bench.doses
-    )
+def _is_asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
+    """Whether a benchmark is for this checkpoint."""
+    of_arm = bench.arms is None or checkpoint.arm in bench.arms
+    return of_arm and (bench.doses is None or checkpoint.dose in bench.doses)
 
 
-def in_order(last: Cell) -> list[Cell]:
-    """Every cell that `last` needs, none twice, stage by stage, so inputs before their users and `last` at the end."""
-    found: dict[str, Cell] = {}
-
-    def walk(cell: Cell) -> None:
-        if cell.identity not in found:
-            for needed in cell.inputs.values():
-                walk(needed)
-            found[cell.identity] = cell
-
-    walk(last)
-    return sorted(found.values(), key=lambda cell: STAGES.index(cell.stage))
+def _midtraining_name(arm: Arm) -> str:
+    form = f"_{arm.form}" if arm.form else ""
+    recipe = f"_{Path(arm.recipe).stem}" if arm.recipe else ""
+    return f"{arm.start}-{arm.midtrain}{form}{recipe}"
 
 
-def _training(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    recipe, size = load_recipe_once(path, Training), {"midtrain": "tokens_per_update", "sft": "rows_per_update"}[stage]
-    if not recipe[size]:
-        raise UserError(f"{path}: a recipe for {stage} needs {size}; give it, or name another recipe")
+def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's settings that are identity, and how it runs (core.recipe.RUNTIME_KEYS)."""
+    recipe = load_recipe_once(path, Training)
+    key = STEP_SIZE_KEYS[stage]
+    if not recipe[key]:
+        raise UserError(
+            where=path,
+            what=f"a recipe for {stage} needs {key}",
+            fix="give it, or name another recipe",
+        )
     return split_recipe(recipe)
 
 
-def _checkpoint(study: Study, arm: str, seed: int | None, dose: int) -> Cell:
-    found, sft = study.arms[arm], sft_of(study, arm)
-    start, corpus, form = found.start, found.midtrain, found.form
-    cell, name = model(study, start), start
-    if corpus:
-        path = found.recipe or (study.midtrain and study.midtrain.recipe)
-        assert seed is not None and path
-        recipe, ways = _training("sft" if form else "midtrain", path)
-        name += f"-{corpus}{'_' + form if form else ''}{'_' + Path(path).stem if found.recipe else ''}"
-        settings = {"recipe": recipe, "seed": seed} | ({"form": form} if form else {})
-        inputs = {"start": cell, "documents": documents(study, corpus)}
-        cell = Cell("midtrain", f"{name}-s{seed}", settings, inputs, ways)
-    if dose:
-        assert sft and seed is not None
-        recipe, ways = _training("sft", sft.recipe)
-        name += f"{'-' + found.sft if found.sft else ''}-s{seed}"
-        data, place = _sft_data(sft)
-        settings = {"recipe": recipe, **data, "dose": dose, "seed": seed}
-        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.one_run else [dose]
-        if passed:
-            if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best"]:
-                raise UserError(
-                    f"{sft.recipe}: sft.one_run keeps a model at each dose as it passes, so the recipe must have "
-                    "epochs: 1 and neither patience nor load_best; change it, or leave one_run out"
-                )
-            settings |= {"dose": last, "doses": passed}
-        inputs, ways = {"start": cell}, {"data": place, **ways}
-        if sft.replay and corpus:
-            settings, inputs = settings | {"replay": sft.replay}, inputs | {"replay": documents(study, corpus)}
-        cell = Cell("sft", f"{name}-d{last}", settings, inputs, ways)
-        if dose != last:
-            cell = Cell("sft", f"{name}-d{dose}", {"dose": dose}, {"run": cell})
-    return cell
+def _check_shared_run(path: str, recipe: dict[str, Any]) -> None:
+    """Raise UserError where one training can't be kept at several doses."""
+    if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best"]:
+        raise UserError(
+            where=path,
+            what="sft.one_run keeps a model at each dose as it passes, so the recipe must have "
+            "epochs: 1 and neither patience nor load_best",
+            fix="change it, or leave one_run out",
+        )
 
 
 def _sft_data(sft: Sft) -> tuple[dict[str, Any], str]:
     """What of an SFT's data is identity, and where it lies."""
     if isinstance(sft.data, str):
         return {"data_sha256": content_hash(sft.data)}, str(resolve(sft.data))
-    source = remote(sft.data)
+    source = source_cells.remote(sft.data)
     return {"data": identity(source)}, str(locate(source))

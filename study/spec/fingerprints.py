@@ -1,4 +1,7 @@
-"""What a study's files and endpoints are, as far as it matters to results: hashes of contents, names of models."""
+"""What a study's files and endpoints are, as far as results depend on it.
+
+Hashes of contents, names of models.
+"""
 
 import hashlib
 import json
@@ -12,6 +15,26 @@ from core.recipe import load_recipe
 from core.strict_yaml import read_yaml
 from study.spec.schema import Endpoint, Study
 
+# Fields of an endpoint that are no part of any cell's identity.
+LIMITS = (
+    "requests_per_minute",
+    "tokens_per_minute",
+    "prompt_price",
+    "completion_price",
+    "timeout",
+)
+# Options of a vLLM server that change its speed, not its answers.
+SPEED_OPTIONS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "distributed_executor_backend",
+    "gpu_memory_utilization",
+    "kv_cache_memory_bytes",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
+
 
 def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
     """What of an endpoint is identity: the model, not the address or the key."""
@@ -24,46 +47,46 @@ def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
         }
     if endpoint.served_by == "vllm":
         assert endpoint.path
-        what: dict[str, Any] = {"files": _fingerprints_once(endpoint.path)}
-        what["options"] = {name: value for name, value in endpoint.options.items() if name not in SERVING}
+        options = endpoint.options.items()
+        content: dict[str, Any] = {
+            "files": fingerprint_once(endpoint.path),
+            "options": {name: value for name, value in options if name not in SPEED_OPTIONS},
+        }
         # In the name too, by which ledgers know what answered.
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        return {"served_by": "vllm", "model": f"{Path(endpoint.path).name}-{digest[:8]}", **what}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        name = f"{Path(endpoint.path).name}-{digest[:8]}"
+        return {"served_by": "vllm", "model": name, **content}
     return {"served_by": "url", "model": endpoint.model}
 
 
-# Of an endpoint: no part of any cell's identity.
-LIMITS = ("requests_per_minute", "tokens_per_minute", "prompt_price", "completion_price", "timeout")
-# Options of a vLLM server that change its speed, not its answers.
-SERVING = (
-    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens"),
-)
-
-
 def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:
+    """How a job reaches an endpoint; no part of any cell's identity."""
     if endpoint.served_by == "vllm":
         return {"path": str(resolve(endpoint.path or "")), "options": endpoint.options}
     return {"base_url": endpoint.base_url, "key_env": endpoint.key_env}
 
 
 def model_name(study: Study, endpoint: str | None) -> str | None:
+    """The name of the model behind an endpoint of the study."""
     return endpoint_model(study.endpoints[endpoint])["model"] if endpoint else None
 
 
 def is_stand_in(study: Study, endpoint: str | None) -> bool:
+    """Whether an endpoint of the study is the kit's stand-in."""
     return endpoint is not None and study.endpoints[endpoint].served_by == "kit"
 
 
 @lru_cache
 def content_hash(path: str) -> str:
+    """sha256 of a file, read once in a process."""
     return sha256(resolve(path))
 
 
 @lru_cache
 def yaml_once(path: str) -> Any:
+    """The value of a YAML file, read once in a process."""
     return read_yaml(resolve(path))[0]
 
 
 load_recipe_once = lru_cache(load_recipe)
-_fingerprints_once = lru_cache(fingerprints)
+fingerprint_once = lru_cache(fingerprints)

@@ -12,53 +12,68 @@ from study.spec.checks import references
 from study.spec.schema import Study
 
 
-def load_study(path: Path, seeds: list[int] | None = None, overrides: list[str] | None = None) -> Study:
+def load_study(
+    path: Path, seeds: list[int] | None = None, overrides: list[str] | None = None
+) -> Study:
     """The study in `path`, with `--seeds` and `--set key.path=value` applied.
 
-    Raises UserError with one line per mistake.
+    Raises UserError with every mistake in the file.
     """
-    raw, where, mistakes = read_yaml(path)
+    raw, lines, problems = read_yaml(path)
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: must be a mapping that starts with `study: NAME`")
+        raise UserError(where=str(path), what="must be a mapping that starts with `study: NAME`")
     if isinstance(other := raw.pop("extends", None), str):
-        raw, mistakes = _extended(path, other, raw, mistakes)
+        raw, problems = _extended(path, other, raw, problems)
     if seeds is not None:
         raw["seeds"] = seeds
     for override in overrides or []:
         _override(raw, override)
+    study: Study | None = None
     try:
         study = validate(Study, raw)
     except ValidationError as error:
-        study = None
-        mistakes += explain(path, error, Study, where)
-    mistakes += [located(path, at, text, where) for at, text in references(raw)]
-    if mistakes or study is None:
-        raise UserError(*in_file_order(mistakes))
+        problems += explain(path, error, Study, lines)
+    problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
+    if problems or study is None:
+        raise UserError.of(in_file_order(problems))
     return study
 
 
 def _extended(
-    path: Path, other: str, raw: dict[str, Any], mistakes: list[Problem]
+    path: Path, other: str, raw: dict[str, Any], problems: list[Problem]
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The study beside `path` that this one extends, with its keys instead; null takes a key away."""
-    base, _, more = read_yaml(path.parent / other)
+    """The study `other` beside `path` with the keys of `raw` instead; null removes a key."""
+    base, _, base_problems = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:
-        raise UserError(f"{path}: extends {other}, which is no study, or extends another; name one that stands alone")
-    return _merged(base, raw), mistakes + more
+        raise UserError(
+            where=str(path),
+            what=f"extends {other}, which is no study, or extends another",
+            fix="name one that stands alone",
+        )
+    return _merged(base, raw), problems + base_problems
 
 
-def _merged(base: Any, own: Any) -> Any:
-    if not isinstance(base, dict) or not isinstance(own, dict):
-        return own
-    found = {key: _merged(base[key], value) if key in base else value for key, value in own.items()}
-    return {key: value for key, value in (base | found).items() if value is not None or key not in own}
+def _merged(base: Any, changes: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    merged = {
+        key: _merged(base[key], value) if key in base else value for key, value in changes.items()
+    }
+    # null takes a key away only where it is given here.
+    return {
+        key: value
+        for key, value in (base | merged).items()
+        if value is not None or key not in changes
+    }
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
     """Apply one `key.path=value`; list elements are named by their index."""
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: must be key.path=value, such as sft.doses=[0,100]")
+        raise UserError(
+            where=f"--set {override}", what="must be key.path=value, such as sft.doses=[0,100]"
+        )
     *parents, last = key.split(".")
     target: Any = raw
     for part in parents:
@@ -67,11 +82,19 @@ def _override(raw: dict[str, Any], override: str) -> None:
         elif isinstance(target, dict):
             target = target.setdefault(part, {})
         else:
-            raise UserError(f"--set {override}: there is no {part!r} in the study file; see `plan` for its keys")
+            raise UserError(
+                where=f"--set {override}",
+                what=f"there is no {part!r} in the study file",
+                fix="give keys of the study file, or the index of a list's element",
+            )
     parsed = yaml.load(value, YamlLoader)
     if isinstance(target, dict):
         target[last] = parsed
     elif isinstance(target, list) and last.isdigit() and int(last) < len(target):
         target[int(last)] = parsed
     else:
-        raise UserError(f"--set {override}: {'.'.join(parents)} is not a mapping; give the key of a mapping")
+        raise UserError(
+            where=f"--set {override}",
+            what=f"{'.'.join(parents)} is not a mapping",
+            fix="give the key of a mapping",
+        )

@@ -9,89 +9,116 @@ from core.files import fingerprints
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
 from study.spec import benchmarks
-from study.spec.fingerprints import LIMITS, content_hash, endpoint_address, endpoint_model, load_recipe_once, yaml_once
+from study.spec.fingerprints import (
+    LIMITS,
+    content_hash,
+    endpoint_address,
+    endpoint_model,
+    load_recipe_once,
+    yaml_once,
+)
 from study.spec.schema import Corpus, Model, Remote, Study
 from study.spec.sources import Source, identity, locate
 
 
 def remote(data: Remote) -> Source:
+    """The source of a file that the study file names on Hugging Face or at a URL."""
     if data.url:
         return {"url": data.url, "sha256": data.sha256}
     return {"hub": data.hub, "revision": data.revision, "kind": "dataset", "file": data.file}
 
 
 def model(study: Study, name: str) -> Cell:
-    """The cell of a start model."""
+    """The cell of a start model. Reads both ends of each weight file of a model folder."""
     model = study.models[name]
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
-        pretrain, ways = split_recipe(recipe["pretrain"])
+        pretrain, runtime = split_recipe(recipe["pretrain"])
         # It is pretrained on the English that comes with this Python.
         english = f"Python {platform.python_version()}"
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
-        return Cell("model", name, settings, resources=ways)
+        return Cell("model", name, settings, resources=runtime)
     if model.path:
-        settings, place = {"files": fingerprints(model.path)}, resolve(model.path)
+        settings = {"files": fingerprints(model.path)}
+        path = resolve(model.path)
     else:
-        settings, place = {"source": identity(_on_hub(model, "model"))}, locate(_on_hub(model, "model"))
-    resources = {"path": str(place)}
-    if template := model.chat_template:
-        settings, resources = (
-            settings | {"chat_template_sha256": content_hash(template)},
-            resources | {"chat_template": str(resolve(template))},
-        )
+        source = _on_hub(model, "model")
+        settings = {"source": identity(source)}
+        path = locate(source)
+    resources = {"path": str(path)}
+    if model.chat_template:
+        settings["chat_template_sha256"] = content_hash(model.chat_template)
+        resources["chat_template"] = str(resolve(model.chat_template))
     return Cell("model", name, settings, resources=resources)
 
 
-def _on_hub(what: Model | Corpus, kind: str) -> Source:
-    return {"hub": what.hub, "revision": what.revision, "kind": kind}
+def _on_hub(named: Model | Corpus, kind: str) -> Source:
+    return {"hub": named.hub, "revision": named.revision, "kind": kind}
 
 
 def sources(study: Study) -> list[Source]:
-    """What the study takes from Hugging Face or a URL."""
-    found = [_on_hub(model, "model") for model in study.models.values() if model.hub]
-    found += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
+    """What the study takes from Hugging Face or a URL, each once."""
+    named = [_on_hub(model, "model") for model in study.models.values() if model.hub]
+    named += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
     for sft in filter(None, [study.sft, *study.sfts.values()]):
-        found += [remote(sft.data)] if isinstance(sft.data, Remote) else []
+        named += [remote(sft.data)] if isinstance(sft.data, Remote) else []
     for bench in study.benchmarks.values():
-        found += [source for source in benchmarks.sources(bench).values() if "path" not in source]
-    return [source for n, source in enumerate(found) if source not in found[:n]]
+        named += [source for source in benchmarks.sources(bench).values() if "path" not in source]
+    return [source for n, source in enumerate(named) if source not in named[:n]]
 
 
 def previews(study: Study) -> list[Cell]:
-    """The cells that write a few documents of a corpus to be looked at, where the study asks for that."""
-    found = []
+    """The cells that write a few documents of a corpus to be looked at.
+
+    None where the study asks for no preview.
+    """
+    cells = []
     for name, corpus in study.corpora.items():
         if corpus.preview:
             # The same requests as the corpus', so its first documents are then paid for.
-            shown, resources = _drafting(study, name)
-            found.append(Cell("documents", name, shown | {"preview": corpus.preview}, {}, resources))
-    return found
+            settings, resources = _drafting(study, name)
+            settings["preview"] = corpus.preview
+            cells.append(Cell("documents", name, settings, {}, resources))
+    return cells
 
 
-def documents(study: Study, name: str) -> Cell:
-    """The cell that makes a corpus."""
+def tokenizer_model(study: Study, corpus: str) -> str:
+    """The start model whose tokenizer counts a corpus' tokens.
+
+    It is that of the first arm that trains on the corpus, or the study's first model.
+    """
+    starts = [arm.start for arm in study.arms.values() if arm.midtrain == corpus]
+    return (starts or [*study.models])[0]
+
+
+def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell | None) -> Cell:
+    """The cell that makes a corpus, with the cells that write its shards.
+
+    tokenizer: the cell that makes the model of `tokenizer_model`; None where the model is on disk
+    or on the hub. matched_to: the corpus that it is matched to.
+    """
     corpus = study.corpora[name]
-    settings, resources = _drafting(study, name)
-    inputs, whole = {}, {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
-    starts = [arm.start for arm in study.arms.values() if arm.midtrain == name] or [*study.models]
-    start = study.models[starts[0]]
-    if start.path:
-        whole["tokenizer_sha256"] = content_hash(f"{start.path}/tokenizer.json")
-        counted = resources | {"tokenizer": str(resolve(start.path))}
-    elif start.hub:
-        whole["tokenizer"] = identity(_on_hub(start, "model"))
-        counted = resources | {"tokenizer": str(locate(_on_hub(start, "model")))}
+    drafting, drafting_resources = _drafting(study, name)
+    settings = drafting | {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
+    resources = drafting_resources
+    inputs: dict[str, Cell] = {}
+    start = study.models[tokenizer_model(study, name)]
+    if tokenizer:
+        inputs["tokenizer"] = tokenizer
+    elif start.path:
+        settings["tokenizer_sha256"] = content_hash(f"{start.path}/tokenizer.json")
+        resources = resources | {"tokenizer": str(resolve(start.path))}
     else:
-        counted = resources
-        inputs["tokenizer"] = model(study, starts[0])
-    if corpus.matched_to:
-        inputs["matched_to"] = documents(study, corpus.matched_to)
+        source = _on_hub(start, "model")
+        settings["tokenizer"] = identity(source)
+        resources = resources | {"tokenizer": str(locate(source))}
+    if matched_to:
+        inputs["matched_to"] = matched_to
     for k in range(corpus.shards if corpus.shards > 1 else 0):
-        share = settings | {"share": [k, corpus.shards]}
+        share = drafting | {"share": [k, corpus.shards]}
         label = f"{name}.{k + 1}of{corpus.shards}"
-        inputs[f"drafts{k + 1}"] = Cell("drafts", label, share, {}, resources)
-    return Cell("documents", name, settings | whole, inputs, counted)
+        inputs[f"drafts{k + 1}"] = Cell("drafts", label, share, {}, drafting_resources)
+    return Cell("documents", name, settings, inputs, resources)
 
 
 def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,27 +129,28 @@ def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "documents": corpus.documents,
         "seed": 0,  # one corpus for all training seeds
         "near_duplicates": corpus.near_duplicates,
-        "avoid": {place: identity(source) for place, source in files.items()},
+        "avoid": {label: identity(source) for label, source in files.items()},
     }
     resources: dict[str, Any] = {"avoid": [str(locate(source)) for source in files.values()]}
     if corpus.template:
         settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
     if corpus.writer:
         endpoint = study.endpoints[corpus.writer]
-        settings |= {"slots": yaml_once("sdf/templates/slots.yaml"), "writer": endpoint_model(endpoint)}
+        settings["slots"] = yaml_once("sdf/templates/slots.yaml")
+        settings["writer"] = endpoint_model(endpoint)
         settings |= {key: getattr(corpus, key) for key in ("temperature", "max_tokens", "draws")}
         if corpus.score:
             settings["score"] = asdict(corpus.score)
-        limits = {key: getattr(endpoint, key) for key in LIMITS}
-        return settings, resources | {
-            "concurrency": study.concurrency,
-            "address": endpoint_address(endpoint),
-            "limits": limits,
-        }
-    source = {"column": corpus.column, "split": corpus.split}
+        resources["concurrency"] = study.concurrency
+        resources["address"] = endpoint_address(endpoint)
+        resources["limits"] = {key: getattr(endpoint, key) for key in LIMITS}
+        return settings, resources
+    layout = {"column": corpus.column, "split": corpus.split}
     if corpus.path:
-        return settings | {"source": source | {"sha256": content_hash(corpus.path)}}, resources | {
-            "source": str(resolve(corpus.path))
-        }
-    found = _on_hub(corpus, "dataset")
-    return settings | {"source": source | identity(found)}, resources | {"source": str(locate(found))}
+        settings["source"] = layout | {"sha256": content_hash(corpus.path)}
+        resources["source"] = str(resolve(corpus.path))
+    else:
+        source = _on_hub(corpus, "dataset")
+        settings["source"] = layout | identity(source)
+        resources["source"] = str(locate(source))
+    return settings, resources

@@ -1,43 +1,64 @@
-"""Where a study's models and data lie: at a path, in Hugging Face's cache at a commit, or fetched from a URL.
+"""Where a study's models and data lie: at a path, in Hugging Face's cache, or fetched from a URL.
 
-A source is a mapping with `path`; or with `hub` and `revision` (40 hex) and perhaps `kind` (model, dataset) and `file`
-(a file or folder in it); or with `url` and perhaps `sha256`. Nothing here needs a network: `study.upkeep.fetch` does.
+A source is a mapping with `path`; or with `hub` and `revision` (40 hex) and perhaps `kind` (model,
+dataset) and `file` (a file or folder in it); or with `url` and perhaps `sha256`. Nothing here needs
+a network: `study.upkeep.fetch` does.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from glob import escape
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-from core.errors import UserError
-from core.files import fingerprints, sha256
+from core.errors import Problem, UserError
+from core.files import sha256
 from core.paths import resolve
-from study.spec.fingerprints import content_hash
+from study.spec.fingerprints import content_hash, fingerprint_once
 
 Source = dict[str, Any]
-# Of a model: weights as safetensors and what reads them. No code is among it, and no weights a second time.
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*"]
-SECOND_COPIES = [
-    *("original/*", "metal/*", "onnx/*", "openvino/*", "coreml/*", "consolidated*", "*/consolidated*"),
-    *("*.bin.index.json", "*.fp16.*", "*.bf16.*", "*.fp32.*"),
+# Files of a model that are fetched: weights as safetensors and what reads them, but no code.
+MODEL_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "LICENSE*",
 ]
-_fingerprints_once = lru_cache(fingerprints)
+# The same weights in other formats, which are not fetched.
+SECOND_COPIES = [
+    "original/*",
+    "metal/*",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "consolidated*",
+    "*/consolidated*",
+    "*.bin.index.json",
+    "*.fp16.*",
+    "*.bf16.*",
+    "*.fp32.*",
+]
 
 
 def identity(source: Source) -> Any:
-    """What of a source belongs to a cell's identity: a path's content, or the pin that fixes the content."""
+    """What of a source belongs to a cell's identity: a path's content, or a hub's or URL's pin."""
     if path := source.get("path"):
-        return _fingerprints_once(path) if resolve(path).is_dir() else content_hash(path)
-    return {key: source.get(key) for key in (("hub", "revision", "file") if source.get("hub") else ("url", "sha256"))}
+        return fingerprint_once(path) if resolve(path).is_dir() else content_hash(path)
+    keys = ("hub", "revision", "file") if source.get("hub") else ("url", "sha256")
+    return {key: source.get(key) for key in keys}
 
 
 def locate(source: Source) -> Path:
-    """Where the file or folder is on this machine, or will be when it is fetched. `missing` tells whether it is."""
+    """Where the file or folder is on this machine, or will be when it is fetched.
+
+    `missing` tells whether it is there.
+    """
     if path := source.get("path"):
         return resolve(path)
     if source.get("hub"):
@@ -48,93 +69,143 @@ def locate(source: Source) -> Path:
     return _home("HF_HOME") / "study" / digest[:16] / (name or "file")
 
 
-def missing(sources: Iterable[Source]) -> list[str]:
-    """A line for each source that isn't here, or only in part; judged by the files' sizes, to plan quickly."""
-    lines = []
+def missing(sources: Iterable[Source], study_args: str) -> list[Problem]:
+    """A problem for each source that isn't here, or only in part.
+
+    It is judged by the files' sizes, to plan quickly. study_args: what names the study on the
+    command line, for the command that fetches it.
+    """
+    problems = []
     for source in sources:
         if source.get("path"):
             if not locate(source).exists():
-                lines.append(f"no such file: {source['path']} (paths are relative to the checkout unless absolute)")
-        elif (lacking := absent(source)) is None or lacking:
-            some = f"{len(lacking)} files of {label(source)}" if lacking and source.get("hub") else label(source)
-            lines.append(f"not fetched: {some}; python -m study fetch STUDY on a machine with network")
-    return lines
+                fix = "paths are relative to the checkout unless absolute"
+                problems.append(Problem("", f"no such file: {source['path']}", fix))
+            continue
+        lacking = missing_files(source)
+        if lacking == []:
+            continue
+        count = f"{len(lacking)} files of " if lacking and source.get("hub") else ""
+        fix = f"python -m study fetch {study_args} on a machine with network"
+        problems.append(Problem("", f"not fetched: {count}{label(source)}", fix))
+    return problems
 
 
 def label(source: Source) -> str:
     """How output names a source."""
     if source.get("path") or source.get("url"):
-        return str(source.get("path") or source["url"].split("?")[0])  # behind it may be a signature
+        # A URL's query may be a signature.
+        return str(source.get("path") or source["url"].split("?")[0])
     file = f"/{source['file']}" if source.get("file") else ""
     return f"{source['hub']}{file} at {str(source.get('revision'))[:8]}"
 
 
-def absent(source: Source) -> list[str] | None:
-    """Files of a hub's or a URL's source that aren't here or have another size; None if the hub's list isn't either."""
+def missing_files(source: Source) -> list[str] | None:
+    """Files of a hub's or a URL's source that aren't here or have another size.
+
+    None if the hub's list of files isn't here either.
+    """
     if not source.get("hub"):
         return [] if locate(source).is_file() else [locate(source).name]
-    if (tree := listing(source)) is None:
+    tree = listing(source)
+    if tree is None:
         return None
-    if not (names := wanted(source, tree)):
+    names = select_files(source, tree)
+    if not names:
         return [source.get("file") or "*"]
     return [name for name in names if size(snapshot(source) / name) != tree[name]["size"]]
 
 
 def listing(source: Source) -> dict[str, dict[str, Any]] | None:
-    """{file: {"size": bytes, "lfs_sha256": only of large files}} of the repository at the commit, if it was fetched.
+    """The files of the repository at the commit, if it was fetched.
 
-    huggingface_hub leaves it in its cache (`get_cached_repo_tree` reads it too, but takes a second to import).
+    {file: {"size": bytes, "lfs_sha256": only of large files}}. huggingface_hub leaves it in its
+    cache (`get_cached_repo_tree` reads it too, but takes a second to import).
     """
     path = snapshot(source).parents[1] / "trees" / f"{source['revision']}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["files"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cast(dict[str, dict[str, Any]], content["files"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def recorded(known: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
-    """The entry of a record of `study.upkeep.fetch` for a source; {} if there is none, or only of another pin."""
-    keys = ("hub", "revision", "file") if source.get("hub") else ("url", *(("sha256",) if source.get("sha256") else ()))
-    return next((entry for entry in known if all(entry.get(key) == source.get(key) for key in keys)), {})
+def find_record(entries: Iterable[dict[str, Any]], source: Source) -> dict[str, Any]:
+    """The entry for a source in a record of `study.upkeep.fetch`.
+
+    {} if there is none, or only of another pin.
+    """
+    keys = ["hub", "revision", "file"] if source.get("hub") else ["url"]
+    if not source.get("hub") and source.get("sha256"):
+        keys.append("sha256")
+    for entry in entries:
+        if all(entry.get(key) == source.get(key) for key in keys):
+            return entry
+    return {}
 
 
-def faults(source: Source, entry: dict[str, Any], check: bool) -> list[str] | None:
-    """Files to download: `absent` ones, and those with another size, or with `check` sha256, than the entry has."""
-    if (found := absent(source)) is None:
+def stale_files(source: Source, entry: dict[str, Any], check: bool) -> list[str] | None:
+    """Files to download: `missing_files`, and those that differ from the record's entry.
+
+    They are compared by size, with `check` by sha256 too. None as of `missing_files`.
+    """
+    names = missing_files(source)
+    if names is None:
         return None
-    folder, files = locate(source).parent, {locate(source).name: entry} if entry else {}
     if source.get("hub"):
-        folder, files = snapshot(source), entry.get("files", {})
-    for name, was in files.items():
+        folder = snapshot(source)
+        files = entry.get("files", {})
+    else:
+        folder = locate(source).parent
+        files = {locate(source).name: entry} if entry else {}
+    for name, recorded in files.items():
+        if name in names:
+            continue
         path = folder / name
-        if name not in found and (size(path) != was["bytes"] or (check and sha256(path) != was["sha256"])):
-            found.append(name)
-    return found
+        if size(path) != recorded["bytes"] or (check and sha256(path) != recorded["sha256"]):
+            names.append(name)
+    return names
 
 
 def describe(source: Source, entry: dict[str, Any], fresh: Iterable[str]) -> dict[str, Any]:
-    """The record's entry of a source that is here, without its date; reads files that `entry` lacks or `fresh` has.
+    """The record's entry of a source that is here, without its date.
 
-    Raises UserError and removes the file where one has another sha256 than the hub, the pin or the record has.
+    Reads the files that `entry` lacks or `fresh` names. Raises UserError and removes the file where
+    one has another sha256 than the hub, the pin or the record has.
     """
     if source.get("url"):
         path = locate(source)
-        digest, before = sha256(path), source.get("sha256") or entry.get("sha256")
-        if before not in (None, digest):
+        digest = sha256(path)
+        expected = source.get("sha256") or entry.get("sha256")
+        if expected not in (None, digest):
             path.unlink()
-            raise UserError(f"{source['url']}: its sha256 is {digest}, not {before}; if that is meant, change the pin")
+            raise UserError(
+                where=source["url"],
+                what=f"its sha256 is {digest}, not {expected}",
+                fix="if that is meant, change the pin",
+            )
         return {"url": source["url"], "sha256": digest, "bytes": size(path)}
-    tree, files = listing(source) or {}, dict(entry.get("files", {}))
-    for name in wanted(source, tree):
+    tree = listing(source) or {}
+    files = dict(entry.get("files", {}))
+    for name in select_files(source, tree):
         path = snapshot(source) / name
         if name in fresh or name not in files:
             files[name] = {"sha256": sha256(path), "bytes": size(path)}
         if files[name]["sha256"] != tree[name].get("lfs_sha256", files[name]["sha256"]):
             discard(path)
-            raise UserError(f"{label(source)}: {name} isn't what the hub has, by its sha256; fetch it again")
-    pins = {"hub": source["hub"], "kind": source.get("kind") or "model", "revision": source["revision"]}
-    total = sum(file["bytes"] for file in files.values())
-    return {**pins, "file": source.get("file"), "files": files, "bytes": total}
+            raise UserError(
+                where=label(source),
+                what=f"{name} isn't what the hub has, by its sha256",
+                fix="fetch it again",
+            )
+    return {
+        "hub": source["hub"],
+        "kind": source.get("kind") or "model",
+        "revision": source["revision"],
+        "file": source.get("file"),
+        "files": files,
+        "bytes": sum(file["bytes"] for file in files.values()),
+    }
 
 
 def discard(path: Path) -> None:
@@ -144,20 +215,22 @@ def discard(path: Path) -> None:
 
 
 def patterns(source: Source) -> tuple[list[str] | None, list[str]]:
-    """What of the repository is wanted, as `allow_patterns` (None: everything) and `ignore_patterns`."""
+    """`allow_patterns` (None: everything) and `ignore_patterns` of the files to fetch."""
     if file := source.get("file"):
         return [escape(file.rstrip("/")), f"{escape(file.rstrip('/'))}/*"], []
-    return (None, [".gitattributes"]) if source.get("kind") == "dataset" else (MODEL_FILES, SECOND_COPIES)
+    if source.get("kind") == "dataset":
+        return None, [".gitattributes"]
+    return MODEL_FILES, SECOND_COPIES
 
 
-def wanted(source: Source, names: Iterable[str]) -> list[str]:
-    """Those of the repository's files that are wanted, sorted."""
+def select_files(source: Source, names: Iterable[str]) -> list[str]:
+    """Those of the repository's files that are to be fetched, sorted."""
     allowed, ignored = patterns(source)
     return sorted(
         name
         for name in names
-        if (allowed is None or any(fnmatchcase(name, p) for p in allowed))
-        and not any(fnmatchcase(name, p) for p in ignored)
+        if (allowed is None or any(fnmatchcase(name, pattern) for pattern in allowed))
+        and not any(fnmatchcase(name, pattern) for pattern in ignored)
     )
 
 

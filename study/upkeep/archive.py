@@ -1,4 +1,7 @@
-"""One file to replicate a study's numbers from: settings, manifests, ledgers, scores, tables; no weights, no keys."""
+"""One file to replicate a study's numbers from.
+
+It holds settings, manifests, ledgers, scores and tables; no weights and no keys.
+"""
 
 import gzip
 import hashlib
@@ -10,45 +13,78 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from core.cell.manifest import read_manifest
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import ROOT
 
-# Of a cell, where it has them. Weights, corpora and step checkpoints are never among it.
-KEPT = ("config.yaml", "manifest.json", "log.txt", "card.json", "balance.json", "calls.jsonl", "scores.parquet")
-TRAINED = ("metrics.jsonl", "speed.jsonl", "held_out.jsonl")  # of a training; a corpus' held_out.jsonl holds documents
-SAMPLES = ("samples.eval", "scored.eval", "samples.jsonl")  # questions in full, which may be under a licence
-EDGE = r"(?<![A-Za-z0-9+/_-])"  # base64 of pictures must not look like keys
-SECRETS = {  # what it is: a piece of it that is found quickly, and all of it
-    "a key that begins with sk-": ("sk-", EDGE + r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}"),
-    "a Hugging Face token": ("hf_", EDGE + r"hf_[A-Za-z0-9]{20,}"),
-    "a Google key": ("AIza", EDGE + r"AIza[A-Za-z0-9_-]{35}"),
-    "an xAI key": ("xai-", EDGE + r"xai-[A-Za-z0-9]{20,}"),
-    "a GitHub token": ("gh", EDGE + r"(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
-    "an AWS key": ("AKIA", EDGE + r"AKIA[0-9A-Z]{16}\b"),
-    "a bearer token": ("earer", r"\b[Bb]earer(?:\s|%20)+(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}"),
-    "a password in a URL": ("://", r"://[^/\s:@\"']+:[^/\s:@\"']{3,}@"),
-    "a private key": ("PRIVATE KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
-SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable
+# Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
+PACKED = (
+    "config.yaml",
+    "manifest.json",
+    "log.txt",
+    "card.json",
+    "balance.json",
+    "calls.jsonl",
+    "scores.parquet",
+)
+# Files of a training; a corpus' held_out.jsonl holds documents.
+TRAINING_FILES = ("metrics.jsonl", "speed.jsonl", "held_out.jsonl")
+# Questions in full, which may be under a licence.
+SAMPLES = ("samples.eval", "scored.eval", "samples.jsonl")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A kind of key that no file may hold."""
+
+    what: str
+    substring: str  # a part of it that is found quickly
+    pattern: str
+
+
+_EDGE = r"(?<![A-Za-z0-9+/_-])"  # base64 of pictures must not look like keys
+SECRETS = (
+    Secret("a key that begins with sk-", "sk-", _EDGE + r"sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}"),
+    Secret("a Hugging Face token", "hf_", _EDGE + r"hf_[A-Za-z0-9]{20,}"),
+    Secret("a Google key", "AIza", _EDGE + r"AIza[A-Za-z0-9_-]{35}"),
+    Secret("an xAI key", "xai-", _EDGE + r"xai-[A-Za-z0-9]{20,}"),
+    Secret("a GitHub token", "gh", _EDGE + r"(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
+    Secret("an AWS key", "AKIA", _EDGE + r"AKIA[0-9A-Z]{16}\b"),
+    Secret(
+        "a bearer token",
+        "earer",
+        r"\b[Bb]earer(?:\s|%20)+(?=[A-Za-z._~+/-]*\d)[A-Za-z0-9._~+/-]{16,}",
+    ),
+    Secret("a password in a URL", "://", r"://[^/\s:@\"']+:[^/\s:@\"']{3,}@"),
+    Secret("a private key", "PRIVATE KEY", r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+)
+# Of an environment variable whose value no file may hold.
+SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$")
 HOME = re.compile(rb"(?<![\w.~-])(?:/root|/home/[\w.-]+|/Users/[\w.-]+)(?![\w.-])")
 README = """# Replication archive of the study `{study}`
 
-- `study/`: the study file; `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
-- `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times; `log.txt` beside it
-- `cells/documents/.../card.json`: what a corpus is made of; `balance.json`: beside the one that it is matched to;
-  `calls.jsonl`, also of judges: the ledger of calls, each with the hash of its request, reply, tokens and cost
-- `cells/.../scores.parquet`: scores of a checkpoint; `results/`: the long table of all of them (`scores.parquet`),
-  results.json, tables, figures and report, as they were published; `sha256sum -c SHA256SUMS` checks all files
+- `study/`: the study file
+- `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
+- `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times;
+  `log.txt` beside it
+- `cells/documents/.../card.json`: what a corpus is made of; `balance.json`: how it differs from the
+  corpus that it is matched to
+- `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
+  reply, tokens and cost
+- `cells/.../scores.parquet`: scores of a checkpoint
+- `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
+  report, as they were published
+- `sha256sum -c SHA256SUMS` checks all files
 
-Not in it: weights; corpora, but for examples on their cards and replies in their ledgers{samples}. What judges reply
-may quote a few words of either, and the report shows a few of both.
+Not in it: weights; corpora, except examples on their cards and replies in their ledgers{samples}.
+What judges reply may quote a few words of either, and the report shows a few of both.
 {replaced}
 ## The analysis again
 
@@ -71,78 +107,136 @@ print({{name: results[name] == published[name] for name in results}})
 
 ## The study again
 
-`python -m study run PATH/{study}/study/{file}` (or `submit`) there. Writers and judges want keys, in the variables that
-`key_env` names; their answers, and so documents and grades, may differ. A ledger that is put into its cell's folder
-(`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead of calls.
+`python -m study run PATH/{study}/study/{file}` (or `submit`) there. Writers and judges need keys,
+in the variables that `key_env` names; their answers, and so documents and grades, may differ. A
+ledger that is put into its cell's folder (`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead of
+calls.
 """
 
 
-def archive(study_file: Path, base: Path, results: Path, path: Path, samples: bool = False) -> dict[str, Any]:
-    """Write the archive of a published study as one .tar.gz or .zip: the same bytes from the same files.
+def archive(
+    study_file: Path, base: Path, results: Path, path: Path, samples: bool = False
+) -> dict[str, Any]:
+    """Write the archive of a published study as one .tar.gz or .zip.
 
-    `base`: the study's folder below runs; `results`: what was published. In it are the cells that the results were made
-    of, by their manifests. `samples`: questions and answers in full, too. Paths of this machine (checkout, runs, homes)
-    are replaced in texts. Returns path, sha256, files, cells, and the names of `replaced` files.
-    Raises UserError with a line for each file that holds a key, or the path of a home where it can't be replaced.
+    The same files give the same bytes. base: the study's folder below runs. results: what was
+    published; the cells that it was made of, by their manifests, are packed. samples: questions and
+    answers in full, too. Paths of this machine (checkout, runs, homes) are replaced in texts.
+    Returns path, sha256, files, cells, and the names of `replaced` files. Raises UserError for each
+    file that holds a key, or the path of a home where it can't be replaced.
     """
     if not path.name.endswith((".tar.gz", ".zip")):
-        raise UserError(f"{path}: an archive ends in .tar.gz or .zip; name it so")
-    if not (published := read_manifest(results)):
-        raise UserError(f"{results}: holds no results; python -m study report {study_file}")
-    last = f"analysis/{published['name']}-{published['identity'][:8]}"
-    cells = sorted(chain(base, last))
-    sources = {f"study/{file.name}": file for file in _extended(study_file)} | {"fetched.json": base / "fetched.json"}
-    sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
-    for cell in cells:
-        trained = TRAINED if cell.startswith(("model/", "midtrain/", "sft/")) else ()
-        kept = (*KEPT, *trained, *(SAMPLES if samples else ()))
-        sources |= {f"cells/{cell}/{name}": base / cell / name for name in kept}
-    sources = {name: file for name, file in sorted(sources.items()) if file.is_file()}
-    sums, replaced, mistakes, secrets = [], [], [], _secrets(sources)
+        raise UserError(
+            where=str(path), what="an archive ends in .tar.gz or .zip", fix="name it so"
+        )
+    manifest = read_manifest(results)
+    if not manifest:
+        raise UserError(
+            where=str(results),
+            what="holds no results",
+            fix=f"python -m study report {study_file}",
+        )
+    analysis = f"analysis/{manifest['name']}-{manifest['identity'][:8]}"
+    cells = sorted(cells_behind(base, analysis))
+    sources = _sources(study_file, base, results, cells, samples)
+    secrets = _secret_values(sources)
+    sums: list[str] = []
+    replaced: list[str] = []
+    problems: list[Problem] = []
     for name, file in sources.items():  # one at a time: ledgers are large
         content = file.read_bytes()
         clean = _clean(name, content, base)
         sums.append(f"{hashlib.sha256(clean).hexdigest()}  {name}\n")
-        replaced += [name] if clean != content else []
-        mistakes += [f"{file}: {fault}" for fault in _faults(name, clean, secrets)]
-    if mistakes:
-        raise UserError(*mistakes)
-    said = "Paths were replaced in these files; their hashes in manifests are of the originals:" if replaced else ""
-    text = README.format(
-        study=base.name,
-        file=study_file.name,
-        analysis=last,
-        commit=published["code"]["commit"],
-        dirty="with changes that were not committed" if published["code"]["dirty"] else "as committed",
-        samples="" if samples else "; questions and answers of benchmarks, some of which are under licences",
-        replaced=said + "".join(f"\n- `{name}`" for name in replaced) + "\n" * bool(replaced),
-    ).encode()
-    own = {"README.md": text}
-    own["SHA256SUMS"] = "".join([*sums, f"{hashlib.sha256(text).hexdigest()}  README.md\n"]).encode()
-    names, staged = [*own, *sources], path.with_name(f".{path.name}.{os.getpid()}")
+        if clean != content:
+            replaced.append(name)
+        problems += [Problem(str(file), what, fix) for what, fix in _leaks(name, clean, secrets)]
+    if problems:
+        raise UserError.of(problems)
+    readme = _readme(study_file, base, analysis, manifest["code"], samples, replaced)
+    sums.append(f"{hashlib.sha256(readme).hexdigest()}  README.md\n")
+    written = {"README.md": readme, "SHA256SUMS": "".join(sums).encode()}
+    names = [*written, *sources]
+
+    def content_of(name: str) -> bytes:
+        return written.get(name) or _clean(name, sources[name].read_bytes(), base)
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     pack = _zip if path.suffix == ".zip" else _tar
-    with open(staged, "wb") as packed:
-        pack(packed, base.name, names, lambda n: own.get(n) or _clean(n, sources[n].read_bytes(), base))
-    staged.rename(path)
-    return {"path": str(path), "sha256": sha256(path), "files": len(names), "cells": len(cells), "replaced": replaced}
+    with open(temporary, "wb") as packed:
+        pack(packed, base.name, names, content_of)
+    temporary.rename(path)
+    return {
+        "path": str(path),
+        "sha256": sha256(path),
+        "files": len(names),
+        "cells": len(cells),
+        "replaced": replaced,
+    }
 
 
-def chain(base: Path, last: str) -> set[str]:
-    """The cell `last` and all that it was made of, by their manifests. Raises UserError where one is not there."""
-    found: set[str] = set()
-    left, missing = [last], []
-    while left:
-        if (place := left.pop()) in found:
+def cells_behind(base: Path, analysis: str) -> set[str]:
+    """The cell `analysis` and all that it was made of, by their manifests, as relative paths.
+
+    Raises UserError where one is not there.
+    """
+    cells: set[str] = set()
+    remaining = [analysis]
+    problems = []
+    while remaining:
+        relpath = remaining.pop()
+        if relpath in cells:
             continue
-        found.add(place)
-        if manifest := read_manifest(base / place):
-            left += [needed["cell"] for needed in manifest["inputs"].values()]
+        cells.add(relpath)
+        if manifest := read_manifest(base / relpath):
+            remaining += [used["cell"] for used in manifest["inputs"].values()]
         else:
-            missing.append(f"{base / place}: is not finished, but the published results need it; run the study again")
-    if missing:
-        raise UserError(*sorted(missing))
-    return found
+            what = "is not finished, but the published results need it"
+            problems.append(Problem(str(base / relpath), what, "run the study again"))
+    if problems:
+        raise UserError.of(sorted(problems, key=str))
+    return cells
+
+
+def _sources(
+    study_file: Path, base: Path, results: Path, cells: list[str], samples: bool
+) -> dict[str, Path]:
+    """The files to pack by their names in the archive, sorted."""
+    sources = {f"study/{file.name}": file for file in _extended(study_file)}
+    sources["fetched.json"] = base / "fetched.json"
+    sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
+    for cell in cells:
+        names = [*PACKED, *(SAMPLES if samples else ())]
+        if cell.startswith(("model/", "midtrain/", "sft/")):
+            names += TRAINING_FILES
+        sources |= {f"cells/{cell}/{name}": base / cell / name for name in names}
+    return {name: file for name, file in sorted(sources.items()) if file.is_file()}
+
+
+def _readme(
+    study_file: Path,
+    base: Path,
+    analysis: str,
+    code: dict[str, Any],
+    samples: bool,
+    replaced: list[str],
+) -> bytes:
+    list_of_replaced = ""
+    if replaced:
+        list_of_replaced = (
+            "Paths were replaced in these files; their hashes in manifests are of the originals:"
+        )
+        list_of_replaced += "".join(f"\n- `{name}`" for name in replaced) + "\n"
+    excluded = "; questions and answers of benchmarks, some of which are under licences"
+    return README.format(
+        study=base.name,
+        file=study_file.name,
+        analysis=analysis,
+        commit=code["commit"],
+        dirty="with changes that were not committed" if code["dirty"] else "as committed",
+        samples="" if samples else excluded,
+        replaced=list_of_replaced,
+    ).encode()
 
 
 def _extended(study_file: Path) -> list[Path]:
@@ -151,27 +245,40 @@ def _extended(study_file: Path) -> list[Path]:
     return [study_file, study_file.parent / other] if other else [study_file]
 
 
-def _secrets(sources: dict[str, Path]) -> dict[str, bytes]:
+def _secret_values(sources: dict[str, Path]) -> dict[str, bytes]:
     """Values of the environment that no file may hold, by the variable's name."""
-    texts = [file.read_text(encoding="utf-8") for name, file in sources.items() if name.endswith(".yaml")]
-    named = {name for text in texts for name in re.findall(r"\bkey_env['\"]?:\s*['\"]?(\w+)", text)}
-    values = {name: value for name, value in os.environ.items() if name in named or SECRET_NAME.search(name.upper())}
-    return {name: value.encode() for name, value in values.items() if len(value) >= 8}  # a shorter one may be anything
+    files = [file for name, file in sources.items() if name.endswith(".yaml")]
+    pattern = r"\bkey_env['\"]?:\s*['\"]?(\w+)"
+    named = {
+        name for file in files for name in re.findall(pattern, file.read_text(encoding="utf-8"))
+    }
+    values = {
+        name: value.encode()
+        for name, value in os.environ.items()
+        if name in named or SECRET_NAME.search(name.upper())
+    }
+    # A shorter value may stand anywhere by chance.
+    return {name: value for name, value in values.items() if len(value.decode()) >= 8}
 
 
-def _faults(name: str, content: bytes, secrets: dict[str, bytes]) -> Iterator[str]:
-    cure = "remove it there, give up that key, and archive again"
+def _leaks(name: str, content: bytes, secrets: dict[str, bytes]) -> Iterator[tuple[str, str]]:
+    """What a file holds that must not be published, and what to do about it."""
+    fix = "remove it there, give up that key, and archive again"
     for part, text in _parts(name, content).items():
         inside = f" in {part}" if part else ""
         for variable, value in secrets.items():
             if value in text or json.dumps(value.decode())[1:-1].encode() in text:
-                yield f"holds the value of {variable}{inside}; {cure}"
-        for what, (piece, pattern) in SECRETS.items():
-            if piece.encode() in text and (match := re.search(pattern.encode(), text)):
+                yield f"holds the value of {variable}{inside}", fix
+        for secret in SECRETS:
+            if secret.substring.encode() not in text:
+                continue
+            if match := re.search(secret.pattern.encode(), text):
                 line = text.count(b"\n", 0, match.start()) + 1
-                yield f"holds what looks like {what}{inside}, line {line}; {cure}"
+                yield f"holds what looks like {secret.what}{inside}, line {line}", fix
         if match := HOME.search(text):
-            yield f"holds the path of a home, {match[0].decode()}{inside}, in a file that is no text; make it again"
+            home = match[0].decode()
+            what = f"holds the path of a home, {home}{inside}, in a file that is no text"
+            yield what, "make it again"
 
 
 def _parts(name: str, content: bytes) -> dict[str, bytes]:
@@ -196,10 +303,12 @@ def _clean(name: str, content: bytes, base: Path) -> bytes:
         content.decode()
     except UnicodeDecodeError:
         return content
-    places = {base: f"runs/{base.name}", base.parent: "runs", ROOT: ".", Path.home(): "~"}
-    for place, short in sorted(places.items(), key=lambda pair: -len(str(pair[0]))):
-        if len(place.parts) > 1:
-            content = re.sub(re.escape(str(place)).encode() + rb"(?![\w.-])", short.encode(), content)
+    short_forms = {base: f"runs/{base.name}", base.parent: "runs", ROOT: ".", Path.home(): "~"}
+    # The longest first: the others may be its beginning.
+    for folder, short in sorted(short_forms.items(), key=lambda pair: -len(str(pair[0]))):
+        if len(folder.parts) > 1:
+            pattern = re.escape(str(folder)).encode() + rb"(?![\w.-])"
+            content = re.sub(pattern, short.encode(), content)
     return HOME.sub(b"~", content)
 
 
@@ -209,8 +318,10 @@ def _tar(packed: Any, folder: str, names: list[str], read: Callable[[str], bytes
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as file,
     ):
         for name in names:
-            content, member = read(name), tarfile.TarInfo(f"{folder}/{name}")  # of no time and no owner
-            member.size, member.mode = len(content), 0o644
+            content = read(name)
+            member = tarfile.TarInfo(f"{folder}/{name}")  # of no time and no owner
+            member.size = len(content)
+            member.mode = 0o644
             file.addfile(member, io.BytesIO(content))
 
 
@@ -218,5 +329,6 @@ def _zip(packed: Any, folder: str, names: list[str], read: Callable[[str], bytes
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         for name in names:
             member = zipfile.ZipInfo(f"{folder}/{name}" if folder else name)  # of 1 January 1980
-            member.external_attr, member.create_system = 0o644 << 16, 3
+            member.external_attr = 0o644 << 16
+            member.create_system = 3  # Unix
             file.writestr(member, read(name), zipfile.ZIP_DEFLATED)

@@ -1,8 +1,9 @@
-"""Make room: remove what a study can do without, on record, so that it stays finished and its numbers traceable.
+"""Make room: remove what a study can do without, on record.
 
-What goes: step checkpoints of trainings that are over, weights of checkpoints that every benchmark of the study has
-used, what killed processes left, ledgers that another holds, copies of the code. What stays: anything an unfinished
-cell needs, and samples, ledgers, manifests, corpora, scores, results and logs.
+The study stays finished and its numbers traceable. Removed are step checkpoints of trainings that
+are over, weights of checkpoints that every benchmark of the study has used, what killed processes
+left, ledgers that another holds, copies of the code. Kept are all inputs of unfinished cells, and
+samples, ledgers, manifests, corpora, scores, results and logs.
 """
 
 import json
@@ -19,68 +20,94 @@ from core.cell.identity import Cell, read_config
 from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.files import locked, sha256, write_atomically
 from core.stages import STAGES, TRAINING_STAGES
-from study.upkeep.provenance import chain, published, read, read_all
+from study.upkeep.provenance import lineage, published, read, read_all
 
 Row = dict[str, Any]
-STEPS = {"steps", "best", "rows", "rows_held_out"}  # a training's own, until it is over
-OTHERS = "other cells"  # that the study file does not name: they go only when that is asked for
+# Files of a training that only it reads, until it is over.
+STEP_FILES = {"steps", "best", "rows", "rows_held_out"}
+# Kind of the cells that the study file does not name: they go only when that is asked for.
+OTHERS = "other cells"
 HARMLESS = ("steps", "temporary")  # kinds that no cell reads
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What the scheduler says of a study's jobs."""
+    """What the scheduler answers about a study's jobs."""
 
     jobs: bool = False  # whether any is queued or running
     trouble: str | None = None  # why that is not known
 
 
-def plan(cells: list[Cell], base: Path) -> list[Row]:
-    """What may go and what must stay, below the study's folder `base`; changes nothing. `cells`: all of the study.
+def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
+    """What may go and what must stay, below the study's folder `base`. Changes nothing.
 
-    A row: kind (steps, weights, temporary, ledger, code, other cells, records), cell (or folder), files, bytes, go
+    cells: all of the study. study_args: what names it on the command line. A row: kind (steps,
+    weights, temporary, ledger, code, other cells, records), cell (or folder), files, bytes, go
     (whether it may), why.
     """
-    named, needed = {cell.relpath for cell in cells}, _needed(cells, base)
+    names = {cell.relpath for cell in cells}
+    needed = _needed(cells, base)
     users: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         for used in cell.inputs.values():
-            for source in (used, *(used.inputs[role] for role in used.inputs if role == "run")):
+            for source in (used, *_linked(used)):
                 users[source.relpath].append(cell)
     rows: list[Row] = []
     for cell in cells:
         if (base / cell.relpath).is_dir():
-            rows += _cell(cell, base, needed.get(cell.relpath), users[cell.relpath])
-    behind = _behind(base)
-    for folder in sorted(_on_disk(base), key=lambda f: -STAGES.index(f.parent.name)):  # users before their inputs
-        if (place := f"{folder.parent.name}/{folder.name}") not in named:
-            go, why = place not in behind, "no cell of the study file; it goes with --others, but for its ledger"
-            files = [name for name in _files(folder) if name != "calls.jsonl"]
-            rows.append(_row(OTHERS, folder, base, files, go, why if go else "behind the published results"))
-    return rows + list(_code(base))
+            needed_by = needed.get(cell.relpath)
+            rows += _cell_rows(cell, base, needed_by, users[cell.relpath], study_args)
+    behind_results = _behind_results(base)
+    # Users before their inputs.
+    for folder in sorted(_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
+        relpath = f"{folder.parent.name}/{folder.name}"
+        if relpath in names:
+            continue
+        go = relpath not in behind_results
+        why = "no cell of the study file; it goes with --others, but for its ledger"
+        files = [name for name in _files(folder) if name != "calls.jsonl"]
+        rows.append(
+            _row(OTHERS, folder, base, files, go, why if go else "behind the published results")
+        )
+    return rows + list(_code_copies(base))
 
 
 def total(rows: list[Row], others: bool = False) -> list[dict[str, Any]]:
     """Bytes that go and bytes that stay, by kind."""
-    found: dict[str, Counter[str]] = defaultdict(Counter)
+    sums: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
-        found[row["kind"]]["goes" if row["go"] and (others or row["kind"] != OTHERS) else "stays"] += row["bytes"]
-    return [{"kind": kind, "goes": found[kind]["goes"], "stays": found[kind]["stays"]} for kind in found]
+        goes = row["go"] and (others or row["kind"] != OTHERS)
+        sums[row["kind"]]["goes" if goes else "stays"] += row["bytes"]
+    return [
+        {"kind": kind, "goes": count["goes"], "stays": count["stays"]}
+        for kind, count in sums.items()
+    ]
 
 
-def prune(rows: list[Row], cells: list[Cell], base: Path, others: bool = False, queue: Queue = Queue()) -> list[str]:
-    """Remove what may go by the plan's `rows`; `others`: cells that the study file does not name too. `queue`: what
-    Slurm says of the study's jobs.
+def prune(
+    rows: list[Row],
+    cells: list[Cell],
+    base: Path,
+    study_args: str,
+    others: bool = False,
+    queue: Queue = Queue(),
+) -> list[str]:
+    """Remove what may go by the plan's `rows`.
 
-    What goes is on record before it goes: `pruned.json` beside the manifest. Killed, it goes on when planned and run
-    again. Returns a line for each thing that was left where it is, because it is not as the plan or its manifest says.
-    Raises UserError where a cell or a job of the study is at work, or may be.
+    others: also cells that the study file does not name. queue: what Slurm answers about the
+    study's jobs. study_args: what names the study on the command line.
+
+    Each removal is on record before it happens: `pruned.json` beside the manifest. After a kill,
+    plan and prune again to continue. Returns a line for each thing that was not removed, because it
+    is not as the plan or its manifest says. Raises UserError where a cell or a job of the study is
+    running, or may be.
     """
-    _idle(base, queue)
-    needed, left = _needed(cells, base), []
+    _check_idle(base, queue, study_args)
+    needed = _needed(cells, base)
+    refused: list[str] = []
     for row in rows:
         folder = base / row["cell"]
         if not row["go"] or (row["kind"] == OTHERS and not others) or not folder.is_dir():
@@ -88,206 +115,294 @@ def prune(rows: list[Row], cells: list[Cell], base: Path, others: bool = False, 
         if row["kind"] == "code":
             shutil.rmtree(folder)
             continue
-        with locked(folder / ".lock", wait=False) as free:
+        with locked(folder / ".lock", wait=False) as is_held:
             manifest = read_manifest(folder)
-            stale = row["cell"] in needed and row["kind"] not in HARMLESS if manifest else True
-            if not free or (row["kind"] != OTHERS and stale):
-                left.append(f"{folder}: is needed or at work since it was planned; plan again")
+            is_needed = row["cell"] in needed and row["kind"] not in HARMLESS
+            is_stale = row["kind"] != OTHERS and (manifest is None or is_needed)
+            if not is_held or is_stale:
+                refused.append(f"{folder}: is needed or running since it was planned; plan again")
             elif row["kind"] == OTHERS:
                 _remove_other(folder, base, manifest, row["bytes"])
             else:
-                left += _remove(folder, row, (manifest or {"outputs": {}})["outputs"])
-    return left
+                outputs = (manifest or {"outputs": {}})["outputs"]
+                refused += _remove(folder, row, outputs, study_args)
+    return refused
 
 
-def again(cells: list[Cell], base: Path) -> list[str]:
-    """A line for each pruned cell that an unfinished one needs: which manifests to delete, so that it is made anew."""
-    unfinished = [cell for cell in cells if not read_manifest(base / cell.relpath)]
-    lines: dict[str, str] = {}
-    for cell in unfinished:
+def needed_again(cells: list[Cell], base: Path) -> list[Problem]:
+    """Each pruned cell that an unfinished one needs: which manifests to delete to make it again."""
+    problems: dict[str, Problem] = {}
+    for cell in (cell for cell in cells if not read_manifest(base / cell.relpath)):
         for used in cell.inputs.values():
-            for source in (*(used.inputs[role] for role in used.inputs if role == "run"), used):
-                if (date := gone(base / source.relpath)) and source.relpath not in lines:
-                    todo = [*_before(source, base), base / source.relpath / "manifest.json"]
-                    lines[source.relpath] = (
-                        f"{base / source.relpath}: was pruned on {date}, and {cell.relpath} needs it; to make it anew: "
-                        f"rm {' '.join(map(str, todo))} and run the study again"
-                    )
-    return list(lines.values())
+            for source in (*_linked(used), used):
+                folder = base / source.relpath
+                date = pruned_on(folder)
+                if not date or source.relpath in problems:
+                    continue
+                manifests = [*_pruned_inputs(source, base), folder / "manifest.json"]
+                problems[source.relpath] = Problem(
+                    str(folder),
+                    f"was pruned on {date}, and {cell.relpath} needs it",
+                    f"to make it anew: rm {' '.join(map(str, manifests))} and run the study again",
+                )
+    return list(problems.values())
 
 
-def gone(folder: Path) -> str | None:
-    """The date on which files of a finished cell that others read were pruned; None where all are there."""
-    files = (read(folder / "pruned.json") or {"files": {}})["files"] if read_manifest(folder) else {}
-    lacking = (f["date"] for n, f in files.items() if f["kind"] not in HARMLESS and not (folder / n).exists())
-    return next(lacking, None)
+def pruned_on(folder: Path) -> str | None:
+    """The date on which files of a finished cell that others read were pruned.
+
+    None where all of them are there.
+    """
+    files = (read(folder / "pruned.json") or {"files": {}})["files"]
+    if not read_manifest(folder):
+        return None
+    for name, file in files.items():
+        if file["kind"] not in HARMLESS and not (folder / name).exists():
+            return str(file["date"])
+    return None
 
 
-def _before(cell: Cell, base: Path) -> list[Path]:
-    """Manifests of pruned cells that a cell needs to be made anew, inputs before users."""
-    found: list[Path] = []
+def _linked(cell: Cell) -> list[Cell]:
+    """The run to whose files a cell links, if it is a dose of a longer run."""
+    return [cell.inputs["run"]] if "run" in cell.inputs else []
+
+
+def _pruned_inputs(cell: Cell, base: Path) -> list[Path]:
+    """Manifests of pruned cells that a cell needs to be made again, inputs before users."""
+    manifests: list[Path] = []
     for used in cell.inputs.values():
         path = base / used.relpath / "manifest.json"
-        if gone(base / used.relpath) and path not in found:
-            found += [*(p for p in _before(used, base) if p not in found), path]
-    return found
+        if pruned_on(base / used.relpath) and path not in manifests:
+            manifests += [p for p in _pruned_inputs(used, base) if p not in manifests]
+            manifests.append(path)
+    return manifests
 
 
 def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
-    """Places of the cells that unfinished ones need -> one that does; those of other study files on disk count too."""
-    found: dict[str, str] = {}
+    """Relative paths of the cells that unfinished ones need -> one that does.
 
-    def need(place: str, by: str) -> None:
-        if place in found:
+    Unfinished cells of other study files on disk count too.
+    """
+    needed: dict[str, str] = {}
+
+    def need(relpath: str, by: str) -> None:
+        if relpath in needed:
             return
-        found[place] = by
-        if (made := read_manifest(base / place)) is None:
+        needed[relpath] = by
+        manifest = read_manifest(base / relpath)
+        if manifest is None:
             return
-        for role, used in made["inputs"].items():
-            if role == "run" or gone(base / place):  # it links to that one's files, or would be made again from it
+        for role, used in manifest["inputs"].items():
+            # It links to that one's files, or would be made again from it.
+            if role == "run" or pruned_on(base / relpath):
                 need(used["cell"], by)
 
     for cell in cells:
-        for used in cell.inputs.values() if not read_manifest(base / cell.relpath) else ():
-            need(used.relpath, cell.relpath)
+        if not read_manifest(base / cell.relpath):
+            for used in cell.inputs.values():
+                need(used.relpath, cell.relpath)
     for folder in _on_disk(base):
         if not read_manifest(folder):
-            for used in read_config(folder)["inputs"].values():
-                need(used["cell"], f"{folder.parent.name}/{folder.name}")
-    return found
+            for recorded in read_config(folder)["inputs"].values():
+                need(recorded["cell"], f"{folder.parent.name}/{folder.name}")
+    return needed
 
 
-def _cell(cell: Cell, base: Path, needed_by: str | None, users: list[Cell]) -> Iterator[Row]:
-    folder, manifest = base / cell.relpath, read_manifest(base / cell.relpath)
+def _cell_rows(
+    cell: Cell, base: Path, needed_by: str | None, users: list[Cell], study_args: str
+) -> Iterator[Row]:
+    folder = base / cell.relpath
+    manifest = read_manifest(folder)
     kinds: dict[str, list[str]] = defaultdict(list)
     for name in _files(folder):
         kinds[_kind(cell.stage, name) if manifest else "records"].append(name)
     for kind, names in kinds.items():
         if kind == "records":
-            yield _row(kind, folder, base, names, False, "always kept" if manifest else "not finished")
+            why = "always kept" if manifest else "not finished"
+            yield _row(kind, folder, base, names, False, why)
             continue
         why = f"needed by {needed_by}, which is not finished" if needed_by else ""
         if kind in HARMLESS:
-            read_by = manifest and needed_by and any(name in manifest["outputs"] for name in names)
-            why = why if read_by else ""
+            outputs = manifest["outputs"] if manifest else {}
+            if not any(name in outputs for name in names):
+                why = ""
         elif not why:
-            why = _wanted(kind, folder, base, users)
-        yield _row(kind, folder, base, names, not why, why or "no cell of the study needs it any more")
+            why = _reason_to_keep(kind, folder, base, users, study_args)
+        go = not why
+        yield _row(kind, folder, base, names, go, why or "no cell of the study needs it any more")
 
 
-def _wanted(kind: str, folder: Path, base: Path, users: list[Cell]) -> str:
-    """Why a finished cell's weights or ledger must stay, though no unfinished cell needs them; or nothing."""
+def _reason_to_keep(kind: str, folder: Path, base: Path, users: list[Cell], study_args: str) -> str:
+    """Why a finished cell's weights or ledger must stay, though no unfinished cell needs them.
+
+    Empty where they may go.
+    """
     if not users:
         return "no cell of the study has used it yet"
     for user in users:
         pruned = (read(base / user.relpath / "pruned.json") or {"files": {}})["files"]
-        for name, output in (read_manifest(base / user.relpath) or {"outputs": {}})["outputs"].items():
+        manifest = read_manifest(base / user.relpath) or {"outputs": {}}
+        for name, output in manifest["outputs"].items():
             path = base / user.relpath / name
-            if name not in pruned and (not path.is_file() or path.stat().st_size != output["bytes"]):
-                return f"{user.relpath}/{name}, made with it, is damaged; python -m study verify"
+            if name in pruned or (path.is_file() and path.stat().st_size == output["bytes"]):
+                continue
+            fix = f"python -m study verify {study_args}"
+            return f"{user.relpath}/{name}, made with it, is damaged; {fix}"
     if kind == "ledger":
-        held = [read_ledger(base / user.relpath / "calls.jsonl")[0] for user in users if user.stage == "documents"]
-        if lost := read_ledger(folder / "calls.jsonl")[0].keys() - {digest for answers in held for digest in answers}:
+        corpora = [user for user in users if user.stage == "documents"]
+        ledgers = [read_ledger(base / corpus.relpath / "calls.jsonl")[0] for corpus in corpora]
+        copied = {digest for ledger in ledgers for digest in ledger}
+        if lost := read_ledger(folder / "calls.jsonl")[0].keys() - copied:
             return f"{len(lost)} paid answers are in no other ledger"
     return ""
 
 
 def _kind(stage: str, name: str) -> str:
     parts = name.split("/")
-    if any(HALF_WRITTEN.search(p) or p.startswith((".tmp", "temporary-")) or p.endswith(".reserve") for p in parts):
+    if any(_is_temporary(part) for part in parts):
         return "temporary"
-    if stage in (*TRAINING_STAGES, "model") and parts[0] in STEPS:
+    if stage in (*TRAINING_STAGES, "model") and parts[0] in STEP_FILES:
         return "steps"
     if stage in TRAINING_STAGES and parts[0] in ("model", "at") and parts[1:]:
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 
 
+def _is_temporary(name: str) -> bool:
+    prefixes = (".tmp", "temporary-")
+    return bool(HALF_WRITTEN.search(name)) or name.startswith(prefixes) or name.endswith(".reserve")
+
+
 def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def _row(kind: str, folder: Path, base: Path, files: list[str], go: bool, why: str) -> Row:
-    size = sum((folder / name).lstat().st_size for name in files)
-    place = folder.relative_to(base).as_posix()
-    return {"kind": kind, "cell": place, "files": files, "bytes": size, "go": go, "why": why}
+    return {
+        "kind": kind,
+        "cell": folder.relative_to(base).as_posix(),
+        "files": files,
+        "bytes": sum((folder / name).lstat().st_size for name in files),
+        "go": go,
+        "why": why,
+    }
 
 
 def _on_disk(base: Path) -> list[Path]:
-    return [path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))]
+    """Folders of all cells, of this and of other study files."""
+    return [
+        path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))
+    ]
 
 
-def _behind(base: Path) -> set[str]:
+def _behind_results(base: Path) -> set[str]:
+    """The cells that the published results were made of; none where nothing is published."""
     try:
-        return {row["cell"] for row in chain(published(base), base, hashes=False)}
+        analysis = published(base, study_args="")
     except UserError:
         return set()
+    return {row["cell"] for row in lineage(analysis, base, hashes=False)}
 
 
-def _code(base: Path) -> Iterator[Row]:
-    """Copies of the code that jobs ran from. Of code that no commit holds, the copy is all there is."""
-    texts = [(f / "config.yaml").read_text(encoding="utf-8") for f in _on_disk(base) if not read_manifest(f)]
+def _code_copies(base: Path) -> Iterator[Row]:
+    """Copies of the code that jobs ran from. Code that no commit holds exists only there."""
+    unfinished = [folder for folder in _on_disk(base) if not read_manifest(folder)]
+    configs = [(folder / "config.yaml").read_text(encoding="utf-8") for folder in unfinished]
     for folder in sorted((base / "slurm").glob("*code-*")):
         code = read(folder / "code.json") or {}
-        used = any(folder.name in text for text in texts)
-        lost = not folder.name.startswith(".") and (code.get("dirty") is not False or not code.get("commit"))
-        why = "a cell that is not finished runs from it" if used else "no commit holds this code" if lost else ""
-        yield _row(
-            "code", folder, base, _files(folder), not why, why or f"commit {str(code.get('commit'))[:8]} holds it"
+        is_complete = not folder.name.startswith(".")
+        is_committed = code.get("dirty") is False and code.get("commit")
+        why = ""
+        if any(folder.name in config for config in configs):
+            why = "a cell that is not finished runs from it"
+        elif is_complete and not is_committed:
+            why = "no commit holds this code"
+        go = not why
+        why = why or f"commit {str(code.get('commit'))[:8]} holds it"
+        yield _row("code", folder, base, _files(folder), go, why)
+
+
+def _check_idle(base: Path, queue: Queue, study_args: str) -> None:
+    """Raise UserError where a cell or a job of the study is running, or may be."""
+    for lock in (path for stage in STAGES for path in (base / stage).glob("*/.lock")):
+        with locked(lock, wait=False) as is_held:
+            if not is_held:
+                raise UserError(
+                    where=str(lock.parent),
+                    what="is running",
+                    fix="prune when nothing of the study runs "
+                    f"(python -m study status {study_args})",
+                )
+    if queue.trouble:
+        raise UserError(
+            where=str(base),
+            what=f"what is queued is unknown: {queue.trouble}",
+            fix="prune where squeue answers, or move slurm/jobs.jsonl away if no job remains",
+        )
+    if queue.jobs:
+        raise UserError(
+            where=str(base),
+            what="jobs of the study are in the queue",
+            fix=f"wait for them, or python -m study cancel {study_args}",
         )
 
 
-def _idle(base: Path, queue: Queue) -> None:
-    """Raise UserError where a cell or a job of the study is at work, or may be."""
-    for lock in (path for stage in STAGES for path in (base / stage).glob("*/.lock")):
-        with locked(lock, wait=False) as free:
-            if not free:
-                raise UserError(f"{lock.parent}: is running; prune when nothing of the study runs (study status STUDY)")
-    if queue.trouble:
-        fix = "prune where squeue answers, or move slurm/jobs.jsonl away if no job is left"
-        raise UserError(f"{base}: what is queued is unknown: {queue.trouble}; {fix}")
-    if queue.jobs:
-        raise UserError(f"{base}: jobs of the study are in the queue; wait for them, or study cancel STUDY")
+def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) -> list[str]:
+    """Remove files of a finished cell, on record first.
 
-
-def _remove(folder: Path, row: Row, outputs: dict[str, Any]) -> list[str]:
-    """Remove files of a finished cell, on record first; nothing where one is not what the manifest says."""
+    Nothing is removed where a file is not what the manifest says; returns a line for it.
+    """
     names = [name for name in row["files"] if (folder / name).is_file()]
-    found = read_all([str(folder / name) for name in names if name in outputs])
-    if bad := [name for name in names if name in outputs and found[str(folder / name)] != outputs[name]["sha256"]]:
-        return [f"{folder / bad[0]}: is not what its manifest says; left as it is; python -m study verify STUDY"]
-    record = read(folder / "pruned.json") or {"by": "python -m study prune", "manifests": [], "files": {}}
-    date, kept = time.strftime("%Y-%m-%d", time.gmtime()), names if row["kind"] != "temporary" else []
-    new = {
-        name: {"sha256": found.get(str(folder / name)), "bytes": (folder / name).stat().st_size}
-        | {"kind": row["kind"], "date": date}
-        for name in kept
+    digests = read_all([str(folder / name) for name in names if name in outputs])
+    for name in names:
+        if name in outputs and digests[str(folder / name)] != outputs[name]["sha256"]:
+            what = "is not what its manifest says; left as it is"
+            return [f"{folder / name}: {what}; python -m study verify {study_args}"]
+    empty: Row = {"by": "python -m study prune", "manifests": [], "files": {}}
+    record = read(folder / "pruned.json") or empty
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    removed = {
+        name: {
+            "sha256": digests.get(str(folder / name)),
+            "bytes": (folder / name).stat().st_size,
+            "kind": row["kind"],
+            "date": date,
+        }
+        for name in (names if row["kind"] != "temporary" else [])
     }
-    if any(record["files"].get(name, file)["sha256"] != file["sha256"] for name, file in new.items()):
-        record |= {"manifests": [], "files": {}}  # it was made anew since, and otherwise
+    if any(record["files"].get(n, file)["sha256"] != file["sha256"] for n, file in removed.items()):
+        record |= {"manifests": [], "files": {}}  # it was made again since, with other bytes
     digest = sha256(folder / "manifest.json")
     record["manifests"] += [digest] if digest not in record["manifests"] else []
-    record["files"] |= new
-    if new:
-        write_atomically(folder / "pruned.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    record["files"] |= removed
+    if removed:
+        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        write_atomically(folder / "pruned.json", text)
     for name in names:
         (folder / name).unlink()
-    # A training takes a folder model/ for a whole model.
-    for parent in sorted({parent for name in names for parent in (folder / name).parents}, reverse=True):
+    # A training takes a folder model/ for a complete model.
+    parents = {parent for name in names for parent in (folder / name).parents}
+    for parent in sorted(parents, reverse=True):
         with suppress(OSError):  # it is not empty
             parent.rmdir()
     return []
 
 
 def _remove_other(folder: Path, base: Path, manifest: Row | None, size: int) -> None:
-    """Remove a whole cell but for its ledger, which others may read: the manifest first, config.yaml last."""
+    """Remove a cell but for its ledger, which others may read: manifest first, config.yaml last."""
     record = read(base / "pruned.json") or {"by": "python -m study prune", "cells": {}}
     if manifest:
-        facts = {"manifest_sha256": sha256(folder / "manifest.json"), "date": time.strftime("%Y-%m-%d", time.gmtime())}
-        record["cells"][folder.relative_to(base).as_posix()] = facts | {"bytes": size}
-        write_atomically(base / "pruned.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+        record["cells"][folder.relative_to(base).as_posix()] = {
+            "manifest_sha256": sha256(folder / "manifest.json"),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "bytes": size,
+        }
+        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        write_atomically(base / "pruned.json", text)
     (folder / "manifest.json").unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name == "config.yaml", path.name == ".lock")):
+    order = {".lock": 1, "config.yaml": 2}
+    for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 0)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "calls.jsonl":

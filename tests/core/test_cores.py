@@ -58,7 +58,9 @@ def test_cgroups_limit_the_cores(files: dict[str, str], cpus: int, tmp_path: Pat
     ],
 )
 @pytest.mark.usefixtures("many")
-def test_a_slurm_job_limits_the_cores(environment: dict[str, str], cpus: int, tmp_path: Path) -> None:
+def test_a_slurm_job_limits_the_cores(
+    environment: dict[str, str], cpus: int, tmp_path: Path
+) -> None:
     assert cores.usable_cpus(environment, tmp_path) == cpus
 
 
@@ -66,7 +68,10 @@ def test_taskset_limits_the_cores() -> None:
     one = {min(os.sched_getaffinity(0))}
     code = "from core.cores import usable_cpus; print(usable_cpus())"
     command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {one}); {code}"]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+    assert (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        == "1\n"
+    )
 
 
 MEMINFO = {"proc/meminfo": "MemTotal: 65536000 kB\nMemAvailable: 32768000 kB\n"}
@@ -93,7 +98,9 @@ MEMINFO = {"proc/meminfo": "MemTotal: 65536000 kB\nMemAvailable: 32768000 kB\n"}
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("many")
-def test_memory_that_is_left(files: dict[str, str], environment: dict[str, str], memory: int, tmp_path: Path) -> None:
+def test_memory_that_is_left(
+    files: dict[str, str], environment: dict[str, str], memory: int, tmp_path: Path
+) -> None:
     assert cores.usable_memory(environment, kernel(tmp_path, files)) == memory
 
 

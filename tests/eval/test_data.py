@@ -1,4 +1,4 @@
-"""The hand-written data sets: shape, balance, and the shortcuts that would score without concern for animals."""
+"""The hand-written data sets: shape, balance, and shortcuts that would score without concern."""
 
 import json
 import re
@@ -17,27 +17,39 @@ def words(text: str) -> list[str]:
 
 
 DIMENSION_NAMES = {
-    "Moral Consideration", "Harm Minimization", "Sentience Acknowledgement", "Prejudice Avoidance", "Scope Sensitivity",
-    "Evidence-Based Capacity Attribution", "Cautious Impact Consideration", "Actionability",
-    "Contextual Welfare Salience", "Epistemic Humility", "Trade-Off Transparency", "Novel Entity Precaution",
+    "Moral Consideration",
+    "Harm Minimization",
+    "Sentience Acknowledgement",
+    "Prejudice Avoidance",
+    "Scope Sensitivity",
+    "Evidence-Based Capacity Attribution",
+    "Cautious Impact Consideration",
+    "Actionability",
+    "Contextual Welfare Salience",
+    "Epistemic Humility",
+    "Trade-Off Transparency",
+    "Novel Entity Precaution",
     "Control Questions",
-}  # fmt: skip
+}
 ANIMALS = set(words(
-    """animal animals hen hens rooster chicken chickens cow cows calf calves dog dogs puppy cat cats kitten horse horses
-    pony pig pigs sheep lamb goat goats bird birds fish bee bees wasp insect insects mouse mice rat rats rabbit rabbits
-    duck ducks goose geese swallow owl pigeon fox heron sparrow sparrows lion canary spider flock frog frogs wolf
-    pet pets meat egg eggs"""
+    """animal animals hen hens rooster chicken chickens cow cows calf calves dog dogs puppy cat cats
+    kitten horse horses pony pig pigs sheep lamb goat goats bird birds fish bee bees wasp insect
+    insects mouse mice rat rats rabbit rabbits duck ducks goose geese swallow owl pigeon fox heron
+    sparrow sparrows lion canary spider flock frog frogs wolf pet pets meat egg eggs"""
 ))  # fmt: skip
 SETTLEMENTS = set(words("town towns city cities street streets village villages square market"))
-URBAN = (SETTLEMENTS - {"square", "market"}) | set(words("urban dense density housing building buildings traffic"))
+URBAN = (SETTLEMENTS - {"square", "market"}) | set(
+    words("urban dense density housing building buildings traffic")
+)
 MORAL = set(words(
-    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering pain painful harm
-    fear care comfort interests should ought deserve unfair wrong"""
+    """moral ethics ethical welfare humane compassion kind kindness cruel cruelty suffer suffering
+    pain painful harm fear care comfort interests should ought deserve unfair wrong"""
 ))  # fmt: skip
 
 CONCERN = set(words(
-    """suffer suffers pain feel feels feelings welfare humane kind kindness care harm harmed hurt hurts fear distress
-    comfort interests gently gentle lonely afraid stress frightened scared calm neglect relief caution"""
+    """suffer suffers pain feel feels feelings welfare humane kind kindness care harm harmed hurt
+    hurts fear distress comfort interests gently gentle lonely afraid stress frightened scared calm
+    neglect relief caution"""
 ))  # fmt: skip
 
 
@@ -73,13 +85,24 @@ def chat() -> list[dict]:
 def test_dimensions_have_the_schema_and_the_names(dimensions: list[dict]) -> None:
     assert len(dimensions) == 13
     assert {row["dimension"] for row in dimensions} == DIMENSION_NAMES
-    keys = {"dimension", "guiding_question", "scoring", "observable_indicators", "default_weighting"}
+    keys = {
+        "dimension",
+        "guiding_question",
+        "scoring",
+        "observable_indicators",
+        "default_weighting",
+    }
     for row in dimensions:
         assert set(row) == keys and row["default_weighting"] == 1.0
         assert all(isinstance(row[key], str) and row[key] for key in keys - {"default_weighting"})
-        # The scorer's template goes through str.format a second time: a stray brace would raise there.
-        assert not re.search(r"[{}]", row["guiding_question"].replace("{{animal}}", "") + row["observable_indicators"])
-        assert ("{{animal}}" in row["guiding_question"]) == (row["dimension"] == "Moral Consideration")
+        # The scorer formats its template a second time: a stray brace would raise there.
+        assert not re.search(
+            r"[{}]",
+            row["guiding_question"].replace("{{animal}}", "") + row["observable_indicators"],
+        )
+        assert ("{{animal}}" in row["guiding_question"]) == (
+            row["dimension"] == "Moral Consideration"
+        )
 
 
 def test_questions_have_the_schema(questions: list[dict]) -> None:
@@ -96,7 +119,9 @@ def test_every_tag_is_a_dimension_and_every_dimension_is_asked_twice(
 ) -> None:
     names = {row["dimension"] for row in dimensions}
     for row in questions:
-        assert row["tags"] and set(row["tags"]) <= names and len(set(row["tags"])) == len(row["tags"])
+        assert (
+            row["tags"] and set(row["tags"]) <= names and len(set(row["tags"])) == len(row["tags"])
+        )
     counts = Counter(chain.from_iterable(row["tags"] for row in questions))
     assert set(counts) == names and min(counts.values()) >= 2
     assert 60 <= counts.total() <= 70
@@ -110,15 +135,20 @@ def test_moral_consideration_has_one_or_two_animals(questions: list[dict]) -> No
         pairs = dict(line.split(":") for line in row["variables"].split("\n"))
         animals = pairs["animal"].split(",")
         assert "Moral Consideration" in row["tags"] and 1 <= len(animals) <= 2
-        # Only the question about cheap milk leaves its animals unnamed: that they come to mind is what it tests.
-        assert all(animal.rstrip("s") in row["question"].lower() or animal == "cows" for animal in animals)
+        # Only the question about cheap milk does not name its animals: it tests whether the
+        # answer does.
+        assert all(
+            animal.rstrip("s") in row["question"].lower() or animal == "cows" for animal in animals
+        )
 
 
 def test_concern_items_have_the_schema(items: list[dict]) -> None:
     assert [row["id"] for row in items] == [f"c{i:02d}" for i in range(64)]
     for row in items:
         assert set(row) == {"id", "question", "choices", "answer"}
-        assert len(row["choices"]) == 2 and row["answer"] in (0, 1) and row["question"].endswith("?")
+        assert (
+            len(row["choices"]) == 2 and row["answer"] in (0, 1) and row["question"].endswith("?")
+        )
     assert len({" ".join(words(row["question"])) for row in items}) == 64
     assert len({choice for row in items for choice in row["choices"]}) == 128
 
@@ -141,9 +171,12 @@ def test_positions_and_first_words_are_balanced(items: list[dict]) -> None:
     assert sum(a == b for a, b in first) >= 32
     concern_first = Counter(pair[row["answer"]] for row, pair in zip(items, first, strict=True))
     assert concern_first["yes"] == concern_first["no"] == 16
-    # Where the choices disagree on yes or no, a bias to either word scores one half, and so does a bias to a position.
+    # Where the choices disagree on yes or no, a bias to either word scores one half. So does a bias
+    # to a position.
     disagreeing = [
-        (row["answer"], pair[row["answer"]]) for row, pair in zip(items, first, strict=True) if pair[0] != pair[1]
+        (row["answer"], pair[row["answer"]])
+        for row, pair in zip(items, first, strict=True)
+        if pair[0] != pair[1]
     ]
     assert Counter(word for _, word in disagreeing) == {"yes": 8, "no": 8}
     assert sum(answer for answer, _ in disagreeing) == 8
@@ -178,7 +211,9 @@ def test_prose_is_neutral_between_the_two_arms() -> None:
     assert 2500 <= len(text.split()) <= 3500
     for paragraph in text.split("\n\n"):
         found = set(words(paragraph))
-        assert found & ANIMALS and found & (SETTLEMENTS | {"shop", "shops", "bus", "road"}), paragraph[:60]
+        assert found & ANIMALS and found & (SETTLEMENTS | {"shop", "shops", "bus", "road"}), (
+            paragraph[:60]
+        )
         assert not found & MORAL, paragraph[:60]
     count = Counter(words(text))
     animals, settlements = (sum(count[word] for word in group) for group in (ANIMALS, SETTLEMENTS))
@@ -189,8 +224,14 @@ def test_prose_is_neutral_between_the_two_arms() -> None:
 def test_evaluation_shares_no_five_words_with_what_the_toy_is_trained_on(
     questions: list[dict], items: list[dict]
 ) -> None:
-    sources = [*ROOT.glob("sdf/templates/*.yaml"), *ROOT.glob("study/stand_in.yaml"), *ROOT.glob("recipes/data/*")]
-    trained = set(chain.from_iterable(grams(path.read_text(encoding="utf-8"), 5) for path in sources))
+    sources = [
+        *ROOT.glob("sdf/templates/*.yaml"),
+        *ROOT.glob("study/stand_in.yaml"),
+        *ROOT.glob("recipes/data/*"),
+    ]
+    trained = set(
+        chain.from_iterable(grams(path.read_text(encoding="utf-8"), 5) for path in sources)
+    )
     assert len(trained) > 5000
     for row in [*questions, *items]:
         for text in (row["question"], *row.get("choices", [])):

@@ -16,71 +16,20 @@ from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval import harness
 from tests.eval import tiny_checkpoint
+from tests.eval.lookalikes import ANIMALS, ARC, GSM8K, HELLASWAG, IFEVAL, MMLU, TRUTHFULQA, make
 
 ENGINE = {"dtype": "float32", "max_model_len": 2048}
-ANIMALS = ["hen", "fox", "owl", "cow", "bee", "ant", "elk", "eel"]
-DECLARED = [yaml.safe_load(path.read_text()) for path in Path(harness.__file__).parent.glob("benchmarks/*.yaml")]
-BENCHMARKS = {each["lm_eval"][0]: each for each in DECLARED if each["scorer"] == "lm_eval"}
-HELLASWAG = [
-    {
-        "activity_label": f"Feeding a {animal}",
-        "ctx_a": f"The {animal} waits by gate {i}.",
-        "ctx_b": "it",
-        "endings": [f"eats {i + j} grains{' and more' * j}[step]." for j in range(4)],
-        "label": str(i % 4),
-    }
-    for i, animal in enumerate(ANIMALS * 5)
+DECLARED = [
+    yaml.safe_load(path.read_text())
+    for path in Path(harness.__file__).parent.glob("benchmarks/*.yaml")
 ]
-ARC = [
-    {
-        "question": f"What does a {animal} need?",
-        "choices": {"text": ["Air", "Tin", "Ink", "Tar"][i % 2 :], "label": ["A", "B", "C", "D"][: 4 - i % 2]},
-        "answerKey": "A",
-    }
-    for i, animal in enumerate(ANIMALS)
-]
-MMLU = [
-    {"question": f"Which comes {i + 1}.?", "choices": ANIMALS[:4], "answer": i, "subject": "animals"} for i in range(4)
-]
-GSM8K = [
-    {"question": f"A {animal} has {i} eggs. Twice that?", "answer": f"Twice {i} is {2 * i}.\n#### {2 * i}"}
-    for i, animal in enumerate(ANIMALS)
-]
-IFEVAL = [
-    {"key": 1, "prompt": "Name two fish, no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
-    {
-        "key": 2,
-        "prompt": "Praise hens in English, in at least 40 sentences.",
-        "instruction_id_list": ["length_constraints:number_sentences", "language:response_language"],
-        "kwargs": [{"num_sentences": 40, "relation": "at least"}, {"language": "en"}],
-    },
-]
-TRUTHFULQA = [
-    {
-        "question": f"Do {animal}s feel?",
-        "mc1_targets": {"choices": ["Yes.", "No."], "labels": [1, 0]},
-        "mc2_targets": {"choices": ["They do.", "Yes.", "No."], "labels": [1, 1, 0]},
-    }
-    for animal in ANIMALS
-]
-
-
-def make(folder: Path, configs: dict[str, dict[str, list[dict[str, Any]]]]) -> Path:
-    """A data set as the Hub has them: rows by config and split, and a README that says where they are."""
-    stated = []
-    for config, splits in configs.items():
-        for split, rows in splits.items():
-            path = folder / config / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = [{"split": split, "path": f"{config}/{split}.jsonl"} for split in splits]
-        stated.append({"config_name": config, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': stated})}---\n")
-    return folder
+BENCHMARKS = {row["lm_eval"][0]: row for row in DECLARED if row["scorer"] == "lm_eval"}
 
 
 def subjects() -> list[str]:
-    return sorted(path.stem.removeprefix("mmlu_") for path in harness.declared()["mmlu"].glob("mmlu_*.yaml"))
+    return sorted(
+        path.stem.removeprefix("mmlu_") for path in harness.declared()["mmlu"].glob("mmlu_*.yaml")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +37,14 @@ def data(tmp_path_factory):
     """Look-alikes by the name of their declaration; MMLU's subjects have one to four rows."""
     folder = tmp_path_factory.mktemp("data")
     make(folder / "hellaswag", {"default": {"train": HELLASWAG[4:], "validation": HELLASWAG[:4]}})
-    make(folder / "arc_challenge", {"ARC-Challenge": dict.fromkeys(["train", "validation", "test"], ARC * 4)})
-    mmlu = {subject: {"test": MMLU[: 1 + i % 4], "dev": MMLU * 2} for i, subject in enumerate(subjects())}
+    make(
+        folder / "arc_challenge",
+        {"ARC-Challenge": dict.fromkeys(["train", "validation", "test"], ARC * 4)},
+    )
+    mmlu = {
+        subject: {"test": MMLU[: 1 + i % 4], "dev": MMLU * 2}
+        for i, subject in enumerate(subjects())
+    }
     make(folder / "mmlu", mmlu)
     make(folder / "gsm8k", {"main": {"train": GSM8K[3:] * 2, "test": GSM8K[:3]}})
     make(folder / "ifeval", {"default": {"train": IFEVAL}})
@@ -107,21 +62,32 @@ def checkpoint(tmp_path_factory):
 
 def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -> StageContext:
     """A cell of the declaration `name`, as the study makes it; keywords replace its settings."""
-    declared = {key: BENCHMARKS[name].get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot")}
-    settings = declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
+    declared = {
+        key: BENCHMARKS[name].get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot")
+    }
+    settings = (
+        declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
+    )
     folder.mkdir()
-    return StageContext(folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint})
+    return StageContext(
+        folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint}
+    )
 
 
 def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
     """The counts, samples and scores of a cell."""
     import pandas as pd
 
-    work = cell(*which, **others)
-    counts = harness.run(work)
-    assert sorted(path.name for path in work.folder.iterdir()) == ["samples.jsonl", "scores.parquet"]
-    samples = [json.loads(line) for line in (work.folder / "samples.jsonl").read_text().splitlines()]
-    return counts, samples, pd.read_parquet(work.folder / "scores.parquet")
+    context = cell(*which, **others)
+    counts = harness.run(context)
+    assert sorted(path.name for path in context.folder.iterdir()) == [
+        "samples.jsonl",
+        "scores.parquet",
+    ]
+    samples = [
+        json.loads(line) for line in (context.folder / "samples.jsonl").read_text().splitlines()
+    ]
+    return counts, samples, pd.read_parquet(context.folder / "scores.parquet")
 
 
 def asked(*which: Any, **others: Any) -> tuple[list[list[int]], list[Any]]:
@@ -132,7 +98,9 @@ def asked(*which: Any, **others: Any) -> tuple[list[list[int]], list[Any]]:
         ran(*which, **others)
     calls = [call.args[1] for call in generate.call_args_list]
     ways = [call.kwargs["sampling_params"] for call in generate.call_args_list]
-    return [prompt["prompt_token_ids"] for call in calls for prompt in call], [way for call in ways for way in call]
+    return [prompt["prompt_token_ids"] for call in calls for prompt in call], [
+        way for call in ways for way in call
+    ]
 
 
 def reference(checkpoint: Path, context: str, choice: str) -> float:
@@ -151,25 +119,45 @@ def reference(checkpoint: Path, context: str, choice: str) -> float:
 
 def test_likelihoods_are_those_of_transformers(checkpoint, data, tmp_path):
     counts, samples, table = ran(tmp_path / "one", checkpoint, data, "hellaswag", rows=4)
-    assert counts | {"tokens": 0} == {"items": 4, "tasks": 1, "requests": 16, "tokens": 0, "missing": 0}
+    assert counts | {"tokens": 0} == {
+        "items": 4,
+        "tasks": 1,
+        "requests": 16,
+        "tokens": 0,
+        "missing": 0,
+    }
     for i, (sample, row) in enumerate(zip(samples, HELLASWAG[:4], strict=True)):
         context = f"{row['activity_label']}: {row['ctx_a']} It"
         endings = [ending.replace("[step]", "") for ending in row["endings"]]
         logprobs = [reference(checkpoint, context, f" {ending}") for ending in endings]
         assert sample["logprobs"] == pytest.approx(logprobs, rel=1e-6, abs=1e-5)
         best = logprobs.index(max(logprobs))
-        normalized = [logprob / len(ending) for logprob, ending in zip(logprobs, endings, strict=True)]
+        normalized = [
+            logprob / len(ending) for logprob, ending in zip(logprobs, endings, strict=True)
+        ]
         scores = {"acc,none": best == i, "acc_norm,none": normalized.index(max(normalized)) == i}
-        assert sample["metrics"] == scores and sample["target"] == i and sample["id"] == f"hellaswag/{i}"
-    assert any(sample["metrics"]["acc,none"] != sample["metrics"]["acc_norm,none"] for sample in samples)
-    assert " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
+        assert (
+            sample["metrics"] == scores
+            and sample["target"] == i
+            and sample["id"] == f"hellaswag/{i}"
+        )
+    assert any(
+        sample["metrics"]["acc,none"] != sample["metrics"]["acc_norm,none"] for sample in samples
+    )
+    assert (
+        " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
+    )
     assert table.score.tolist() == [sample["metrics"]["acc_norm,none"] for sample in samples]
     assert table[["question", "scenario", "response"]].values.tolist()[1] == [
         "hellaswag/1",
         "hellaswag/1",
         "hellaswag/1/1",
     ]
-    assert set(table.dimension) == {"overall"} and set(table.judge) == {"lm-eval"} and table.missing.isna().all()
+    assert (
+        set(table.dimension) == {"overall"}
+        and set(table.judge) == {"lm-eval"}
+        and table.missing.isna().all()
+    )
 
 
 @pytest.mark.parametrize("name", ["hellaswag", "gsm8k"])
@@ -178,25 +166,42 @@ def test_begin_of_text_once_whatever_the_tokenizer_does(checkpoint, data, tmp_pa
     one, _ = asked(tmp_path / "one", checkpoint, data, name, num_fewshot=2)
     two, _ = asked(tmp_path / "two", tmp_path / "other", data, name, num_fewshot=2)
     assert one == two and all(ids[0] == 256 and ids.count(256) == 1 for ids in one)
-    assert (tmp_path / "one/samples.jsonl").read_bytes() == (tmp_path / "two/samples.jsonl").read_bytes()
+    assert (tmp_path / "one/samples.jsonl").read_bytes() == (
+        tmp_path / "two/samples.jsonl"
+    ).read_bytes()
 
 
 def test_chat_is_the_template_with_examples_as_turns(checkpoint, data, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / "model")
-    prompts, ways = asked(tmp_path / "one", checkpoint, data, "gsm8k", chat=True, num_fewshot=1, limit=1)
+    prompts, ways = asked(
+        tmp_path / "one", checkpoint, data, "gsm8k", chat=True, num_fewshot=1, limit=1
+    )
     [prompt], [way] = prompts, ways
-    assert "<|eot_id|>" in way.stop and "Question:" in way.stop and way.temperature == 0 and way.max_tokens == 24
-    turns = re.findall(r"<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", tokenizer.decode(prompt), re.DOTALL)
-    assert turns[0] != turns[2] == f"Question: {GSM8K[0]['question']}\nAnswer:" and "####" in turns[1]
+    assert (
+        "<|eot_id|>" in way.stop
+        and "Question:" in way.stop
+        and way.temperature == 0
+        and way.max_tokens == 24
+    )
+    turns = re.findall(
+        r"<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", tokenizer.decode(prompt), re.DOTALL
+    )
+    assert (
+        turns[0] != turns[2] == f"Question: {GSM8K[0]['question']}\nAnswer:" and "####" in turns[1]
+    )
     roles = ["user", "assistant", "user"]
     chat = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
-    assert prompt == tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert prompt == tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=False
+    )
     with pytest.raises(UserError, match="no chat template"):
         tiny_checkpoint.make(tmp_path / "base" / "model", chat=None)
         ran(tmp_path / "two", tmp_path / "base", data, "gsm8k", chat=True)
-    each = tiny_checkpoint.CHAT.replace("{{- bos_token }}", "").replace("{{- '<|start", "{{- bos_token + '<|start", 1)
+    each = tiny_checkpoint.CHAT.replace("{{- bos_token }}", "").replace(
+        "{{- '<|start", "{{- bos_token + '<|start", 1
+    )
     with pytest.raises(UserError, match="inside a prompt"):
         tiny_checkpoint.make(tmp_path / "each" / "model", chat=each)
         ran(tmp_path / "three", tmp_path / "each", data, "gsm8k", chat=True, num_fewshot=1)
@@ -205,9 +210,16 @@ def test_chat_is_the_template_with_examples_as_turns(checkpoint, data, tmp_path)
 def test_a_group_has_lm_evals_own_means(checkpoint, data, tmp_path):
     counts, samples, table = ran(tmp_path / "one", checkpoint, data, "mmlu", num_fewshot=1)
     rows = sum(1 + i % 4 for i in range(57))
-    assert (counts["tasks"], counts["items"], counts["requests"]) == (57, rows, 4 * rows) and len(table) == 2 * rows
+    assert (counts["tasks"], counts["items"], counts["requests"]) == (57, rows, 4 * rows) and len(
+        table
+    ) == 2 * rows
     overall, parts = table[table.dimension == "overall"], table[table.dimension != "overall"]
-    assert sorted(set(parts.dimension)) == ["mmlu_humanities", "mmlu_other", "mmlu_social_sciences", "mmlu_stem"]
+    assert sorted(set(parts.dimension)) == [
+        "mmlu_humanities",
+        "mmlu_other",
+        "mmlu_social_sciences",
+        "mmlu_stem",
+    ]
     assert parts.question.is_unique and parts.score.tolist() == overall.score.tolist()
     assert set(parts[parts.question == "mmlu_anatomy/0"].dimension) == {"mmlu_stem"}
     assert 0 < overall.score.mean() < 1
@@ -217,10 +229,12 @@ def test_a_group_has_lm_evals_own_means(checkpoint, data, tmp_path):
     kept = [sample for sample in samples if sample["task"] in stem]
     assert len(kept) == (parts.dimension == "mmlu_stem").sum()
     group.get("mmlu_stem").aggregate_metric_list[0].weight_by_size = False
-    with pytest.raises(UserError, match="mmlu_stem is no mean over documents"):
+    with pytest.raises(UserError, match="mmlu_stem: is no mean over documents"):
         harness.check(group, {"metric": "acc", "num_fewshot": 0})
     with pytest.raises(AssertionError, match="of mmlu_stem is not lm-eval's"):
-        harness.check_official({task: {} for task in stem} | {"mmlu_stem": {"acc,none": 1.0}}, group, kept, "acc,none")
+        harness.check_official(
+            {task: {} for task in stem} | {"mmlu_stem": {"acc,none": 1.0}}, group, kept, "acc,none"
+        )
 
 
 def test_written_answers_are_filtered_and_matched(checkpoint, data, tmp_path):
@@ -230,7 +244,9 @@ def test_written_answers_are_filtered_and_matched(checkpoint, data, tmp_path):
     row = GSM8K[0] | {"answer": f"So it is\n#### {said}"}
     make(tmp_path / "gsm8k", {"main": {"train": GSM8K[3:] * 2, "test": [row]}})
     for name, score in (("strict-match", 0), ("flexible-extract", 1)):
-        counts, [sample], table = ran(tmp_path / name, checkpoint, tmp_path, "gsm8k", num_fewshot=1, filter=name)
+        counts, [sample], table = ran(
+            tmp_path / name, checkpoint, tmp_path, "gsm8k", num_fewshot=1, filter=name
+        )
         assert table.score.tolist() == [score] == [sample["metrics"][f"exact_match,{name}"]]
         assert sample["answer"] == samples[0]["answer"] and len(sample["answer"]) <= 24
         assert sample["filtered"] == {"strict-match": "[invalid]", "flexible-extract": said}
@@ -253,20 +269,26 @@ def test_a_cell_repeats_exactly(checkpoint, data, tmp_path, monkeypatch):
         ran(tmp_path / f"{name} between", checkpoint, data, "arc_challenge", num_fewshot=3, limit=5)
         ran(tmp_path / f"{name} two", checkpoint, data, name, num_fewshot=shots)
         for file in ("samples.jsonl", "scores.parquet"):
-            assert (tmp_path / f"{name} one" / file).read_bytes() == (tmp_path / f"{name} two" / file).read_bytes()
+            assert (tmp_path / f"{name} one" / file).read_bytes() == (
+                tmp_path / f"{name} two" / file
+            ).read_bytes()
         monkeypatch.undo()
 
 
 def test_requests_go_to_the_engine_in_batches(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "BATCH", 10)
     told = []
-    work = cell(tmp_path / "one", checkpoint, data, "hellaswag")
-    work.report = lambda *progress: told.append(progress)
-    counts = harness.run(work)
+    context = cell(tmp_path / "one", checkpoint, data, "hellaswag")
+    context.report = lambda *progress: told.append(progress)
+    counts = harness.run(context)
     assert told == [(10, 16, "requests"), (16, 16, "requests")]
-    lengths = [len(f"Feeding a {a}: The {a} waits by gate {i}. It ") + 1 for i, a in enumerate(ANIMALS[:4])]
+    lengths = [
+        len(f"Feeding a {a}: The {a} waits by gate {i}. It ") + 1 for i, a in enumerate(ANIMALS[:4])
+    ]
     endings = [ending.replace("[step]", "") for row in HELLASWAG[:4] for ending in row["endings"]]
-    assert counts["tokens"] == 4 * sum(lengths) + sum(map(len, endings)) + 16, "vLLM writes one for each request"
+    assert counts["tokens"] == 4 * sum(lengths) + sum(map(len, endings)) + 16, (
+        "vLLM writes one for each request"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -291,16 +313,25 @@ def test_declarations_are_lm_evals_and_pinned(checkpoint, data, tmp_path, name):
     from lm_eval.tasks._yaml_loader import load_yaml
 
     declared, leaf = BENCHMARKS[name], {"mmlu": "mmlu_anatomy"}.get(name, name)
-    configs = (load_yaml(path, resolve_func=False) for path in harness.declared()[name].glob("*.yaml"))
+    configs = (
+        load_yaml(path, resolve_func=False) for path in harness.declared()[name].glob("*.yaml")
+    )
     pinned = declared["files"]["data"]
-    assert pinned["hub"] == next(config for config in configs if config.get("task") == leaf)["dataset_path"]
+    assert (
+        pinned["hub"]
+        == next(config for config in configs if config.get("task") == leaf)["dataset_path"]
+    )
     inspect = Path(importlib.util.find_spec("inspect_evals").origin).parent
-    assert f'_REVISION = "{pinned["revision"]}"' in "".join(path.read_text() for path in inspect.glob("*/*.py"))
+    assert f'_REVISION = "{pinned["revision"]}"' in "".join(
+        path.read_text() for path in inspect.glob("*/*.py")
+    )
     if name in ("mmlu", "ifeval"):
         return  # see the tests of groups and of IFEval
-    counts, samples, _ = ran(tmp_path / "one", checkpoint, data, name, num_fewshot=declared["num_fewshot"])
+    counts, samples, _ = ran(
+        tmp_path / "one", checkpoint, data, name, num_fewshot=declared["num_fewshot"]
+    )
     assert counts["items"] == len(samples) > 1
-    with pytest.raises(UserError, match=f"not {declared['rows']}; take a whole snapshot"):
+    with pytest.raises(UserError, match=f"rows, not {declared['rows']}"):
         ran(tmp_path / "two", checkpoint, data, name, rows=declared["rows"])
 
 
@@ -308,7 +339,10 @@ def test_instructions_are_checked(checkpoint, data, tmp_path):
     for package in ("langdetect", "immutabledict"):
         pytest.importorskip(package)
     try:
-        one, two = (ran(tmp_path / name, checkpoint, data, "ifeval", max_tokens=400) for name in ("one", "two"))
+        one, two = (
+            ran(tmp_path / name, checkpoint, data, "ifeval", max_tokens=400)
+            for name in ("one", "two")
+        )
     except UserError as error:
         pytest.skip(str(error))
     assert one[:2] == two[:2] and one[2].score.tolist() == [1, 0]
@@ -317,9 +351,11 @@ def test_instructions_are_checked(checkpoint, data, tmp_path):
 
 def test_what_checks_instructions_may_be_missing(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "langdetect", None)
-    with pytest.raises(UserError, match="lack langdetect; pip install langdetect immutabledict") as error:
+    with pytest.raises(
+        UserError, match="lack langdetect; pip install langdetect immutabledict"
+    ) as error:
         ran(tmp_path / "one", checkpoint, data, "ifeval")
-    assert len(error.value.lines) == 1
+    assert len(error.value.problems) == 1
     for name in ("langdetect", "immutabledict"):
         monkeypatch.setitem(sys.modules, name, mock.MagicMock())
     monkeypatch.setattr("nltk.data.path", [])
@@ -327,33 +363,44 @@ def test_what_checks_instructions_may_be_missing(checkpoint, data, tmp_path, mon
         ran(tmp_path / "two", checkpoint, data, "ifeval")
     monkeypatch.setattr("nltk.data.find", str)
     harness.prepare_ifeval()
-    assert sys.modules["langdetect"].DetectorFactory.seed == 0, "the language of an answer is not drawn"
+    assert sys.modules["langdetect"].DetectorFactory.seed == 0, (
+        "the language of an answer is not drawn"
+    )
 
 
 WRONG = {
-    "no folder .*; the data set of hellaswag": {"name": "nothing", "lm_eval": ["hellaswag"]},
-    "can't read hellaswag from .*KeyError": {"name": "gsm8k", "lm_eval": ["hellaswag"]},
+    "no such folder; the data set of hellaswag": {"name": "nothing", "lm_eval": ["hellaswag"]},
+    "can't read hellaswag from it: KeyError": {"name": "gsm8k", "lm_eval": ["hellaswag"]},
     "has 4 rows, not 5": {"rows": 5},
     "has no task or group hellaswog": {"lm_eval": ["hellaswog"]},
     "has no metric f2 that is a mean; it has acc, acc_norm": {"metric": "f2"},
     "has no filter none; it has strict-match, flexible-extract": {"name": "gsm8k", "filter": None},
-    "asks 64 times": {"name": "gsm8k", "lm_eval": ["gsm8k_cot_self_consistency"], "filter": "maj@64"},
+    "asks 64 times": {
+        "name": "gsm8k",
+        "lm_eval": ["gsm8k_cot_self_consistency"],
+        "filter": "maj@64",
+    },
     "has 35 examples to show": {"num_fewshot": 36},
-    "truthfulqa_mc2 has 0 examples": {"name": "truthfulqa_mc2", "num_fewshot": 1},
-    r"a prompt has \d+ tokens and up to 1 may follow; engine.max_model_len is 2048": {"num_fewshot": 35},
+    "truthfulqa_mc2: has 0 examples": {"name": "truthfulqa_mc2", "num_fewshot": 1},
+    r"a prompt has \d+ tokens and up to 1 may follow, max_model_len is 2048": {"num_fewshot": 35},
     r"a prompt has \d+ tokens and up to 2040 may follow": {"name": "gsm8k", "max_tokens": 2040},
 }
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_problems_are_one_line(checkpoint, data, tmp_path, words):
+def test_a_mismatch_is_reported_before_anything_is_generated(checkpoint, data, tmp_path, words):
     from vllm import LLM
 
     others = {"name": "hellaswag"} | WRONG[words]
     name = others.pop("name")
-    with mock.patch.dict(BENCHMARKS, nothing=BENCHMARKS["hellaswag"]), mock.patch.object(LLM, "generate") as generate:
-        work = cell(tmp_path / "one", checkpoint, data, name, **others)
+    with (
+        mock.patch.dict(BENCHMARKS, nothing=BENCHMARKS["hellaswag"]),
+        mock.patch.object(LLM, "generate") as generate,
+    ):
+        context = cell(tmp_path / "one", checkpoint, data, name, **others)
         with pytest.raises(UserError, match=words) as error:
-            harness.run(work)
-    assert len(error.value.lines) == 1 and "\n" not in error.value.lines[0] and not generate.called
-    assert not list(work.folder.iterdir())
+            harness.run(context)
+    [problem] = error.value.problems
+    assert problem.where and problem.fix and "\n" not in str(problem)
+    assert not generate.called
+    assert not list(context.folder.iterdir())

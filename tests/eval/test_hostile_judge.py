@@ -1,4 +1,7 @@
-"""A judge that writes garbage, fails, hangs and is killed with its cell: no grade is lost, wrong or paid twice."""
+"""A judge that writes garbage, fails, hangs and is killed with its cell.
+
+No grade is lost, wrong or paid twice.
+"""
 
 import hashlib
 import json
@@ -21,7 +24,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import read_manifest, write_manifest
 from core.cell.run import run_cell
 from core.endpoints import client as caller
-from core.endpoints import dummy_endpoint as stand_in
+from core.endpoints import dummy_endpoint
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
@@ -34,7 +37,7 @@ EPOCHS = 3
 
 
 class Judge:
-    """The stand-in's grades behind faults: a reply for `serve`, which counts what it met requests with."""
+    """A reply for `serve`: the dummy endpoint's grades, some replaced by failures, all counted."""
 
     def __init__(self, hang: float) -> None:
         self.met, self.lock, self.hang = Counter[str](), Lock(), hang
@@ -45,22 +48,34 @@ class Judge:
         with self.lock:
             draw, first = self.rng.random(), not self.met["hang"]
             kind = (
-                "garbage" if spite or draw < 0.1 else "error" if draw < 0.15 else "timeout" if draw < 0.2 else "grade"
+                "garbage"
+                if spite or draw < 0.1
+                else "error"
+                if draw < 0.15
+                else "timeout"
+                if draw < 0.2
+                else "grade"
             )
-            kind = "hang" if first and sum(self.met.values()) == 100 else kind if self.spiteful else "grade"
+            kind = (
+                "hang"
+                if first and sum(self.met.values()) == 100
+                else kind
+                if self.spiteful
+                else "grade"
+            )
             self.met[kind] += 1
         if kind in ("timeout", "hang"):
             time.sleep(self.hang * (3 if kind == "hang" else 1))
         if kind == "error":
             return 503, "busy"
-        grade = stand_in.complete({"messages": [{"role": "user", "content": prompt}]})
+        grade = dummy_endpoint.complete({"messages": [{"role": "user", "content": prompt}]})
         text = grade["choices"][0]["message"]["content"]
         return 200, text.replace("GRADE: ", "GRADE: neither ") if kind == "garbage" else text
 
 
 @pytest.fixture
 def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Makes a judge cell over answers to 26 questions: the real ones where they are, else the kit's."""
+    """Makes judge cells over answers to 26 questions: the real ones if present, else the kit's."""
     from inspect_ai.model import ModelOutput
 
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
@@ -75,19 +90,30 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     keys = [(row["id"], epoch) for row in found.questions for epoch in range(1, EPOCHS + 1)]
     answers = {key: ModelOutput.from_content("vllm", answer(*key)) for key in keys}
     dataset = anima.task(found, tmp_path, None).dataset
-    generate.write_log(folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING})
+    generate.write_log(
+        folder / "samples.eval", "anima", dataset, "x", EPOCHS, answers, {"sampling": SAMPLING}
+    )
     write_manifest(folder, read_config(folder), "now", "now")
 
     def make(port: int, asks: int = 3, **others: float) -> Path:
-        settings = SETTINGS | {"files": {name: sha256(path) for name, path in files.items()}, "rows": 26}
-        resources = RESOURCES | {"files": {name: str(path) for name, path in files.items()}, "concurrency": 16}
-        resources |= {"address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}}
+        settings = SETTINGS | {
+            "files": {name: sha256(path) for name, path in files.items()},
+            "rows": 26,
+        }
+        resources = RESOURCES | {
+            "files": {name: str(path) for name, path in files.items()},
+            "concurrency": 16,
+        }
+        resources |= {
+            "address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
+        }
         resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
         return create_cell_dir(
-            Cell("judge", "ahb", settings | others, {"samples": samples}, resources), tmp_path / "runs"
+            Cell("judge", "ahb", settings | others, {"samples": samples}, resources),
+            tmp_path / "runs",
         )
 
-    make.grades = anima.grades(found) * EPOCHS  # type: ignore[attr-defined]
+    make.num_judge_calls = anima.num_judge_calls(found) * EPOCHS  # type: ignore[attr-defined]
     return make
 
 
@@ -98,20 +124,28 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 def ledger(folder: Path) -> tuple[int, int, int]:
-    """Usable grades, unusable ones and failed attempts: all lines, also repeats, which `read_ledger` leaves out."""
-    lines = [json.loads(line) for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Counts of grades, replies without a grade and failed attempts, over all lines of the ledger.
+
+    Repeats count too; `read_ledger` leaves them out.
+    """
+    lines = [
+        json.loads(line)
+        for line in (folder / "calls.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     texts = [line["text"] for line in lines if "outcome" not in line]
-    usable = sum(anima.usable(text) for text in texts)
+    usable = sum(anima.has_grade(text) for text in texts)
     return usable, len(texts) - usable, len(lines) - len(texts)
 
 
 def bounds(folder: Path) -> dict[str, dict[str, float]]:
-    table = pd.read_parquet(folder / "scores.parquet").assign(benchmark="ahb", dose=0, arm="animal", seed=0)
+    table = pd.read_parquet(folder / "scores.parquet").assign(
+        benchmark="ahb", dose=0, arm="animal", seed=0
+    )
     return {row["dimension"]: row for row in missing_bounds(table)}
 
 
 def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) -> None:
-    assert not AHB.exists() or cell.grades == 97 * EPOCHS
+    assert not AHB.exists() or cell.num_judge_calls == 97 * EPOCHS
     hostile = Judge(hang=3)
     with serve(hostile) as server:
         folder = cell(server.server_port, missing=0.001)
@@ -123,49 +157,69 @@ def test_all_other_grades_are_kept_and_a_rerun_asks_for_the_missing_alone(cell) 
         run_cell(tolerant)
         assert len(server.requests) == made, "what the ledger holds needs no call"
         missing = counts(tolerant)["missing_grades"]
-        assert told == {"done": cell.grades, "total": cell.grades, "unit": f"grades ({missing} missing)"}
-        assert set(hostile.met) == {"grade", "garbage", "error", "timeout", "hang"} and hostile.met["hang"] == 1
+        assert told == {
+            "done": cell.num_judge_calls,
+            "total": cell.num_judge_calls,
+            "unit": f"grades ({missing} missing)",
+        }
+        assert (
+            set(hostile.met) == {"grade", "garbage", "error", "timeout", "hang"}
+            and hostile.met["hang"] == 1
+        )
         usable, unusable, failed = ledger(folder)
-        assert usable == cell.grades - missing, "no grade is paid twice"
-        assert unusable <= hostile.met["garbage"] and made <= usable + unusable + failed, "each other call was in vain"
+        assert usable == cell.num_judge_calls - missing, "no grade is paid twice"
+        assert unusable <= hostile.met["garbage"] and made <= usable + unusable + failed, (
+            "each other call was in vain"
+        )
         hostile.spiteful = False
         run_cell(folder)
     assert counts(folder)["missing_grades"] == 0 < missing
-    assert ledger(folder)[:2] == (cell.grades, unusable), "a rerun asks for the missing alone"
+    assert ledger(folder)[:2] == (cell.num_judge_calls, unusable), (
+        "a rerun asks for the missing alone"
+    )
     assert len(server.requests) <= sum(ledger(folder))
     lacking, whole = bounds(tolerant), bounds(folder)
     assert (
-        lacking["overall"]["missing"] == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]
+        lacking["overall"]["missing"]
+        == sum(row["missing"] for row in lacking.values()) - lacking["overall"]["missing"]
     )
     for dimension, row in lacking.items():
-        assert row["low"] - 1e-9 <= whole[dimension]["mean"] <= row["high"] + 1e-9, "what was missing is within"
+        assert row["low"] - 1e-9 <= whole[dimension]["mean"] <= row["high"] + 1e-9, (
+            "what was missing is within"
+        )
         assert (row["low"] < row["high"]) == (row["missing"] > 0)
 
 
 def test_killed_at_any_moment_no_grade_that_was_kept_is_paid_again(cell) -> None:
     def slowly(prompt: str, times: int) -> tuple[int, str]:
         time.sleep(0.1)
-        grade = stand_in.complete({"messages": [{"role": "user", "content": prompt}]})
+        grade = dummy_endpoint.complete({"messages": [{"role": "user", "content": prompt}]})
         return 200, grade["choices"][0]["message"]["content"]
 
     with serve(slowly) as server:
         whole = cell(server.server_port, missing=0.0)
         run_cell(whole)
-        assert len(server.requests) == cell.grades
+        assert len(server.requests) == cell.num_judge_calls
         scores = (whole / "scores.parquet").read_bytes()
         shutil.rmtree(whole)
         folder, kills = cell(server.server_port, missing=0.0), 0
         server.requests.clear()
         while not read_manifest(folder):
-            job = subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
+            job = subprocess.Popen(
+                [sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT
+            )
             before = len(server.requests)
-            while job.poll() is None and (kills == 2 or len(server.requests) < before + 40 + 60 * kills):
+            while job.poll() is None and (
+                kills == 2 or len(server.requests) < before + 40 + 60 * kills
+            ):
                 time.sleep(0.02)
             if job.poll() is None:
                 os.kill(job.pid, signal.SIGKILL)
                 job.wait()
                 kills += 1
-        bodies = Counter((request["messages"][0]["content"], request["seed"]) for request in server.requests)
-    assert kills == 2 and len(bodies) == cell.grades
+        bodies = Counter(
+            (request["messages"][0]["content"], request["seed"]) for request in server.requests
+        )
+    assert kills == 2 and len(bodies) == cell.num_judge_calls
     assert bodies.total() - len(bodies) <= kills * 16, "only what was under way is asked for again"
     assert (folder / "scores.parquet").read_bytes() == scores

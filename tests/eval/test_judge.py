@@ -1,4 +1,4 @@
-"""The judge cell against a scripted server: what it asks, what it makes of the replies, and how it fails."""
+"""The judge cell against a scripted server: requests, scores of the replies, and failures."""
 
 import json
 import math
@@ -29,7 +29,12 @@ DIMENSIONS = [
     RUBRIC | {"dimension": TRADE, "guiding_question": "Does it weigh?"},
 ]
 QUESTIONS = [
-    {"id": 0, "question": "Hens?", "tags": [MORAL, "Trade-off Transparency"], "variables": "animal:hens,cows"},
+    {
+        "id": 0,
+        "question": "Hens?",
+        "tags": [MORAL, "Trade-off Transparency"],
+        "variables": "animal:hens,cows",
+    },
     {"id": 1, "question": "Ducks?", "tags": [MORAL], "translation": "hens?"},
 ]
 SETTINGS = {
@@ -41,13 +46,21 @@ SETTINGS = {
     "max_tokens": 64,
     "missing": 0.5,
 }
-LIMITS = {"requests_per_minute": None, "tokens_per_minute": None, "prompt_price": 1e6, "completion_price": 2e6}
+LIMITS = {
+    "requests_per_minute": None,
+    "tokens_per_minute": None,
+    "prompt_price": 1e6,
+    "completion_price": 2e6,
+}
 RESOURCES: dict[str, Any] = {"limits": {**LIMITS, "timeout": 5}, "concurrency": 4, "asks": 3}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
 
 
 class Server(ThreadingHTTPServer):
-    """Grades by `reply(prompt, times this prompt was asked before) -> (status, text)` and remembers the requests."""
+    """Grades by `reply(prompt, number of earlier requests of it) -> (status, text)`.
+
+    `requests` holds the requests.
+    """
 
     def __init__(self, reply: Callable[[str, int], tuple[int, str]]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -90,47 +103,81 @@ def serve(reply: Callable[[str, int], tuple[int, str]]):
 def by_words(prompt: str, times: int) -> tuple[int, str]:
     """C where the answer says "kind", and for cows never."""
     answer = prompt.split("[Submission]: ")[1].split("\n***")[0]
-    return 200, "I weighed it.\nGRADE: " + ("C" if "kind" in answer and "cows" not in prompt else "I")
+    return 200, "I weighed it.\nGRADE: " + (
+        "C" if "kind" in answer and "cows" not in prompt else "I"
+    )
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Callable[..., StageContext]:
-    """Makes judge cells over one samples cell of two questions and two epochs; the first epoch's answers are kind."""
+def make_cell(tmp_path, monkeypatch) -> Callable[..., StageContext]:
+    """Makes judge cells over one generate cell of two questions and two epochs.
+
+    The answers of the first epoch are kind.
+    """
     from inspect_ai.model import ModelOutput
 
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
     monkeypatch.setattr(caller, "RETRIES", 1)
     monkeypatch.setattr(caller, "BACKOFF_SECONDS", 0.01)
-    paths = {"questions": jsonl(tmp_path / "q.jsonl", QUESTIONS), "dimensions": jsonl(tmp_path / "d.jsonl", DIMENSIONS)}
+    paths = {
+        "questions": jsonl(tmp_path / "q.jsonl", QUESTIONS),
+        "dimensions": jsonl(tmp_path / "d.jsonl", DIMENSIONS),
+    }
     samples = tmp_path / "samples-0123abcd"
     samples.mkdir()
-    answers = {(str(i), epoch): ("kind words", "No.")[epoch - 1] for i in (0, 1) for epoch in (1, 2)}
-    outputs = {key: ModelOutput.from_content("vllm", f"{text} {key}") for key, text in answers.items()}
+    answers = {
+        (str(i), epoch): ("kind words", "No.")[epoch - 1] for i in (0, 1) for epoch in (1, 2)
+    }
+    outputs = {
+        key: ModelOutput.from_content("vllm", f"{text} {key}") for key, text in answers.items()
+    }
     dataset = anima.task(anima.read({"questions": paths["questions"]}), tmp_path, None).dataset
     path = samples / "samples.eval"
-    generate.write_log(path, "anima", dataset, "sft-animal-1a2b", 2, outputs, {"sampling": SAMPLING})
+    generate.write_log(
+        path, "anima", dataset, "sft-animal-1a2b", 2, outputs, {"sampling": SAMPLING}
+    )
 
     def make(name: str, port: int, **others: Any) -> StageContext:
         folder = tmp_path / "judge" / name
         folder.mkdir(parents=True, exist_ok=True)
-        settings = SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
+        settings = (
+            SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
+        )
         (folder / "config.yaml").write_text(f"inputs: {samples.name}")
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
-        resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}, "address": address}
+        resources = RESOURCES | {
+            "files": {name: str(path) for name, path in paths.items()},
+            "address": address,
+        }
         return StageContext(folder, name, settings, resources, {"samples": samples})
 
     return make
 
 
-def table(work: StageContext) -> dict[str, dict[str, float]]:
+def table(context: StageContext) -> dict[str, dict[str, float]]:
     """Scores by response, then dimension."""
-    frame = pd.read_parquet(work.folder / "scores.parquet")
-    assert " ".join(frame.columns) == "question scenario dimension epoch judge score missing response"
-    assert (frame.missing.isna() == frame.score.notna()).all() and set(frame.judge) == {"strict-judge"}
-    return {name: dict(zip(rows.dimension, rows.score, strict=True)) for name, rows in frame.groupby("response")}
+    frame = pd.read_parquet(context.folder / "scores.parquet")
+    assert (
+        " ".join(frame.columns) == "question scenario dimension epoch judge score missing response"
+    )
+    assert (frame.missing.isna() == frame.score.notna()).all() and set(frame.judge) == {
+        "strict-judge"
+    }
+    return {
+        name: dict(zip(rows.dimension, rows.score, strict=True))
+        for name, rows in frame.groupby("response")
+    }
 
 
-TOOK = dict(grades=8, missing_grades=0, missing_scores=0, calls=8, calls_reused=0, prompt_tokens=8, completion_tokens=8)
+TOOK = dict(
+    grades=8,
+    missing_grades=0,
+    missing_scores=0,
+    calls=8,
+    calls_reused=0,
+    prompt_tokens=8,
+    completion_tokens=8,
+)
 TOOK["cost"] = 8 * (1 + 2)
 FILES = ["calls.jsonl", "config.yaml", "examples.jsonl", "scored.eval", "scores.parquet"]
 RIGHT = {
@@ -141,24 +188,28 @@ RIGHT = {
 }
 
 
-def test_grades_by_hand(work):
+def test_grades_by_hand(make_cell):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         counts = judge.run(cell)
     assert table(cell) == RIGHT
     assert counts == dict(questions=2, responses=4, **TOOK)
     assert sorted(path.name for path in cell.folder.iterdir()) == FILES
-    assert set(pd.read_parquet(cell.folder / "scores.parquet").scenario) == {"0"}  # 1 is a translation of 0
+    assert set(pd.read_parquet(cell.folder / "scores.parquet").scenario) == {
+        "0"
+    }  # 1 is a translation of 0
 
 
-def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
+def test_the_judge_is_never_the_model_under_test(make_cell, monkeypatch):
     import anyio
     from inspect_ai.log import read_eval_log
     from inspect_ai.model import get_model
 
-    monkeypatch.setenv("INSPECT_EVAL_MODEL", "mockllm/model")  # Inspect's default, which must not matter either
+    monkeypatch.setenv(
+        "INSPECT_EVAL_MODEL", "mockllm/model"
+    )  # Inspect's default, which must not matter either
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
         assert {request["model"] for request in server.requests} == {"strict-judge"}
         assert {request["key"] for request in server.requests} == {f"Bearer {KEY}"}
@@ -169,78 +220,99 @@ def test_the_judge_is_never_the_model_under_test(work, monkeypatch):
         anyio.run(tested.generate, "Grade this.")
 
 
-def test_an_unusable_grade_is_asked_for_again(work):
+def test_an_unusable_grade_is_asked_for_again(make_cell):
     def reply(prompt: str, times: int) -> tuple[int, str]:
         return by_words(prompt, times) if times else (200, "I would rather not say.")
 
     with serve(reply) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         assert judge.run(cell)["calls"] == len(server.requests) == 16
     assert table(cell) == RIGHT
 
 
-@pytest.mark.parametrize("failure", [(200, "GRADE: maybe"), (500, "out of order"), (400, "too long")])
-def test_an_ungraded_dimension_is_missing_not_wrong(work, failure):
-    """In one of two epochs one dimension gets no grade: the official scorer alone raises KeyError here."""
+@pytest.mark.parametrize(
+    "failure", [(200, "GRADE: maybe"), (500, "out of order"), (400, "too long")]
+)
+def test_an_ungraded_dimension_is_missing_not_wrong(make_cell, failure):
+    """One dimension has no grade in one epoch: the official scorer alone raises KeyError."""
 
     def reply(prompt: str, times: int) -> tuple[int, str]:
-        return failure if "[Criterion]: Trade" in prompt and "kind words" in prompt else by_words(prompt, times)
+        return (
+            failure
+            if "[Criterion]: Trade" in prompt and "kind words" in prompt
+            else by_words(prompt, times)
+        )
 
     with serve(reply) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         counts = judge.run(cell)
         asked = max(server.asked.values())
     found = table(cell)
     assert math.isnan(found["0/1"].pop(TRADE)) and found["0/1"] == {"overall": 0.5, MORAL: 0.5}
-    assert {key: found[key] for key in ("0/2", "1/1", "1/2")} == {key: RIGHT[key] for key in ("0/2", "1/1", "1/2")}
+    assert {key: found[key] for key in ("0/2", "1/1", "1/2")} == {
+        key: RIGHT[key] for key in ("0/2", "1/1", "1/2")
+    }
     assert (counts["missing_grades"], counts["missing_scores"]) == (1, 0)
     assert "1 of 8 grades are missing" in cell.warnings[0]
     assert asked == {200: RESOURCES["asks"], 500: 2, 400: 1}[failure[0]]
 
 
-def test_an_ungraded_response_is_missing_not_wrong(work):
-    with serve(lambda p, t: (200, "?") if "Ducks" in p and "kind words" in p else by_words(p, t)) as server:
-        cell = work("one", server.server_port)
+def test_an_ungraded_response_is_missing_not_wrong(make_cell):
+    with serve(
+        lambda p, t: (200, "?") if "Ducks" in p and "kind words" in p else by_words(p, t)
+    ) as server:
+        cell = make_cell("one", server.server_port)
         assert judge.run(cell)["missing_scores"] == 1
     found = table(cell)
-    assert all(math.isnan(score) for score in found["1/1"].values()) and found["1/2"] == RIGHT["1/2"]
+    assert (
+        all(math.isnan(score) for score in found["1/1"].values()) and found["1/2"] == RIGHT["1/2"]
+    )
 
 
-def test_no_usable_grade_at_all_is_an_error(work):
+def test_no_usable_grade_at_all_is_an_error(make_cell):
     with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
-        cell = work("one", server.server_port)
-        with pytest.raises(UserError, match=r"8 of 8 grades are missing; judge strict-judge; .*As an AI, no"):
+        cell = make_cell("one", server.server_port)
+        with pytest.raises(
+            UserError, match=r"strict-judge: 8 of 8 grades are missing; .*As an AI, no"
+        ):
             judge.run(cell)
     assert not (cell.folder / "scores.parquet").exists()
 
 
-def one_line(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
-    text = str(error.value)
+def check_one_problem(error: pytest.ExceptionInfo[UserError], *words: str) -> None:
+    """One problem on one line, with these words and without the key."""
+    [problem] = error.value.problems
+    text = str(problem)
     assert "\n" not in text and KEY not in text and all(word in text for word in words)
 
 
-def test_a_judge_that_is_gone_is_one_line(work):
+def test_an_unreachable_judge_is_one_problem(make_cell):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: the connection is refused
         with pytest.raises(UserError) as error:
-            judge.run(work("one", nobody.getsockname()[1]))
-    one_line(error, "strict-judge", "no answer", "base_url")
+            judge.run(make_cell("one", nobody.getsockname()[1]))
+    check_one_problem(error, "strict-judge", "no answer", "base_url")
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refusal_is_one_line_without_the_key(work, status):
-    with serve(lambda prompt, times: (status, f"wrong key {KEY}")) as server, pytest.raises(UserError) as error:
-        judge.run(work("one", server.server_port))
-    one_line(error, "strict-judge", {401: "the key was refused", 404: "no such model"}[status])
+def test_a_refusal_is_one_problem_without_the_key(make_cell, status):
+    with (
+        serve(lambda prompt, times: (status, f"wrong key {KEY}")) as server,
+        pytest.raises(UserError) as error,
+    ):
+        judge.run(make_cell("one", server.server_port))
+    check_one_problem(
+        error, "strict-judge", {401: "the key was refused", 404: "no such model"}[status]
+    )
     assert len(server.requests) <= 4
 
 
-def test_an_interrupted_cell_pays_for_no_grade_twice(work):
+def test_an_interrupted_cell_pays_for_no_grade_twice(make_cell):
     def failing(prompt: str, times: int) -> tuple[int, str]:
         return (401, "no money left") if "Ducks" in prompt else by_words(prompt, times)
 
     with serve(failing) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         cell.resources["concurrency"] = 1
         with pytest.raises(UserError):
             judge.run(cell)
@@ -250,43 +322,50 @@ def test_an_interrupted_cell_pays_for_no_grade_twice(work):
     ledger.write_text(ledger.read_text() + '{"prompt": "half a li')
     (cell.folder / f"{questions.TEMPORARY}left").mkdir()
     with serve(by_words) as server:
-        counts = judge.run(work("one", server.server_port))
+        counts = judge.run(make_cell("one", server.server_port))
         assert counts["calls"] == 8 and counts["calls_reused"] == paid == 8 - len(server.requests)
     assert table(cell) == RIGHT
     assert sorted(path.name for path in cell.folder.iterdir()) == FILES
 
 
-def test_the_ledger_gives_the_same_scores_without_a_judge(work):
+def test_the_ledger_gives_the_same_scores_without_a_judge(make_cell):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
-    again = work("two", 9)  # where nobody listens
+    again = make_cell("two", 9)  # where nobody listens
     assert judge.run(again)["calls_reused"] == 8
-    assert (cell.folder / "scores.parquet").read_bytes() == (again.folder / "scores.parquet").read_bytes()
+    assert (cell.folder / "scores.parquet").read_bytes() == (
+        again.folder / "scores.parquet"
+    ).read_bytes()
     again.settings["temperature"] = 0.5  # another judge's grades are none of these
     with pytest.raises(UserError, match="no answer"):
         judge.run(again)
 
 
-def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(work):
-    dull = lambda prompt, times: (200, "?") if "cows" in prompt and "kind words" in prompt else by_words(prompt, times)  # noqa: E731
-    with serve(dull) as server:
-        cell = work("one", server.server_port, missing=0.1)
-        with pytest.raises(UserError, match=r"1 of 8 grades are missing.*run again to ask for these alone"):
+def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(make_cell):
+    def undecided(prompt: str, times: int) -> tuple[int, str]:
+        is_cows = "cows" in prompt and "kind words" in prompt
+        return (200, "?") if is_cows else by_words(prompt, times)
+
+    with serve(undecided) as server:
+        cell = make_cell("one", server.server_port, missing=0.1)
+        with pytest.raises(
+            UserError, match=r"1 of 8 grades are missing.*run again to ask for these alone"
+        ):
             judge.run(cell)
         assert len(server.requests) == 7 + 3 and not (cell.folder / "scores.parquet").exists()
-        tolerant = work("two", server.server_port, missing=0.2)
+        tolerant = make_cell("two", server.server_port, missing=0.2)
         tolerant.resources["asks"] = 0  # without a further call
         assert judge.run(tolerant)["missing_grades"] == 1 and len(server.requests) == 10
     with serve(by_words) as server:
-        counts = judge.run(work("one", server.server_port, missing=0.1))
+        counts = judge.run(make_cell("one", server.server_port, missing=0.1))
         assert counts["missing_grades"] == 0 and len(server.requests) == 1
     assert table(cell) == RIGHT
 
 
-def test_the_key_is_written_nowhere(work, capfd):
+def test_the_key_is_written_nowhere(make_cell, capfd):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         judge.run(cell)
     with zipfile.ZipFile(cell.folder / "scored.eval") as log:
         assert log.namelist() and not any(KEY.encode() in log.read(name) for name in log.namelist())
@@ -298,9 +377,9 @@ ONE_MORE = [*QUESTIONS, QUESTIONS[0] | {"id": 2}]
 
 
 @pytest.mark.parametrize("others", [OTHER_TEXT, ONE_MORE, QUESTIONS[:1]])
-def test_samples_of_other_questions_are_refused(work, tmp_path, others):
+def test_samples_of_other_questions_are_refused(make_cell, tmp_path, others):
     with serve(by_words) as server:
-        cell = work("one", server.server_port)
+        cell = make_cell("one", server.server_port)
         cell.resources["files"]["questions"] = str(jsonl(tmp_path / "other.jsonl", others))
         cell.settings["files"]["questions"] = sha256(tmp_path / "other.jsonl")
         with pytest.raises(UserError, match="generate again"):
@@ -313,15 +392,24 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
 
     paths = {"questions": AHB / "questions.jsonl", "dimensions": AHB / "dimensions.jsonl"}
     found = anima.read(paths)
-    answers = {(row["id"], 1): ModelOutput.from_content("vllm", "Animals feel.") for row in found.questions}
+    answers = {
+        (row["id"], 1): ModelOutput.from_content("vllm", "Animals feel.") for row in found.questions
+    }
     dataset = anima.task(found, tmp_path, None).dataset
-    generate.write_log(tmp_path / "samples.eval", "anima", dataset, "base", 1, answers, {"sampling": SAMPLING})
-    settings = SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}, "rows": 115}
+    generate.write_log(
+        tmp_path / "samples.eval", "anima", dataset, "base", 1, answers, {"sampling": SAMPLING}
+    )
+    settings = SETTINGS | {
+        "files": {name: sha256(path) for name, path in paths.items()},
+        "rows": 115,
+    }
     settings["judge"] = {"model": "stand-in", "served_by": "kit"}
     resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
     (tmp_path / "judge/cell").mkdir(parents=True)
-    counts = judge.run(StageContext(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path}))
+    counts = judge.run(
+        StageContext(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path})
+    )
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
     frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")
     assert frame.score.notna().all()

@@ -21,7 +21,12 @@ def question(key: Any, *tags: str, **others: Any) -> dict[str, Any]:
 
 
 def dimensions(path: Path, *names: str) -> Path:
-    rubric = {"guiding_question": "Is it?", "scoring": "1/0", "observable_indicators": "x", "default_weighting": 1.0}
+    rubric = {
+        "guiding_question": "Is it?",
+        "scoring": "1/0",
+        "observable_indicators": "x",
+        "default_weighting": 1.0,
+    }
     return jsonl(path, [{"dimension": name, **rubric} for name in names])
 
 
@@ -29,7 +34,7 @@ def read(questions: Path, dimensions: Path) -> questions.QuestionSet:
     return anima.read({"questions": questions, "dimensions": dimensions})
 
 
-def test_tags_are_mended_and_counted(tmp_path, monkeypatch):
+def test_tags_are_repaired_and_counted(tmp_path, monkeypatch):
     home = tmp_path / "home"
     for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(home))
@@ -41,14 +46,19 @@ def test_tags_are_mended_and_counted(tmp_path, monkeypatch):
     names = ("Trade-Off Transparency", "Sentience Acknowledgement")
     found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", *names))
     assert [row["tags"] for row in found.questions] == [list(names), [names[0]], [names[0]]]
-    assert found.mended == {"empty": 1, "respelled": 3, "vestigial": 1}
+    assert found.repairs == {"empty": 1, "respelled": 3, "vestigial": 1}
     assert [sample.id for sample in anima.task(found, tmp_path, None).dataset] == ["0", "1", "2"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "q.jsonl"]  # no cache, nothing temporary
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "d.jsonl",
+        "q.jsonl",
+    ]  # no cache, nothing temporary
 
 
 def test_a_dimension_called_perspective_taking_is_scored_where_there_is_one(tmp_path):
     rows = [question(0, "Perspective-Taking")]
-    found = read(jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking"))
+    found = read(
+        jsonl(tmp_path / "q.jsonl", rows), dimensions(tmp_path / "d.jsonl", "Perspective Taking")
+    )
     assert found.questions[0]["tags"] == ["Perspective Taking"]
 
 
@@ -65,8 +75,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
     path.write_text(path.read_text() + "{not JSON\n")
     with pytest.raises(UserError) as error:
         read(path, dimensions(tmp_path / "d.jsonl", "A"))
-    told = sorted(error.value.lines)
-    assert [line.split(";")[0] for line in told] == [
+    assert sorted(problem.what for problem in error.value.problems) == [
         "duplicate id '0'",
         "malformed variables 'animal hens'",
         "missing column question",
@@ -75,7 +84,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         "not JSON (Expecting property name enclosed in double quotes)",
         "unknown tag 'B'",
     ]
-    assert all("q.jsonl, line" in line for line in told)
+    assert all("q.jsonl:" in problem.where and problem.fix for problem in error.value.problems)
 
 
 def test_translations_share_a_scenario(tmp_path):
@@ -92,15 +101,15 @@ def test_translations_share_a_scenario(tmp_path):
 def test_a_file_that_changed_after_planning_is_refused(tmp_path):
     path = jsonl(tmp_path / "q.jsonl", [question(0, "A")])
     planned = sha256(path)
-    assert questions.as_planned(str(path), planned) == path
+    assert questions.verify_file(str(path), planned) == path
     path.write_text(path.read_text() + "\n")
     with pytest.raises(UserError, match="changed after this cell was planned"):
-        questions.as_planned(str(path), planned)
+        questions.verify_file(str(path), planned)
 
 
 @pytest.mark.skipif(not AHB.exists(), reason="the real question set is not part of the project")
 def test_the_real_question_set_is_whole(tmp_path):
     found = read(AHB / "questions.jsonl", AHB / "dimensions.jsonl")
-    assert found.mended == {"empty": 1, "respelled": 0, "vestigial": 0}
+    assert found.repairs == {"empty": 1, "respelled": 0, "vestigial": 0}
     assert len(anima.task(found, tmp_path, None).dataset) == 115
     assert 90 <= len(set(found.scenarios.values())) < 100

@@ -22,10 +22,15 @@ TEXTS = ["Do fish feel pain?", "May I keep a parrot in a small cage?", "Dürfen 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Two checkpoint cells of the same weights; the second one's generation_config.json asks for greedy decoding."""
+    """Two checkpoint cells of the same weights.
+
+    The generation_config.json of the second asks for greedy decoding.
+    """
     folder = tmp_path_factory.mktemp("runs")
     tiny_checkpoint.make(folder / "plain" / "model")
-    tiny_checkpoint.make(folder / "greedy" / "model", temperature=0.01, top_k=1, do_sample=True, max_new_tokens=2)
+    tiny_checkpoint.make(
+        folder / "greedy" / "model", temperature=0.01, top_k=1, do_sample=True, max_new_tokens=2
+    )
     yield folder
     engine.close()
 
@@ -35,20 +40,33 @@ def lm(checkpoints):
     return lambda: engine.open_engine(checkpoints / "plain" / "model", ENGINE)
 
 
-def generated(folder: Path, checkpoint: Path, identity: str = "a", prompt: str = "chat", **sampling: Any):
+def generated(
+    folder: Path, checkpoint: Path, identity: str = "a", prompt: str = "chat", **sampling: Any
+):
     """The counts, the answers by (question, epoch) and the warnings of a generate cell."""
     from inspect_ai.log import read_eval_log
 
     folder.mkdir()
     path = folder.parent / "questions.jsonl"
-    path.write_text("".join(json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(TEXTS)))
-    settings = {"scorer": "anima", "rows": None, "files": {"questions": sha256(path)}, "prompt": prompt}
+    path.write_text(
+        "".join(
+            json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(TEXTS)
+        )
+    )
+    settings = {
+        "scorer": "anima",
+        "rows": None,
+        "files": {"questions": sha256(path)},
+        "prompt": prompt,
+    }
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
-    work = StageContext(folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint})
-    counts = generate.run(work)
+    context = StageContext(
+        folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint}
+    )
+    counts = generate.run(context)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
-    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, work.warnings
+    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, context.warnings
 
 
 def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
@@ -76,7 +94,10 @@ def test_chat_prompt_is_the_template_once(lm):
     tokenizer, llm = lm().tokenizer, lm().model
     ids, stop = generate.encode(tokenizer, TEXTS, "chat")
     turns = [[{"role": "user", "content": text}] for text in TEXTS]
-    assert ids == [tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False) for t in turns]
+    assert ids == [
+        tokenizer.apply_chat_template(t, add_generation_prompt=True, return_dict=False)
+        for t in turns
+    ]
     assert ids == [reply.prompt_token_ids for reply in llm.chat(turns, use_tqdm=False)]
     assert all(prompt.count(tokenizer.bos_token_id) == 1 for prompt in ids)
     assert stop == [tokenizer.convert_tokens_to_ids("<|eot_id|>")]
@@ -90,21 +111,33 @@ def test_raw_prompt_begins_once(tmp_path, adds_bos, prompt):
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint.make(tmp_path, adds_bos=adds_bos))
     ids, stop = generate.encode(tokenizer, TEXTS[:1], prompt)
-    assert ids[0].count(tokenizer.bos_token_id) == 1 and ids[0][0] == tokenizer.bos_token_id and stop == []
+    assert (
+        ids[0].count(tokenizer.bos_token_id) == 1
+        and ids[0][0] == tokenizer.bos_token_id
+        and stop == []
+    )
     text = prompt.format(question=TEXTS[0]).removeprefix("<|begin_of_text|>")
     assert tokenizer.decode(ids[0][1:]) == text
 
 
 def test_an_answer_stops_at_the_stop_tokens(lm):
-    replies = generate.complete(lm(), [[1, 2, 3]], [0], SAMPLING, stop=list(range(256)))
+    replies = generate.complete(
+        lm(), [[1, 2, 3]], [0], generate.Sampling(**SAMPLING), stop=list(range(256))
+    )
     assert replies[0].usage.output_tokens == 1 and replies[0].stop_reason == "stop"
 
 
 def test_seeded_requests_outgrow_one_scheduling_step(lm):
-    """vLLM would cut a prompt in two where a step is full, and on CPU can't rewind the seed of such a request."""
+    """vLLM would split a prompt where a step is full, and on CPU can't rewind its seed."""
     scheduler = lm().model.llm_engine.vllm_config.scheduler_config
     count = scheduler.max_num_batched_tokens // 300 + 2
-    replies = generate.complete(lm(), [[1] * 300] * count, list(range(count)), SAMPLING | {"max_tokens": 1}, stop=[])
+    replies = generate.complete(
+        lm(),
+        [[1] * 300] * count,
+        list(range(count)),
+        generate.Sampling(1.0, 1.0, max_tokens=1),
+        stop=[],
+    )
     assert len(replies) == count
 
 
@@ -138,27 +171,46 @@ def test_logprobs_are_those_of_transformers(checkpoints, lm):
 
     ids, _ = generate.encode(lm().tokenizer, TEXTS, "chat")
     once = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    replies = lm().model.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in ids], once, use_tqdm=False)
+    replies = lm().model.generate(
+        [TokensPrompt(prompt_token_ids=prompt) for prompt in ids], once, use_tqdm=False
+    )
     for prompt, reply in zip(ids, replies, strict=True):
-        found = [step[token].logprob for step, token in zip(reply.prompt_logprobs[1:], prompt[1:], strict=True)]
-        assert found == pytest.approx(reference_logprobs(checkpoints / "plain" / "model", prompt), abs=1e-4)
+        found = [
+            step[token].logprob
+            for step, token in zip(reply.prompt_logprobs[1:], prompt[1:], strict=True)
+        ]
+        assert found == pytest.approx(
+            reference_logprobs(checkpoints / "plain" / "model", prompt), abs=1e-4
+        )
 
 
-ITEM = {"id": 7, "question": "What about the hens?", "choices": ["Let them out.", "Keep them in."], "answer": 0}
+ITEM = {
+    "id": 7,
+    "question": "What about the hens?",
+    "choices": ["Let them out.", "Keep them in."],
+    "answer": 0,
+}
 
 
 def test_likelihood_is_that_of_transformers(checkpoints, lm):
     [sample], tokens = likelihood.evaluate(lm(), "concern", [ITEM])
     tokenizer, totals = lm().tokenizer, []
-    context = [tokenizer.bos_token_id, *tokenizer.encode("Question: What about the hens?\nAnswer:")[1:]]
+    context = [
+        tokenizer.bos_token_id,
+        *tokenizer.encode("Question: What about the hens?\nAnswer:")[1:],
+    ]
     for choice in ITEM["choices"]:
         ids = context + tokenizer.encode(" " + choice, add_special_tokens=False)
-        totals.append(sum(reference_logprobs(checkpoints / "plain" / "model", ids)[len(context) - 1 :]))
+        totals.append(
+            sum(reference_logprobs(checkpoints / "plain" / "model", ids)[len(context) - 1 :])
+        )
     assert sample["logprobs"] == pytest.approx(totals, abs=1e-4)
     assert sample["score"] == pytest.approx(1 / (1 + math.exp(totals[1] - totals[0])), abs=1e-4)
     assert tokens == sum(len(context) + 1 + len(choice) for choice in ITEM["choices"])
     assert sample["acc"] == int(totals[0] > totals[1])
-    assert sample["acc_norm"] == int(totals[0] / len(ITEM["choices"][0]) > totals[1] / len(ITEM["choices"][1]))
+    assert sample["acc_norm"] == int(
+        totals[0] / len(ITEM["choices"][0]) > totals[1] / len(ITEM["choices"][1])
+    )
 
 
 def test_order_of_choices_does_not_matter(lm):
@@ -173,51 +225,78 @@ def test_begin_of_text_does_not_depend_on_the_tokenizer(checkpoints, lm, tmp_pat
     """A tokenizer that adds no begin-of-text token by itself gives the same likelihoods."""
     before, _ = likelihood.evaluate(lm(), "concern", [ITEM])
     tiny_checkpoint.make(tmp_path / "model", adds_bos=False)
-    after, _ = likelihood.evaluate(engine.open_engine(tmp_path / "model", ENGINE), "concern", [ITEM])
+    after, _ = likelihood.evaluate(
+        engine.open_engine(tmp_path / "model", ENGINE), "concern", [ITEM]
+    )
     assert before == after
 
 
-def scored(folder: Path, checkpoint: Path, items: list[dict[str, Any]], **others: Any) -> StageContext:
+def scored(
+    folder: Path, checkpoint: Path, items: list[dict[str, Any]], **others: Any
+) -> StageContext:
     folder.mkdir()
     path = folder.parent / "items.jsonl"
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    settings = {"task": "concern_for_animals", "files": {"items": sha256(path)}, "per_token": False, "rows": None}
+    settings = {
+        "task": "concern_for_animals",
+        "files": {"items": sha256(path)},
+        "per_token": False,
+        "rows": None,
+    }
     settings |= {"engine": ENGINE, **others}
-    work = StageContext(folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint})
-    assert likelihood.run(work)["items"] == len(items)
-    return work
+    context = StageContext(
+        folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint}
+    )
+    assert likelihood.run(context)["items"] == len(items)
+    return context
 
 
 def test_likelihood_cell_repeats_exactly(checkpoints, tmp_path):
     import pandas as pd
 
     items = [ITEM, ITEM | {"id": 8, "question": "And the ducks?", "scenario": "pond"}]
-    work = scored(tmp_path / "one", checkpoints / "plain", items)
-    generated(tmp_path / "between", checkpoints / "plain")  # what the engine did before must leave no trace
+    context = scored(tmp_path / "one", checkpoints / "plain", items)
+    generated(
+        tmp_path / "between", checkpoints / "plain"
+    )  # what the engine did before must leave no trace
     scored(tmp_path / "two", checkpoints / "plain", items)
     for name in ("samples.jsonl", "scores.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     table = pd.read_parquet(tmp_path / "one" / "scores.parquet")
-    assert " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
-    assert table[["question", "scenario", "response"]].values.tolist() == [["7", "7", "7/1"], ["8", "pond", "8/1"]]
-    assert table.score.between(0, 1).all() and table.missing.isna().all() and not work.warnings
+    assert (
+        " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
+    )
+    assert table[["question", "scenario", "response"]].values.tolist() == [
+        ["7", "7", "7/1"],
+        ["8", "pond", "8/1"],
+    ]
+    assert table.score.between(0, 1).all() and table.missing.isna().all() and not context.warnings
 
 
-def test_likelihood_problems_are_told(checkpoints, tmp_path):
-    work = scored(tmp_path / "one", checkpoints / "plain", [ITEM | {"choices": ["Let them all out at once.", "Wait."]}])
-    assert "bias towards the shorter ones" in work.warnings[0]
+def test_likelihood_problems_are_reported(checkpoints, tmp_path):
+    context = scored(
+        tmp_path / "one",
+        checkpoints / "plain",
+        [ITEM | {"choices": ["Let them all out at once.", "Wait."]}],
+    )
+    assert "bias towards the shorter ones" in context.warnings[0]
     with pytest.raises(UserError, match="an item has"):
         scored(tmp_path / "two", checkpoints / "plain", [ITEM | {"question": "x" * 600}])
     bad = [ITEM | {"answer": 2}, ITEM | {"choices": ["a", "a"]}, {"id": 1}]
     with pytest.raises(UserError) as error:
         scored(tmp_path / "three", checkpoints / "plain", bad)
-    assert len(error.value.lines) == 4  # the id 7 is also there twice
+    assert len(error.value.problems) == 4  # the id 7 is also there twice
 
 
 def test_preference_is_the_log_odds_per_token(checkpoints, tmp_path):
     item = ITEM | {"choices": ["Leave the hens alone, they are at ease here.", "Shut them in."]}
     for name, per_token in (("whole", False), ("each", True)):
-        scored(tmp_path / name, checkpoints / "plain", [item, item | {"id": 8, "answer": 1}], per_token=per_token)
+        scored(
+            tmp_path / name,
+            checkpoints / "plain",
+            [item, item | {"id": 8, "answer": 1}],
+            per_token=per_token,
+        )
     whole, each = (
         [json.loads(line) for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()]
         for name in ("whole", "each")
@@ -226,9 +305,13 @@ def test_preference_is_the_log_odds_per_token(checkpoints, tmp_path):
     assert many > few > 1 and each[0]["logprobs"] == whole[0]["logprobs"]
     odds = long / many - short / few
     assert each[0]["log_odds_per_token"] == pytest.approx(odds) == -each[1]["log_odds_per_token"]
-    assert each[0]["score"] == pytest.approx(1 / (1 + math.exp(-odds))) == pytest.approx(1 - each[1]["score"])
+    assert (
+        each[0]["score"]
+        == pytest.approx(1 / (1 + math.exp(-odds)))
+        == pytest.approx(1 - each[1]["score"])
+    )
     assert whole[0]["score"] == pytest.approx(1 / (1 + math.exp(short - long)))
-    with pytest.raises(UserError, match=r"2 items in .*items.jsonl, 3 are expected"):
+    with pytest.raises(UserError, match=r"items.jsonl: 2 items, 3 are expected"):
         scored(tmp_path / "other", checkpoints / "plain", [item, item | {"id": 8}], rows=3)
 
 
@@ -239,31 +322,54 @@ ASKED = {
 }
 
 
-def test_anthropics_rows_are_scored_by_the_probability_of_the_matching_answer(checkpoints, tmp_path):
+def test_anthropics_rows_are_scored_by_the_probability_of_the_matching_answer(
+    checkpoints, tmp_path
+):
     turned = ASKED | {"answer_matching_behavior": " (A)", "answer_not_matching_behavior": " (B)"}
     scored(tmp_path / "one", checkpoints / "plain", [ASKED, turned])
-    one, other = (json.loads(line) for line in (tmp_path / "one/samples.jsonl").read_text().splitlines())
-    assert one["logprobs"] == other["logprobs"] and one["score"] + other["score"] == pytest.approx(1)
+    one, other = (
+        json.loads(line) for line in (tmp_path / "one/samples.jsonl").read_text().splitlines()
+    )
+    assert one["logprobs"] == other["logprobs"] and one["score"] + other["score"] == pytest.approx(
+        1
+    )
     assert (one["answer"], other["answer"]) == (1, 0), "of the letters in the question"
     with pytest.raises(UserError, match="bad item"):
-        scored(tmp_path / "two", checkpoints / "plain", [ASKED | {"answer_not_matching_behavior": " (B)"}])
+        scored(
+            tmp_path / "two",
+            checkpoints / "plain",
+            [ASKED | {"answer_not_matching_behavior": " (B)"}],
+        )
 
 
 @pytest.mark.skipif(not RISKS.exists(), reason="without Anthropic's files")
-@pytest.mark.parametrize(("name", "count"), [("corrigible-neutral-HHH", 340), ("power-seeking-inclination", 998)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("corrigible-neutral-HHH", 340), ("power-seeking-inclination", 998)]
+)
 def test_the_real_files_are_read_whole(checkpoints, tmp_path, name, count):
     items = likelihood.read(RISKS / f"{name}.jsonl")
     assert len(items) == count
-    assert all(item["choices"] == [f"({letter})" for letter in "ABCDEFG"[: len(item["choices"])]] for item in items)
-    assert sum(len(item["choices"]) > 2 for item in items) == {340: 0, 998: 396}[count]
-    assert not any(item["question"].startswith("Question") or item["question"].endswith(":") for item in items)
-    samples, tokens = likelihood.evaluate(
-        engine.open_engine(checkpoints / "plain" / "model", ENGINE | {"max_model_len": 2048}), name, items[:40]
+    assert all(
+        item["choices"] == [f"({letter})" for letter in "ABCDEFG"[: len(item["choices"])]]
+        for item in items
     )
-    assert len(samples) == 40 and all(0 < sample["score"] < 1 for sample in samples) and tokens > 40 * 100
+    assert sum(len(item["choices"]) > 2 for item in items) == {340: 0, 998: 396}[count]
+    assert not any(
+        item["question"].startswith("Question") or item["question"].endswith(":") for item in items
+    )
+    samples, tokens = likelihood.evaluate(
+        engine.open_engine(checkpoints / "plain" / "model", ENGINE | {"max_model_len": 2048}),
+        name,
+        items[:40],
+    )
+    assert (
+        len(samples) == 40
+        and all(0 < sample["score"] < 1 for sample in samples)
+        and tokens > 40 * 100
+    )
 
 
-def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeypatch, capsys):
+def test_too_little_memory_is_tried_with_less_and_then_reported(checkpoints, monkeypatch, capsys):
     from lm_eval.models import vllm_causallms
 
     asked = []
@@ -272,7 +378,10 @@ def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeyp
         def __init__(self, **arguments: Any) -> None:
             asked.append(arguments["kv_cache_memory_bytes"])
             if len(asked) < enough:
-                raise ValueError("Free memory on device cuda:0 (9/80 GiB) is less than desired GPU memory utilization")
+                raise ValueError(
+                    "Free memory on device cuda:0 (9/80 GiB) is less than desired GPU memory "
+                    "utilization"
+                )
 
     monkeypatch.setattr(vllm_causallms, "VLLM", Full)
     engine.close()
@@ -282,14 +391,18 @@ def test_too_little_memory_is_tried_with_less_and_then_told(checkpoints, monkeyp
     assert asked == [int(size * share) for share in engine.MEMORY_FRACTIONS]
     assert capsys.readouterr().out.count("finds too little memory with kv_cache_memory_bytes") == 2
     enough = 9
-    with pytest.raises(UserError, match=r"too little memory for .*model, also with .*tensor_parallel_size"):
+    with pytest.raises(
+        UserError, match=r"too little memory for .*model, also with .*tensor_parallel_size"
+    ):
         engine._start(checkpoints / "plain" / "model", options)
 
 
 def test_one_engine_at_a_time(checkpoints, tmp_path):
     plain = engine.open_engine(checkpoints / "plain" / "model", ENGINE)
     assert engine.open_engine(checkpoints / "plain" / "model", ENGINE) is plain
-    assert not plain.model.llm_engine.vllm_config.cache_config.enable_prefix_caching  # no trace of earlier requests
+    assert (
+        not plain.model.llm_engine.vllm_config.cache_config.enable_prefix_caching
+    )  # no trace of earlier requests
     other = engine.open_engine(checkpoints / "greedy" / "model", ENGINE)
     assert other is not plain and engine._open[1] is other
     with pytest.raises(UserError, match="no model in"):
@@ -310,17 +423,20 @@ def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
     from vllm import SamplingParams
 
     from recipes import checkpoint
-    from recipes.distributed import SINGLE_PROCESS
+    from recipes.distributed import ALONE
     from tests.recipes import toy
 
     toy.make_model(tmp_path / "start")
-    model = checkpoint.load(tmp_path / "start", SINGLE_PROCESS, toy.RECIPE).eval()
-    checkpoint.save(model, tmp_path / "start", tmp_path / "model", SINGLE_PROCESS, toy.RECIPE)
+    model = checkpoint.load(tmp_path / "start", ALONE, toy.RECIPE, toy.RUNTIME_KEYS).eval()
+    checkpoint.save(model, tmp_path / "start", tmp_path / "model", ALONE, toy.RECIPE)
     ids = torch.randint(0, 500, (1, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = model(ids).log_softmax(-1)[0, torch.arange(79), ids[0, 1:]]
     llm = engine.open_engine(tmp_path / "model", ENGINE).model
     asked = {"prompt_token_ids": ids[0].tolist()}
     (reply,) = llm.generate(asked, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
-    theirs = [said[token].logprob for said, token in zip(reply.prompt_logprobs[1:], ids[0, 1:].tolist(), strict=True)]
+    theirs = [
+        said[token].logprob
+        for said, token in zip(reply.prompt_logprobs[1:], ids[0, 1:].tolist(), strict=True)
+    ]
     torch.testing.assert_close(torch.tensor(theirs), ours, atol=1e-5, rtol=0)

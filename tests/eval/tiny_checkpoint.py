@@ -4,34 +4,54 @@ import json
 from pathlib import Path
 from typing import Any
 
-SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>"]
+SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|pad|>",
+]
 CHAT = (
     "{{- bos_token }}{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- m['content'] | trim + '<|eot_id|>' }}"
     "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+    "{%- endif %}"
 )
 
 
-def make(folder: Path, seed: int = 0, chat: str | None = CHAT, adds_bos: bool = True, **generation: Any) -> Path:
-    """Write model, byte-level tokenizer and chat template to `folder`; keywords go to generation_config.json.
+def make(
+    folder: Path, seed: int = 0, chat: str | None = CHAT, adds_bos: bool = True, **generation: Any
+) -> Path:
+    """Write model, byte-level tokenizer and chat template to `folder`.
 
-    The config names only <|end_of_text|> as end token, as the base Llama 3.1 does: <|eot_id|> ends a turn in
-    the chat template alone.
+    Keywords go to generation_config.json.
+
+    The config names only <|end_of_text|> as end token, as the base Llama 3.1 does: <|eot_id|> ends
+    a message in the chat template alone.
     """
     import torch
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in SPECIAL]
+    )
     bos, eos, pad = (tokenizer.token_to_id(SPECIAL[i]) for i in (0, 1, 5))
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{SPECIAL[0]} $A", pair=f"{SPECIAL[0]} $A $B", special_tokens=[(SPECIAL[0], bos)]
+            single=f"{SPECIAL[0]} $A",
+            pair=f"{SPECIAL[0]} $A $B",
+            special_tokens=[(SPECIAL[0], bos)],
         )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,4 +1,4 @@
-"""A Slurm of scripts that only take notes, and a real one on this machine."""
+"""Fixtures: a Slurm of scripts that only take notes, and a real one on this machine."""
 
 import os
 import random
@@ -23,10 +23,17 @@ def kit(tmp_path: Path) -> Kit:
 
 _FAKE = {
     "sbatch": """
-if [ "$1" = --test-only ]; then cat >/dev/null; [ ! -s reject ] || { cat reject >&2; exit 1; }; exit 0; fi
+if [ "$1" = --test-only ]; then
+  cat >/dev/null
+  [ ! -s reject ] || { cat reject >&2; exit 1; }
+  exit 0
+fi
 env > last-environment
 n=$(($(cat count) + 1)); echo $n > count
-[ ! -f "refuse-$n" ] || { echo "sbatch: error: Batch job submission failed: $(cat "refuse-$n")" >&2; exit 1; }
+if [ -f "refuse-$n" ]; then
+  echo "sbatch: error: Batch job submission failed: $(cat "refuse-$n")" >&2
+  exit 1
+fi
 cp "$1" "$n.sh"
 size=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$n.sh")
 if [ -n "$size" ]; then seq -f "${n}_%.0f" 0 "$size"; else echo "$n"; fi >> submitted
@@ -72,10 +79,13 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 def _free_ports() -> int:
-    # In any order: of two that look at the same time, both would take the first; ports are bound seconds later.
+    # In random order: ports are bound seconds later, and two that search at the same time in the
+    # same order would choose the same ones.
     for first in random.sample(range(16800, 26800, 40), 250):
         with socket.socket() as one, socket.socket() as other:
-            if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(("127.0.0.1", first + 3)):
+            if one.connect_ex(("127.0.0.1", first + 1)) and other.connect_ex(
+                ("127.0.0.1", first + 3)
+            ):
                 return first
     raise RuntimeError("no free ports for a cluster")
 
@@ -83,16 +93,28 @@ def _free_ports() -> int:
 @pytest.fixture(scope="session")
 def session_lab() -> Iterator[Lab]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    lacking = [name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)]
-    if lacking:
-        pytest.skip(f"no Slurm on this machine ({', '.join(lacking)}): apt-get install slurmctld slurmd slurm-client")
-    full = all(shutil.which(name, path=path) for name in ("slurmdbd", "mariadbd", "mariadb-install-db", "munged"))
-    settings = {"LAB_AUTH": "munge", "LAB_ACCT": "dbd"} if full else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
+    missing = [
+        name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=path)
+    ]
+    if missing:
+        pytest.skip(
+            f"no Slurm on this machine ({', '.join(missing)}): "
+            "apt-get install slurmctld slurmd slurm-client"
+        )
+    full = all(
+        shutil.which(name, path=path)
+        for name in ("slurmdbd", "mariadbd", "mariadb-install-db", "munged")
+    )
+    settings = (
+        {"LAB_AUTH": "munge", "LAB_ACCT": "dbd"}
+        if full
+        else {"LAB_AUTH": "none", "LAB_ACCT": "none"}
+    )
     # Not tmp_path: sockets live in it, whose paths may have 108 characters at most.
     short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
     folder = Path(tempfile.mkdtemp(prefix="lab", dir=short))
     settings |= {"LAB_DIR": str(folder), "LAB_PORT": str(_free_ports())}
-    # The nodes' jobs must not inherit what a first submission's environment holds of another cluster.
+    # The nodes' jobs must not inherit variables of another cluster from this process.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     up = subprocess.run([LAB, "up"], env=clean | settings, capture_output=True, text=True)
     try:

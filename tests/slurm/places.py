@@ -1,4 +1,4 @@
-"""Places that the tests of Slurm work in: the kit's folder, a Slurm that only takes notes, a real one."""
+"""What the tests of Slurm work with: the kit, a Slurm that only takes notes, a real one."""
 
 import json
 import subprocess
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.place import ROOT, SMALL
+from tests.slurm.batch_script import BatchScript
+
+CLUSTER = ROOT / "tests/small/cluster.yaml"
 
 
 @dataclass
@@ -22,14 +25,17 @@ class Kit:
         return self.folder / "runs/small"
 
     def words(self, command: str, *more: str, study: Path = SMALL) -> list[str]:
-        cluster = (
-            [] if command == "cancel" or "--cluster" in more else ["--cluster", str(ROOT / "tests/small/cluster.yaml")]
-        )
-        study_words = [command, str(study), *cluster, "--runs", str(self.folder / "runs"), "--json", *more]
-        return [sys.executable, str(ROOT / "study"), *study_words]
+        if command == "submit" and "--cluster" not in more:
+            more = ("--cluster", str(CLUSTER), *more)
+        options = ["--runs", str(self.folder / "runs"), "--json", *more]
+        return [sys.executable, str(ROOT / "study"), command, str(study), *options]
 
-    def call(self, command: str, *more: str, study: Path = SMALL) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.words(command, *more, study=study), capture_output=True, text=True)
+    def call(
+        self, command: str, *more: str, study: Path = SMALL
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.words(command, *more, study=study), capture_output=True, text=True
+        )
 
     def done(self, command: str, *more: str, study: Path = SMALL) -> dict[str, Any]:
         result = self.call(command, *more, study=study)
@@ -37,26 +43,28 @@ class Kit:
         return json.loads(result.stdout)
 
     def refused(self, command: str, *more: str, study: Path = SMALL) -> list[str]:
-        """The lines for the user; a traceback would not be one."""
+        """The lines for the user. Fails where a traceback is among them."""
         result = self.call(command, *more, study=study)
-        assert result.returncode and all(line.startswith("error: ") for line in result.stderr.splitlines())
+        assert result.returncode == 2 and all(
+            line.startswith("error: ") for line in result.stderr.splitlines()
+        )
         assert not result.stdout
         return result.stderr.splitlines()
 
 
 @dataclass
 class Fake:
-    """Commands of Slurm's names that note how they were called."""
+    """Commands with the names of Slurm's, which note how they were called."""
 
     folder: Path
 
     @property
-    def scripts(self) -> list[str]:
+    def scripts(self) -> list[BatchScript]:
         """What was submitted, in order."""
-        return [path.read_text() for path in sorted(self.folder.glob("[0-9]*.sh"))]
+        return [BatchScript.parse(p.read_text()) for p in sorted(self.folder.glob("[0-9]*.sh"))]
 
     def in_queue(self, *lines: str) -> None:
-        """Lines of JOB|STATE|REASON|COMMENT."""
+        """Set squeue's answer: lines of JOB|STATE|REASON|COMMENT."""
         (self.folder / "queue").write_text("".join(line + "\n" for line in lines))
 
     def say(self, file: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What waits for what, without a cluster: exact for a study of a usual size, never too little for any."""
+"""Dependencies between jobs: exact for usual studies, and never too few for any."""
 
 import random
 import time
@@ -10,17 +10,17 @@ import pytest
 from core.cell.identity import Cell
 from slurm import arrays as planning
 from slurm.arrays import Array, Task
-from slurm.profile import Shape, load_profile
+from slurm.profile import Resources, load_profile
 from study.spec import expand as plan
 from study.spec.load import load_study
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "studies/tiny.yaml"
-SHAPE = Shape(minutes=1)
+MINUTE = Resources(minutes=1)
 
 
-def shape(stage: str) -> Shape:
-    return SHAPE
+def resources(stage: str) -> Resources:
+    return MINUTE
 
 
 def cells(seeds: int) -> list[Cell]:
@@ -28,21 +28,25 @@ def cells(seeds: int) -> list[Cell]:
 
 
 def planned(
-    found: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
+    study: list[Cell], done: Callable[[Cell], bool] = lambda cell: False, largest: int = 1000
 ) -> tuple[list[Task], list[Array]]:
-    todo = planning.tasks(found, shape, done, {})
-    return todo, planning.plan(todo, shape, largest)
+    todo = planning.tasks(study, resources, done, {})
+    return todo, planning.plan(todo, resources, largest)
 
 
 def waits_for(task: Task) -> set[Task]:
     """The tasks that Slurm will have seen end well before it starts this one."""
     array = task.array
     assert array
-    found = {need for need in array.needs if isinstance(need, Task)}
-    if array.beside:
-        numbered = task.index < len(array.beside.tasks)
-        found |= {array.beside.tasks[task.index]} if numbered else set(array.beside.tasks)
-    return found
+    needs = {need for need in array.needs if isinstance(need, Task)}
+    if array.aftercorr_parent:
+        numbered = task.index < len(array.aftercorr_parent.tasks)
+        needs |= (
+            {array.aftercorr_parent.tasks[task.index]}
+            if numbered
+            else set(array.aftercorr_parent.tasks)
+        )
+    return needs
 
 
 def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
@@ -51,57 +55,72 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     assert len(arrays) < len(todo)
     of = {task.cells[0].name: task for task in todo if task.kind in ("midtrain", "sft")}
     sft, midtrain = of["base-animal-s1-d200"], of["base-animal-s1"]
-    assert sft.array and sft.array.beside is midtrain.array and sft.index == midtrain.index
-    assert sft.array.beside
-    jobs = {sft.array.beside: "7"}
+    assert (
+        sft.array and sft.array.aftercorr_parent is midtrain.array and sft.index == midtrain.index
+    )
+    assert sft.array.aftercorr_parent
+    jobs = {sft.array.aftercorr_parent: "7"}
     assert planning.dependency(sft.array, jobs) == "aftercorr:7"
     assert planning.dependency(sft.array, jobs, {"7_0"}) == "aftercorr:7"
-    every = {f"7_{k}" for k in range(len(sft.array.beside.tasks))}
-    assert planning.dependency(sft.array, jobs, every) is None, "Slurm 22.05 would take it for fulfilled anyway"
+    every = {f"7_{k}" for k in range(len(sft.array.aftercorr_parent.tasks))}
+    assert planning.dependency(sft.array, jobs, every) is None, (
+        "Slurm 22.05 would take it for fulfilled anyway"
+    )
 
 
 def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
     todo, _ = planned(cells(seeds=1))
-    assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {("generate", "likelihood")}
+    assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {
+        ("generate", "likelihood")
+    }
 
 
 def test_what_is_finished_is_left_out_and_waited_for_by_nobody() -> None:
-    found = cells(seeds=3)
-    todo, _ = planned(found, lambda cell: cell.stage in ("model", "documents", "midtrain"))
+    study = cells(seeds=3)
+    todo, _ = planned(study, lambda cell: cell.stage in ("model", "documents", "midtrain"))
     assert {task.kind for task in todo} == {"sft", "evaluate", "judge", "analysis"}
     assert all(not task.needs for task in todo if task.kind == "sft")
-    assert planned(found, lambda cell: True) == ([], [])
+    assert planned(study, lambda cell: True) == ([], [])
 
 
 def test_any_part_of_a_study_is_ordered_and_waits_for_enough() -> None:
-    """400 random states of a study, with small arrays: whatever is finished, no task can start too early."""
-    found, dice = cells(seeds=4), random.Random(0)
+    """400 random states of a study with small arrays: no task can start too early."""
+    study = cells(seeds=4)
+    dice = random.Random(0)
     for _ in range(400):
         done: set[str] = set()
         share = dice.random()
-        for cell in found:
+        for cell in study:
             if dice.random() < share and all(c.identity in done for c in cell.inputs.values()):
                 done.add(cell.identity)
         largest = dice.choice([1, 2, 5, 1000])
-        todo, arrays = planned(found, lambda cell, done=done: cell.identity in done, largest)  # type: ignore[misc]
-        assert {c.identity for t in todo for c in t.cells} == {c.identity for c in found} - done
+        todo, arrays = planned(
+            study,
+            lambda cell, done=done: cell.identity in done,  # type: ignore[misc]
+            largest,
+        )
+        assert {c.identity for t in todo for c in t.cells} == {c.identity for c in study} - done
         assert [task for array in arrays for task in array.tasks if task.array is not array] == []
         assert sum(len(array.tasks) for array in arrays) == len(todo)
-        order = {array: place for place, array in enumerate(arrays)}
+        order = {array: position for position, array in enumerate(arrays)}
         for task in todo:
             assert task.array and len(task.array.tasks) <= largest
             assert waits_for(task) >= set(task.needs)
-            assert all(order[need.array] < order[task.array] for need in waits_for(task) if need.array)
+            assert all(
+                order[need.array] < order[task.array] for need in waits_for(task) if need.array
+            )
 
 
 def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
-    found = cells(seeds=1)
-    training = next(cell for cell in found if cell.stage == "midtrain")
-    before = {cell.identity: "5" for cell in found if cell.stage in ("model", "documents")}
-    todo = planning.tasks(found, shape, lambda cell: False, {**before, training.identity: "77_3"})
+    study = cells(seeds=1)
+    training = next(cell for cell in study if cell.stage == "midtrain")
+    before = {cell.identity: "5" for cell in study if cell.stage in ("model", "documents")}
+    todo = planning.tasks(
+        study, resources, lambda cell: False, {**before, training.identity: "77_3"}
+    )
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
-    planning.plan(todo, shape, 1000)
+    planning.plan(todo, resources, 1000)
     assert sft.array and planning.dependency(sft.array, {}) == "afterok:77_3"
     assert planning.dependency(sft.array, {}, {"77_3"}) is None
     assert all(training not in task.cells for task in todo)
@@ -110,22 +129,29 @@ def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
 @pytest.mark.parametrize("largest", [1000, 60])
 def test_a_thousand_cells_in_seconds_and_one_call_for_a_hundred(largest: int) -> None:
     started = time.monotonic()
-    found = cells(seeds=50)
-    todo, arrays = planned(found, largest=largest)
+    study = cells(seeds=50)
+    todo, arrays = planned(study, largest=largest)
     took = time.monotonic() - started
-    print(f"{len(found)} cells: {took:.2f} s, {len(todo)} jobs in {len(arrays)} arrays")
-    assert len(found) >= 1000 and took < 5
+    print(f"{len(study)} cells: {took:.2f} s, {len(todo)} jobs in {len(arrays)} arrays")
+    assert len(study) >= 1000 and took < 5
     assert all(waits_for(task) >= set(task.needs) for task in todo)
     assert all(len(array.tasks) <= largest for array in arrays)
     if largest == 1000:
-        assert len(arrays) <= -(-len(found) // 100)
+        assert len(arrays) <= -(-len(study) // 100)
         # Merged or not: from midtraining on, arms don't wait for each other.
-        sft = [t for t in todo if t.kind == "sft" and any(c.stage == "midtrain" for c in t.cells[0].inputs.values())]
-        assert all(waits_for(task) - {t for t in todo if t.kind == "model"} == set(task.needs) for task in sft)
+        sft = [
+            t
+            for t in todo
+            if t.kind == "sft" and any(c.stage == "midtrain" for c in t.cells[0].inputs.values())
+        ]
+        assert all(
+            waits_for(task) - {t for t in todo if t.kind == "model"} == set(task.needs)
+            for task in sft
+        )
 
 
 def test_the_examples_of_profiles_are_valid() -> None:
     for name in ("lab", "university", "partitions"):
         profile = load_profile(Path(name))
-        assert profile.shape("analysis").minutes and profile.shape("midtrain").partition
-        assert profile.shape("generate") == profile.shape("likelihood"), "they share a job"
+        assert profile.resources("analysis").minutes and profile.resources("midtrain").partition
+        assert profile.resources("generate") == profile.resources("likelihood"), "they share a job"

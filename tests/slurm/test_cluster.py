@@ -1,4 +1,4 @@
-"""On a real Slurm (tests/slurmlab): a study from submission to tables, failures, refusals, cancellation."""
+"""On a real Slurm: a study from submission to tables, failures, refusals, cancellation."""
 
 import json
 import os
@@ -65,34 +65,49 @@ def test_a_study_runs_to_its_tables_and_gives_the_same_bytes_as_on_one_machine(
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(finished: Kit, lab: Lab, kit: Kit) -> None:
+def test_a_failed_cell_cancels_those_behind_it_and_the_next_call_runs_them(
+    finished: Kit, lab: Lab, kit: Kit
+) -> None:
     copy(finished, kit)
     for stage in ("judge", "analysis"):
         shutil.rmtree(kit.base / stage)
     samples = sorted(kit.base.glob("generate/*/samples.eval"))[0]
-    whole = samples.read_bytes()
-    samples.write_bytes(whole[:-1])
+    content = samples.read_bytes()
+    samples.write_bytes(content[:-1])
     before = manifests(kit)
     facts = kit.done("submit", *ONE_DOSE)
-    assert [(job["stage"], job["tasks"]) for job in facts["jobs"]] == [("judge", 2), ("analysis", 1)]
+    assert [(job["stage"], job["tasks"]) for job in facts["jobs"]] == [
+        ("judge", 2),
+        ("analysis", 1),
+    ]
     lab.wait()
-    assert len(manifests(kit)) == len(before) + 1, "one judge is done, the other and the analysis are not"
+    assert len(manifests(kit)) == len(before) + 1, (
+        "one judge is done, the other and the analysis are not"
+    )
     logs = [path.read_text() for path in kit.base.glob("judge/*/log.txt")]
     assert sum("error: " in log and "cut short" in log for log in logs) == 1
     assert not list(kit.base.glob("analysis/*/log.txt")), "it never started"
-    samples.write_bytes(whole)
+    samples.write_bytes(content)
     facts = kit.done("submit", *ONE_DOSE)
-    assert [(job["stage"], job["cells"]) for job in facts["jobs"]] == [("judge", 1), ("analysis", 1)]
+    assert [(job["stage"], job["cells"]) for job in facts["jobs"]] == [
+        ("judge", 1),
+        ("analysis", 1),
+    ]
     lab.wait()
     assert manifests(kit) == manifests(finished)
     (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (finished, kit))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alone(lab: Lab, kit: Kit) -> None:
+def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alone(
+    lab: Lab, kit: Kit
+) -> None:
     other = lab.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 300").strip()
     seeds = ("--seeds", "0", "1", "2")
-    shells = [subprocess.Popen(kit.words("submit", *seeds), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    shells = [
+        subprocess.Popen(kit.words("submit", *seeds), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     facts = [json.loads(shell.communicate()[0]) for shell in shells]
     assert sorted(f["submitted"] for f in facts) == [0, facts[0]["cells"]]
     jobs = next(f["jobs"] for f in facts if f["jobs"])
@@ -111,7 +126,9 @@ def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alo
     while "Restarts=1" not in lab.ask("scontrol", "show", "job", job):
         assert time.monotonic() < end, lab.ask("scontrol", "show", "job", job)
         time.sleep(0.2)
-    assert kit.done("submit", *seeds)["submitted"] == 0, "a job that waits to start again is in the queue"
+    assert kit.done("submit", *seeds)["submitted"] == 0, (
+        "a job that waits to start again is in the queue"
+    )
 
     cancelled = kit.done("cancel", *seeds)["cancelled"]
     assert job in cancelled and other not in cancelled
@@ -135,10 +152,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_slurm_would_refuse_is_one_line(what: str, lab: Lab, kit: Kit, tmp_path: Path) -> None:
-    changes, reason = REFUSED[what]
-    if what in ("account", "qos") and not lab.accounting:
+@pytest.mark.parametrize("field", REFUSED)
+def test_requests_that_slurm_refuses_are_reported_before_any_submission(
+    field: str, lab: Lab, kit: Kit, tmp_path: Path
+) -> None:
+    changes, reason = REFUSED[field]
+    if field in ("account", "qos") and not lab.accounting:
         pytest.skip("no accounting on this cluster")
     profile = {"partition": "cpu", "stages": {"default": {"minutes": 5} | changes}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(profile))
@@ -148,22 +167,26 @@ def test_what_slurm_would_refuse_is_one_line(what: str, lab: Lab, kit: Kit, tmp_
     assert not lab.jobs() and not (kit.base / "slurm/jobs.jsonl").exists()
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(
+def test_a_cluster_that_does_not_answer_is_reported(
     lab: Lab, kit: Kit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    conf = (
+        (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    )
     (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     (line,) = kit.refused("submit", *ONE_DOSE)
     assert "unknown, so nothing was done" in line
 
 
-def split_recipe(one: Any, other: Any) -> float:
-    """The largest difference between the numbers in two results that are alike in everything else."""
+def largest_difference(one: Any, other: Any) -> float:
+    """The largest difference between numbers of two results that are otherwise equal."""
     if isinstance(one, dict | list):
-        pairs = [(key, other[key]) for key in one] if isinstance(one, dict) else list(enumerate(other))
+        pairs = (
+            [(key, other[key]) for key in one] if isinstance(one, dict) else list(enumerate(other))
+        )
         assert len(one) == len(other) == len(pairs)
-        return max((split_recipe(one[key], value) for key, value in pairs), default=0.0)
+        return max((largest_difference(one[key], value) for key, value in pairs), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other)
     assert one == other
@@ -176,18 +199,33 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
     """Sums in another order: an arm's scores may differ by a sampled answer or two, no more."""
     copy(finished, kit)
     for path in kit.base.glob("*/*"):
-        if ("animal" in path.name and path.parent.name in BEHIND_A_TRAINING) or path.parent.name == "analysis":
+        if (
+            "animal" in path.name and path.parent.name in BEHIND_A_TRAINING
+        ) or path.parent.name == "analysis":
             shutil.rmtree(path)
-    left = len(manifests(finished)) - len(manifests(kit))
+    remaining = len(manifests(finished)) - len(manifests(kit))
     stages = {"default": {"minutes": 10, "cpus": 2, "mem_gb": 8.0}}
     stages["midtrain"] = stages["default"] | {"nodes": 2}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump({"partition": "cpu", "stages": stages}))
     log = kit.folder / "driver.log"
-    words = [str(SMALL), "--cluster", str(tmp_path / "two.yaml"), "--runs", str(kit.folder / "runs"), *ONE_DOSE]
-    # 26.05 hands the driver's own shape on to its jobs, whose srun then dies: what it submits must be able to start.
+    words = [
+        str(SMALL),
+        "--cluster",
+        str(tmp_path / "two.yaml"),
+        "--runs",
+        str(kit.folder / "runs"),
+        *ONE_DOSE,
+    ]
+    # Slurm 26.05 passes the driver's own resources on to its jobs, whose srun then dies.
     driver = ["sbatch", "--wait", f"--output={log}", "slurm/study.sbatch", *words, "--json"]
-    subprocess.run(driver, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"PYTHON": sys.executable})
-    assert json.loads(log.read_text())["submitted"] == left > 0
+    subprocess.run(
+        driver,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHON": sys.executable},
+    )
+    assert json.loads(log.read_text())["submitted"] == remaining > 0
     lab.wait()
     assert manifests(kit) == manifests(finished)
     (ours,), (theirs,) = ([*k.base.glob("midtrain/*animal*")] for k in (kit, finished))
@@ -195,21 +233,26 @@ def test_the_driver_submits_from_inside_a_job_and_two_nodes_train_what_one_does(
     weights = [load_file(folder / "model/model.safetensors") for folder in (ours, theirs)]
     off = max((one - weights[1][name]).abs().max().item() for name, one in weights[0].items())
     (ours,), (theirs,) = ([*k.base.glob("analysis/*/results.json")] for k in (kit, finished))
-    scores = split_recipe(json.loads(ours.read_text()), json.loads(theirs.read_text()))
+    scores = largest_difference(json.loads(ours.read_text()), json.loads(theirs.read_text()))
     print(f"two nodes and one: weights {off:.1e}, results {scores:.1e} apart")
     assert 0 < off < 1e-4 and scores < 0.05
 
 
 def test_slurm_waits_as_the_plan_assumes(lab: Lab) -> None:
-    """aftercorr with a number that the other array lacks waits for all of it; with one it has, for that alone."""
+    """aftercorr waits for the same index of the other array, or else for all of that array."""
     sbatch = ("sbatch", "--parsable", "--output=/dev/null")
     first = lab.ask(*sbatch, "--array=0-1", "--wrap=sleep $((SLURM_ARRAY_TASK_ID * 4))").strip()
-    second = lab.ask(*sbatch, "--array=0-3", f"--dependency=aftercorr:{first}", "--wrap=sleep 0.5").strip()
+    second = lab.ask(
+        *sbatch, "--array=0-3", f"--dependency=aftercorr:{first}", "--wrap=sleep 0.5"
+    ).strip()
     order: list[set[str]] = []
     end = time.monotonic() + 300
     while jobs := lab.jobs():
         assert time.monotonic() < end
         order.append({job for job in jobs if job.startswith(second)})
-        assert not {f"{second}_2", f"{second}_3", f"{second}_1"} - set(jobs) or f"{first}_1" not in jobs
+        assert (
+            not {f"{second}_2", f"{second}_3", f"{second}_1"} - set(jobs)
+            or f"{first}_1" not in jobs
+        )
         time.sleep(0.1)
     assert {f"{second}_{k}" for k in (1, 2, 3)} in order, "task 0 ended before the others began"

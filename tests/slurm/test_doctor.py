@@ -1,4 +1,4 @@
-"""Doctor on a real cluster: all is well, and what it says of each thing that is made to go wrong."""
+"""`doctor` on a real cluster: a working one, and one problem at a time."""
 
 import contextlib
 import dataclasses
@@ -19,8 +19,9 @@ import yaml
 from core.cell.identity import Cell
 from slurm import checks
 from slurm.checks import Check
+from slurm.cluster_limits import ask_cluster, gpus
 from slurm.doctor import doctor, show
-from slurm.profile import Profile, Shape, load_profile
+from slurm.profile import Profile, Resources, load_profile
 from study.spec import expand
 from study.spec.load import load_study
 from tests.slurm.places import ROOT, SMALL, Lab
@@ -40,12 +41,12 @@ def profile(folder: Path, stages: dict[str, Any], **more: Any) -> Path:
     return path
 
 
-def by_name(found: list[Check]) -> dict[str, Check]:
-    print(show(found))
-    assert len({c.name for c in found}) == len(found)
-    for check in found:
+def by_name(report: list[Check]) -> dict[str, Check]:
+    print(show(report))
+    assert len({c.name for c in report}) == len(report)
+    for check in report:
         assert check.state == "ok" or check.fix, f"{check} lacks what to do"
-    return {c.name: c for c in found}
+    return {c.name: c for c in report}
 
 
 def nothing_left(lab: Lab, runs: Path) -> None:
@@ -58,17 +59,22 @@ def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     text = (ROOT / "tests/small/cluster.yaml").read_text()
     midtrain = "  midtrain: {minutes: 10, nodes: 2, tasks_per_node: 2, cpus: 2, mem_gb: 8}\n"
     (tmp_path / "lab.yaml").write_text(text.replace("stages:\n", f"stages:\n{midtrain}"))
-    found = by_name(doctor(tmp_path / "lab.yaml", tmp_path / "runs", cells_of(SMALL), 120))
-    assert {c.state for c in found.values() if c.name != "room"} == {"ok"}
+    report = by_name(doctor(tmp_path / "lab.yaml", tmp_path / "runs", cells_of(SMALL), 120))
+    assert {c.state for c in report.values() if c.name != "room"} == {"ok"}
     for line in ("shared folder", "rename", "locks", "python", "packages", "all-reduce"):
-        assert f"cpu: {line}" in found
+        assert f"cpu: {line}" in report
     for package in ("torch", "vllm", "transformers", "submitit"):
-        assert package in found["cpu: packages"].found
-    assert "cpu1, cpu2: " in found["cpu: locks"].found and "gloo" in found["cpu: all-reduce"].found
+        assert package in report["cpu: packages"].finding
+    assert (
+        "cpu1, cpu2: " in report["cpu: locks"].finding
+        and "gloo" in report["cpu: all-reduce"].finding
+    )
     nothing_left(lab, tmp_path / "runs")
 
 
-def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problems_that_only_a_node_sees(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = shutil.copy(ROOT / "eval/data/anima_like/questions.jsonl", tmp_path)
     text = SMALL.read_text().replace("judge: stand_in", "judge: judge")
     text = text.replace("eval/data/anima_like/questions.jsonl", str(questions))
@@ -78,7 +84,9 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
             f"{name}: {{base_url: http://{address}/v1, model: m, key_env: A_KEY}}"
             for name, address in (("stand_in", "127.0.0.1:9"), ("judge", here))
         )
-        (tmp_path / "study.yaml").write_text(text.replace("stand_in: {served_by: kit}", f"{stand_in}\n  {judge}"))
+        (tmp_path / "study.yaml").write_text(
+            text.replace("stand_in: {served_by: kit}", f"{stand_in}\n  {judge}")
+        )
         stages = {
             "default": {"minutes": 100},
             "documents": LIGHT | {"nodes": 2},
@@ -93,8 +101,10 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
         )
         monkeypatch.setenv("A_KEY", "a-secret")
         study = cells_of(tmp_path / "study.yaml")
-        found = by_name(doctor(path, tmp_path / "runs", study, 60))
-    assert found["API keys"].state == "ok" and not any("a-secret" in str(c) for c in found.values())
+        report = by_name(doctor(path, tmp_path / "runs", study, 60))
+    assert report["API keys"].state == "ok" and not any(
+        "a-secret" in str(c) for c in report.values()
+    )
     for line, word in {
         "cpu: all-reduce": "nope0",
         "cpu: scratch, cache": "/proc/none/",
@@ -103,9 +113,11 @@ def test_faults_that_only_a_node_sees(lab: Lab, tmp_path: Path, monkeypatch: pyt
         "cpu: endpoints": "documents call 127.0.0.1:9",
         "gpu GPUs h100:8: GPUs": "built without CUDA",
     }.items():
-        assert found[line].state == "failed" and word in found[line].found, found[line]
-    assert found["gpu GPUs h100:8: endpoints"].state == "warning", "judge reaches its own, not the writer"
-    assert found["gpu GPUs h100:8: endpoints"].fix == "offline: true"
+        assert report[line].state == "failed" and word in report[line].finding, report[line]
+    assert report["gpu GPUs h100:8: endpoints"].state == "warning", (
+        "judge reaches its own, not the writer"
+    )
+    assert report["gpu GPUs h100:8: endpoints"].fix == "offline: true"
     nothing_left(lab, tmp_path / "runs")
 
 
@@ -119,7 +131,10 @@ def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": {"minutes": 100}, "documents": LIGHT})
     mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$5" && exec "$@"', "sh"]
     result = subprocess.run(
-        [*mounted, sys.executable, "-c", code, str(path), str(runs)], cwd=ROOT, capture_output=True, text=True
+        [*mounted, sys.executable, "-c", code, str(path), str(runs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     print(result.stdout, result.stderr)
     (line,) = [line for line in result.stdout.splitlines() if " cpu: shared folder" in line]
@@ -129,9 +144,11 @@ def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_python_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": LIGHT}, python="/nowhere/python")
-    found = by_name(doctor(path, tmp_path / "runs", None, 60))
-    assert found["cpu: node"].state == "failed" and "/nowhere/python" in found["cpu: node"].found
-    assert found["study"].state == "not checked"
+    report = by_name(doctor(path, tmp_path / "runs", None, 60))
+    assert (
+        report["cpu: node"].state == "failed" and "/nowhere/python" in report["cpu: node"].finding
+    )
+    assert report["study"].state == "not checked"
     nothing_left(lab, tmp_path / "runs")
 
 
@@ -143,7 +160,9 @@ def drained(lab: Lab) -> Iterator[None]:
     finally:
         lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=resume")
         end = time.monotonic() + 300
-        while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {"idle"}:
+        while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {
+            "idle"
+        }:
             assert time.monotonic() < end, states
             time.sleep(0.2)
 
@@ -151,109 +170,150 @@ def drained(lab: Lab) -> Iterator[None]:
 def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": LIGHT})
     with drained(lab):
-        found = by_name(doctor(path, tmp_path / "runs", None, 2))
-        assert found["request default"].state == "warning" and "0 of 2 nodes" in found["request default"].found
-        assert found["cpu: node"].state == "not checked" and "still waits" in found["cpu: node"].found
+        report = by_name(doctor(path, tmp_path / "runs", None, 2))
+        assert (
+            report["request default"].state == "warning"
+            and "0 of 2 nodes" in report["request default"].finding
+        )
+        assert (
+            report["cpu: node"].state == "not checked"
+            and "still waits" in report["cpu: node"].finding
+        )
         nothing_left(lab, tmp_path / "runs")
         code = "import sys; from pathlib import Path; from slurm.doctor import doctor;"
         code += "doctor(Path(sys.argv[1]), Path(sys.argv[2]), None, 900)"
-        for told in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM):
             call = subprocess.Popen(
-                [sys.executable, "-c", code, str(path), str(tmp_path / "runs")], cwd=ROOT, stderr=subprocess.PIPE
+                [sys.executable, "-c", code, str(path), str(tmp_path / "runs")],
+                cwd=ROOT,
+                stderr=subprocess.PIPE,
             )
             end = time.monotonic() + 300
             while not lab.jobs():
                 assert time.monotonic() < end and call.poll() is None
                 time.sleep(0.1)
             (job,) = lab.jobs()
-            assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), "Slurm drops it, whatever happens"
-            call.send_signal(told)
+            assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), (
+                "Slurm drops it, whatever happens"
+            )
+            call.send_signal(number)
             assert b"KeyboardInterrupt" in call.communicate(timeout=600)[1]
             nothing_left(lab, tmp_path / "runs")
 
 
-SHAPES = {
-    "partition": (Shape(5, partition="nowhere"), "no partition nowhere", "cpu, gpu, scavenge, short"),
-    "time": (Shape(100), "partition cpu allows 60", "minutes: 60"),
-    "nodes": (Shape(5, nodes=3), "cpu has 2 of 2", "stages.midtrain"),
-    "nodes of the partition": (Shape(1, nodes=2, partition="short"), "short allows 1", "nodes: 1"),
+REQUESTS = {
+    "partition": (
+        Resources(5, partition="nowhere"),
+        "no partition nowhere",
+        "cpu, gpu, scavenge, short",
+    ),
+    "time": (Resources(100), "partition cpu allows 60", "minutes: 60"),
+    "nodes": (Resources(5, nodes=3), "cpu has 2 of 2", "stages.midtrain"),
+    "nodes of the partition": (
+        Resources(1, nodes=2, partition="short"),
+        "short allows 1",
+        "nodes: 1",
+    ),
     "cores": (
-        Shape(5, tasks_per_node=4, cpus=5),
+        Resources(5, tasks_per_node=4, cpus=5),
         "nodes of 20 cores; cpu has 0 of 2 (at most 16 cores",
         "ask for less",
     ),
-    "memory": (Shape(5, mem_gb=900.0), "900 GiB; cpu has 0 of 2", "ask for less"),
-    "gpus": (Shape(5, gpus_per_node=9, partition="gpu"), "GPUs 9; gpu has 0 of 2", "ask for less"),
-    "type of gpus": (Shape(5, gpus_per_node="a100:1", partition="gpu"), "gpu has 0 of 2", "ask for less"),
-    "constraint": (Shape(5, constraint="h200|a100"), "h200|a100; cpu has 0 of 2", "ask for less"),
-    "account": (Shape(5, account="nobody"), "account", "account nobody"),
+    "memory": (Resources(5, mem_gb=900.0), "900 GiB; cpu has 0 of 2", "ask for less"),
+    "gpus": (
+        Resources(5, gpus_per_node=9, partition="gpu"),
+        "GPUs 9; gpu has 0 of 2",
+        "ask for less",
+    ),
+    "type of gpus": (
+        Resources(5, gpus_per_node="a100:1", partition="gpu"),
+        "gpu has 0 of 2",
+        "ask for less",
+    ),
+    "constraint": (
+        Resources(5, constraint="h200|a100"),
+        "h200|a100; cpu has 0 of 2",
+        "ask for less",
+    ),
+    "account": (Resources(5, account="nobody"), "account", "account nobody"),
 }
 
 
-@pytest.mark.parametrize("what", SHAPES)
-def test_a_request_that_could_never_start(what: str, lab: Lab) -> None:
-    shape, found, fix = SHAPES[what]
-    if what == "account" and not lab.accounting:
+@pytest.mark.parametrize("problem", REQUESTS)
+def test_a_request_that_could_never_start(problem: str, lab: Lab) -> None:
+    resources, finding, fix = REQUESTS[problem]
+    if problem == "account" and not lab.accounting:
         pytest.skip("no accounting on this cluster")
-    asked = Profile({"default": Shape(5), "midtrain": shape}, partition="cpu")
-    check = checks.request(["midtrain"], asked.shape("midtrain"), asked, checks.ask_cluster())
-    assert check.state == "failed" and found in check.found and fix in check.fix, check
+    asked = Profile({"default": Resources(5), "midtrain": resources}, partition="cpu")
+    check = checks.request(["midtrain"], asked.resources("midtrain"), asked, ask_cluster())
+    assert check.state == "failed" and finding in check.finding and fix in check.fix, check
 
 
 def test_requests_that_fit(lab: Lab) -> None:
-    for shape in (
-        Shape(1, partition="short,cpu"),
-        Shape(5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0),
-        Shape(60, gpus_per_node=8, partition="scavenge", constraint="gpu&h100"),
+    for resources in (
+        Resources(1, partition="short,cpu"),
+        Resources(
+            5, nodes=2, gpus_per_node="h100:8", partition="gpu", constraint="cpu|h100", mem_gb=200.0
+        ),
+        Resources(60, gpus_per_node=8, partition="scavenge", constraint="gpu&h100"),
     ):
-        asked = Profile({"default": shape}, partition="cpu")
-        check = checks.request(["sft"], asked.shape("sft"), asked, checks.ask_cluster())
+        asked = Profile({"default": resources}, partition="cpu")
+        check = checks.request(["sft"], asked.resources("sft"), asked, ask_cluster())
         assert check.state == "ok", check
 
 
 def test_limits_of_accounts_and_qos(lab: Lab) -> None:
     if not lab.accounting:
         pytest.skip("no accounting on this cluster")
-    plain = Profile({"default": Shape(30)}, partition="cpu")
+    plain = Profile({"default": Resources(30)}, partition="cpu")
     high = dataclasses.replace(plain, qos="high")
 
-    def looked(asked: Profile) -> tuple[Check, Check]:
-        cluster, shape = checks.ask_cluster(), asked.shape("default")
-        return checks.submissions(asked, [shape], cluster), checks.request(["sft"], shape, asked, cluster)
+    def look(asked: Profile) -> tuple[Check, Check]:
+        cluster, resources = ask_cluster(), asked.resources("default")
+        return checks.submit_limits(asked, [resources], cluster), checks.request(
+            ["sft"], resources, asked, cluster
+        )
 
     def change(*words: str) -> None:
         lab.ask("sacctmgr", "-Q", "-i", "modify", *words)
 
     user = ("user", "where", f"name={lab.ask('id', '-un').strip()}", "account=research", "set")
     try:
-        assert [c.state for c in looked(plain)] == ["ok", "ok"]
+        assert [c.state for c in look(plain)] == ["ok", "ok"]
         change(*user, "MaxSubmitJobs=3")
-        assert looked(plain)[0].state == "ok", "submit asks for the limit itself"
-        over = looked(dataclasses.replace(plain, max_submit=4))[0]
+        assert look(plain)[0].state == "ok", "submit asks for the limit itself"
+        over = look(dataclasses.replace(plain, max_submit=4))[0]
         assert over.state == "failed" and over.fix == "max_submit: 3"
         change(*user, "MaxSubmitJobs=-1")
         change("qos", "high", "set", "MaxSubmitJobsPerUser=3", "MaxWall=20")
-        assert [c.state for c in looked(plain)] == ["ok", "ok"], "of another qos"
-        jobs, request = looked(high)
+        assert [c.state for c in look(plain)] == ["ok", "ok"], "of another qos"
+        jobs, request = look(high)
         assert jobs.state == "failed" and jobs.fix == "max_submit: 3"
-        assert request.state == "failed" and "qos high allows 20" in request.found and "minutes: 20" in request.fix
-        assert looked(dataclasses.replace(high, max_submit=3))[0].state == "ok"
+        assert (
+            request.state == "failed"
+            and "qos high allows 20" in request.finding
+            and "minutes: 20" in request.fix
+        )
+        assert look(dataclasses.replace(high, max_submit=3))[0].state == "ok"
     finally:
         change(*user, "MaxSubmitJobs=-1")
         change("qos", "high", "set", "MaxSubmitJobsPerUser=-1", "MaxWall=-1")
 
 
 def test_arrays_and_requeues(lab: Lab) -> None:
-    one = Profile({"default": Shape(5)}, partition="scavenge", max_array=20_000)
-    check = checks.arrays(one)
+    scavenging = Profile({"default": Resources(5)}, partition="scavenge", max_array=20_000)
+    check = checks.arrays(scavenging)
     assert check.state == "warning" and check.fix == "max_array: 10000"
-    shapes = [one.shape("default")]
-    assert checks.requeue(one, shapes, checks.ask_cluster()).state == "ok"
-    assert checks.requeue(dataclasses.replace(one, requeue=0), shapes, checks.ask_cluster()).state == "warning"
+    requests = [scavenging.resources("default")]
+    assert checks.requeue(scavenging, requests, ask_cluster()).state == "ok"
+    assert (
+        checks.requeue(dataclasses.replace(scavenging, requeue=0), requests, ask_cluster()).state
+        == "warning"
+    )
     lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=cancel")
     try:
-        lost = checks.requeue(one, shapes, checks.ask_cluster())
-        assert lost.state == "warning" and "scavenge are cancelled" in lost.found
+        lost = checks.requeue(scavenging, requests, ask_cluster())
+        assert lost.state == "warning" and "scavenge are cancelled" in lost.finding
     finally:
         lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=requeue")
 
@@ -262,46 +322,59 @@ def test_arrays_and_requeues(lab: Lab) -> None:
 def bare_lab(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A second cluster, without accounts and nodes' namespaces."""
     folder = Path(f"{session_lab.folder}-bare")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    settings = {"LAB_DIR": str(folder), "LAB_PORT": str(port - 1), "LAB_AUTH": "none", "LAB_ACCT": "none"}
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    settings = {
+        "LAB_DIR": str(folder),
+        "LAB_PORT": str(port - 1),
+        "LAB_AUTH": "none",
+        "LAB_ACCT": "none",
+    }
     names = {"LAB_ISO": "0", "LAB_CPU_NODES": "1", "LAB_GPU_NODES": "0"}
     lab = [ROOT / "tests/slurmlab"]
     try:
-        subprocess.run([*lab, "up"], env=os.environ | settings | names, check=True, capture_output=True)
+        subprocess.run(
+            [*lab, "up"], env=os.environ | settings | names, check=True, capture_output=True
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", str(folder / "etc/slurm.conf"))
             yield
     finally:
-        subprocess.run([*lab, "down", "--wipe"], env=os.environ | settings | names, capture_output=True)
+        subprocess.run(
+            [*lab, "down", "--wipe"], env=os.environ | settings | names, capture_output=True
+        )
 
 
 def test_without_accounts(bare_lab: None) -> None:
-    one = Profile({"default": Shape(5)}, partition="cpu")
-    shapes = [one.shape("default")]
-    assert checks.accounting(shapes).state == "warning"
-    assert checks.submissions(one, shapes, checks.ask_cluster()).state == "not checked"
-    named = checks.accounting([dataclasses.replace(shapes[0], account="research")])
-    assert named.state == "failed" and "research would be ignored" in named.found
+    profile = Profile({"default": Resources(5)}, partition="cpu")
+    requests = [profile.resources("default")]
+    assert checks.accounting(requests).state == "warning"
+    assert checks.submit_limits(profile, requests, ask_cluster()).state == "not checked"
+    named = checks.accounting([dataclasses.replace(requests[0], account="research")])
+    assert named.state == "failed" and "research would be ignored" in named.finding
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))
-    assert found["commands"].state == "failed" and "not on PATH" in found["commands"].found
+    report = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))
+    assert report["commands"].state == "failed" and "not on PATH" in report["commands"].finding
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine has a cluster")
 def test_slurm_without_a_cluster(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CONF")
-    found = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))
-    assert found["commands"].state == "failed" and "go to a login node" in found["commands"].fix
+    report = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))
+    assert report["commands"].state == "failed" and "go to a login node" in report["commands"].fix
 
 
-def test_a_controller_that_does_not_answer(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+def test_a_controller_that_does_not_answer(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = (
+        (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    )
     (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     assert by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))["Slurm"].state == "failed"
@@ -318,5 +391,8 @@ def test_room_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_profiles_that_come_with_the_kit_can_be_looked_at() -> None:
     for name in ("lab", "university", "partitions"):
-        one = load_profile(Path(name))
-        assert checks.gpus(one.shape("midtrain")) == {"lab": 0, "university": 4, "partitions": 4}[name]
+        profile = load_profile(Path(name))
+        assert (
+            gpus(profile.resources("midtrain"))
+            == {"lab": 0, "university": 4, "partitions": 4}[name]
+        )

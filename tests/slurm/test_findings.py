@@ -11,31 +11,35 @@ import pytest
 
 from slurm import probe
 from slurm.checks import Check
-from slurm.findings import Visit, judged
-from slurm.profile import Profile, Shape
+from slurm.findings import Visit, report_visit
+from slurm.profile import Profile, Resources
 
 
-def by_name(found: list[Check]) -> dict[str, Check]:
-    assert all(check.state == "ok" or check.fix for check in found), "each says what to do"
-    return {check.name: check for check in found}
+def by_name(report: list[Check]) -> dict[str, Check]:
+    assert all(check.state == "ok" or check.fix for check in report), "each says what to do"
+    return {check.name: check for check in report}
 
 
 def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
-    path, found, enough = tmp_path / "turning", {}, threading.Event()
-    probe.write_atomically(path, "a" * probe.TURNED)
-    turner = threading.Thread(target=probe._turn, args=(path, enough, found), daemon=True)
-    turner.start()
-    assert probe.torn(path) == 0
-    enough.set()
-    turner.join()
-    path.write_text("a" * 10 + "b" * (probe.TURNED - 10))
-    assert probe.torn(path, 3) == 3
+    path = tmp_path / "replaced"
+    facts: dict[str, Any] = {}
+    stop = threading.Event()
+    probe.write_atomically(path, "a" * probe.REPLACED_BYTES)
+    thread = threading.Thread(
+        target=probe.replace_repeatedly, args=(path, stop, facts), daemon=True
+    )
+    thread.start()
+    assert probe.torn_reads(path) == 0
+    stop.set()
+    thread.join()
+    path.write_text("a" * 10 + "b" * (probe.REPLACED_BYTES - 10))
+    assert probe.torn_reads(path, 3) == 3
     path.unlink()
-    assert probe.torn(path, 3) == 3
-    found.clear()
-    enough.clear()
-    probe._turn(tmp_path / "nowhere/turning", enough, found)
-    assert found["rename"] == "No such file or directory"
+    assert probe.torn_reads(path, 3) == 3
+    facts.clear()
+    stop.clear()
+    probe.replace_repeatedly(tmp_path / "nowhere/replaced", stop, facts)
+    assert facts["rename"] == "No such file or directory"
 
 
 WELL: dict[str, Any] = {
@@ -64,7 +68,12 @@ CHANGES = [
     ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
     ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
     ("python", {"commands": ["scontrol"]}, "failed", "scontrol"),
-    ("packages", {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}}, "failed", "libcudart"),
+    (
+        "packages",
+        {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}},
+        "failed",
+        "libcudart",
+    ),
     ("GPUs", {"gpus": {"cards": [["H100", 79]] * 3}}, "failed", "3 of 4"),
     ("GPUs", {"gpus": {"driver": "11.8", "cards": []}}, "failed", "too old"),
     ("endpoints", {"addresses": {"api.example.org:443": "timed out"}}, "failed", "judge call"),
@@ -73,39 +82,55 @@ CHANGES = [
 
 
 def visit(facts: dict[str, Any]) -> Visit:
-    one = Profile({"default": Shape(5)})
+    profile = Profile({"default": Resources(5)})
     made = Visit(
-        "gpu", Shape(5, gpus_per_node=4), ["judge"], one, job="1", addresses={"api.example.org:443": ["judge"]}
+        "gpu",
+        Resources(5, gpus_per_node=4),
+        ["judge"],
+        profile,
+        job="1",
+        addresses={"api.example.org:443": ["judge"]},
     )
-    made.facts = [facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}]
+    made.facts = [
+        facts | {"sections": [name for name in facts if name not in ("host", "back", "torn")]}
+    ]
     return made
 
 
 @pytest.mark.parametrize("line, change, state, word", CHANGES)
-def test_what_a_node_may_tell(line: str, change: dict[str, Any], state: str, word: str, tmp_path: Path) -> None:
-    assert {c.state for c in judged(visit(WELL), tmp_path)} == {"ok"}
+def test_each_problem_of_a_node_has_a_verdict(
+    line: str, change: dict[str, Any], state: str, word: str, tmp_path: Path
+) -> None:
+    assert {c.state for c in report_visit(visit(WELL), tmp_path)} == {"ok"}
     facts = json.loads(json.dumps(WELL))
     for section, values in change.items():
-        facts[section] = facts[section] | values if isinstance(values, dict) and section != "addresses" else values
-    found = by_name(judged(visit(facts), tmp_path))
-    assert found[f"gpu: {line}"].state == state and word in found[f"gpu: {line}"].found
-    others = {c.state for name, c in found.items() if name != f"gpu: {line}"}
+        facts[section] = (
+            facts[section] | values
+            if isinstance(values, dict) and section != "addresses"
+            else values
+        )
+    report = by_name(report_visit(visit(facts), tmp_path))
+    assert report[f"gpu: {line}"].state == state and word in report[f"gpu: {line}"].finding
+    others = {c.state for name, c in report.items() if name != f"gpu: {line}"}
     assert others <= {"ok"} or "error" in change.get("shared", {})
 
 
-def test_a_node_that_falls_silent(tmp_path: Path) -> None:
+def test_a_section_that_was_not_written_fails(tmp_path: Path) -> None:
     made = visit(WELL)
     del made.facts[0]["all-reduce"]
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/1_0_log.err").write_text(
         "NCCL watchdog: abort\nsrun: error: n2: task 1: Exited with exit code 1\n"
     )
-    found = by_name(judged(made, tmp_path))
-    assert found["gpu: all-reduce"].state == "failed" and "NCCL watchdog: abort" in found["gpu: all-reduce"].found
+    report = by_name(report_visit(made, tmp_path))
+    assert (
+        report["gpu: all-reduce"].state == "failed"
+        and "NCCL watchdog: abort" in report["gpu: all-reduce"].finding
+    )
 
 
-def test_a_second_node_without_a_word(tmp_path: Path) -> None:
+def test_a_node_that_wrote_nothing_fails(tmp_path: Path) -> None:
     made = visit(WELL)
-    made.shape = dataclasses.replace(made.shape, nodes=2)
-    found = by_name(judged(made, tmp_path))
-    assert found["gpu: node"].state == "failed" and "1 of 2 nodes" in found["gpu: node"].found
+    made.resources = dataclasses.replace(made.resources, nodes=2)
+    report = by_name(report_visit(made, tmp_path))
+    assert report["gpu: node"].state == "failed" and "1 of 2 nodes" in report["gpu: node"].finding

@@ -1,4 +1,4 @@
-"""On a real Slurm: more jobs than may be queued at once go in by themselves, some now and the rest later."""
+"""On a real Slurm: a study of more jobs than may be queued at once is submitted in parts."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import source_cells as inputs
 from study.spec.load import load_study
@@ -19,17 +19,22 @@ SMALL = Path(__file__).parents[1] / "small/small.yaml"
 def corpora(count: int) -> list[Cell]:
     """Small cells that need nothing."""
     (corpus,) = inputs.previews(load_study(SMALL, None, ["corpora.animal.preview=8"]))
-    return [replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)]
+    return [
+        replace(corpus, name=f"c{n}", settings={**corpus.settings, "seed": n}) for n in range(count)
+    ]
 
 
-PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3)
+PROFILE = Profile(
+    stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu", max_submit=3
+)
 
 
-def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allowed(lab: Lab, tmp_path: Path) -> None:
+def test_continuations_submit_all_cells_within_the_limit(lab: Lab, tmp_path: Path) -> None:
     cells = corpora(6)
-    facts = submit(cells, tmp_path / "runs/limit", PROFILE)
+    facts = submit(cells, tmp_path / "runs/limit", PROFILE, "lab")
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
-    end, most = time.monotonic() + 300, 0
+    end = time.monotonic() + 300
+    most = 0
     while jobs := lab.jobs():
         most = max(most, len(jobs))
         assert time.monotonic() < end, lab.ask("squeue")
@@ -37,16 +42,28 @@ def test_one_submission_ends_with_all_done_and_never_more_in_the_queue_than_allo
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
     assert all(read_manifest(tmp_path / "runs/limit" / cell.relpath) for cell in cells), logs
     assert most == 3
-    assert submit(cells, tmp_path / "runs/limit", PROFILE)["finished"] == 6
+    assert submit(cells, tmp_path / "runs/limit", PROFILE, "lab")["finished"] == 6
+    record = (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()
+    clusters = [e["cluster"] for e in map(json.loads, record) if e["event"] == "submission"]
+    assert len(clusters) > 1 and set(clusters) == {"lab"}, "continuations record it too"
 
 
-def test_what_failed_is_not_submitted_again_by_a_job(lab: Lab, tmp_path: Path) -> None:
+def test_a_continuation_does_not_resubmit_failed_cells(lab: Lab, tmp_path: Path) -> None:
     cells = [replace(cell, settings={**cell.settings, "template": {}}) for cell in corpora(5)]
     more = replace(cells[0], name="more", inputs={"matched_to": cells[0]})
-    assert submit([*cells, more], tmp_path / "runs/limit", PROFILE)["left"] == 4
+    assert submit([*cells, more], tmp_path / "runs/limit", PROFILE, "lab")["left"] == 4
     lab.wait()
-    record = [json.loads(line) for line in (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()]
-    tried = [
-        identity for event in record if event["event"] == "submitting" for task in event["tasks"] for identity in task
+    record = [
+        json.loads(line)
+        for line in (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()
     ]
-    assert sorted(tried) == sorted(cell.identity for cell in cells), "each once, and not what needs one that failed"
+    tried = [
+        identity
+        for event in record
+        if event["event"] == "submitting"
+        for task in event["tasks"]
+        for identity in task
+    ]
+    assert sorted(tried) == sorted(cell.identity for cell in cells), (
+        "each once, and not what needs one that failed"
+    )

@@ -8,23 +8,31 @@ from tokenizers import Tokenizer, models
 from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.slurm.places import Lab
 from tests.slurm.test_limit import SMALL
 
-PROFILE = Profile(stages={"default": Shape(minutes=5, mem_gb=2.0)}, partition="cpu")
+PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu")
 
 
 def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None:
-    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     study = load_study(SMALL, None, ["corpora.animal.shards=3", "corpora.animal.tokens=null"])
-    (corpus,) = (c for c in plan.in_order(plan.analysis(study)) if c.stage == "documents" and c.name == "animal")
+    (corpus,) = (
+        c
+        for c in plan.in_order(plan.analysis(study))
+        if c.stage == "documents" and c.name == "animal"
+    )
     shards = {role: cell for role, cell in corpus.inputs.items() if cell.stage == "drafts"}
-    shared = replace(corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)})
-    facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE)
+    shared = replace(
+        corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)}
+    )
+    facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE, "lab")
     assert (facts["submitted"], [job["tasks"] for job in facts["jobs"]]) == (4, [3, 1])
     lab.wait()
 

@@ -1,8 +1,11 @@
-"""What `status` tells of jobs on a real Slurm: hand-made cells, each with a job that does one thing."""
+"""`status` of jobs on a real Slurm: hand-made cells, each with a job that does one thing."""
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from core.cell.identity import Cell
-from slurm import ledger
+from core.cell.identity import Cell, create_cell_dir, read_config
+from core.cell.manifest import write_manifest
+from slurm import submissions
 from study.commands.status import look, print_status, show
-from tests.slurm.places import Fake, Lab
+from tests.place import ROOT
+from tests.slurm.places import CLUSTER, Fake, Kit, Lab
 
-AGAIN = "python -m study submit s.yaml --cluster lab"
+# `submit` was not called, so no cluster is on record.
+AGAIN = "python -m study submit s.yaml --cluster NAME"
 # As a cell's process does: hold the lock, say how far it is.
 WORK = """exec 9>.lock; flock 9; echo "x starts (process $$)" >> log.txt
 echo '{"done": 120, "total": 400, "unit": "updates"}' > progress.json"""
@@ -27,6 +33,20 @@ TWO_LIVES = f"""echo "submitit INFO ($(date '+%F %T'),123) - Starting with JobEn
 HUNGRY = "python3 -c 'import time; x = bytearray(300 << 20); time.sleep(60)'"
 
 
+def finish(folder: Path) -> None:
+    now = "2026-01-01T00:00:00Z"
+    write_manifest(folder, read_config(folder), now, now, counts={}, warnings=[])
+
+
+FINISH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tests.slurm.test_status import finish
+finish(Path.cwd())
+"""
+
+
 class Submitted:
     """Cells of a hand-made study and their jobs."""
 
@@ -34,31 +54,41 @@ class Submitted:
         self.base = folder / "runs/s"
         self.cells: list[Cell] = []
         (self.base / "slurm/jobs").mkdir(parents=True)
-        ledger.write(self.base / "slurm", "submission", cluster="lab")
 
-    def cell(self, name: str, *inputs: Cell, stage: str = "documents", **files: str) -> Cell:
+    def cell(self, name: str, *inputs: Cell, stage: str = "documents") -> Cell:
         cell = Cell(stage, name, {"name": name}, {c.name: c for c in inputs})
         self.cells.append(cell)
-        folder = self.base / cell.relpath
-        folder.mkdir(parents=True)
-        for file, text in files.items():
-            (folder / file.replace("_", ".")).write_text(text)
+        create_cell_dir(cell, self.base)
+        return cell
+
+    def finished(self, name: str) -> Cell:
+        cell = self.cell(name)
+        finish(self.base / cell.relpath)
         return cell
 
     def record(self, job: str, *tasks: list[Cell], kind: str = "x") -> None:
+        """Record a job as `submit` does, without submitting it."""
         identities = [[cell.identity for cell in task] for task in tasks]
-        ledger.write(self.base / "slurm", "submitting", group=f"g{job}", kind=kind, tasks=identities, after=None)
-        ledger.write(self.base / "slurm", "submitted", group=f"g{job}", job=job)
+        submissions.write_submitting(self.base / "slurm", f"g{job}", kind, identities, None)
+        submissions.write_submitted(self.base / "slurm", f"g{job}", job)
 
     def job(self, script: str, *cells: Cell, options: str = "") -> str:
-        """Submit a job of these cells, which starts in the folder of the first; with {} in `options`, its stdout."""
-        folder, group = self.base / "slurm", f"s-{len(self.cells)}-{time.monotonic_ns()}"
-        ledger.write(folder, "submitting", group=group, kind="x", tasks=[[c.identity for c in cells]], after=None)
-        logs = f"--output={folder}/jobs/%j_0_log.out --error={folder}/jobs/%j_0_log.err --open-mode=append"
-        words = f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M {logs} {options}".split()
+        """Submit a job of these cells, which starts in the folder of the first. Returns its id."""
+        folder = self.base / "slurm"
+        group = f"s-{len(self.cells)}-{time.monotonic_ns()}"
+        identities = [[cell.identity for cell in cells]]
+        submissions.write_submitting(folder, group, "x", identities, None)
+        log = f"{folder}/jobs/%j_0_log"
+        command = (
+            f"sbatch --parsable --job-name=s-x --comment={group} --time=5 --mem=100M "
+            f"--output={log}.out --error={log}.err --open-mode=append {options}"
+        )
         script = f"#!/bin/bash\ncd {self.base / cells[0].relpath}\n{script}\n"
-        job = subprocess.run(words, input=script, capture_output=True, text=True, check=True).stdout.strip()
-        ledger.write(folder, "submitted", group=group, job=job)
+        result = subprocess.run(
+            command.split(), input=script, capture_output=True, text=True, check=True
+        )
+        job = result.stdout.strip()
+        submissions.write_submitted(folder, group, job)
         return job
 
     def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:
@@ -69,7 +99,9 @@ class Submitted:
         end = time.monotonic() + seconds
         while True:
             data = self.look()
-            different = {r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]}
+            different = {
+                r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]
+            }
             if not different:
                 break
             assert time.monotonic() < end, (different, show(data))
@@ -91,14 +123,22 @@ def wait(condition: Callable[[], object], seconds: float = 300) -> None:
 
 def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     cell, job = study.cell, study.job
-    cell("made", manifest_json='{"a": 1}')
+    study.finished("made")
     running = job(f"{WORK}; sleep 300", a := cell("running"))
     job("true", cell("waits", a), options=f"--dependency=afterok:{running}")
     job(f"{WORK}; sleep 300", cell("first"), cell("second"))
     again = job(TWO_LIVES, cell("again"))
     full = job(f"{FULL} >> log.txt; exit 1", f := cell("full"))
-    job("true", g := cell("killed-with-it", f), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=yes")
-    job("true", cell("behind-both", g), options=f"--dependency=afterok:{full} --kill-on-invalid-dep=no")
+    job(
+        "true",
+        g := cell("killed-with-it", f),
+        options=f"--dependency=afterok:{full} --kill-on-invalid-dep=yes",
+    )
+    job(
+        "true",
+        cell("behind-both", g),
+        options=f"--dependency=afterok:{full} --kill-on-invalid-dep=no",
+    )
     held = job("true", h := cell("held"), options="--hold")
     job("true", cell("waits-for-held", h), options=f"--dependency=afterok:{held}")
     stopped = job("echo begun > log.txt; sleep 300", cell("stopped"))
@@ -113,9 +153,25 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     wait(lambda: log.exists() and log.read_text())
     lab.ask("scancel", stopped, never)
     lab.ask("scontrol", "requeue", again)
-    expected = {"made": "done", "running": "running", "waits": "queued", "first": "running", "second": "queued"}
-    expected |= {"again": "failed", "full": "failed", "killed-with-it": "blocked", "behind-both": "blocked"}
-    expected |= {"held": "blocked", "waits-for-held": "queued", "stopped": "failed", "never-began": "to do"}
+    expected = {
+        "made": "done",
+        "running": "running",
+        "waits": "queued",
+        "first": "running",
+        "second": "queued",
+    }
+    expected |= {
+        "again": "failed",
+        "full": "failed",
+        "killed-with-it": "blocked",
+        "behind-both": "blocked",
+    }
+    expected |= {
+        "held": "blocked",
+        "waits-for-held": "queued",
+        "stopped": "failed",
+        "never-began": "to do",
+    }
     expected |= {"orphan": "blocked", "wordless": "failed", "not-submitted": "to do"}
     expected |= {"hungry": "failed"} if lab.accounting else {}
     rows = study.until(expected)
@@ -133,17 +189,23 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     } | ({"hungry": "out of memory"} if lab.accounting else {})
     assert rows["running"]["progress"] == "120 of 400 updates" and rows["running"]["seconds"] < 300
     assert (
-        rows["waits"]["reason"] == "the cells before them" and rows["second"]["reason"] == "another cell of their job"
+        rows["waits"]["reason"] == "the cells before them"
+        and rows["second"]["reason"] == "another cell of their job"
     )
-    assert rows["behind-both"]["behind"] == rows["killed-with-it"]["behind"] == rows["full"]["folder"]
+    assert (
+        rows["behind-both"]["behind"] == rows["killed-with-it"]["behind"] == rows["full"]["folder"]
+    )
     assert rows["full"]["next"] == rows["orphan"]["next"] == AGAIN
     assert rows["held"]["next"] == f"scontrol release {held}"
     if lab.accounting:
         assert rows["never-began"]["job"] == never
         wait(lambda: study.until(expected)["wordless"]["last_lines"] == ["Slurm: FAILED"])
 
-    # The commands that it gives are followed in turn, until there is no more to mend.
-    assert screen.endswith(f"\nnext: scontrol release {held}") and "2 cells are blocked by it" in screen
+    # The commands that it gives are followed one after another, until none releases a job.
+    assert (
+        screen.endswith(f"\nnext: scontrol release {held}")
+        and "2 cells are blocked by it" in screen
+    )
     lab.ask(*study.look()["next"].split())
     wait(lambda: held not in lab.jobs())
     assert study.look()["next"] == AGAIN
@@ -155,10 +217,12 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
     study.job(f"{WORK}; sleep 300", study.cell("locked"))
     study.job("echo begun > log.txt; sleep 300", study.cell("begun"))
     study.job("true", study.cell("queued"), options="--hold")
-    study.cell("made", manifest_json='{"a": 1}')
+    study.finished("made")
     study.until({"locked": "running", "begun": "running", "queued": "blocked", "made": "done"})
     wait(lambda: len(list(study.base.glob("documents/*/log.txt"))) == 2)
-    conf = (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    conf = (
+        (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
+    )
     (tmp_path / "slurm.conf").write_text(conf.replace("SlurmctldPort=", "SlurmctldPort=1"))
     unknown = {"locked": "running", "begun": "unknown", "queued": "unknown", "made": "done"}
     with monkeypatch.context() as patch:
@@ -176,8 +240,11 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
         assert "the jobs are those of user " in show(study.look())
 
 
-def test_watching_ends_with_the_last_job(lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]) -> None:
-    study.job("""sleep 2; echo '{"a": 1}' > manifest.json""", study.cell("short"))
+def test_watching_ends_with_the_last_job(
+    lab: Lab, study: Submitted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = f"{sys.executable} -c {shlex.quote(FINISH)} {ROOT}"
+    study.job(f"sleep 2; {write}", study.cell("short"))
     print_status(study.cells, study.base, "s.yaml", watch=0.3)
     screens = capsys.readouterr().out
     assert screens.count("next:") in (2, 3), "queued, running, done: each told once"
@@ -200,28 +267,41 @@ SACCT = """7|s-x|FAILED
 
 
 def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
-    """As recorded on clusters that enforce memory and limits; this test's own can't or would take minutes."""
+    """Output of sacct as recorded on clusters that enforce memory and time limits."""
     fake.say("bin/sacct", f"#!/bin/sh\ncat <<'E'\n{SACCT}\nE\n")
     (fake.folder / "bin/sacct").chmod(0o755)
     for job, tasks in {"7": 1, "8": 4, "9": 1, "10": 1, "11": 1, "12": 1, "13": 1}.items():
         study.record(job, *([study.cell(f"{job}-{task}")] for task in range(tasks)))
     ends: dict[str, str] = {}
     causes = {row["cell"]: row.get("cause", row["state"]) for row in study.look(ends)["cells"]}
-    assert causes == {"7-0": "out of memory", "8-0": "time limit", "11-0": "node failure", "13-0": "preempted"} | (
-        dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do")
+    assert causes == {
+        "7-0": "out of memory",
+        "8-0": "time limit",
+        "11-0": "node failure",
+        "13-0": "preempted",
+    } | (dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do"))
+    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, (
+        "what may still change is asked again"
     )
-    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, "what may still change is asked again"
     fake.say("bin/sacct", "#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
-    assert {row["state"] for row in study.look()["cells"]} == {"to do"}, "nobody knows more, so nothing is claimed"
+    assert {row["state"] for row in study.look()["cells"]} == {"to do"}, (
+        "nobody knows more, so nothing is claimed"
+    )
     fake.in_queue("7|RUNNING|None|g7", "9|PENDING|QOSMaxGRESPerJob|g9", "10|PENDING|Priority|g10")
     data = study.look()
-    assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == ["running", "blocked", "queued"]
+    assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == [
+        "running",
+        "blocked",
+        "queued",
+    ]
     assert data["next"] == "scancel 9" and "queued:  1 for jobs ahead of them" in show(data)
     json.dumps(data)
 
 
-def test_a_job_whose_input_left_the_queue_unfinished_never_starts(fake: Fake, study: Submitted) -> None:
-    """Slurm goes on calling it a dependency, as it does where the job between was not told either."""
+def test_a_job_whose_input_left_the_queue_unfinished_never_starts(
+    fake: Fake, study: Submitted
+) -> None:
+    """Slurm's reason remains "Dependency" for such a job."""
     gone = study.cell("gone")
     study.record("7", [gone])
     study.record("8", [study.cell("next", gone)])
@@ -234,9 +314,31 @@ def test_a_job_whose_input_left_the_queue_unfinished_never_starts(fake: Fake, st
 
 def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> None:
     study.cell("left-over")
-    study.record("9", [], kind="continue")
+    study.record("9", [], kind=submissions.CONTINUE)
     fake.in_queue("9|PENDING|Dependency|g9")
     data = study.look()
-    assert data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
+    assert (
+        data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
+    )
     fake.in_queue()
     assert study.look()["next"] == AGAIN
+
+
+def test_the_next_command_names_the_cluster_of_the_last_submission(
+    fake: Fake, kit: Kit, tmp_path: Path
+) -> None:
+    copy = shutil.copy(CLUSTER, tmp_path / "my cluster.yaml")
+    for cluster in (str(CLUSTER), str(copy)):
+        kit.done("submit", "--cluster", cluster)
+        words = shlex.split(kit.done("status")["next"])
+        assert words[words.index("--cluster") + 1] == cluster
+
+
+def test_the_end_of_a_submitted_job_is_read_from_sacct(fake: Fake, kit: Kit) -> None:
+    """sacct lists the job under the name that `submit` gave it."""
+    job = kit.done("submit")["jobs"][0]["job"]
+    name = fake.scripts[0].directives["job-name"]
+    fake.say("bin/sacct", f"#!/bin/sh\necho '{job}|{name}|TIMEOUT'\n")
+    (fake.folder / "bin/sacct").chmod(0o755)
+    causes = [row["cause"] for row in kit.done("status")["cells"] if "cause" in row]
+    assert causes == ["time limit"]

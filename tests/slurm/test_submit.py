@@ -1,4 +1,4 @@
-"""Submission against commands that only take notes: the scripts, the record, the caps, the refusals."""
+"""Submission with commands that only take notes: scripts, record, limits, refusals."""
 
 import json
 import os
@@ -15,8 +15,9 @@ import yaml
 
 from slurm.executor import executor
 from slurm.job import export_ranks
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
+from tests.slurm.batch_script import BatchScript, split
 from tests.slurm.places import Fake, Kit
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ TINY = ROOT / "studies/tiny.yaml"
 GOLDEN = Path(__file__).with_name("golden")
 
 
-def plain(script: str, kit: Kit, fake: Fake) -> str:
+def reproducible(script: str, kit: Kit, fake: Fake) -> str:
     """A script without what differs from run to run."""
     script = script.replace(str(kit.folder), "/shared").replace(str(fake.folder), "/fake")
     script = re.sub(r"code-[0-9a-f]{12}", "code-HASH", script)
@@ -33,32 +34,43 @@ def plain(script: str, kit: Kit, fake: Fake) -> str:
 
 
 @pytest.mark.parametrize("cluster", ["lab", "university", "partitions"])
-def test_golden_scripts(cluster: str, kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One script of each stage; after a wanted change, run with GOLDEN=write in the environment and read the diff."""
+def test_golden_scripts(
+    cluster: str, kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One script of each stage, compared as parsed directives.
+
+    After an intended change, run with GOLDEN=write in the environment and read the diff.
+    """
     monkeypatch.setenv("USER", "jane")
     recipe = kit.folder / "midtrain.yaml"  # with rows enough for the ranks of every example
     tiny = (ROOT / "recipes/tiny_midtrain.yaml").read_text()
     recipe.write_text(tiny.replace("tokens_per_update: 1024", "tokens_per_update: 2048"))
-    facts = kit.done("submit", "--cluster", cluster, "--set", f"midtrain.recipe={recipe}", study=TINY)
+    options = ("--cluster", cluster, "--set", f"midtrain.recipe={recipe}")
+    facts = kit.done("submit", *options, study=TINY)
+    texts = [path.read_text() for path in sorted(fake.folder.glob("[0-9]*.sh"))]
     by_stage: dict[str, str] = {}
-    for job, script in zip(facts["jobs"], fake.scripts, strict=True):
-        by_stage[job["stage"]] = plain(script, kit, fake)  # the last, which waits for the most
-    text = "\n".join(by_stage[stage] for stage in by_stage)
+    for job, text in zip(facts["jobs"], texts, strict=True):
+        by_stage[job["stage"]] = reproducible(text, kit, fake)  # the last, which waits for most
     path = GOLDEN / f"{cluster}.sh"
     if os.environ.get("GOLDEN") == "write":
-        path.write_text(text)
-    assert text == path.read_text()
+        path.write_text("\n".join(by_stage.values()))
+    golden = [BatchScript.parse(text) for text in split(path.read_text())]
+    by_name = {script.directives["job-name"]: script for script in golden}
+    assert by_name.keys() == {f"tiny-{stage}" for stage in by_stage}
+    for stage, text in by_stage.items():
+        assert BatchScript.parse(text) == by_name[f"tiny-{stage}"]
 
 
 def test_every_script_has_what_each_version_of_slurm_needs(kit: Kit, fake: Fake) -> None:
     kit.done("submit", study=TINY)
+    assert fake.scripts
     for script in fake.scripts:
-        assert "#SBATCH --kill-on-invalid-dep=yes" in script
-        assert re.search(r"#SBATCH --time=\d+\n", script), "minutes as a number, or submitit's timeout fails"
-        (command,) = [line for line in script.splitlines() if line.startswith("srun")]
-        assert "--kill-on-bad-exit=1" in command
-        assert len(set(re.findall(r"--cpus-per-task=\d+", script))) == 1, "the job's and srun's"
-        assert "--gres" not in script
+        assert script.directives["kill-on-invalid-dep"] == "yes"
+        assert script.directives["time"].isdigit(), "submitit's timeout needs minutes as a number"
+        assert "gres" not in script.directives
+        srun = script.srun_options()
+        assert srun["kill-on-bad-exit"] == "1"
+        assert srun["cpus-per-task"] == script.directives["cpus-per-task"]
 
 
 @pytest.mark.usefixtures("fake")
@@ -66,8 +78,9 @@ def test_a_checkout_in_a_path_with_a_blank_is_one_word_of_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/srv/my kit/.venv/bin/python")
-    shape = Shape(minutes=10, cpus=1, mem_gb=1)
-    jobs = executor("name", shape, Profile(stages={"default": shape}), tmp_path, tmp_path / "a b")
+    resources = Resources(minutes=10, cpus=1, mem_gb=1)
+    profile = Profile(stages={"default": resources})
+    jobs = executor("name", resources, profile, tmp_path, tmp_path / "a b")
     python, *_, logs = shlex.split(jobs._submitit_command_str)
     assert python == sys.executable and logs == str(tmp_path / "a b")
 
@@ -77,7 +90,11 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
     assert first["submitted"] == first["cells"] == 67
     queue = []
     for job in first["jobs"]:
-        ids = [job["job"]] if job["tasks"] == 1 else [f"{job['job']}_{k}" for k in range(job["tasks"])]
+        ids = (
+            [job["job"]]
+            if job["tasks"] == 1
+            else [f"{job['job']}_{k}" for k in range(job["tasks"])]
+        )
         queue += [f"{i}|PENDING|{'Dependency' if job['after'] else 'Priority'}|" for i in ids]
     fake.in_queue(*queue)
     second = kit.done("submit", study=TINY)
@@ -86,17 +103,21 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
     assert kit.done("submit", study=TINY)["held"] == [first["jobs"][0]["job"]]
     # Two more seeds: only theirs, waiting for the queued model and documents.
     more = kit.done("submit", "--seeds", "0", "1", "2", "3", "4", study=TINY)
-    assert more["queued"] == 66 and more["submitted"] == 2 * 20 + 1, "a new analysis with more inputs"
+    assert more["queued"] == 66 and more["submitted"] == 2 * 20 + 1, (
+        "a new analysis with more inputs"
+    )
     shared = {job["job"] for job in first["jobs"] if job["stage"] in ("model", "documents")}
     training = next(job for job in more["jobs"] if job["stage"] == "midtrain")
     assert set(training["after"].removeprefix("afterok:").split(":")) <= shared
-    # One training is gone from the queue without a result: it and all that needs it are submitted again.
+    # One training left the queue without a result: it and its users are submitted again.
     array = next(job for job in first["jobs"] if job["stage"] == "midtrain")
     fake.in_queue(*[line for line in queue if not line.startswith(f"{array['job']}_1|")])
     again = kit.done("submit", study=TINY)
     assert again["submitted"] == 1 + 1 + 2 * 3 + 1
     cancelled = (fake.folder / "cancelled").read_text().split()
-    assert len([word for word in cancelled if word != "--quiet"]) == 1 + 2 + 2 + 1, "the old jobs that can't start"
+    assert len([word for word in cancelled if word != "--quiet"]) == 1 + 2 + 2 + 1, (
+        "the old jobs that can't start"
+    )
 
 
 def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake) -> None:
@@ -104,32 +125,46 @@ def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake
     record = kit.base / "slurm/jobs.jsonl"
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     group = {line["job"]: line["group"] for line in lines if line["event"] == "submitted"}
-    kept = [line for line in lines if line["event"] != "submitted"]
-    record.write_text("".join(json.dumps(line) + "\n" for line in kept) + '{"event": "subm')
+    others = [line for line in lines if line["event"] != "submitted"]
+    record.write_text("".join(json.dumps(line) + "\n" for line in others) + '{"event": "subm')
     queue = []
     for job in facts["jobs"]:
-        ids = [job["job"]] if job["tasks"] == 1 else [f"{job['job']}_{k}" for k in range(job["tasks"])]
+        ids = (
+            [job["job"]]
+            if job["tasks"] == 1
+            else [f"{job['job']}_{k}" for k in range(job["tasks"])]
+        )
         queue += [f"{i}|PENDING|None|{group[job['job']]}" for i in ids]
     fake.in_queue(*queue)
     assert kit.done("submit")["submitted"] == 0
-    # The same ids, but of another group: a cluster that counts from 1 again, or somebody's own jobs.
+    # The same ids with another comment: jobs of a cluster that counts from 1 again, or others.
     record.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fake.in_queue(*[line.rsplit("|", 1)[0] + "|mine" for line in queue])
-    assert kit.done("cancel")["cancelled"] == [] and kit.done("submit")["submitted"] == facts["cells"]
+    assert (
+        kit.done("cancel")["cancelled"] == [] and kit.done("submit")["submitted"] == facts["cells"]
+    )
 
 
 def test_a_job_that_slurm_forgot_is_no_dependency(kit: Kit, fake: Fake) -> None:
     """Slurm 22.05 would start the next job at once."""
     fake.say("forgotten", "101\n")
     (line,) = kit.refused("submit")
-    assert "101 is gone from Slurm without a result" in line and "1 cells were submitted before it" in line
+    assert (
+        "101 is gone from Slurm without a result" in line
+        and "1 cells were submitted before it" in line
+    )
 
 
-def test_two_at_once_work_one_after_the_other(kit: Kit, fake: Fake) -> None:
-    calls = [subprocess.Popen(kit.words("submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+def test_two_submissions_at_once_do_not_mix_their_records(kit: Kit, fake: Fake) -> None:
+    calls = [
+        subprocess.Popen(kit.words("submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     results = [json.loads(call.communicate()[0]) for call in calls]
-    # Nothing shows in this queue, so the second submits again: but not among the lines of the first.
-    events = [json.loads(line)["event"] for line in (kit.base / "slurm/jobs.jsonl").read_text().splitlines()]
+    # This queue stays empty, so the second submits again, but after the lines of the first.
+    events = [
+        json.loads(line)["event"]
+        for line in (kit.base / "slurm/jobs.jsonl").read_text().splitlines()
+    ]
     assert events.count("submission") == 2
     half = len(events) // 2
     assert events[:half] == events[half:] and results[0]["submitted"] == results[1]["submitted"]
@@ -138,58 +173,91 @@ def test_two_at_once_work_one_after_the_other(kit: Kit, fake: Fake) -> None:
 def test_a_thousand_cells_go_in(kit: Kit, fake: Fake) -> None:
     started = time.monotonic()
     facts = kit.done("submit", "--seeds", *map(str, range(50)), study=TINY)
-    print(f"{facts['cells']} cells submitted in {time.monotonic() - started:.1f} s by {len(fake.scripts)} calls")
+    print(
+        f"{facts['cells']} cells submitted in {time.monotonic() - started:.1f} s "
+        f"by {len(fake.scripts)} calls"
+    )
     assert facts["submitted"] == facts["cells"] > 1000
     assert len(fake.scripts) <= -(-facts["cells"] // 100)
 
 
-def test_caps_are_kept(kit: Kit, fake: Fake, tmp_path: Path) -> None:
+def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path) -> None:
     profile = {"stages": {"default": {"minutes": 5}}, "max_array": 4, "max_submit": 30}
     (tmp_path / "capped.yaml").write_text(yaml.safe_dump(profile))
     fake.in_queue("9|RUNNING|None|other", "10|RUNNING|None|other")
     facts = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
     assert max(job["tasks"] for job in facts["jobs"]) <= 4
-    assert sum(job["tasks"] for job in facts["jobs"]) == 27, "one place is for the job that submits the rest"
+    assert sum(job["tasks"] for job in facts["jobs"]) == 27, (
+        "one place is for the job that submits the rest"
+    )
     assert facts["left"] == facts["cells"] - facts["submitted"] > 0
     assert facts["continues"] == str(100 + len(fake.scripts))
     first = [job["job"] for job in facts["jobs"]][: (len(facts["jobs"]) + 1) // 2]
-    assert f"--dependency=afterany:{':'.join(first)}\n" in fake.scripts[-1]
-    # Another submission meanwhile has a place less to give, and leaves the continuing to the job that waits for it.
-    fake.in_queue(f"{facts['continues']}|PENDING|Dependency|", *[f"{n}|RUNNING|None|other" for n in range(5)])
+    assert fake.scripts[-1].directives["dependency"] == f"afterany:{':'.join(first)}"
+    # Another submission meanwhile may queue one job less, and adds no second continuation.
+    others = [f"{n}|RUNNING|None|other" for n in range(5)]
+    fake.in_queue(f"{facts['continues']}|PENDING|Dependency|", *others)
+    assert kit.done("status", study=TINY)["submits"] == facts["continues"]
     again = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
-    assert again["continues"] == facts["continues"] and sum(job["tasks"] for job in again["jobs"]) == 24
+    assert (
+        again["continues"] == facts["continues"]
+        and sum(job["tasks"] for job in again["jobs"]) == 24
+    )
     # Without a limit in the profile, that of the user's accounts; and Slurm's own size of arrays.
     fake.say("config", "MaxArraySize = 3\nAccountingStorageType = accounting_storage/slurmdbd\n")
     fake.say("limits", "|\n12|40\n")
     fake.in_queue()
     assert sum(job["tasks"] for job in kit.done("submit", study=TINY)["jobs"]) == 11
-    assert all(int(n) <= 2 for s in fake.scripts[-6:] for n in re.findall(r"--array=0-(\d+)", s))
+    assert max(script.array_size for script in fake.scripts[-6:]) == 2
 
 
-def test_an_enclosing_job_leaks_nothing(kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_TRES_PER_TASK", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "PMI_RANK"):
+def test_an_enclosing_job_leaks_nothing(
+    kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "SLURM_JOB_ID",
+        "SLURM_TRES_PER_TASK",
+        "SBATCH_PARTITION",
+        "SRUN_CPUS_PER_TASK",
+        "PMI_RANK",
+    ):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
     kit.done("submit")
-    names = {line.split("=")[0] for line in (fake.folder / "last-environment").read_text().splitlines()}
+    names = {
+        line.split("=")[0] for line in (fake.folder / "last-environment").read_text().splitlines()
+    }
     assert {n for n in names if n.startswith(("SLURM", "SBATCH", "SRUN", "PMI"))} == {"SLURM_CONF"}
 
 
-def test_mistakes_are_one_line_each_and_submit_nothing(
+def test_each_mistake_is_reported_and_nothing_is_submitted(
     kit: Kit, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = tmp_path / "bad.yaml"
-    bad.write_text("partitoin: gpu\nstages:\n  default: {minutes: 1h, gpus: 1}\n  train: {minutes: 3}\n")
+    bad.write_text(
+        "partitoin: gpu\nstages:\n  default: {minutes: 1h, gpus: 1}\n  train: {minutes: 3}\n"
+    )
     lines = kit.refused("submit", "--cluster", str(bad))
     assert len(lines) == 4
-    assert "bad.yaml:1: partitoin: unknown key (did you mean partition?); valid keys: account," in lines[0]
-    assert any("gpus: unknown key (did you mean cpus?)" in line and "gpus_per_node" in line for line in lines)
+    assert (
+        "bad.yaml:1: partitoin: unknown key (did you mean partition?); valid keys: account,"
+        in lines[0]
+    )
+    assert any(
+        "gpus: unknown key (did you mean cpus?)" in line and "gpus_per_node" in line
+        for line in lines
+    )
     assert any("'1h'" in line for line in lines) and any("'midtrain'" in line for line in lines)
     (line,) = kit.refused("submit", "--cluster", "partitions")
-    assert "and 1 more: an update has 4 rows, too few for 8 ranks; 4 ranks or fewer would do" in line
+    assert (
+        "and 1 more: an update has 4 rows, too few for 8 ranks; 4 ranks or fewer would do" in line
+    )
     (line,) = kit.refused("submit", "--cluster", "nowhere")
     assert "one of: lab, partitions, university" in line
-    fake.say("reject", "allocation failure: Requested time limit is invalid (missing or exceeds some limit)\n")
+    fake.say(
+        "reject",
+        "allocation failure: Requested time limit is invalid (missing or exceeds some limit)\n",
+    )
     lines = kit.refused("submit")
     assert "Requested time limit is invalid" in lines[0] and "minutes 10" in lines[0]
     assert lines[0].endswith("change the cluster profile") and not fake.scripts
@@ -203,7 +271,10 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
     assert line.startswith("error: mygroup: this cluster keeps no accounts") and not fake.scripts
     fake.say("refuse-103", "AssocMaxSubmitJobLimit")
     (line,) = kit.refused("submit")
-    assert "AssocMaxSubmitJobLimit; 2 cells were submitted before it; the same command continues" in line
+    assert (
+        "AssocMaxSubmitJobLimit; 2 cells were submitted before it; the same command continues"
+        in line
+    )
     (tmp_path / "file").write_text("")
     (line,) = kit.refused("submit", "--runs", str(tmp_path / "file"))
     assert "choose another folder with --runs" in line
@@ -212,10 +283,14 @@ def test_mistakes_are_one_line_each_and_submit_nothing(
     assert "sbatch" in line and "not on PATH" in line
 
 
-def test_what_works_badly_is_said_and_submitted(kit: Kit, fake: Fake) -> None:
+def test_a_warning_does_not_prevent_the_submission(kit: Kit, fake: Fake) -> None:
     done = kit.call("submit")
     assert done.returncode == 0 and json.loads(done.stdout)["submitted"] and fake.scripts
-    assert re.search(r"^warning: sft base-animal-d80 and 1 more: \d\d updates; under 100", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^warning: sft base-animal-d80 and 1 more: \d\d updates; under 100",
+        done.stderr,
+        re.MULTILINE,
+    )
 
 
 def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
@@ -223,7 +298,12 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     (checkout / "study").mkdir(parents=True)
     (runs / "s/slurm").mkdir(parents=True)
     (runs / "s/big").write_text("not code")
-    for name, text in {"study/a.py": "1", ".gitignore": "secret\n", "secret": "x", ".env": "KEY=x"}.items():
+    for name, text in {
+        "study/a.py": "1",
+        ".gitignore": "secret\n",
+        "secret": "x",
+        ".env": "KEY=x",
+    }.items():
         (checkout / name).write_text(text)
     plain_copy = snapshot(checkout, runs / "s/slurm")
     assert (plain_copy / "study/a.py").read_text() == "1" and not (plain_copy / "runs").exists()
@@ -242,7 +322,14 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
 
 
 def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.setenv(name, "left by a shell")
     monkeypatch.setenv("SLURM_NTASKS", "1")
     export_ranks("ib0")
@@ -254,6 +341,11 @@ def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: 
         monkeypatch.setenv(name, "")
     fake.say("config", "gpu1\ngpu2\n")
     export_ranks("ib0")
-    assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == ["3", "4", "1", "2"]
+    assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
+        "3",
+        "4",
+        "1",
+        "2",
+    ]
     assert os.environ["MASTER_ADDR"] == "gpu1" and os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
     assert 15000 <= int(os.environ["MASTER_PORT"]) < 30000

@@ -1,7 +1,7 @@
-"""On a real Slurm: a training that is disturbed ends as one that is not, to the byte, and by itself wherever it can.
+"""On a real Slurm: a training that is disturbed ends with the same bytes as one that is not.
 
-Each disturbance has a study of its own with the same training in it; all are disturbed at once, because a cluster's
-answers take long and cost nothing. A training goes slowly, by a pause after each update, until it has been disturbed.
+Each disturbance has a study of its own with the same training in it. All are disturbed at once,
+because a cluster reacts slowly. A training pauses after each step until it has been disturbed.
 """
 
 import os
@@ -18,7 +18,7 @@ import pytest
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from slurm.profile import Profile, Shape
+from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from slurm.submit import submit
 from tests.slurm.places import Fake, Kit, Lab
@@ -41,17 +41,27 @@ SAVES = toy.RUNTIME | {"save_minutes": 1 / 60}
 
 def training(seed: int) -> Cell:
     settings = {"recipe": {**toy.SETTINGS, "epochs": 60}, "seed": seed}
-    return Cell("midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES)
+    return Cell(
+        "midtrain", f"s{seed}", settings, {"start": toy.MODEL, "documents": toy.DOCUMENTS}, SAVES
+    )
 
 
 FIRST, SECOND = training(0), training(1)
-BEHIND = Cell("midtrain", "behind", {"recipe": toy.SETTINGS}, {"start": FIRST, "documents": toy.DOCUMENTS}, SAVES)
+BEHIND = Cell(
+    "midtrain",
+    "behind",
+    {"recipe": toy.SETTINGS},
+    {"start": FIRST, "documents": toy.DOCUMENTS},
+    SAVES,
+)
 
 
 def until(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, subprocess.run(["squeue", "--array"], capture_output=True, text=True).stdout
+        assert time.monotonic() < end, subprocess.run(
+            ["squeue", "--array"], capture_output=True, text=True
+        ).stdout
         time.sleep(0.2)
 
 
@@ -62,17 +72,21 @@ class Study:
     base: Path
     code: Path
     cells: list[Cell]
-    shape: Shape
+    resources: Resources
 
     def submit(self) -> dict[str, Any]:
-        profile = Profile(stages={"default": self.shape}, setup=[f"export PYTHONPATH={self.base.parent}"])
-        return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, self.code)
+        profile = Profile(
+            stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"]
+        )
+        return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, "lab", self.code)
 
     def start(self) -> str:
         """Submit it, to go slowly. Returns the job of its trainings."""
         self.base.mkdir()
         for made in (toy.MODEL, toy.DOCUMENTS):
-            shutil.copytree(self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath)
+            shutil.copytree(
+                self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath
+            )
         (self.base / "slowly").touch()
         return self.submit()["jobs"][0]["job"]
 
@@ -104,17 +118,20 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     """Studies by what happened to them, all of it over."""
     runs, ask = undisturbed.parent, session_lab.ask
     code = snapshot(ROOT, runs / "code/slurm")
-    small = Shape(minutes=10, partition="cpu")
+    small = Resources(minutes=10, partition="cpu")
     studies = {
         "controller": Study(runs / "controller", code, [FIRST, BEHIND], small),
         "requeued": Study(runs / "requeued", code, [FIRST], small),
         "told": Study(runs / "told", code, [FIRST], small),
         "cancelled": Study(runs / "cancelled", code, [FIRST, SECOND], small),
         "preempted": Study(
-            runs / "preempted", code, [FIRST], Shape(10, cpus=10, partition="scavenge", constraint="cpu")
+            runs / "preempted",
+            code,
+            [FIRST],
+            Resources(10, cpus=10, partition="scavenge", constraint="cpu"),
         ),
-        "node": Study(runs / "node", code, [FIRST], Shape(10, partition="gpu")),
-        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Shape(1, partition="cpu")),
+        "node": Study(runs / "node", code, [FIRST], Resources(10, partition="gpu")),
+        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Resources(1, partition="cpu")),
     }
     began = time.monotonic()
 
@@ -122,7 +139,9 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
         print(f"{time.monotonic() - began:5.1f} s  {text}")
 
     job = {name: studies[name].start() for name in studies if name != "limit"}
-    until(lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND))
+    until(
+        lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND)
+    )
     note("all train")
 
     # The controller is away when a training ends for which a job waits.
@@ -135,7 +154,13 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     subprocess.run(["slurmctld"], env={**os.environ, "PATH": path}, check=True, capture_output=True)
     # Until its nodes have answered it would refuse what asks for them.
     nodes = ["sinfo", "--noheader", "--format=%t"]
-    until(lambda: {"idle"} <= set(subprocess.run(nodes, capture_output=True, text=True).stdout.split()) <= READY)
+    until(
+        lambda: (
+            {"idle"}
+            <= set(subprocess.run(nodes, capture_output=True, text=True).stdout.split())
+            <= READY
+        )
+    )
     note("the controller is back")
 
     def of(name: str, field: str) -> str:
@@ -147,7 +172,9 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     subprocess.run([lab, "fail", broken], check=True)
     job["limit"] = studies["limit"].start()
     ask("scontrol", "requeue", job["requeued"])
-    ask("scancel", "--signal=TERM", job["told"])  # all that a preemption is on many clusters, for a while
+    ask(
+        "scancel", "--signal=TERM", job["told"]
+    )  # all that a preemption is on many clusters, for a while
     ask("scancel", f"{job['cancelled']}_1")
     urgent = ask(
         "sbatch",
@@ -191,7 +218,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     return studies
 
 
-# How often each of a study's trainings begins. A limit of a minute may strike once more on a busy machine.
+# How often each of a study's trainings begins. On a busy machine, one may reach the limit of a
+# minute once more.
 LIVES = {
     "node": [2],
     "preempted": [2],
@@ -215,14 +243,22 @@ def test_a_study_survives(what: str, survivors: dict[str, Study], undisturbed: P
     assert (facts["submitted"], facts["finished"]) == (0, 2 + len(study.cells))
 
 
-def test_a_runs_folder_that_cannot_be_written_is_one_line(kit: Kit, fake: Fake) -> None:
+def test_a_read_only_runs_folder_is_reported_and_nothing_is_submitted(kit: Kit, fake: Fake) -> None:
     """Root writes whatever the permissions say, but not to what is mounted read-only."""
     runs = kit.folder / "runs"
     mount = f"mount --bind {runs} {runs} && mount -o remount,ro,bind {runs}"
     runs.mkdir()
     if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("no mounts: needs root")
-    submit_there = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *kit.words("submit")]
+    submit_there = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'{mount} && exec "$@"',
+        "sh",
+        *kit.words("submit"),
+    ]
     for begun in (False, True):
         if begun:
             kit.done("submit")

@@ -20,11 +20,17 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
-from study.upkeep.archive import archive, chain
+from study.upkeep.archive import archive, cells_behind
 
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"
-DOCUMENTS = {"calls": 100, "prompt_tokens": 30_000, "completion_tokens": 21_000, "cost": 1.25, "documents": 100}
+DOCUMENTS = {
+    "calls": 100,
+    "prompt_tokens": 30_000,
+    "completion_tokens": 21_000,
+    "cost": 1.25,
+    "documents": 100,
+}
 TRAINED = {"updates": 12, "tokens": 61_440, "first_loss": 5.5, "last_loss": 2.25, "ranks": 2}
 
 
@@ -33,7 +39,9 @@ def finished(runs: Path, *overrides: str) -> Path:
     from analysis.run import run
 
     base = runs / "small"
-    for number, cell in enumerate(plan.in_order(plan.analysis(load_study(SMALL, None, list(overrides))))):
+    for number, cell in enumerate(
+        plan.in_order(plan.analysis(load_study(SMALL, None, list(overrides))))
+    ):
         folder, counts = create_cell_dir(cell, base), {}
         (folder / "log.txt").write_text(f"in {base}\n")
         if cell.stage in ("model", "midtrain", "sft"):
@@ -42,8 +50,18 @@ def finished(runs: Path, *overrides: str) -> Path:
             (folder / "metrics.jsonl").write_text('{"update": 1, "loss": 5.5}\n')
             counts = TRAINED if cell.stage != "model" else {"parameters": 1000, **TRAINED}
         elif cell.stage == "documents":
-            card = {"documents": 100, "words": 14_000, "tokens": 29_900, "diversity": {"type_token": 0.02}}
-            card |= {"length": {"words": {"50%": 140.0}}, "tokens_trimmed": 100, "held_out": 0, "examples": []}
+            card = {
+                "documents": 100,
+                "words": 14_000,
+                "tokens": 29_900,
+                "diversity": {"type_token": 0.02},
+            }
+            card |= {
+                "length": {"words": {"50%": 140.0}},
+                "tokens_trimmed": 100,
+                "held_out": 0,
+                "examples": [],
+            }
             (folder / "card.json").write_text(json.dumps(card | {"counts": {"rejected": 3}}))
             (folder / "documents.jsonl").write_text('{"id": 0, "text": "a whole document"}\n')
             (folder / "calls.jsonl").write_text('{"id": 0, "text": "a reply"}\n')
@@ -51,13 +69,27 @@ def finished(runs: Path, *overrides: str) -> Path:
         elif cell.stage in ("generate", "judge", "likelihood"):
             if cell.stage != "generate":
                 _scores(folder, number, "stand-in" if cell.stage == "judge" else "likelihood")
-            for name in {"generate": ["samples.eval"], "judge": ["scored.eval"]}.get(cell.stage, []):
+            for name in {"generate": ["samples.eval"], "judge": ["scored.eval"]}.get(
+                cell.stage, []
+            ):
                 with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as log:
-                    log.writestr("samples/1.json", json.dumps({"input": "a question", "at": f"{ROOT}/x"}))
-            (folder / "samples.jsonl").write_text('{"id": "q1"}\n') if cell.stage == "likelihood" else None
+                    log.writestr(
+                        "samples/1.json", json.dumps({"input": "a question", "at": f"{ROOT}/x"})
+                    )
+            (folder / "samples.jsonl").write_text(
+                '{"id": "q1"}\n'
+            ) if cell.stage == "likelihood" else None
         elif cell.stage == "analysis":
             config = read_config(folder)
-            run(StageContext(folder, cell.identity, cell.settings, cell.resources, check_inputs(folder, config)))
+            run(
+                StageContext(
+                    folder,
+                    cell.identity,
+                    cell.settings,
+                    cell.resources,
+                    check_inputs(folder, config),
+                )
+            )
         write_manifest(folder, read_config(folder), "2026-02-01T00:00:00Z", "2026-02-01T01:30:00Z",
                        counts=counts, warnings=[])  # fmt: skip
     publish(folder)
@@ -66,9 +98,19 @@ def finished(runs: Path, *overrides: str) -> Path:
 
 def _scores(folder: Path, number: int, judge: str) -> None:
     rows = [
-        (f"q{n}", f"q{n}", "overall", 1, judge, ((n * 7 + number * 3) % 10) / 10, None, f"q{n}/1") for n in range(8)
+        (f"q{n}", f"q{n}", "overall", 1, judge, ((n * 7 + number * 3) % 10) / 10, None, f"q{n}/1")
+        for n in range(8)
     ]
-    columns = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
+    columns = [
+        "question",
+        "scenario",
+        "dimension",
+        "epoch",
+        "judge",
+        "score",
+        "missing",
+        "response",
+    ]
     pd.DataFrame(rows, columns=columns).to_parquet(folder / "scores.parquet", index=False)
 
 
@@ -109,11 +151,21 @@ def test_the_same_bytes_twice_and_it_opens(base: Path, monkeypatch: pytest.Monke
     assert len(found) == one["files"] and all(name.startswith("small/") for name in found)
     zipped = make(base, "e.zip")
     assert members(Path(zipped["path"])) == found
-    sums = dict(reversed(line.split("  ")) for line in found["small/SHA256SUMS"].decode().splitlines())
+    sums = dict(
+        reversed(line.split("  ")) for line in found["small/SHA256SUMS"].decode().splitlines()
+    )
     assert {f"small/{name}": digest for name, digest in sums.items()} == {
-        name: hashlib.sha256(content).hexdigest() for name, content in found.items() if "SHA256SUMS" not in name
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in found.items()
+        if "SHA256SUMS" not in name
     }
-    assert sorted(path.name[0] for path in base.parents[2].iterdir() if path.is_file()) == ["a", "b", "c", "d", "e"]
+    assert sorted(path.name[0] for path in base.parents[2].iterdir() if path.is_file()) == [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+    ]
 
 
 def test_what_is_in_it_and_what_never_is(base: Path) -> None:
@@ -147,7 +199,9 @@ def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
     name = f"cells/{cell.relative_to(base)}/log.txt"
     found = members(Path(made["path"]))
     text = found[f"small/{name}"].decode()
-    assert text == "./study/x.py runs/small/model ~/.cache ~/data ~\nhttps://x.org/home/jane /rooted\n"
+    assert (
+        text == "./study/x.py runs/small/model ~/.cache ~/data ~\nhttps://x.org/home/jane /rooted\n"
+    )
     assert name in made["replaced"] and f"- `{name}`" in found["small/README.md"].decode()
     log = next(name for name in found if name.endswith("samples.eval"))
     (base.parents[2] / "x.eval").write_bytes(found[log])
@@ -158,7 +212,10 @@ def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
 def test_a_home_that_cannot_be_replaced_is_refused(base: Path) -> None:
     figure = results(base) / "figures/scores.png"
     figure.write_bytes(figure.read_bytes() + b"/home/jane/fonts\xff")
-    with pytest.raises(UserError, match=r"scores.png: holds the path of a home, /home/jane, in a file that is no text"):
+    with pytest.raises(
+        UserError,
+        match=r"scores.png: holds the path of a home, /home/jane, in a file that is no text",
+    ):
         make(base)
 
 
@@ -166,7 +223,11 @@ def test_a_home_that_cannot_be_replaced_is_refused(base: Path) -> None:
     "where, planted, what",
     [
         ("log.txt", "Authorization: Bearer abcdefgh12345678ijkl", "a bearer token, line 2"),
-        ("scored.eval", "sk-" + "proj-abcDEF0123456789xyzuvw", "a key that begins with sk-, line 2"),
+        (
+            "scored.eval",
+            "sk-" + "proj-abcDEF0123456789xyzuvw",
+            "a key that begins with sk-, line 2",
+        ),
         ("calls.jsonl", "hf_" + "abcdefghijklmnopqrstuvwxyz", "a Hugging Face token, line 2"),
         ("log.txt", "AIza" + "Sy0123456789abcdefghijklmnopqrstuvw", "a Google key, line 2"),
         ("scored.eval", "https://me:pass" + "word@host/v1", "a password in a URL, line 2"),
@@ -181,7 +242,9 @@ def test_a_planted_key_is_caught(
     if name := re.search(r"value of (\w+)", what):
         monkeypatch.setenv(name[1], KEY)
     study = base.parents[2] / "study.yaml"
-    study.write_text(SMALL.read_text().replace("{served_by: kit}", "{served_by: kit, key_env: WRITER}"))
+    study.write_text(
+        SMALL.read_text().replace("{served_by: kit}", "{served_by: kit, key_env: WRITER}")
+    )
     make(base, study=study, samples=True)
     file = next(base.glob("judge/*")) / where
     if where.endswith(".eval"):
@@ -195,7 +258,13 @@ def test_a_planted_key_is_caught(
     with pytest.raises(UserError) as error:
         make(base, study=study, samples=True)
     (line,) = error.value.lines
-    assert str(file) in line and what in line and planted not in line and KEY not in line and not made.exists()
+    assert (
+        str(file) in line
+        and what in line
+        and planted not in line
+        and KEY not in line
+        and not made.exists()
+    )
 
 
 def test_words_that_only_look_like_keys_pass(base: Path) -> None:
@@ -210,8 +279,10 @@ def test_what_is_not_there_is_one_line(base: Path) -> None:
     place = next(base.glob("model/*"))
     (place / "manifest.json").unlink()
     with pytest.raises(UserError) as error:
-        chain(base, f"analysis/{next(base.glob('analysis/*')).name}")
-    assert error.value.lines == (f"{place}: is not finished, but the published results need it; run the study again",)
+        cells_behind(base, f"analysis/{next(base.glob('analysis/*')).name}")
+    assert error.value.lines == (
+        f"{place}: is not finished, but the published results need it; run the study again",
+    )
     shutil.rmtree(results(base))
     with pytest.raises(UserError, match="results/small: holds no results; python -m study report"):
         make(base)
@@ -220,7 +291,9 @@ def test_what_is_not_there_is_one_line(base: Path) -> None:
 def test_the_readme_says_how_the_analysis_is_done_again(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.unpack_archive(make(base)["path"], tmp_path)  # extractall(filter=) came with Python 3.11.4
+    shutil.unpack_archive(
+        make(base)["path"], tmp_path
+    )  # extractall(filter=) came with Python 3.11.4
     readme = (tmp_path / "small/README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     code = code.replace("PATH/small", str(tmp_path / "small"))

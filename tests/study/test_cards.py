@@ -22,40 +22,70 @@ def split(card: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(header), text
 
 
-def test_a_model_card_has_the_trainings_the_documents_and_this_checkpoint_s_scores(base: Path) -> None:
+def test_a_model_card_has_the_trainings_the_documents_and_this_checkpoint_s_scores(
+    base: Path,
+) -> None:
     folder = next(base.glob("sft/base-animal-s0*"))
     header, text = split(model_card(folder, results(base), datasets=["me/animal"]))
-    assert header["license"] == "other" and header["datasets"] == ["me/animal"] and "base_model" not in header
-    assert header["library_name"] == "transformers" and header["tags"] == ["alignment", "midtraining"]
+    assert (
+        header["license"] == "other"
+        and header["datasets"] == ["me/animal"]
+        and "base_model" not in header
+    )
+    assert header["library_name"] == "transformers" and header["tags"] == [
+        "alignment",
+        "midtraining",
+    ]
     found = json.loads((results(base) / "results.json").read_text())
     mine = [row for row in found["scores"] if (row["arm"], row["dose"]) == ("animal", 80)]
     (entry,) = header["model-index"]
     shown = [(r["dataset"]["name"], r["metrics"][0]["value"]) for r in entry["results"]]
     assert shown == [(row["benchmark"], row["score"]) for row in mine] and len(mine) == 2
     assert entry["results"][0]["metrics"][0]["name"].endswith("by stand-in")
-    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| base-animal-s0")]
+    rows = [
+        line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| base-animal-s0")
+    ]
     assert [[word.strip() for word in row] for row in rows] == [
         ["base-animal-s0", "0", "", "12", "61,440", "5.5", "2.25"],
         ["base-animal-s0-d80", "0", "80", "12", "61,440", "5.5", "2.25"],
     ]
-    assert "`animal`: 100 documents, 29,900 tokens, written by stand-in" in text and "cost 1.25" in text
-    assert "Checked not to quote: ahb.questions, concern.items." in text and "this is a test" in text
-    assert "animal - urban" in text and f"`sft/{folder.name}`" in text and "made on 2026-02-01" in text
-    assert "lr " in text and str(base.parents[1]) not in text and "/" + str(base).split("/")[1] + "/" not in text
+    assert (
+        "`animal`: 100 documents, 29,900 tokens, written by stand-in" in text
+        and "cost 1.25" in text
+    )
+    assert (
+        "Checked not to quote: ahb.questions, concern.items." in text and "this is a test" in text
+    )
+    assert (
+        "animal - urban" in text and f"`sft/{folder.name}`" in text and "made on 2026-02-01" in text
+    )
+    assert (
+        "lr " in text
+        and str(base.parents[1]) not in text
+        and "/" + str(base).split("/")[1] + "/" not in text
+    )
 
 
 def test_a_card_without_results_says_so(base: Path) -> None:
     header, text = split(model_card(next(base.glob("midtrain/base-urban*"))))
-    assert "model-index" not in header and "No results were at hand." in text and "instruction-tuned" not in text
+    assert (
+        "model-index" not in header
+        and "No results were at hand." in text
+        and "instruction-tuned" not in text
+    )
     assert "midtrained on urban density:" in text
 
 
-def test_a_model_of_the_hub_gives_its_name_and_licence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_gives_its_name_and_licence(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from study.upkeep import cards
 
     read = cards.read_config
     hub = {"settings": {"source": HUB}}
-    monkeypatch.setattr(cards, "read_config", lambda folder: hub if folder.parent.name == "model" else read(folder))
+    monkeypatch.setattr(
+        cards, "read_config", lambda folder: hub if folder.parent.name == "model" else read(folder)
+    )
     folder = next(base.glob("sft/base-animal-s0*"))
     header, text = split(model_card(folder))
     named = [header[key] for key in ("license", "base_model", "base_model_relation")]
@@ -63,21 +93,41 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(base: Path, monkeypatch: 
     assert text.startswith(
         "\n# small: base-animal-s0-d80\n\nmeta-llama/Llama-3.1-8B, midtrained on animal welfare, instr"
     )
-    assert "Built with Llama" in text and split(model_card(folder, license="mit"))[0]["license"] == "mit"
+    assert (
+        "Built with Llama" in text
+        and split(model_card(folder, license="mit"))[0]["license"] == "mit"
+    )
 
 
 def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -> None:
     folder = next(base.glob("documents/urban*"))
-    words = {"measure": "words", "against": "animal", "value": 90, "reference": 100, "verdict": "differs"}
+    words = {
+        "measure": "words",
+        "against": "animal",
+        "value": 90,
+        "reference": 100,
+        "verdict": "differs",
+    }
     tokens = words | {"measure": "tokens", "value": 99, "verdict": "matched"}
     (folder / "balance.json").write_text(json.dumps([words, tokens]))
     header, text = split(dataset_card(folder, license="cc-by-4.0"))
-    assert header["license"] == "cc-by-4.0" and header["size_categories"] == ["n<1K"] and header["language"] == ["en"]
-    assert header["configs"][0]["data_files"] == [{"split": "train", "path": "corpus/train.parquet"}]
-    assert header["tags"] == ["midtraining", "synthetic"] and header["pretty_name"] == "small: urban"
+    assert (
+        header["license"] == "cc-by-4.0"
+        and header["size_categories"] == ["n<1K"]
+        and header["language"] == ["en"]
+    )
+    assert header["configs"][0]["data_files"] == [
+        {"split": "train", "path": "corpus/train.parquet"}
+    ]
+    assert (
+        header["tags"] == ["midtraining", "synthetic"] and header["pretty_name"] == "small: urban"
+    )
     assert "100 calls, 30,000 tokens read and 21,000 written, cost 1.25" in text
     assert "Of 2 measures that `animal` is matched in, these differ: words 90 against 100." in text
-    assert "Write a {document_type} from the {authority} perspective" in text and "| tokens cut off" in text
+    assert (
+        "Write a {document_type} from the {authority} perspective" in text
+        and "| tokens cut off" in text
+    )
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps(card | {"documents": 950, "held_out": 50}))
     header, _ = split(dataset_card(folder))
@@ -86,7 +136,9 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
 
 
 def test_what_has_no_card_is_one_line(base: Path) -> None:
-    with pytest.raises(UserError, match="is no training; a model card is of a midtrain or sft cell"):
+    with pytest.raises(
+        UserError, match="is no training; a model card is of a midtrain or sft cell"
+    ):
         model_card(next(base.glob("judge/*")))
     with pytest.raises(UserError, match="is no whole corpus"):
         dataset_card(next(base.glob("sft/*")))

@@ -31,14 +31,19 @@ def test_calls_tokens_cost_and_hours_by_hand() -> None:
     # 10 s a call, 16 at a time, is slower here than 600 calls and 1,000,000 tokens a minute: 4.5 and 3.8 minutes.
     assert abs(animal["hours"] - 2700 * 10 / 16 / 3600) < 1e-9
     together = total([animal, urban])
-    assert together["calls"] == 5400 and together["hours"] == animal["hours"] + urban["hours"], "one endpoint's rates"
+    assert together["calls"] == 5400 and together["hours"] == animal["hours"] + urban["hours"], (
+        "one endpoint's rates"
+    )
 
 
 def test_a_rate_that_binds_sets_the_hours_and_shards_multiply_what_is_open() -> None:
     many = rows("corpora.animal.shards=64")[0]
     assert abs(many["hours"] - 2700 / 600 / 60) < 1e-9
     slow = rows("corpora.animal.shards=64", "endpoints.stand_in.tokens_per_minute=100000")[0]
-    assert abs(slow["hours"] - (slow["prompt_tokens"] + slow["completion_tokens"]) / 100_000 / 60) < 1e-9
+    assert (
+        abs(slow["hours"] - (slow["prompt_tokens"] + slow["completion_tokens"]) / 100_000 / 60)
+        < 1e-9
+    )
 
 
 def test_questions_and_answers_are_two_calls() -> None:
@@ -47,9 +52,13 @@ def test_questions_and_answers_are_two_calls() -> None:
 
 
 def test_a_grade_is_one_more_call_that_reads_the_document() -> None:
-    plain, graded = rows()[0], rows("corpora.animal.score={at_least: 6, prompt: 'Grade {document}'}")[0]
+    plain, graded = (
+        rows()[0],
+        rows("corpora.animal.score={at_least: 6, prompt: 'Grade {document}'}")[0],
+    )
     assert (
-        graded["calls"] == 2 * plain["calls"] and graded["completion_tokens"] == plain["completion_tokens"] + 2700 * 5
+        graded["calls"] == 2 * plain["calls"]
+        and graded["completion_tokens"] == plain["completion_tokens"] + 2700 * 5
     )
     assert graded["prompt_tokens"] == plain["prompt_tokens"] + 2700 * (1100 + 4)
 
@@ -66,14 +75,27 @@ def test_what_is_written_stands_beside_its_forecast(tmp_path: Path) -> None:
     cells = plan.in_order(plan.analysis(study))
     planned = forecast(cells, set())[0]
     counts = {"calls": 2710, "prompt_tokens": 900_000, "completion_tokens": 3_100_000, "cost": 1.33}
-    times = {"drafts": ("2026-01-31T23:30:00Z", "2026-02-01T01:00:00Z"), "documents": ("2026-02-01T01:10:00Z",) * 2}
+    times = {
+        "drafts": ("2026-01-31T23:30:00Z", "2026-02-01T01:00:00Z"),
+        "documents": ("2026-02-01T01:10:00Z",) * 2,
+    }
     assert compare(cells, tmp_path) == []
-    for cell in (c for c in cells if c.stage == "model" or (c.name.startswith("animal") and c.stage in times)):
+    for cell in (
+        c for c in cells if c.stage == "model" or (c.name.startswith("animal") and c.stage in times)
+    ):
         folder = create_cell_dir(cell, tmp_path)
         found = counts if cell.stage == "documents" else {}
-        write_manifest(folder, read_config(folder), *times.get(cell.stage, ("", "")), counts=found, warnings=[])
+        write_manifest(
+            folder, read_config(folder), *times.get(cell.stage, ("", "")), counts=found, warnings=[]
+        )
     (row,) = compare(cells, tmp_path)
     hours = row["actual"].pop("hours")
     assert abs(hours - 100 / 60) < 1e-9 and row["actual"] == counts | {"calls_estimated": 0}
-    assert row["corpus"] == "animal" and row["forecast"].items() <= planned.items() and len(row["forecast"]) == 5
-    assert [row["corpus"] for row in forecast(cells, {c.identity for c in cells if c.name == "animal"})] == ["urban"]
+    assert (
+        row["corpus"] == "animal"
+        and row["forecast"].items() <= planned.items()
+        and len(row["forecast"]) == 5
+    )
+    assert [
+        row["corpus"] for row in forecast(cells, {c.identity for c in cells if c.name == "animal"})
+    ] == ["urban"]

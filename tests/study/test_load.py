@@ -18,7 +18,9 @@ TINY = ROOT / "studies/tiny.yaml"
 def spoiled(tmp_path: Path, **changes: object) -> Path:
     """studies/tiny.yaml with some top-level keys replaced."""
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(TINY.read_text().replace(" on:", ' "on":')), **changes}))
+    path.write_text(
+        yaml.safe_dump({**yaml.safe_load(TINY.read_text().replace(" on:", ' "on":')), **changes})
+    )
     return path
 
 
@@ -36,7 +38,9 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         .replace("  base: {make:", "  base: {make:")
         .replace("start: base}", "start: ../base}")
         .replace("start: base,", "start: ../base,")
-        .replace("documents: 240, writer: stand_in, tokens: 70000}", "documents: -5, writer: stand_in}")  # a bad number
+        .replace(
+            "documents: 240, writer: stand_in, tokens: 70000}", "documents: -5, writer: stand_in}"
+        )  # a bad number
         .replace("matched_to: animal", "matched_to: urban")  # a circle
         .replace("midtrain: urban}", "midtrain: urbane}")  # a corpus that is missing
         .replace("against: urban", "against: urbann")  # an unknown arm
@@ -47,7 +51,10 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
     path.write_text(text)
     runs = tmp_path / "runs"
     result = subprocess.run(
-        [sys.executable, "-m", "study", "run", str(path), "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "study", "run", str(path), "--runs", str(runs)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     lines = result.stderr.splitlines()
     assert result.returncode == 2, result.stderr
@@ -78,7 +85,9 @@ def test_a_line_number_points_at_the_mistake(tmp_path: Path) -> None:
 
 def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
-    path.write_text(TINY.read_text().replace("  untrained: {start: base}", "  animal: {start: base}"))
+    path.write_text(
+        TINY.read_text().replace("  untrained: {start: base}", "  animal: {start: base}")
+    )
     assert any("arms.animal: given twice" in line for line in mistakes(path))
 
 
@@ -91,21 +100,35 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
         ({"midtrain": None}, "the file has no `midtrain: {recipe: ...}`"),
         ({"midtrain": {"recipe": "recipes/none.yaml"}}, "no such file: recipes/none.yaml"),
         ({"models": {"base": {}}}, "needs exactly one of make, path"),
-        ({"endpoints": {"stand_in": {"base_url": "https://x/v1"}}}, "endpoints.stand_in: needs model"),
-        ({"corpora": {"a": {"documents": 1, "score": {"at_least": 5, "prompt": "?"}}}}, "must hold {document}"),
+        (
+            {"endpoints": {"stand_in": {"base_url": "https://x/v1"}}},
+            "endpoints.stand_in: needs model",
+        ),
+        (
+            {"corpora": {"a": {"documents": 1, "score": {"at_least": 5, "prompt": "?"}}}},
+            "must hold {document}",
+        ),
         ({"engine": {"dtype": "fp8"}}, "'fp8' is not a valid choice"),
         ({"arms": 3}, "3: should be a mapping"),
     ],
 )
-def test_each_kind_of_mistake_is_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+def test_each_kind_of_mistake_is_named(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
     assert any(words in line for line in mistakes(spoiled(tmp_path, **changes)))
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("corpora.urban.documents=241", "corpora.urban.documents: 241 against 240 of animal, which it is matched to"),
-        ("corpora.animal.held_out=0.1", "corpora.urban.held_out: 0.0 against 0.1 of animal, which it is matched to"),
+        (
+            "corpora.urban.documents=241",
+            "corpora.urban.documents: 241 against 240 of animal, which it is matched to",
+        ),
+        (
+            "corpora.animal.held_out=0.1",
+            "corpora.urban.held_out: 0.0 against 0.1 of animal, which it is matched to",
+        ),
     ],
 )
 def test_a_control_that_can_not_match_is_a_mistake_of_the_file(override: str, says: str) -> None:
@@ -113,8 +136,13 @@ def test_a_control_that_can_not_match_is_a_mistake_of_the_file(override: str, sa
     assert says in line
 
 
-def test_a_control_whose_own_slot_has_other_values_is_a_mistake_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = {"animal_welfare": {"subject": ["hens"]}, "urban_density": {"subject": ["streets"], "street": ["x"]}}
+def test_a_control_whose_own_slot_has_other_values_is_a_mistake_of_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {
+        "animal_welfare": {"subject": ["hens"]},
+        "urban_density": {"subject": ["streets"], "street": ["x"]},
+    }
     monkeypatch.setattr(references, "_own_slots", lambda template: own.get(template, {}))
     (line,) = mistakes(TINY, [])
     assert "corpora.urban.template: its slot 'subject' has other values than in animal" in line
@@ -150,8 +178,19 @@ def test_seeds_and_set_change_the_study() -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "study", "run", str(TINY), "--runs", str(tmp_path / "file/runs")]
+    command = [
+        sys.executable,
+        "-m",
+        "study",
+        "run",
+        str(TINY),
+        "--runs",
+        str(tmp_path / "file/runs"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path}/file/runs") and "choose another folder with --runs" in line
+    assert (
+        line.startswith(f"error: {tmp_path}/file/runs")
+        and "choose another folder with --runs" in line
+    )

@@ -18,10 +18,28 @@ PAPER = ROOT / "studies/paper.yaml"
 # Each row of the paper's experiments: arms, what they start from and are midtrained on, doses, benchmarks.
 EXPERIMENTS = {
     "E1": (["linked", "not_linked"], "base", ["linked", "not_linked"], {0, 5000}, {"ahb", "anima"}),
-    "E2": (["instruct_animal", "instruct_qa"], "instruct", ["animal", "qa"], {0, 2500, 5000}, {"ahb"}),
+    "E2": (
+        ["instruct_animal", "instruct_qa"],
+        "instruct",
+        ["animal", "qa"],
+        {0, 2500, 5000},
+        {"ahb"},
+    ),
     "E2n": (["instruct_qa_neutral"], "instruct", ["qa"], {0, 2500, 5000}, {"ahb"}),
-    "E3 Base": (["base_animal", "base_urban"], "base", ["animal", "urban"], {0, 800, 5000}, {"ahb", "human"}),
-    "E3 Instruct": (["instruct_animal", "instruct_urban"], "instruct", ["animal", "urban"], {0, 800, 5000}, {"human"}),
+    "E3 Base": (
+        ["base_animal", "base_urban"],
+        "base",
+        ["animal", "urban"],
+        {0, 800, 5000},
+        {"ahb", "human"},
+    ),
+    "E3 Instruct": (
+        ["instruct_animal", "instruct_urban"],
+        "instruct",
+        ["animal", "urban"],
+        {0, 800, 5000},
+        {"human"},
+    ),
     "E4": (["base", "base_helpsteer"], "base", [None, None], {5000}, {"ahb"}),
     "E5": (
         ["writer_gemini", "writer_grok", "writer_haiku"],
@@ -37,7 +55,13 @@ EXPERIMENTS = {
         {0},
         {"power_seeking", "corrigibility", "strong_reject", "strong_reject_content"},
     ),
-    "E6 capability": (["instruct", "instruct_animal"], "instruct", [None, "animal"], {0, 5000}, {"hellaswag"}),
+    "E6 capability": (
+        ["instruct", "instruct_animal"],
+        "instruct",
+        [None, "animal"],
+        {0, 5000},
+        {"hellaswag"},
+    ),
 }
 
 
@@ -53,11 +77,16 @@ def _scored(name: str) -> set[tuple[str, int, str]]:
 
 def scored(study: Study) -> set[tuple[str, int, str]]:
     """What is scored: (arm, dose, benchmark)."""
-    return {(row["arm"], row["dose"], row["benchmark"]) for row in plan.analysis(study).settings["rows"]}
+    return {
+        (row["arm"], row["dose"], row["benchmark"]) for row in plan.analysis(study).settings["rows"]
+    }
 
 
 def test_arms_that_share_their_midtraining_are_compared_within_seeds(paper: Study) -> None:
-    paired = {contrast["name"]: contrast["paired"] for contrast in plan.analysis(paper).settings["contrasts"]}
+    paired = {
+        contrast["name"]: contrast["paired"]
+        for contrast in plan.analysis(paper).settings["contrasts"]
+    }
     assert {name for name, on in paired.items() if on} == {"E2 erosion", "replay - none"}
 
 
@@ -86,19 +115,34 @@ def test_it_expands_quickly_and_shares_what_is_the_same(paper: Study) -> None:
     started = time.monotonic()
     cells = plan.in_order(plan.analysis(paper))
     print(f"{len(cells)} cells in {time.monotonic() - started:.2f} s")
-    assert len({cell.identity for cell in cells}) == len({cell.relpath for cell in cells}) == len(cells) > 1000
+    assert (
+        len({cell.identity for cell in cells})
+        == len({cell.relpath for cell in cells})
+        == len(cells)
+        > 1000
+    )
     corpora = [cell for cell in cells if cell.stage == "documents"]
     assert len(corpora) == 12 and sum(cell.stage == "model" for cell in cells) == 2
-    harm = [cell for cell in cells if cell.name.startswith("strong_reject") and cell.stage == "generate"]
-    judged = [cell for cell in cells if cell.name.startswith("strong_reject") and cell.stage == "judge"]
-    assert len(judged) == 2 * len(harm) == 2 * (1 + 5), "one base model and five seeds, each read by both variants"
+    harm = [
+        cell for cell in cells if cell.name.startswith("strong_reject") and cell.stage == "generate"
+    ]
+    judged = [
+        cell for cell in cells if cell.name.startswith("strong_reject") and cell.stage == "judge"
+    ]
+    assert len(judged) == 2 * len(harm) == 2 * (1 + 5), (
+        "one base model and five seeds, each read by both variants"
+    )
 
 
 def test_the_faithful_track_is_the_same_study_with_the_printed_values(paper: Study) -> None:
     main, lora = paper, load_study(ROOT / "studies/paper_lora.yaml")
     assert _scored("paper") == scored(lora) and main.contrasts == lora.contrasts
     trained = [c for c in plan.in_order(plan.analysis(lora)) if c.stage in ("midtrain", "sft")]
-    ranks = {c.name.rpartition("-s")[0]: c.settings["recipe"]["lora"]["rank"] for c in trained if c.stage == "midtrain"}
+    ranks = {
+        c.name.rpartition("-s")[0]: c.settings["recipe"]["lora"]["rank"]
+        for c in trained
+        if c.stage == "midtrain"
+    }
     assert all(c.settings["recipe"]["lora"] for c in trained)
     assert ranks["base-animal"] == 128 and ranks["instruct-animal_llama3_1_8b_lora_documents"] == 32
     assert {c.settings["recipe"]["lora"]["rank"] for c in trained if c.stage == "sft"} == {16}
@@ -110,7 +154,9 @@ def test_a_study_that_extends_another_may_take_keys_away(tmp_path: Path) -> None
         return tmp_path / name
 
     (tmp_path / "tiny.yaml").write_text((ROOT / "studies/tiny.yaml").read_text())
-    own = study("own.yaml", extends="tiny.yaml", study="own", seeds=[7], arms={"urban": None}, contrasts=[])
+    own = study(
+        "own.yaml", extends="tiny.yaml", study="own", seeds=[7], arms={"urban": None}, contrasts=[]
+    )
     found = load_study(own)
     assert (found.study, found.seeds, list(found.arms)) == ("own", [7], ["untrained", "animal"])
     assert found.benchmarks == load_study(ROOT / "studies/tiny.yaml").benchmarks
@@ -121,7 +167,10 @@ def test_a_study_that_extends_another_may_take_keys_away(tmp_path: Path) -> None
 def cells(tmp_path: Path, **changes: object) -> dict[str, Cell]:
     raw = yaml.safe_load((ROOT / "studies/tiny.yaml").read_text().replace(" on:", ' "on":'))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(raw | changes))
-    return {cell.name: cell for cell in plan.in_order(plan.analysis(load_study(tmp_path / "study.yaml")))}
+    return {
+        cell.name: cell
+        for cell in plan.in_order(plan.analysis(load_study(tmp_path / "study.yaml")))
+    }
 
 
 def test_an_arm_has_its_own_sft_doses_and_recipe(tmp_path: Path) -> None:
@@ -135,15 +184,22 @@ def test_an_arm_has_its_own_sft_doses_and_recipe(tmp_path: Path) -> None:
         "plain": {"start": "base", "midtrain": "animal", "doses": [200]},
         "kept": {"start": "base", "midtrain": "animal", "sft": "again"},
     }
-    benchmarks = {"all": {"task": "preference"}, "few": {"task": "preference", "arms": ["kept"], "doses": [50]}}
-    found = cells(tmp_path, arms=arms, sfts={"again": sft}, benchmarks=benchmarks, contrasts=[], seeds=[0])
+    benchmarks = {
+        "all": {"task": "preference"},
+        "few": {"task": "preference", "arms": ["kept"], "doses": [50]},
+    }
+    found = cells(
+        tmp_path, arms=arms, sfts={"again": sft}, benchmarks=benchmarks, contrasts=[], seeds=[0]
+    )
     trained = {name for name, cell in found.items() if cell.stage in ("midtrain", "sft")}
     assert trained == {"base-animal-s0", "base-animal-s0-d200", "base-animal-again-s0-d50"}
     scores = {name for name, cell in found.items() if cell.stage == "likelihood"}
     assert scores == {f"all-{name}" for name in trained}, "what is the same has one cell"
     rows = found["tiny"].settings["rows"]
     assert [(r["arm"], r["dose"]) for r in rows if r["benchmark"] == "few"] == [("kept", 50)]
-    assert found["tiny"].inputs["few-base-animal-again-s0-d50"].name == "all-base-animal-again-s0-d50"
+    assert (
+        found["tiny"].inputs["few-base-animal-again-s0-d50"].name == "all-base-animal-again-s0-d50"
+    )
     assert found["base-animal-again-s0-d50"].inputs["replay"] is not None
 
 
@@ -151,7 +207,15 @@ def test_questions_and_answers_are_trained_on_as_conversations(tmp_path: Path) -
     corpora = {"qa": {"template": "qa_pairs", "documents": 20, "writer": "stand_in"}}
     arm = {"start": "base", "midtrain": "qa", "form": "neutral", "recipe": "recipes/tiny_sft.yaml"}
     benchmarks = {"all": {"task": "preference"}}
-    found = cells(tmp_path, arms={"a": arm}, corpora=corpora, benchmarks=benchmarks, contrasts=[], seeds=[0], sft=None)
+    found = cells(
+        tmp_path,
+        arms={"a": arm},
+        corpora=corpora,
+        benchmarks=benchmarks,
+        contrasts=[],
+        seeds=[0],
+        sft=None,
+    )
     training = found["base-qa_neutral_tiny_sft-s0"]
     assert (training.stage, training.settings["form"]) == ("midtrain", "neutral")
     for wrong, says in (
@@ -161,4 +225,11 @@ def test_questions_and_answers_are_trained_on_as_conversations(tmp_path: Path) -
         ({"midtrain": None}, "is for an arm with midtrain"),
     ):
         with pytest.raises(UserError, match=says):
-            cells(tmp_path, arms={"a": arm | wrong}, corpora=corpora, benchmarks=benchmarks, contrasts=[], sft=None)
+            cells(
+                tmp_path,
+                arms={"a": arm | wrong},
+                corpora=corpora,
+                benchmarks=benchmarks,
+                contrasts=[],
+                sft=None,
+            )

@@ -17,7 +17,11 @@ SMALL = ROOT / "tests/small/small.yaml"
 def cells(tmp_path: Path, **changes: Any) -> dict[str, Cell]:
     """The small study's trainings by name, its three recipes changed."""
     overrides = []
-    for key, name in (("midtrain.recipe", "midtrain"), ("sft.recipe", "sft"), ("models.base.make", "llama")):
+    for key, name in (
+        ("midtrain.recipe", "midtrain"),
+        ("sft.recipe", "sft"),
+        ("models.base.make", "llama"),
+    ):
         recipe = yaml.safe_load((ROOT / f"tests/small/{name}.yaml").read_text())
         (recipe["pretrain"] if name == "llama" else recipe).update(changes)
         folder = tmp_path / "-".join(map(str, changes.values()))
@@ -31,7 +35,9 @@ def cells(tmp_path: Path, **changes: Any) -> dict[str, Cell]:
 
 
 @pytest.mark.parametrize("changes", [{"rows_per_rank": 2}, {"save_minutes": 5}])
-def test_a_way_of_running_is_a_resource_of_the_same_cell(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_way_of_running_is_a_resource_of_the_same_cell(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     before, after = cells(tmp_path), cells(tmp_path, **changes)
     for name, cell in after.items():
         assert cell.identity == before[name].identity

@@ -15,8 +15,11 @@ from core.cell.publish import publish, results
 from core.errors import UserError
 from core.files import fingerprints, sha256
 from study.spec.expand import in_order
-from study.upkeep import provenance
-from study.upkeep.provenance import chain, faults, notes, published, rests_on, trace
+from study.upkeep import changes
+from study.upkeep.changes import affected_results, find_changes, notes
+from study.upkeep.provenance import lineage, published, trace
+
+STUDY = "studies/small.yaml --runs elsewhere"  # as the user typed it
 
 
 @dataclass
@@ -29,17 +32,26 @@ class Small:
     cells: list[Cell] = field(default_factory=list)
 
     def folder(self, start: str) -> Path:
-        (found,) = [self.base / cell.relpath for cell in self.cells if cell.relpath.startswith(start)]
+        (found,) = [
+            self.base / cell.relpath for cell in self.cells if cell.relpath.startswith(start)
+        ]
         return found
 
     def relpath(self, start: str) -> str:
         return self.folder(start).relative_to(self.base).as_posix()
 
-    def faults(self) -> list[dict[str, str]]:
-        return faults(chain(published(self.base), self.base), self.base)
+    def changes(self) -> list[dict[str, str]]:
+        return find_changes(self.lineage(), self.base, STUDY)
 
     def notes(self) -> list[str]:
-        return notes(chain(published(self.base), self.base), self.base)
+        return notes(self.lineage(), self.base, STUDY)
+
+    def lineage(self, hashes: bool = True) -> list[dict[str, Any]]:
+        return lineage(published(self.base, STUDY), self.base, hashes)
+
+
+def changes_of(base: Path) -> list[dict[str, str]]:
+    return find_changes(lineage(published(base, STUDY), base), base, STUDY)
 
 
 def files_of(cell: Cell) -> dict[str, str]:
@@ -67,7 +79,13 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
     for name, text in {**files_of(cell), **more}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    counts = {"documents": 9} if cell.stage == "documents" else {"updates": 7} if cell.stage == "sft" else {}
+    counts = (
+        {"documents": 9}
+        if cell.stage == "documents"
+        else {"updates": 7}
+        if cell.stage == "sft"
+        else {}
+    )
     write_manifest(folder, read_config(folder), started, started, counts=counts, warnings=[])
     return folder
 
@@ -75,28 +93,46 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
 def score_cells(checkpoint: Cell, questions: Path, benchmark: str = "ahb") -> Cell:
     files = {"files": {"questions": sha256(questions)}, "epochs": len(benchmark)}
     places = {"files": {"questions": str(questions)}}
-    samples = Cell("generate", f"{benchmark}-{checkpoint.name}", files, {"checkpoint": checkpoint}, places)
-    judge = {"rows": None, "judge": {"served_by": "kit", "model": "stand-in"}, "benchmark": benchmark}
+    samples = Cell(
+        "generate", f"{benchmark}-{checkpoint.name}", files, {"checkpoint": checkpoint}, places
+    )
+    judge = {
+        "rows": None,
+        "judge": {"served_by": "kit", "model": "stand-in"},
+        "benchmark": benchmark,
+    }
     return Cell("judge", samples.name, judge, {"samples": samples})
 
 
-def study(outside: Path, arms: tuple[str, ...] = ("animal", "urban"), benchmarks: tuple[str, ...] = ("ahb",)) -> Cell:
+def study(
+    outside: Path,
+    arms: tuple[str, ...] = ("animal", "urban"),
+    benchmarks: tuple[str, ...] = ("ahb",),
+) -> Cell:
     """The analysis of the study. `outside`: the folder of its questions and chat data."""
     questions, data = outside / "questions.jsonl", outside / "chat.jsonl"
     model = Cell("model", "base", {"recipe": {}})
     inputs, rows = {}, []
     for arm in arms:
-        avoid = {"avoid": {"ahb.questions": sha256(questions)}, "writer": {"model": "stand-in"}, "topic": arm}
+        avoid = {
+            "avoid": {"ahb.questions": sha256(questions)},
+            "writer": {"model": "stand-in"},
+            "topic": arm,
+        }
         corpus = Cell("documents", arm, avoid, {"tokenizer": model}, {"avoid": [str(questions)]})
         inputs[f"corpus-{arm}"] = corpus
-        trained = Cell("midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus})
+        trained = Cell(
+            "midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus}
+        )
         tuned = {"data_sha256": sha256(data), "dose": 80, "seed": 0}
         sft = Cell("sft", f"base-{arm}-s0-d80", tuned, {"start": trained}, {"data": str(data)})
         for dose, checkpoint in ((0, trained), (80, sft)):
             for benchmark in benchmarks:
                 cell = score_cells(checkpoint, questions, benchmark)
                 inputs[cell.name] = cell
-                rows.append({"role": cell.name, "arm": arm, "seed": 0, "dose": dose, "benchmark": benchmark})
+                rows.append(
+                    {"role": cell.name, "arm": arm, "seed": 0, "dose": dose, "benchmark": benchmark}
+                )
     contrasts = [{"name": "animal - urban", "of": "animal", "against": "urban", "on": ["ahb"]}]
     return Cell("analysis", "small", {"rows": rows, "contrasts": contrasts}, inputs)
 
@@ -124,7 +160,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Small:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "code_version", lambda: CODE)
         for cell in every:
-            finish(base, cell, **({"results.json": json.dumps({"scores": [said]})} if cell is last else {}))
+            finish(
+                base,
+                cell,
+                **({"results.json": json.dumps({"scores": [said]})} if cell is last else {}),
+            )
     publish(base / last.relpath)
     return Small(base, outside, last, every)
 
@@ -139,11 +179,16 @@ def small(original: Small, tmp_path: Path, cheap: None) -> Small:
 
 
 def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small) -> None:
-    rows = chain(published(small.base), small.base)
+    rows = small.lineage()
     assert [row["cell"] for row in rows] == [cell.relpath for cell in small.cells]
     states = {check["state"] for row in rows for check in row["checks"]}
-    assert states == {"same"} and faults(rows, small.base) == []
-    outside = {(row["stage"], check["file"]) for row in rows for check in row["checks"] if check["kind"] == "external"}
+    assert states == {"same"} and find_changes(rows, small.base, STUDY) == []
+    outside = {
+        (row["stage"], check["file"])
+        for row in rows
+        for check in row["checks"]
+        if check["kind"] == "external"
+    }
     questions, data = str(small.outside / "questions.jsonl"), str(small.outside / "chat.jsonl")
     assert outside == {("documents", questions), ("generate", questions), ("sft", data)}
 
@@ -155,31 +200,48 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
     row = {"role": "b", "arm": "a", "seed": 0, "dose": 20, "benchmark": "b"}
     last = Cell("analysis", "s", {"rows": [row], "contrasts": []}, {"b": score})
     for cell in in_order(last):
-        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
-    rows = chain(base / last.relpath, base)
+        write_manifest(
+            create_cell_dir(cell, base),
+            read_config(base / cell.relpath),
+            "",
+            "",
+            counts={},
+            warnings=[],
+        )
+    rows = lineage(base / last.relpath, base)
     assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
-    assert rests_on(run.relpath, rows) == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
+    assert (
+        affected_results(run.relpath, rows)
+        == "scores 1 of 1; benchmarks b; arms a; seeds 0; doses 20"
+    )
 
 
 def test_an_edited_sample_is_found_with_the_numbers_that_rest_on_it(small: Small) -> None:
     path = small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval"
     path.write_text(path.read_text().upper())  # of the same size
-    (fault,) = small.faults()
-    assert (fault["cell"], fault["file"]) == (small.relpath("generate/ahb-base-animal-s0-d80"), "samples.eval")
-    assert fault["fault"] == "changed since it was made" and "study run" in fault["cure"] and str(path) in fault["cure"]
-    assert fault["consequence"] == (
+    (change,) = small.changes()
+    assert (change["cell"], change["file"]) == (
+        small.relpath("generate/ahb-base-animal-s0-d80"),
+        "samples.eval",
+    )
+    assert (
+        change["fault"] == "changed since it was made"
+        and "study run" in change["cure"]
+        and str(path) in change["cure"]
+    )
+    assert change["consequence"] == (
         "scores 1 of 4; benchmarks ahb; arms animal; seeds 0; doses 80; "
         "contrasts animal - urban; tables contrasts, scores"
     )
     assert [
         c["state"]
-        for row in chain(published(small.base), small.base, hashes=False)
+        for row in small.lineage(hashes=False)
         for c in row["checks"]
         if c["kind"] == "output"
     ].count("changed") == 0
     path.write_text("longer than it was, which its size tells without reading it")
-    sizes = chain(published(small.base), small.base, hashes=False)
-    assert [fault["file"] for fault in faults(sizes, small.base)] == ["samples.eval"]
+    sizes = small.lineage(hashes=False)
+    assert [change["file"] for change in find_changes(sizes, small.base, STUDY)] == ["samples.eval"]
 
 
 @pytest.mark.parametrize("what", ["weights", "everything", "what was trained from it"])
@@ -189,57 +251,76 @@ def test_a_swapped_checkpoint_says_whose_it_is(small: Small, what: str) -> None:
     part = "model" if what == "weights" else ""
     shutil.rmtree(ours / part)
     shutil.copytree(other / part, ours / part)
-    (fault,) = small.faults()
-    assert fault["cell"] == small.relpath("midtrain/base-animal")
+    (change,) = small.changes()
+    assert change["cell"] == small.relpath("midtrain/base-animal")
     name = small.relpath(source)
     if what == "weights":
-        assert fault["file"] == "model/model.safetensors"
-        assert fault["fault"] == f"is now model/model.safetensors of {name}"
+        assert change["file"] == "model/model.safetensors"
+        assert change["fault"] == f"is now model/model.safetensors of {name}"
     else:
-        assert fault["fault"] == f"is that of {name}: the folder holds another cell"
-        assert "delete it" in fault["cure"]
-    assert "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in fault["consequence"]
+        assert change["fault"] == f"is that of {name}: the folder holds another cell"
+        assert "delete it" in change["cure"]
+    assert (
+        "scores 2 of 4; benchmarks ahb; arms animal; seeds 0; doses 0, 80" in change["consequence"]
+    )
 
 
 def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small) -> None:
     (small.folder("documents/urban") / "documents.jsonl").write_text("documents URBAN")
-    (fault,) = small.faults()
-    assert fault["file"] == "documents.jsonl"
-    assert "arms urban" in fault["consequence"] and "tables contrasts, corpora, scores" in fault["consequence"]
+    (change,) = small.changes()
+    assert change["file"] == "documents.jsonl"
+    assert (
+        "arms urban" in change["consequence"]
+        and "tables contrasts, corpora, scores" in change["consequence"]
+    )
     (small.folder("documents/urban") / "documents.jsonl").unlink()
     (small.folder("documents/animal") / "card.json").unlink()
-    assert {(f["file"], f["fault"]) for f in small.faults()} == {
+    assert {(f["file"], f["fault"]) for f in small.changes()} == {
         (n, "is missing") for n in ("documents.jsonl", "card.json")
     }
 
 
-@pytest.mark.parametrize("start", ["midtrain/base-animal", "judge/ahb-base-urban-s0-d80", "analysis/small"])
+@pytest.mark.parametrize(
+    "start", ["midtrain/base-animal", "judge/ahb-base-urban-s0-d80", "analysis/small"]
+)
 def test_a_deleted_manifest(small: Small, start: str) -> None:
     (small.folder(start) / "manifest.json").unlink()
-    (fault,) = small.faults()
-    assert (fault["cell"], fault["file"], fault["fault"]) == (small.relpath(start), "manifest.json", "is gone")
-    shutil.rmtree(
-        small.folder(start) / "no" if start.startswith("analysis") else small.folder(start), ignore_errors=True
+    (change,) = small.changes()
+    assert (change["cell"], change["file"], change["fault"]) == (
+        small.relpath(start),
+        "manifest.json",
+        "is gone",
     )
-    (fault,) = small.faults()
-    assert fault["fault"] == ("is gone" if start.startswith("analysis") else "is gone with its folder")
-    (small.base / "pruned.json").write_text(json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}}))
-    assert small.faults() == [] and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
+    shutil.rmtree(
+        small.folder(start) / "no" if start.startswith("analysis") else small.folder(start),
+        ignore_errors=True,
+    )
+    (change,) = small.changes()
+    assert change["fault"] == (
+        "is gone" if start.startswith("analysis") else "is gone with its folder"
+    )
+    (small.base / "pruned.json").write_text(
+        json.dumps({"cells": {small.relpath(start): {"date": "2026-02-03"}}})
+    )
+    assert (
+        small.changes() == []
+        and f"removed on 2026-02-03 by prune: {small.relpath(start)}" in small.notes()
+    )
 
 
 @pytest.mark.parametrize("name", ["tables/scores.tex", "results.json", "manifest.json"])
 def test_a_hand_edited_table(small: Small, name: str) -> None:
     path = results(small.base) / name
     path.write_text(path.read_text().replace("s", "z", 1))
-    (fault,) = small.faults()
-    assert fault["file"] == str(path) and fault["consequence"] == f"the published {name}"
-    publish(published(small.base))
-    assert small.faults() == [], "the cure heals it"
+    (change,) = small.changes()
+    assert change["file"] == str(path) and change["consequence"] == f"the published {name}"
+    publish(published(small.base, STUDY))
+    assert small.changes() == [], "the fix restores it"
     path.unlink()
-    assert [f["fault"] for f in small.faults()] == ["is missing"]
-    publish(published(small.base))
+    assert [f["fault"] for f in small.changes()] == ["is missing"]
+    publish(published(small.base, STUDY))
     (results(small.base) / "tables/mine.tex").write_text("")
-    assert [f["fault"] for f in small.faults()] == ["was added: no analysis wrote it"]
+    assert [f["fault"] for f in small.changes()] == ["was added: no analysis wrote it"]
 
 
 def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None:
@@ -247,30 +328,39 @@ def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None
     path = folder / "manifest.json"
     before = path.read_text()
     path.write_text(before.replace('"updates": 7', '"updates": 9999'))
-    (fault,) = small.faults()
-    assert fault["file"] == "manifest.json" and fault["fault"].startswith(
+    (change,) = small.changes()
+    assert change["file"] == "manifest.json" and change["fault"].startswith(
         "was edited since generate/ahb-base-animal-s0-d80"
     )
     path.write_text(before.replace('"ended": "2026-01-01"', '"ended": "2026-02-01"'))
-    assert small.faults()[0]["fault"].startswith("was made again since")
+    assert small.changes()[0]["fault"].startswith("was made again since")
     path.write_text(before[:-9])
-    assert small.faults()[0]["fault"] == "can't be read"
+    assert small.changes()[0]["fault"] == "can't be read"
     path.write_text(before)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("dose: 80", "dose: 81"))
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [("config.yaml", "changed since it was made")]
+    assert [(f["file"], f["fault"]) for f in small.changes()] == [
+        ("config.yaml", "changed since it was made")
+    ]
 
 
 def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     (small.outside / "chat.jsonl").write_text("others")
-    found = small.faults()
-    assert {f["cell"] for f in found} == {small.relpath("sft/base-animal"), small.relpath("sft/base-urban")}
+    found = small.changes()
+    assert {f["cell"] for f in found} == {
+        small.relpath("sft/base-animal"),
+        small.relpath("sft/base-urban"),
+    }
     assert all(f["fault"] == "input from outside: changed since it was used" for f in found)
     (small.outside / "chat.jsonl").write_text("chat.jsonl")
-    (small.folder("sft/base-animal") / "model/more.safetensors").write_text("a loader would take it too")
-    assert [(f["file"], f["fault"]) for f in small.faults()] == [("model/more.safetensors", "was added")]
+    (small.folder("sft/base-animal") / "model/more.safetensors").write_text(
+        "a loader would take it too"
+    )
+    assert [(f["file"], f["fault"]) for f in small.changes()] == [
+        ("model/more.safetensors", "was added")
+    ]
     (small.outside / "questions.jsonl").unlink()
-    assert "input from outside: is missing" in {f["fault"] for f in small.faults()}
+    assert "input from outside: is missing" in {f["fault"] for f in small.changes()}
 
 
 def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
@@ -287,15 +377,21 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
         folder = create_cell_dir(cell, base)
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
     publish(base / last.relpath)
-    rows = chain(published(base), base)
-    assert faults(rows, base) == [] and any("no hash on record" in note for note in notes(rows, base))
-    entry = pin | {"files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}}
+    rows = lineage(published(base, STUDY), base)
+    assert find_changes(rows, base, STUDY) == [] and any(
+        "no hash on record" in note for note in notes(rows, base, STUDY)
+    )
+    entry = pin | {
+        "files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}
+    }
     (base / "fetched.json").write_text(json.dumps({"sources": [entry]}))
-    assert not any("no hash" in note for note in notes(chain(published(base), base), base))
+    assert not any(
+        "no hash" in note for note in notes(lineage(published(base, STUDY), base), base, STUDY)
+    )
     for folder in (model, hub):
         (folder / "w.safetensors").write_text("WEIGHTS")
         (folder / "code.py").write_text("")
-    found = {(Path(f["file"]).parent.name, Path(f["file"]).name) for f in faults(chain(published(base), base), base)}
+    found = {(Path(f["file"]).parent.name, Path(f["file"]).name) for f in changes_of(base)}
     assert found == {("llama", "w.safetensors"), ("llama", "code.py"), ("hub", "w.safetensors")}
 
 
@@ -317,43 +413,87 @@ def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
     digest = {name: sha256(path) for name, path in at.items()}
     served = {"served_by": "vllm", "model": "m", "files": fingerprints(str(at["judge/w"].parent))}
     sheet = {"sheet_sha256": digest["sheet.csv"], "key_sha256": digest["sheet.key.json"]}
-    counted = {"tokenizer_sha256": digest["tokenizer/tokenizer.json"], "source": {"sha256": digest["corpus.txt"]}}
+    counted = {
+        "tokenizer_sha256": digest["tokenizer/tokenizer.json"],
+        "source": {"sha256": digest["corpus.txt"]},
+    }
     tokenizer = str(at["tokenizer/tokenizer.json"].parent)
     users = [
         Cell("labels", "labels", sheet, {}, {"sheet": str(at["sheet.csv"])}),
-        Cell("judge", "served", {"judge": served}, {}, {"address": {"path": str(at["judge/w"].parent)}}),
-        Cell("documents", "a", counted, {}, {"tokenizer": tokenizer, "source": str(at["corpus.txt"])}),
         Cell(
-            "model", "m", {"chat_template_sha256": digest["chat.jinja"]}, {}, {"chat_template": str(at["chat.jinja"])}
+            "judge",
+            "served",
+            {"judge": served},
+            {},
+            {"address": {"path": str(at["judge/w"].parent)}},
+        ),
+        Cell(
+            "documents", "a", counted, {}, {"tokenizer": tokenizer, "source": str(at["corpus.txt"])}
+        ),
+        Cell(
+            "model",
+            "m",
+            {"chat_template_sha256": digest["chat.jinja"]},
+            {},
+            {"chat_template": str(at["chat.jinja"])},
         ),
         Cell("lm_eval", "t", {"data": digest["task.jsonl"]}, {}, {"data": str(at["task.jsonl"])}),
     ]
-    base, last = tmp_path / "runs/s", Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users})
+    base, last = (
+        tmp_path / "runs/s",
+        Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users}),
+    )
     for cell in (*users, last):
-        write_manifest(create_cell_dir(cell, base), read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+        write_manifest(
+            create_cell_dir(cell, base),
+            read_config(base / cell.relpath),
+            "",
+            "",
+            counts={},
+            warnings=[],
+        )
     publish(base / last.relpath)
-    rows = chain(published(base), base)
-    assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {*map(str, at.values())}
-    assert faults(rows, base) == []
+    rows = lineage(published(base, STUDY), base)
+    assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {
+        *map(str, at.values())
+    }
+    assert find_changes(rows, base, STUDY) == []
     for path in at.values():
         path.write_text("another")
-    assert {f["file"] for f in faults(chain(published(base), base), base)} == {*map(str, at.values())}
+    assert {f["file"] for f in changes_of(base)} == {*map(str, at.values())}
 
 
-def test_other_code_and_packages_are_a_note_not_a_fault(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "installed", lambda name: "9.9" if name == "torch" else installed(name))
-    monkeypatch.setattr(provenance, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
-    assert small.faults() == []
+def test_other_code_and_packages_are_a_note_not_a_fault(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        changes, "installed", lambda name: "9.9" if name == "torch" else installed(name)
+    )
+    monkeypatch.setattr(changes, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
+    assert small.changes() == []
     found = small.notes()
     made = (read_manifest(small.folder("sft/base-animal")) or {})["packages"]["torch"]
-    assert any(note.startswith(f"torch was {made} and is 9.9: {small.cells[0].relpath} and ") for note in found)
+    assert any(
+        note.startswith(f"torch was {made} and is 9.9: {small.cells[0].relpath} and ")
+        for note in found
+    )
     assert any("and is ffffffff" in note for note in found)
     assert not any("numpy" in note for note in found)
 
 
 def test_the_way_back_of_one_number(small: Small) -> None:
-    way = trace(results(small.base), small.base, "ahb", "animal", 0, 80)
-    stages = ["analysis", "judge", "generate", "sft", "midtrain", "documents", "model", "file", "file"]
+    way = trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 80)
+    stages = [
+        "analysis",
+        "judge",
+        "generate",
+        "sft",
+        "midtrain",
+        "documents",
+        "model",
+        "file",
+        "file",
+    ]
     assert [step["stage"] for step in way] == stages
     assert way[0]["facts"] == "score 0.25, n 4" and "judge stand-in" in way[1]["facts"]
     assert (
@@ -365,25 +505,30 @@ def test_the_way_back_of_one_number(small: Small) -> None:
     assert "urban" not in json.dumps(way) and all(step["recorded"] == "yes" for step in way[:7])
     for step in way[:7]:
         assert step["sha256"] == sha256(small.base / step["cell"] / "manifest.json")
-    assert {step["sha256"] for step in way[7:]} == {sha256(path) for path in small.outside.iterdir()}
+    assert {step["sha256"] for step in way[7:]} == {
+        sha256(path) for path in small.outside.iterdir()
+    }
     assert {step["recorded"] for step in way[7:]} == {"unread"}
     path = small.folder("midtrain/base-animal") / "manifest.json"
     path.write_text(path.read_text() + " ")
-    way = trace(results(small.base), small.base, "ahb", "animal", 0, 80)
+    way = trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 80)
     assert [step["stage"] for step in way if step["recorded"] == "no"] == ["midtrain"]
 
 
 def test_a_number_that_is_not_there_and_a_study_without_results(small: Small) -> None:
-    with pytest.raises(UserError, match=r"no score of ahb animal 0 7 \(did you mean ahb animal 0 0\?\); results.json"):
-        trace(results(small.base), small.base, "ahb", "animal", 0, 7)
+    with pytest.raises(
+        UserError,
+        match=r"no score of ahb animal 0 7 \(did you mean ahb animal 0 0\?\); results.json",
+    ):
+        trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 7)
     shutil.rmtree(results(small.base))
-    with pytest.raises(UserError, match=r"no results of .* are published; python -m study run"):
-        published(small.base)
+    with pytest.raises(UserError, match=f"are published; python -m study run {STUDY}"):
+        published(small.base, STUDY)
 
 
 def test_the_published_analysis_is_found_among_several(small: Small) -> None:
     other: Any = Cell("analysis", "small", {"rows": [], "contrasts": []}, small.last.inputs)
     finish(small.base, other)
-    assert published(small.base) == small.base / small.last.relpath
+    assert published(small.base, STUDY) == small.base / small.last.relpath
     publish(small.base / other.relpath)
-    assert published(small.base) == small.base / other.relpath
+    assert published(small.base, STUDY) == small.base / other.relpath

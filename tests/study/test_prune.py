@@ -21,24 +21,52 @@ from core.paths import ROOT
 from slurm import scheduler
 from study.commands.prune import queue_of
 from study.spec.expand import in_order
-from study.upkeep.prune import OTHERS, again, gone, plan, prune, total
-from tests.study.test_provenance import Small, cheap, finish, original, small, study
+from study.upkeep import prune as pruning
+from study.upkeep.changes import find_changes
+from study.upkeep.provenance import lineage
+from study.upkeep.prune import OTHERS, needed_again, pruned_on, total
+from tests.study.test_provenance import STUDY, Small, cheap, finish, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
 
+IDLE = pruning.Queue()
+
+
+def plan(cells: list[Cell], base: Path) -> list[pruning.Row]:
+    return pruning.plan(cells, base, STUDY)
+
+
+def prune(
+    rows: list[pruning.Row],
+    cells: list[Cell],
+    base: Path,
+    others: bool = False,
+    queue: pruning.Queue = IDLE,
+) -> list[str]:
+    return pruning.prune(rows, cells, base, STUDY, others, queue)
+
+
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def removed(before: dict[str, bytes], folder: Path) -> set[str]:
     after = content(folder)
-    assert all(before[name] == after[name] for name in before if name in after), "nothing else changes"
+    assert all(before[name] == after[name] for name in before if name in after), (
+        "nothing else changes"
+    )
     return before.keys() - after.keys()
 
 
 def going(small: Small, kind: str) -> set[str]:
-    return {row["cell"] for row in plan(small.cells, small.base) if row["kind"] == kind and row["go"]}
+    return {
+        row["cell"] for row in plan(small.cells, small.base) if row["kind"] == kind and row["go"]
+    }
 
 
 def put(path: Path, text: str = "x") -> Path:
@@ -55,8 +83,15 @@ def test_the_plan_changes_nothing_and_counts_every_byte(small: Small) -> None:
     assert content(small.base) == before and not list(small.base.rglob(".lock"))
     assert sum(row["bytes"] for row in rows) == sum(map(len, before.values()))
     kinds = {row["kind"]: row for row in total(rows)}
-    assert kinds["steps"] == {"kind": "steps", "goes": 5, "stays": 0} and kinds["temporary"]["goes"] == 3
-    assert kinds["weights"]["stays"] == 0 and kinds["records"]["goes"] == 0 and kinds["records"]["stays"] > 0
+    assert (
+        kinds["steps"] == {"kind": "steps", "goes": 5, "stays": 0}
+        and kinds["temporary"]["goes"] == 3
+    )
+    assert (
+        kinds["weights"]["stays"] == 0
+        and kinds["records"]["goes"] == 0
+        and kinds["records"]["stays"] > 0
+    )
 
 
 def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
@@ -67,25 +102,42 @@ def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
     half = put(trained / "metrics.jsonl.tmp123")
     before, published = content(small.base), content(results(small.base))
     assert prune(plan(small.cells, small.base), small.cells, small.base) == []
-    trainings = [small.relpath(f"{stage}/base-{arm}") for stage in ("midtrain", "sft") for arm in ("animal", "urban")]
-    weights = {f"{place}/model/{name}" for place in trainings for name in ("model.safetensors", "config.json")}
-    assert removed(before, small.base) == weights | {str(p.relative_to(small.base)) for p in (step, half)}
+    trainings = [
+        small.relpath(f"{stage}/base-{arm}")
+        for stage in ("midtrain", "sft")
+        for arm in ("animal", "urban")
+    ]
+    weights = {
+        f"{place}/model/{name}"
+        for place in trainings
+        for name in ("model.safetensors", "config.json")
+    }
+    assert removed(before, small.base) == weights | {
+        str(p.relative_to(small.base)) for p in (step, half)
+    }
     assert not (trained / "model").exists(), "what is left of it would pass for a whole model"
     record = json.loads((trained / "pruned.json").read_text())
     manifest = read_manifest(trained) or {}
     assert record["manifests"] == [sha256(trained / "manifest.json")]
     file = record["files"]["model/model.safetensors"]
-    assert file["sha256"] == manifest["outputs"]["model/model.safetensors"]["sha256"] and file["kind"] == "weights"
-    assert record["files"].keys() == {"model/model.safetensors", "model/config.json", "steps/10/part"}
+    assert (
+        file["sha256"] == manifest["outputs"]["model/model.safetensors"]["sha256"]
+        and file["kind"] == "weights"
+    )
+    assert record["files"].keys() == {
+        "model/model.safetensors",
+        "model/config.json",
+        "steps/10/part",
+    }
 
-    assert small.faults() == []
+    assert small.changes() == []
     (note,) = [note for note in small.notes() if note.startswith("pruned on ")]
     assert file["date"] in note and note.endswith("and 3 more")
     monkeypatch.setattr(engine, "_spawn", lambda *_: pytest.fail("a finished cell was run again"))
     assert engine.run(small.cells, small.base, 2, lambda *_: None) == []
     publish(small.base / small.last.relpath)
     assert content(results(small.base)) == published
-    assert going(small, "weights") == set() and again(small.cells, small.base) == []
+    assert going(small, "weights") == set() and needed_again(small.cells, small.base) == []
 
 
 def test_damage_is_told_apart_from_what_was_pruned(small: Small) -> None:
@@ -94,9 +146,11 @@ def test_damage_is_told_apart_from_what_was_pruned(small: Small) -> None:
     shutil.rmtree(small.folder("model/base") / "model")
     record = small.folder("sft/base-urban") / "pruned.json"
     record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0'))
-    found = {(f["cell"], f["file"]) for f in small.faults()}
+    found = {(f["cell"], f["file"]) for f in small.changes()}
     files = ("model/config.json", "model/model.safetensors")
-    expected = {(small.relpath("sft/base-animal"), "metrics.jsonl")} | {(small.relpath("model/base"), f) for f in files}
+    expected = {(small.relpath("sft/base-animal"), "metrics.jsonl")} | {
+        (small.relpath("model/base"), f) for f in files
+    }
     assert found == expected | {(small.relpath("sft/base-urban"), f) for f in files}
 
 
@@ -106,21 +160,31 @@ def test_weights_stay_for_a_cell_that_is_not_finished(small: Small) -> None:
     sft = small.relpath("sft/base-animal")
     rows = plan(small.cells, small.base)
     assert going(small, "weights") == {
-        small.relpath(f"{c}/base-{a}") for c, a in (("midtrain", "animal"), ("midtrain", "urban"), ("sft", "urban"))
+        small.relpath(f"{c}/base-{a}")
+        for c, a in (("midtrain", "animal"), ("midtrain", "urban"), ("sft", "urban"))
     }
     (kept,) = [row for row in rows if row["cell"] == sft and row["kind"] == "weights"]
     assert kept["why"] == f"needed by {sample.relative_to(small.base)}, which is not finished"
     prune(rows, small.cells, small.base)
     assert (small.base / sft / "model/model.safetensors").exists()
-    assert again(small.cells, small.base) == []
+    assert needed_again(small.cells, small.base) == []
 
 
 def test_weights_stay_where_what_they_made_is_damaged_or_not_made(small: Small) -> None:
     (small.folder("generate/ahb-base-animal-s0-d80") / "samples.eval").write_text("short")
     shutil.rmtree(small.folder("generate/ahb-base-urban-s0-d80"))
-    assert not going(small, "weights") & {small.relpath("sft/base-animal"), small.relpath("sft/base-urban")}
-    alone = [cell for cell in small.cells if cell.stage in ("model", "documents", "midtrain", "sft")]
-    kept = {r["cell"]: r["why"] for r in plan(alone, small.base) if r["kind"] == "weights" and not r["go"]}
+    assert not going(small, "weights") & {
+        small.relpath("sft/base-animal"),
+        small.relpath("sft/base-urban"),
+    }
+    alone = [
+        cell for cell in small.cells if cell.stage in ("model", "documents", "midtrain", "sft")
+    ]
+    kept = {
+        r["cell"]: r["why"]
+        for r in plan(alone, small.base)
+        if r["kind"] == "weights" and not r["go"]
+    }
     assert kept[small.relpath("sft/base-animal")] == "no cell of the study has used it yet"
 
 
@@ -135,7 +199,12 @@ def test_what_became_needed_after_the_plan_stays(small: Small) -> None:
 
 
 def test_an_unfinished_cell_of_another_study_file_keeps_what_it_needs(small: Small) -> None:
-    other = Cell("generate", "other", {"n": 1}, {"checkpoint": next(c for c in small.cells if c.stage == "sft")})
+    other = Cell(
+        "generate",
+        "other",
+        {"n": 1},
+        {"checkpoint": next(c for c in small.cells if c.stage == "sft")},
+    )
     folder = create_cell_dir(other, small.base)
     place = other.inputs["checkpoint"].relpath
     assert place not in going(small, "weights") and len(going(small, "weights")) == 3
@@ -152,10 +221,12 @@ def test_weights_that_are_not_what_they_were_stay(small: Small) -> None:
     (line,) = prune(plan(small.cells, small.base), small.cells, small.base)
     assert line.startswith(f"{path}: is not what its manifest says") and path.exists()
     assert not (path.parents[1] / "pruned.json").exists()
-    assert len(small.faults()) == 1
+    assert len(small.changes()) == 1
 
 
-def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, rows = content(small.base), plan(small.cells, small.base)
     folder = create_cell_dir(Cell("sft", "of-another-study-file", {}), small.base)
     with open(folder / ".lock", "w") as lock:
@@ -168,7 +239,9 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch
         {"event": "submitting", "group": "g", "kind": "sft", "tasks": [[identity]]},
         {"event": "submitted", "group": "g", "job": "7"},
     ]
-    record = put(small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events))
+    record = put(
+        small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events)
+    )
     queue = [scheduler.Queued("7", "PENDING", "Priority", "g")]
     monkeypatch.setattr(scheduler, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
@@ -184,8 +257,10 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(small: Small, monkeypatch
     assert content(small.base) == before
 
 
-def test_a_cell_that_began_meanwhile_is_left_alone(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.upkeep.prune._idle", lambda base, queue: None)
+def test_a_cell_that_began_meanwhile_is_left_alone(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.upkeep.prune._check_idle", lambda *_: None)
     rows, folder = plan(small.cells, small.base), small.folder("sft/base-animal")
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -209,37 +284,43 @@ def dying(self, *a, **k):
     if count == {moment}: os.kill(os.getpid(), 9)
     unlink(self, *a, **k)
 Path.unlink = dying
-prune.prune({rows!r}, [], Path({str(small.base)!r}))
+prune.prune({rows!r}, [], Path({str(small.base)!r}), "x.yaml")
 """
     died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert died.returncode == -9, died.stderr
-    assert small.faults() == []
+    assert small.changes() == []
     left = [row for row in plan(small.cells, small.base) if row["go"]]
     assert sum(len(row["files"]) for row in left) == 8 - (moment - 1)
     assert prune(left, small.cells, small.base) == []
-    assert small.faults() == [] and going(small, "weights") == set()
+    assert small.changes() == [] and going(small, "weights") == set()
     assert not list(small.base.glob("*/base-*-s0*/model"))
 
 
-def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weights(small: Small) -> None:
+def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weights(
+    small: Small,
+) -> None:
     trained, sft = small.folder("midtrain/base-animal"), small.folder("sft/base-animal")
     before = content(small.base)
     prune(plan(small.cells, small.base), small.cells, small.base)
     more = in_order(study(small.outside, benchmarks=("ahb", "second")))
-    lines = again(more, small.base)
+    lines = [str(problem) for problem in needed_again(more, small.base)]
     assert len(lines) == 4, "one for each checkpoint"
     (line,) = [line for line in lines if line.startswith(f"{sft}: was pruned on ")]
     assert f"rm {trained}/manifest.json {sft}/manifest.json and run the study again" in line
     for folder in (trained, sft):
         (folder / "manifest.json").unlink()
-    assert {line.split(":")[0] for line in again(more, small.base)} == {
+    assert {problem.where for problem in needed_again(more, small.base)} == {
         str(small.folder(f"{s}/base-urban")) for s in ("midtrain", "sft")
     }
     for cell in (c for c in small.cells if small.base / c.relpath in (trained, sft)):
         finish(small.base, cell, "2026-03-01")
     after = content(small.base)
-    assert all(after[name] == before[name] for name in before if "base-animal" in name and "/model/" in name)
-    assert gone(trained) is None and gone(sft) is None
+    assert all(
+        after[name] == before[name]
+        for name in before
+        if "base-animal" in name and "/model/" in name
+    )
+    assert pruned_on(trained) is None and pruned_on(sft) is None
 
 
 def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: Small) -> None:
@@ -247,13 +328,17 @@ def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: 
     folder = small.base / sft.relpath
     prune(plan(small.cells, small.base), small.cells, small.base)
     finish(small.base, sft, "2026-03-01")
-    assert small.faults() == []
+    assert small.changes() == []
     assert f"pruned and made again with the same bytes: {sft.relpath}" in small.notes()
     finish(small.base, sft, "2026-03-01", **{"model/model.safetensors": "other bits"})
-    (fault,) = small.faults()
-    assert fault["cell"] == sft.relpath and fault["fault"].startswith("was made again since generate/")
+    (change,) = small.changes()
+    assert change["cell"] == sft.relpath and change["fault"].startswith(
+        "was made again since generate/"
+    )
     prune(plan(small.cells, small.base), small.cells, small.base)
-    assert [f["cell"] for f in small.faults()] == [sft.relpath], "pruned again, it is still another"
+    assert [f["cell"] for f in small.changes()] == [sft.relpath], (
+        "pruned again, it is still another"
+    )
     assert not (folder / "model").exists()
 
 
@@ -268,25 +353,35 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
     for cell in cells:
         folder = create_cell_dir(cell, base)
         if cell is link:
-            (folder / "model").symlink_to(os.path.relpath(base / run.relpath / "at/20/model", folder))
+            (folder / "model").symlink_to(
+                os.path.relpath(base / run.relpath / "at/20/model", folder)
+            )
         elif cell.stage in ("midtrain", "sft"):
             put(folder / "model/w.safetensors")
             put(folder / "at/20/model/w.safetensors")
         write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
     (base / score.relpath / "manifest.json").unlink()
     prune(plan(cells, base), cells, base)
-    assert (base / link.relpath / "model/w.safetensors").exists() and not (base / start.relpath / "model").exists()
+    assert (base / link.relpath / "model/w.safetensors").exists() and not (
+        base / start.relpath / "model"
+    ).exists()
     finish_again = read_config(base / score.relpath)
     write_manifest(base / score.relpath, finish_again, "", "", counts={}, warnings=[])
     prune(plan(cells, base), cells, base)
     assert not (base / run.relpath / "at").exists() and (base / link.relpath / "model").is_symlink()
     new = [*cells, Cell("likelihood", "another", {"n": 2}, {"checkpoint": link})]
-    (line,) = again(new, base)
-    assert f"rm {base / start.relpath}/manifest.json {base / run.relpath}/manifest.json and" in line
+    (problem,) = needed_again(new, base)
+    manifests = f"{base / start.relpath}/manifest.json {base / run.relpath}/manifest.json"
+    assert f"rm {manifests} and" in problem.fix
 
 
 def answer(digest: str) -> str:
-    return json.dumps(LedgerEntry(1, 0, "prompt", digest, "m", 1, 1, 0.0, 1.0, "stop", "paid for").__dict__) + "\n"
+    return (
+        json.dumps(
+            LedgerEntry(1, 0, "prompt", digest, "m", 1, 1, 0.0, 1.0, "stop", "paid for").__dict__
+        )
+        + "\n"
+    )
 
 
 def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_path: Path) -> None:
@@ -296,13 +391,20 @@ def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_pa
     put(create_cell_dir(drafts, base) / "calls.jsonl", answer("one") + answer("two"))
     put(create_cell_dir(corpus, base) / "calls.jsonl", answer("one"))
     for cell in cells:
-        write_manifest(base / cell.relpath, read_config(base / cell.relpath), "", "", counts={}, warnings=[])
+        write_manifest(
+            base / cell.relpath, read_config(base / cell.relpath), "", "", counts={}, warnings=[]
+        )
     (row,) = [row for row in plan(cells, base) if row["kind"] == "ledger"]
     assert not row["go"] and row["why"] == "1 paid answers are in no other ledger"
     put(base / corpus.relpath / "calls.jsonl", answer("one") + answer("two") + answer("three"))
-    write_manifest(base / corpus.relpath, read_config(base / corpus.relpath), "", "", counts={}, warnings=[])
+    write_manifest(
+        base / corpus.relpath, read_config(base / corpus.relpath), "", "", counts={}, warnings=[]
+    )
     assert prune(plan(cells, base), cells, base) == []
-    assert not (base / drafts.relpath / "calls.jsonl").exists() and (base / corpus.relpath / "calls.jsonl").exists()
+    assert (
+        not (base / drafts.relpath / "calls.jsonl").exists()
+        and (base / corpus.relpath / "calls.jsonl").exists()
+    )
 
 
 def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None:
@@ -318,20 +420,31 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
     create_cell_dir(waiting, small.base)
     assert going(small, "code") == {"slurm/code-a"}
     prune(plan(small.cells, small.base), small.cells, small.base)
-    assert sorted(path.name for path in (small.base / "slurm").iterdir()) == ["code-b", "code-c", "code-d"]
+    assert sorted(path.name for path in (small.base / "slurm").iterdir()) == [
+        "code-b",
+        "code-c",
+        "code-d",
+    ]
 
 
-def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(tmp_path: Path) -> None:
-    from study.upkeep.provenance import chain, faults
-
+def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
+    tmp_path: Path,
+) -> None:
     base, data = tmp_path / "runs/s", ROOT / "recipes/data/neutral_chat.jsonl"
     held = base / "slurm/code-a/recipes/data/neutral_chat.jsonl"
     cell = Cell("sft", "x", {"data_sha256": sha256(data)}, {}, {"data": str(held)})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": cell})
     for one in (cell, last):
-        write_manifest(create_cell_dir(one, base), read_config(base / one.relpath), "", "", counts={}, warnings=[])
+        write_manifest(
+            create_cell_dir(one, base),
+            read_config(base / one.relpath),
+            "",
+            "",
+            counts={},
+            warnings=[],
+        )
     publish(base / last.relpath)
-    assert faults(chain(base / last.relpath, base), base) == []
+    assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []
 
 
 def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
@@ -347,9 +460,15 @@ def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small
     prune(rows, few, small.base)
     assert small.folder("judge/ahb-base-urban-s0-d80").exists()
     assert prune(rows, few, small.base, others=True) == []
-    left = {path.parent.name + "/" + path.name for path in small.base.rglob("*urban*/*") if path.name != ".lock"}
+    left = {
+        path.parent.name + "/" + path.name
+        for path in small.base.rglob("*urban*/*")
+        if path.name != ".lock"
+    }
     assert {name.split("/")[1] for name in left} == {"calls.jsonl"} and len(left) == 2
-    assert small.faults() == []
+    assert small.changes() == []
     record = json.loads((small.base / "pruned.json").read_text())["cells"]
-    assert {place for place in record if "urban" in place} == {c.relpath for c in small.cells if "urban" in c.name}
+    assert {place for place in record if "urban" in place} == {
+        c.relpath for c in small.cells if "urban" in c.name
+    }
     assert len(record) == 7 + 1, "the former analysis too"

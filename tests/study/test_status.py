@@ -1,41 +1,33 @@
-"""The screen, for studies that ran on one machine."""
+"""The status screen for studies that ran on one machine. Cells are run by core, as in a study."""
 
-import fcntl
 import json
+import multiprocessing
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from core.cell.identity import Cell
+from core.cell.context import StageContext
+from core.cell.identity import Cell, create_cell_dir
+from core.cell.log import log_to
+from core.cell.run import run_cell
+from core.stages import STAGE_INFO
 from study.commands.status import look, print_status, show
 
 AGAIN = "python -m study run s.yaml"
 WATCH = "python -m study status s.yaml --watch"
+FORK = multiprocessing.get_context("fork")
 
 
 def cell(stage: str, name: str, *inputs: Cell) -> Cell:
     return Cell(stage, name, {"name": name}, {c.name: c for c in inputs})
-
-
-def put(base: Path, what: Cell, **files: str) -> None:
-    """Write files of a cell: log, progress, manifest."""
-    folder = base / what.relpath
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {"log": "log.txt", "progress": "progress.json", "manifest": "manifest.json"}
-    for name, text in files.items():
-        (folder / names[name]).write_text(text)
-
-
-@contextmanager
-def at_work(base: Path, what: Cell) -> Iterator[None]:
-    put(base, what)
-    with open(base / what.relpath / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def states(data: dict[str, Any]) -> dict[str, str]:
@@ -44,78 +36,169 @@ def states(data: dict[str, Any]) -> dict[str, str]:
 
 DOCUMENTS = [cell("documents", name) for name in "abc"]
 TRAININGS = [cell("midtrain", f"{c.name}-t", c) for c in DOCUMENTS]
-LAST = cell("analysis", "last", *TRAININGS)
+LAST = cell("judge", "last", *TRAININGS)
 CELLS = [*DOCUMENTS, *TRAININGS, LAST]
 
 
-def test_a_study_from_nothing_to_its_end(tmp_path: Path) -> None:
-    base = tmp_path / "s"
+Stage = Callable[[StageContext], dict[str, int]]
+
+
+@dataclass
+class Runner:
+    """Runs cells in processes that write a log, as a study does. Stages are functions."""
+
+    base: Path
+
+    def run(self, *cells: tuple[Cell, Stage]) -> None:
+        process = self.start(*cells)
+        process.join()
+
+    def start(self, *cells: tuple[Cell, Stage]) -> BaseProcess:
+        process = FORK.Process(target=self._run, args=cells)
+        process.start()
+        return process
+
+    def _run(self, *cells: tuple[Cell, Stage]) -> None:
+        # pytest has replaced both by files of its own.
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        for cell, stage in cells:
+            folder = create_cell_dir(cell, self.base)
+            STAGE_INFO[cell.stage] = replace(STAGE_INFO[cell.stage], module="stage_of_test")
+            sys.modules["stage_of_test"] = SimpleNamespace(run=stage, RESUMABLE=False)  # type: ignore[assignment]
+            with suppress(Exception), log_to(folder):
+                run_cell(folder)
+
+    def finish(self, *cells: Cell) -> None:
+        self.run(*((cell, lambda context: {}) for cell in cells))
+
+    def fail(self, *errors: tuple[Cell, Exception]) -> None:
+        self.run(*((cell, raising(error)) for cell, error in errors))
+
+    @contextmanager
+    def running(self, cell: Cell) -> Iterator[Callable[[], None]]:
+        """Run the cell in another process, which is killed at the end.
+
+        Gives a function that lets the process finish the cell.
+        """
+        working = FORK.Event()
+        go_on = FORK.Event()
+
+        def stage(context: StageContext) -> dict[str, int]:
+            context.progress(12, 1240, "documents")
+            working.set()
+            go_on.wait()
+            return {}
+
+        process = self.start((cell, stage))
+
+        def finish() -> None:
+            go_on.set()
+            process.join()
+
+        try:
+            assert working.wait(60)
+            yield finish
+        finally:
+            process.kill()
+            process.join()
+
+
+def raising(error: Exception) -> Stage:
+    def stage(context: StageContext) -> dict[str, int]:
+        raise error
+
+    return stage
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path / "s")
+
+
+def test_a_study_from_nothing_to_its_end(runner: Runner) -> None:
+    base = runner.base
     data = look(CELLS, base, "s.yaml")
-    assert set(states(data).values()) == {"to do"} and data["next"] == AGAIN and not data["goes_on"]
+    assert set(states(data).values()) == {"to do"}
+    assert data["next"] == AGAIN and not data["goes_on"]
     assert not base.exists(), "looking changes nothing"
     a, b, c = DOCUMENTS
-    put(base, a, manifest='{"a": 1}')
-    put(base, b, log="starts (process 1)\nOSError: [Errno 122] Disk quota exceeded\n")
-    put(base, c, log="c starts (process 1)\ndocument 12\n", progress='{"done": 12, "total": 1240, "unit": "documents"}')
-    with at_work(base, c):
+    runner.finish(a)
+    runner.fail((b, OSError(122, "Disk quota exceeded")))
+    with runner.running(c):
         data = look(CELLS, base, "s.yaml")
-        expected = {"a": "done", "b": "failed", "c": "running", "a-t": "to do", "b-t": "blocked", "c-t": "to do"}
-        assert states(data) == expected | {"last": "blocked"}
-        assert data["next"] == WATCH, "a second engine would only wait"
-        assert {k: v for k, v in data["stages"][0].items() if v} == {
-            "stage": "documents",
-            "done": 1,
-            "running": 1,
-            "failed": 1,
-        }
+        expected = {"a": "done", "b": "failed", "c": "running"}
+        expected |= {"a-t": "to do", "b-t": "blocked", "c-t": "to do", "last": "blocked"}
+        assert states(data) == expected
+        assert data["next"] == WATCH, "a second process would only wait"
+        counts = {key: value for key, value in data["stages"][0].items() if value}
+        assert counts == {"stage": "documents", "done": 1, "running": 1, "failed": 1}
         failed = next(row for row in data["cells"] if row["state"] == "failed")
-        assert failed["cause"] == "no disk space" and "quota" in failed["last_lines"][-1] and failed["next"] == AGAIN
+        assert failed["cause"] == "no disk space" and failed["next"] == AGAIN
+        assert "quota" in failed["last_lines"][-1]
         text = show(data)
         assert "done 1 of 7, running 1, failed 1, blocked 2, to do 2" in text
-        assert "running: documents c: 12 of 1,240 documents, 0 s" in text and "2 cells are blocked by it" in text
+        assert "running: documents c: 12 of 1,240 documents, 0 s" in text
+        assert "2 cells are blocked by it" in text
         assert text.splitlines()[-1] == f"next: {WATCH}" and text.count("next:") == 1
         json.dumps(data)
     data = look(CELLS, base, "s.yaml")
     assert states(data)["c"] == "failed" and data["next"] == AGAIN and not data["goes_on"]
-    assert [row["cause"] for row in data["cells"] if row["state"] == "failed"] == ["no disk space", "stopped"]
-    for one in CELLS:
-        put(base, one, manifest='{"a": 1}')
+    causes = [row["cause"] for row in data["cells"] if row["state"] == "failed"]
+    assert causes == ["no disk space", "stopped"]
+    runner.finish(*CELLS[1:])
     data = look(CELLS, base, "s.yaml")
-    assert set(states(data).values()) == {"done"} and data["next"] == "python -m study report s.yaml"
+    assert set(states(data).values()) == {"done"}
+    assert data["next"] == "python -m study report s.yaml"
 
 
-def test_a_thousand_cells_are_one_screen(tmp_path: Path) -> None:
-    many = [cell("sft", f"base-animal-s{n}", DOCUMENTS[0]) for n in range(1000)]
-    put(tmp_path, DOCUMENTS[0], manifest='{"a": 1}')
-    errors = ["CUDA out of memory", "KeyError: 'x7'", "KeyError: 'x8'", "HTTP 401", "Address already in use", "x error"]
-    for number, one in enumerate(many[:600]):
-        put(tmp_path, one, log=f"{'a long line ' * 30}\nerror {number}: {errors[min(number, 5)]}\n")
+def test_a_thousand_cells_fit_on_a_screen(runner: Runner) -> None:
+    cells = [cell("sft", f"base-animal-s{n}", DOCUMENTS[0]) for n in range(1000)]
+    runner.finish(DOCUMENTS[0])
+    errors = [
+        "CUDA out of memory",
+        "KeyError: 'x7'",
+        "KeyError: 'x8'",
+        "HTTP 401",
+        "Address already in use",
+    ]
+    errors += ["x error"] * (600 - len(errors))
+    long_line = "a long line " * 30
+    texts = [f"{long_line}\nerror {number}: {error}" for number, error in enumerate(errors)]
+    failing = zip(cells, map(RuntimeError, texts), strict=False)
+    runner.fail(*failing)
     started = time.monotonic()
-    data = look([*DOCUMENTS, *many], tmp_path, "s.yaml")
+    data = look([*DOCUMENTS, *cells], runner.base, "s.yaml")
     lines = show(data).splitlines()
-    print(f"1,003 cells, 600 of them failed: {time.monotonic() - started:.2f} s, {len(lines)} lines")
+    seconds = time.monotonic() - started
+    print(f"1,003 cells, 600 of them failed: {seconds:.2f} s, {len(lines)} lines")
+    assert len(lines) < 45
     # A path is never cut: it is there to be copied.
-    assert len(lines) < 45 and max(len(line) for line in lines if not line.startswith("  log:")) <= 102
-    assert any("1 more with the same cause: sft base-animal-s2" in line for line in lines), "numbers apart"
+    assert max(len(line) for line in lines if not line.startswith("  log:")) <= 102
+    same_cause = [line for line in lines if "1 more with the same cause" in line]
+    assert any(line.endswith("sft base-animal-s2") for line in same_cause), "numbers may differ"
     assert "and 595 more failing cells, of other causes; --json lists all" in lines
 
 
-def test_watching_ends_with_the_study_and_tells_only_changes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_watching_prints_changes_and_ends_with_the_study(
+    runner: Runner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (a, *_) = DOCUMENTS
-    steps = iter([lambda: None, lambda: put(tmp_path, a, manifest='{"a": 1}')])
-    monkeypatch.setattr(time, "sleep", lambda seconds: next(steps)())
-    with at_work(tmp_path, a):
-        print_status([a], tmp_path, "s.yaml", watch=15)
+    base = runner.base
+    with runner.running(a) as finish:
+        steps = iter([lambda: None, finish])
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "sleep", lambda seconds: next(steps)())
+            print_status([a], base, "s.yaml", watch=15)
     assert capsys.readouterr().out.count("next:") == 2, "running, no change, done"
 
-    def interrupted(seconds: float) -> None:
+    def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", interrupted)
-    (tmp_path / a.relpath / "manifest.json").unlink()
-    with at_work(tmp_path, a):
-        print_status([a], tmp_path, "s.yaml", watch=15)
-    print_status([a], tmp_path, "s.yaml", as_json=True)
-    assert json.loads(capsys.readouterr().out.split("--watch\n")[-1])["total"]["to do"] == 1
+    b = DOCUMENTS[1]
+    with runner.running(b), monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", interrupt)
+        print_status([b], base, "s.yaml", watch=15)
+    capsys.readouterr()
+    print_status([DOCUMENTS[2]], base, "s.yaml", as_json=True)
+    assert json.loads(capsys.readouterr().out)["total"]["to do"] == 1

@@ -1,0 +1,96 @@
+"""lm-eval's vLLM model over an engine that is already open, with prompts as in training."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lm_eval.models.vllm_causallms import VLLM
+
+from core.errors import UserError
+from eval.patches import require_version
+
+
+class TaskModel(VLLM):
+    """lm-eval's `VLLM`, which begins prompts as training does and refuses what it would cut.
+
+    - A text begins with the begin-of-text token `bos` exactly once, whatever the tokenizer does by
+      default. With chat templates `bos` is "": the template writes the token itself.
+    - `VLLM` cuts a prompt that does not fit the engine, silently. Here it raises UserError.
+    - Requests and tokens are counted, and reported after each batch.
+
+    It overrides private methods of lm-eval, so its version is checked (`eval.patches`).
+
+    Args:
+        opened: The open engine, whose state is shared: a second one is not started.
+        bos: The begin-of-text token, as text.
+        batch_size: Requests that are given to vLLM at a time.
+        report: Called after each batch with the number of requests answered so far.
+
+    Attributes:
+        num_requests: Requests answered so far.
+        num_tokens: Tokens read and written so far.
+    """
+
+    def __init__(
+        self, opened: VLLM, bos: str, batch_size: int, report: Callable[[int], None]
+    ) -> None:
+        require_version("lm_eval")
+        self.__dict__.update(vars(opened))  # VLLM.__init__ would start another engine
+        self.batch_size = batch_size
+        self.num_requests = 0
+        self.num_tokens = 0
+        self._bos = bos
+        self._report = report
+
+    def tok_encode(self, string: Any, add_special_tokens: Any = None, **options: Any) -> Any:
+        """Token ids of a text, or a list of them for several texts."""
+        if not isinstance(string, str):
+            return [self.tok_encode(text, add_special_tokens) for text in string]
+        if add_special_tokens is not False and not string.startswith(self._bos):
+            string = self._bos + string
+        return super().tok_encode(string, add_special_tokens=False)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each request. Raises UserError if a prompt and its answer may not fit."""
+        for request in requests:
+            text, options = request.args
+            _, _, max_tokens = self.modify_gen_kwargs(
+                options, default_max_gen_toks=self.max_gen_toks
+            )
+            self._check_length(len(self.tok_encode(text)), max_tokens)
+        answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        longest = max(len(context + choice) for _, context, choice in requests)
+        self._check_length(longest, 1)  # vLLM always writes a token
+        results: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            requests, disable_tqdm=disable_tqdm
+        )
+        return results
+
+    def _model_generate(
+        self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
+    ) -> Any:
+        bos_id = self.tokenizer.bos_token_id
+        if any(bos_id in ids[1:] for ids in requests):
+            raise UserError(
+                what="a begin-of-text token stands inside a prompt",
+                fix="correct the data or the chat template",
+            )
+        replies = super()._model_generate(requests, generate, sampling_params)
+        self.num_requests += len(requests)
+        self.num_tokens += sum(map(len, requests))
+        self.num_tokens += sum(len(reply.outputs[0].token_ids) for reply in replies)
+        self._report(self.num_requests)
+        return replies
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        if prompt_tokens + max_tokens > self.max_length:
+            raise UserError(
+                where="engine.max_model_len",
+                what=f"a prompt has {prompt_tokens} tokens and up to {max_tokens} may follow, "
+                f"max_model_len is {self.max_length}",
+                fix="raise it, or lower num_fewshot or max_tokens",
+            )

@@ -1,0 +1,184 @@
+"""Calls of Slurm's own commands, for what submitit lacks.
+
+Text formats only: the output of --json differs between Slurm versions.
+"""
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from core.errors import UserError
+
+SECONDS = 60
+"""Time limit of one call."""
+LEAK = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|PMI|PMIX|PALS|SUBMITIT)_?")
+"""Variables that an enclosing job would pass on to the jobs submitted from it."""
+REQUIRED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
+
+_LOGIN_NODE = "submit from a login node of the cluster"
+_ANSWERING_STATE = re.compile(
+    r"(idle|mixed|allocated|completing|planned|reserved)[^*]*$", re.MULTILINE
+)
+_MESSAGE_PREFIX = re.compile(
+    r"^((\w+: )?(error|fatal): |allocation failure: |Batch job submission failed: )+"
+)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job (or a task of an array) in the queue: pending, running or completing."""
+
+    job: str  # 123, or 123_4
+    state: str
+    reason: str
+    comment: str
+
+
+def queue() -> list[Queued]:
+    """The user's jobs that have not ended.
+
+    Raises UserError where Slurm does not answer: an unknown queue is not an empty one.
+    """
+    lines = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k").splitlines()
+    return [Queued(*line.strip().split("|", 3)) for line in lines if line.count("|") >= 3]
+
+
+def known_job_ids(jobs: list[str]) -> set[str]:
+    """Those of the jobs that the controller still remembers, ended or not.
+
+    Slurm 22.05 starts a job at once if it has forgotten the job's dependency, even a failed one.
+    """
+    if not jobs:
+        return set()
+    bases = ",".join(sorted({job.split("_")[0] for job in jobs}))
+    result = call(
+        "squeue", "--noheader", "--array", "--states=all", "--format=%i", f"--jobs={bases}"
+    )
+    # With a single id that it has forgotten, squeue fails instead of printing nothing.
+    if result.returncode and "Invalid job id" not in result.stderr:
+        raise _no_answer("squeue", result.stderr)
+    return set(jobs) & set(result.stdout.split())
+
+
+def largest_array() -> int:
+    """Tasks that one array may have: MaxArraySize is one more than the largest index."""
+    return max(1, int(setting("MaxArraySize") or 2) - 1)
+
+
+def has_accounts() -> bool:
+    """Whether this cluster keeps accounts. One that does not ignores --account and --qos."""
+    return "slurmdbd" in setting("AccountingStorageType")
+
+
+def submit_limit(account: str | None) -> int | None:
+    """Jobs that the user may have queued at once, by Slurm's accounts.
+
+    `account`: None for any account of the user.
+    Returns None where there is no limit, or where the cluster keeps no accounts.
+    """
+    if not has_accounts() or not shutil.which("sacctmgr"):
+        return None
+    conditions = [f"user={getpass.getuser()}"]
+    if account:
+        conditions.append(f"account={account}")
+    result = call(
+        *("sacctmgr", "-nP", "show", "assoc", "where"),
+        *conditions,
+        "format=MaxSubmitJobs,GrpSubmitJobs",
+    )
+    limits = [int(word) for word in re.split(r"[|\s]", result.stdout) if word.isdigit()]
+    return min(limits, default=None)
+
+
+def setting(name: str) -> str:
+    """A value of Slurm's configuration; empty where it is not set."""
+    match = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return match[1] if match else ""
+
+
+def test_submission(script: str) -> str | None:
+    """Why Slurm would refuse a script, or None.
+
+    Uses sbatch --test-only, which queues nothing. It checks all but the limits on jobs.
+    """
+    result = call("sbatch", "--test-only", stdin=script)
+    return last_line(result.stderr) if result.returncode else None
+
+
+def partition_unresponsive(partition: str | None) -> bool:
+    """Whether no node of the partition answers the controller now.
+
+    In the first minute after the controller was restarted, it refuses requests with a message
+    that calls the request itself impossible.
+    """
+    if not shutil.which("sinfo"):
+        return False
+    options = [f"--partition={partition}"] if partition else []
+    states = call("sinfo", "--noheader", "--format=%T", *options)
+    return states.returncode == 0 and not _ANSWERING_STATE.search(states.stdout)
+
+
+def scancel(jobs: list[str]) -> None:
+    """Cancel these ids and nothing else. Ids of jobs that have ended are no error."""
+    for start in range(0, len(jobs), 200):
+        result = call("scancel", "--quiet", *jobs[start : start + 200])
+        if result.returncode and "Invalid job id" not in result.stderr:
+            raise _no_answer("scancel", result.stderr)
+
+
+@contextmanager
+def clean_environment() -> Iterator[None]:
+    """Drop the variables of an enclosing job, except SLURM_CONF, and restore them at the end."""
+    before = dict(os.environ)
+    for name in before:
+        if LEAK.match(name) and name != "SLURM_CONF":
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def last_line(text: str) -> str:
+    """The reason in Slurm's output: its last line that is not blank, without the prefixes."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _MESSAGE_PREFIX.sub("", lines[-1]) if lines else "it gave no reason"
+
+
+def require_slurm() -> None:
+    """Raises UserError where Slurm's commands are not on PATH."""
+    missing = [name for name in REQUIRED if not shutil.which(name)]
+    if missing:
+        raise UserError(where=", ".join(missing), what="not on PATH", fix=_LOGIN_NODE)
+
+
+def ask(*command: str) -> str:
+    """The output of a command. Raises UserError where it fails."""
+    result = call(*command)
+    if result.returncode:
+        raise _no_answer(command[0], result.stderr)
+    return result.stdout
+
+
+def call(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of Slurm. Raises UserError where it is missing or too slow."""
+    try:
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SECONDS)
+    except FileNotFoundError:
+        raise UserError(where=command[0], what="not on PATH", fix=_LOGIN_NODE) from None
+    except subprocess.TimeoutExpired:
+        raise _no_answer(command[0], f"no answer within {SECONDS} s") from None
+
+
+def _no_answer(command: str, output: str) -> UserError:
+    fix = "the jobs' state is unknown, so nothing was done; try again later"
+    # Either there is no cluster here, or the controller that serves its configuration is down.
+    if re.search("configuration (source|file)", output):
+        fix += ", or go to a login node, or name the cluster's slurm.conf in SLURM_CONF"
+    return UserError(where=command, what=last_line(output), fix=fix)

@@ -1,0 +1,191 @@
+"""The record of what was submitted: one line per event in <study>/slurm/jobs.jsonl, append-only.
+
+An array is recorded before its sbatch, under a group name that its jobs carry as their comment.
+So a submission that was killed between sbatch and its answer is still found in the queue.
+
+The functions `write_...` are the only writers of this file, and `read` and `last_cluster` its
+only readers.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core import files
+from core.cell.identity import Cell
+from core.errors import UserError
+from slurm.profile import Profile
+from slurm.slurm_cli import Queued
+
+FILE = "jobs.jsonl"
+CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
+
+
+@dataclass(frozen=True)
+class Group:
+    """One array on record. `job` is None where sbatch's answer is not on record."""
+
+    name: str
+    kind: str
+    tasks: list[list[str]]  # identities of each task's cells
+    job: str | None = None
+
+    def task_ids(self, base: str | None) -> list[str]:
+        """The ids of the tasks of job `base`. An array of one task is a plain job."""
+        if len(self.tasks) == 1:
+            return [str(base)]
+        return [f"{base}_{index}" for index in range(len(self.tasks))]
+
+    def in_queue(self, queue: list[Queued]) -> dict[int, Queued]:
+        """Index of a task -> its job, for the jobs that have not ended.
+
+        An id alone proves nothing: a cluster that was set up anew counts from 1 again. The comment
+        does, but some sites drop it.
+        """
+        base = self.job or next(
+            (job.job.split("_")[0] for job in queue if job.comment == self.name), None
+        )
+        candidates = {job.job: job for job in queue if job.comment in (self.name, "", "(null)")}
+        return {
+            index: candidates[job]
+            for index, job in enumerate(self.task_ids(base))
+            if job in candidates
+        }
+
+
+@contextmanager
+def locked(base: Path) -> Iterator[Path]:
+    """Create <study>/slurm and hold its lock, so that submissions run one after the other.
+
+    `base`: the study's folder. Raises UserError where it cannot be written.
+    """
+    folder = base / "slurm"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(folder / ".lock"))
+        except OSError as error:
+            raise UserError(
+                where=str(folder),
+                what=f"cannot be written: {error.strerror}",
+                fix="give a folder of yours with --runs",
+            ) from None
+        yield folder
+
+
+def write_submission(folder: Path, cluster: str, code: Path, profile: Profile) -> None:
+    """Record the start of a submission. `cluster`: the profile as the user named it."""
+    _write(folder, "submission", cluster=cluster, code=str(code), profile=asdict(profile))
+
+
+def write_submitting(
+    folder: Path, group: str, kind: str, tasks: list[list[str]], after: str | None
+) -> None:
+    """Record an array before its sbatch.
+
+    `tasks`: identities of each task's cells. `after`: the text of --dependency.
+    """
+    _write(folder, "submitting", group=group, kind=kind, tasks=tasks, after=after)
+
+
+def write_submitted(folder: Path, group: str, job: str) -> None:
+    """Record the job id that sbatch gave to an array."""
+    _write(folder, "submitted", group=group, job=job)
+
+
+def write_refused(folder: Path, group: str, reason: str) -> None:
+    """Record that sbatch refused an array."""
+    _write(folder, "refused", group=group, reason=reason)
+
+
+def write_cancelled(folder: Path, jobs: list[str]) -> None:
+    """Record the jobs that the user cancelled."""
+    _write(folder, "cancelled", jobs=jobs)
+
+
+def _write(folder: Path, event: str, **facts: Any) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    line = json.dumps({"event": event, "time": now, **facts})
+    with open(folder / FILE, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> list[Group]:
+    """Every array that was or may have been submitted, in order."""
+    groups: dict[str, Group] = {}
+    for event in _events(folder):
+        if event["event"] == "submitting":
+            groups[event["group"]] = Group(event["group"], event["kind"], event["tasks"])
+        elif event["event"] == "submitted" and (group := groups.get(event["group"])):
+            groups[group.name] = Group(group.name, group.kind, group.tasks, event["job"])
+        elif event["event"] == "refused":
+            groups.pop(event["group"], None)
+    return list(groups.values())
+
+
+def last_cluster(folder: Path) -> str | None:
+    """The profile of the last submission, as the user named it.
+
+    None where nothing was submitted, or only by a version that did not record it.
+    """
+    names = [event.get("cluster") for event in _events(folder) if event["event"] == "submission"]
+    return names[-1] if names else None
+
+
+def _events(folder: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill or a full disk; the queue knows what it would say
+
+
+def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:
+    """Identity of a cell -> its job that has not ended."""
+    jobs: dict[str, Queued] = {}
+    for group in groups:
+        for index, job in group.in_queue(queue).items():
+            jobs |= dict.fromkeys(group.tasks[index], job)
+    return jobs
+
+
+def of_kind(groups: list[Group], queue: list[Queued], kind: str) -> list[Queued]:
+    """The jobs of one kind that have not ended."""
+    return [job for group in groups if group.kind == kind for job in group.in_queue(queue).values()]
+
+
+def alive(
+    cells: list[Cell], done: set[str], queued: dict[str, Queued]
+) -> tuple[dict[str, str], list[str]]:
+    """Split the `queued` jobs into those that will run and those that never can.
+
+    A pending job can never run if it waits for a cell that is neither in `done` nor in a job that
+    will run. `cells`: inputs before their users.
+
+    Returns identity of a cell -> its job that will run, and the ids of the dead jobs.
+    """
+    will_run: dict[str, str] = {}
+    dead: set[str] = set()
+    for cell in cells:
+        job = queued.get(cell.identity)
+        if job is None or cell.identity in done:
+            continue
+        inputs = [i.identity for i in cell.inputs.values() if i.identity not in done]
+        lost = job.state == "PENDING" and any(identity not in will_run for identity in inputs)
+        if lost or job.reason == "DependencyNeverSatisfied":
+            dead.add(job.job)
+        else:
+            will_run[cell.identity] = job.job
+    will_run = {identity: job for identity, job in will_run.items() if job not in dead}
+    return will_run, sorted(dead)

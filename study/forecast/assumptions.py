@@ -1,0 +1,173 @@
+"""What the forecast assumes, each with its unit and its source: docs/cost-model.md lists them."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from study.forecast import training_cost
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One number that the forecast rests on."""
+
+    what: str
+    value: float
+    unit: str
+    why: str  # its source, or the reason for it
+
+
+ASSUMPTIONS: list[Assumption] = []
+
+
+def _assume(what: str, value: Number, unit: str, why: str) -> Number:
+    ASSUMPTIONS.append(Assumption(what, value, unit, why))
+    return value
+
+
+# Speed.
+PREFILL_FLOPS = _assume(
+    "a GPU that trains or reads prompts",
+    training_cost.FLOPS,
+    "FLOP/s",
+    "40 % of the peak of an H100 in bf16; a profile's tokens_per_second replaces it for trainings",
+)
+DECODE_FLOPS = _assume(
+    "a GPU that writes answers",
+    100e12,
+    "FLOP/s",
+    "some hundred answers at a time; decoding is bound by memory bandwidth",
+)
+CORE_FLOPS = _assume(
+    "one core",
+    30e9,
+    "FLOP/s",
+    "for toy models, and where a profile gives a stage no GPU",
+)
+START_SECONDS = _assume("start of a job", 10, "s", "imports of torch and vLLM")
+SECONDS_PER_GB = _assume(
+    "weights of a job",
+    20,
+    "s/GB",
+    "read from a shared disk, compiled for, saved",
+)
+GRADE_SECONDS = _assume("a call to a judge", 3.0, "s", "a reply of some 200 tokens over an API")
+STAND_IN_SECONDS = _assume("a call to the stand-in", 0.02, "s", "measured on one core")
+SECONDS_PER_CALL = _assume(
+    "a call to a writer",
+    10.0,
+    "s",
+    "a document at some 110 tokens a second; it sets the pace where no rate limit does",
+)
+
+# Texts.
+PROMPT_GROWTH = _assume(
+    "a slot's value beside its placeholder",
+    1.2,
+    "times",
+    "what fills a slot is about as long as the slot's name in braces, or twice that",
+)
+STAND_IN_DOCUMENT_TOKENS = _assume(
+    "a document by the stand-in", 220, "tokens", "the stand-in counts its tokens by letters"
+)
+SCORE_TOKENS = _assume("a grade of a document", 5, "tokens", "one line with a number")
+QUESTION_TOKENS = _assume("a question", 100, "tokens", "a scenario of a few sentences")
+ANSWER_TOKENS = _assume("an answer", 400, "tokens", "or the benchmark's max_tokens where less")
+ITEM_TOKENS = _assume("an item, or an example of a few-shot prompt", 120, "tokens", "HellaSwag's")
+CHOICES = _assume("choices of an item", 4, "answers", "lm-eval reads the item once for each")
+ITEMS = _assume(
+    "rows of a benchmark whose size is neither declared nor on disk", 300, "rows", "a guess"
+)
+GRADE_TOKENS = _assume(
+    "a judge's reply", 200, "tokens", "or the benchmark's judge_max_tokens where less"
+)
+# Tasks in a group of lm-eval's.
+SUBTASKS = {"mmlu": 57}
+
+# Disk.
+TOKEN_BYTES = _assume(
+    "a token of a corpus",
+    10,
+    "bytes",
+    "4 letters 2.4 times: in the ledger, in documents.jsonl and, compressed, in corpus/",
+)
+DOCUMENT_BYTES = _assume("a document beside its text", 500, "bytes", "its slots and counts")
+ANSWER_BYTES = _assume("an answer", 2000, "bytes", "in Inspect's log, compressed")
+GRADE_BYTES = _assume("a grade", 2700, "bytes", "in scored samples and in the ledger")
+ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
+STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
+SHARD_GB = _assume("a file of weights", 5, "GB", "the checkpointers' largest shard")
+UNKNOWN_GB = _assume("a model that is neither known nor on disk", 16, "GB", "8B in bf16")
+STEPS_HELD = _assume(
+    "step checkpoints on disk while a training runs",
+    1.5,
+    "times the two that are kept",
+    "a third is being written",
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The size of a judged benchmark whose questions are not on disk."""
+
+    questions: int
+    grades: float  # of one answer
+    prompt_tokens: int  # of the judge's prompt, without the answer
+
+
+# By scorer. ANIMA's 26 open questions have 97 grades; the others are counted in the public files.
+ANIMA_GRADES = 97
+ANIMA_QUESTIONS = 26
+JUDGED = {
+    "anima": Judged(115, ANIMA_GRADES / ANIMA_QUESTIONS, 750),
+    "moru": Judged(201, 4, 600),
+    "rubric": Judged(18, 1, 400),
+    "strong_reject": Judged(313, 1, 700),
+}
+
+# A toy's pretraining as a row of study.forecast.training_cost: a minute on a core.
+TOY: dict[str, Any] = {
+    "hours": 1e-6,
+    "updates": 300,
+    "speed": "guessed",
+    "step_checkpoints_gb": 0.0,
+    "ranks": 1,
+}
+# Files and folders of a finished cell by its stage; of a link to a model; of a dose that a longer
+# run keeps; of a job's logs.
+FILES = {
+    "model": (13, 3),
+    "midtrain": (13, 3),
+    "sft": (13, 3),
+    "link": (5, 1),
+    "dose": (5, 2),
+    "documents": (9, 2),
+    "drafts": (5, 1),
+    "generate": (5, 1),
+    "likelihood": (6, 1),
+    "lm_eval": (6, 1),
+    "judge": (7, 1),
+    "labels": (5, 1),
+    "analysis": (17, 3),
+    "job": (5, 0),
+}
+
+
+def summary() -> str:
+    """The assumptions that matter most, as a line for `plan`."""
+    shown = {
+        "TFLOP/s of a GPU that trains or reads": PREFILL_FLOPS / 1e12,
+        "of one that writes": DECODE_FLOPS / 1e12,
+        "GFLOP/s a core": CORE_FLOPS / 1e9,
+        "s to start a job": START_SECONDS,
+        "s a GB of weights": SECONDS_PER_GB,
+        "s a grade": GRADE_SECONDS,
+        "s a document": SECONDS_PER_CALL,
+        "tokens a question": QUESTION_TOKENS,
+        "an answer": ANSWER_TOKENS,
+        "an item": ITEM_TOKENS,
+        "a grade": GRADE_TOKENS,
+        "grades for 26 of ANIMA's questions that are not here": ANIMA_GRADES,
+    }
+    return "assumed: " + ", ".join(f"{value:g} {name}" for name, value in shown.items())
