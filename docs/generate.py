@@ -55,7 +55,9 @@ def type_name(hint: Any) -> str:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> str:
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    default = (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
     info = default if hasattr(default, "is_required") else None  # pydantic's FieldInfo
     if info is not None:
         if info.is_required():
@@ -65,7 +67,9 @@ def default_of(field: "dataclasses.Field[Any]") -> str:
         return "required"
     if default in (None, [], {}) or dataclasses.is_dataclass(default):
         return ""
-    text = yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    text = (
+        yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    )
     return f"`{text}`" if len(text) < 40 else "see the source"
 
 
@@ -75,19 +79,40 @@ def fields_table(kind: type) -> str:
     rows = []
     for field in dataclasses.fields(kind):
         assert field.name in texts, f"{kind.__name__}.{field.name} has no docstring"
-        rows.append([f"`{field.name}`", type_name(hints[field.name]), default_of(field), texts[field.name]])
-    table = tabulate(rows, headers=["key", "type", "default", "meaning"], tablefmt="github", disable_numparse=True)
+        rows.append(
+            [f"`{field.name}`", type_name(hints[field.name]), default_of(field), texts[field.name]]
+        )
+    table = tabulate(
+        rows,
+        headers=["key", "type", "default", "meaning"],
+        tablefmt="github",
+        disable_numparse=True,
+    )
     return re.sub(r" {2,}", " ", re.sub(r"-{4,}", "---", table))
 
 
 def sections(module: str, names: list[str]) -> str:
     """A section for each of a module's dataclasses."""
     kinds = [getattr(importlib.import_module(module), name) for name in names]
-    return "\n\n".join(f"### {k.__name__}\n\n{inspect.getdoc(k)}\n\n{fields_table(k)}" for k in kinds) + "\n"
+    return (
+        "\n\n".join(f"### {k.__name__}\n\n{inspect.getdoc(k)}\n\n{fields_table(k)}" for k in kinds)
+        + "\n"
+    )
 
 
 def study_file() -> str:
-    names = ["Study", "Endpoint", "Model", "Corpus", "QualityFilter", "Arm", "Midtrain", "Sft", "Remote", "Benchmark"]
+    names = [
+        "Study",
+        "Endpoint",
+        "Model",
+        "Corpus",
+        "QualityFilter",
+        "Arm",
+        "Midtrain",
+        "Sft",
+        "Remote",
+        "Benchmark",
+    ]
     return sections("study.spec.schema", [*names, "Engine", "Contrast", "Costs"])
 
 
@@ -104,14 +129,19 @@ def markdown(rows: list[list[Any]], headers: list[str]) -> str:
 
 
 def failures() -> str:
-    rows = [[known.name, known.fix, f"`{known.pattern.pattern}`".replace("|", r"\|")] for known in KNOWN_FAILURES]
+    rows = [
+        [known.name, known.fix, f"`{known.pattern.pattern}`".replace("|", r"\|")]
+        for known in KNOWN_FAILURES
+    ]
     return markdown(rows, ["cause", "fix", "sign in a log (regular expression)"])
 
 
 def commands() -> str:
     from study.cli import COMMANDS
 
-    rows = [[f"`{m.__name__.rpartition('.')[2]}`", (m.__doc__ or "").splitlines()[0]] for m in COMMANDS]
+    rows = [
+        [f"`{m.__name__.rpartition('.')[2]}`", (m.__doc__ or "").splitlines()[0]] for m in COMMANDS
+    ]
     return markdown(rows, ["command", "what it does"])
 
 
@@ -120,7 +150,9 @@ def benchmarks() -> str:
     for path in sorted((ROOT / "eval/benchmarks").glob("*.yaml")):
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
         title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        rows.append([f"`{path.stem}`", f"`{declared['scorer']}`", declared.get("rows") or "", title])
+        rows.append(
+            [f"`{path.stem}`", f"`{declared['scorer']}`", declared.get("rows") or "", title]
+        )
     return markdown(rows, ["task", "scorer", "rows", "what it is"])
 
 
@@ -142,9 +174,18 @@ def forecast() -> str:
         cells = expand.in_order(expand.analysis(load_study(ROOT / f"studies/{name}.yaml")))
         totals = study_cost.totals(cells, Path("/nonexistent/runs"), {})
         whole = totals["study"]
-        row = [f"{name}.yaml", f"{len(cells):,}", f"{whole['gpu_hours']:,.1f}", f"{whole['cpu_hours']:,.0f}"]
-        rows.append([*row, f"{whole['calls']:,.0f}", f"{whole['cost']:,.2f}", f"{whole['disk_gb']:,.0f}"])
-    return markdown(rows, ["study", "cells", "GPU-hours", "CPU-hours", "API calls", "API cost, $", "disk, GB"])
+        row = [
+            f"{name}.yaml",
+            f"{len(cells):,}",
+            f"{whole['gpu_hours']:,.1f}",
+            f"{whole['cpu_hours']:,.0f}",
+        ]
+        rows.append(
+            [*row, f"{whole['calls']:,.0f}", f"{whole['cost']:,.2f}", f"{whole['disk_gb']:,.0f}"]
+        )
+    return markdown(
+        rows, ["study", "cells", "GPU-hours", "CPU-hours", "API calls", "API cost, $", "disk, GB"]
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -173,7 +214,9 @@ def main() -> int:
             if not check:
                 file.write_text(new, encoding="utf-8")
     for file in stale:
-        print(f"{file.relative_to(ROOT)}: {'out of date; python -m docs.generate' if check else 'written'}")
+        print(
+            f"{file.relative_to(ROOT)}: {'out of date; python -m docs.generate' if check else 'written'}"
+        )
     return 1 if check and stale else 0
 
 

@@ -19,9 +19,11 @@ HEADING = "### Cells that become new"
 
 
 def identities() -> dict[str, str]:
-    """"STAGE/NAME" -> identity of every cell of studies/tiny.yaml, as a fixed Python version would have them."""
+    """ "STAGE/NAME" -> identity of every cell of studies/tiny.yaml, as a fixed Python version would have them."""
     version = platform.python_version
-    platform.python_version = lambda: "3.11.2"  # the toy model reads the English of this Python's documentation
+    platform.python_version = lambda: (
+        "3.11.2"
+    )  # the toy model reads the English of this Python's documentation
     try:
         cells = expand.in_order(expand.analysis(load_study(ROOT / "studies/tiny.yaml")))
     finally:
@@ -30,29 +32,45 @@ def identities() -> dict[str, str]:
 
 
 def current_version() -> str:
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    return str(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    )
 
 
 def new_cells(version: str) -> str:
     """What the section of a version in CHANGELOG.md says of cells that become new; empty without such a section."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    section = re.search(rf"^## {re.escape(version)}\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    section = re.search(
+        rf"^## {re.escape(version)}\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+    )
     return section[0].partition(HEADING)[2].split("###")[0].strip() if section else ""
 
 
 def main() -> int:
     """Write the list anew. 2 where the version or the changelog does not allow it."""
-    stored, now, version = json.loads(FILE.read_text(encoding="utf-8")), identities(), current_version()
+    stored, now, version = (
+        json.loads(FILE.read_text(encoding="utf-8")),
+        identities(),
+        current_version(),
+    )
     if stored["identities"] == now and stored["version"] == version:
         return 0
     changed = {key.split("/")[0] for key in now if stored["identities"].get(key) != now[key]}
     if changed and stored["version"] == version:
-        print(f"error: pyproject.toml: version is still {version}; set the next version", file=sys.stderr)
+        print(
+            f"error: pyproject.toml: version is still {version}; set the next version",
+            file=sys.stderr,
+        )
         return 2
     if lacking := sorted(stage for stage in changed if stage not in new_cells(version)):
-        print(f"error: CHANGELOG.md: section {version}: {HEADING!r} does not name {', '.join(lacking)}", file=sys.stderr)
+        print(
+            f"error: CHANGELOG.md: section {version}: {HEADING!r} does not name {', '.join(lacking)}",
+            file=sys.stderr,
+        )
         return 2
-    FILE.write_text(json.dumps({"version": version, "identities": now}, indent=1) + "\n", encoding="utf-8")
+    FILE.write_text(
+        json.dumps({"version": version, "identities": now}, indent=1) + "\n", encoding="utf-8"
+    )
     return 0
 
 

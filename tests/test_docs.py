@@ -24,7 +24,9 @@ def commands() -> list[tuple[str, str]]:
     """(page, command) of every shell block that can be run here."""
     rows = []
     for page in PAGES:
-        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
             for line in filter(None, map(str.strip, block.splitlines())):
                 command = line.split(" #")[0].strip()
                 if not NEEDS.search(line) and command not in MAKE:
@@ -32,10 +34,15 @@ def commands() -> list[tuple[str, str]]:
     return rows
 
 
-def test_generated_blocks_are_up_to_date(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_blocks_are_up_to_date(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["docs.generate", "--check"])
     assert generate.main() == 0, capsys.readouterr().out
-    assert "| " in generate.study_file() and generate.filled("<!-- generated: commands -->\nold<!-- end -->") != ""
+    assert (
+        "| " in generate.study_file()
+        and generate.filled("<!-- generated: commands -->\nold<!-- end -->") != ""
+    )
 
 
 def test_readme_is_read_in_five_minutes() -> None:
@@ -49,7 +56,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "command"), commands(), ids=lambda value: str(value))
-def test_commands_work_as_printed(page: str, command: str, one_machine: Place, tmp_path: Path) -> None:
+def test_commands_work_as_printed(
+    page: str, command: str, one_machine: Place, tmp_path: Path
+) -> None:
     """With the small study in place of the study that is named, on a copy of its finished cells."""
     for name in ("runs", "results"):
         shutil.copytree(one_machine.folder / name, tmp_path / name, symlinks=True)

@@ -13,7 +13,9 @@ def test_identities_are_those_of_the_version() -> None:
     advice = "set the next version, say in CHANGELOG.md which cells become new, then python -m tests.golden"
     assert stored["identities"] == golden.identities(), advice
     assert stored["version"] == golden.current_version(), "python -m tests.golden"
-    assert golden.new_cells(golden.current_version()), f"CHANGELOG.md: section without {golden.HEADING!r}"
+    assert golden.new_cells(golden.current_version()), (
+        f"CHANGELOG.md: section without {golden.HEADING!r}"
+    )
 
 
 def test_a_changed_identity_is_not_stored_without_a_version_and_an_entry(

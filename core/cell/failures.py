@@ -132,7 +132,11 @@ KNOWN_FAILURES = [
         r"which is not finished; python -m study cell",
         "run that cell first, or the whole study",
     ),
-    _known("diverged", r"the loss is (nan|inf)", "lower the learning rate; that makes a new cell"),
+    _known(
+        "diverged",
+        r"(the loss|gradient norm) is (nan|inf)|gradient norm (nan|inf)",
+        "lower the learning rate; that makes a new cell",
+    ),
     _known(
         "broken environment",
         r"ModuleNotFoundError|ImportError:|: command not found|execve\(\)",

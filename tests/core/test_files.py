@@ -66,7 +66,9 @@ def test_a_bad_row_is_refused_with_file_and_line(
     assert problem.where == f"{path}:{line}" and problem.what.startswith(what) and problem.fix
 
 
-@pytest.mark.parametrize("content", [None, b"no gzip", gzip.compress(mtime=0, data=b"{}\n" * 999)[:-9]])
+@pytest.mark.parametrize(
+    "content", [None, b"no gzip", gzip.compress(mtime=0, data=b"{}\n" * 999)[:-9]]
+)
 def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.jsonl.gz"
     if content is not None:
