@@ -51,7 +51,8 @@ def title(results: Results) -> str:
     if "none" in verdicts:
         undecided.append(f"{verdicts.count('none')} without a verdict")
     if decided:
-        text = f"{first['treatment']} scores {' and '.join(decided)} comparisons with {first['control']}"
+        comparisons = f"{' and '.join(decided)} comparisons with {first['control']}"
+        text = f"{first['treatment']} scores {comparisons}"
         return "; ".join([text, *undecided])
     arms = f"{first['treatment']} and {first['control']}"
     return f"No difference established between {arms}: {', '.join(undecided)}"

@@ -82,7 +82,7 @@ def declaration_hash(settings: AnalysisSettings) -> str:
     """
     contrasts = [contrast.declaration() for contrast in settings.contrasts]
     excluded = {name: list(ids) for name, ids in settings.excluded.items()}
-    text = json.dumps([contrasts, excluded, settings.roles], sort_keys=True)
+    text = json.dumps([contrasts, excluded, settings.claim_roles], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -37,8 +37,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
-    scores.parquet, and `corpus-NAME` holds corpus_stats.json. Resources: `trainings` (stage, arm, seed,
-    cell), whose losses are drawn as far as their folders exist.
+    scores.parquet, and `corpus-NAME` holds corpus_stats.json. Resources: `trainings` (stage, arm,
+    seed, cell), whose losses are drawn as far as their folders exist.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
@@ -82,7 +82,7 @@ def _add_further_results(
     results["examples"] = examples(settings.score_files, contrasts, inputs)
     results["corpora"] = to_jsonable(corpora(inputs))
     results["judges"] = to_jsonable(judge_rows(table, settings))
-    claims = claim_rows(results, settings.roles) if settings.roles else []
+    claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)
     results["arithmetic"] = to_jsonable(arithmetic()) if claims else []
     robustness = robustness_rows(table, settings.contrasts, settings.other_judges)

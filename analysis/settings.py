@@ -141,7 +141,9 @@ class AnalysisSettings:
     labels: list[str]  # roles of files with grades by people
     contrasts: list[Contrast]
     benchmarks: dict[str, Benchmark]
-    roles: dict[str, str | int | float]  # of the paper's claims: see analysis.claims; empty: none
+    claim_roles: dict[
+        str, str | int | float
+    ]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
     writers: list[Row]  # corpus, model, dummy
 
@@ -156,7 +158,7 @@ class AnalysisSettings:
             labels=settings["labels"],
             contrasts=[Contrast.parse(contrast) for contrast in settings["contrasts"]],
             benchmarks={name: Benchmark.parse(benchmarks[name]) for name in benchmarks},
-            roles=settings["claim_roles"],
+            claim_roles=settings["claim_roles"],
             costs=Costs(**settings["costs"]),
             writers=settings["writers"],
         )

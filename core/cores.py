@@ -1,6 +1,8 @@
-"""How many cells may run at a time on this machine: by the cores and the memory that this process may use.
+"""How many cells may run at a time on this machine: by the cores and the memory that this process
+may use.
 
-The number of cores of a machine is not enough: `taskset`, a container's quota (cgroups) and a Slurm job allow fewer.
+The number of cores of a machine is not enough: `taskset`, a container's quota (cgroups) and a Slurm
+job allow fewer.
 """
 
 import math
@@ -8,19 +10,21 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Memory (bytes) of one process of cells of the tiny study: generating answers by vLLM takes the most, 1.5 GB resident.
+# Memory (bytes) of one process of cells of the tiny study: generating answers by vLLM takes the
+# most, 1.5 GB resident.
 CELL_BYTES = 1_500_000_000
 _UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 
 
 def default_jobs() -> int:
-    """Processes at a time: one a core, and no more than the memory holds of the tiny study's cells."""
+    """Processes at a time: one a core, and no more than the memory holds."""
     by_memory = usable_memory() // CELL_BYTES
     return max(1, min(usable_cpus(), by_memory))
 
 
 def usable_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
-    """Cores this process may use, at least 1: the fewest of its affinity, its cgroups' quotas and its Slurm job's."""
+    """Cores this process may use, at least 1: the fewest of its affinity, its cgroups' quotas and
+    its Slurm job's."""
     limits = [len(os.sched_getaffinity(0)), *map(math.ceil, _quotas(root))]
     limits += [
         count
@@ -31,7 +35,8 @@ def usable_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("
 
 
 def usable_memory(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
-    """Bytes this process may still take: the least of what the machine, its cgroups and its Slurm job leave."""
+    """Bytes this process may still take: the least of what the machine, its cgroups and its Slurm
+    job leave."""
     limits = [*_available(root), *_memory_left(root)]
     if megabytes := _number(environment, "SLURM_MEM_PER_NODE"):
         limits.append(megabytes * 2**20)
@@ -53,9 +58,11 @@ def _available(root: Path) -> Iterator[int]:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the control groups that hold this process, from its own up to the top: of v2, and of v1's controller.
+    """Folders of the control groups that hold this process, from its own up to the top: of v2, and
+    of v1's controller.
 
-    Inside a container the path may name a folder of the host that is not visible: then only the top exists.
+    Inside a container the path may name a folder of the host that is not visible: then only the top
+    exists.
     """
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -84,7 +91,8 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_left(root: Path) -> Iterator[int]:
-    """Bytes that the groups' memory limits leave: file cache counts as free, because the kernel gives it back."""
+    """Bytes that the groups' memory limits leave: file cache counts as free, because the kernel
+    gives it back."""
     for folder in _cgroups(root, "memory"):
         limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
         used = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes")

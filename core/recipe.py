@@ -216,18 +216,18 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
     Raises UserError with one problem per mistake.
     """
     path = resolve(relative)
-    raw, where, mistakes = read_yaml(path)
+    raw, lines, mistakes = read_yaml(path)
     try:
         recipe = validate(kind, raw)
     except ValidationError as error:
-        raise UserError.of(in_file_order(mistakes + explain(path, error, kind, where))) from None
+        raise UserError.of(in_file_order(mistakes + explain(path, error, kind, lines))) from None
     if isinstance(recipe, TinyLlama):
         prefix: tuple[str, ...] = ("pretrain",)
         problems = training_mistakes(recipe.pretrain)
     else:
         prefix = ()
         problems = training_mistakes(recipe)
-    mistakes += [located(path, (*prefix, *key), text, where) for key, text in problems]
+    mistakes += [located(path, (*prefix, *key), text, lines) for key, text in problems]
     if mistakes:
         raise UserError.of(in_file_order(mistakes))
     settings: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)

@@ -1,7 +1,7 @@
 """Fill the generated blocks of README.md and docs/*.md: python -m docs.generate [--check]
 
-A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. With --check nothing is written, and the exit
-code is 1 where a block is not up to date; tests/test_docs.py runs that.
+A block stands between `<!-- generated: NAME -->` and `<!-- end -->`. With --check nothing is
+written, and the exit code is 1 where a block is not up to date; tests/test_docs.py runs that.
 """
 
 import ast
@@ -22,7 +22,7 @@ from core.cell.failures import KNOWN_FAILURES
 from core.paths import ROOT
 
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-WITHOUT_NETWORK = ["--runs", "/nonexistent/runs"]  # plans must not depend on what has run here
+NOTHING_RUN = Path("/nonexistent/runs")  # a forecast must not depend on what has run here
 
 
 def attribute_docstrings(kind: type) -> dict[str, str]:
@@ -157,22 +157,24 @@ def benchmarks() -> str:
 
 
 def cost_assumptions() -> str:
-    from study.forecast.study_cost import ASSUMPTIONS
+    from study.forecast.assumptions import ASSUMPTIONS
 
-    rows = [[a.name, f"{a.value:g}", a.unit, a.source] for a in ASSUMPTIONS]
+    rows = [[a.what, f"{a.value:g}", a.unit, a.why] for a in ASSUMPTIONS]
     return markdown(rows, ["quantity", "value", "unit", "source"])
 
 
 def forecast() -> str:
-    """What `plan` says of the three large studies, without a cluster profile."""
+    """What `plan --cluster slurm/clusters/university.yaml` says of the three large studies."""
+    from slurm.profile import load_profile
+    from study.commands.common import parallel_plans
     from study.forecast import study_cost
     from study.spec import expand
     from study.spec.load import load_study
 
-    rows = []
+    profile, rows = load_profile(ROOT / "slurm/clusters/university.yaml"), []
     for name in ("paper", "paper_lora", "pilot"):
         cells = expand.in_order(expand.analysis(load_study(ROOT / f"studies/{name}.yaml")))
-        totals = study_cost.totals(cells, Path("/nonexistent/runs"), {})
+        totals = study_cost.totals(cells, NOTHING_RUN, parallel_plans(profile), profile)
         whole = totals["study"]
         row = [
             f"{name}.yaml",
@@ -214,9 +216,8 @@ def main() -> int:
             if not check:
                 file.write_text(new, encoding="utf-8")
     for file in stale:
-        print(
-            f"{file.relative_to(ROOT)}: {'out of date; python -m docs.generate' if check else 'written'}"
-        )
+        state = "out of date; python -m docs.generate" if check else "written"
+        print(f"{file.relative_to(ROOT)}: {state}")
     return 1 if check and stale else 0
 
 

@@ -47,8 +47,8 @@ DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank 
 def run(context: StageContext) -> dict[str, int | float]:
     """Train the cell's start checkpoint; writes model/ (a Hugging Face folder) and metrics.FILES.
 
-    With `doses` in its settings a run of SFT also keeps doses/DOSE/model of the smaller doses that it
-    passes; the cell of such a dose has the run as its input `run`, and links to it. Every rank
+    With `doses` in its settings a run of SFT also keeps doses/DOSE/model of the smaller doses that
+    it passes; the cell of such a dose has the run as its input `run`, and links to it. Every rank
     calls this; rank 0 returns the counts and writes everything but the step checkpoints.
     """
     if "run" in context.inputs:
@@ -297,7 +297,8 @@ class Trainer:
         )
 
     def evaluate(self, step: int) -> None:
-        """Evaluate the held-out loss after `step`; keep the weights if `load_best_checkpoint` needs them."""
+        """Evaluate the held-out loss after `step`; keep the weights if `load_best_checkpoint` needs
+        them."""
         assert self.held_out
         loss = held_out_loss(self.model, self.held_out, self.recipe, self.ranks)
         self.metrics.log("held_out.jsonl", {"step": step, "loss": loss})
@@ -333,7 +334,8 @@ class Trainer:
             step_checkpoint.commit(temporary, folder)
 
     def finalize(self) -> None:
-        """Write model/: the last weights, or with `load_best_checkpoint` those of the lowest held-out loss."""
+        """Write model/: the last weights, or with `load_best_checkpoint` those of the lowest
+        held-out loss."""
         folder = self.context.folder
         best = self.history.best() if self.recipe.load_best_checkpoint else None
         if best is None:

@@ -32,9 +32,9 @@ Conversation = tuple[str, Messages]  # where it comes from ("file:line"), and it
 def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple[Rows, Rows | None]:
     """The training rows of a cell, and its held-out rows (None where they are never evaluated).
 
-    midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant` in its
-        settings the questions of that form with their answers, as conversations, a share `held_out`
-        of them held out.
+    midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant`
+        in its settings the questions of that form with their answers, as conversations, a share
+        `held_out` of them held out.
     sft: the first `dose` rows of the file resources["data"] in an order from the study's seed, the
         last share `held_out` of that order, and documents to replay of the input `replay`.
 

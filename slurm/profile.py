@@ -27,6 +27,7 @@ class Resources:
     minutes: Count
     """Time limit. A job that reaches it is requeued and continues."""
     nodes: Count = 1
+    """Nodes of the job."""
     tasks_per_node: Count = 1
     """Processes on each node: one per GPU for a training over several GPUs."""
     gpus_per_node: int | Word = 0
@@ -41,10 +42,13 @@ class Resources:
     tokens_per_second: Annotated[float, Field(gt=0)] | None = None
     """Measured training speed, for the forecast. None: the forecast estimates it."""
     partition: Word | None = None
-    """This and the next three override the profile's own values."""
+    """Partition, in place of the profile's."""
     account: Word | None = None
+    """Account, in place of the profile's."""
     qos: Word | None = None
+    """Quality of service, in place of the profile's."""
     constraint: Word | None = None
+    """Node features, in place of the profile's."""
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -52,10 +56,15 @@ class Profile:
     """One cluster, for one user."""
 
     stages: dict[Stages, Resources]
+    """What a job of each stage requests. `default` is for the stages that are not named."""
     partition: Word | None = None
+    """Partition of stages that name none. None: the cluster's default."""
     account: Word | None = None
+    """Account that is charged. None: your default account."""
     qos: Word | None = None
+    """Quality of service. None: the account's default."""
     constraint: Word | None = None
+    """Node features that are required."""
     python: str | None = None
     """The command that starts Python in a job. None: the Python that submits."""
     setup: list[str] = Field(default_factory=list)

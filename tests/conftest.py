@@ -1,4 +1,5 @@
-"""Which tests share a process when pytest-xdist spreads them over several (`make test`), and what they may leave."""
+"""Which tests share a process when pytest-xdist spreads them over several (`make test`), and what
+they may leave."""
 
 import fcntl
 import os
@@ -12,8 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 from core.cores import default_jobs
 from tests.place import Place
 
-# What stays together beyond a file's own tests, and what comes first: the longest, so that no process ends long before
-# the others.
+# What stays together beyond a file's own tests, and what comes first: the longest, so that no
+# process ends long before the others.
 _FIRST = (
     "tests/slurm",
     "tests/test_rerun.py",
@@ -26,7 +27,8 @@ _FIRST = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _environment() -> Iterator[None]:
-    """A file's tests leave no trace there: vLLM and the cells, whose process is their own, set what they need."""
+    """A file's tests leave no trace there: vLLM and the cells, whose process is their own, set what
+    they need."""
     with mock.patch.dict(os.environ):
         yield
 
@@ -50,13 +52,15 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def _group(nodeid: str) -> str:
-    """A file's tests stay together, and so do folders' that share something dear: a cluster, trainings, imports."""
+    """A file's tests stay together, and so do folders' that share something dear: a cluster,
+    trainings, imports."""
     file = nodeid.split("::")[0]
     return next((first for first in _FIRST if file.startswith(first)), file)
 
 
 class _Groups(LoadScopeScheduling):
-    # Not by --dist loadgroup: this pytest does not see the names that pytest-xdist 3.8 gives to tests for it.
+    # Not by --dist loadgroup: this pytest does not see the names that pytest-xdist 3.8 gives to
+    # tests for it.
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid)
 

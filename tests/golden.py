@@ -1,7 +1,9 @@
-"""The identities of studies/tiny.yaml, so that a release says which cells become new: python -m tests.golden
+"""The identities of studies/tiny.yaml, so that a release says which cells become new: python -m
+tests.golden
 
-A changed identity makes everybody who has a runs folder compute, and pay, again. Therefore the list may change only
-together with a new version whose section of CHANGELOG.md names the stages of the cells that become new.
+A changed identity makes everybody who has a runs folder compute, and pay, again. Therefore the list
+may change only together with a new version whose section of CHANGELOG.md names the stages of the
+cells that become new.
 """
 
 import json
@@ -14,12 +16,13 @@ from core.paths import ROOT
 from study.spec import expand
 from study.spec.load import load_study
 
-FILE = ROOT / "tests/golden/tiny.json"
+FILE = ROOT / "tests/golden.json"
 HEADING = "### Cells that become new"
 
 
 def identities() -> dict[str, str]:
-    """ "STAGE/NAME" -> identity of every cell of studies/tiny.yaml, as a fixed Python version would have them."""
+    """ "STAGE/NAME" -> identity of every cell of studies/tiny.yaml, as a fixed Python version would
+    have them."""
     version = platform.python_version
     platform.python_version = lambda: (
         "3.11.2"
@@ -38,7 +41,8 @@ def current_version() -> str:
 
 
 def new_cells(version: str) -> str:
-    """What the section of a version in CHANGELOG.md says of cells that become new; empty without such a section."""
+    """What the section of a version in CHANGELOG.md says of cells that become new; empty without
+    such a section."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     section = re.search(
         rf"^## {re.escape(version)}\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL

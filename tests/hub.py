@@ -1,4 +1,5 @@
-"""A small Hugging Face hub over real HTTP on the loopback interface: what huggingface_hub 2.4.0 asks of the real one.
+"""A small Hugging Face hub over real HTTP on the loopback interface: what huggingface_hub 2.4.0
+asks of the real one.
 
 with Hub() as hub:
     revision = hub.add("model", "owner/name", {"config.json": b"{}"})
@@ -24,7 +25,8 @@ Headers = dict[str, str]
 @dataclass
 class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)  # oldest first
-    access: str = "open"  # gated: the files only with a token whose account may; private: all of it; refused: never
+    # Gated: the files only with a token whose account may; private: all of it; refused: never.
+    access: str = "open"
     sizes: dict[str, int] = field(default_factory=dict)  # what the tree claims instead of the truth
 
 
@@ -45,7 +47,8 @@ class Hub:
         self.holding = threading.Event()
         self.damage: set[str] = set()  # files whose content arrives changed
         self.down: set[str] = set()  # first words of paths that are answered with 503 ...
-        self.after = 0  # ... once so many small files were asked for: a client gives up what it has not begun then
+        # ... once so many small files were asked for: a client gives up what it has not begun then.
+        self.after = 0
         outer = self
 
         class Handler(_Handler):

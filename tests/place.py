@@ -17,7 +17,8 @@ class Place:
     folder: Path
 
     def command(self, command: str, *more: str) -> list[str]:
-        # One process at a time where trainings are done: each of them imports vLLM or Inspect for seconds.
+        # One process at a time where trainings are done: each of them imports vLLM or Inspect for
+        # seconds.
         more = (*more, "--jobs", "1") if command == "run" and "--jobs" not in more else more
         return [
             sys.executable,
@@ -41,7 +42,8 @@ class Place:
 
     @property
     def manifests(self) -> list[Path]:
-        """Of finished cells. Not rglob: it fails when a folder vanishes that a running cell was working in."""
+        """Of finished cells. Not rglob: it fails when a folder vanishes that a running cell was
+        working in."""
         return sorted((self.folder / "runs").glob("*/*/*/manifest.json"))
 
     def begun(self, stage: str) -> int:

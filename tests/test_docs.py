@@ -1,4 +1,5 @@
-"""The documentation is true: generated blocks are up to date, links lead somewhere, commands work as printed."""
+"""The documentation is true: generated blocks are up to date, links lead somewhere, commands work
+as printed."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""The set-up of .venv: what makes it again, its lock, its messages, and what it takes of pip's settings."""
+"""The set-up of .venv: what makes it again, its lock, its messages, and what it takes of pip's
+settings."""
 
 import fcntl
 import importlib.util

@@ -1,4 +1,5 @@
-"""A change of identities, which would make users compute and pay again, is announced by a version and the changelog."""
+"""A change of identities, which would make users compute and pay again, is announced by a version
+and the changelog."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The house stays as it is drawn: who may import whom, what starts quickly, what the recipes name means."""
+"""The house stays as it is drawn: who may import whom, what starts quickly, what the recipes name
+means."""
 
 import ast
 import graphlib
@@ -35,7 +36,8 @@ MODULES = {module_of(file): file for file in FILES}
 
 
 def imports(file: Path) -> set[str]:
-    """Full names of the modules that a file imports, anywhere in it, `importlib.import_module` included."""
+    """Full names of the modules that a file imports, anywhere in it, `importlib.import_module`
+    included."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -55,7 +57,8 @@ def imports(file: Path) -> set[str]:
     return names
 
 
-# `import_module` of names that are not written out. The table of stages is the one exception to the floors.
+# `import_module` of names that are not written out. The table of stages is the one exception to the
+# floors.
 TEXT_IMPORTS = {
     "core/cell/run.py": "STAGE_INFO[config['stage']].module",
     "eval/questions.py": "f\"eval.{settings['scorer']}\"",
@@ -76,7 +79,8 @@ def folder(module: str) -> str:
 
 
 def test_imports_go_down_only() -> None:
-    """core imports nothing above it, a room imports core alone, study imports rooms and core; no circle."""
+    """core imports nothing above it, a room imports core alone, study imports rooms and core; no
+    circle."""
     arrows = graph()
     for module in sorted(arrows):
         print(module, "->", ", ".join(sorted(arrows[module])) or "nothing of ours")
@@ -106,7 +110,8 @@ def test_recipes_is_ours_in_every_process() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert str(ROOT / "recipes") in found.splitlines()[-1]
-    # From another folder, as a Slurm task may start, the entry point still finds the checkout first.
+    # From another folder, as a Slurm task may start, the entry point still finds the checkout
+    # first.
     entry = [sys.executable, str(ROOT / "study"), "plan", str(ROOT / "studies/tiny.yaml")]
     assert subprocess.run(entry, cwd="/", capture_output=True).returncode == 0
 

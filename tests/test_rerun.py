@@ -46,7 +46,8 @@ def test_swapped_documents_swap_the_sign(one_machine: Place, tmp_path: Path) -> 
 def test_killed_anywhere_and_continued_it_gives_the_same_bytes(
     one_machine: Place, tmp_path: Path
 ) -> None:
-    """SIGKILL to the engine ten times, in each stage, with one process and with two; its children must die with it.
+    """SIGKILL to the engine ten times, in each stage, with one process and with two; its children
+    must die with it.
 
     One arm's cells are there already, as they ran undisturbed.
     """

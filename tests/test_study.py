@@ -1,4 +1,5 @@
-"""The whole study, small but with every real part: documents over HTTP, training, vLLM, Inspect, tables."""
+"""The whole study, small but with every real part: documents over HTTP, training, vLLM, Inspect,
+tables."""
 
 import csv
 import json

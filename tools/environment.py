@@ -2,10 +2,11 @@
 
     python3 tools/environment.py
 
-It needs nothing but Python's standard library. `.venv/ready` holds a hash of everything the environment is made from,
-so a changed pin, a moved checkout or an interrupted set-up makes it again. The installer is uv, which pip brings into
-.venv; pip itself is used where uv can't be installed. uv's cache lies in .venv too: packages are hard links to it, so
-they take their space once, and making the environment again downloads nothing twice.
+It needs nothing but Python's standard library. `.venv/ready` holds a hash of everything the
+environment is made from, so a changed pin, a moved checkout or an interrupted set-up makes it
+again. The installer is uv, which pip brings into .venv; pip itself is used where uv can't be
+installed. uv's cache lies in .venv too: packages are hard links to it, so they take their space
+once, and making the environment again downloads nothing twice.
 """
 
 import ast
@@ -34,8 +35,8 @@ INPUTS = (HASHES, TORCH, VLLM, f"{ALIAS}/pyproject.toml", "tools/environment.py"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NEEDED_GB = 4
 KEPT = ("cache", "lock")  # of .venv, when it is made again
-# pip's settings that say where packages come from. Others (user, target, prefix, require-hashes) would lead the
-# installation elsewhere or stop it.
+# pip's settings that say where packages come from. Others (user, target, prefix, require-hashes)
+# would lead the installation elsewhere or stop it.
 CARRIED = (
     "index-url", "extra-index-url", "find-links", "no-index", "cert", "client-cert", "trusted-host", "proxy", "timeout",
     "default-timeout", "retries", "keyring-provider",
@@ -85,12 +86,14 @@ def main() -> int:
 
 
 def base_python() -> str:
-    """The interpreter that is left when every virtual environment is gone: .venv may be active, and is removed."""
+    """The interpreter that is left when every virtual environment is gone: .venv may be active, and
+    is removed."""
     return getattr(sys, "_base_executable", None) or sys.executable
 
 
 def fingerprint(root: Path, base: str) -> str:
-    """Hash (hex) of what the environment is made from: the pins, this file, the checkout's path, the Python."""
+    """Hash (hex) of what the environment is made from: the pins, this file, the checkout's path,
+    the Python."""
     digest = hashlib.sha256(f"{root}\0{base}\0{sys.version}\0".encode())
     for name in INPUTS:
         digest.update(f"{name}\0".encode() + (root / name).read_bytes())
@@ -119,7 +122,8 @@ def check_python() -> None:
 
 
 def check_system() -> None:
-    """Install Debian's packages as root, or say which are missing: ensurepip, and libnuma for vLLM's CPU kernels."""
+    """Install Debian's packages as root, or say which are missing: ensurepip, and libnuma for
+    vLLM's CPU kernels."""
     missing = []
     if not importlib.util.find_spec("ensurepip"):
         missing.append(f"python3.{sys.version_info.minor}-venv")
@@ -183,7 +187,8 @@ def only_one(venv: Path) -> Iterator[None]:
 def make(venv: Path, base: str, wanted: str) -> None:
     """Make .venv from nothing but its cache, and mark it ready.
 
-    Bytecode is left to Python, which compiles a module at its first import: of 28,500 modules a study imports 4,600.
+    Bytecode is left to Python, which compiles a module at its first import: of 28,500 modules a
+    study imports 4,600.
     """
     version = platform.python_version()
     print(
@@ -239,7 +244,8 @@ def make(venv: Path, base: str, wanted: str) -> None:
 
 
 def clear(venv: Path) -> None:
-    """Remove what .venv holds but for KEPT, `ready` first: an interrupted set-up must not look complete."""
+    """Remove what .venv holds but for KEPT, `ready` first: an interrupted set-up must not look
+    complete."""
     (venv / "ready").unlink(missing_ok=True)
     for path in venv.iterdir():
         if path.name not in KEPT:
@@ -247,7 +253,8 @@ def clear(venv: Path) -> None:
 
 
 def install_torch(install: list[str], variables: dict[str, str]) -> None:
-    """The CPU build by its name from the index at hand, or from PyTorch's own: `torch` alone may bring CUDA's."""
+    """The CPU build by its name from the index at hand, or from PyTorch's own: `torch` alone may
+    bring CUDA's."""
     try:
         run([*install, "-r", TORCH], variables)
         return
@@ -337,7 +344,8 @@ def clean(environment: dict[str, str]) -> dict[str, str]:
 
 
 def pip_settings(python: str, environment: dict[str, str]) -> dict[str, str]:
-    """What pip's files and variables say of where packages come from; `PIP_*` first, then [install], then [global]."""
+    """What pip's files and variables say of where packages come from; `PIP_*` first, then
+    [install], then [global]."""
     command = [python, "-m", "pip", "config", "list"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if result.returncode:
@@ -387,7 +395,8 @@ def uv_options(settings: dict[str, str]) -> list[str]:
 
 
 def for_uv(settings: dict[str, str], environment: dict[str, str], venv: Path) -> dict[str, str]:
-    """The environment in which uv has these settings of pip. Addresses may hold a password, so they are no options."""
+    """The environment in which uv has these settings of pip. Addresses may hold a password, so they
+    are no options."""
     ours = {
         "UV_CACHE_DIR": str(venv / "cache"),
         "UV_PYTHON_DOWNLOADS": "never",

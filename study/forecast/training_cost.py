@@ -237,7 +237,10 @@ def _refused(
             "would do"
         )
     if available_gb and gb > available_gb:
-        fix = "more would not do; activation_checkpointing, micro_batch_size: 1 or dtype: bf16 take less"
+        fix = (
+            "more would not do; activation_checkpointing, micro_batch_size: 1 or dtype: bf16 "
+            "take less"
+        )
         for gpus in range(layout.per_node, rows + 1, layout.per_node):
             if memory(model, recipe, gpus, layout.per_node)["total"] <= available_gb:
                 fix = f"{gpus} GPUs would do"

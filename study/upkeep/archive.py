@@ -74,8 +74,8 @@ README = """# Replication archive of the study `{study}`
 - `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
 - `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times;
   `log.txt` beside it
-- `cells/documents/.../corpus_stats.json`: what a corpus is made of; `match.json`: how it differs from the
-  corpus that it is matched to
+- `cells/documents/.../corpus_stats.json`: what a corpus is made of
+- `cells/documents/.../match.json`: how it differs from the corpus that it is matched to
 - `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
   reply, tokens and cost
 - `cells/.../scores.parquet`: scores of a checkpoint
@@ -286,7 +286,8 @@ def _parts(name: str, content: bytes) -> dict[str, bytes]:
     if not name.endswith(".eval"):
         return {"": content}
     with suppress(ImportError):
-        import zipfile_zstd  # noqa: F401  # Inspect's compression, which Python itself knows from 3.14 on
+        # Inspect's compression, which Python itself knows from 3.14 on.
+        import zipfile_zstd  # noqa: F401
     with zipfile.ZipFile(io.BytesIO(content)) as log:
         return {member: log.read(member) for member in sorted(log.namelist())}
 

@@ -314,19 +314,19 @@ def trace(
 
 def _role_of_score(analysis: Path, score_key: tuple[Any, ...], results: Path) -> str:
     """The role under which the analysis has the cell with a score."""
-    roles: dict[tuple[Any, ...], str] = {}
+    role_of: dict[tuple[Any, ...], str] = {}
     for row in read_config(analysis)["settings"]["rows"]:
         # The judge that counts comes first.
-        roles.setdefault(tuple(row[key] for key in SCORE), row["role"])
-    if score_key not in roles:
+        role_of.setdefault(tuple(row[key] for key in SCORE), row["role"])
+    if score_key not in role_of:
         name = " ".join(map(str, score_key))
-        valid = [" ".join(map(str, key)) for key in roles]
+        valid = [" ".join(map(str, key)) for key in role_of]
         raise UserError(
             where=str(results),
             what=f"no score of {name}{did_you_mean(name, valid)}",
             fix="results.json there lists the scores",
         )
-    return roles[score_key]
+    return role_of[score_key]
 
 
 def _facts(row: Row) -> str:

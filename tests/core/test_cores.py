@@ -1,4 +1,5 @@
-"""How many cells run at a time, by what a process may use: files of the kernel's as they are in containers and jobs."""
+"""How many cells run at a time, by what a process may use: files of the kernel's as they are in
+containers and jobs."""
 
 import os
 import subprocess

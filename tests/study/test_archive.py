@@ -1,4 +1,5 @@
-"""The replication archive: what is in it, the same bytes twice, and no key or home that somebody planted."""
+"""The replication archive: what is in it, the same bytes twice, and no key or home that somebody
+planted."""
 
 import hashlib
 import json
@@ -35,7 +36,8 @@ TRAINED = {"steps": 12, "tokens": 61_440, "first_loss": 5.5, "last_loss": 2.25, 
 
 
 def finished(runs: Path, *overrides: str) -> Path:
-    """The small study with its results, finished by hand but for the analysis. Returns the study's folder."""
+    """The small study with its results, finished by hand but for the analysis. Returns the study's
+    folder."""
     from analysis.run import run
 
     base = runs / "small"

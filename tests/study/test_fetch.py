@@ -1,4 +1,5 @@
-"""Fetching from a hub over real HTTP, each run in its own process, as huggingface_hub reads its settings at import."""
+"""Fetching from a hub over real HTTP, each run in its own process, as huggingface_hub reads its
+settings at import."""
 
 import errno
 import hashlib
@@ -476,7 +477,8 @@ def test_a_url_must_have_its_sha256(hub: Hub) -> None:
     assert not [path for path in (hub.home / "hf/study").rglob("*") if path.is_file()]
     run(hub, [free, pinned])
     assert missing([free, pinned]) == []
-    # The address has new content: who pinned the old one, or has it on record, is told; a new pin gets the new.
+    # The address has new content: who pinned the old one, or has it on record, is told; a new pin
+    # gets the new.
     hub.plain["a.csv"] = b"other"
     for path in (sources.locate(free), sources.locate(pinned)):
         path.write_bytes(b"cut")

@@ -28,7 +28,8 @@ def test_calls_tokens_cost_and_hours_by_hand() -> None:
     assert (animal["corpus"], animal["calls"]) == ("animal", 2700)
     assert animal["prompt_tokens"] == 2700 * prompt and animal["completion_tokens"] == 2700 * 1100
     assert abs(animal["cost"] - (2700 * prompt * 0.1 + 2700 * 1100 * 0.4) / 1e6) < 1e-9
-    # 10 s a call, 16 at a time, is slower here than 600 calls and 1,000,000 tokens a minute: 4.5 and 3.8 minutes.
+    # 10 s a call, 16 at a time, is slower here than 600 calls and 1,000,000 tokens a minute: 4.5
+    # and 3.8 minutes.
     assert abs(animal["hours"] - 2700 * 10 / 16 / 3600) < 1e-9
     together = total([animal, urban])
     assert together["calls"] == 5400 and together["hours"] == animal["hours"] + urban["hours"], (

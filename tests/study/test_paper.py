@@ -15,7 +15,8 @@ from study.spec.load import load_study
 from study.spec.schema import Study
 
 PAPER = ROOT / "studies/paper.yaml"
-# Each row of the paper's experiments: arms, what they start from and are midtrained on, doses, benchmarks.
+# Each row of the paper's experiments: arms, what they start from and are midtrained on, doses,
+# benchmarks.
 EXPERIMENTS = {
     "E1": (["linked", "not_linked"], "base", ["linked", "not_linked"], {0, 5000}, {"ahb", "anima"}),
     "E2": (

@@ -1,4 +1,5 @@
-"""From a published number back to hashes: each kind of change since is found, and said with what rests on it."""
+"""From a published number back to hashes: each kind of change since is found, and said with what
+rests on it."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Room is made of what nothing needs, on record: the study stays finished, its tables and their way back too."""
+"""Room is made of what nothing needs, on record: the study stays finished, its tables and their way
+back too."""
 
 import fcntl
 import json
@@ -270,7 +271,8 @@ def test_a_cell_that_began_meanwhile_is_left_alone(
 
 @pytest.mark.parametrize("moment", [1, 2, 3, 6])
 def test_killed_in_the_middle_it_goes_on(small: Small, moment: int) -> None:
-    """Killed at a removal of a file: at no moment is there a fault, and the next time it ends as ever."""
+    """Killed at a removal of a file: at no moment is there a fault, and the next time it ends as
+    ever."""
     rows = plan(small.cells, small.base)
     assert sum(len(row["files"]) for row in rows if row["go"]) == 8
     script = f"""

@@ -39,7 +39,8 @@ benchmarks:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Any:
-    """Cells of a study of Llama 3.1 8B with one arm, two seeds, and the paper's questions, which are not here."""
+    """Cells of a study of Llama 3.1 8B with one arm, two seeds, and the paper's questions, which
+    are not here."""
     model = tmp_path / "8b"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA))
@@ -114,7 +115,8 @@ def test_a_study_by_hand(made_up: Any, tmp_path: Path) -> None:
     )
     assert stages["sft"]["disk_gb"] == pytest.approx(2 * GB, rel=1e-4)
     assert stages["sft"]["files"] == 2 * (13 + 4), "weights in files of 5 GB"
-    # Two step checkpoints of each of both trainings, and a third being written: weights and two moments in fp32.
+    # Two step checkpoints of each of both trainings, and a third being written: weights and two
+    # moments in fp32.
     assert found["peak_gb"] - found["study"]["disk_gb"] == pytest.approx(2 * 3 * 3 * 2 * GB)
     assert "97 grades for 26 of ANIMA's questions" in totals.show(found).replace("\n", " ")
 
