@@ -261,7 +261,7 @@ def test_kept_answers_are_judged_again_by_others_and_by_people(
     assert "human" in (place.results / "tables/judges.tex").read_text()
 
 
-def test_a_missing_key_is_one_line(
+def test_a_missing_key_is_refused_before_anything_runs(
     one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)

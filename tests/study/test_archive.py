@@ -277,7 +277,7 @@ def test_words_that_only_look_like_keys_pass(base: Path) -> None:
     make(base)
 
 
-def test_what_is_not_there_is_one_line(base: Path) -> None:
+def test_a_study_without_results_is_refused_with_the_command_that_makes_them(base: Path) -> None:
     with pytest.raises(UserError, match=r"ends in .tar.gz or .zip"):
         make(base, "a.rar")
     place = next(base.glob("model/*"))

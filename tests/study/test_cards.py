@@ -134,7 +134,7 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
     assert [file["split"] for file in header["configs"][0]["data_files"]] == ["train", "validation"]
 
 
-def test_what_has_no_card_is_one_line(base: Path) -> None:
+def test_a_cell_of_a_stage_without_cards_is_refused(base: Path) -> None:
     with pytest.raises(
         UserError, match="is no training; a model card is of a midtrain or sft cell"
     ):

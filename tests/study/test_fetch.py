@@ -379,7 +379,7 @@ def test_the_token_opens_gated_models_and_goes_nowhere_else(hub: Hub) -> None:
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_no_network_is_one_line(hub: Hub) -> None:
+def test_without_network_each_source_is_named_once_without_traceback(hub: Hub) -> None:
     asked = [model(hub), data(hub)]
     _, lines = run(hub, asked, HF_ENDPOINT="http://127.0.0.1:9")
     assert len(lines) == 1

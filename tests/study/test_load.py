@@ -153,7 +153,7 @@ def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:
     assert any("animal -> urban -> animal" in line for line in found)
 
 
-def test_broken_yaml_and_a_missing_file_are_one_line(tmp_path: Path) -> None:
+def test_broken_yaml_and_a_missing_file_are_refused_without_traceback(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("study: [1,\n")
     assert len(mistakes(path)) == 1
@@ -176,7 +176,7 @@ def test_seeds_and_set_change_the_study() -> None:
     assert "must be key.path=value" in mistakes(TINY, ["seeds"])[0]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused_without_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [
         sys.executable,
