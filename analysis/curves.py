@@ -44,7 +44,7 @@ Line = dict[int, Point]  # by dose
 
 
 def panel_grid(
-    panels: Sequence[tuple[str, list[str]]], order: Sequence[str], xlabel: str, *more: Artist
+    panels: Sequence[tuple[str, list[str]]], order: Sequence[str], xlabel: str, *handles: Artist
 ) -> list[Panel]:
     """Axes for panels (title, arms), with a legend.
 
@@ -86,7 +86,7 @@ def panel_grid(
         axis.set_xlabel(xlabel)
     named = [arm for arm in order if any(arm in arms for _, arms in panels)]
     no_number = plots.legend_entry("no number", marker="x")
-    plots.add_legend(figure, [] if small else named, order, *more, no_number)
+    plots.add_legend(figure, [] if small else named, order, *handles, no_number)
     return placed
 
 
@@ -118,9 +118,9 @@ def erosion(results: Results) -> Figure:
     ]
     titles = [(f"{benchmark}: {TITLES[kind]}", arms) for (benchmark, kind), arms in panels.items()]
     placed = panel_grid(titles, order, "SFT dose", *handles)
-    places = list(panels)
+    keys = list(panels)
     for panel in placed:
-        benchmark, kind = places[panel.number]
+        benchmark, kind = keys[panel.number]
         for arm in panels[benchmark, kind]:
             line = lines[kind, benchmark, arm]
             if arm in panel.arms:
@@ -166,9 +166,9 @@ def _draw_line(
     )
     color = style["color"]
     shift = ScaledTranslation(offset / 72, 0, axis.figure.dpi_scale_trans)
-    place = axis.transData + shift
-    axis.plot(x, mean, **style, linewidth=1.7, markersize=4.5, transform=place)
-    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, transform=place)
+    transform = axis.transData + shift
+    axis.plot(x, mean, **style, linewidth=1.7, markersize=4.5, transform=transform)
+    axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0, transform=transform)
     seeds = dict.fromkeys(seed for point in points.values() for seed in point.seeds)
     dots = [[point.seeds.get(seed, math.nan) for point in points.values()] for seed in seeds]
     # what is drawn to the side doesn't widen the axis
@@ -181,10 +181,10 @@ def _draw_line(
     isolated = has_interval[1:-1] & ~has_interval[:-2] & ~has_interval[2:]
     ends = np.where(isolated, [low, high], math.nan)
     bar: dict[str, Any] = {"linewidth": 4, "alpha": 0.3, "solid_capstyle": "butt"}
-    axis.plot([x, x], ends, color=color, **bar, transform=place)
+    axis.plot([x, x], ends, color=color, **bar, transform=transform)
     thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6, "marker": ".", "markersize": 2}
     for values in dots:
-        axis.plot(x, values, color=color, **thin, transform=place)
+        axis.plot(x, values, color=color, **thin, transform=transform)
         mark_missing(axis, zip(x, values, strict=True), color, offset, 2.5)
     mark_missing(axis, zip(x, mean, strict=True), color, offset)
 
@@ -214,10 +214,10 @@ def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
     order = results["arm_order"]
     rows = [*results["arms"], *results["missing"]]
     for row in sorted(rows, key=lambda row: order.index(row["arm"])):
-        place = (row["benchmark"], row["dose"], row["arm"])
-        if "mean" not in row and rows_at(results["arms"], *place):
+        key = (row["benchmark"], row["dose"], row["arm"])
+        if "mean" not in row and rows_at(results["arms"], *key):
             continue  # the arm has scores of other seeds
-        checkpoints = rows_at([*results["scores"], *results["missing"]], *place)
+        checkpoints = rows_at([*results["scores"], *results["missing"]], *key)
         seeds = {
             checkpoint["seed"]: to_percent(checkpoint.get("score"))
             for checkpoint in checkpoints

@@ -1,7 +1,7 @@
 """What all figures share, and two of them with their text alternatives: bars and forest.
 
-`results` is the content of results.json. A place without a number is marked × or says why it has
-none; it is never drawn at 0.
+`results` is the content of results.json. An arm or contrast without a number is marked × or says
+why it has none; it is never drawn at 0.
 """
 
 import functools
@@ -25,7 +25,7 @@ from analysis.rows import Results, Row
 from core.garbage import gc_disabled
 
 P = ParamSpec("P")
-Place = tuple[str, int, str]  # benchmark, SFT dose, arm
+ArmKey = tuple[str, int, str]  # benchmark, SFT dose, arm
 
 COLORS = [
     "#7d868c",
@@ -153,8 +153,8 @@ def wrapped(text: str, width: int) -> str:
 
 def rows_at(rows: Iterable[Row], benchmark: str, dose: int, arm: str) -> list[Row]:
     """The rows of one benchmark, dose and arm."""
-    place = (benchmark, dose, arm)
-    return [row for row in rows if (row["benchmark"], row["dose"], row["arm"]) == place]
+    key = (benchmark, dose, arm)
+    return [row for row in rows if (row["benchmark"], row["dose"], row["arm"]) == key]
 
 
 def arm_style(arm: str, order: Sequence[str]) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def arm_style(arm: str, order: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def add_legend(figure: Figure, arms: Sequence[str], order: Sequence[str], *more: Artist) -> None:
+def add_legend(figure: Figure, arms: Sequence[str], order: Sequence[str], *extra: Artist) -> None:
     """A legend beneath the figure, which grows by its height."""
     handles: list[Artist] = [
         Line2D([], [], label=wrapped(arm, 34), **arm_style(arm, order), markersize=4.5)
         for arm in arms
     ]
-    handles += more
+    handles += extra
     labels = [str(handle.get_label()).split("\n") for handle in handles]
     longest = max(len(line) for label in labels for line in label)
     columns = min(len(handles), max(1, int(WIDTH / (0.062 * longest + 0.6))))
@@ -242,9 +242,9 @@ def bars(results: Results) -> Figure:
     return figure
 
 
-def _bar(axis: Axes, y: int, results: Results, place: Place, color: str) -> None:
-    rows = rows_at(results["arms"], *place)
-    lost = len(rows_at(results["missing"], *place))
+def _bar(axis: Axes, y: int, results: Results, key: ArmKey, color: str) -> None:
+    rows = rows_at(results["arms"], *key)
+    lost = len(rows_at(results["missing"], *key))
     if not rows or finite_or_none(rows[0]["mean"]) is None:
         text = " × no scores" if rows or lost else " not planned"
         axis.text(0, y, text, va="center", fontsize=6.5, in_layout=False)
@@ -252,7 +252,7 @@ def _bar(axis: Axes, y: int, results: Results, place: Place, color: str) -> None
     mean, low, high = (to_percent(rows[0][key]) for key in ("mean", "low", "high"))
     axis.barh(y, mean, 0.72, color=color, alpha=0.4, linewidth=0)
     axis.plot([low, high], [y, y], color=INK, linewidth=1.3, solid_capstyle="butt", zorder=3)
-    dots = seed_scores(results, place)
+    dots = seed_scores(results, key)
     spots = y + np.linspace(-0.32, 0.32, len(dots) + 2)[1:-1]
     edge: dict[str, Any] = {"markeredgecolor": INK, "markeredgewidth": 0.35}
     axis.plot(dots, spots, "o", color=color, markersize=2.8, **edge)
@@ -267,9 +267,9 @@ def _bar(axis: Axes, y: int, results: Results, place: Place, color: str) -> None
     )
 
 
-def seed_scores(results: Results, place: Place) -> list[float]:
+def seed_scores(results: Results, key: ArmKey) -> list[float]:
     """The scores of an arm's training seeds in percent; none for a fixed checkpoint."""
-    rows = rows_at(results["scores"], *place)
+    rows = rows_at(results["scores"], *key)
     scores = [row["score"] for row in rows if row["seed"] is not None]
     return [to_percent(score) for score in scores if finite_or_none(score) is not None]
 
@@ -278,8 +278,8 @@ def describe_bars(results: Results) -> str:
     parts = []
     for row in results["arms"]:
         scores = seed_scores(results, (row["benchmark"], row["dose"], row["arm"]))
-        place = f"{row['arm']} on {row['benchmark']}, {dose_label(row['dose'])}"
-        text = f"{place}: {number_text(row, 'mean')}"
+        checkpoints = f"{row['arm']} on {row['benchmark']}, {dose_label(row['dose'])}"
+        text = f"{checkpoints}: {number_text(row, 'mean')}"
         if scores:
             text += f", seeds {', '.join(f'{score:.1f}' for score in scores)}"
         parts.append(text)
@@ -296,9 +296,9 @@ def forest(results: Results) -> Figure:
     if not rows:
         return placeholder("no contrast was declared")
     lines: list[tuple[str, Row | None]] = []
-    for place in dict.fromkeys(_place(row) for row in rows):
-        lines.append((place, None))
-        lines += [(row["name"], row) for row in rows if _place(row) == place]
+    for heading in dict.fromkeys(_panel_label(row) for row in rows):
+        lines.append((heading, None))
+        lines += [(row["name"], row) for row in rows if _panel_label(row) == heading]
     labels = [wrapped(text, 60 if row is None else 42) for text, row in lines]
     steps = [
         0.5 + 0.33 * (above.count("\n") + below.count("\n") + 1)
@@ -341,7 +341,7 @@ def contrast_doses(row: Row) -> str:
     return " against ".join(dict.fromkeys(labels))
 
 
-def _place(row: Row) -> str:
+def _panel_label(row: Row) -> str:
     return f"{row['benchmark']}, {contrast_doses(row)}"
 
 
@@ -350,7 +350,7 @@ def describe_forest(results: Results) -> str:
     for row in results["contrasts"]:
         verdict = VERDICTS[row["verdict"]]["label"]
         number = number_text(row, "estimate", "+")
-        parts.append(f"{row['name']} on {_place(row)}: {number}, {verdict}")
+        parts.append(f"{row['name']} on {_panel_label(row)}: {number}, {verdict}")
     return description("Contrasts in percentage points with 95 % intervals", parts)
 
 

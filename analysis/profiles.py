@@ -49,8 +49,8 @@ def per_question(means: pd.DataFrame, rows: Sequence[Row]) -> Figure:
     figure = plots.new_figure(0.8 + space * len(questions), width)
     axes = figure.subplots(1, len(by_dose), squeeze=False)[0]
     reach = 0.0
-    for axis, (place, values) in zip(axes, by_dose.items(), strict=True):
-        axis.set_title(wrapped(place, 62 // len(by_dose)), loc="left")
+    for axis, (dose, values) in zip(axes, by_dose.items(), strict=True):
+        axis.set_title(wrapped(dose, 62 // len(by_dose)), loc="left")
         shown = [values.get(question, Difference()) for question in questions]
         reach = max(reach, _question_panel(axis, shown, space))
     reach = min(105, 1.05 * reach) or 100
@@ -181,7 +181,7 @@ def describe_per_question(means: pd.DataFrame, rows: Sequence[Row]) -> str:
     by_dose = differences(means, rows)
     questions = _by_size(by_dose)
     parts = []
-    for place, values in by_dose.items():
+    for dose, values in by_dose.items():
         graded = {
             question: values[question]
             for question in questions
@@ -192,7 +192,7 @@ def describe_per_question(means: pd.DataFrame, rows: Sequence[Row]) -> str:
         above = sum(value > 0 for value in numbers)
         below = sum(value < 0 for value in numbers)
         parts.append(
-            f"{place}: mean {mean}, {above} questions above 0, {below} below, "
+            f"{dose}: mean {mean}, {above} questions above 0, {below} below, "
             f"{len(questions) - len(graded)} without a difference"
         )
         listed = list(graded)

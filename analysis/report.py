@@ -21,14 +21,14 @@ def when(dose: int | None) -> str:
 
 def sentence(row: Row) -> str:
     """One contrast's result in plain words."""
-    place = f"on {row['benchmark']} {when(row['dose'])}".strip()
+    scope = f"on {row['benchmark']} {when(row['dose'])}".strip()
     treatment = row["treatment"]
     control = row["control"]
     if row["verdict"] in ("higher", "lower"):
-        return f"{treatment} scores {row['verdict']} than {control} {place}."
+        return f"{treatment} scores {row['verdict']} than {control} {scope}."
     if row["verdict"] == "inconclusive":
-        return f"The data do not settle whether {treatment} differs from {control} {place}."
-    return f"No verdict for {treatment} against {control} {place}: {row['reason']}."
+        return f"The data do not settle whether {treatment} differs from {control} {scope}."
+    return f"No verdict for {treatment} against {control} {scope}: {row['reason']}."
 
 
 def title(results: Results) -> str:
@@ -63,7 +63,7 @@ def _of_all(count: int, total: int) -> str:
 
 
 def strips(rows: Sequence[Row]) -> list[dict[str, float] | None]:
-    """The place of each interval on one common scale around zero.
+    """The position of each interval on one common scale around zero.
 
     `low`, `high` and `estimate` are in percent of the strip's width (0..100); None where a row has
     no estimate.

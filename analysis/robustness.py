@@ -26,7 +26,7 @@ class Sides:
     paired: bool  # by seed
 
     @property
-    def both(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    def arms(self) -> tuple[tuple[str, int], tuple[str, int]]:
         return self.treatment, self.control
 
 
@@ -136,7 +136,7 @@ def _doses(part: pd.DataFrame, contrast: Contrast) -> list[tuple[int, int] | Non
 
 
 def _rows_of(table: pd.DataFrame, sides: Sides) -> pd.DataFrame:
-    (arm, dose), (control, control_dose) = sides.both
+    (arm, dose), (control, control_dose) = sides.arms
     treated = (table["arm"] == arm) & (table["dose"] == dose)
     return table[treated | (table["arm"] == control) & (table["dose"] == control_dose)]
 
@@ -198,7 +198,7 @@ def _variants(
 def _data(part: pd.DataFrame, sides: Sides) -> Data:
     means = question_means(part)
     benchmark = part["benchmark"].iloc[0]
-    arms, seeds = contrast_arms(means, benchmark, sides.both, sides.paired)
+    arms, seeds = contrast_arms(means, benchmark, sides.arms, sides.paired)
     questions = questions_of(means, benchmark)["question"].tolist()
     return Data(arms, seeds, questions, scenarios_of(means, benchmark))
 
@@ -223,7 +223,7 @@ def _without_seed(data: Data, sides: Sides) -> Iterator[tuple[str, Estimate]]:
         for n, seed in enumerate(seeds):
             fewer = [*data.arms]
             fewer[side] = replace(arm, scores=np.delete(arm.scores, n, axis=0))
-            name = f"seed {seed}" if sides.paired else f"{sides.both[side][0]} seed {seed}"
+            name = f"seed {seed}" if sides.paired else f"{sides.arms[side][0]} seed {seed}"
             yield name, two_way(fewer, data.scenarios)
 
 

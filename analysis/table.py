@@ -163,20 +163,20 @@ def check_table(table: pd.DataFrame, judges: Mapping[str, str | None]) -> None:
 def _benchmark_problems(name: str, part: pd.DataFrame, declared: str | None) -> list[Problem]:
     """The problems of one benchmark's rows; `declared` is its judge."""
     problems = []
-    place = f"benchmark {name}"
+    location = f"benchmark {name}"
     judges = sorted(part["judge"].dropna().unique())
     if len(judges) != 1:
         what = f"{len(judges)} judges ({', '.join(judges)})"
-        problems.append(Problem(place, what, "grade all its arms with one judge"))
+        problems.append(Problem(location, what, "grade all its arms with one judge"))
     elif declared is not None and judges != [declared]:
         what = f"graded by {judges[0]} but {declared} is declared"
-        problems.append(Problem(place, what, "judge it again"))
+        problems.append(Problem(location, what, "judge it again"))
 
     scenarios = part.groupby("question")["scenario"].nunique()
     if (scenarios != 1).any():
         moved = ", ".join(map(str, scenarios.index[scenarios != 1][:3]))
         what = f"questions without exactly one scenario ({moved})"
-        problems.append(Problem(place, what, "use one question file"))
+        problems.append(Problem(location, what, "use one question file"))
 
     with_overall = part.loc[part["dimension"] == OVERALL, CHECKPOINT].drop_duplicates()
     checkpoints = part[CHECKPOINT].drop_duplicates()

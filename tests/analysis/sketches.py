@@ -35,22 +35,22 @@ def study(
     }
     for i, arm in enumerate(arms):
         for j, dose in enumerate(doses):
-            place = {"benchmark": "ahb", "dose": dose, "arm": arm}
+            checkpoint = {"benchmark": "ahb", "dose": dose, "arm": arm}
             if (arm, dose) in gone:
-                results["missing"] += [{**place, "seed": seed} for seed in range(seeds)]
+                results["missing"] += [{**checkpoint, "seed": seed} for seed in range(seeds)]
                 continue
             mean = 0.8123 - 0.1 * (i % 8) - 0.01 * j
             for seed in [None] if arm == "untrained" else range(seeds):
                 score = mean + (0 if seed is None else 0.01 * (seed - (seeds - 1) / 2))
                 results["scores"].append(
-                    {**place, "seed": seed, "score": score, "n": 9, "missing": 0}
+                    {**checkpoint, "seed": seed, "score": score, "n": 9, "missing": 0}
                 )
             ends = (
                 {"low": mean - 0.05, "high": mean + 0.05}
                 if seeds > 1
                 else {"low": None, "high": None}
             )
-            results["arms"].append({**place, "mean": mean, **ends, "reason": None})
+            results["arms"].append({**checkpoint, "mean": mean, **ends, "reason": None})
             for n, dimension in enumerate(dimensions):
                 row = {
                     "dimension": dimension,
@@ -58,7 +58,7 @@ def study(
                     "questions": n + 2,
                     "missing": 0,
                 }
-                results["dimensions"].append(place | row)
+                results["dimensions"].append(checkpoint | row)
     means = {(row["arm"], row["dose"]): row["mean"] for row in results["arms"]}
     for arm in arms[:1] + arms[2:]:
         for dose in doses if len(arms) > 1 else ():

@@ -20,30 +20,30 @@ def responses(
     return arms
 
 
-def both(of: np.ndarray, against: np.ndarray, fixed: bool = False):
+def contrast(of: np.ndarray, against: np.ndarray, fixed: bool = False):
     return two_way([Arm(of), Arm(against, fixed)], np.arange(of.shape[1]))
 
 
 def test_small_case_by_hand():
     of = np.array([[0.5, 0.7, 0.9], [0.7, 0.9, 0.8]])
     against = np.array([[0.2, 0.4, 0.3], [0.2, 0.6, 0.7]])
-    found = both(of, against)
+    result = contrast(of, against)
     # question differences .4, .3, .35: mean .35, variance .0025
-    assert found.estimate == pytest.approx(0.35)
-    assert found.question_se**2 == pytest.approx(0.0025 / 3)
+    assert result.estimate == pytest.approx(0.35)
+    assert result.question_se**2 == pytest.approx(0.0025 / 3)
     # seed means .7, .8 (variance .005) and .3, .5 (variance .02), each over 2 seeds
-    assert found.seed_se**2 == pytest.approx(0.005 / 2 + 0.02 / 2)
+    assert result.seed_se**2 == pytest.approx(0.005 / 2 + 0.02 / 2)
     # after seed and question means: +-(.05, .05, -.1), then +-(-.1, 0, .1);
     # squares sum to .03 and .04
     interaction = (0.03 + 0.04) / ((2 - 1) * (3 - 1)) / (2 * 3)
-    assert found.interaction_se**2 == pytest.approx(interaction)
+    assert result.interaction_se**2 == pytest.approx(interaction)
     variance = max(0.0125 + 0.0025 / 3 - interaction, 0.0125)
-    assert found.se**2 == pytest.approx(variance)
+    assert result.se**2 == pytest.approx(variance)
     df = variance**2 / (0.0025**2 / 1 + 0.01**2 / 1 + (0.0025 / 3) ** 2 / 2)
-    assert found.df == pytest.approx(df)
+    assert result.df == pytest.approx(df)
     half = stats.t.ppf(0.975, df) * variance**0.5
-    assert (found.low, found.high) == pytest.approx((0.35 - half, 0.35 + half))
-    assert found.p == pytest.approx(2 * stats.t.sf(0.35 / variance**0.5, df))
+    assert (result.low, result.high) == pytest.approx((0.35 - half, 0.35 + half))
+    assert result.p == pytest.approx(2 * stats.t.sf(0.35 / variance**0.5, df))
 
 
 def test_balanced_variance_is_the_random_effects_analysis_of_variance():
@@ -51,16 +51,16 @@ def test_balanced_variance_is_the_random_effects_analysis_of_variance():
         np.random.default_rng(0).normal(0.5, [0.1, 0.2, 0.3, 0.2], (5, 4))
         + np.arange(5)[:, None] / 10
     )
-    found = two_way([Arm(scores)], np.arange(4))
+    result = two_way([Arm(scores)], np.arange(4))
     seed = scores.mean(1).var(ddof=1) / 5
     question = scores.mean(0).var(ddof=1) / 4
-    left = scores - scores.mean(1)[:, None] - scores.mean(0) + scores.mean()
-    assert found.se**2 == pytest.approx(seed + question - (left**2).sum() / (4 * 3) / 20)
+    residual = scores - scores.mean(1)[:, None] - scores.mean(0) + scores.mean()
+    assert result.se**2 == pytest.approx(seed + question - (residual**2).sum() / (4 * 3) / 20)
 
 
 def test_repeating_every_question_in_another_language_adds_no_certainty():
     of, against = (arm.mean(2) for arm in responses(np.random.default_rng(3), 3, 10, 4, 0.2))
-    once = both(of, against)
+    once = contrast(of, against)
     twice = two_way([Arm(np.tile(of, 2)), Arm(np.tile(against, 2))], np.tile(np.arange(10), 2))
     assert twice.clusters == 10 and twice.questions == 20
     assert (twice.se, twice.df, twice.p) == pytest.approx((once.se, once.df, once.p))
@@ -69,27 +69,27 @@ def test_repeating_every_question_in_another_language_adds_no_certainty():
 def test_swapped_arms_give_exactly_the_negated_estimate():
     of, against = (arm.mean(2) for arm in responses(np.random.default_rng(4), 3, 26, 4, 0.1))
     of[0, 3] = against[2, 7] = np.nan
-    one, other = both(of, against), both(against, of)
-    assert (one.estimate, one.low, one.high) == (-other.estimate, -other.high, -other.low)
-    assert (one.se, one.df, one.p) == (other.se, other.df, other.p)
+    first, second = contrast(of, against), contrast(against, of)
+    assert (first.estimate, first.low, first.high) == (-second.estimate, -second.high, -second.low)
+    assert (first.se, first.df, first.p) == (second.se, second.df, second.p)
 
 
 def test_missing_is_not_zero():
     of, against = np.full((3, 6), 0.8), np.full((3, 6), 0.2)
     of += np.arange(6) / 100
     of[1, 2] = np.nan
-    assert both(of, against).estimate == pytest.approx(0.625)
+    assert contrast(of, against).estimate == pytest.approx(0.625)
     of[:, 4] = np.nan
-    found = both(of, against)
-    assert found.estimate == pytest.approx(0.6 + np.mean([0, 0.01, 0.02, 0.03, 0.05]))
-    assert (found.questions, found.left_out) == (5, 1)
+    result = contrast(of, against)
+    assert result.estimate == pytest.approx(0.6 + np.mean([0, 0.01, 0.02, 0.03, 0.05]))
+    assert (result.questions, result.left_out) == (5, 1)
 
 
 def test_a_seed_that_lost_an_easy_question_is_not_called_a_worse_seed():
     scores = np.tile(np.array([0.1, 0.2, 0.3, 0.9]), (3, 1)) + np.array([[0.0], [0.01], [0.02]])
-    whole = two_way([Arm(scores)], np.arange(4)).seed_se
+    complete = two_way([Arm(scores)], np.arange(4)).seed_se
     scores[1, 3] = np.nan
-    assert two_way([Arm(scores)], np.arange(4)).seed_se == pytest.approx(whole, rel=0.01)
+    assert two_way([Arm(scores)], np.arange(4)).seed_se == pytest.approx(complete, rel=0.01)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -98,7 +98,7 @@ def test_calibrated_under_no_effect_where_the_response_level_test_is_not(seeds):
     studies, deciding, paper = 800, 0, 0
     for _ in range(studies):
         of, against = responses(rng, seeds, 26, 30, 0.0)
-        deciding += both(of.mean(2), against.mean(2)).p < 0.05
+        deciding += contrast(of.mean(2), against.mean(2)).p < 0.05
         paper += response_level_p(of.ravel(), against.ravel()) < 0.05
     print(
         f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, "
@@ -115,32 +115,34 @@ def test_intervals_of_an_arm_cover_its_true_mean():
         scores = (
             rng.normal(0.5, 0.25, 26) + rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.1, (3, 26))
         )
-        found = two_way([Arm(scores)], np.arange(26))
-        covered += found.low < 0.5 < found.high
+        result = two_way([Arm(scores)], np.arange(26))
+        covered += result.low < 0.5 < result.high
     assert 0.93 <= covered / 800 <= 0.97
 
 
 def test_planted_effect_is_found():
     rng = np.random.default_rng(1)
-    found = [both(*(arm.mean(2) for arm in responses(rng, 5, 26, 4, 0.15))) for _ in range(200)]
-    assert np.mean([f.p < 0.05 and f.estimate > 0 for f in found]) > 0.9
-    assert np.mean([f.estimate for f in found]) == pytest.approx(0.15, abs=0.01)
+    result = [
+        contrast(*(arm.mean(2) for arm in responses(rng, 5, 26, 4, 0.15))) for _ in range(200)
+    ]
+    assert np.mean([f.p < 0.05 and f.estimate > 0 for f in result]) > 0.9
+    assert np.mean([f.estimate for f in result]) == pytest.approx(0.15, abs=0.01)
 
 
 def test_one_seed_is_refused_but_described():
     of, against = (arm.mean(2) for arm in responses(np.random.default_rng(2), 3, 26, 4, 0.3))
-    found = both(of[:1], against)
-    assert found.estimate == pytest.approx(0.3, abs=0.1)
-    assert found.question_se is not None
-    assert (found.low, found.high, found.p, found.se) == (None, None, None, None)
-    assert found.reason.startswith("one seed per arm")
+    result = contrast(of[:1], against)
+    assert result.estimate == pytest.approx(0.3, abs=0.1)
+    assert result.question_se is not None
+    assert (result.low, result.high, result.p, result.se) == (None, None, None, None)
+    assert result.reason.startswith("one seed per arm")
 
 
 def test_fixed_checkpoint_has_no_seed_part():
     of, against = (arm.mean(2) for arm in responses(np.random.default_rng(2), 4, 26, 4, 0.3))
-    found = both(of, against[:1], fixed=True)
-    assert found.seed_se**2 == pytest.approx(of.mean(1).var(ddof=1) / 4)
-    assert found.seeds == (4, 0) and found.p < 0.05
+    result = contrast(of, against[:1], fixed=True)
+    assert result.seed_se**2 == pytest.approx(of.mean(1).var(ddof=1) / 4)
+    assert result.seeds == (4, 0) and result.p < 0.05
     fixed = two_way([Arm(of[:1], True), Arm(against[:1], True)], np.arange(26))
     assert fixed.p is None and fixed.reason.startswith("one checkpoint per arm")
     alone = two_way([Arm(against[:1], True)], np.arange(26))
@@ -158,8 +160,8 @@ def test_fixed_checkpoint_has_no_seed_part():
     ],
 )
 def test_what_cannot_be_tested_says_why(scores, scenarios, reason):
-    found = two_way([Arm(scores), Arm(scores)], scenarios)
-    assert found.p is None and reason in found.reason
+    result = two_way([Arm(scores), Arm(scores)], scenarios)
+    assert result.p is None and reason in result.reason
 
 
 def test_response_level_p_is_welchs():
@@ -183,5 +185,9 @@ def test_one_checkpoint_has_inspects_clustered_standard_error(sizes):
         SampleScore(score=Score(value=float(value)), sample_metadata={"scenario": str(scenario)})
         for value, scenario in zip(scores, scenarios, strict=True)
     ]
-    ours = two_way([Arm(scores[None], fixed=True)], scenarios)
-    assert ours.question_se == ours.se == pytest.approx(stderr(cluster="scenario")(rows), rel=1e-9)
+    estimate = two_way([Arm(scores[None], fixed=True)], scenarios)
+    assert (
+        estimate.question_se
+        == estimate.se
+        == pytest.approx(stderr(cluster="scenario")(rows), rel=1e-9)
+    )

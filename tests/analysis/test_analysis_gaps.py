@@ -102,11 +102,13 @@ def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
         for r in results["scores"]
         if (r["arm"], r["seed"], r["dose"], r["benchmark"]) == ("urban", 0, 0, "ahb")
     )
-    kept = lose(pd.read_parquet(tmp_path / "whole" / "urban-0-0-ahb" / "scores.parquet")).query(
+    graded = lose(pd.read_parquet(tmp_path / "whole" / "urban-0-0-ahb" / "scores.parquet")).query(
         "dimension == 'overall'"
     )
     assert (row["n"], row["missing"]) == (21, 3)
-    assert row["score"] == pytest.approx(kept.groupby("question")["score"].mean().mean(), rel=1e-5)
+    assert row["score"] == pytest.approx(
+        graded.groupby("question")["score"].mean().mean(), rel=1e-5
+    )
     contrast = results["contrasts"][0]
     assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
     assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
@@ -207,7 +209,7 @@ def test_what_the_data_cannot_say_is_a_marked_gap_everywhere(tmp_path, change, r
         )
         assert row["estimate"] is None if change in (one_arm, all_missing) else row["low"] is None
     second = [row[key] for row in results["sensitivity"] for key in ("bootstrap", "mixed")]
-    assert all(found["reason"] and found["low"] is None for found in second)
+    assert all(result["reason"] and result["low"] is None for result in second)
     assert all(
         bought["detectable"] is None and bought["reason"]
         for r in results["variance"]

@@ -190,15 +190,15 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
     def hash_of(role: str) -> int:
         return int(hashlib.sha256(role.encode()).hexdigest()[:4], 16)
 
-    found = {}
+    result = {}
     for paired in (False, True):
         context = study(tmp_path / str(paired))
         context.settings["contrasts"][0]["paired"] = paired
         for role in context.inputs:
             if not role.startswith("untrained"):
                 edit(context, role, lambda frame, role=role: level(role, frame))
-        found[paired] = results_of(context)
-    for apart, within in zip(found[False]["contrasts"], found[True]["contrasts"], strict=True):
+        result[paired] = results_of(context)
+    for apart, within in zip(result[False]["contrasts"], result[True]["contrasts"], strict=True):
         assert apart["estimate"] == within["estimate"] and (
             within["seeds_of"],
             within["seeds_against"],
@@ -211,15 +211,15 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
         ] < apart["se"] / 10
     robust = {
         row["variant"]: row
-        for row in found[True]["robustness"]
+        for row in result[True]["robustness"]
         if row["benchmark"] == "ahb" and row["dose"] == 0
     }
     assert (
-        robust["all"]["p"] == found[True]["contrasts"][0]["p"]
+        robust["all"]["p"] == result[True]["contrasts"][0]["p"]
         and robust["one seed left out"]["which"][:5] == "seed "
     )
-    assert {row["permutation"]["p"] for row in found[True]["sensitivity"]} == {None}
-    assert all(row["paired"] for row in found[True]["erosion"])
+    assert {row["permutation"]["p"] for row in result[True]["sensitivity"]} == {None}
+    assert all(row["paired"] for row in result[True]["erosion"])
 
 
 def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
@@ -242,11 +242,11 @@ def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
 def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
     context = study(tmp_path)
     for role, folder in context.inputs.items():
-        said = [
+        answers = [
             {"question": f"q{n}", "asked": f"What of {n}?", "response": f"<b>{role}", "score": None}
             for n in range(5)
         ]
-        (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+        (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
     results = results_of(context)
     shown = [
         (row["benchmark"], row["question"], [answer["response"] for answer in row["answers"]])
@@ -335,8 +335,8 @@ def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
     }
     context.settings["contrasts"] = [change | {"benchmarks": ["ahb"], "family": "sft"}]
     (row,) = results_of(context)["contrasts"]
-    found = json.loads((context.folder / "results.json").read_text())["arms"]
-    mean = {(r["arm"], r["dose"]): r["mean"] for r in found if r["benchmark"] == "ahb"}
+    result = json.loads((context.folder / "results.json").read_text())["arms"]
+    mean = {(r["arm"], r["dose"]): r["mean"] for r in result if r["benchmark"] == "ahb"}
     assert row["estimate"] == pytest.approx(mean["animal", 200] - mean["untrained", 0], abs=1e-5)
     assert (row["dose"], row["control_dose"], row["seeds_of"], row["seeds_against"]) == (
         200,

@@ -59,12 +59,14 @@ def test_one_missing_dimension_by_hand():
         ("A", 0, "q1", 1, {"Harm": 1, "Scope": 0, "Trade": NAN}),
         ("A", 0, "q2", 1, {"Harm": 1, "Scope": 1, "Trade": 1}),
     )
-    found = rows_of(table)
-    assert numbers(found["A", OVERALL]) == pytest.approx((6, 1, 3 / 4, 2 / 3, 5 / 6))
-    assert found["A", OVERALL]["share"] == pytest.approx(1 / 6)
-    assert numbers(found["A", "Trade"]) == (2, 1, 1, 0.5, 1) and found["A", "Trade"]["share"] == 0.5
-    assert numbers(found["A", "Scope"]) == (2, 0, 0.5, 0.5, 0.5)
-    assert next(iter(found)) == ("A", OVERALL)
+    result = rows_of(table)
+    assert numbers(result["A", OVERALL]) == pytest.approx((6, 1, 3 / 4, 2 / 3, 5 / 6))
+    assert result["A", OVERALL]["share"] == pytest.approx(1 / 6)
+    assert (
+        numbers(result["A", "Trade"]) == (2, 1, 1, 0.5, 1) and result["A", "Trade"]["share"] == 0.5
+    )
+    assert numbers(result["A", "Scope"]) == (2, 0, 0.5, 0.5, 0.5)
+    assert next(iter(result)) == ("A", OVERALL)
 
 
 def test_epochs_then_seeds_then_questions():
@@ -99,8 +101,8 @@ def test_an_answer_without_any_grade_may_lack_its_dimensions():
         ("A", 0, "q1", 1, {"Harm": 1, "Scope": 1}),
         ("A", 0, "q1", 2, {OVERALL: NAN}),
     )
-    found = rows_of(table)
-    assert numbers(found["A", OVERALL]) == (4, 2, 1, 0.5, 1) and numbers(found["A", "Harm"]) == (
+    result = rows_of(table)
+    assert numbers(result["A", OVERALL]) == (4, 2, 1, 0.5, 1) and numbers(result["A", "Harm"]) == (
         2,
         1,
         1,
@@ -122,8 +124,8 @@ def test_an_overall_score_that_is_no_mean_can_be_anything():
 
 
 def test_nothing_graded_is_no_mean_and_no_bound():
-    found = rows_of(answers(("A", 0, "q1", 1, {"Harm": NAN, "Scope": NAN})))
-    assert numbers(found["A", OVERALL]) == (2, 2, None, 0, 1)
+    result = rows_of(answers(("A", 0, "q1", 1, {"Harm": NAN, "Scope": NAN})))
+    assert numbers(result["A", OVERALL]) == (2, 2, None, 0, 1)
 
 
 def test_difference_by_hand():
@@ -173,13 +175,13 @@ def study(seed: int, lost: float, epochs: int = 2) -> pd.DataFrame:
 @pytest.mark.parametrize("lost", [0.0, 0.3])
 def test_means_are_those_of_the_report(lost):
     table = study(1, lost)
-    found = rows_of(table)
+    result = rows_of(table)
     means = question_means(table)
     for row in arm_rows(means):
-        assert found[row["arm"], OVERALL]["mean"] == pytest.approx(row["mean"])
+        assert result[row["arm"], OVERALL]["mean"] == pytest.approx(row["mean"])
     for row in dimension_means(table).to_dict("records"):
-        assert found[row["arm"], row["dimension"]]["mean"] == pytest.approx(row["score"])
-        assert found[row["arm"], row["dimension"]]["missing"] == row["missing"]
+        assert result[row["arm"], row["dimension"]]["mean"] == pytest.approx(row["score"])
+        assert result[row["arm"], row["dimension"]]["missing"] == row["missing"]
     [contrast], [bounds] = (
         contrast_rows(table, means, [CONTRAST], []),
         contrast_bounds(table, [CONTRAST]),
@@ -187,7 +189,7 @@ def test_means_are_those_of_the_report(lost):
     assert bounds["estimate"] == pytest.approx(contrast["estimate"])
     if not lost:
         assert all(
-            row["low"] == row["high"] == pytest.approx(row["mean"]) for row in found.values()
+            row["low"] == row["high"] == pytest.approx(row["mean"]) for row in result.values()
         )
         assert bounds["low"] == bounds["high"] == pytest.approx(bounds["estimate"])
 
@@ -195,7 +197,7 @@ def test_means_are_those_of_the_report(lost):
 @pytest.mark.parametrize("seed", range(5))
 def test_every_filling_of_the_gaps_lies_within_and_less_is_never_narrower(seed):
     table = study(seed, 0.3)
-    found, [contrast] = rows_of(table), contrast_bounds(table, [CONTRAST])
+    result, [contrast] = rows_of(table), contrast_bounds(table, [CONTRAST])
     rng = np.random.default_rng(seed)
     gaps = table["score"].isna() & (table["dimension"] != OVERALL)
     for chance in (0.0, 0.5, 1.0):
@@ -206,12 +208,12 @@ def test_every_filling_of_the_gaps_lies_within_and_less_is_never_narrower(seed):
         keys = ["arm", "seed", "question", "epoch"]
         overall = filled[filled["dimension"] == OVERALL].drop(columns="score")
         overall = overall.merge(single.groupby(keys)["score"].mean().reset_index(), on=keys)
-        whole = pd.concat([single, overall])
-        for key, row in rows_of(whole).items():
-            assert found[key]["low"] - 1e-12 <= row["mean"] <= found[key]["high"] + 1e-12
+        complete = pd.concat([single, overall])
+        for key, row in rows_of(complete).items():
+            assert result[key]["low"] - 1e-12 <= row["mean"] <= result[key]["high"] + 1e-12
             if chance in (0.0, 1.0):
-                assert row["mean"] == pytest.approx(found[key]["high" if chance else "low"])
-        [row] = contrast_bounds(whole, [CONTRAST])
+                assert row["mean"] == pytest.approx(result[key]["high" if chance else "low"])
+        [row] = contrast_bounds(complete, [CONTRAST])
         assert contrast["low"] <= row["estimate"] <= contrast["high"]
     harder = table.assign(
         score=table["score"].where((rng.random(len(table)) > 0.2) | (table["dimension"] == OVERALL))
@@ -226,7 +228,9 @@ def test_every_filling_of_the_gaps_lies_within_and_less_is_never_narrower(seed):
     harder = harder.merge(mean)
     harder["score"] = harder["score"].where(harder["dimension"] != OVERALL, harder.pop("new"))
     for key, row in rows_of(harder).items():
-        assert row["low"] <= found[key]["low"] + 1e-12 and row["high"] >= found[key]["high"] - 1e-12
+        assert (
+            row["low"] <= result[key]["low"] + 1e-12 and row["high"] >= result[key]["high"] - 1e-12
+        )
         assert row["low"] - 1e-12 <= row["mean"] <= row["high"] + 1e-12
 
 

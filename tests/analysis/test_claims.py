@@ -53,30 +53,30 @@ def contrast(**changed: Any) -> dict[str, Any]:
     return row | changed
 
 
-def results(*contrasts: dict[str, Any], **more: Any) -> dict[str, Any]:
+def results(*contrasts: dict[str, Any], **changed: Any) -> dict[str, Any]:
     arms = [
         {"benchmark": "ahb", "arm": arm, "dose": 0, "mean": mean}
         for arm, mean in (("doc", 0.7), ("qa", 0.5))
     ]
-    found = {
+    result = {
         "contrasts": list(contrasts),
         "arms": arms,
         "corpora": [],
         "writers": [],
         "benchmarks": {},
     }
-    return found | more
+    return result | changed
 
 
 def claim(name: str) -> list[dict[str, Any]]:
-    return [found for found in published()["claims"] if found["id"] == name]
+    return [result for result in published()["claims"] if result["id"] == name]
 
 
 def row(
-    name: str, *contrasts: dict[str, Any], roles: dict[str, Any] = ROLES, **more: Any
+    name: str, *contrasts: dict[str, Any], roles: dict[str, Any] = ROLES, **changed: Any
 ) -> dict[str, Any]:
-    (found,) = claim_rows(results(*contrasts, **more), roles, claim(name))
-    return found
+    (result,) = claim_rows(results(*contrasts, **changed), roles, claim(name))
+    return result
 
 
 UNSURE = {
@@ -119,25 +119,25 @@ ONE_SEED |= {"reason": "one seed per arm: unknown"}
     ],
 )
 def test_verdict_on_a_claimed_direction(changed, verdict, reason):
-    found = row("e2.before_sft", contrast(**changed))
-    assert found["verdict"] == verdict
-    assert found["reason"] is None if reason is None else reason in found["reason"]
+    result = row("e2.before_sft", contrast(**changed))
+    assert result["verdict"] == verdict
+    assert result["reason"] is None if reason is None else reason in result["reason"]
 
 
 def test_published_value_stands_beside_ours():
-    found = row("e2.before_sft", contrast())
-    assert (found["published"], found["direction"]) == ("76.8 / 40.4", "higher")
-    assert found["difference"] == pytest.approx(0.364)
-    assert [found[key] for key in ("estimate", "low", "high", "p_holm", "seeds", "questions")] == [
+    result = row("e2.before_sft", contrast())
+    assert (result["published"], result["direction"]) == ("76.8 / 40.4", "higher")
+    assert result["difference"] == pytest.approx(0.364)
+    assert [result[key] for key in ("estimate", "low", "high", "p_holm", "seeds", "questions")] == [
         0.2, 0.1, 0.3, 0.002, 3, 26,
     ]  # fmt: skip
-    assert (found["treatment"], found["control"], found["dose"], found["control_dose"]) == (
+    assert (result["treatment"], result["control"], result["dose"], result["control_dose"]) == (
         "doc",
         "qa",
         0,
         0,
     )
-    assert (found["score_of"], found["score_against"], found["benchmark"]) == (0.7, 0.5, "ahb")
+    assert (result["score_of"], result["score_against"], result["benchmark"]) == (0.7, 0.5, "ahb")
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_a_contrast_declared_the_other_way_round_is_turned():
         "high": -0.1,
         "verdict": "lower",
     }
-    found = row("e2.before_sft", contrast(**other))
-    assert (found["estimate"], found["low"], found["high"]) == (0.2, 0.1, 0.31)
-    assert (found["verdict"], found["score_of"]) == ("reproduced", 0.7)
+    result = row("e2.before_sft", contrast(**other))
+    assert (result["estimate"], result["low"], result["high"]) == (0.2, 0.1, 0.31)
+    assert (result["verdict"], result["score_of"]) == ("reproduced", 0.7)
 
 
 def test_two_doses_of_one_arm():
@@ -169,8 +169,8 @@ def test_two_doses_of_one_arm():
         against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
     )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
-    found = row("e2.erosion", contrast(against="doc", dose=0, control_dose=5000))
-    assert (found["verdict"], found["estimate"], found["dose"]) == ("reproduced", -0.2, 5000)
+    result = row("e2.erosion", contrast(against="doc", dose=0, control_dose=5000))
+    assert (result["verdict"], result["estimate"], result["dose"]) == ("reproduced", -0.2, 5000)
     same_dose = row("e2.erosion", contrast(against="doc"))
     assert (same_dose["verdict"], same_dose["reason"]) == (
         "not run",
@@ -187,12 +187,12 @@ def test_of_several_families_the_weakest_decides():
 
 @pytest.mark.parametrize("lacking", ["documents", "qa", "before_sft", "anima"])
 def test_a_missing_role_is_not_run_and_named(lacking):
-    found = row(
+    result = row(
         "e2.before_sft",
         contrast(),
         roles={key: name for key, name in ROLES.items() if key != lacking},
     )
-    assert (found["verdict"], found["reason"], found["estimate"]) == (
+    assert (result["verdict"], result["reason"], result["estimate"]) == (
         "not run",
         f"this study has no {lacking}",
         None,
@@ -201,10 +201,10 @@ def test_a_missing_role_is_not_run_and_named(lacking):
 
 def test_nothing_mapped_leaves_every_claim_not_run():
     rows = claim_rows(results(), {})
-    assert {found["verdict"] for found in rows} == {"not run"} and len(rows) == len(
+    assert {result["verdict"] for result in rows} == {"not run"} and len(rows) == len(
         published()["claims"]
     )
-    assert all(found["reason"] for found in rows)
+    assert all(result["reason"] for result in rows)
     json.dumps(rows, allow_nan=False)
 
 
@@ -221,17 +221,17 @@ SAME |= {"verdict": "inconclusive"}
 
 
 def test_no_difference_needs_the_margin():
-    found = row("e2.sft_5000", contrast(**SAME))
+    result = row("e2.sft_5000", contrast(**SAME))
     # the nearer bound is 4 standard errors away
-    assert found["p_equivalence"] == pytest.approx(stats.t.sf(4, 9))
-    assert (found["verdict"], found["margin"], found["difference"]) == (
+    assert result["p_equivalence"] == pytest.approx(stats.t.sf(4, 9))
+    assert (result["verdict"], result["margin"], result["difference"]) == (
         "reproduced",
         0.05,
         pytest.approx(0.005),
     )
     without = {key: value for key, value in ROLES.items() if key != "anima_margin"}
-    found = row("e2.sft_5000", contrast(**SAME), roles=without)
-    assert (found["verdict"], found["reason"]) == (
+    result = row("e2.sft_5000", contrast(**SAME), roles=without)
+    assert (result["verdict"], result["reason"]) == (
         "inconclusive",
         "no equivalence margin is declared",
     )
@@ -267,30 +267,34 @@ def test_equivalence_is_corrected_over_all_such_claims():
         "power_seeking": "power",
         "power_seeking_margin": 0.05,
     }
-    both = [*claim("e2.sft_5000"), *claim("e6.power")]
+    two_claims = [*claim("e2.sft_5000"), *claim("e6.power")]
     for p, verdict in ((0.024, "reproduced"), (0.03, "inconclusive")):
         close = contrast(**SAME | {"se": 0.04 / float(stats.t.isf(p, 9))})
         assert row("e2.sft_5000", close)["verdict"] == "reproduced"
-        found, other = claim_rows(results(close), roles, both)
-        assert (found["p_equivalence"], found["verdict"]) == (pytest.approx(2 * p), verdict)
+        result, other = claim_rows(results(close), roles, two_claims)
+        assert (result["p_equivalence"], result["verdict"]) == (pytest.approx(2 * p), verdict)
         assert (other["p_equivalence"], other["verdict"]) == (None, "not run")
 
 
 def test_a_stand_in_never_gives_a_verdict():
     judged = {"ahb": {"dummy": True}}
     written = [{"corpus": "animal", "dummy": True}]
-    for more in ({"benchmarks": judged}, {"writers": written}):
-        found = row("e2.before_sft", contrast(), **more)
+    for changed in ({"benchmarks": judged}, {"writers": written}):
+        result = row("e2.before_sft", contrast(), **changed)
         assert (
-            found["verdict"] == "none" and "dummy" in found["reason"] and found["estimate"] == 0.2
+            result["verdict"] == "none"
+            and "dummy" in result["reason"]
+            and result["estimate"] == 0.2
         )
-        assert row("e2.before_sft", **more)["verdict"] == "not run"
+        assert row("e2.before_sft", **changed)["verdict"] == "not run"
 
 
 def test_an_unknown_direction_gives_no_verdict():
     roles = ROLES | {"ai_documents": "doc", "non_ai_documents": "qa", "e1_sft": 0}
-    found = row("e1.ai", contrast(), roles=roles)
-    assert (found["verdict"], found["estimate"]) == ("none", 0.2) and "direction" in found["reason"]
+    result = row("e1.ai", contrast(), roles=roles)
+    assert (result["verdict"], result["estimate"]) == ("none", 0.2) and "direction" in result[
+        "reason"
+    ]
 
 
 def test_corpora_are_described():
@@ -299,9 +303,13 @@ def test_corpora_are_described():
         {"name": "b", "tokens": 200, "type_token": 0.05},
     ]
     roles = {"documents_corpus": "a", "qa_corpus": "b"}
-    found = row("e2.tokens", roles=roles, corpora=corpora)
-    assert (found["estimate"], found["verdict"], found["difference"]) == (2800, "none", 3e6 - 188e3)
-    assert found["reason"].endswith("; as published")
+    result = row("e2.tokens", roles=roles, corpora=corpora)
+    assert (result["estimate"], result["verdict"], result["difference"]) == (
+        2800,
+        "none",
+        3e6 - 188e3,
+    )
+    assert result["reason"].endswith("; as published")
     assert row("e2.types", roles=roles, corpora=corpora)["reason"].endswith("; not as published")
     assert (
         "type_token of qa_corpus"
@@ -311,8 +319,8 @@ def test_corpora_are_described():
 
 def test_every_claim_is_well_formed():
     all_of_them = published()["claims"]
-    assert len({found["id"] for found in all_of_them}) == len(all_of_them)
-    assert {found["experiment"] for found in all_of_them} == {
+    assert len({result["id"] for result in all_of_them}) == len(all_of_them)
+    assert {result["experiment"] for result in all_of_them} == {
         "E1",
         "E2",
         "E2n",
@@ -321,16 +329,16 @@ def test_every_claim_is_well_formed():
         "E5",
         "E6",
     }
-    for found in all_of_them:
-        assert found["direction"] in ("higher", "lower", "none", None)
-        assert ("margin" in found) == (found["direction"] == "none")
-        assert "measure" in found or {"treatment", "against", "dose", "benchmark"} <= set(found)
-        given = found["published"]
-        for key in ("treatment", "against", "difference", "t", "p"):
+    for result in all_of_them:
+        assert result["direction"] in ("higher", "lower", "none", None)
+        assert ("margin" in result) == (result["direction"] == "none")
+        assert "measure" in result or {"treatment", "control", "dose", "benchmark"} <= set(result)
+        given = result["published"]
+        for key in ("treatment", "control", "difference", "t", "p"):
             assert isinstance(given.get(key, ""), str)
-        if {"treatment", "against"} <= set(given) and found["direction"] in ("higher", "lower"):
+        if {"treatment", "control"} <= set(given) and result["direction"] in ("higher", "lower"):
             assert (number(given["treatment"]) > number(given["control"])) == (
-                found["direction"] == "higher"
+                result["direction"] == "higher"
             )
 
 
@@ -348,12 +356,12 @@ def test_printed_numbers():
 
 
 def check(name: str, what: str) -> dict[str, Any]:
-    (found,) = [row for row in arithmetic() if row["id"] == name and what in row["what"]]
-    return found
+    (result,) = [row for row in arithmetic() if row["id"] == name and what in row["what"]]
+    return result
 
 
-def value(found: dict[str, Any]) -> float:
-    return float(re.match(r"[\d.e-]+", found["recomputed"])[0])
+def value(result: dict[str, Any]) -> float:
+    return float(re.match(r"[\d.e-]+", result["recomputed"])[0])
 
 
 def test_writers_by_hand():
@@ -376,11 +384,11 @@ def test_writers_by_hand():
 
 
 def test_animal_against_urban_does_not_agree():
-    found = check("e3.sft_5000", "p from the printed t")
+    result = check("e3.sft_5000", "p from the printed t")
     assert (
-        not found["agrees"]
-        and value(found) < 1e-7
-        and found["recomputed"].endswith("it would fit 5 or 6")
+        not result["agrees"]
+        and value(result) < 1e-7
+        and result["recomputed"].endswith("it would fit 5 or 6")
     )
     assert (
         value(check("e3.sft_5000", "t from")) == 4.33 and check("e3.sft_5000", "t from")["agrees"]
@@ -396,8 +404,8 @@ def test_side_effects_by_hand():
         name: check(name, "a standard error")
         for name in ("e6.power", "e6.strongreject", "e6.hellaswag")
     }
-    assert [value(found) for found in error.values()] == pytest.approx([4.3e-6, 0.95, 0.74])
-    assert [found["agrees"] for found in error.values()] == [False, True, True]
+    assert [value(result) for result in error.values()] == pytest.approx([4.3e-6, 0.95, 0.74])
+    assert [result["agrees"] for result in error.values()] == [False, True, True]
     assert check("e6.corrigibility", "a standard error")["agrees"] is False
     assert value(check("e6.hellaswag", "half a 95")) == 0.51
 

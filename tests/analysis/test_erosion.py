@@ -114,9 +114,9 @@ def test_what_seeds_and_questions_add_at_all_doses_cancels_in_changes():
         "A": arms["A"] + np.array([[0.0], [0.1], [-0.1]]) + np.linspace(0, 0.2, 26),
         "B": arms["B"],
     }
-    plain, shifted = (rows(means(found))[0] for found in (arms, apart))
-    for one, other in zip(plain["changes"], shifted["changes"], strict=True):
-        assert (one["estimate"], one["se"], one["p"]) == pytest.approx(
+    plain, shifted = (rows(means(result))[0] for result in (arms, apart))
+    for first_row, other in zip(plain["changes"], shifted["changes"], strict=True):
+        assert (first_row["estimate"], first_row["se"], first_row["p"]) == pytest.approx(
             (other["estimate"], other["se"], other["p"])
         )
     assert shifted["advantages"][1]["se"] > 2 * plain["advantages"][1]["se"]
@@ -149,7 +149,11 @@ def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_fr
     arms = noisy(np.random.default_rng(1), [0.4, 0.25, 0.02], 4)
     half = rows(means(arms))[0]["half"]
     for dose, bound in ((half["low"], "low"), (half["high"], "high")):
-        weights = np.array([np.interp(dose, DOSES, one) for one in np.eye(3)]) - [0.5, 0, 0]
+        weights = np.array([np.interp(dose, DOSES, first_row) for first_row in np.eye(3)]) - [
+            0.5,
+            0,
+            0,
+        ]
         at = [Arm(np.tensordot(weights, arms[arm], 1)) for arm in "AB"]
         assert getattr(two_way(at, np.array(sorted(map(str, range(26))))), bound) == pytest.approx(
             0, abs=2e-4
@@ -158,10 +162,10 @@ def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_fr
 
 def test_nothing_is_extrapolated():
     row = rows(means(falling(0.4, 0.38, 0.3)), replace(CONTRAST, margin=0.1))[0]
-    for found in (row["half"], row["zero"], row["margin"]):
+    for result in (row["half"], row["zero"], row["margin"]):
         assert (
-            found["reason"] == "not within the doses trained"
-            and found["dose"] is found["high"] is None
+            result["reason"] == "not within the doses trained"
+            and result["dose"] is result["high"] is None
         )
     grown = rows(means(falling(0.01, 0.2, 0.3)))[0]["half"]
     assert grown["dose"] is None and grown["reason"].startswith(
@@ -215,19 +219,19 @@ def test_a_checkpoint_without_seed_before_sft_is_every_seeds_start():
     alone = means(arms, seeds={("B", 0): [None] * 3}).drop_duplicates(
         ["dose", "arm", "seed", "question"]
     )
-    found, whole = rows(alone)[0], rows(means(arms))[0]
-    first = found["advantages"][0]
-    assert first["seeds_against"] == 0 and first["by_seed"] == whole["advantages"][0]["by_seed"]
-    assert found["changes"] == whole["changes"]
+    result, complete = rows(alone)[0], rows(means(arms))[0]
+    first = result["advantages"][0]
+    assert first["seeds_against"] == 0 and first["by_seed"] == complete["advantages"][0]["by_seed"]
+    assert result["changes"] == complete["changes"]
 
 
 def test_holm_runs_over_the_changes_of_a_family():
     table = means(noisy(np.random.default_rng(6), [0.1, 0.06, 0.02], 3))
-    one, other = rows(table, CONTRAST, replace(CONTRAST, family="second"))
-    least = min(change["p"] for change in one["changes"])
+    first_row, other = rows(table, CONTRAST, replace(CONTRAST, family="second"))
+    least = min(change["p"] for change in first_row["changes"])
     assert (
-        min(c["p_holm"] for c in one["changes"]) == pytest.approx(3 * least)
-        and one["changes"] == other["changes"]
+        min(c["p_holm"] for c in first_row["changes"]) == pytest.approx(3 * least)
+        and first_row["changes"] == other["changes"]
     )
     twice = rows(table, CONTRAST, CONTRAST)[0]["changes"]
     assert min(c["p_holm"] for c in twice) == pytest.approx(6 * least)
@@ -236,12 +240,12 @@ def test_holm_runs_over_the_changes_of_a_family():
 
 def test_arms_of_the_same_midtraining_are_compared_within_seeds_by_hand():
     base = (arms := falling(0.4, 0.2, 0.1))["A"]
-    kept = np.stack([base[0], base[1] + 0.15 + LUCK / 2 + NOISE, base[2] + 0.2 - LUCK])
-    pair, table = replace(CONTRAST, treatment="R", control="A"), means(arms | {"R": kept})
+    replay = np.stack([base[0], base[1] + 0.15 + LUCK / 2 + NOISE, base[2] + 0.2 - LUCK])
+    pair, table = replace(CONTRAST, treatment="R", control="A"), means(arms | {"R": replay})
     paired, apart = (rows(table, replace(pair, paired=on))[0] for on in (True, False))
-    for found in (paired, apart):
-        assert [at["estimate"] for at in found["advantages"]] == pytest.approx([0, 0.15, 0.2])
-        assert [change["estimate"] for change in found["changes"]] == pytest.approx(
+    for result in (paired, apart):
+        assert [at["estimate"] for at in result["advantages"]] == pytest.approx([0, 0.15, 0.2])
+        assert [change["estimate"] for change in result["changes"]] == pytest.approx(
             [0.15, 0.2, 0.05]
         )
     # within seeds only the arms' own luck remains, and nothing at the first dose, which is one
@@ -264,6 +268,6 @@ def test_changes_are_calibrated_and_half_lives_covered():
         rejected += two_way([Arm(arms[a][1] - arms[a][0]) for a in "AB"], np.arange(26)).p < 0.05
         arms = noisy(rng, [0.3, 0.05], 3)
         sides = tuple(Side(arms[a], (False, False), (0, 1, 2)) for a in "AB")
-        found = crossing(DoseCurve([0, 500], sides, np.arange(26)), 0.5, 0.0)
-        covered += (found["low"] or 0) <= 300 <= (found["high"] or 500)
+        result = crossing(DoseCurve([0, 500], sides, np.arange(26)), 0.5, 0.0)
+        covered += (result["low"] or 0) <= 300 <= (result["high"] or 500)
     assert rejected / studies <= 0.08 and covered / studies >= 0.92

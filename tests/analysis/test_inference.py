@@ -51,11 +51,11 @@ def test_bootstrap_equals_the_list_of_all_draws():
         of[np.ix_(a, q)].mean() - against[np.ix_(b, q)].mean()
         for a, b, q in product(pairs, pairs, pairs)
     ]
-    found = hierarchical_bootstrap(of[..., None], against[..., None], np.arange(2), 40_000)
-    assert found.estimate == pytest.approx(0.45)
-    assert found.se == pytest.approx(np.std(every), rel=0.02)
-    assert found.percentile_low == pytest.approx(np.quantile(every, 0.025))
-    assert found.percentile_high == pytest.approx(np.quantile(every, 0.975))
+    result = hierarchical_bootstrap(of[..., None], against[..., None], np.arange(2), 40_000)
+    assert result.estimate == pytest.approx(0.45)
+    assert result.se == pytest.approx(np.std(every), rel=0.02)
+    assert result.percentile_low == pytest.approx(np.quantile(every, 0.025))
+    assert result.percentile_high == pytest.approx(np.quantile(every, 0.975))
 
 
 def test_bootstrap_equals_one_that_copies_every_answer():
@@ -82,9 +82,9 @@ def test_bootstrap_equals_one_that_copies_every_answer():
                 [np.flatnonzero(scenarios[:7] == s) for s in rng.integers(5, size=5)]
             )
             drawn.append(np.nanmean(mean(of, questions) - mean(against, questions)))
-    found = hierarchical_bootstrap(of, against, scenarios)
-    assert found.se == pytest.approx(np.std(drawn), rel=0.04)
-    assert [found.percentile_low, found.percentile_high] == pytest.approx(
+    result = hierarchical_bootstrap(of, against, scenarios)
+    assert result.se == pytest.approx(np.std(drawn), rel=0.04)
+    assert [result.percentile_low, result.percentile_high] == pytest.approx(
         np.quantile(drawn, [0.025, 0.975]), abs=0.015
     )
 
@@ -117,18 +117,18 @@ def test_studentised_interval_is_wider_than_the_percentile_one_with_few_seeds_on
     ratios = []
     for seeds in (3, 10):
         of, against = calibration.study(np.random.default_rng(0), seeds, 115, 0.1, SMALL)
-        found = hierarchical_bootstrap(of, against, np.arange(115), 4000)
-        ratios.append((found.high - found.low) / (found.percentile_high - found.percentile_low))
-        assert found.low < found.estimate < found.high
+        result = hierarchical_bootstrap(of, against, np.arange(115), 4000)
+        ratios.append((result.high - result.low) / (result.percentile_high - result.percentile_low))
+        assert result.low < result.estimate < result.high
     assert ratios[0] > 1.25 > 1.1 > ratios[1] > 0.9
 
 
 def test_bootstrap_repeats_itself_to_the_last_bit():
     of, against, scenarios = uneven()
-    one, again, other = (
+    first, again, other = (
         hierarchical_bootstrap(of, against, scenarios, 1234, seed) for seed in (5, 5, 6)
     )
-    assert one == again and one.se != other.se and one.resamples == 1234
+    assert first == again and first.se != other.se and first.resamples == 1234
 
 
 def test_fixed_checkpoint_is_not_resampled():
@@ -136,23 +136,25 @@ def test_fixed_checkpoint_is_not_resampled():
         np.random.default_rng(0), 4, 26, 0.3, Variances(arm_question=0, epochs=4)
     )
     scenarios = np.arange(26)
-    found = hierarchical_bootstrap(of, against[:1], scenarios, 2000, fixed=(False, True))
+    result = hierarchical_bootstrap(of, against[:1], scenarios, 2000, fixed=(False, True))
     swapped = hierarchical_bootstrap(against[:1], of, scenarios, 2000, fixed=(True, False))
-    assert found.low is not None and found.estimate == pytest.approx(-swapped.estimate)
-    assert found.se == pytest.approx(swapped.se, rel=0.1)
+    assert result.low is not None and result.estimate == pytest.approx(-swapped.estimate)
+    assert result.se == pytest.approx(swapped.se, rel=0.1)
 
 
 def test_two_seeds_and_two_scenarios_leave_no_studentised_interval():
     of, against = calibration.study(np.random.default_rng(0), 2, 2, 0.3, SMALL)
-    found = hierarchical_bootstrap(of, against, np.arange(2), 2000)
-    assert found.low is None and found.percentile_low is not None and found.reason == inference.FEW
+    result = hierarchical_bootstrap(of, against, np.arange(2), 2000)
+    assert (
+        result.low is None and result.percentile_low is not None and result.reason == inference.FEW
+    )
     for number in range(20):
         of, against = calibration.study(np.random.default_rng(number), 2, 6, 0.3, SMALL)
-        found = hierarchical_bootstrap(
+        result = hierarchical_bootstrap(
             of, against[:1], np.repeat([0, 1], 3), 200, fixed=(False, True)
         )
         # an error that is zero but for rounding would put them beyond 1e10
-        assert all(end is None or abs(end) < 1e6 for end in (found.low, found.high))
+        assert all(end is None or abs(end) < 1e6 for end in (result.low, result.high))
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,8 @@ def test_two_seeds_and_two_scenarios_leave_no_studentised_interval():
     ],
 )
 def test_what_cannot_be_resampled_says_why(scores, reason):
-    found = hierarchical_bootstrap(scores, scores, np.arange(scores.shape[1]), 100)
-    assert reason in found.reason and found.se is found.low is found.percentile_low is None
+    result = hierarchical_bootstrap(scores, scores, np.arange(scores.shape[1]), 100)
+    assert reason in result.reason and result.se is result.low is result.percentile_low is None
 
 
 def test_bootstrap_of_a_large_study_is_small_and_agrees_with_scipys():
@@ -176,14 +178,14 @@ def test_bootstrap_of_a_large_study_is_small_and_agrees_with_scipys():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
-    found = bootstrap.compare(3, 26, 30, 2000)
-    assert found.se_ratio == pytest.approx(1, abs=0.06)
-    assert abs(found.low_difference) + abs(found.high_difference) < 0.012
+    result = bootstrap.compare(3, 26, 30, 2000)
+    assert result.se_ratio == pytest.approx(1, abs=0.06)
+    assert abs(result.low_difference) + abs(result.high_difference) < 0.012
 
 
 def test_permutation_by_hand():
-    found = permutation(np.array([0.7, 0.8, 0.9]), np.array([0.1, 0.2, 0.3]))
-    assert (found.p, found.smallest_p, found.reason) == (
+    result = permutation(np.array([0.7, 0.8, 0.9]), np.array([0.1, 0.2, 0.3]))
+    assert (result.p, result.smallest_p, result.reason) == (
         pytest.approx(0.1),
         pytest.approx(0.1),
         None,
@@ -191,28 +193,28 @@ def test_permutation_by_hand():
     values = [0.5, 0.2, 0.4, 0.1, 0.3]
     # of the ten pairs, four have the sum of .5 + .2 or more
     assert sum(sum(pair) >= 0.7 - 1e-9 for pair in combinations(values, 2)) == 4
-    found = permutation(np.array(values[:2]), np.array(values[2:]))
-    assert (found.p, found.smallest_p) == (pytest.approx(0.8), pytest.approx(0.2))
+    result = permutation(np.array(values[:2]), np.array(values[2:]))
+    assert (result.p, result.smallest_p) == (pytest.approx(0.8), pytest.approx(0.2))
 
 
 @pytest.mark.parametrize(("treatment", "against"), [(3, 3), (3, 5), (6, 4), (2, 7)])
 def test_permutation_is_scipys_on_differences_of_means(of, against):
     rng = np.random.default_rng(of)
     # coarse values, so that assignments tie
-    one, other = rng.integers(0, 8, of) / 8 + 0.2, rng.integers(0, 8, against) / 8
-    known = stats.permutation_test(
-        (one, other), lambda x, y: np.mean(x) - np.mean(y), vectorized=False
+    first, other = rng.integers(0, 8, of) / 8 + 0.2, rng.integers(0, 8, against) / 8
+    expected = stats.permutation_test(
+        (first, other), lambda x, y: np.mean(x) - np.mean(y), vectorized=False
     )
-    assert permutation(one, other).p == pytest.approx(known.pvalue)
+    assert permutation(first, other).p == pytest.approx(expected.pvalue)
 
 
 def test_permutation_beyond_the_limit_is_random_and_repeats_itself():
     rng = np.random.default_rng(0)
-    one, other = rng.normal(0.06, 0.1, 6), rng.normal(0, 0.1, 6)
+    first, other = rng.normal(0.06, 0.1, 6), rng.normal(0, 0.1, 6)
     exact, drawn, again = (
-        permutation(one, other),
-        permutation(one, other, 500),
-        permutation(one, other, 500),
+        permutation(first, other),
+        permutation(first, other, 500),
+        permutation(first, other, 500),
     )
     assert drawn == again and drawn.p != exact.p and drawn.p == pytest.approx(exact.p, abs=0.08)
     assert (exact.smallest_p, drawn.smallest_p) == (pytest.approx(2 / 924), pytest.approx(2 / 501))
@@ -221,11 +223,11 @@ def test_permutation_beyond_the_limit_is_random_and_repeats_itself():
 def test_permutation_of_question_means_does_not_blame_a_seed_for_a_lost_easy_question():
     of = np.tile([0.1, 0.2, 0.9], (3, 1)) + np.array([[0.05], [0.06], [0.07]])
     against = of - 0.05 + 1e-4
-    whole = permutation(of, against).p
-    assert whole == pytest.approx(0.1)
+    complete = permutation(of, against).p
+    assert complete == pytest.approx(0.1)
     of[0, 2] = np.nan
-    assert permutation(of, against).p == pytest.approx(whole)
-    assert permutation(np.nanmean(of, axis=1), np.nanmean(against, axis=1)).p > whole
+    assert permutation(of, against).p == pytest.approx(complete)
+    assert permutation(np.nanmean(of, axis=1), np.nanmean(against, axis=1)).p > complete
 
 
 @pytest.mark.parametrize(
@@ -238,24 +240,26 @@ def test_permutation_of_question_means_does_not_blame_a_seed_for_a_lost_easy_que
     ],
 )
 def test_what_cannot_be_permuted_says_why(of, against, reason):
-    found = permutation(of, against)
-    assert found.p is found.smallest_p is None and reason in found.reason
+    result = permutation(of, against)
+    assert result.p is result.smallest_p is None and reason in result.reason
 
 
 def test_equivalence_by_hand_and_as_statsmodels():
-    found = equivalence(0.01, 0.01, 10, 0.04)
+    result = equivalence(0.01, 0.01, 10, 0.04)
     # t = 5 above -margin, t = -3 below +margin
-    assert found.p == pytest.approx(stats.t.cdf(-3, 10)) and found.equivalent
+    assert result.p == pytest.approx(stats.t.cdf(-3, 10)) and result.equivalent
     assert (
-        found.high == pytest.approx(0.01 + 1.812461 * 0.01) == pytest.approx(found.smallest_margin)
+        result.high
+        == pytest.approx(0.01 + 1.812461 * 0.01)
+        == pytest.approx(result.smallest_margin)
     )
-    assert equivalence(0.01, 0.01, 10, found.smallest_margin).p == pytest.approx(0.05)
+    assert equivalence(0.01, 0.01, 10, result.smallest_margin).p == pytest.approx(0.05)
     assert not equivalence(0.03, 0.01, 10, 0.04).equivalent
     rng = np.random.default_rng(0)
-    one, other = rng.normal(0.5, 0.1, 9), rng.normal(0.52, 0.1, 9)
-    se = ((one.var(ddof=1) + other.var(ddof=1)) / 9) ** 0.5
-    known = ttost_ind(one, other, -0.1, 0.1, usevar="pooled")[0]
-    assert equivalence(one.mean() - other.mean(), se, 16, 0.1).p == pytest.approx(known)
+    first, other = rng.normal(0.5, 0.1, 9), rng.normal(0.52, 0.1, 9)
+    se = ((first.var(ddof=1) + other.var(ddof=1)) / 9) ** 0.5
+    expected = ttost_ind(first, other, -0.1, 0.1, usevar="pooled")[0]
+    assert equivalence(first.mean() - other.mean(), se, 16, 0.1).p == pytest.approx(expected)
     assert equivalence(-0.03, 0.01, 10, 0.04).p == pytest.approx(
         equivalence(0.03, 0.01, 10, 0.04).p
     )
@@ -263,8 +267,8 @@ def test_equivalence_by_hand_and_as_statsmodels():
 
 def test_equivalence_without_an_error_or_a_margin():
     for se, df in ((None, None), (0.0, 4.0), (float("nan"), 4.0)):
-        found = equivalence(0.01, se, df, 0.05)
-        assert found.p is found.equivalent is None and "no standard error" in found.reason
+        result = equivalence(0.01, se, df, 0.05)
+        assert result.p is result.equivalent is None and "no standard error" in result.reason
     for margin in (0, -0.1, float("nan")):
         with pytest.raises(UserError, match="declare"):
             equivalence(0.01, 0.01, 4, margin)
@@ -272,8 +276,8 @@ def test_equivalence_without_an_error_or_a_margin():
 
 def test_benjamini_hochberg_by_hand_counts_tests_that_could_not_be_made():
     # four tests: .01 x 4, then the lesser of .03 x 4 / 2 and .04 x 4 / 3
-    *found, none = inference.benjamini_hochberg([0.01, 0.04, 0.03, None])
-    assert found == pytest.approx([0.04, 0.16 / 3, 0.16 / 3]) and none is None
+    *result, none = inference.benjamini_hochberg([0.01, 0.04, 0.03, None])
+    assert result == pytest.approx([0.04, 0.16 / 3, 0.16 / 3]) and none is None
     assert inference.benjamini_hochberg([]) == []
 
 

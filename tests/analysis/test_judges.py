@@ -199,11 +199,11 @@ def two_arms(shift: list[float], dimension: str = "Harm", **keys: Any) -> pd.Dat
     It does so question by question, and adds nothing in arm B.
     """
     rows = []
-    for i, more in enumerate(shift):
+    for i, extra in enumerate(shift):
         for judge, arm, score in (
             ("main", "A", 0.4),
             ("main", "B", 0.2),
-            ("other", "A", 0.4 + more),
+            ("other", "A", 0.4 + extra),
             ("other", "B", 0.2),
         ):
             rows.append((judge, arm, f"q{i}x", dimension, score))
@@ -243,9 +243,9 @@ def test_a_contrast_counts_only_on_its_benchmarks():
 def test_repeating_every_question_in_another_language_adds_no_certainty():
     table = two_arms([0.3, 0.1, 0.2])
     twice = pd.concat([table, table.assign(question=table["question"].str[:-1] + "y")])
-    [one], [two] = biases(table), biases(twice)
-    assert two["questions"] == 6 and two["scenarios"] == 3
-    assert (two["low"], two["high"]) == pytest.approx((one["low"], one["high"]))
+    [once], [twice_row] = biases(table), biases(twice)
+    assert twice_row["questions"] == 6 and twice_row["scenarios"] == 3
+    assert (twice_row["low"], twice_row["high"]) == pytest.approx((once["low"], once["high"]))
 
 
 def test_bias_rests_only_on_what_both_judges_scored():
@@ -334,11 +334,13 @@ def test_bias_is_the_difference_of_the_contrasts_when_both_judges_scored_all():
     table.loc[table["score"].isna(), "score"] = 0.0
     [row] = biases(table)
     assert row["scores"] == "overall"
-    found = {}
+    result = {}
     for judge, part in table.groupby("judge"):
-        [found[judge]] = contrast_rows(part, question_means(part), [CONTRAST], [])
-    assert row["primary_difference"] == pytest.approx(found["main"]["estimate"])
-    assert row["estimate"] == pytest.approx(found["other"]["estimate"] - found["main"]["estimate"])
+        [result[judge]] = contrast_rows(part, question_means(part), [CONTRAST], [])
+    assert row["primary_difference"] == pytest.approx(result["main"]["estimate"])
+    assert row["estimate"] == pytest.approx(
+        result["other"]["estimate"] - result["main"]["estimate"]
+    )
 
 
 def test_the_order_of_rows_does_not_matter():

@@ -60,22 +60,22 @@ def results(**changed: Any) -> dict[str, Any]:
         "tokens": 3012345,
         "median_words": 812.5,
     }
-    found = {
+    result = {
         "study": "tiny_1",
         "benchmarks": {"ahb": benchmark},
         "arms": [arm("animal"), arm("urban", dose=5000)],
     }
-    return found | {"contrasts": [contrast()], "corpora": [corpus]} | changed
+    return result | {"contrasts": [contrast()], "corpora": [corpus]} | changed
 
 
 def parse(text: str) -> dict[str, str]:
     """Commands and their values; every line must be a comment or a definition that LaTeX takes."""
-    found = {}
+    result = {}
     for line in text.splitlines():
         if line.startswith("%"):
             continue
         command, value, _ = LINE.fullmatch(line).groups()
-        assert command not in found
+        assert command not in result
         bare = re.sub(r"\\[^A-Za-z]", "", value)  # without \% and the like
         assert not re.search(r"[%&#$_~^]", bare), value
         depth = 0
@@ -83,8 +83,8 @@ def parse(text: str) -> dict[str, str]:
             depth += {"{": 1, "}": -1}.get(letter, 0)
             assert depth >= 0, value
         assert depth == 0, value
-        found[command] = value
-    return found
+        result[command] = value
+    return result
 
 
 def test_every_number_by_hand():
@@ -140,14 +140,14 @@ def test_names_are_letters_only(text, name):
 
 def test_odd_names_are_escaped_and_still_told_apart():
     odd = [ODD, "urban%", "urban", "动物", "动作", "ümlaut"]
-    found = results(
+    result = results(
         study=ODD,
         arms=[arm(name) for name in odd],
         contrasts=[contrast(name=f"{a} - {b}", of=a, against=b) for a, b in pairwise(odd)],
         benchmarks={"ahb": results()["benchmarks"]["ahb"] | {"judge": ODD}},
         corpora=[results()["corpora"][0] | {"name": name} for name in odd],
     )
-    commands = parse(macros(found))
+    commands = parse(macros(result))
     assert len([name for name in commands if name.startswith("Score")]) == len(odd)
     assert (
         commands["JudgeAhb"]
@@ -206,9 +206,9 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
 
 
 def test_deterministic_and_from_the_json_file():
-    found = results()
-    assert macros(found) == macros(json.loads(json.dumps(to_jsonable(found)))) and macros(
-        found
+    result = results()
+    assert macros(result) == macros(json.loads(json.dumps(to_jsonable(result)))) and macros(
+        result
     ).endswith("\n")
     assert parse(macros(results(arms=[], contrasts=[], corpora=[], benchmarks={}))) == {
         "StudyName": r"tiny\_1"

@@ -93,62 +93,65 @@ def case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", R)
 def test_numbers_are_those_of_lmertest(name):
-    found, known = mixed_model(*case(name)), dict(R[name])
-    estimate, se, df, p = known.pop("arm")
-    assert found.reason is None
-    assert found.estimate == pytest.approx(estimate, rel=1e-6)
-    assert found.se == pytest.approx(se, rel=1e-4)
-    assert found.df == pytest.approx(df, rel=2e-3)
-    assert found.p == pytest.approx(p, rel=2e-3)
-    assert found.variances == {
-        name: pytest.approx(value, rel=1e-3) for name, value in known.items()
+    result, expected = mixed_model(*case(name)), dict(R[name])
+    estimate, se, df, p = expected.pop("arm")
+    assert result.reason is None
+    assert result.estimate == pytest.approx(estimate, rel=1e-6)
+    assert result.se == pytest.approx(se, rel=1e-4)
+    assert result.df == pytest.approx(df, rel=2e-3)
+    assert result.p == pytest.approx(p, rel=2e-3)
+    assert result.variances == {
+        name: pytest.approx(value, rel=1e-3) for name, value in expected.items()
     }
-    assert found.at_zero == (("run",) if name == "zero" else ())
-    assert found.low < found.estimate < found.high
+    assert result.at_zero == (("run",) if name == "zero" else ())
+    assert result.low < result.estimate < result.high
 
 
 def test_equals_the_two_way_test_on_a_balanced_design():
     of, against, scenarios = case("balanced")
-    found, known = mixed_model(of, against, scenarios), two_way([Arm(of), Arm(against)], scenarios)
-    assert (found.estimate, found.se) == (
-        pytest.approx(known.estimate),
-        pytest.approx(known.se, rel=1e-4),
+    result, expected = (
+        mixed_model(of, against, scenarios),
+        two_way([Arm(of), Arm(against)], scenarios),
+    )
+    assert (result.estimate, result.se) == (
+        pytest.approx(expected.estimate),
+        pytest.approx(expected.se, rel=1e-4),
     )
 
 
 def test_swapped_arms_and_repeats():
     of, against, scenarios = case("missing")
-    one, again, other = (
+    first, again, other = (
         mixed_model(*arms, scenarios) for arms in ((of, against), (of, against), (against, of))
     )
-    assert one == again
+    assert first == again
     assert (other.estimate, other.se) == (
-        pytest.approx(-one.estimate),
-        pytest.approx(one.se, rel=1e-4),
+        pytest.approx(-first.estimate),
+        pytest.approx(first.se, rel=1e-4),
     )
 
 
 def test_a_question_graded_in_one_arm_only_is_left_out():
     of, against, scenarios = case("balanced")
     against[:, 3] = np.nan
-    found = mixed_model(of, against, scenarios)
+    result = mixed_model(of, against, scenarios)
     rest = np.arange(26) != 3
-    assert found.estimate == pytest.approx(
+    assert result.estimate == pytest.approx(
         mixed_model(of[:, rest], against[:, rest], scenarios[rest]).estimate
     )
-    assert found.estimate == pytest.approx(two_way([Arm(of), Arm(against)], scenarios).estimate)
+    assert result.estimate == pytest.approx(two_way([Arm(of), Arm(against)], scenarios).estimate)
 
 
 def test_fixed_checkpoint_has_no_run_intercept():
     of, against, scenarios = case("balanced")
-    found = mixed_model(of, against[:1], scenarios, fixed=(False, True))
-    known = two_way([Arm(of), Arm(against[:1], fixed=True)], scenarios)
-    assert found.estimate == pytest.approx(known.estimate) and found.se == pytest.approx(
-        known.se, rel=0.3
+    result = mixed_model(of, against[:1], scenarios, fixed=(False, True))
+    expected = two_way([Arm(of), Arm(against[:1], fixed=True)], scenarios)
+    assert result.estimate == pytest.approx(expected.estimate) and result.se == pytest.approx(
+        expected.se, rel=0.3
     )
     swapped = mixed_model(against[:1], of, scenarios, fixed=(True, False))
-    assert swapped.estimate == pytest.approx(-found.estimate) and swapped.se == pytest.approx(
-        found.se, rel=1e-3
+    assert swapped.estimate == pytest.approx(-result.estimate) and swapped.se == pytest.approx(
+        result.se, rel=1e-3
     )
     endog, _, intercepts = mixed._design((of, against[:1]), scenarios, (False, True))
     assert (
@@ -169,16 +172,16 @@ def test_fixed_checkpoint_has_no_run_intercept():
     ],
 )
 def test_what_cannot_be_fitted_says_why(scores, scenarios, reason):
-    found = mixed_model(scores, scores.copy(), scenarios)
-    assert found.p is found.se is None and reason in found.reason
+    result = mixed_model(scores, scores.copy(), scenarios)
+    assert result.p is result.se is None and reason in result.reason
 
 
 def test_arms_that_differ_without_any_noise_do_not_crash():
     questions = np.random.default_rng(0).random(6)
     of, against = np.tile(questions + 0.1, (3, 1)), np.tile(questions, (3, 1))
     against[0, 0] += 1e-7
-    found = mixed_model(of, against, np.arange(6))
-    assert found.reason or found.se > 0
+    result = mixed_model(of, against, np.arange(6))
+    assert result.reason or result.se > 0
 
 
 def test_a_search_that_fails_is_a_reason_not_a_crash(monkeypatch):
@@ -211,9 +214,9 @@ def test_every_variance_at_zero_leaves_a_plain_comparison():
     )
     tiny = rng.normal(0, 1e-3, (2, 4, 12))
     of, against = 0.6 + noise[0] + tiny[0], 0.5 + noise[1] + tiny[1]
-    found = mixed_model(of, against, np.arange(12))
+    result = mixed_model(of, against, np.arange(12))
     plain = ((of.var(ddof=1) + against.var(ddof=1)) / 48) ** 0.5
-    assert set(found.at_zero) >= {"run", "arm:scenario"} and found.se == pytest.approx(
+    assert set(result.at_zero) >= {"run", "arm:scenario"} and result.se == pytest.approx(
         plain, rel=0.02
     )
 
@@ -244,7 +247,9 @@ def test_calibration_prints_its_tables(monkeypatch, capsys):
         sys, "argv", ["calibration", "--studies", "10", "--mixed", "2", "--resamples", "100"]
     )
     calibration.main()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "two-way" in said and "+0.109" in said and f"{detectable(Variances(), 3, 26):.3f}" in said
+        "two-way" in output
+        and "+0.109" in output
+        and f"{detectable(Variances(), 3, 26):.3f}" in output
     )

@@ -26,11 +26,11 @@ def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> No
     }
     (alone,) = rows(load_study(TINY, seeds=[0]))
     assert alone["detectable"] is None and set(alone["power"].values()) == {None}
-    more = {
+    nine_seeds = {
         effect: rows(load_study(TINY, seeds=[*range(9)]))[0]["power"][effect]
         for effect in row["power"]
     }
-    assert all(more[effect] > row["power"][effect] for effect in more)
+    assert all(nine_seeds[effect] > row["power"][effect] for effect in nine_seeds)
 
 
 def test_plan_shows_it_where_it_is_asked_for(

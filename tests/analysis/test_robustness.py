@@ -38,12 +38,12 @@ def table(*rows: tuple[Any, ...], **keys: Any) -> pd.DataFrame:
     `keys` are more columns.
     """
     lines = [(*row[:3], name, score) for row in rows for name, score in row[3].items()]
-    found = pd.DataFrame(lines, columns=["arm", "seed", "question", "dimension", "score"])
-    found = found.assign(
-        benchmark="ahb", dose=0, judge="main", epoch=1, response="r", scenario=found["question"]
+    result = pd.DataFrame(lines, columns=["arm", "seed", "question", "dimension", "score"])
+    result = result.assign(
+        benchmark="ahb", dose=0, judge="main", epoch=1, response="r", scenario=result["question"]
     )
-    found = found.assign(**keys).astype({"seed": "Int64", "score": float})
-    return found.assign(missing=found["score"].isna().map({True: "no", False: None}))
+    result = result.assign(**keys).astype({"seed": "Int64", "score": float})
+    return result.assign(missing=result["score"].isna().map({True: "no", False: None}))
 
 
 def square(
@@ -75,9 +75,9 @@ def variants(
 def test_the_base_is_the_study_s_own_contrast():
     rng = np.random.default_rng(0)
     data = square(rng.random((3, 8)), rng.random((4, 8)))
-    (own,) = contrast_rows(data, question_means(data), [CONTRAST], [])
+    (declared,) = contrast_rows(data, question_means(data), [CONTRAST], [])
     base = variants(data)["all"]
-    assert all(base[key] == own[key] for key in KEYS if key != "variant")
+    assert all(base[key] == declared[key] for key in KEYS if key != "variant")
     assert base["sign_same"] is True and base["reason"] is None
 
 
@@ -93,9 +93,9 @@ def test_first_26_questions_by_number():
     )
     rows = variants(data)
     assert rows["all"]["estimate"] == pytest.approx((26 * 0.1 - 2 * 0.98) / 28)
-    found = rows["first 26 questions"]
-    assert (found["estimate"], found["questions"]) == (pytest.approx(0.1), 26)
-    assert found["sign_same"] is True
+    result = rows["first 26 questions"]
+    assert (result["estimate"], result["questions"]) == (pytest.approx(0.1), 26)
+    assert result["sign_same"] is True
     few = variants(square(OF, AGAINST))["first 26 questions"]
     assert (few["estimate"], few["reason"]) == (None, "there are no more than 26 questions")
 
@@ -119,8 +119,8 @@ def test_one_question_per_scenario():
     data = square(OF, AGAINST, ["10", "3", "2"])
     data["scenario"] = data["question"].map({"10": "s", "3": "t", "2": "s"})
     rows = variants(data)
-    found = rows["one question per scenario"]
-    assert (found["estimate"], found["questions"]) == (pytest.approx((0.35 + 0.3) / 2), 2)
+    result = rows["one question per scenario"]
+    assert (result["estimate"], result["questions"]) == (pytest.approx((0.35 + 0.3) / 2), 2)
     assert rows["all"]["estimate"] == pytest.approx(0.35) and "English questions" not in rows
     assert (
         variants(square(OF, AGAINST))["one question per scenario"]["reason"]
@@ -143,23 +143,25 @@ def test_english_only_where_the_table_tells():
 
 def test_one_question_left_out_by_hand():
     """Question differences .4, .3, .35 of mean .35: without each .325, .375, .35."""
-    found = variants(square(OF, AGAINST))["one question left out"]
-    assert (found["low"], found["high"]) == pytest.approx((0.325, 0.375))
+    result = variants(square(OF, AGAINST))["one question left out"]
+    assert (result["low"], result["high"]) == pytest.approx((0.325, 0.375))
     assert (
-        found["which"] in ("question q0", "question q1")
-        and found["questions"] == 2
-        and found["sign_same"] is True
+        result["which"] in ("question q0", "question q1")
+        and result["questions"] == 2
+        and result["sign_same"] is True
     )
     # .9, 0, -.3 of mean .2: without each -.15, .3, .45
     uneven = square([[0.9, 0.5, 0.2], [0.9, 0.5, 0.2]], [[0.01, 0.5, 0.5], [-0.01, 0.5, 0.5]])
-    found = variants(uneven)["one question left out"]
-    assert (found["low"], found["high"], found["estimate"]) == pytest.approx((-0.15, 0.45, -0.15))
-    assert (found["which"], found["sign_same"]) == ("question q0", False)
+    result = variants(uneven)["one question left out"]
+    assert (result["low"], result["high"], result["estimate"]) == pytest.approx(
+        (-0.15, 0.45, -0.15)
+    )
+    assert (result["which"], result["sign_same"]) == ("question q0", False)
     cut = [[0, 1], [0, 2], [1, 2]]
     rows = uneven["seed"].to_numpy()
     arms = [np.array(uneven.loc[uneven["arm"] == arm, "score"]).reshape(2, 3) for arm in "AB"]
-    ps = [two_way([Arm(arm[:, kept]) for arm in arms], np.arange(2)).p for kept in cut]
-    assert found["p"] == max(ps) and len(rows) == 12
+    ps = [two_way([Arm(arm[:, columns]) for arm in arms], np.arange(2)).p for columns in cut]
+    assert result["p"] == max(ps) and len(rows) == 12
 
 
 def test_one_seed_left_out_by_hand():
@@ -167,19 +169,19 @@ def test_one_seed_left_out_by_hand():
 
     Without one of A .8 - .4 or .7 - .4, of B .75 - .5 or .75 - .3.
     """
-    found = variants(square(OF, AGAINST))["one seed left out"]
-    assert (found["low"], found["high"]) == pytest.approx((0.25, 0.45))
-    assert found["which"] in ("B seed 0", "B seed 1") and found["seeds"] == 1
-    assert found["p"] is None and found["reason"].startswith("one seed per arm")
+    result = variants(square(OF, AGAINST))["one seed left out"]
+    assert (result["low"], result["high"]) == pytest.approx((0.25, 0.45))
+    assert result["which"] in ("B seed 0", "B seed 1") and result["seeds"] == 1
+    assert result["p"] is None and result["reason"].startswith("one seed per arm")
     three = square([*OF, [0.1, 0.1, 0.1]], AGAINST)
-    found = variants(three)["one seed left out"]
-    assert found["which"] == "A seed 2" and found["estimate"] == pytest.approx(0.35)
+    result = variants(three)["one seed left out"]
+    assert result["which"] == "A seed 2" and result["estimate"] == pytest.approx(0.35)
 
 
 def test_one_seed_or_a_fixed_checkpoint_leaves_none_out():
-    found = variants(square(OF[:1], AGAINST[:1]))
-    assert found["all"]["p"] is None and found["all"]["estimate"] == pytest.approx(0.4)
-    row = found["one seed left out"]
+    result = variants(square(OF[:1], AGAINST[:1]))
+    assert result["all"]["p"] is None and result["all"]["estimate"] == pytest.approx(0.4)
+    row = result["one seed left out"]
     assert (row["estimate"], row["sign_same"]) == (None, None) and row["reason"].startswith(
         "one seed per arm"
     )
@@ -215,10 +217,10 @@ def test_each_other_judge_decides():
 
 
 def test_a_judge_of_one_arm_only():
-    both = pd.concat(
+    both_dimensions = pd.concat(
         [square(OF, AGAINST), square(OF, AGAINST).assign(judge="half").query("arm == 'A'")]
     )
-    row = variants(both, ("half",))["judge half"]
+    row = variants(both_dimensions, ("half",))["judge half"]
     assert row["estimate"] is None and row["reason"]
 
 
@@ -232,9 +234,9 @@ def test_length_adjusted_by_hand():
     ]
     data = table(*rows)
     data["length"] = [lengths[key] for key in zip(data["arm"], data["seed"], strict=True)]
-    found = variants(data)
-    assert found["all"]["estimate"] == pytest.approx(0.4)
-    assert found["length held equal"]["estimate"] == pytest.approx(0.2)
+    result = variants(data)
+    assert result["all"]["estimate"] == pytest.approx(0.4)
+    assert result["length held equal"]["estimate"] == pytest.approx(0.2)
     # an answer of unknown length is left out, and here changes nothing in the slope
     data.loc[0, "length"] = np.nan
     assert variants(data)["length held equal"]["estimate"] == pytest.approx(0.2)
@@ -260,9 +262,9 @@ def test_dimensions_weigh_the_same_by_hand():
                 for n in range(4)
             ]
             rows.append((arm, seed, "q4", {"Scope": scope + shift, OVERALL: scope + shift}))
-    found = variants(table(*rows))
-    assert found["all"]["estimate"] == pytest.approx((4 * 0.1 + 0.9) / 5)
-    row = found["dimensions weigh the same"]
+    result = variants(table(*rows))
+    assert result["all"]["estimate"] == pytest.approx((4 * 0.1 + 0.9) / 5)
+    row = result["dimensions weigh the same"]
     assert (row["estimate"], row["questions"]) == (pytest.approx(0.5), 5)
     # no question moves its dimension's mean, so only seeds vary: .01^2 / 3 in each arm
     assert (row["high"] - row["low"]) / 2 == pytest.approx(
@@ -295,8 +297,8 @@ def test_dimensions_agree_with_the_study_s_dimension_means():
                 )
     data = table(*rows)
     means = dimension_means(data).groupby("arm")["score"].mean()
-    found = variants(data)["dimensions weigh the same"]
-    assert found["estimate"] == pytest.approx(means["A"] - means["B"]) and found["p"] is not None
+    result = variants(data)["dimensions weigh the same"]
+    assert result["estimate"] == pytest.approx(means["A"] - means["B"]) and result["p"] is not None
     # what only one arm was graded on leaves both
     only_b = data[
         ~((data["arm"] == "A") & (data["question"] == "q4") & (data["dimension"] != OVERALL))
@@ -322,9 +324,9 @@ def test_dimensions_of_every_question_give_the_study_s_own_interval():
                         {"Harm": harm, "Scope": scope, OVERALL: (harm + scope) / 2},
                     )
                 )
-    found = variants(table(*rows))
+    result = variants(table(*rows))
     for key in ("estimate", "low", "high", "p"):
-        assert found["dimensions weigh the same"][key] == pytest.approx(found["all"][key])
+        assert result["dimensions weigh the same"][key] == pytest.approx(result["all"][key])
 
 
 def test_doses_families_and_arms_without_scores():

@@ -61,11 +61,11 @@ def of(table: pd.DataFrame, **keys: Any) -> Any:
     return quiet(components, table, "ahb", **keys)
 
 
-def bought(found: dict[str, Any], costs: Costs = COSTS, **design: Any) -> Any:
-    return quiet(next_data, found, found["design"] and found["design"] | design, costs)
+def bought(result: dict[str, Any], costs: Costs = COSTS, **design: Any) -> Any:
+    return quiet(next_data, result, result["design"] and result["design"] | design, costs)
 
 
-def known(*sd: float) -> dict[str, Any]:
+def known_components(*sd: float) -> dict[str, Any]:
     rows = [
         {"component": c, "variance": x**2, "negative": False}
         for c, x in zip(SD, sd or SD.values(), strict=True)
@@ -73,8 +73,8 @@ def known(*sd: float) -> dict[str, Any]:
     return {"reason": None, "design": DESIGN, "components": rows}
 
 
-def raw(found: dict[str, Any], *names: str) -> list[float]:
-    rows = {row["component"]: row for row in found["components"]}
+def raw(result: dict[str, Any], *names: str) -> list[float]:
+    rows = {row["component"]: row for row in result["components"]}
     return [rows[name]["raw"] for name in names or SD]
 
 
@@ -112,9 +112,9 @@ def test_balanced_estimates_are_those_of_the_analysis_of_variance():
     _, question, seed, in_arm, in_seed, sample = (squares["sum_sq"] / squares["df"]).to_numpy()
     expected = [(seed - in_seed) / q / e, (question - in_arm) / a / s / e]
     expected += [(in_arm - in_seed) / s / e, (in_seed - sample) / e, sample]
-    found = of(table)
-    assert raw(found) == pytest.approx(expected)
-    assert [row["df"] for row in found["components"][:5]] == [
+    result = of(table)
+    assert raw(result) == pytest.approx(expected)
+    assert [row["df"] for row in result["components"][:5]] == [
         a * (s - 1),
         q - 1,
         (a - 1) * (q - 1),
@@ -129,15 +129,14 @@ def test_balanced_estimates_are_those_of_the_analysis_of_variance():
 
 
 def test_balanced_estimates_are_those_of_restricted_maximum_likelihood():
-    table = long(10 * simulated(3, 1, 5, 9, 4)).assign(
-        one=1
-    )  # tenfold: the optimizer stops early at small variances
+    # tenfold: the optimizer stops early at small variances
+    table = long(10 * simulated(3, 1, 5, 9, 4)).assign(group=1)
     parts = {
         "seed": "0 + C(seed)",
         "question": "0 + C(question)",
         "seed x question": "0 + C(seed):C(question)",
     }
-    model = smf.mixedlm("score ~ 1", table.astype({"seed": int}), groups="one", vc_formula=parts)
+    model = smf.mixedlm("score ~ 1", table.astype({"seed": int}), groups="group", vc_formula=parts)
     fit = model.fit(reml=True, method=["powell"])
     assert raw(of(table), *model.exog_vc.names, "sample") == pytest.approx(
         [*fit.vcomp, fit.scale], rel=1e-3
@@ -146,14 +145,14 @@ def test_balanced_estimates_are_those_of_restricted_maximum_likelihood():
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_known_components_are_found_on_average(missing):
-    rng, found = np.random.default_rng(2), []
+    rng, result = np.random.default_rng(2), []
     for _ in range(12):
         scores = simulated(rng, 3, 6, 20, 2)
         if missing:
             scores[rng.random(scores.shape) < 0.25] = np.nan
             scores[0, 2, :4] = np.nan
-        found.append(raw(of(long(scores))))
-    assert np.mean(found, axis=0) == pytest.approx(np.square(list(SD.values())), rel=0.2)
+        result.append(raw(of(long(scores))))
+    assert np.mean(result, axis=0) == pytest.approx(np.square(list(SD.values())), rel=0.2)
 
 
 def test_a_seed_that_lost_easy_questions_is_not_called_worse():
@@ -183,14 +182,18 @@ def test_translations_are_one_question():
 def test_judges_by_hand():
     """Three answers, two judges that differ by .1, .1 and .4 (mean .2, squares about it .06)."""
     table = long(np.array([0.2, 0.5, 0.3]).reshape(1, 1, 3, 1))
-    both = pd.concat([table, table.assign(judge="other", score=table["score"] + [0.1, 0.1, 0.4])])
+    two_judges = pd.concat(
+        [table, table.assign(judge="other", score=table["score"] + [0.1, 0.1, 0.4])]
+    )
     # judge x answer: half of .06 over 2; judges: half of 3 x .2 squared, over 3, less a third of
     # the former
-    assert raw(of(both, judge="main"), "judge x answer", "judge") == pytest.approx(
+    assert raw(of(two_judges, judge="main"), "judge x answer", "judge") == pytest.approx(
         [0.015, (0.06 - 0.015) / 3]
     )
-    assert of(both, judge="main")["components"][:5] == of(table)["components"][:5]
-    assert "name the one that decides" in of(both)["reason"] and raw(of(table), "judge") == [None]
+    assert of(two_judges, judge="main")["components"][:5] == of(table)["components"][:5]
+    assert "name the one that decides" in of(two_judges)["reason"] and raw(of(table), "judge") == [
+        None
+    ]
 
 
 def test_an_estimate_below_zero_is_set_to_zero_and_flagged():
@@ -206,10 +209,10 @@ def test_an_estimate_below_zero_is_set_to_zero_and_flagged():
 def test_shuffled_rows_give_the_same():
     scores = simulated(5, 2, 3, 6, 2) * np.where(np.arange(72).reshape(2, 3, 6, 2) % 17, 1, np.nan)
     table = pd.concat([long(scores), long(scores + 0.1).assign(judge="other")])
-    found, again = (
+    result, again = (
         of(rows, judge="main") for rows in (table, table.sample(frac=1, random_state=0))
     )
-    assert found == again and bought(found) == bought(again)
+    assert result == again and bought(result) == bought(again)
 
 
 @pytest.mark.parametrize(
@@ -223,18 +226,18 @@ def test_shuffled_rows_give_the_same():
     ],
 )
 def test_what_the_data_cannot_say_is_none_with_a_reason(scores, reason):
-    found = of(long(scores))
-    rows = bought(found)
+    result = of(long(scores))
+    rows = bought(result)
     assert reason in rows[0]["reason"] and all(
         row["detectable"] is row["gain"] is None for row in rows
     )
     assert all(
-        row["reason"] for row in [*rows, *found["components"]] if row.get("variance") is None
+        row["reason"] for row in [*rows, *result["components"]] if row.get("variance") is None
     )
 
 
 def test_the_best_purchase_comes_first():
-    now, *rest = bought(known())
+    now, *rest = bought(known_components())
     cell = 0.06**2 + 0.15**2 / 4
     seeds, questions = (0.05**2 + cell / 26) / 3, 2 * (0.08**2 + cell / 3) / 26
     variance = 2 * seeds + questions - 2 * cell / 78
@@ -245,20 +248,20 @@ def test_the_best_purchase_comes_first():
     assert [row["gain_per_cost"] for row in rest] == pytest.approx(worth) and worth == sorted(
         worth, reverse=True
     )
-    dear = bought(known(), Costs(seed=1, question=10))[1:]
+    dear = bought(known_components(), Costs(seed=1, question=10))[1:]
     assert [row["purchase"] for row in dear] == [
         "one more seed per arm",
         "26 more questions",
         "twice the epochs",
     ]
     assert dear[2]["reason"] == "the cost of one epoch is not given"
-    first = bought(known(), seeds=1)
+    first = bought(known_components(), seeds=1)
     assert (
         first[0]["detectable"] is None
         and first[1]["purchase"] == "one more seed per arm"
         and first[1]["detectable"]
     )
-    assert bought(known(), replace(COSTS, epoch=0))[1]["purchase"] == "twice the epochs"
+    assert bought(known_components(), replace(COSTS, epoch=0))[1]["purchase"] == "twice the epochs"
 
 
 def test_detectable_differences_are_those_of_the_studys_plan_and_of_simulated_studies():
@@ -266,17 +269,17 @@ def test_detectable_differences_are_those_of_the_studys_plan_and_of_simulated_st
 
     26 questions: .13 with 3 seeds, .10 with 5; 115 questions: .10 and .07.
     """
-    planned = known(0.03, 0.25, 0.08, 0.05, 0.22)
-    found = [
+    planned = known_components(0.03, 0.25, 0.08, 0.05, 0.22)
+    result = [
         bought(planned, seeds=s, questions=q)[0]["detectable"] for q in (26, 115) for s in (3, 5)
     ]
-    assert found == pytest.approx([0.13, 0.10, 0.10, 0.07], abs=0.008)
+    assert result == pytest.approx([0.13, 0.10, 0.10, 0.07], abs=0.008)
     many = bought(planned, seeds=500, questions=500)[0]
     assert many["detectable"] == pytest.approx((1.95996 + 0.84162) * many["se"], rel=0.01)
-    difference = bought(known())[0]["detectable"]
+    difference = bought(known_components())[0]["detectable"]
     studies = [simulated(seed, 2, 3, 26, 4).mean(3) for seed in range(600)]
-    found = [
-        two_way([Arm(one + difference), Arm(other)], np.arange(26)).p < 0.05
-        for one, other in studies
+    result = [
+        two_way([Arm(treatment + difference), Arm(other)], np.arange(26)).p < 0.05
+        for treatment, other in studies
     ]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.05)
+    assert np.mean(result) == pytest.approx(0.8, abs=0.05)
