@@ -19,8 +19,8 @@ ROLES = ("treatment", "control", "dose", "control_dose", "benchmark")
 CONTRAST_KEYS = ("estimate", "low", "high", "p_holm", "seeds", "questions")
 OTHER_KEYS = (
     "difference",
-    "score_of",
-    "score_against",
+    "score_treatment",
+    "score_control",
     "margin",
     "p_equivalence",
     "verdict",
@@ -50,7 +50,7 @@ def claim_rows(
 
     Returns:
         Rows with the claim's fields, `published` as text and its `difference`; the study's names
-        of the `ROLES`; `score_of`, `score_against`, `estimate` (their difference), `low`, `high`
+        of the `ROLES`; `score_treatment`, `score_control`, `estimate` (their difference), `low`, `high`
         (95 %; all in score units), `p_holm`, `seeds`, `questions`, `margin`, `p_equivalence`;
         `verdict` and `reason`. A value that doesn't exist is None.
 
@@ -105,8 +105,8 @@ def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Matc
         reason = f"this study has no {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})
     means = {(arm["benchmark"], arm["arm"], arm["dose"]): arm["mean"] for arm in results["arms"]}
-    row["score_of"] = means.get((row["benchmark"], row["treatment"], row["dose"]))
-    row["score_against"] = means.get((row["benchmark"], row["control"], row["control_dose"]))
+    row["score_treatment"] = means.get((row["benchmark"], row["treatment"], row["dose"]))
+    row["score_control"] = means.get((row["benchmark"], row["control"], row["control_dose"]))
 
     declared = [*results["contrasts"], *map(_reversed_contrast, results["contrasts"])]
     matching = [
@@ -146,7 +146,7 @@ def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Mat
     if lacking:
         reason = f"this study has no {measure} of {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})
-    row["estimate"] = row["score_of"] - row["score_against"]
+    row["estimate"] = row["score_treatment"] - row["score_control"]
     row["verdict"] = "none"
     agreement = "as" if row["estimate"] * row["difference"] > 0 else "not as"
     row["reason"] = f"described, not tested; {agreement} published"

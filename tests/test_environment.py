@@ -236,7 +236,9 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
         "error: invalid peer certificate: UnknownIssuer": "PIP_CERT",
         "error: Hash mismatch for `torch`": "differs from its pin",
         "something else": "",
-        "ERROR: Hash mismatch\n" + "    Expected or 1234\n" * 40 + "    Got 5678": "differs from its pin",
+        "ERROR: Hash mismatch\n"
+        + "    Expected or 1234\n" * 40
+        + "    Got 5678": "differs from its pin",
     }.items():
         with pytest.raises(env.SetupError) as error:
             env.run([sys.executable, "-c", f"import sys; sys.exit({text!r})"], dict(os.environ))
@@ -245,7 +247,9 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
         ), text
 
 
-def test_pip_installs_the_packages_where_an_index_lacks_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_installs_the_packages_where_an_index_lacks_uv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every command but the venv's is noted, and every one of uv fails."""
     requirements = []
 

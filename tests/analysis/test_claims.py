@@ -137,7 +137,7 @@ def test_published_value_stands_beside_ours():
         0,
         0,
     )
-    assert (result["score_of"], result["score_against"], result["benchmark"]) == (0.7, 0.5, "ahb")
+    assert (result["score_treatment"], result["score_control"], result["benchmark"]) == (0.7, 0.5, "ahb")
 
 
 @pytest.mark.parametrize(
@@ -160,18 +160,18 @@ def test_a_contrast_declared_the_other_way_round_is_turned():
     }
     result = row("e2.before_sft", contrast(**other))
     assert (result["estimate"], result["low"], result["high"]) == (0.2, 0.1, 0.31)
-    assert (result["verdict"], result["score_of"]) == ("reproduced", 0.7)
+    assert (result["verdict"], result["score_treatment"]) == ("reproduced", 0.7)
 
 
 def test_two_doses_of_one_arm():
     """Erosion is documents at 5,000 against documents at 0, in this order of doses or the other."""
     declared = contrast(
-        against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
+        control="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
     )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
-    result = row("e2.erosion", contrast(against="doc", dose=0, control_dose=5000))
+    result = row("e2.erosion", contrast(control="doc", dose=0, control_dose=5000))
     assert (result["verdict"], result["estimate"], result["dose"]) == ("reproduced", -0.2, 5000)
-    same_dose = row("e2.erosion", contrast(against="doc"))
+    same_dose = row("e2.erosion", contrast(control="doc"))
     assert (same_dose["verdict"], same_dose["reason"]) == (
         "not run",
         "the study declares no such contrast",

@@ -197,7 +197,7 @@ def test_permutation_by_hand():
     assert (result.p, result.smallest_p) == (pytest.approx(0.8), pytest.approx(0.2))
 
 
-@pytest.mark.parametrize(("treatment", "against"), [(3, 3), (3, 5), (6, 4), (2, 7)])
+@pytest.mark.parametrize(("of", "against"), [(3, 3), (3, 5), (6, 4), (2, 7)])
 def test_permutation_is_scipys_on_differences_of_means(of, against):
     rng = np.random.default_rng(of)
     # coarse values, so that assignments tie
@@ -231,7 +231,7 @@ def test_permutation_of_question_means_does_not_blame_a_seed_for_a_lost_easy_que
 
 
 @pytest.mark.parametrize(
-    ("treatment", "against", "reason"),
+    ("of", "against", "reason"),
     [
         (np.array([0.5]), np.array([0.1, 0.2, 0.3]), "one seed per arm"),
         (np.array([0.5, 0.5]), np.array([0.5, 0.5]), "the same score"),
