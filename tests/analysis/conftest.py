@@ -14,4 +14,4 @@ def drawn() -> None:
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No figure is drawn in a test that does not request `drawn`."""
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(figures, "attempt", lambda *_: {})
+        monkeypatch.setattr(figures, "draw", lambda *_: {})

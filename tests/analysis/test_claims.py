@@ -166,12 +166,12 @@ def test_a_contrast_declared_the_other_way_round_is_turned():
 def test_two_doses_of_one_arm():
     """Erosion is documents at 5,000 against documents at 0, in this order of doses or the other."""
     declared = contrast(
-        against="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
+        control="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower"
     )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
-    result = row("e2.erosion", contrast(against="doc", dose=0, control_dose=5000))
+    result = row("e2.erosion", contrast(control="doc", dose=0, control_dose=5000))
     assert (result["verdict"], result["estimate"], result["dose"]) == ("reproduced", -0.2, 5000)
-    same_dose = row("e2.erosion", contrast(against="doc"))
+    same_dose = row("e2.erosion", contrast(control="doc"))
     assert (same_dose["verdict"], same_dose["reason"]) == (
         "not run",
         "the study declares no such contrast",

@@ -143,7 +143,7 @@ def test_odd_names_are_escaped_and_still_told_apart():
     result = results(
         study=ODD,
         arms=[arm(name) for name in odd],
-        contrasts=[contrast(name=f"{a} - {b}", of=a, against=b) for a, b in pairwise(odd)],
+        contrasts=[contrast(name=f"{a} - {b}", treatment=a, control=b) for a, b in pairwise(odd)],
         benchmarks={"ahb": results()["benchmarks"]["ahb"] | {"judge": ODD}},
         corpora=[results()["corpora"][0] | {"name": name} for name in odd],
     )

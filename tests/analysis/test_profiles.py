@@ -80,7 +80,7 @@ def test_a_paired_interval_is_of_differences_within_the_seeds_of_both():
 
 
 def test_panels_are_the_contrasts_doses():
-    two = contrast([(0, 100)], against="animal")
+    two = contrast([(0, 100)], control="animal")
     assert list(profiles.differences(answers(), two)) == ["before SFT against SFT dose 100"]
     assert profiles.differences(answers(), two)["before SFT against SFT dose 100"][
         "q4"
