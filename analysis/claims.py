@@ -139,10 +139,12 @@ def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Mat
     measure = claim["measure"]
     row["difference"] = published_difference(claim["published"])[0]
     values = {corpus["name"]: corpus[measure] for corpus in results["corpora"]}
-    for side in ("treatment", "control"):
+    lacking = []
+    for side, score in (("treatment", "score_of"), ("control", "score_against")):
         row[side] = roles.get(claim[side])
-        row[f"score_{side}"] = values.get(row[side])
-    lacking = [claim[side] for side in ("treatment", "control") if row[f"score_{side}"] is None]
+        row[score] = values.get(row[side])
+        if row[score] is None:
+            lacking.append(claim[side])
     if lacking:
         reason = f"this study has no {measure} of {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})

@@ -62,7 +62,9 @@ def study(
     means = {(row["arm"], row["dose"]): row["mean"] for row in results["arms"]}
     for arm in arms[:1] + arms[2:]:
         for dose in doses if len(arms) > 1 else ():
-            (row,) = contrast([(dose, dose)], name=f"{arm} - {arms[1]}", treatment=arm, control=arms[1])
+            (row,) = contrast(
+                [(dose, dose)], name=f"{arm} - {arms[1]}", treatment=arm, control=arms[1]
+            )
             row |= {
                 "estimate": None,
                 "low": None,

@@ -20,14 +20,14 @@ def responses(
     return arms
 
 
-def contrast(of: np.ndarray, against: np.ndarray, fixed: bool = False):
-    return two_way([Arm(of), Arm(against, fixed)], np.arange(of.shape[1]))
+def contrast(treatment: np.ndarray, control: np.ndarray, fixed: bool = False):
+    return two_way([Arm(treatment), Arm(control, fixed)], np.arange(treatment.shape[1]))
 
 
 def test_small_case_by_hand():
-    of = np.array([[0.5, 0.7, 0.9], [0.7, 0.9, 0.8]])
-    against = np.array([[0.2, 0.4, 0.3], [0.2, 0.6, 0.7]])
-    result = contrast(of, against)
+    treatment = np.array([[0.5, 0.7, 0.9], [0.7, 0.9, 0.8]])
+    control = np.array([[0.2, 0.4, 0.3], [0.2, 0.6, 0.7]])
+    result = contrast(treatment, control)
     # question differences .4, .3, .35: mean .35, variance .0025
     assert result.estimate == pytest.approx(0.35)
     assert result.question_se**2 == pytest.approx(0.0025 / 3)
@@ -59,28 +59,30 @@ def test_balanced_variance_is_the_random_effects_analysis_of_variance():
 
 
 def test_repeating_every_question_in_another_language_adds_no_certainty():
-    of, against = (arm.mean(2) for arm in responses(np.random.default_rng(3), 3, 10, 4, 0.2))
-    once = contrast(of, against)
-    twice = two_way([Arm(np.tile(of, 2)), Arm(np.tile(against, 2))], np.tile(np.arange(10), 2))
+    treatment, control = (arm.mean(2) for arm in responses(np.random.default_rng(3), 3, 10, 4, 0.2))
+    once = contrast(treatment, control)
+    twice = two_way(
+        [Arm(np.tile(treatment, 2)), Arm(np.tile(control, 2))], np.tile(np.arange(10), 2)
+    )
     assert twice.clusters == 10 and twice.questions == 20
     assert (twice.se, twice.df, twice.p) == pytest.approx((once.se, once.df, once.p))
 
 
 def test_swapped_arms_give_exactly_the_negated_estimate():
-    of, against = (arm.mean(2) for arm in responses(np.random.default_rng(4), 3, 26, 4, 0.1))
-    of[0, 3] = against[2, 7] = np.nan
-    first, second = contrast(of, against), contrast(against, of)
+    treatment, control = (arm.mean(2) for arm in responses(np.random.default_rng(4), 3, 26, 4, 0.1))
+    treatment[0, 3] = control[2, 7] = np.nan
+    first, second = contrast(treatment, control), contrast(control, treatment)
     assert (first.estimate, first.low, first.high) == (-second.estimate, -second.high, -second.low)
     assert (first.se, first.df, first.p) == (second.se, second.df, second.p)
 
 
 def test_missing_is_not_zero():
-    of, against = np.full((3, 6), 0.8), np.full((3, 6), 0.2)
-    of += np.arange(6) / 100
-    of[1, 2] = np.nan
-    assert contrast(of, against).estimate == pytest.approx(0.625)
-    of[:, 4] = np.nan
-    result = contrast(of, against)
+    treatment, control = np.full((3, 6), 0.8), np.full((3, 6), 0.2)
+    treatment += np.arange(6) / 100
+    treatment[1, 2] = np.nan
+    assert contrast(treatment, control).estimate == pytest.approx(0.625)
+    treatment[:, 4] = np.nan
+    result = contrast(treatment, control)
     assert result.estimate == pytest.approx(0.6 + np.mean([0, 0.01, 0.02, 0.03, 0.05]))
     assert (result.questions, result.left_out) == (5, 1)
 
@@ -97,9 +99,9 @@ def test_calibrated_under_no_effect_where_the_response_level_test_is_not(seeds):
     rng = np.random.default_rng(seeds)
     studies, deciding, paper = 800, 0, 0
     for _ in range(studies):
-        of, against = responses(rng, seeds, 26, 30, 0.0)
-        deciding += contrast(of.mean(2), against.mean(2)).p < 0.05
-        paper += response_level_p(of.ravel(), against.ravel()) < 0.05
+        treatment, control = responses(rng, seeds, 26, 30, 0.0)
+        deciding += contrast(treatment.mean(2), control.mean(2)).p < 0.05
+        paper += response_level_p(treatment.ravel(), control.ravel()) < 0.05
     print(
         f"{seeds} seeds: two-way rejects {deciding / studies:.3f}, "
         f"response-level {paper / studies:.3f}"
@@ -130,8 +132,8 @@ def test_planted_effect_is_found():
 
 
 def test_one_seed_is_refused_but_described():
-    of, against = (arm.mean(2) for arm in responses(np.random.default_rng(2), 3, 26, 4, 0.3))
-    result = contrast(of[:1], against)
+    treatment, control = (arm.mean(2) for arm in responses(np.random.default_rng(2), 3, 26, 4, 0.3))
+    result = contrast(treatment[:1], control)
     assert result.estimate == pytest.approx(0.3, abs=0.1)
     assert result.question_se is not None
     assert (result.low, result.high, result.p, result.se) == (None, None, None, None)
@@ -139,15 +141,15 @@ def test_one_seed_is_refused_but_described():
 
 
 def test_fixed_checkpoint_has_no_seed_part():
-    of, against = (arm.mean(2) for arm in responses(np.random.default_rng(2), 4, 26, 4, 0.3))
-    result = contrast(of, against[:1], fixed=True)
-    assert result.seed_se**2 == pytest.approx(of.mean(1).var(ddof=1) / 4)
+    treatment, control = (arm.mean(2) for arm in responses(np.random.default_rng(2), 4, 26, 4, 0.3))
+    result = contrast(treatment, control[:1], fixed=True)
+    assert result.seed_se**2 == pytest.approx(treatment.mean(1).var(ddof=1) / 4)
     assert result.seeds == (4, 0) and result.p < 0.05
-    fixed = two_way([Arm(of[:1], True), Arm(against[:1], True)], np.arange(26))
+    fixed = two_way([Arm(treatment[:1], True), Arm(control[:1], True)], np.arange(26))
     assert fixed.p is None and fixed.reason.startswith("one checkpoint per arm")
-    alone = two_way([Arm(against[:1], True)], np.arange(26))
+    alone = two_way([Arm(control[:1], True)], np.arange(26))
     assert alone.se == pytest.approx(
-        against[0].std(ddof=1) / 26**0.5
+        control[0].std(ddof=1) / 26**0.5
     ) and alone.df == pytest.approx(25)
 
 
@@ -165,9 +167,16 @@ def test_what_cannot_be_tested_says_why(scores, scenarios, reason):
 
 
 def test_response_level_p_is_welchs():
-    of, against = (arm.ravel() for arm in responses(np.random.default_rng(0), 2, 26, 4, 0.02))
-    assert response_level_p(of, against) == stats.ttest_ind(of, against, equal_var=False).pvalue
-    assert response_level_p(np.append(of, np.nan), against) == response_level_p(of, against)
+    treatment, control = (
+        arm.ravel() for arm in responses(np.random.default_rng(0), 2, 26, 4, 0.02)
+    )
+    assert (
+        response_level_p(treatment, control)
+        == stats.ttest_ind(treatment, control, equal_var=False).pvalue
+    )
+    assert response_level_p(np.append(treatment, np.nan), control) == response_level_p(
+        treatment, control
+    )
     assert response_level_p(np.ones(9), np.zeros(9)) is None
 
 

@@ -126,7 +126,7 @@ ANIMAL = "animal, seed 0, dose 0, on ahb"
     [
         (lambda f: pd.concat([f, f.head(1)]), "", "the same score twice (1 rows)"),
         (lambda f: f.assign(score=f["score"] * 100), "", "outside 0..1"),
-        (lambda f: f.assign(judge="someone else"), "ahb", "2 judges (someone else, dummy)"),
+        (lambda f: f.assign(judge="someone else"), "ahb", "2 judges (dummy, someone else)"),
         (lambda f: f[f["dimension"] != "overall"], ANIMAL, "no 'overall' score"),
         (lambda f: f.assign(scenario="s"), "ahb", "questions without exactly one scenario"),
         (lambda f: f.assign(missing="why"), "", "also marked missing"),

@@ -28,30 +28,30 @@ SMALL = Variances(epochs=4)
 def uneven() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """3 and 4 seeds, 8 questions in 5 scenarios, 4 noisy answers each, some of them ungraded."""
     rng = np.random.default_rng(3)
-    of = (
+    treatment = (
         0.5
         + rng.normal(0, 0.05, (3, 1, 1))
         + rng.normal(0, 0.1, (8, 1))
         + rng.normal(0, 0.4, (3, 8, 4))
     )
-    against = (
+    control = (
         rng.normal(0, 0.05, (4, 1, 1)) + rng.normal(0, 0.1, (8, 1)) + rng.normal(0, 0.4, (4, 8, 4))
     )
-    of[0, 2] = np.nan
-    of[1, 5, :3] = np.nan
-    against[3, :4, 0] = np.nan
-    against[:, 7] = np.nan
-    return of, against, np.array([0, 0, 1, 1, 2, 3, 4, 4])
+    treatment[0, 2] = np.nan
+    treatment[1, 5, :3] = np.nan
+    control[3, :4, 0] = np.nan
+    control[:, 7] = np.nan
+    return treatment, control, np.array([0, 0, 1, 1, 2, 3, 4, 4])
 
 
 def test_bootstrap_equals_the_list_of_all_draws():
-    of, against = np.array([[0.9, 0.5], [0.6, 0.4]]), np.array([[0.1, 0.3], [0.2, 0.0]])
+    treatment, control = np.array([[0.9, 0.5], [0.6, 0.4]]), np.array([[0.1, 0.3], [0.2, 0.0]])
     pairs = list(product(range(2), repeat=2))
     every = [
-        of[np.ix_(a, q)].mean() - against[np.ix_(b, q)].mean()
+        treatment[np.ix_(a, q)].mean() - control[np.ix_(b, q)].mean()
         for a, b, q in product(pairs, pairs, pairs)
     ]
-    result = hierarchical_bootstrap(of[..., None], against[..., None], np.arange(2), 40_000)
+    result = hierarchical_bootstrap(treatment[..., None], control[..., None], np.arange(2), 40_000)
     assert result.estimate == pytest.approx(0.45)
     assert result.se == pytest.approx(np.std(every), rel=0.02)
     assert result.percentile_low == pytest.approx(np.quantile(every, 0.025))
@@ -59,7 +59,7 @@ def test_bootstrap_equals_the_list_of_all_draws():
 
 
 def test_bootstrap_equals_one_that_copies_every_answer():
-    of, against, scenarios = uneven()
+    treatment, control, scenarios = uneven()
     rng, drawn = np.random.default_rng(0), []
 
     def mean(arm: np.ndarray, questions: np.ndarray) -> np.ndarray:
@@ -81,8 +81,8 @@ def test_bootstrap_equals_one_that_copies_every_answer():
             questions = np.concatenate(
                 [np.flatnonzero(scenarios[:7] == s) for s in rng.integers(5, size=5)]
             )
-            drawn.append(np.nanmean(mean(of, questions) - mean(against, questions)))
-    result = hierarchical_bootstrap(of, against, scenarios)
+            drawn.append(np.nanmean(mean(treatment, questions) - mean(control, questions)))
+    result = hierarchical_bootstrap(treatment, control, scenarios)
     assert result.se == pytest.approx(np.std(drawn), rel=0.04)
     assert [result.percentile_low, result.percentile_high] == pytest.approx(
         np.quantile(drawn, [0.025, 0.975]), abs=0.015
@@ -92,19 +92,19 @@ def test_bootstrap_equals_one_that_copies_every_answer():
 @pytest.mark.parametrize("seeds", [([0, 0, 2], [0, 1, 3, 3]), ([0, 0, 0], [1, 1, 2, 0])])
 def test_each_resample_has_the_difference_and_error_of_its_copies(seeds):
     # the second draw has no answer to question 2
-    of, against, scenarios = uneven()
-    of, against, scenarios = of[:, :7], against[:, :7], scenarios[:7]
-    sides = [inference._Side(arm, False) for arm in (of, against)]
+    treatment, control, scenarios = uneven()
+    treatment, control, scenarios = treatment[:, :7], control[:, :7], scenarios[:7]
+    sides = [inference._Side(arm, False) for arm in (treatment, control)]
     taken = [
         np.bincount(s, minlength=len(a))[None].astype(float)
-        for s, a in zip(seeds, (of, against), strict=True)
+        for s, a in zip(seeds, (treatment, control), strict=True)
     ]
     drawn = np.array([[0.0, 2, 1, 1, 1]])
     difference, error, _ = inference._differences(sides, taken, drawn, scenarios)
     questions, copy_of = [2, 3, 2, 3, 4, 5, 6], np.array([0, 0, 1, 1, 2, 3, 4])
     means = [
         np.array([[np.nanmean(c) if np.isfinite(c).any() else np.nan for c in row] for row in a])
-        for a in (of, against)
+        for a in (treatment, control)
     ]
     copies = two_way(
         [Arm(mean[np.ix_(s, questions)]) for mean, s in zip(means, seeds, strict=True)], copy_of
@@ -116,42 +116,42 @@ def test_each_resample_has_the_difference_and_error_of_its_copies(seeds):
 def test_studentised_interval_is_wider_than_the_percentile_one_with_few_seeds_only():
     ratios = []
     for seeds in (3, 10):
-        of, against = calibration.study(np.random.default_rng(0), seeds, 115, 0.1, SMALL)
-        result = hierarchical_bootstrap(of, against, np.arange(115), 4000)
+        treatment, control = calibration.study(np.random.default_rng(0), seeds, 115, 0.1, SMALL)
+        result = hierarchical_bootstrap(treatment, control, np.arange(115), 4000)
         ratios.append((result.high - result.low) / (result.percentile_high - result.percentile_low))
         assert result.low < result.estimate < result.high
     assert ratios[0] > 1.25 > 1.1 > ratios[1] > 0.9
 
 
 def test_bootstrap_repeats_itself_to_the_last_bit():
-    of, against, scenarios = uneven()
+    treatment, control, scenarios = uneven()
     first, again, other = (
-        hierarchical_bootstrap(of, against, scenarios, 1234, seed) for seed in (5, 5, 6)
+        hierarchical_bootstrap(treatment, control, scenarios, 1234, seed) for seed in (5, 5, 6)
     )
     assert first == again and first.se != other.se and first.resamples == 1234
 
 
 def test_fixed_checkpoint_is_not_resampled():
-    of, against = calibration.study(
+    treatment, control = calibration.study(
         np.random.default_rng(0), 4, 26, 0.3, Variances(arm_question=0, epochs=4)
     )
     scenarios = np.arange(26)
-    result = hierarchical_bootstrap(of, against[:1], scenarios, 2000, fixed=(False, True))
-    swapped = hierarchical_bootstrap(against[:1], of, scenarios, 2000, fixed=(True, False))
+    result = hierarchical_bootstrap(treatment, control[:1], scenarios, 2000, fixed=(False, True))
+    swapped = hierarchical_bootstrap(control[:1], treatment, scenarios, 2000, fixed=(True, False))
     assert result.low is not None and result.estimate == pytest.approx(-swapped.estimate)
     assert result.se == pytest.approx(swapped.se, rel=0.1)
 
 
 def test_two_seeds_and_two_scenarios_leave_no_studentised_interval():
-    of, against = calibration.study(np.random.default_rng(0), 2, 2, 0.3, SMALL)
-    result = hierarchical_bootstrap(of, against, np.arange(2), 2000)
+    treatment, control = calibration.study(np.random.default_rng(0), 2, 2, 0.3, SMALL)
+    result = hierarchical_bootstrap(treatment, control, np.arange(2), 2000)
     assert (
         result.low is None and result.percentile_low is not None and result.reason == inference.FEW
     )
     for number in range(20):
-        of, against = calibration.study(np.random.default_rng(number), 2, 6, 0.3, SMALL)
+        treatment, control = calibration.study(np.random.default_rng(number), 2, 6, 0.3, SMALL)
         result = hierarchical_bootstrap(
-            of, against[:1], np.repeat([0, 1], 3), 200, fixed=(False, True)
+            treatment, control[:1], np.repeat([0, 1], 3), 200, fixed=(False, True)
         )
         # an error that is zero but for rounding would put them beyond 1e10
         assert all(end is None or abs(end) < 1e6 for end in (result.low, result.high))
@@ -172,9 +172,9 @@ def test_what_cannot_be_resampled_says_why(scores, reason):
 
 
 def test_bootstrap_of_a_large_study_is_small_and_agrees_with_scipys():
-    of, against = calibration.study(np.random.default_rng(0), 10, 115, 0.1, Variances())
+    treatment, control = calibration.study(np.random.default_rng(0), 10, 115, 0.1, Variances())
     tracemalloc.start()
-    hierarchical_bootstrap(of, against, np.arange(115), 2000)
+    hierarchical_bootstrap(treatment, control, np.arange(115), 2000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
@@ -197,11 +197,11 @@ def test_permutation_by_hand():
     assert (result.p, result.smallest_p) == (pytest.approx(0.8), pytest.approx(0.2))
 
 
-@pytest.mark.parametrize(("of", "against"), [(3, 3), (3, 5), (6, 4), (2, 7)])
-def test_permutation_is_scipys_on_differences_of_means(of, against):
-    rng = np.random.default_rng(of)
+@pytest.mark.parametrize(("treatment", "control"), [(3, 3), (3, 5), (6, 4), (2, 7)])
+def test_permutation_is_scipys_on_differences_of_means(treatment, control):
+    rng = np.random.default_rng(treatment)
     # coarse values, so that assignments tie
-    first, other = rng.integers(0, 8, of) / 8 + 0.2, rng.integers(0, 8, against) / 8
+    first, other = rng.integers(0, 8, treatment) / 8 + 0.2, rng.integers(0, 8, control) / 8
     expected = stats.permutation_test(
         (first, other), lambda x, y: np.mean(x) - np.mean(y), vectorized=False
     )
@@ -221,17 +221,17 @@ def test_permutation_beyond_the_limit_is_random_and_repeats_itself():
 
 
 def test_permutation_of_question_means_does_not_blame_a_seed_for_a_lost_easy_question():
-    of = np.tile([0.1, 0.2, 0.9], (3, 1)) + np.array([[0.05], [0.06], [0.07]])
-    against = of - 0.05 + 1e-4
-    complete = permutation(of, against).p
+    treatment = np.tile([0.1, 0.2, 0.9], (3, 1)) + np.array([[0.05], [0.06], [0.07]])
+    control = treatment - 0.05 + 1e-4
+    complete = permutation(treatment, control).p
     assert complete == pytest.approx(0.1)
-    of[0, 2] = np.nan
-    assert permutation(of, against).p == pytest.approx(complete)
-    assert permutation(np.nanmean(of, axis=1), np.nanmean(against, axis=1)).p > complete
+    treatment[0, 2] = np.nan
+    assert permutation(treatment, control).p == pytest.approx(complete)
+    assert permutation(np.nanmean(treatment, axis=1), np.nanmean(control, axis=1)).p > complete
 
 
 @pytest.mark.parametrize(
-    ("of", "against", "reason"),
+    ("treatment", "control", "reason"),
     [
         (np.array([0.5]), np.array([0.1, 0.2, 0.3]), "one seed per arm"),
         (np.array([0.5, 0.5]), np.array([0.5, 0.5]), "the same score"),
@@ -239,8 +239,8 @@ def test_permutation_of_question_means_does_not_blame_a_seed_for_a_lost_easy_que
         (np.array([[0.1, np.nan]] * 2), np.array([[np.nan, 0.1]] * 2), "no question was graded"),
     ],
 )
-def test_what_cannot_be_permuted_says_why(of, against, reason):
-    result = permutation(of, against)
+def test_what_cannot_be_permuted_says_why(treatment, control, reason):
+    result = permutation(treatment, control)
     assert result.p is result.smallest_p is None and reason in result.reason
 
 

@@ -86,9 +86,9 @@ def case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return planted(4, run=0.0)
     if name == "balanced":
         return planted(1)
-    of, against, scenarios = planted(2, (5, 3))
-    of[1, :5] = of[3, 7] = against[0, 20:] = np.nan
-    return of, against, scenarios
+    treatment, control, scenarios = planted(2, (5, 3))
+    treatment[1, :5] = treatment[3, 7] = control[0, 20:] = np.nan
+    return treatment, control, scenarios
 
 
 @pytest.mark.parametrize("name", R)
@@ -108,10 +108,10 @@ def test_numbers_are_those_of_lmertest(name):
 
 
 def test_equals_the_two_way_test_on_a_balanced_design():
-    of, against, scenarios = case("balanced")
+    treatment, control, scenarios = case("balanced")
     result, expected = (
-        mixed_model(of, against, scenarios),
-        two_way([Arm(of), Arm(against)], scenarios),
+        mixed_model(treatment, control, scenarios),
+        two_way([Arm(treatment), Arm(control)], scenarios),
     )
     assert (result.estimate, result.se) == (
         pytest.approx(expected.estimate),
@@ -120,9 +120,10 @@ def test_equals_the_two_way_test_on_a_balanced_design():
 
 
 def test_swapped_arms_and_repeats():
-    of, against, scenarios = case("missing")
+    treatment, control, scenarios = case("missing")
     first, again, other = (
-        mixed_model(*arms, scenarios) for arms in ((of, against), (of, against), (against, of))
+        mixed_model(*arms, scenarios)
+        for arms in ((treatment, control), (treatment, control), (control, treatment))
     )
     assert first == again
     assert (other.estimate, other.se) == (
@@ -132,28 +133,30 @@ def test_swapped_arms_and_repeats():
 
 
 def test_a_question_graded_in_one_arm_only_is_left_out():
-    of, against, scenarios = case("balanced")
-    against[:, 3] = np.nan
-    result = mixed_model(of, against, scenarios)
+    treatment, control, scenarios = case("balanced")
+    control[:, 3] = np.nan
+    result = mixed_model(treatment, control, scenarios)
     rest = np.arange(26) != 3
     assert result.estimate == pytest.approx(
-        mixed_model(of[:, rest], against[:, rest], scenarios[rest]).estimate
+        mixed_model(treatment[:, rest], control[:, rest], scenarios[rest]).estimate
     )
-    assert result.estimate == pytest.approx(two_way([Arm(of), Arm(against)], scenarios).estimate)
+    assert result.estimate == pytest.approx(
+        two_way([Arm(treatment), Arm(control)], scenarios).estimate
+    )
 
 
 def test_fixed_checkpoint_has_no_run_intercept():
-    of, against, scenarios = case("balanced")
-    result = mixed_model(of, against[:1], scenarios, fixed=(False, True))
-    expected = two_way([Arm(of), Arm(against[:1], fixed=True)], scenarios)
+    treatment, control, scenarios = case("balanced")
+    result = mixed_model(treatment, control[:1], scenarios, fixed=(False, True))
+    expected = two_way([Arm(treatment), Arm(control[:1], fixed=True)], scenarios)
     assert result.estimate == pytest.approx(expected.estimate) and result.se == pytest.approx(
         expected.se, rel=0.3
     )
-    swapped = mixed_model(against[:1], of, scenarios, fixed=(True, False))
+    swapped = mixed_model(control[:1], treatment, scenarios, fixed=(True, False))
     assert swapped.estimate == pytest.approx(-result.estimate) and swapped.se == pytest.approx(
         result.se, rel=1e-3
     )
-    endog, _, intercepts = mixed._design((of, against[:1]), scenarios, (False, True))
+    endog, _, intercepts = mixed._design((treatment, control[:1]), scenarios, (False, True))
     assert (
         intercepts["run"].shape == (4 * 26, 3)
         and not intercepts["run"][-26:].any()
@@ -178,27 +181,27 @@ def test_what_cannot_be_fitted_says_why(scores, scenarios, reason):
 
 def test_arms_that_differ_without_any_noise_do_not_crash():
     questions = np.random.default_rng(0).random(6)
-    of, against = np.tile(questions + 0.1, (3, 1)), np.tile(questions, (3, 1))
-    against[0, 0] += 1e-7
-    result = mixed_model(of, against, np.arange(6))
+    treatment, control = np.tile(questions + 0.1, (3, 1)), np.tile(questions, (3, 1))
+    control[0, 0] += 1e-7
+    result = mixed_model(treatment, control, np.arange(6))
     assert result.reason or result.se > 0
 
 
 def test_a_search_that_fails_is_a_reason_not_a_crash(monkeypatch):
-    of, against, scenarios = case("balanced")
+    treatment, control, scenarios = case("balanced")
 
     class Stopped:
         converged = False
 
     monkeypatch.setattr(mixed, "_fit", lambda *_: Stopped())
-    assert mixed_model(of, against, scenarios).reason == "the mixed model did not converge"
+    assert mixed_model(treatment, control, scenarios).reason == "the mixed model did not converge"
 
     def singular(*_):
         raise np.linalg.LinAlgError("Singular matrix")
 
     monkeypatch.setattr(mixed, "_fit", singular)
     assert (
-        mixed_model(of, against, scenarios).reason
+        mixed_model(treatment, control, scenarios).reason
         == "the mixed model can't be fitted: Singular matrix"
     )
 
@@ -213,9 +216,9 @@ def test_every_variance_at_zero_leaves_a_plain_comparison():
         - noise.mean(axis=(1, 2), keepdims=True)
     )
     tiny = rng.normal(0, 1e-3, (2, 4, 12))
-    of, against = 0.6 + noise[0] + tiny[0], 0.5 + noise[1] + tiny[1]
-    result = mixed_model(of, against, np.arange(12))
-    plain = ((of.var(ddof=1) + against.var(ddof=1)) / 48) ** 0.5
+    treatment, control = 0.6 + noise[0] + tiny[0], 0.5 + noise[1] + tiny[1]
+    result = mixed_model(treatment, control, np.arange(12))
+    plain = ((treatment.var(ddof=1) + control.var(ddof=1)) / 48) ** 0.5
     assert set(result.at_zero) >= {"run", "arm:scenario"} and result.se == pytest.approx(
         plain, rel=0.02
     )
