@@ -68,22 +68,22 @@ def verify_file(path: str, identity: Any) -> Path:
     Raises:
         UserError: It is missing, has another content, or the folder has no or several data files.
     """
-    given = Path(path)
-    if not given.exists():
+    source = Path(path)
+    if not source.exists():
         raise UserError(
             where=path,
             what="no such file",
             fix="python -m study fetch STUDY brings it, or correct the path in the study file",
         )
-    if isinstance(identity, str) and sha256(given) != identity:
+    if isinstance(identity, str) and sha256(source) != identity:
         raise UserError(
             where=path,
             what="changed after this cell was planned",
             fix="plan the study again, which makes a new cell",
         )
-    if not given.is_dir():
-        return given
-    data_files = sorted(file for file in given.rglob("*") if file.suffix in DATA_SUFFIXES)
+    if not source.is_dir():
+        return source
+    data_files = sorted(file for file in source.rglob("*") if file.suffix in DATA_SUFFIXES)
     if len(data_files) != 1:
         raise UserError(
             where=path,
