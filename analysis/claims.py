@@ -50,7 +50,8 @@ def claim_rows(
 
     Returns:
         Rows with the claim's fields, `published` as text and its `difference`; the study's names
-        of the `ROLES`; `score_treatment`, `score_control`, `estimate` (their difference), `low`, `high`
+        of the `ROLES`; `score_treatment`, `score_control`, `estimate` (their difference), `low` and
+        `high`
         (95 %; all in score units), `p_holm`, `seeds`, `questions`, `margin`, `p_equivalence`;
         `verdict` and `reason`. A value that doesn't exist is None.
 
@@ -140,7 +141,7 @@ def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Mat
     row["difference"] = published_difference(claim["published"])[0]
     values = {corpus["name"]: corpus[measure] for corpus in results["corpora"]}
     lacking = []
-    for side, score in (("treatment", "score_of"), ("control", "score_against")):
+    for side, score in (("treatment", "score_treatment"), ("control", "score_control")):
         row[side] = roles.get(claim[side])
         row[score] = values.get(row[side])
         if row[score] is None:

@@ -137,7 +137,11 @@ def test_published_value_stands_beside_ours():
         0,
         0,
     )
-    assert (result["score_treatment"], result["score_control"], result["benchmark"]) == (0.7, 0.5, "ahb")
+    assert (result["score_treatment"], result["score_control"], result["benchmark"]) == (
+        0.7,
+        0.5,
+        "ahb",
+    )
 
 
 @pytest.mark.parametrize(
