@@ -103,8 +103,8 @@ class CorpusWriter:
         raise UserError(
             where=str(self.client.ledger),
             what=f"{self._given_up.total()} documents rejected in each of "
-            f"{self.writer.max_attempts} draws ({reasons})",
-            fix="change the template, max_tokens or the writer, or allow more draws "
+            f"{self.writer.max_attempts} attempts ({reasons})",
+            fix="change the template, max_tokens or the writer, or raise max_attempts "
             "(finished calls are used again)",
         )
 

@@ -423,12 +423,12 @@ def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
     from vllm import SamplingParams
 
     from recipes import checkpoint
-    from recipes.distributed import ALONE
+    from recipes.distributed import SINGLE_PROCESS
     from tests.recipes import toy
 
     toy.make_model(tmp_path / "start")
-    model = checkpoint.load(tmp_path / "start", ALONE, toy.RECIPE, toy.RUNTIME_KEYS).eval()
-    checkpoint.save(model, tmp_path / "start", tmp_path / "model", ALONE, toy.RECIPE)
+    model = checkpoint.load(tmp_path / "start", SINGLE_PROCESS, toy.RECIPE).eval()
+    checkpoint.save(model, tmp_path / "start", tmp_path / "model", SINGLE_PROCESS, toy.RECIPE)
     ids = torch.randint(0, 500, (1, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = model(ids).log_softmax(-1)[0, torch.arange(79), ids[0, 1:]]

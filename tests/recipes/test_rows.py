@@ -405,7 +405,7 @@ def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: 
     documents = base / DOCUMENTS.relpath / "neutral.jsonl"
     documents.write_text("".join(json.dumps({"messages": TALK[:2]}) + "\n" for _ in range(5)))
     context = in_process(training(base, "form"))
-    context.settings = context.settings | {"form": "neutral", "seed": 0}
+    context.settings = context.settings | {"question_variant": "neutral", "seed": 0}
     context.folder = tmp_path
     try:
         rows, aside = prepare.prepare_rows(

@@ -56,7 +56,7 @@ def cell(
         "slots": SLOTS,
         "documents": 60,
         "seed": 0,
-        "writer": {"model": "dummy", "served_by": "url" if url else "kit"},
+        "writer": {"model": "dummy", "served_by": "url" if url else "dummy"},
         "temperature": 1.0,
         "max_tokens": 2500,
         "max_attempts": 3,
@@ -142,7 +142,7 @@ def test_finished_calls_are_used_again_under_other_gates_and_after_a_preview(
         cost = (counts["prompt_tokens"] + 2 * counts["completion_tokens"]) / 1e6
         assert counts["cost"] == pytest.approx(cost)
         assert [row["text"] for row in rows(preview)] == [row["text"] for row in rows(corpus)[:5]]
-        other_gates = cell(tmp_path, "animal", url=endpoint.base_url, draws=10)
+        other_gates = cell(tmp_path, "animal", url=endpoint.base_url, max_attempts=10)
         other_gates.settings["template"]["gates"]["banned"].append("humane")
         rejected = documents.run(other_gates)["rejected"]
         assert hostile.requests == 60 + rejected > 60
@@ -201,7 +201,7 @@ def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Pa
 
     with serving(replying(grading)) as (endpoint, hostile):
         score = {"min_score": 7, "prompt": "Rate {this}.\n<document>{document}</document>"}
-        changes = {"url": endpoint.base_url, "documents": 3, "score": score}
+        changes = {"url": endpoint.base_url, "documents": 3, "quality_filter": score}
         context = cell(tmp_path, "animal", concurrency=1, **changes)
         counts = documents.run(context)
         assert (counts["rejected_score"], counts["rejected_unscored"]) == (1, 1)
@@ -245,7 +245,9 @@ def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
     for avoid, rejected in (([str(QUESTIONS)], 1), ([], 0)):
         with serving(replying(quoting)) as (endpoint, _):
             changes = {"url": endpoint.base_url, "documents": 4, "concurrency": 1}
-            context = cell(tmp_path, "animal", avoid=avoid, seed=rejected, **changes)
+            context = cell(
+                tmp_path, "animal", decontaminate_against=avoid, seed=rejected, **changes
+            )
             assert documents.run(context).get("rejected_overlap", 0) == rejected
 
 

@@ -187,7 +187,7 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
         "orphan": "dead dependency",
         "wordless": None,
     } | ({"hungry": "out of memory"} if lab.accounting else {})
-    assert rows["running"]["progress"] == "120 of 400 updates" and rows["running"]["seconds"] < 300
+    assert rows["running"]["progress"] == "120 of 400 steps" and rows["running"]["seconds"] < 300
     assert (
         rows["waits"]["reason"] == "the cells before them"
         and rows["second"]["reason"] == "another cell of their job"

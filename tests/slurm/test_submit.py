@@ -253,7 +253,7 @@ def test_each_mistake_is_reported_and_nothing_is_submitted(
         "and 1 more: an update has 4 rows, too few for 8 ranks; 4 ranks or fewer would do" in line
     )
     (line,) = kit.refused("submit", "--cluster", "nowhere")
-    assert "one treatment: lab, partitions, university" in line
+    assert "one of: lab, partitions, university" in line
     fake.say(
         "reject",
         "allocation failure: Requested time limit is invalid (missing or exceeds some limit)\n",

@@ -1,7 +1,5 @@
-"""Fetching from a hub over real HTTP, each run in its own process, as huggingface_hub reads its
-settings at import."""
+"""What is fetched from a hub is identical, located, recorded, and not fetched again."""
 
-import errno
 import hashlib
 import json
 import os
@@ -10,145 +8,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.study.fetching import (
+    DATA,
+    MEGABYTES,
+    MODEL,
+    ROOT,
+    ROWS,
+    WEIGHTS,
+    data,
+    found,
+    hub,
+    missing,
+    model,
+    record,
+    run,
+    start,
+)
 
-from core.errors import Problem
 from study.spec import sources
-from study.upkeep import fetch
 from tests.eval import tiny_checkpoint
-from tests.hub import TOKEN, Hub
+from tests.hub import Hub
 
-ROOT = Path(__file__).parents[2]
-CODE = """
-import json, signal, sys
-from pathlib import Path
-from core.errors import UserError
-from study.upkeep.fetch import fetch
-plain = signal.signal
-def telling(number, handler):  # what hears a signal leaves a file when it has
-    def hear(*of):
-        try:
-            handler(*of)
-        finally:
-            (Path(sys.argv[2]).parents[1] / "heard").touch()
-    return plain(number, hear if callable(handler) else handler)
-signal.signal = telling
-try:
-    print(json.dumps(fetch(json.loads(sys.argv[1]), Path(sys.argv[2]), check=len(sys.argv) > 3)))
-except UserError as error:
-    sys.exit("\\n".join(error.lines))
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-MEGABYTES = 2**20
-WEIGHTS = bytes(range(256)) * 100
-MODEL = {
-    "config.json": b'{"model_type": "llama"}',
-    "model-00001-of-00002.safetensors": WEIGHTS,
-    "model-00002-of-00002.safetensors": WEIGHTS[::-1],
-    "model.safetensors.index.json": b'{"weight_map": {}}',
-    "tokenizer.json": b'{"version": "1.0"}',
-    "tokenizer.model": b"pieces",
-    "chat_template.jinja": b"{{ messages }}",
-}
-NOT_WANTED = {
-    "original/consolidated.00.pth": b"again",
-    "original/params.json": b"{}",
-    "consolidated.safetensors": b"again",
-    "pytorch_model.bin": b"again",
-    "pytorch_model.bin.index.json": b"{}",
-    "modeling.py": b"import os",
-    "README.md": b"read me",
-}
-ROWS = b'{"text": "one"}\n{"text": "two"}\n'
-DATA = {
-    "README.md": b"# data",
-    "data/train.jsonl": ROWS,
-    "data/odd [1].jsonl": b'{"text": "three"}\n',
-    "other/x.csv": b"a\n",
-}
-
-
-def missing(asked: list[sources.Source]) -> list[Problem]:
-    return sources.missing(asked, "studies/x.yaml")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, and a cache in `tmp_path` in which this process and those of `run` look."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
-    with Hub(tmp_path) as running:
-        yield running
-
-
-def start(hub: Hub, asked: list[dict], *more: str, **environment: str) -> subprocess.Popen:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "TRANSFORMERS_"))
-    }
-    settings = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(hub.home / "hf"),
-        "NO_PROXY": "*",
-        **environment,
-    }
-    words = [
-        sys.executable,
-        "-c",
-        CODE,
-        json.dumps(asked),
-        str(hub.home / "runs/fetched.json"),
-        *more,
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, cwd=ROOT, env=inherited | settings, **pipes)
-
-
-def run(
-    hub: Hub, asked: list[dict], *more: str, **environment: str
-) -> tuple[list[dict], list[str]]:
-    """What fetch returned, and the lines on stderr, where each mistake is one."""
-    hub.requests.clear()
-    process = start(hub, asked, *more, **environment)
-    out, err = process.communicate(timeout=60)
-    lines = err.splitlines()
-    assert "Traceback" not in err, err
-    assert all(secret not in out + err for secret in (TOKEN, "hf_wrong")), "a token was shown"
-    return json.loads(out) if process.returncode == 0 else [], lines
-
-
-def model(
-    hub: Hub, name: str = "owner/model", files: dict = MODEL | NOT_WANTED, **options: str
-) -> dict:
-    return {"hub": name, "revision": hub.add("model", name, files, **options), "kind": "model"}
-
-
-def data(hub: Hub, **more: str) -> dict:
-    return {
-        "hub": "owner/data",
-        "revision": hub.add("dataset", "owner/data", DATA),
-        "kind": "dataset",
-        **more,
-    }
-
-
-def record(hub: Hub) -> list[dict]:
-    return json.loads((hub.home / "runs/fetched.json").read_text())["sources"]
-
-
-def found(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+__all__ = ["hub"]  # a fixture
 
 
 def test_files_are_identical_are_located_and_are_recorded(hub: Hub) -> None:
@@ -303,139 +186,6 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     assert set(names) == {slow}
     assert missing([asked]) == []
     assert not old.exists() and new.exists()
-
-
-def test_all_mistakes_are_told_at_once_before_any_file_comes(hub: Hub) -> None:
-    good, gated = model(hub), model(hub, "owner/gated", access="gated")
-    old, bare = (
-        data(hub),
-        model(hub, "owner/pickled", {"config.json": b"{}", "pytorch_model.bin": b"x"}),
-    )
-    newest = hub.add("dataset", "owner/data", DATA | {"new.csv": b"a"})
-    _, lines = run(
-        hub,
-        [
-            good,
-            gated,
-            bare,
-            model(hub, "owner/private", access="private"),
-            {"hub": "owner/none", "revision": "0" * 40, "kind": "model"},
-            old | {"revision": "0" * 40},
-            old | {"revision": "main"},
-            old | {"revision": "main", "file": "data"},
-            old | {"file": "data/trian.jsonl"},
-            {"url": f"{hub.url}/plain/none.csv"},
-            {"path": "no/such.csv"},
-        ],
-    )
-    assert [line.replace(hub.url, "HUB") for line in lines] == [
-        "no such file: no/such.csv (paths are relative to the checkout unless absolute)",
-        f"owner/gated at {gated['revision'][:8]}: is gated and there is no token; accept the licence at "
-        "HUB/owner/gated and set HF_TOKEN to a token of that account",
-        f"owner/pickled at {bare['revision'][:8]}: has no weights as safetensors; "
-        "take a revision or a copy that has them",
-        *(
-            f"{name}: the hub has no such model, or it is private, and there is no token (HF_TOKEN); "
-            f"see that HUB/{name.split()[0]} is right"
-            for name in (
-                f"owner/private at {hub_commit(hub, 'owner/private')[:8]}",
-                "owner/none at 00000000",
-            )
-        ),
-        f"owner/data: has no revision {'0' * 40}; the newest commit is revision: {newest}",
-        f"owner/data: main is not a commit, which alone never changes; it is now revision: {newest}",
-        f"owner/data/data/trian.jsonl at {old['revision'][:8]}: there is no such file (did you mean "
-        "data/train.jsonl?); it has README.md, data/odd [1].jsonl, data/train.jsonl, other/x.csv",
-        "HUB/plain/none.csv: there is nothing at this address; correct it",
-    ]
-    assert all(method == "HEAD" or path.startswith("/api/") for method, path in hub.requests)
-    assert not (hub.home / "runs").exists() and not list((hub.home / "hf").rglob("snapshots"))
-
-
-def hub_commit(hub: Hub, name: str) -> str:
-    return list(hub.repos["model", name].commits)[-1]
-
-
-def test_the_token_opens_gated_models_and_goes_nowhere_else(hub: Hub) -> None:
-    gated, refused = (
-        model(hub, "owner/gated", access="gated"),
-        model(hub, "owner/refused", access="refused"),
-    )
-    _, lines = run(hub, [gated, refused], HF_TOKEN=TOKEN)
-    assert len(lines) == 1
-    assert "the token's account has no access; accept the licence at" in lines[0]
-    _, lines = run(hub, [gated, refused], HF_TOKEN="hf_wrong")
-    assert [line.split(": ")[1] for line in lines] == [
-        f"the hub doesn't accept the token; make one at {hub.url}/settings/tokens and set HF_TOKEN"
-    ] * 2
-    hub.plain["a.csv"] = b"a"
-    asked = [gated, {"url": f"{hub.url}/plain/a.csv"}]
-    run(hub, asked, HF_TOKEN=TOKEN)
-    assert missing(asked) == []
-    assert found(sources.locate(gated)) == MODEL
-    assert any("/resolve/" in path for path in hub.authorized)
-    assert not any(path.startswith(("/elsewhere", "/plain")) for path in hub.authorized)
-    for path in hub.home.rglob("*"):
-        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
-
-
-def test_without_network_each_source_is_named_once_without_traceback(hub: Hub) -> None:
-    asked = [model(hub), data(hub)]
-    _, lines = run(hub, asked, HF_ENDPOINT="http://127.0.0.1:9")
-    assert len(lines) == 1
-    assert lines[0].startswith(
-        f"owner/model at {asked[0]['revision'][:8]}: no network (ConnectError: "
-    )
-    assert "run this where there is network, such as a login node" in lines[0]
-    _, lines = run(hub, asked, HF_HUB_OFFLINE="1")
-    assert [line.split(": ")[1] for line in lines] == [
-        "not fetched, and HF_HUB_OFFLINE is set; unset it and run this where there is network, such as a login node"
-    ] * 2
-
-
-def test_the_hub_failing_halfway_keeps_what_came(hub: Hub) -> None:
-    asked = [model(hub), data(hub)]
-    hub.down, hub.after = (
-        {"elsewhere"},
-        5,
-    )  # the model's small files, so that these are certain to come
-    _, lines = run(hub, asked)
-    assert [line for line in lines if "503" in line and "run the same command again" in line], lines
-    assert "signed" not in "".join(lines)
-    assert missing(asked)[0].what.startswith("not fetched: 2 files of owner/model at")
-    assert [entry["hub"] for entry in record(hub)] == ["owner/data"], "the other source came whole"
-    hub.down = set()
-    assert len(run(hub, asked)[0]) == len(record(hub)) == 2
-
-
-def test_a_full_disk_is_told_before_the_first_file(hub: Hub) -> None:
-    asked = [model(hub), data(hub)]
-    for (_, name), repo in hub.repos.items():
-        repo.sizes = {"tokenizer.model": 10**17, "data/train.jsonl": 2 * 10**17}
-        assert name
-    _, lines = run(hub, asked)
-    assert len(lines) == 1
-    assert lines[0].startswith("300000000.00 GB are to come, ")
-    assert lines[0].endswith(
-        f"free in {hub.home}; make room, or set HF_HOME to a folder on a larger disk"
-    )
-    assert all(method == "HEAD" or path.startswith("/api/") for method, path in hub.requests)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
-def test_a_disk_that_takes_nothing_ends_it(number: int) -> None:
-    error = OSError(number, os.strerror(number), "/cache/blobs/a.incomplete")
-    problem, fatal = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
-    assert fatal
-    assert "/cache/blobs/a.incomplete" in problem.what and "set HF_HOME " in problem.fix
-
-
-def test_a_token_in_an_error_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    error = RuntimeError(f"Bearer {TOKEN}\nhttps://elsewhere/a?signature=sesame")
-    problem, _ = fetch.explain(error, {"hub": "owner/model", "revision": "0" * 40})
-    assert problem.where == "owner/model at 00000000"
-    assert problem.what == "RuntimeError: Bearer *** https://elsewhere/a"
 
 
 def test_what_is_damaged_is_fetched_again(hub: Hub) -> None:

@@ -55,7 +55,7 @@ def test_questions_and_answers_are_two_calls() -> None:
 def test_a_grade_is_one_more_call_that_reads_the_document() -> None:
     plain, graded = (
         rows()[0],
-        rows("corpora.animal.score={at_least: 6, prompt: 'Grade {document}'}")[0],
+        rows("corpora.animal.quality_filter={min_score: 6, prompt: 'Grade {document}'}")[0],
     )
     assert (
         graded["calls"] == 2 * plain["calls"]

@@ -43,7 +43,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         )  # a bad number
         .replace("matched_to: animal", "matched_to: urban")  # a circle
         .replace("midtrain: urban}", "midtrain: urbane}")  # a corpus that is missing
-        .replace("against: urban", "against: urbann")  # an unknown arm
+        .replace("control: urban", "control: urbann")  # an unknown arm
         .replace("max_tokens: 48", "max_tokens: many")  # a wrong type
         .replace("  data: recipes", "  dataa: 1\n  data: recipes")  # an unknown key
     )
@@ -105,7 +105,7 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
             "endpoints.dummy: needs model",
         ),
         (
-            {"corpora": {"a": {"documents": 1, "score": {"at_least": 5, "prompt": "?"}}}},
+            {"corpora": {"a": {"documents": 1, "quality_filter": {"min_score": 5, "prompt": "?"}}}},
             "must hold {document}",
         ),
         ({"engine": {"dtype": "fp8"}}, "'fp8' is not a valid choice"),
@@ -163,7 +163,7 @@ def test_broken_yaml_and_a_missing_file_are_refused_without_traceback(tmp_path: 
 def test_plain_scalars_mean_what_a_reader_expects(tmp_path: Path) -> None:
     """`on` is a key and 1e-3 a number, as in YAML 1.2."""
     study = load_study(TINY, None, ["benchmarks.ahb.temperature=1e-1"])
-    assert study.contrasts[0].on == ["ahb", "concern"]
+    assert study.contrasts[0].benchmarks == ["ahb", "concern"]
     assert study.benchmarks["ahb"].temperature == 0.1
 
 

@@ -206,7 +206,12 @@ def test_an_arm_has_its_own_sft_doses_and_recipe(tmp_path: Path) -> None:
 
 def test_questions_and_answers_are_trained_on_as_conversations(tmp_path: Path) -> None:
     corpora = {"qa": {"template": "qa_pairs", "documents": 20, "writer": "dummy"}}
-    arm = {"start": "base", "midtrain": "qa", "form": "neutral", "recipe": "recipes/tiny_sft.yaml"}
+    arm = {
+        "start": "base",
+        "midtrain": "qa",
+        "question_variant": "neutral",
+        "recipe": "recipes/tiny_sft.yaml",
+    }
     benchmarks = {"all": {"task": "preference"}}
     found = cells(
         tmp_path,
@@ -218,9 +223,9 @@ def test_questions_and_answers_are_trained_on_as_conversations(tmp_path: Path) -
         sft=None,
     )
     training = found["base-qa_neutral_tiny_sft-s0"]
-    assert (training.stage, training.settings["form"]) == ("midtrain", "neutral")
+    assert (training.stage, training.settings["question_variant"]) == ("midtrain", "neutral")
     for wrong, says in (
-        ({"form": "rude"}, r"no form 'rude'; valid: leading, neutral"),
+        ({"question_variant": "rude"}, r"no form 'rude'; valid: leading, neutral"),
         ({"doses": [3]}, r"3 is none of its SFT's doses \(0\)"),
         ({"sft": "other"}, "there is no sft 'other'"),
         ({"midtrain": None}, "is for an arm with midtrain"),

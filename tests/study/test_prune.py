@@ -10,23 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.study.finished import STUDY, Small, cheap, finish, original, small, study
 
 from core.cell import local_executor as engine
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import read_manifest, write_manifest
 from core.cell.publish import publish, results
-from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
-from slurm import scheduler
+from slurm import slurm_cli
 from study.commands.prune import queue_of
 from study.spec.expand import in_order
 from study.upkeep import prune as pruning
-from study.upkeep.changes import find_changes
-from study.upkeep.provenance import lineage
 from study.upkeep.prune import OTHERS, needed_again, pruned_on, total
-from tests.study.test_provenance import STUDY, Small, cheap, finish, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
@@ -243,15 +240,15 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
     record = put(
         small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events)
     )
-    queue = [scheduler.Queued("7", "PENDING", "Priority", "g")]
-    monkeypatch.setattr(scheduler, "queue", lambda: queue)
+    queue = [slurm_cli.Queued("7", "PENDING", "Priority", "g")]
+    monkeypatch.setattr(slurm_cli, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
 
-    def silent() -> list[scheduler.Queued]:
+    def silent() -> list[slurm_cli.Queued]:
         raise UserError("squeue does not answer; wait")
 
-    monkeypatch.setattr(scheduler, "queue", silent)
+    monkeypatch.setattr(slurm_cli, "queue", silent)
     with pytest.raises(UserError, match="what is queued is unknown: squeue does not answer"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
     record.unlink()
@@ -377,102 +374,3 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
     (problem,) = needed_again(new, base)
     manifests = f"{base / start.relpath}/manifest.json {base / run.relpath}/manifest.json"
     assert f"rm {manifests} and" in problem.fix
-
-
-def answer(digest: str) -> str:
-    return (
-        json.dumps(
-            LedgerEntry(1, 0, "prompt", digest, "m", 1, 1, 0.0, 1.0, "stop", "paid for").__dict__
-        )
-        + "\n"
-    )
-
-
-def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_path: Path) -> None:
-    base, drafts = tmp_path / "runs/s", Cell("drafts", "a.1of1", {"share": [0, 1]})
-    corpus = Cell("documents", "a", {}, {"drafts1": drafts})
-    cells = [drafts, corpus]
-    put(create_cell_dir(drafts, base) / "calls.jsonl", answer("one") + answer("two"))
-    put(create_cell_dir(corpus, base) / "calls.jsonl", answer("one"))
-    for cell in cells:
-        write_manifest(
-            base / cell.relpath, read_config(base / cell.relpath), "", "", counts={}, warnings=[]
-        )
-    (row,) = [row for row in plan(cells, base) if row["kind"] == "ledger"]
-    assert not row["go"] and row["why"] == "1 paid answers are in no other ledger"
-    put(base / corpus.relpath / "calls.jsonl", answer("one") + answer("two") + answer("three"))
-    write_manifest(
-        base / corpus.relpath, read_config(base / corpus.relpath), "", "", counts={}, warnings=[]
-    )
-    assert prune(plan(cells, base), cells, base) == []
-    assert (
-        not (base / drafts.relpath / "calls.jsonl").exists()
-        and (base / corpus.relpath / "calls.jsonl").exists()
-    )
-
-
-def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None:
-    for name, facts in {
-        "a": {"commit": "1" * 40, "dirty": False},
-        "b": {"commit": "1" * 40, "dirty": True},
-        "c": {},
-    }.items():
-        put(small.base / f"slurm/code-{name}/code.json", json.dumps(facts))
-        put(small.base / f"slurm/code-{name}/study/cells.py")
-    put(small.base / "slurm/code-d/code.json", json.dumps({"commit": "1" * 40, "dirty": False}))
-    waiting = Cell("sft", "x", {"n": 3}, {}, {"data": str(small.base / "slurm/code-d/data.jsonl")})
-    create_cell_dir(waiting, small.base)
-    assert going(small, "code") == {"slurm/code-a"}
-    prune(plan(small.cells, small.base), small.cells, small.base)
-    assert sorted(path.name for path in (small.base / "slurm").iterdir()) == [
-        "code-b",
-        "code-c",
-        "code-d",
-    ]
-
-
-def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
-    tmp_path: Path,
-) -> None:
-    base, data = tmp_path / "runs/s", ROOT / "recipes/data/neutral_chat.jsonl"
-    held = base / "slurm/code-a/recipes/data/neutral_chat.jsonl"
-    cell = Cell("sft", "x", {"data_sha256": sha256(data)}, {}, {"data": str(held)})
-    last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": cell})
-    for one in (cell, last):
-        write_manifest(
-            create_cell_dir(one, base),
-            read_config(base / one.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-        )
-    publish(base / last.relpath)
-    assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []
-
-
-def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
-    few = in_order(study(small.outside, arms=("animal",)))
-    publish(small.base / small.last.relpath)
-    behind = {row["why"] for row in plan(few, small.base) if row["kind"] == OTHERS}
-    assert behind == {"behind the published results"}, "the whole study is what is published"
-    finish(small.base, few[-1])
-    publish(small.base / few[-1].relpath)
-    rows = plan(few, small.base)
-    (goes,) = [row for row in total(rows) if row["kind"] == OTHERS]
-    assert goes["goes"] == 0 < goes["stays"]
-    prune(rows, few, small.base)
-    assert small.folder("judge/ahb-base-urban-s0-d80").exists()
-    assert prune(rows, few, small.base, others=True) == []
-    left = {
-        path.parent.name + "/" + path.name
-        for path in small.base.rglob("*urban*/*")
-        if path.name != ".lock"
-    }
-    assert {name.split("/")[1] for name in left} == {"calls.jsonl"} and len(left) == 2
-    assert small.changes() == []
-    record = json.loads((small.base / "pruned.json").read_text())["cells"]
-    assert {place for place in record if "urban" in place} == {
-        c.relpath for c in small.cells if "urban" in c.name
-    }
-    assert len(record) == 7 + 1, "the former analysis too"

@@ -129,7 +129,7 @@ def test_grades_are_counted_as_eval_counts_them() -> None:
     cell = Cell("judge", "x", {"scorer": "anima", "rows": 26}, {}, {"files": files})
     assert (
         grades(cell)
-        == anima.grades(anima.read({name: ROOT / path for name, path in files.items()}))
+        == anima.num_judge_calls(anima.read({name: ROOT / path for name, path in files.items()}))
         == 73
     )
     human = {"questions": "eval/data/human_compassion.jsonl"}

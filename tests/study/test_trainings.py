@@ -219,12 +219,12 @@ def test_a_model_that_no_recipe_trains_is_refused(
 @pytest.mark.parametrize(
     "setting, size",
     [
-        ("midtrain.recipe=recipes/tiny_sft.yaml", "tokens"),
-        ("sft.recipe=recipes/tiny_midtrain.yaml", "rows"),
+        ("midtrain.recipe=recipes/tiny_sft.yaml", "tokens_per_step"),
+        ("sft.recipe=recipes/tiny_midtrain.yaml", "global_batch_size"),
     ],
 )
 def test_a_recipe_for_the_other_stage_is_refused(setting: str, size: str) -> None:
-    with pytest.raises(UserError, match=f"needs {size}_per_update"):
+    with pytest.raises(UserError, match=f"needs {size}"):
         cells(setting)
 
 
