@@ -68,7 +68,7 @@ def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
         "there is no corpus 'urbane' (did you mean urban?); valid: animal, urban",
         "there is no arm 'urbann' (did you mean urban?); valid: untrained, animal, urban",
         "'many': should be a valid integer",
-        "unknown key (did you mean data?); valid keys: data, doses, shared_run, recipe, replay",
+        "unknown key (did you mean data?); valid keys: data, doses, recipe, replay, shared_run",
     ):
         assert sum(words in line for line in lines) == 1, (words, result.stderr)
     assert not runs.exists()

@@ -1,0 +1,74 @@
+"""Commands that messages print work when they are typed: they name the study as the user did."""
+
+import argparse
+import ast
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.paths import ROOT
+from study.cli import main
+from study.commands.common import study_args
+
+SMALL = ROOT / "tests/small/small.yaml"
+# Where STUDY is the name of an argument in a help text, or an example for people to read.
+HELP = ("metavar", "help")
+
+
+def typed(tmp_path: Path) -> list[str]:
+    return [str(SMALL), "--seeds", "3", "--runs", str(tmp_path / "my runs")]
+
+
+@pytest.mark.parametrize("command", ["verify", "report", "cards", "prune"])
+def test_of_a_study_not_begun_the_printed_command_can_be_typed(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *typed(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert line.strip().endswith(f"python -m study run {shlex.join(typed(tmp_path))}")
+
+
+def test_what_is_not_fetched_is_told_with_the_study_as_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    corpus = f"corpora.animal={{documents: 9, hub: a/b, revision: '{'0' * 40}'}}"
+    arguments = [*typed(tmp_path), "--set", corpus, "--set", "corpora.urban.matched_to=null"]
+    assert main(["run", *arguments]) == 2
+    given = argparse.Namespace(
+        study=SMALL,
+        seeds=[3],
+        overrides=[corpus, "corpora.urban.matched_to=null"],
+        runs=tmp_path / "my runs",
+    )
+    assert f"python -m study fetch {study_args(given)} on a machine" in capsys.readouterr().err
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """Texts of a module that are neither docstrings nor help of an option."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg in HELP:
+            skipped |= {id(inner) for inner in ast.walk(node.value)}
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            skipped.add(id(node.value))
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and id(node) not in skipped:
+            yield node.lineno, node.value
+
+
+def test_no_message_names_the_study_by_a_placeholder() -> None:
+    lines = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for room in ("study", "slurm", "core")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        for line, text in strings(path)
+        if "python -m study" in text and "STUDY" in text
+    ]
+    assert not lines, "\n".join(lines)
