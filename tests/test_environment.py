@@ -193,9 +193,7 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
     assert {f"make {name}" for name in phony.split() if name != "help"} <= {
         " ".join(line.split()[:2]) for line in text.splitlines()
     }
-    assert subprocess.run(
-        ["make", "-n"], cwd=checkout, capture_output=True, text=True
-    ).stdout.startswith("sed")
+    assert setup(checkout, "-n").stdout.startswith("sed"), "what make does without a target"
 
 
 # What is installed
@@ -236,7 +234,9 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
         "error: invalid peer certificate: UnknownIssuer": "PIP_CERT",
         "error: Hash mismatch for `torch`": "differs from its pin",
         "something else": "",
-        "ERROR: Hash mismatch\n" + "    Expected or 1234\n" * 40 + "    Got 5678": "differs from its pin",
+        "ERROR: Hash mismatch\n"
+        + "    Expected or 1234\n" * 40
+        + "    Got 5678": "differs from its pin",
     }.items():
         with pytest.raises(env.SetupError) as error:
             env.run([sys.executable, "-c", f"import sys; sys.exit({text!r})"], dict(os.environ))
@@ -245,7 +245,9 @@ def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> No
         ), text
 
 
-def test_pip_installs_the_packages_where_an_index_lacks_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_installs_the_packages_where_an_index_lacks_uv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every command but the venv's is noted, and every one of uv fails."""
     requirements = []
 
