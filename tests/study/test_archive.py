@@ -193,7 +193,10 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     assert more == {"samples.eval", "scored.eval", "samples.jsonl"}
 
 
-def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
+def test_paths_of_this_machine_are_replaced_and_said(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/kim")  # and not jane's, as in the address below
     cell = next(base.glob("midtrain/*"))
     (cell / "log.txt").write_text(
         f"{ROOT}/study/x.py {base}/model {Path.home()}/.cache /home/jane/data /Users/jane\n"
