@@ -193,9 +193,7 @@ def test_make_alone_lists_the_targets(checkout: Path) -> None:
     assert {f"make {name}" for name in phony.split() if name != "help"} <= {
         " ".join(line.split()[:2]) for line in text.splitlines()
     }
-    assert subprocess.run(
-        ["make", "-n"], cwd=checkout, capture_output=True, text=True
-    ).stdout.startswith("sed")
+    assert setup(checkout, "-n").stdout.startswith("sed"), "what make does without a target"
 
 
 # What is installed

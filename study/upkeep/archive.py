@@ -308,8 +308,9 @@ def _clean(name: str, content: bytes, base: Path) -> bytes:
     # The longest first: the others may be its beginning.
     for folder, short in sorted(short_forms.items(), key=lambda pair: -len(str(pair[0]))):
         if len(folder.parts) > 1:
-            pattern = re.escape(str(folder)).encode() + rb"(?![\w.-])"
-            content = re.sub(pattern, short.encode(), content)
+            for text in {str(folder), json.dumps(str(folder))[1:-1]}:  # in JSON an ö is \u00f6
+                pattern = re.escape(text).encode() + rb"(?![\w.-])"
+                content = re.sub(pattern, short.encode(), content)
     return HOME.sub(b"~", content)
 
 

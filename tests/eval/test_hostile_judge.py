@@ -95,7 +95,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     )
     write_manifest(folder, read_config(folder), "now", "now")
 
-    def make(port: int, asks: int = 3, **others: float) -> Path:
+    def make(port: int, asks: int = 3, timeout: float = 2, **others: float) -> Path:
         settings = SETTINGS | {
             "files": {name: sha256(path) for name, path in files.items()},
             "rows": 26,
@@ -107,7 +107,7 @@ def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         resources |= {
             "address": {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
         }
-        resources |= {"limits": {**resources["limits"], "timeout": 2}, "asks": asks}
+        resources |= {"limits": {**resources["limits"], "timeout": timeout}, "asks": asks}
         return create_cell_dir(
             Cell("judge", "ahb", settings | others, {"samples": samples}, resources),
             tmp_path / "runs",
@@ -197,12 +197,12 @@ def test_killed_at_any_moment_no_grade_that_was_kept_is_paid_again(cell) -> None
         return 200, grade["choices"][0]["message"]["content"]
 
     with serve(slowly) as server:
-        whole = cell(server.server_port, missing=0.0)
+        whole = cell(server.server_port, timeout=120, missing=0.0)
         run_cell(whole)
         assert len(server.requests) == cell.num_judge_calls
         scores = (whole / "scores.parquet").read_bytes()
         shutil.rmtree(whole)
-        folder, kills = cell(server.server_port, missing=0.0), 0
+        folder, kills = cell(server.server_port, timeout=120, missing=0.0), 0
         server.requests.clear()
         while not read_manifest(folder):
             job = subprocess.Popen(

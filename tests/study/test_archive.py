@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
-from study.upkeep.archive import archive, cells_behind
+from study.upkeep.archive import _clean, archive, cells_behind
 
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"
@@ -193,7 +193,10 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     assert more == {"samples.eval", "scored.eval", "samples.jsonl"}
 
 
-def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
+def test_paths_of_this_machine_are_replaced_and_said(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/kim")  # and not jane's, as in the address below
     cell = next(base.glob("midtrain/*"))
     (cell / "log.txt").write_text(
         f"{ROOT}/study/x.py {base}/model {Path.home()}/.cache /home/jane/data /Users/jane\n"
@@ -211,6 +214,12 @@ def test_paths_of_this_machine_are_replaced_and_said(base: Path) -> None:
     (base.parents[2] / "x.eval").write_bytes(found[log])
     with zipfile.ZipFile(base.parents[2] / "x.eval") as file:
         assert json.loads(file.read("samples/1.json")) == {"input": "a question", "at": "./x"}
+
+
+def test_a_path_with_an_umlaut_is_replaced_in_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.upkeep.archive.ROOT", Path("/srv/Möwe und Co"))
+    text = json.dumps("/srv/Möwe und Co/x") + " /srv/Möwe und Co/y"
+    assert _clean("log.txt", text.encode(), Path("/srv/runs/small")).decode() == '"./x" ./y'
 
 
 def test_a_home_that_cannot_be_replaced_is_refused(base: Path) -> None:
