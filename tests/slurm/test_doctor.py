@@ -154,11 +154,11 @@ def test_a_python_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def drained(lab: Lab) -> Iterator[None]:
-    lab.ask("scontrol", "step", "nodename=cpu1,cpu2", "state=drain", "reason=test")
+    lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=drain", "reason=test")
     try:
         yield
     finally:
-        lab.ask("scontrol", "step", "nodename=cpu1,cpu2", "state=resume")
+        lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=resume")
         end = time.monotonic() + 300
         while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {
             "idle"
@@ -310,12 +310,12 @@ def test_arrays_and_requeues(lab: Lab) -> None:
         checks.requeue(dataclasses.replace(scavenging, requeue=0), requests, ask_cluster()).state
         == "warning"
     )
-    lab.ask("scontrol", "step", "partitionname=scavenge", "preemptmode=cancel")
+    lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=cancel")
     try:
         lost = checks.requeue(scavenging, requests, ask_cluster())
         assert lost.state == "warning" and "scavenge are cancelled" in lost.finding
     finally:
-        lab.ask("scontrol", "step", "partitionname=scavenge", "preemptmode=requeue")
+        lab.ask("scontrol", "update", "partitionname=scavenge", "preemptmode=requeue")
 
 
 @pytest.fixture(scope="module")
