@@ -47,7 +47,7 @@ def test_files_are_identical_are_located_and_are_recorded(hub: Hub) -> None:
         {"path": "README.md"},
     ]
     before = missing(asked)
-    assert [line.split(";")[0] for line in before[:2]] == [
+    assert [problem.what for problem in before[:2]] == [
         f"not fetched: owner/model at {asked[0]['revision'][:8]}",
         f"not fetched: owner/data at {asked[1]['revision'][:8]}",
     ]
