@@ -76,8 +76,8 @@ def test_verify_finds_a_changed_file(one_machine: Place, tmp_path: Path) -> None
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     result = place.study("verify", "--json")
     assert result.returncode == 1
-    (fault,) = json.loads(result.stdout)["faults"]
-    assert fault["file"] == "scores.parquet" and fault["fault"] == "changed since it was made"
+    (fault,) = json.loads(result.stdout)["problems"]
+    assert fault["file"] == "scores.parquet" and fault["problem"] == "changed since it was made"
 
 
 def test_verify_shows_the_way_back_of_a_number(one_machine: Place) -> None:
