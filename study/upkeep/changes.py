@@ -20,7 +20,7 @@ def find_changes(
     """What is no longer as it was when the published results were made.
 
     rows: of `provenance.lineage`. study_args: what names the study on the command line, for the
-    commands to type next. Returns {cell, file, fault, consequence, cure} each: the last two are
+    commands to type next. Returns {cell, file, problem, consequence, fix} each: the last two are
     what of the results is affected and what to do.
     """
     keys = ("cell", "file", "problem", "fix", "consequence")

@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+from study.spec import sources
+from tests.eval import tiny_checkpoint
+from tests.hub import Hub
 from tests.study.fetching import (
     DATA,
     MEGABYTES,
@@ -26,10 +29,6 @@ from tests.study.fetching import (
     run,
     start,
 )
-
-from study.spec import sources
-from tests.eval import tiny_checkpoint
-from tests.hub import Hub
 
 __all__ = ["hub"]  # a fixture
 
