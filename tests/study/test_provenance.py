@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.study.finished import STUDY, Small, changes_of, cheap, finish, original, small
 
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import installed, read_manifest, write_manifest
@@ -17,6 +16,7 @@ from study.spec.expand import in_order
 from study.upkeep import changes
 from study.upkeep.changes import affected_results, find_changes, notes
 from study.upkeep.provenance import lineage, published, trace
+from tests.study.finished import STUDY, Small, changes_of, cheap, finish, original, small
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 

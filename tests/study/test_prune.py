@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.study.finished import STUDY, Small, cheap, finish, original, small, study
 
 from core.cell import local_executor as engine
 from core.cell.identity import Cell, create_cell_dir, read_config
@@ -24,6 +23,7 @@ from study.commands.prune import queue_of
 from study.spec.expand import in_order
 from study.upkeep import prune as pruning
 from study.upkeep.prune import OTHERS, needed_again, pruned_on, total
+from tests.study.finished import STUDY, Small, cheap, finish, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
