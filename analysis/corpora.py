@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis.rows import Row, select
+from core.files import read_rows
 
 SHOWN = 1200  # letters of an example
 SIZES = ("documents", "held_out", "words", "tokens", "tokens_trimmed")
@@ -53,5 +54,4 @@ def _corpus_row(name: str, folder: Path) -> Row:
 
 def training_texts(folder: Path) -> list[str]:
     """The texts of the documents that a corpus trains on."""
-    with open(folder / "documents.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
+    return [row["text"] for _, row in read_rows(folder / "documents.jsonl")]

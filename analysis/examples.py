@@ -3,12 +3,13 @@
 The choice of answers looks at no score.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from analysis.rows import Row
 from analysis.settings import ScoreFile
+from core.files import read_rows
 
 QUESTIONS = 3  # the first of the benchmark's, each with the first answer of the lowest seed
 
@@ -82,5 +83,4 @@ def _read_examples(folder: Path) -> list[Row]:
     path = folder / "examples.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:QUESTIONS]]
+    return [row for _, row in islice(read_rows(path), QUESTIONS)]

@@ -1,7 +1,6 @@
 """Losses of trainings against optimizer steps as a figure, in the manner of analysis.plots."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from analysis import plots
 from analysis.curves import mark_missing, panel_grid
 from analysis.plots import TOGETHER, arm_style, finite_or_none, wrapped
+from core.files import read_rows
 
 Curve = list[tuple[int, float]]  # (step, loss in nats per token)
 KINDS = {"training": "training", "held_out": "held-out"}
@@ -45,9 +45,7 @@ def _read_curve(path: Path) -> Curve:
     """The curve of a file of metrics; a last line cut short is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(row["step"], row["loss"]) for row in rows]
+    return [(row["step"], row["loss"]) for _, row in read_rows(path, skip_torn_line=True)]
 
 
 @plots.styled

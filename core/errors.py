@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,23 @@ class UserError(Exception):
     `UserError(where=..., what=..., fix=...)` is one mistake, `UserError.of(problems)` several.
     """
 
-    def __init__(self, *lines: str | Problem, where: str = "", what: str = "", fix: str = ""):
-        # Positional strings are the old form: each is a whole sentence. New code gives fields.
-        given = tuple(Problem("", line) if isinstance(line, str) else line for line in lines)
-        self.problems = given or (Problem(where, what, fix),)
-        super().__init__("\n".join(self.lines))
+    def __init__(self, *, where: str = "", what: str, fix: str = ""):
+        self._set(Problem(where, what, fix))
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> Self:
         """Several mistakes, in their order."""
-        return cls(*problems)
+        error = cls.__new__(cls)
+        error._set(*problems)
+        return error
+
+    def _set(self, *problems: Problem) -> None:
+        self.problems = problems
+        self.args = ("\n".join(self.lines),)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle would call __init__ with args: errors come from processes of a pool too.
+        return type(self).of, (self.problems,)
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
+from core.files import read_rows
 from eval.patches import keep_ungraded_dimensions
 from eval.questions import dataset_folder
 from eval.scorer import QuestionSet
@@ -91,21 +92,10 @@ def _rows(
 ) -> list[tuple[int, dict[str, Any]]]:
     """The line number and row of every line of a JSONL file that has all `columns`."""
     rows = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
-        where = f"{path}:{line}"
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            problems.append(Problem(where, f"not JSON ({error.msg})", "give one object a line"))
-            continue
-        missing = [
-            column for column in columns if not isinstance(row, dict) or row.get(column) is None
-        ]
-        if missing:
+    for line, row in read_rows(path, problems):
+        if missing := [column for column in columns if row.get(column) is None]:
             what = f"missing column {', '.join(missing)}"
-            problems.append(Problem(where, what, f"it needs {', '.join(columns)}"))
+            problems.append(Problem(f"{path}:{line}", what, f"it needs {', '.join(columns)}"))
         else:
             rows.append((line, row))
     return rows

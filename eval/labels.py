@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext
 from core.errors import Problem, UserError
+from core.files import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,12 +131,7 @@ def write_out(
 
 def _read_rubrics(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of a benchmark's dimensions, by their names in lower case."""
-    rubrics = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if line.strip():
-            row = json.loads(line)
-            rubrics[row["dimension"].casefold()] = row
-    return rubrics
+    return {row["dimension"].casefold(): row for _, row in read_rows(path)}
 
 
 def _variables(sample: "EvalSample", dimension: str) -> list[dict[str, str]]:

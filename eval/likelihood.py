@@ -10,6 +10,7 @@ from typing import Any
 
 from core.cell.context import StageContext
 from core.errors import Problem, UserError
+from core.files import read_rows
 from core.inference import vllm_engine as engine
 from eval.questions import verify_file
 
@@ -95,18 +96,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises UserError with a problem for every bad row.
     """
     items: dict[str, dict[str, Any]] = {}
-    problems = []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not text.strip():
-            continue
+    problems: list[Problem] = []
+    for line, fields in read_rows(path, problems):
         where = f"{path}:{line}"
         try:
-            row = _as_item(json.loads(text), line)
+            row = _as_item(fields, line)
             key = str(row["id"])
             if not _is_valid(row["question"], row["choices"], row["answer"]):
                 fix = "give different choices and the index of one as answer"
                 problems.append(Problem(where, f"bad item {key!r}", fix))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             fix = "it needs id, question, choices and answer"
             problems.append(Problem(where, f"bad item ({error!r})", fix))
             continue

@@ -3,14 +3,13 @@
 Higher is better.
 """
 
-import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
+from core.files import read_rows
 from eval.scorer import QuestionSet
 
 if TYPE_CHECKING:
@@ -111,7 +110,9 @@ def rows(
                 problems.append(Problem(where, what, "write it as text"))
             else:
                 valid_rows.append((where, row))
-    except (csv.Error, OSError, ValueError) as error:  # pyarrow's and Unicode's are ValueErrors
+    except UserError as error:
+        problems += error.problems
+    except (OSError, ValueError) as error:  # pyarrow's
         what = f"can't be read ({' '.join(str(error).split())})"
         problems.append(Problem(str(path), what, "give JSONL, CSV or parquet"))
     if not valid_rows and len(problems) == problems_before:
@@ -125,29 +126,9 @@ def _parsed(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str
 
         for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", row
-    elif path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row:
-                    fix = "put texts with commas in double quotes"
-                    problems.append(Problem(where, "more cells than the header has", fix))
-                else:
-                    yield where, row
     else:
-        for number, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(text) if text.strip() else None
-            except json.JSONDecodeError as error:
-                what = f"not JSON ({error.msg})"
-                problems.append(Problem(where, what, "give one JSON object a line"))
-                continue
-            if isinstance(row, dict):
-                yield where, row
-            elif text.strip():
-                problems.append(Problem(where, "not an object", "give one JSON object a line"))
+        for line, row in read_rows(path, problems):
+            yield f"{path}:{line}", row
 
 
 def unique(key: str, where: str, first_places: dict[str, str], problems: list[Problem]) -> str:

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext
-from core.files import write_atomically
+from core.files import read_rows, write_atomically
 from core.recipe import Training
 from recipes.distributed import Ranks
 from recipes.model import flops_per_token, peak_flops
@@ -34,8 +34,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for _, row in read_rows(path, skip_torn_line=True)]
 
 
 def truncate(folder: Path, step: int) -> None:

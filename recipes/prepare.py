@@ -5,7 +5,7 @@ Rank 0 writes token files once (recipes.tokenization); all ranks map them (recip
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.cell.context import StageContext
 from core.errors import UserError
+from core.files import read_rows, row_format
 from core.recipe import Training
 from recipes.distributed import Ranks
 from recipes.model import read_config
@@ -177,28 +178,23 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises UserError at the first row that is not a JSON object.
     """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        if Path(path.name.removesuffix(".gz")).suffix == ".json":
-            lines: Iterable[Any] = _read_list(path, file.read())
-        else:
-            lines = file
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line.decode()) if isinstance(line, bytes) else line
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(
-                    where=f"{path}:{number}",
-                    what="not a JSON object in UTF-8",
-                    fix="give one object a line",
-                )
-            yield number, row
+    if row_format(path) != ".json":
+        yield from read_rows(path)
+        return
+    for number, row in enumerate(_read_list(path), 1):
+        if not isinstance(row, dict):
+            raise UserError(
+                where=f"{path}, row {number}",
+                what="not a JSON object",
+                fix="give a list of objects",
+            )
+        yield number, row
 
 
-def _read_list(path: Path, content: bytes) -> list[Any]:
+def _read_list(path: Path) -> list[Any]:
     try:
-        rows = json.loads(content)
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            rows = json.loads(file.read())
     except ValueError as error:
         raise UserError(
             where=str(path), what=f"not JSON: {error}", fix="a .json file is a list of rows"

@@ -18,7 +18,7 @@ from typing import Any
 
 from core import files
 from core.cell.identity import Cell
-from core.errors import UserError
+from core.errors import Problem, UserError
 from slurm.profile import Profile
 from slurm.slurm_cli import Queued
 
@@ -140,15 +140,11 @@ def last_cluster(folder: Path) -> str | None:
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not (folder / FILE).exists():
         return
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill or a full disk; the queue knows what it would say
+    damaged: list[Problem] = []  # cut short by a kill or a full disk; the queue has those jobs
+    for _, event in files.read_rows(folder / FILE, damaged):
+        yield event
 
 
 def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:

@@ -15,8 +15,7 @@ from core.errors import Problem, UserError
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
 from study.forecast import study_cost
-from study.forecast.budget import check_budget as check_totals
-from study.forecast.budget import parse_budget
+from study.forecast.budget import check_budget, parse_budget
 from study.forecast.training_cost import Layout
 from study.spec.load import load_study
 from study.spec.schema import Study
@@ -43,15 +42,6 @@ def study_args(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def check_budget(
-    args: argparse.Namespace, cells: list[Cell], base: Path, profile: Any = None
-) -> None:
-    """Raise UserError where the study as a whole takes more than `--budget` allows."""
-    if budget := parse_budget(args.budget):
-        totals = study_cost.totals(cells, base, parallel_plans(profile), profile)
-        check_totals(totals, budget)
-
-
 def parallel_plans(profile: Any) -> dict[str, Layout]:
     """Where trainings run, by stage, by a cluster profile (slurm.profile); empty without one."""
     if profile is None:
@@ -75,35 +65,46 @@ def unfinished(cells: list[Cell], base: Path) -> list[Cell]:
     return [cell for cell in cells if not read_manifest(base / cell.relpath)]
 
 
-def check_keys(cells: list[Cell]) -> None:
-    """Raise UserError for every API key that the cells need and the environment lacks.
+def check_before_start(
+    args: argparse.Namespace,
+    study: Study,
+    base: Path,
+    cells: list[Cell],
+    todo: list[Cell],
+    profile: Any = None,
+) -> None:
+    """Raise UserError for what would otherwise stop the cells in hours.
 
-    It is asked for now, not in hours.
+    Checked are: pruned checkpoints that an unfinished cell would read, API keys that the
+    environment lacks, models and data sets that are not here yet (compute nodes have no network to
+    get them by), and `--budget`.
+
+    Args:
+        args: The command line.
+        study: The study.
+        base: Its folder below `--runs`.
+        cells: All cells of the run.
+        todo: Those without a manifest.
+        profile: The cluster profile (slurm.profile), where there is one.
     """
-    names = {cell.resources.get("address", {}).get("key_env") for cell in cells}
-    missing_keys = sorted(name for name in names if name and not os.environ.get(name))
-    if missing_keys:
-        raise UserError.of(
-            Problem(
-                "", f"{name} is not set; an endpoint reads its key from it", f"export {name}=..."
-            )
-            for name in missing_keys
-        )
-
-
-def check_pruned(cells: list[Cell], base: Path) -> None:
-    """Raise UserError for every pruned checkpoint that an unfinished cell would read."""
     if problems := needed_again(cells, base):
         raise UserError.of(problems)
-
-
-def check_fetched(study: Study, study_args: str) -> None:
-    """Raise UserError for every model and data set that isn't here yet.
-
-    Compute nodes have no network to get it by.
-    """
-    if problems := missing(sources(study), study_args):
+    if problems := _missing_keys(todo):
         raise UserError.of(problems)
+    if problems := missing(sources(study), study_args(args)):
+        raise UserError.of(problems)
+    if budget := parse_budget(args.budget):
+        totals = study_cost.totals(cells, base, parallel_plans(profile), profile)
+        check_budget(totals, budget)
+
+
+def _missing_keys(cells: list[Cell]) -> list[Problem]:
+    names = {cell.resources.get("address", {}).get("key_env") for cell in cells}
+    what = "is not set; an endpoint reads its key from it"
+    return [
+        Problem("", f"{name} {what}", f"export {name}=...")
+        for name in sorted(name for name in names if name and not os.environ.get(name))
+    ]
 
 
 def show_results(results: Path, args: argparse.Namespace) -> None:

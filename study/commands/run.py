@@ -1,7 +1,6 @@
 """Run everything that is missing on this machine."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -9,15 +8,12 @@ from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.publish import publish
 from core.cores import default_jobs
+from core.files import read_rows
 from study.commands.common import (
     BUDGET_HELP,
-    check_budget,
-    check_fetched,
-    check_keys,
-    check_pruned,
+    check_before_start,
     load,
     show_results,
-    study_args,
     unfinished,
 )
 from study.spec import expand
@@ -41,10 +37,7 @@ def run(args: argparse.Namespace) -> int:
     last = expand.analysis(study)
     cells = preview_cells or expand.in_order(last)
     if todo := unfinished(cells, base):
-        check_pruned(cells, base)
-        check_keys(todo)
-        check_fetched(study, study_args(args))
-        check_budget(args, cells, base)
+        check_before_start(args, study, base, cells, todo)
         jobs = default_jobs() if args.jobs is None else max(1, args.jobs)
         done = len(cells) - len(todo)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time"
@@ -79,11 +72,11 @@ def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int) -> int:
 def _preview(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
     """Print the documents of corpora that are only looked at."""
     for cell in cells:
-        text = (base / cell.relpath / "documents.jsonl").read_text(encoding="utf-8")
+        path = base / cell.relpath / "documents.jsonl"
         if args.json:
-            print(text, end="")
+            print(path.read_text(encoding="utf-8"), end="")
             continue
-        for document in map(json.loads, text.splitlines()):
+        for _, document in read_rows(path):
             questions = document.get("forms", {}).items()
             forms = "".join(f"{name}: {question}\n" for name, question in questions)
             print(f"--- {cell.name}, document {document['id']}\n{forms}{document['text']}\n")

@@ -12,10 +12,7 @@ from core.cell.publish import results
 from core.errors import Problem, UserError
 from study.commands.common import (
     BUDGET_HELP,
-    check_budget,
-    check_fetched,
-    check_keys,
-    check_pruned,
+    check_before_start,
     load,
     parallel_plans,
     relative_to_cwd,
@@ -45,10 +42,7 @@ def submit(args: argparse.Namespace) -> None:
     profile = load_profile(args.cluster)
     cells = planning.in_order(planning.analysis(study))
     todo = unfinished(cells, base)
-    check_pruned(cells, base)
-    check_keys(todo)
-    check_fetched(study, study_args(args))
-    check_budget(args, cells, base, profile)
+    check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
     if refused := grouped(rows, "refused"):
         fix = "change the cluster profile or the recipe"

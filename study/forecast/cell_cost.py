@@ -10,6 +10,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
 from core.stages import TRAINING_STAGES, VLLM_STAGES
@@ -337,8 +338,7 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
     """The rows of a JSONL file; none where it is not here, or another kind of file."""
     if not path.endswith(".jsonl") or not resolve(path).is_file():
         return []
-    text = resolve(path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [row for _, row in read_rows(resolve(path))]
 
 
 def _plain(tag: str) -> str:

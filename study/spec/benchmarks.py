@@ -9,6 +9,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.files import read_rows
 from core.paths import resolve
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
@@ -57,8 +58,8 @@ def num_questions(bench: Benchmark) -> int | None:
         return None
     path = locate(files["questions"])
     is_here = path.is_file() and path.suffix == ".jsonl"
-    rows = path.read_text(encoding="utf-8").splitlines() if is_here else []
-    return declaration(bench)["rows"] or len(rows) or None
+    counted = sum(1 for _ in read_rows(path)) if is_here else 0
+    return declaration(bench)["rows"] or counted or None
 
 
 def texts(study: Study, names: list[str] | None) -> dict[str, Source]:

@@ -279,7 +279,7 @@ def test_after_a_failure_nothing_new_begins_and_the_rest_ends() -> None:
         begun.append(i)
         await asyncio.sleep(0.01 if i == 1 else 0.05)
         if i == 1:
-            raise UserError("no")
+            raise UserError(what="no")
         ended.append(i)
 
     with pytest.raises(UserError, match=r"^no$"):

@@ -172,7 +172,7 @@ def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
         for pid in others:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not alive(shell), 20)
-        raise UserError("no answer")
+        raise UserError(what="no answer")
 
 
 def test_a_model_that_changed_since_it_was_planned_with_is_refused(

@@ -246,7 +246,7 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
         prune(rows, small.cells, small.base, queue=queue_of(small.base))
 
     def silent() -> list[slurm_cli.Queued]:
-        raise UserError("squeue does not answer; wait")
+        raise UserError(what="squeue does not answer", fix="wait")
 
     monkeypatch.setattr(slurm_cli, "queue", silent)
     with pytest.raises(UserError, match="what is queued is unknown: squeue does not answer"):
