@@ -75,7 +75,7 @@ def sensitivity_table(results: Results) -> str:
             ]
         )
     caption = (
-        "Second opinions; verdicts rest on the two-way test alone. Bootstrap: studentised "
+        "Sensitivity analyses; verdicts rest on the two-way test alone. Bootstrap: studentised "
         "interval over seeds, scenarios and answers (10\\,000 resamples). Permutation of "
         "training seeds, with the smallest $p$ so few seeds allow. Mixed model: REML, crossed "
         "intercepts of run, scenario and arm by scenario, Satterthwaite. Equivalence: two "
@@ -93,7 +93,7 @@ def sensitivity_table(results: Results) -> str:
     ]
     headers += ["Margin", "Equivalence $p$"]
     columns = "llrrrS[table-format=-3.1]rrrr"
-    return table(headers, rows, columns, caption, "tab:opinions", results)
+    return table(headers, rows, columns, caption, "tab:sensitivity", results)
 
 
 def dimension_tests_table(results: Results) -> str:
