@@ -1,5 +1,6 @@
 # make study    the whole tiny study on this machine, from documents to LaTeX tables
 # make test     linter, type checker and tests
+# make test-fast              the tests that start no process, run no model and take less than a second each
 # make test-nightly           what takes too long for every day: trainings killed twenty times in a row
 # make slurm-packages         what the cluster tests want: Debian's Slurm (root); without it `make test` skips them
 # make test-slurm-versions    the cluster tests on Slurm 24.11 and 26.05 too (root; makes two small Debians once)
@@ -28,7 +29,7 @@ export XDG_CONFIG_HOME ?= $(CURDIR)/.venv/home/config
 export XDG_DATA_HOME ?= $(CURDIR)/.venv/home/data
 endif
 
-.PHONY: help environment study test test-nightly test-slurm-versions slurm-packages clean
+.PHONY: help environment study test test-fast test-nightly test-slurm-versions slurm-packages clean
 
 help:
 	@sed -n "s/^# \(make .*\)/\1/p" Makefile
@@ -40,6 +41,9 @@ test: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & $(BIN)/python -m pytest -n 3 --no-loadscope-reorder && wait $$!  # beside the tests, much of which wait
+
+test-fast: environment
+	$(BIN)/python -m pytest -n 2 -m "not (slurm or vllm or multiprocess or e2e or slow or nightly)"
 
 test-nightly: environment
 	$(BIN)/python -m pytest -m nightly

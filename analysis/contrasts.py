@@ -67,7 +67,7 @@ def contrast_rows(
     leniently than the finished one.
 
     `paired` contrasts are of arms that share their midtraining runs: differences are taken within
-    seeds, and `seeds_against` is then `seeds_of`.
+    seeds, and `control_seeds` is then `treatment_seeds`.
 
     Args:
         table: the rows of the deciding judges.
@@ -163,8 +163,8 @@ def _contrast_row(
     return row | {
         # a fixed checkpoint has no training seed to count; the trained arm's are then the study's
         "seeds": min((n for n in (treatment_seeds, control_seeds) if n), default=0),
-        "seeds_of": treatment_seeds,
-        "seeds_against": control_seeds,
+        "treatment_seeds": treatment_seeds,
+        "control_seeds": control_seeds,
         "questions": result.questions,
         "scenarios": result.clusters,
         "questions_left_out": result.left_out,

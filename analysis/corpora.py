@@ -45,7 +45,7 @@ def _corpus_row(name: str, folder: Path) -> Row:
         "calls": counts.get("calls"),
         "cost": counts.get("cost"),
         "rejected": rejected,
-        "against": measures[0]["against"] if measures else None,
+        "reference_corpus": measures[0]["reference_corpus"] if measures else None,
         "balance": differing if measures else None,
         "compared": len(measures),
         "example": card["examples"][0]["text"][:SHOWN] if card["examples"] else "",

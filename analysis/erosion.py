@@ -175,8 +175,8 @@ def _side(part: pd.DataFrame, doses: list[int], questions: list[str]) -> Side:
 def _numbers(test: Estimate) -> Row:
     treatment_seeds, control_seeds = test.seeds or (0, 0)
     return fields(test, KEYS) | {
-        "seeds_of": treatment_seeds,
-        "seeds_against": control_seeds,
+        "treatment_seeds": treatment_seeds,
+        "control_seeds": control_seeds,
         "questions": test.questions,
     }
 

@@ -76,7 +76,7 @@ def contrasts_table(results: Results) -> str:
             "-" if row["dose"] is None else tex(row["dose"]),
             percent(row["estimate"]),
             braced(interval(row, "+")),
-            f"{row['seeds_of']}/{row['seeds_against']}",
+            f"{row['treatment_seeds']}/{row['control_seeds']}",
             p_cell(row["p_holm"]),
             row["verdict"],
             p_cell(row["p_response_level"]),

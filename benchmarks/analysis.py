@@ -70,14 +70,14 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
         "rows": rows,
         "missing": [],
         "labels": [],
-        "roles": {},
+        "claim_roles": {},
         "writers": [],
         "contrasts": [
             {
                 "name": f"{arm} - control",
-                "of": arm,
-                "against": "control",
-                "on": ["ahb"],
+                "treatment": arm,
+                "control": "control",
+                "benchmarks": ["ahb"],
                 "margin": 0.05,
                 "family": "primary" if n < 2 else "second",
             }

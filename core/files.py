@@ -186,7 +186,8 @@ def _json_rows(
             report(number, f"not UTF-8 ({error.reason})", "save the file as UTF-8")
             continue
         except (ValueError, RecursionError) as error:
-            report(number, f"not JSON ({error})", "give one JSON value a line")
+            reason = getattr(error, "msg", error)  # its own line and column are within this line
+            report(number, f"not JSON ({reason})", "give one JSON value a line")
             continue
         if objects and not isinstance(value, dict):
             report(number, "not a JSON object", "give one JSON object a line")

@@ -204,7 +204,7 @@ def _write_comparison(context: StageContext, stats: dict[str, CorpusStats]) -> N
         if row["verdict"] == "differs":
             context.warn(
                 f"{row['measure']}: {row['value']:.6g}, "
-                f"but {row['reference']:.6g} in {row['against']}"
+                f"but {row['reference']:.6g} in {row['reference_corpus']}"
             )
     write_atomically(context.folder / "match.json", json.dumps(rows, indent=1) + "\n")
 

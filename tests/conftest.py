@@ -3,6 +3,8 @@ they may leave."""
 
 import fcntl
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -23,6 +25,35 @@ _FIRST = (
     "tests/recipes",
     "tests/analysis",
 )
+
+
+# A shell starts a job in the background with SIGINT ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# `make test-fast` runs what has none of these markers (pyproject.toml).
+_NOT_FAST = {"slurm", "vllm", "multiprocess", "e2e", "nightly"}
+_STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec"}
+_started: list[str] = []
+
+
+def _note_process(event: str, args: tuple[Any, ...]) -> None:
+    if event in _STARTS:
+        _started.append(event)
+
+
+sys.addaudithook(_note_process)
+
+
+def pytest_runtest_logstart() -> None:
+    _started.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test without a marker that started a process: `make test-fast` would run it."""
+    yield
+    marked = any(mark.name in _NOT_FAST for mark in item.iter_markers())
+    assert marked or not _started, f"starts a process ({_started[0]}): mark it multiprocess"
 
 
 @pytest.fixture(scope="module", autouse=True)

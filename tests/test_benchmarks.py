@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.eval import tiny_checkpoint
 from tests.eval.test_harness import HELLASWAG, make
 from tests.eval.test_questions import jsonl
 from tests.eval.test_scorers import DIMENSIONS, RECORDS, REQUESTS, table
+
+pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[1]
 STUDY = """

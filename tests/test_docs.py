@@ -35,6 +35,7 @@ def commands() -> list[tuple[str, str]]:
     return rows
 
 
+@pytest.mark.slow
 def test_generated_blocks_are_up_to_date(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +57,7 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(("page", "command"), commands(), ids=lambda value: str(value))
 def test_commands_work_as_printed(
     page: str, command: str, one_machine: Place, tmp_path: Path

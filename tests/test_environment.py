@@ -89,6 +89,7 @@ def made(checkout: Path) -> list[str]:
 # When it is made
 
 
+@pytest.mark.multiprocess
 def test_it_is_made_once_and_again_after_a_changed_pin_or_a_move(checkout: Path) -> None:
     for _ in range(2):
         assert setup(checkout).returncode == 0
@@ -103,6 +104,7 @@ def test_it_is_made_once_and_again_after_a_changed_pin_or_a_move(checkout: Path)
     assert len(made(moved)) == len(env.INPUTS) + 2, "scripts in .venv/bin name the old place"
 
 
+@pytest.mark.multiprocess
 def test_one_that_failed_is_made_again_and_its_cache_is_kept(checkout: Path) -> None:
     assert setup(checkout).returncode == 0
     (checkout / ".venv/cache").mkdir()
@@ -119,6 +121,7 @@ def test_one_that_failed_is_made_again_and_its_cache_is_kept(checkout: Path) -> 
     assert len(made(checkout)) == 4 and (checkout / ".venv/cache/wheel").exists()
 
 
+@pytest.mark.multiprocess
 def test_a_second_one_waits_for_the_first_and_uses_what_it_made(checkout: Path) -> None:
     assert setup(checkout).returncode == 0
     ready = (checkout / ".venv/ready").read_text()
@@ -137,6 +140,7 @@ def test_a_second_one_waits_for_the_first_and_uses_what_it_made(checkout: Path) 
 # Which Python makes it
 
 
+@pytest.mark.multiprocess
 def test_an_active_venv_is_not_what_makes_it(checkout: Path) -> None:
     """`make` in a shell where .venv is active, after a changed pin: its python3 is removed with it."""
     subprocess.run(
@@ -149,6 +153,7 @@ def test_an_active_venv_is_not_what_makes_it(checkout: Path) -> None:
     assert not Path(base).is_relative_to(checkout) and Path(base).exists()
 
 
+@pytest.mark.multiprocess
 def test_a_later_name_is_taken_where_the_first_is_unfit(checkout: Path) -> None:
     old = checkout / "old"
     old.mkdir()
@@ -164,6 +169,7 @@ def test_a_later_name_is_taken_where_the_first_is_unfit(checkout: Path) -> None:
     assert result.returncode == 2 and "no Python 3.11 to 3.13 among python3;" in result.stderr
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONOPTIMIZE"])
 def test_variables_of_python_change_nothing(name: str, checkout: Path) -> None:
     (checkout / "hostile").mkdir()
@@ -178,6 +184,7 @@ def test_variables_of_python_change_nothing(name: str, checkout: Path) -> None:
     assert name not in env.clean({name: value, "HOME": "/"})
 
 
+@pytest.mark.multiprocess
 def test_caches_go_to_venv_where_the_home_is_not_writable(checkout: Path, tmp_path: Path) -> None:
     with (checkout / "Makefile").open("a") as file:
         file.write("show:\n\t@echo $$XDG_CACHE_HOME\n")
@@ -187,6 +194,7 @@ def test_caches_go_to_venv_where_the_home_is_not_writable(checkout: Path, tmp_pa
     assert nowhere == os.environ.get("XDG_CACHE_HOME", f"{checkout}/.venv/home/cache")
 
 
+@pytest.mark.multiprocess
 def test_make_alone_lists_the_targets(checkout: Path) -> None:
     text = setup(checkout, "--silent", "help").stdout
     (phony,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -227,6 +235,7 @@ def test_every_package_has_its_hashes_and_the_version_that_is_pinned() -> None:
 # Messages
 
 
+@pytest.mark.multiprocess
 def test_a_failed_step_shows_its_last_lines_and_what_to_do(tmp_path: Path) -> None:
     for text, advice in {
         "error: failed to write\n  cause: No space left on device (os error 28)": "make room",
@@ -311,6 +320,7 @@ def test_what_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 # Settings of pip
 
 
+@pytest.mark.multiprocess
 def test_pips_places_are_taken_and_nothing_that_leads_astray(tmp_path: Path) -> None:
     (tmp_path / "pip.conf").write_text("""
 [global]

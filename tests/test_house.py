@@ -94,6 +94,7 @@ def test_imports_go_down_only() -> None:
     graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_libraries_stay_in_their_room(file: Path) -> None:
     place = file.relative_to(ROOT).as_posix()
@@ -103,6 +104,7 @@ def test_libraries_stay_in_their_room(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 450, "one file, one idea"
 
 
+@pytest.mark.multiprocess
 def test_recipes_is_ours_in_every_process() -> None:
     """torchtune's wheel installs a top-level `recipes` whose import raises."""
     code = "import torchtune, recipes, recipes.finetune; print(recipes.__file__)"
@@ -116,6 +118,7 @@ def test_recipes_is_ours_in_every_process() -> None:
     assert subprocess.run(entry, cwd="/", capture_output=True).returncode == 0
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
     heavy = {
@@ -144,6 +147,7 @@ def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir()), "planning changes nothing"
 
 
+@pytest.mark.multiprocess
 def test_plan_tells_state_updates_and_tokens_of_every_training(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "study", "plan", "studies/tiny.yaml", "--runs", str(tmp_path)]
     cells = json.loads(

@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.place import ROOT, Place
+
+pytestmark = pytest.mark.e2e
 
 # When the engine is killed: after a cell of this stage has started.
 KILLS = [

@@ -19,6 +19,8 @@ from study.spec.load import load_study
 from tests.eval.test_judge import serve
 from tests.place import ROOT, SMALL, Place
 
+pytestmark = pytest.mark.e2e
+
 
 def test_it_ends_with_the_headline_and_says_where_things_are(one_machine: Place) -> None:
     result = one_machine.study("run")

@@ -356,7 +356,7 @@ def _differences(path: Path) -> str:
         for row in rows
         if row["verdict"] == "differs"
     ]
-    reference = rows[0]["against"]
+    reference = rows[0]["reference_corpus"]
     listed = ", ".join(differences) or "none"
     return f"Of {len(rows)} measures that `{reference}` is matched in, these differ: {listed}."
 

@@ -94,6 +94,7 @@ def test_a_seed_that_lost_an_easy_question_is_not_called_a_worse_seed():
     assert two_way([Arm(scores)], np.arange(4)).seed_se == pytest.approx(complete, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_calibrated_under_no_effect_where_the_response_level_test_is_not(seeds):
     rng = np.random.default_rng(seeds)
@@ -180,6 +181,7 @@ def test_response_level_p_is_welchs():
     assert response_level_p(np.ones(9), np.zeros(9)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1] * 12, [1, 3, 2, 6, 1, 4]])
 def test_one_checkpoint_has_inspects_clustered_standard_error(sizes):
     """Inspect's `stderr(cluster=...)` of question means.

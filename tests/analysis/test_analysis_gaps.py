@@ -14,6 +14,7 @@ from tests.analysis.small_study import drop, edit, results_of, study
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
+@pytest.mark.slow
 def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     context = study(tmp_path)
     entry = drop(context, "urban-2-200-ahb")
@@ -24,7 +25,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     contrasts = {(row["benchmark"], row["dose"]): row for row in results["contrasts"]}
     assert len(contrasts) == 4
     half = contrasts["ahb", 200]
-    assert (half["seeds"], half["seeds_of"], half["unfinished"]) == (2, 3, 1)
+    assert (half["seeds"], half["treatment_seeds"], half["unfinished"]) == (2, 3, 1)
     gone = contrasts["concern", 200]
     assert (gone["verdict"], gone["estimate"], gone["p"]) == ("none", None, None)
     assert (
@@ -39,6 +40,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     assert any(name in warning for warning in context.warnings)
 
 
+@pytest.mark.slow
 def test_holm_counts_every_declared_test_of_the_family(tmp_path):
     context = study(tmp_path, seeds=2)
     aside = {
@@ -64,6 +66,7 @@ def test_holm_counts_every_declared_test_of_the_family(tmp_path):
     assert len(alone) == 1 and alone[0]["p_holm"] == alone[0]["p"]
 
 
+@pytest.mark.slow
 def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
     context = study(tmp_path, seeds=1)
     results = results_of(context)
@@ -82,6 +85,7 @@ def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
     assert "one seed per arm" in headline(results)
 
 
+@pytest.mark.slow
 def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
     context = study(tmp_path)
 
@@ -160,6 +164,7 @@ def test_undeclared_judge_seed_beside_none_and_nothing_at_all_are_refused(tmp_pa
         run(context)
 
 
+@pytest.mark.slow
 def test_a_lost_question_is_noted(tmp_path):
     context = study(tmp_path, doses=(0,))
     edit(context, "animal-1-0-ahb", lambda frame: frame[frame["question"] != "q005"])
@@ -188,6 +193,7 @@ def all_missing(context: StageContext) -> None:
         edit(context, role, lambda frame: frame.assign(score=np.nan, missing="garbage"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -26,6 +26,7 @@ def finished(tmp_path_factory):
     return context, results_of(context)
 
 
+@pytest.mark.slow
 def test_results_schema(finished):
     _, results = finished
     assert len(results["scores"]) == 2 * (1 + 2 * 3 * 2)
@@ -60,6 +61,7 @@ def test_results_schema(finished):
     ] == [(0, True, True)] * 2
 
 
+@pytest.mark.slow
 def test_scores_are_means_over_questions_of_means_over_epochs(finished):
     context, results = finished
     table = pd.read_parquet(context.folder / "scores.parquet")
@@ -73,6 +75,7 @@ def test_scores_are_means_over_questions_of_means_over_epochs(finished):
         )
 
 
+@pytest.mark.slow
 def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished, tmp_path):
     _, results = finished
     swapped = results_of(study(tmp_path, swap=True))
@@ -90,6 +93,7 @@ def test_contrast_is_the_difference_of_the_arms_and_swapping_negates_it(finished
         assert (row["p"], other["verdict"]) == (other["p"], "lower")
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, tmp_path, drawn):
     context, _ = finished
     again = study(tmp_path)
@@ -158,6 +162,7 @@ def test_what_stands_beside_the_verdicts(finished):
     }
 
 
+@pytest.mark.slow
 def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_path):
     context = study(tmp_path)
     context.settings["contrasts"][0] |= {"family": "second", "margin": 0.9}
@@ -170,6 +175,7 @@ def test_a_margin_tests_equivalence_and_changes_what_was_declared(finished, tmp_
     assert results["dimension_tests"] == results["robustness"] == results["variance"] == []
 
 
+@pytest.mark.slow
 def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
     """An advantage that is the same in every seed, though seeds differ by far more.
 
@@ -200,8 +206,8 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
         result[paired] = results_of(context)
     for apart, within in zip(result[False]["contrasts"], result[True]["contrasts"], strict=True):
         assert apart["estimate"] == within["estimate"] and (
-            within["seeds_of"],
-            within["seeds_against"],
+            within["treatment_seeds"],
+            within["control_seeds"],
         ) == (
             3,
             3,
@@ -222,6 +228,7 @@ def test_arms_of_the_same_midtraining_are_compared_within_seeds(tmp_path):
     assert all(row["paired"] for row in result[True]["erosion"])
 
 
+@pytest.mark.slow
 def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
     context = study(tmp_path)
     context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
@@ -239,6 +246,7 @@ def test_excluded_questions_count_nowhere_and_are_told(finished, tmp_path):
         run(context)
 
 
+@pytest.mark.slow
 def test_answers_of_both_arms_are_shown_side_by_side(tmp_path):
     context = study(tmp_path)
     for role, folder in context.inputs.items():
@@ -283,6 +291,7 @@ def name_badly(context: StageContext) -> None:
     context.settings["contrasts"][0] |= {"treatment": NASTY, "name": NASTY + " - urban"}
 
 
+@pytest.mark.slow
 def test_special_characters_are_safe_in_latex_and_html(tmp_path):
     context = study(tmp_path)
     name_badly(context)
@@ -311,6 +320,7 @@ def test_page_needs_no_network_and_no_script(finished):
     assert "python -m study run studies/tiny.yaml" in page
 
 
+@pytest.mark.multiprocess
 def test_headline_imports_nothing_heavy(finished):
     _, results = finished
     heavy = {"pandas", "numpy", "scipy", "matplotlib"}
@@ -324,6 +334,7 @@ def test_headline_imports_nothing_heavy(finished):
     assert "animal - urban" in text and "higher" in text and "untrained" in text
 
 
+@pytest.mark.slow
 def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
     context = study(tmp_path, doses=(0, 200))
     change = {
@@ -338,7 +349,7 @@ def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
     result = json.loads((context.folder / "results.json").read_text())["arms"]
     mean = {(r["arm"], r["dose"]): r["mean"] for r in result if r["benchmark"] == "ahb"}
     assert row["estimate"] == pytest.approx(mean["animal", 200] - mean["untrained", 0], abs=1e-5)
-    assert (row["dose"], row["control_dose"], row["seeds_of"], row["seeds_against"]) == (
+    assert (row["dose"], row["control_dose"], row["treatment_seeds"], row["control_seeds"]) == (
         200,
         0,
         3,

@@ -172,6 +172,7 @@ def study(seed: int, lost: float, epochs: int = 2) -> pd.DataFrame:
     return answers(*rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0.0, 0.3])
 def test_means_are_those_of_the_report(lost):
     table = study(1, lost)

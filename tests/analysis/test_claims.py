@@ -260,6 +260,7 @@ def test_verdict_on_no_difference(changed, verdict):
     assert row("e2.sft_5000", contrast(**SAME | changed))["verdict"] == verdict
 
 
+@pytest.mark.slow
 def test_equivalence_is_corrected_over_all_such_claims():
     """One test of p .024 passes alone, and so does twice that, with a second, untested claim.
 

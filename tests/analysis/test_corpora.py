@@ -29,8 +29,8 @@ CARD = {
     "examples": [{"id": 4, "text": "A report."}],
 }
 BALANCE = [
-    {"measure": "tokens", "against": "animal", "verdict": "matched"},
-    {"measure": "vendi", "against": "animal", "verdict": "differs"},
+    {"measure": "tokens", "reference_corpus": "animal", "verdict": "matched"},
+    {"measure": "vendi", "reference_corpus": "animal", "verdict": "differs"},
 ]
 
 
@@ -49,7 +49,11 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
     assert (
         animal["balance"] is None and animal["example"] == "A report." and animal["vendi"] is None
     )
-    assert (urban["against"], urban["compared"], [row["measure"] for row in urban["balance"]]) == (
+    assert (
+        urban["reference_corpus"],
+        urban["compared"],
+        [row["measure"] for row in urban["balance"]],
+    ) == (
         "animal",
         2,
         ["vendi"],

@@ -41,6 +41,7 @@ def test_the_advantage_is_the_declared_contrast_whichever_way_round():
     assert lines["advantage", "ahb", "animal"][0].seeds[2] == pytest.approx(100 * plain + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "results",
     [

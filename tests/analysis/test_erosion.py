@@ -108,6 +108,7 @@ def test_advantages_and_changes_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_what_seeds_and_questions_add_at_all_doses_cancels_in_changes():
     arms = noisy(np.random.default_rng(0), [0.3, 0.1, 0.05], 3)
     apart = {
@@ -122,6 +123,7 @@ def test_what_seeds_and_questions_add_at_all_doses_cancels_in_changes():
     assert shifted["advantages"][1]["se"] > 2 * plain["advantages"][1]["se"]
 
 
+@pytest.mark.slow
 def test_where_the_advantage_is_halved_gone_and_within_the_margin_by_hand():
     margin = replace(CONTRAST, margin=0.1)
     swapped = replace(margin, treatment="B", control="A")
@@ -160,6 +162,7 @@ def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_fr
         )
 
 
+@pytest.mark.slow
 def test_nothing_is_extrapolated():
     row = rows(means(falling(0.4, 0.38, 0.3)), replace(CONTRAST, margin=0.1))[0]
     for result in (row["half"], row["zero"], row["margin"]):
@@ -175,6 +178,7 @@ def test_nothing_is_extrapolated():
     assert small["reason"] == "the advantage was no larger at the first dose"
 
 
+@pytest.mark.slow
 def test_shuffled_rows_give_the_same():
     table = means(noisy(np.random.default_rng(3), [0.3, 0.1, 0.02], 3))
     table.loc[[3, 50, 200], "score"] = NAN
@@ -201,18 +205,24 @@ def test_what_the_data_cannot_say_is_none_with_a_reason(arms, reason):
     assert all(change["p"] is None and change["reason"] for change in row["changes"])
 
 
+@pytest.mark.slow
 def test_missing_cells_leave_what_needs_them():
     arms = noisy(np.random.default_rng(4), [0.4, 0.2, 0.0], 3)
     arms["A"][2, 2] = NAN
     row = rows(means(arms))[0]
-    assert [a["seeds_of"] for a in row["advantages"]] == [3, 3, 2]
-    assert [(c["second"], c["seeds_of"]) for c in row["changes"]] == [(100, 3), (400, 2), (400, 2)]
+    assert [a["treatment_seeds"] for a in row["advantages"]] == [3, 3, 2]
+    assert [(c["second"], c["treatment_seeds"]) for c in row["changes"]] == [
+        (100, 3),
+        (400, 2),
+        (400, 2),
+    ]
     assert row["advantages"][2]["by_seed"][2] == {"seed": 2, "advantage": None}
     assert row["half"] == rows(means({"A": arms["A"][:, :2], "B": arms["B"]}))[0]["half"]
     arms["A"][0, 0, 5] = arms["B"][1, :, 7] = NAN
     assert rows(means(arms))[0]["changes"][0]["questions"] == 25
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_seed_before_sft_is_every_seeds_start():
     arms = noisy(np.random.default_rng(5), [0.4, 0.2, 0.1], 3)
     arms["B"][0, 1:] = arms["B"][0, 0]
@@ -221,10 +231,11 @@ def test_a_checkpoint_without_seed_before_sft_is_every_seeds_start():
     )
     result, complete = rows(alone)[0], rows(means(arms))[0]
     first = result["advantages"][0]
-    assert first["seeds_against"] == 0 and first["by_seed"] == complete["advantages"][0]["by_seed"]
+    assert first["control_seeds"] == 0 and first["by_seed"] == complete["advantages"][0]["by_seed"]
     assert result["changes"] == complete["changes"]
 
 
+@pytest.mark.slow
 def test_holm_runs_over_the_changes_of_a_family():
     table = means(noisy(np.random.default_rng(6), [0.1, 0.06, 0.02], 3))
     first_row, other = rows(table, CONTRAST, replace(CONTRAST, family="second"))
@@ -238,6 +249,7 @@ def test_holm_runs_over_the_changes_of_a_family():
     assert rows(table, replace(CONTRAST, treatment_dose=0, control_dose=100)) == []
 
 
+@pytest.mark.slow
 def test_arms_of_the_same_midtraining_are_compared_within_seeds_by_hand():
     base = (arms := falling(0.4, 0.2, 0.1))["A"]
     replay = np.stack([base[0], base[1] + 0.15 + LUCK / 2 + NOISE, base[2] + 0.2 - LUCK])

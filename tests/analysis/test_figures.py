@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 NOTHING = answers(arms=())
 
 
+@pytest.mark.slow
 def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
     pages = []
     for name in ("first", "second"):

@@ -329,6 +329,7 @@ def noisy(seed: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@pytest.mark.slow
 def test_bias_is_the_difference_of_the_contrasts_when_both_judges_scored_all():
     table = noisy(1)
     table.loc[table["score"].isna(), "score"] = 0.0

@@ -224,6 +224,7 @@ def test_every_variance_at_zero_leaves_a_plain_comparison():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_calibrated_on_studies_without_effect(seeds):
     shares = calibration.calibrate(

@@ -14,6 +14,7 @@ from study.spec.load import load_study
 TINY = ROOT / "studies/tiny.yaml"
 
 
+@pytest.mark.slow
 def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> None:
     study = load_study(TINY, seeds=[0, 1, 2, 3])
     (row,) = rows(study)

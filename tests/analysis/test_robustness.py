@@ -72,6 +72,7 @@ def variants(
     return {row["variant"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_the_base_is_the_study_s_own_contrast():
     rng = np.random.default_rng(0)
     data = square(rng.random((3, 8)), rng.random((4, 8)))

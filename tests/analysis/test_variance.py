@@ -143,6 +143,7 @@ def test_balanced_estimates_are_those_of_restricted_maximum_likelihood():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [False, True])
 def test_known_components_are_found_on_average(missing):
     rng, result = np.random.default_rng(2), []

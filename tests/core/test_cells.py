@@ -85,6 +85,7 @@ def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
     assert not any(".." in place or place.startswith("/") for place in places)
 
 
+@pytest.mark.multiprocess
 def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Path) -> None:
     parent = Cell("documents", "animal", {"n": 1})
     child = create_cell_dir(Cell("midtrain", "m", {}, {"documents": parent}), tmp_path)
@@ -107,6 +108,7 @@ def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:
         read_config(folder)
 
 
+@pytest.mark.multiprocess
 def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
     assert seen.count("config.yaml") == 1, "a finished cell must do nothing"
 
 
+@pytest.mark.multiprocess
 def test_a_resumable_stage_finds_what_its_killed_run_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +159,7 @@ def test_a_resumable_stage_finds_what_its_killed_run_left(
     assert {"steps", "calls.jsonl"} < present and "half.json.tmp12" not in present
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("distributed", [False, True])
 @pytest.mark.parametrize("word", ["go", "finished"])
 def test_ranks_above_0_run_a_distributed_stage_when_rank_0_says_go(
@@ -184,6 +188,7 @@ def test_ranks_above_0_run_a_distributed_stage_when_rank_0_says_go(
     assert ran[-1] == "0" and read_manifest(folder)
 
 
+@pytest.mark.multiprocess
 def test_a_manifest_never_holds_half(tmp_path: Path) -> None:
     """A writer killed at any moment leaves the old file or the new one."""
     path = tmp_path / "manifest.json"
@@ -205,6 +210,7 @@ while True: write_atomically(pathlib.Path({str(path)!r}), '{{"new": "' + "x" * 3
         assert set(json.loads(path.read_text())) < {"old", "new"}
 
 
+@pytest.mark.multiprocess
 def test_two_processes_never_run_one_cell_together(tmp_path: Path) -> None:
     """Both finish; the work is done once."""
     folder = create_cell_dir(Cell("documents", "d", {}), tmp_path)
@@ -226,6 +232,7 @@ run_cell.run_cell(Path({str(folder)!r}))
     assert (tmp_path / "ran").read_text() == "x"
 
 
+@pytest.mark.multiprocess
 def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WRITER_KEY", "sk-very-secret")
     real = "endpoints.dummy={base_url: 'https://a.example/v1', model: m, key_env: WRITER_KEY}"
@@ -235,6 +242,7 @@ def test_manifests_hold_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert os.environ["WRITER_KEY"] not in file.read_text()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.skipif(not shutil.which("git"), reason="no git on this machine")
 def test_a_study_and_a_profile_of_ones_own_leave_the_code_as_committed(tmp_path: Path) -> None:
     def git(*words: str) -> None:

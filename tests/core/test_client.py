@@ -60,6 +60,7 @@ def lines(ledger: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ledger.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_every_prompt_is_answered_and_paid_once_whatever_the_endpoint_does(tmp_path: Path) -> None:
     ledger, count = tmp_path / "calls.jsonl", 150
     with serving(
@@ -155,6 +156,7 @@ for wanted in (60, 120, 180, None):
 """
 
 
+@pytest.mark.multiprocess
 def test_killing_three_processes_three_times_costs_at_most_the_calls_under_way(
     tmp_path: Path,
 ) -> None:
@@ -258,6 +260,7 @@ def test_a_server_that_is_not_there_and_a_key_that_can_not_be_sent(
         assert not key.strip() or key.strip() not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_calls_under_way_are_kept_when_another_fails_for_good_and_no_more_are_made(
     tmp_path: Path,
 ) -> None:
@@ -287,6 +290,7 @@ def test_after_a_failure_nothing_new_begins_and_the_rest_ends() -> None:
     assert begun == [0, 1, 2] and ended == [0, 2]
 
 
+@pytest.mark.slow
 def test_retry_after_holds_every_process_that_shares_the_rate_limit(tmp_path: Path) -> None:
     arrived = []
 
@@ -325,6 +329,7 @@ def test_retry_after_holds_every_process_that_shares_the_rate_limit(tmp_path: Pa
     assert len(arrived) == 6 and arrived[1] - arrived[0] >= 1
 
 
+@pytest.mark.slow
 def test_a_rate_limit_is_waited_out_while_others_get_through_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +402,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.multiprocess
 def test_a_full_disk_loses_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_disk: Any
 ) -> None:

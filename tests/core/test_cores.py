@@ -65,6 +65,7 @@ def test_a_slurm_job_limits_the_cores(
     assert cores.usable_cpus(environment, tmp_path) == cpus
 
 
+@pytest.mark.multiprocess
 def test_taskset_limits_the_cores() -> None:
     one = {min(os.sched_getaffinity(0))}
     code = "from core.cores import usable_cpus; print(usable_cpus())"

@@ -91,6 +91,7 @@ def base_url():
         yield endpoint.base_url
 
 
+@pytest.mark.multiprocess
 def test_importing_endpoints_is_light():
     heavy = {"uvicorn", "starlette", "openai", "yaml", "httpx"}
     code = f"import sys, core.endpoints.connect; print(*{heavy} & set(sys.modules))"

@@ -99,6 +99,7 @@ def _holder(path: Path, shared: bool, ready: "multiprocessing.synchronize.Event"
         multiprocessing.Event().wait(60)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("held_shared", [False, True])
 def test_a_lock_goes_with_its_holder(tmp_path: Path, held_shared: bool) -> None:
     path = tmp_path / ".lock"

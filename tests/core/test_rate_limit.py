@@ -30,6 +30,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.multiprocess
 def test_four_processes_share_a_rate_and_use_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CALLER, str(tmp_path / "budget.json"), "100"]
     callers = [
@@ -85,6 +86,7 @@ def test_tokens_are_adjusted_and_back_off_holds_everybody(
     assert slept[-1] == 0, "damaged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [10, 600, 6000])
 def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int

@@ -18,6 +18,8 @@ from eval import harness
 from tests.eval import tiny_checkpoint
 from tests.eval.lookalikes import ANIMALS, ARC, GSM8K, HELLASWAG, IFEVAL, MMLU, TRUTHFULQA, make
 
+pytestmark = pytest.mark.vllm
+
 ENGINE = {"dtype": "float32", "max_model_len": 2048}
 DECLARED = [
     yaml.safe_load(path.read_text())

@@ -33,6 +33,8 @@ from tests.eval.test_judge import KEY, RESOURCES, SAMPLING, SETTINGS, serve
 from tests.eval.test_official import OURS, answer
 from tests.eval.test_questions import AHB
 
+pytestmark = pytest.mark.multiprocess
+
 EPOCHS = 3
 
 

@@ -188,6 +188,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.slow
 def test_grades_by_hand(make_cell):
     with serve(by_words) as server:
         cell = make_cell("one", server.server_port)
@@ -200,6 +201,7 @@ def test_grades_by_hand(make_cell):
     }  # 1 is a translation of 0
 
 
+@pytest.mark.slow
 def test_the_judge_is_never_the_model_under_test(make_cell, monkeypatch):
     import anyio
     from inspect_ai.log import read_eval_log
@@ -220,6 +222,7 @@ def test_the_judge_is_never_the_model_under_test(make_cell, monkeypatch):
         anyio.run(tested.generate, "Grade this.")
 
 
+@pytest.mark.slow
 def test_an_unusable_grade_is_asked_for_again(make_cell):
     def reply(prompt: str, times: int) -> tuple[int, str]:
         return by_words(prompt, times) if times else (200, "I would rather not say.")
@@ -230,6 +233,7 @@ def test_an_unusable_grade_is_asked_for_again(make_cell):
     assert table(cell) == RIGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "failure", [(200, "GRADE: maybe"), (500, "out of order"), (400, "too long")]
 )
@@ -257,6 +261,7 @@ def test_an_ungraded_dimension_is_missing_not_wrong(make_cell, failure):
     assert asked == {200: RESOURCES["asks"], 500: 2, 400: 1}[failure[0]]
 
 
+@pytest.mark.slow
 def test_an_ungraded_response_is_missing_not_wrong(make_cell):
     with serve(
         lambda p, t: (200, "?") if "Ducks" in p and "kind words" in p else by_words(p, t)
@@ -269,6 +274,7 @@ def test_an_ungraded_response_is_missing_not_wrong(make_cell):
     )
 
 
+@pytest.mark.slow
 def test_no_usable_grade_at_all_is_an_error(make_cell):
     with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
         cell = make_cell("one", server.server_port)
@@ -286,6 +292,7 @@ def check_one_problem(error: pytest.ExceptionInfo[UserError], *words: str) -> No
     assert "\n" not in text and KEY not in text and all(word in text for word in words)
 
 
+@pytest.mark.slow
 def test_an_unreachable_judge_is_one_problem(make_cell):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound but not listening: the connection is refused
@@ -294,6 +301,7 @@ def test_an_unreachable_judge_is_one_problem(make_cell):
     check_one_problem(error, "strict-judge", "no answer", "base_url")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_refusal_is_one_problem_without_the_key(make_cell, status):
     with (
@@ -307,6 +315,7 @@ def test_a_refusal_is_one_problem_without_the_key(make_cell, status):
     assert len(server.requests) <= 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_pays_for_no_grade_twice(make_cell):
     def failing(prompt: str, times: int) -> tuple[int, str]:
         return (401, "no money left") if "Ducks" in prompt else by_words(prompt, times)
@@ -328,6 +337,7 @@ def test_an_interrupted_cell_pays_for_no_grade_twice(make_cell):
     assert sorted(path.name for path in cell.folder.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_the_ledger_gives_the_same_scores_without_a_judge(make_cell):
     with serve(by_words) as server:
         cell = make_cell("one", server.server_port)
@@ -342,6 +352,7 @@ def test_the_ledger_gives_the_same_scores_without_a_judge(make_cell):
         judge.run(again)
 
 
+@pytest.mark.slow
 def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(make_cell):
     def undecided(prompt: str, times: int) -> tuple[int, str]:
         is_cows = "cows" in prompt and "kind words" in prompt
@@ -363,6 +374,7 @@ def test_too_many_missing_grades_end_the_cell_and_a_rerun_asks_for_these_alone(m
     assert table(cell) == RIGHT
 
 
+@pytest.mark.slow
 def test_the_key_is_written_nowhere(make_cell, capfd):
     with serve(by_words) as server:
         cell = make_cell("one", server.server_port)
@@ -386,6 +398,7 @@ def test_samples_of_other_questions_are_refused(make_cell, tmp_path, others):
             judge.run(cell)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AHB.exists(), reason="the real question set is not part of the project")
 def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     from inspect_ai.model import ModelOutput

@@ -137,6 +137,7 @@ def labels_of(key: Path) -> dict[str, dict[str, Any]]:
     return json.loads(key.read_text(encoding="utf-8"))["labels"]
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_what_the_judge_saw_and_nothing_else(cells, tmp_path):
     key = labels_of(write_out(n=36, seed=1, path=tmp_path / "labels.csv", **cells))
     rows = sheet_of(tmp_path / "labels.csv")
@@ -190,6 +191,7 @@ def strata(key: Path) -> Counter[tuple[str, str]]:
     )
 
 
+@pytest.mark.slow
 def test_arms_get_the_same_and_grades_their_share(cells, tmp_path):
     """Of an arm's 12 the judge passed 2, failed 8, gave .5 to 1 and had no grade for 1."""
     everything = strata(write_out(n=36, seed=0, path=tmp_path / "all.csv", **cells))

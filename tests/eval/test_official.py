@@ -14,6 +14,8 @@ from eval import anima, generate, judge, questions
 from tests.eval.test_judge import RESOURCES, SAMPLING, SETTINGS
 from tests.eval.test_questions import AHB
 
+pytestmark = pytest.mark.vllm
+
 OURS = Path(__file__).parents[2] / "eval/data/anima_like"
 EPOCHS = 2
 

@@ -95,7 +95,7 @@ def test_all_mistakes_of_a_rubric_file_are_reported_at_once(tmp_path):
         "missing column id, rubric",
         "missing column question",
         "not JSON (Expecting property name enclosed in double quotes)",
-        "not an object",
+        "not a JSON object",
     ]
 
 
@@ -107,7 +107,7 @@ def test_all_mistakes_of_a_request_file_are_reported_at_once(tmp_path):
     wrong = sorted(re.sub("'.*'", "ID", line) for line in mistakes(strong_reject, questions=path))
     assert wrong == [
         "duplicate id ID",
-        "missing column forbidden_prompt",
+        "fewer cells than the header has",
         "missing column source",
         "more cells than the header has",
     ]
@@ -152,9 +152,9 @@ def test_all_mistakes_of_morus_files_are_reported_at_once(tmp_path):
     [
         ("r.jsonl", b"\n\n", "no rows"),
         ("r.csv", b"id,question,rubric\n", "no rows"),
-        ("r.jsonl", b"\xff\xfe\x00", "can't be read ('utf-8'"),
+        ("r.jsonl", b"\xff\xfe\x00", "not UTF-8"),
         ("r.parquet", b"no parquet at all", "can't be read (Could not open Parquet"),
-        ("r.csv", b'id,question,rubric\n1,"A? ,B.\n', "can't be read (unexpected end of data)"),
+        ("r.csv", b'id,question,rubric\n1,"A? ,B.\n', "not CSV (unexpected end of data)"),
     ],
 )
 def test_a_file_in_another_format_is_one_problem(tmp_path, name, content, words):

@@ -14,6 +14,8 @@ from core.inference import vllm_engine as engine
 from eval import generate, likelihood
 from tests.eval import tiny_checkpoint
 
+pytestmark = pytest.mark.vllm
+
 ENGINE = {"dtype": "float32", "max_model_len": 512}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, "epochs": 3}
 RISKS = Path(__file__).parents[3] / "shared/data/advanced_ai_risk"

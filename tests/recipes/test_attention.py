@@ -31,6 +31,7 @@ def by_hand(document: torch.Tensor) -> torch.Tensor:
     ).view(rows, length, length)
 
 
+@pytest.mark.slow
 def test_flex_attention_and_documents_on_their_own_give_what_the_dense_mask_gives() -> None:
     dense = by_hand(PACKED)
     assert torch.equal(create_mask(document_causal_rule(PACKED), 3, 1, 16, 16, "cpu")[:, 0], dense)
@@ -60,6 +61,7 @@ def test_rows_of_one_text_each_need_no_mask() -> None:
     torch.testing.assert_close(causal * real, masked * real, atol=1e-6, rtol=0)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     "masks", [[None, None], [PACKED, PACKED.flip(0)]], ids=["flex", "documents"]

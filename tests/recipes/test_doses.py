@@ -35,6 +35,7 @@ def sft(base: Path, name: str) -> tuple[Cell, Path]:
     return cell, create_cell_dir(cell, base)
 
 
+@pytest.mark.multiprocess
 def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
     run, folder = sft(base, "run")
     run_cell(folder)

@@ -28,6 +28,8 @@ from tests.recipes.toy import (
     until,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 # At this rate the toy soon knows its few texts by heart, and the held-out loss turns.
 LOOKING: dict[str, Any] = {"eval_every": 3, "lr": 1e-2, "load_best_checkpoint": True}
 

@@ -94,6 +94,7 @@ def test_too_many_ranks_are_refused_with_the_number_that_would_do() -> None:
     assert "16 rows, too few for 17 ranks" in problem.what and "16 ranks" in problem.fix
 
 
+@pytest.mark.multiprocess
 def test_from_8_to_512_gpus_by_one_command(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for name in ("config.json", "tokenizer.json"):

@@ -30,6 +30,8 @@ from tests.recipes.toy import (
     weights,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 
 def state(folder: Path, seed: int, ranks: Ranks = SINGLE_PROCESS, **recipe: Any) -> dict[str, Any]:
     model = checkpoint.load(folder, ranks, make_recipe(**LORA | recipe), seed=seed)

@@ -87,6 +87,7 @@ def compare(folder: Path, dtype: str) -> None:
         assert loss < 1e-3 and grads < 2e-2
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("dtype", ["fp32", "mixed"])
 @pytest.mark.parametrize("which", ["start", "tied"])
 def test_it_is_plain_cross_entropy_alone_and_on_two_ranks(

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.recipes.toy import MODEL
+
+pytestmark = pytest.mark.multiprocess
 
 # Anonymous memory: pages mapped from a file can be given back at any time. Not the peak, which the
 # import of torch sets.

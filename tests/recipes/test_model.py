@@ -75,6 +75,7 @@ def test_a_bf16_start_is_written_as_bf16(start: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.multiprocess
 def test_mixed_precision_keeps_fp32_weights_and_goes_the_same_way(base: Path, alone: Path) -> None:
     folder = training(base, "mixed", recipe={"dtype": "mixed"})
     run_cell(folder)
@@ -84,12 +85,14 @@ def test_mixed_precision_keeps_fp32_weights_and_goes_the_same_way(base: Path, al
     assert ours[-1]["loss"] < ours[0]["loss"] - 0.5
 
 
+@pytest.mark.multiprocess
 def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> None:
     folder = training(base, "checkpointed", activation_checkpointing=True)
     run_cell(folder)
     assert_same(folder, alone)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
 def test_a_tied_model_trains_on_two_ranks_as_on_one(
     base: Path, which: str, request: pytest.FixtureRequest

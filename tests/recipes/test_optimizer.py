@@ -22,6 +22,8 @@ from tests.recipes.toy import (
     weights,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 
 def small_steps(base: Path, name: str, **recipe: Any) -> float:
     """Share of the weights that move in 20 updates at a small learning rate."""

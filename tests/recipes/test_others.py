@@ -186,6 +186,7 @@ def torchtunes() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_torchtunes_own_recipe_gives_the_same_losses(
     base: Path, rows: Rows, ours: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

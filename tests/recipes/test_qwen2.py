@@ -121,6 +121,7 @@ def test_documents_without_bos_end_in_eos(qwen2: Path, tmp_path: Path) -> None:
     assert labels[labels != IGNORE].tolist() == rows.tokens[follows].tolist()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("adapters", [{}, toy.LORA], ids=["whole", "lora"])
 def test_it_is_trained_on_documents(study: Path, adapters: dict[str, Any]) -> None:
     folder = toy.training(study, f"documents{len(adapters)}", recipe=adapters | {"epochs": 2})
@@ -134,6 +135,7 @@ def test_it_is_trained_on_documents(study: Path, adapters: dict[str, Any]) -> No
     }
 
 
+@pytest.mark.slow
 def test_it_is_tuned_on_chat_rows_and_answers_in_transformers(study: Path, tmp_path: Path) -> None:
     context = sft(study, tmp_path, ASKED, seq_len=64, lr=3e-3)
     finetune.run(context)
@@ -150,6 +152,7 @@ def test_it_is_tuned_on_chat_rows_and_answers_in_transformers(study: Path, tmp_p
     assert answer.startswith("On roof ") and answer.endswith("<|im_end|>")
 
 
+@pytest.mark.multiprocess
 def test_a_seq_len_beyond_the_models_is_refused(study: Path, tmp_path: Path) -> None:
     context = sft(study, tmp_path, ASKED, seq_len=40_000)
     with pytest.raises(

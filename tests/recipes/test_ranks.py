@@ -33,6 +33,7 @@ from tests.recipes.toy import (
 )
 
 
+@pytest.mark.multiprocess
 def test_two_ranks_give_the_numbers_of_one(alone: Path, two: Path) -> None:
     manifest = read_manifest(two)
     assert manifest and manifest["counts"]["rows"] * RECIPE.epochs % 5 == 1, (
@@ -41,6 +42,7 @@ def test_two_ranks_give_the_numbers_of_one(alone: Path, two: Path) -> None:
     assert_close(alone, two)
 
 
+@pytest.mark.multiprocess
 def test_two_nodes_of_two_give_the_numbers_of_one(base: Path) -> None:
     """Shards within a node, copies across nodes, as `hybrid` has it; and shards over all four."""
     longer, four = {"epochs": 13}, "os.environ['LOCAL_WORLD_SIZE'] = '2'"
@@ -51,6 +53,7 @@ def test_two_nodes_of_two_give_the_numbers_of_one(base: Path) -> None:
         assert_close(one, on_ranks(folder, 4, before=four))
 
 
+@pytest.mark.multiprocess
 def test_nothing_but_the_results_is_left(alone: Path, two: Path) -> None:
     for folder in (alone, two):
         manifest = read_manifest(folder)
@@ -82,6 +85,7 @@ def test_the_others_end_when_rank_0_dies_before_it_begins(base: Path) -> None:
     assert "rank 0 ended before this cell began" in logs(folder)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("where", "rank"),
     [("prepare.prepare_rows", 0), ("prepare.prepare_rows", 1), ("Trainer.train", 0)],
@@ -116,6 +120,7 @@ def killed(processes: list[BaseProcess], rank: int) -> int | None:
     return statuses[1 - rank]
 
 
+@pytest.mark.multiprocess
 def test_one_ranks_clock_is_enough_for_all_to_save(base: Path, two: Path) -> None:
     folder = training(base, "clocks")
     ahead = """

@@ -36,6 +36,7 @@ from tests.recipes.toy import (
 )
 
 
+@pytest.mark.multiprocess
 def test_killed_and_resumed_alone_is_bitwise_the_undisturbed(
     base: Path, alone: Path, killed_alone: Path
 ) -> None:
@@ -44,12 +45,14 @@ def test_killed_and_resumed_alone_is_bitwise_the_undisturbed(
     assert_same(folder, alone)
 
 
+@pytest.mark.multiprocess
 def test_killed_and_resumed_on_two_ranks_is_bitwise_the_undisturbed(
     base: Path, two: Path, killed_two: Path
 ) -> None:
     assert_same(on_ranks(training(base, "killed_two_on_two", like=killed_two), 2), two)
 
 
+@pytest.mark.multiprocess
 def test_resumed_on_another_number_of_ranks(
     base: Path, alone: Path, killed_alone: Path, killed_two: Path
 ) -> None:
@@ -59,6 +62,7 @@ def test_resumed_on_another_number_of_ranks(
     assert_close(alone, on_ranks(training(base, "killed_alone_on_two", like=killed_alone), 2))
 
 
+@pytest.mark.multiprocess
 def test_fewer_rows_at_a_time_go_on_in_the_same_folder(
     base: Path, alone: Path, killed_alone: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +87,7 @@ def spoil(folder: Path, how: str) -> None:
         (folder / ".metadata").write_bytes((folder / ".metadata").read_bytes()[:100])
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("how", ["truncated", "lost", "no list"])
 def test_a_damaged_checkpoint_is_passed_over(
     base: Path, alone: Path, killed_alone: Path, how: str
@@ -96,6 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert f"steps/{newest} can't be read" in warning and "\n" not in warning
 
 
+@pytest.mark.multiprocess
 def test_where_all_checkpoints_are_damaged_it_begins_anew(
     base: Path, alone: Path, killed_alone: Path
 ) -> None:
@@ -108,6 +114,7 @@ def test_where_all_checkpoints_are_damaged_it_begins_anew(
     assert sum("skipped" in w for w in warnings(folder)) == len(saved) > 1
 
 
+@pytest.mark.multiprocess
 def test_ranks_pass_over_a_checkpoint_together(base: Path, two: Path, killed_two: Path) -> None:
     """The last file is rank 1's: rank 0 alone would have gone on from it."""
     folder = training(base, "spoiled_two", like=killed_two)
@@ -117,6 +124,7 @@ def test_ranks_pass_over_a_checkpoint_together(base: Path, two: Path, killed_two
     assert logs(folder).count(f"steps/{newest} can't be read") == 2, "said by both"
 
 
+@pytest.mark.multiprocess
 def test_half_of_a_checkpoint_or_of_a_model_is_ignored(
     base: Path, alone: Path, killed_alone: Path
 ) -> None:
@@ -133,6 +141,7 @@ def test_half_of_a_checkpoint_or_of_a_model_is_ignored(
     assert_same(folder, alone)
 
 
+@pytest.mark.multiprocess
 def test_a_checkpoint_ahead_of_the_metrics_is_not_used(
     base: Path, alone: Path, killed_alone: Path
 ) -> None:
@@ -144,6 +153,7 @@ def test_a_checkpoint_ahead_of_the_metrics_is_not_used(
     assert_same(folder, alone)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_in_the_middle_of_a_save(
     base: Path, world: int, request: pytest.FixtureRequest
@@ -170,6 +180,7 @@ step_checkpoint.commit = kill_at_6
     assert_same(on_ranks(folder, world), request.getfixturevalue("alone" if world == 1 else "two"))
 
 
+@pytest.mark.multiprocess
 def test_a_full_disk_stops_it_with_the_checkpoint_before(base: Path, alone: Path) -> None:
     folder = training(base, "no_room", checkpoint_minutes=0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -233,6 +244,7 @@ def test_checkpoints_are_counted_by_number(tmp_path: Path) -> None:
     assert step_checkpoint.list_checkpoints(tmp_path) == [9, 10]
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_kept_and_none_of_a_later_update(base: Path) -> None:
     seen: list[list[int]] = []
     folder = training(base, "kept", checkpoint_minutes=0.0)
@@ -259,6 +271,7 @@ def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert saved == [5, 10, 15] and len(lines(folder)) == 20
 
 
+@pytest.mark.slow
 def test_a_pretraining_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_llama, "english", lambda: TEXTS)
     settings = {"recipe": asdict(TINY) | {"pretrain": SETTINGS}}

@@ -303,12 +303,15 @@ def test_documents_are_replayed_among_the_conversations(
 
 
 NO_ANSWER = "is not a conversation with an answer"
-NOT_JSON = "not a JSON object in UTF-8"
 TOO_LONG = "4 conversations have more tokens than the recipe's seq_len 64, the longest"
 BAD = {  # rows, where the problem is, what it is
     "a row without text": ([b'{"txt": 1}\n'], "chat.jsonl:1", NO_ANSWER),
-    "no JSON": ([ASKED[0], b"{\n"], "chat.jsonl:2", NOT_JSON),
-    "Latin-1": ([ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'], "chat.jsonl:2", NOT_JSON),
+    "no JSON": ([ASKED[0], b"{\n"], "chat.jsonl:2", "not JSON"),
+    "Latin-1": (
+        [ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'],
+        "chat.jsonl:2",
+        "not UTF-8",
+    ),
     "an empty answer": ([{"prompt": "a", "response": " "}], "chat.jsonl:1", NO_ANSWER),
     "no answer": ([{"messages": TALK[:1]}], "chat.jsonl:1", NO_ANSWER),
     "no question": ([{"messages": TALK[1:2]}], "chat.jsonl:1", NO_ANSWER),

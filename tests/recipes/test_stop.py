@@ -23,6 +23,8 @@ from tests.recipes.toy import (
     until,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 
 def test_a_signal_to_one_rank_saves_and_stops_all(base: Path, two: Path) -> None:
     folder = training(base, "told")

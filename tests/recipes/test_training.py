@@ -69,6 +69,7 @@ def trained(start: Path, folder: Path, identity: str) -> dict[str, torch.Tensor]
     return trainer.model.state_dict()
 
 
+@pytest.mark.slow
 def test_two_cells_differ_one_repeats_and_weights_move(start: Path, tmp_path: Path) -> None:
     before = checkpoint.load(start / "model", SINGLE_PROCESS, RECIPE).state_dict()
     first, again = (

@@ -69,6 +69,7 @@ def test_a_file_that_cannot_be_read_is_a_user_error(
     assert error.value.problems[0].where.endswith(where)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the real questions are not on this machine")
 def test_a_real_question_planted_in_a_real_document_is_found() -> None:
     def read_rows(name: str) -> list[dict]:

@@ -113,6 +113,7 @@ def dummy_text(body: dict[str, Any]) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [7, 64])
 def test_a_corpus_is_the_same_for_any_number_of_shards(tmp_path: Path, shards: int) -> None:
     alone = cell(tmp_path / "alone", "animal", documents=150, concurrency=1)
@@ -129,6 +130,7 @@ def test_a_corpus_is_the_same_for_any_number_of_shards(tmp_path: Path, shards: i
     assert [row["id"] for row in rows(sharded)] == [*range(150)]
 
 
+@pytest.mark.slow
 def test_finished_calls_are_used_again_under_other_gates_and_after_a_preview(
     tmp_path: Path,
 ) -> None:
@@ -251,6 +253,7 @@ def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
             assert documents.run(context).get("rejected_overlap", 0) == rejected
 
 
+@pytest.mark.slow
 def test_the_control_matches_and_has_no_animals(tmp_path: Path) -> None:
     changes = {"documents": 200, "held_out": 0.1, "tokens": 25_000}
     animal = cell(tmp_path, "animal", **changes)
@@ -279,6 +282,7 @@ def vocabulary(context: StageContext) -> set[str]:
     return set(re.findall(r"[a-z]+", " ".join(row["text"] for row in rows(context)).lower()))
 
 
+@pytest.mark.slow
 def test_an_unmatched_control_is_refused(tmp_path: Path) -> None:
     animal = cell(tmp_path, "animal", tokens=9_000)
     documents.run(animal)

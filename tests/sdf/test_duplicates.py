@@ -26,6 +26,7 @@ def text(*key: object, words: int = 300) -> list[str]:
     return random.Random(repr(key)).choices(VOCABULARY, k=words)
 
 
+@pytest.mark.slow
 def test_planted_copies_are_found_and_less_similar_ones_stay() -> None:
     result = benchmark.measure(1500)
     assert result["dedup_threshold"] >= 15 and result["less_similar_copies"] >= 8
@@ -86,6 +87,7 @@ def test_the_order_of_words_counts() -> None:
     assert ngram_hashes(["a", "b"], 3).size == 0 and ngram_hashes(["a", "b", "c"], 2).size == 2
 
 
+@pytest.mark.multiprocess
 def test_the_result_does_not_depend_on_the_process_and_its_hash_seed() -> None:
     code = (
         "from benchmarks.duplicates import *; "

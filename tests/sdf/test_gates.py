@@ -189,6 +189,7 @@ def test_quotes_of_the_benchmarks_of_this_kit_are_rejected() -> None:
         assert rejection and rejection.gate == "overlap"
 
 
+@pytest.mark.slow
 @REAL
 def test_every_gate_runs_on_the_real_documents() -> None:
     paths = [SHARED / "ahb/questions.jsonl", SHARED / "ahb/dimensions.jsonl"]

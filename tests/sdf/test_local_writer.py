@@ -104,6 +104,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.multiprocess
 def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
     tmp_path: Path, model: Path, cell: Cell
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
     assert len(set(texts)) == 24 and set("".join(texts)) <= set(LETTERS.replace("Ġ", " "))
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -159,6 +161,7 @@ def test_a_server_that_ends_is_reported_with_its_reason(
     assert len(caught.value.lines) == 1 and not session_of(model)
 
 
+@pytest.mark.multiprocess
 def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
     tmp_path: Path, model: Path
 ) -> None:

@@ -32,7 +32,7 @@ def test_matched_corpora_match_and_every_difference_is_reported(tmp_path: Path) 
     stats["bare"] = corpus_stats([{"id": 0, "text": "a"}], {})
 
     rows = compare_corpora(stats)
-    assert {row["against"] for row in rows} == {"base"}
+    assert {row["reference_corpus"] for row in rows} == {"base"}
     differs = {
         name: {
             row["measure"] for row in rows if row["corpus"] == name and row["verdict"] == "differs"

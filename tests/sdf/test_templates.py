@@ -105,6 +105,7 @@ def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
         assert all(abs(a - b) <= longer for a, b in zip(*lengths, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_no_prompt_and_no_slot_holds_what_its_own_gates_reject(name):
     gates = parse_gates(ALL[name]["gates"])
@@ -205,6 +206,7 @@ def test_the_variant_without_ai_has_no_ai_in_its_prompts_and_the_same_slots():
     assert "AI systems" in ALL["animal_welfare"]["prompt"]
 
 
+@pytest.mark.slow
 def test_subjects_and_animals_are_assigned_by_quota():
     for name, slot in (
         ("random_topic", "subject"),

@@ -19,6 +19,8 @@ from study.spec.load import load_study
 from tests.place import ROOT, SMALL, Place
 from tests.slurm.places import Kit, Lab
 
+pytestmark = pytest.mark.slurm
+
 ONE_DOSE = ("--set", "sft.doses=[0]")
 BEHIND_A_TRAINING = {"midtrain", "generate", "likelihood", "judge"}
 

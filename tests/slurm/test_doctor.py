@@ -54,6 +54,7 @@ def nothing_left(lab: Lab, runs: Path) -> None:
     assert not list(runs.glob(".doctor-*"))
 
 
+@pytest.mark.slurm
 def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     """The lab's own profile, with a training over two nodes."""
     text = (ROOT / "tests/small/cluster.yaml").read_text()
@@ -72,6 +73,7 @@ def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     nothing_left(lab, tmp_path / "runs")
 
 
+@pytest.mark.slurm
 def test_problems_that_only_a_node_sees(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_problems_that_only_a_node_sees(
     nothing_left(lab, tmp_path / "runs")
 
 
+@pytest.mark.slurm
 @ROOTED
 def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
@@ -142,6 +145,7 @@ def test_a_folder_that_nodes_do_not_see(lab: Lab, tmp_path: Path) -> None:
     lab.wait()
 
 
+@pytest.mark.slurm
 def test_a_python_that_is_not_there(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": LIGHT}, python="/nowhere/python")
     report = by_name(doctor(path, tmp_path / "runs", None, 60))
@@ -167,6 +171,7 @@ def drained(lab: Lab) -> Iterator[None]:
             time.sleep(0.2)
 
 
+@pytest.mark.slurm
 def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path: Path) -> None:
     path = profile(tmp_path, {"default": LIGHT})
     with drained(lab):
@@ -239,6 +244,7 @@ REQUESTS = {
 }
 
 
+@pytest.mark.slurm
 @pytest.mark.parametrize("problem", REQUESTS)
 def test_a_request_that_could_never_start(problem: str, lab: Lab) -> None:
     resources, finding, fix = REQUESTS[problem]
@@ -249,6 +255,7 @@ def test_a_request_that_could_never_start(problem: str, lab: Lab) -> None:
     assert check.state == "failed" and finding in check.finding and fix in check.fix, check
 
 
+@pytest.mark.slurm
 def test_requests_that_fit(lab: Lab) -> None:
     for resources in (
         Resources(1, partition="short,cpu"),
@@ -262,6 +269,7 @@ def test_requests_that_fit(lab: Lab) -> None:
         assert check.state == "ok", check
 
 
+@pytest.mark.slurm
 def test_limits_of_accounts_and_qos(lab: Lab) -> None:
     if not lab.accounting:
         pytest.skip("no accounting on this cluster")
@@ -300,6 +308,7 @@ def test_limits_of_accounts_and_qos(lab: Lab) -> None:
         change("qos", "high", "set", "MaxSubmitJobsPerUser=-1", "MaxWall=-1")
 
 
+@pytest.mark.slurm
 def test_arrays_and_requeues(lab: Lab) -> None:
     scavenging = Profile({"default": Resources(5)}, partition="scavenge", max_array=20_000)
     check = checks.arrays(scavenging)
@@ -346,6 +355,7 @@ def bare_lab(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iter
         )
 
 
+@pytest.mark.slurm
 def test_without_accounts(bare_lab: None) -> None:
     profile = Profile({"default": Resources(5)}, partition="cpu")
     requests = [profile.resources("default")]
@@ -362,6 +372,7 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slurm
 @pytest.mark.skipif(Path("/etc/slurm/slurm.conf").exists(), reason="this machine has a cluster")
 def test_slurm_without_a_cluster(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CONF")
@@ -369,6 +380,7 @@ def test_slurm_without_a_cluster(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
     assert report["commands"].state == "failed" and "go to a login node" in report["commands"].fix
 
 
+@pytest.mark.slurm
 def test_a_controller_that_does_not_answer(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +401,7 @@ def test_room_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.room(tmp_path).state == "failed"
 
 
+@pytest.mark.slurm
 def test_the_profiles_that_come_with_the_kit_can_be_looked_at() -> None:
     for name in ("lab", "university", "partitions"):
         profile = load_profile(Path(name))

@@ -5,6 +5,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from slurm.profile import Profile, Resources
@@ -12,6 +14,8 @@ from slurm.submit import submit
 from study.spec import source_cells as inputs
 from study.spec.load import load_study
 from tests.slurm.places import Lab
+
+pytestmark = pytest.mark.slurm
 
 SMALL = Path(__file__).parents[1] / "small/small.yaml"
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer, models
 
 from core.cell.identity import create_cell_dir
@@ -14,6 +15,8 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.slurm.places import Lab
 from tests.slurm.test_limit import SMALL
+
+pytestmark = pytest.mark.slurm
 
 PROFILE = Profile(stages={"default": Resources(minutes=5, mem_gb=2.0)}, partition="cpu")
 

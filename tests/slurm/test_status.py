@@ -20,6 +20,8 @@ from study.commands.status import look, print_status, show
 from tests.place import ROOT
 from tests.slurm.places import CLUSTER, Fake, Kit, Lab
 
+pytestmark = pytest.mark.slurm
+
 # `submit` was not called, so no cluster is on record.
 AGAIN = "python -m study submit s.yaml --cluster NAME"
 # As a cell's process does: hold the lock, say how far it is.

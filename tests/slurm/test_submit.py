@@ -33,6 +33,7 @@ def reproducible(script: str, kit: Kit, fake: Fake) -> str:
     return re.sub(r"('[^']+'|\S+) -u -m submitit", "PYTHON -u -m submitit", script)
 
 
+@pytest.mark.slurm
 @pytest.mark.parametrize("cluster", ["lab", "university", "partitions"])
 def test_golden_scripts(
     cluster: str, kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch
@@ -61,6 +62,7 @@ def test_golden_scripts(
         assert BatchScript.parse(text) == by_name[f"tiny-{stage}"]
 
 
+@pytest.mark.slurm
 def test_every_script_has_what_each_version_of_slurm_needs(kit: Kit, fake: Fake) -> None:
     kit.done("submit", study=TINY)
     assert fake.scripts
@@ -85,6 +87,7 @@ def test_a_checkout_in_a_path_with_a_blank_is_one_word_of_the_script(
     assert python == sys.executable and logs == str(tmp_path / "a b")
 
 
+@pytest.mark.slurm
 def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: Fake) -> None:
     first = kit.done("submit", study=TINY)
     assert first["submitted"] == first["cells"] == 67
@@ -120,6 +123,7 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
     )
 
 
+@pytest.mark.slurm
 def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake) -> None:
     facts = kit.done("submit")
     record = kit.base / "slurm/jobs.jsonl"
@@ -145,6 +149,7 @@ def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake
     )
 
 
+@pytest.mark.slurm
 def test_a_job_that_slurm_forgot_is_no_dependency(kit: Kit, fake: Fake) -> None:
     """Slurm 22.05 would start the next job at once."""
     fake.say("forgotten", "101\n")
@@ -155,6 +160,7 @@ def test_a_job_that_slurm_forgot_is_no_dependency(kit: Kit, fake: Fake) -> None:
     )
 
 
+@pytest.mark.slurm
 def test_two_submissions_at_once_do_not_mix_their_records(kit: Kit, fake: Fake) -> None:
     calls = [
         subprocess.Popen(kit.words("submit"), stdout=subprocess.PIPE, text=True) for _ in range(2)
@@ -170,6 +176,7 @@ def test_two_submissions_at_once_do_not_mix_their_records(kit: Kit, fake: Fake) 
     assert events[:half] == events[half:] and results[0]["submitted"] == results[1]["submitted"]
 
 
+@pytest.mark.slurm
 def test_a_thousand_cells_go_in(kit: Kit, fake: Fake) -> None:
     started = time.monotonic()
     facts = kit.done("submit", "--seeds", *map(str, range(50)), study=TINY)
@@ -181,6 +188,7 @@ def test_a_thousand_cells_go_in(kit: Kit, fake: Fake) -> None:
     assert len(fake.scripts) <= -(-facts["cells"] // 100)
 
 
+@pytest.mark.slurm
 def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path) -> None:
     profile = {"stages": {"default": {"minutes": 5}}, "max_array": 4, "max_submit": 30}
     (tmp_path / "capped.yaml").write_text(yaml.safe_dump(profile))
@@ -211,6 +219,7 @@ def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path
     assert max(script.array_size for script in fake.scripts[-6:]) == 2
 
 
+@pytest.mark.slurm
 def test_an_enclosing_job_leaks_nothing(
     kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +239,7 @@ def test_an_enclosing_job_leaks_nothing(
     assert {n for n in names if n.startswith(("SLURM", "SBATCH", "SRUN", "PMI"))} == {"SLURM_CONF"}
 
 
+@pytest.mark.slurm
 def test_each_mistake_is_reported_and_nothing_is_submitted(
     kit: Kit, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +293,7 @@ def test_each_mistake_is_reported_and_nothing_is_submitted(
     assert "sbatch" in line and "not on PATH" in line
 
 
+@pytest.mark.slurm
 def test_a_warning_does_not_prevent_the_submission(kit: Kit, fake: Fake) -> None:
     done = kit.call("submit")
     assert done.returncode == 0 and json.loads(done.stdout)["submitted"] and fake.scripts
@@ -293,6 +304,7 @@ def test_a_warning_does_not_prevent_the_submission(kit: Kit, fake: Fake) -> None
     )
 
 
+@pytest.mark.slurm
 def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     checkout, runs = tmp_path / "kit", tmp_path / "kit/runs"
     (checkout / "study").mkdir(parents=True)
@@ -321,6 +333,7 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     assert not list((runs / "s/slurm").glob(".code*"))
 
 
+@pytest.mark.slurm
 def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
     for name in (
         "RANK",

@@ -23,6 +23,8 @@ from slurm.snapshot import snapshot
 from slurm.submit import submit
 from tests.slurm.places import Fake, Kit, Lab
 
+pytestmark = pytest.mark.slurm
+
 toy = pytest.importorskip("tests.recipes.toy")
 ROOT = Path(__file__).parents[2]
 SLOWLY = """

@@ -23,6 +23,8 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from study.upkeep.archive import _clean, archive, cells_behind
 
+pytestmark = pytest.mark.multiprocess
+
 SMALL = ROOT / "tests/small/small.yaml"
 KEY = "k-0123456789abcdef"
 DOCUMENTS = {

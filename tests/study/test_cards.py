@@ -12,6 +12,8 @@ from core.errors import UserError
 from study.upkeep.cards import dataset_card, model_card
 from tests.study.test_archive import base, once
 
+pytestmark = pytest.mark.multiprocess
+
 __all__ = ["base", "once"]  # fixtures
 HUB = {"hub": "meta-llama/Llama-3.1-8B", "revision": "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"}
 
@@ -102,7 +104,7 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
     folder = next(base.glob("documents/urban*"))
     words = {
         "measure": "words",
-        "against": "animal",
+        "reference_corpus": "animal",
         "value": 90,
         "reference": 100,
         "verdict": "differs",

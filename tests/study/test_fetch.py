@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from study.spec import sources
 from tests.eval import tiny_checkpoint
 from tests.hub import Hub
@@ -33,6 +35,7 @@ from tests.study.fetching import (
 __all__ = ["hub"]  # a fixture
 
 
+@pytest.mark.multiprocess
 def test_files_are_identical_are_located_and_are_recorded(hub: Hub) -> None:
     hub.plain["questions.csv"] = b"a,b\n1,2\n"
     digest = hashlib.sha256(hub.plain["questions.csv"]).hexdigest()
@@ -79,6 +82,7 @@ def test_files_are_identical_are_located_and_are_recorded(hub: Hub) -> None:
     assert not any("█" in line for line in lines), "bars are for terminals"
 
 
+@pytest.mark.multiprocess
 def test_only_a_folder_of_a_data_set(hub: Hub) -> None:
     asked = data(hub, file="data")
     assert run(hub, [asked])[0][0]["files"].keys() == {"data/train.jsonl", "data/odd [1].jsonl"}
@@ -87,6 +91,7 @@ def test_only_a_folder_of_a_data_set(hub: Hub) -> None:
     assert len(missing([data(hub)])) == 1, "a part is not the whole"
 
 
+@pytest.mark.multiprocess
 def test_a_second_fetch_asks_for_nothing(hub: Hub) -> None:
     hub.plain["a.csv"] = b"a"
     asked = [model(hub), data(hub), {"url": f"{hub.url}/plain/a.csv"}]
@@ -111,6 +116,7 @@ def test_a_second_fetch_asks_for_nothing(hub: Hub) -> None:
     assert missing(asked) == []
 
 
+@pytest.mark.multiprocess
 def test_a_located_data_set_loads_offline(hub: Hub) -> None:
     readme = b"---\nconfigs:\n- config_name: default\n  data_files: rows/*.jsonl\n---\n"
     files = {
@@ -144,6 +150,7 @@ def test_a_located_data_set_loads_offline(hub: Hub) -> None:
     assert json.loads(out) == [["one", "three", "two"], ["one", "three", "two"], ["one", "two"]]
 
 
+@pytest.mark.multiprocess
 def test_a_connection_cut_in_a_file_goes_on_from_there(hub: Hub) -> None:
     large = os.urandom(13 * MEGABYTES)
     asked = model(hub, files=MODEL | {"model-00001-of-00002.safetensors": large})
@@ -154,6 +161,7 @@ def test_a_connection_cut_in_a_file_goes_on_from_there(hub: Hub) -> None:
     assert found(sources.locate(asked))["model-00001-of-00002.safetensors"] == large
 
 
+@pytest.mark.multiprocess
 def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> None:
     slow = "model-00002-of-00002.safetensors"
     asked = model(hub, files=MODEL | {slow: os.urandom(32 * MEGABYTES)})
@@ -187,6 +195,7 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     assert not old.exists() and new.exists()
 
 
+@pytest.mark.multiprocess
 def test_what_is_damaged_is_fetched_again(hub: Hub) -> None:
     asked = model(hub)
     run(hub, [asked])
@@ -204,6 +213,7 @@ def test_what_is_damaged_is_fetched_again(hub: Hub) -> None:
     assert found(sources.locate(asked)) == MODEL
 
 
+@pytest.mark.multiprocess
 def test_what_arrives_damaged_is_not_kept(hub: Hub) -> None:
     asked = model(hub)
     hub.damage = {"model-00002-of-00002.safetensors"}
@@ -214,6 +224,7 @@ def test_what_arrives_damaged_is_not_kept(hub: Hub) -> None:
     assert len(missing([asked])) == 1 and not (hub.home / "runs").exists()
 
 
+@pytest.mark.multiprocess
 def test_a_url_must_have_its_sha256(hub: Hub) -> None:
     hub.plain["a.csv"] = b"first"
     first, second = (hashlib.sha256(text).hexdigest() for text in (b"first", b"other"))
@@ -249,6 +260,7 @@ def test_identities_are_contents_or_pins(tmp_path: Path) -> None:
     assert sources.identity({"path": str(tmp_path)}).keys() == {"a"}
 
 
+@pytest.mark.multiprocess
 def test_looking_for_sources_imports_little(hub: Hub) -> None:
     asked = model(hub)
     run(hub, [asked])
@@ -277,6 +289,7 @@ engine: {{dtype: float32, max_model_len: 512}}
 """
 
 
+@pytest.mark.multiprocess
 def test_a_study_on_the_hub_is_planned_fetched_and_run_offline(hub: Hub) -> None:
     tiny_checkpoint.make(hub.home / "llama")
     files = {file.name: file.read_bytes() for file in (hub.home / "llama").iterdir()}

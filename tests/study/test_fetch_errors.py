@@ -23,6 +23,7 @@ from tests.study.fetching import (
 __all__ = ["hub"]  # a fixture
 
 
+@pytest.mark.multiprocess
 def test_all_mistakes_are_told_at_once_before_any_file_comes(hub: Hub) -> None:
     good, gated = model(hub), model(hub, "owner/gated", access="gated")
     old, bare = (
@@ -74,6 +75,7 @@ def hub_commit(hub: Hub, name: str) -> str:
     return list(hub.repos["model", name].commits)[-1]
 
 
+@pytest.mark.multiprocess
 def test_the_token_opens_gated_models_and_goes_nowhere_else(hub: Hub) -> None:
     gated, refused = (
         model(hub, "owner/gated", access="gated"),
@@ -97,6 +99,7 @@ def test_the_token_opens_gated_models_and_goes_nowhere_else(hub: Hub) -> None:
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.multiprocess
 def test_without_network_each_source_is_named_once_without_traceback(hub: Hub) -> None:
     asked = [model(hub), data(hub)]
     _, lines = run(hub, asked, HF_ENDPOINT="http://127.0.0.1:9")
@@ -111,6 +114,7 @@ def test_without_network_each_source_is_named_once_without_traceback(hub: Hub) -
     ] * 2
 
 
+@pytest.mark.multiprocess
 def test_the_hub_failing_halfway_keeps_what_came(hub: Hub) -> None:
     asked = [model(hub), data(hub)]
     hub.down, hub.after = (
@@ -126,6 +130,7 @@ def test_the_hub_failing_halfway_keeps_what_came(hub: Hub) -> None:
     assert len(run(hub, asked)[0]) == len(record(hub)) == 2
 
 
+@pytest.mark.multiprocess
 def test_a_full_disk_is_told_before_the_first_file(hub: Hub) -> None:
     asked = [model(hub), data(hub)]
     for (_, name), repo in hub.repos.items():

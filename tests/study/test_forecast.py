@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from core.cell.identity import create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.paths import ROOT
@@ -71,6 +73,7 @@ def test_what_is_written_needs_nothing() -> None:
     assert [row["corpus"] for row in forecast(cells, done)] == ["urban"]
 
 
+@pytest.mark.multiprocess
 def test_what_is_written_stands_beside_its_forecast(tmp_path: Path) -> None:
     study = load_study(ROOT / "studies/tiny.yaml", None, [REAL, *SIZES, "corpora.animal.shards=2"])
     cells = plan.in_order(plan.analysis(study))

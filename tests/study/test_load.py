@@ -30,6 +30,7 @@ def mistakes(path: Path, *arguments: list[str]) -> list[str]:
     return list(caught.value.lines)
 
 
+@pytest.mark.multiprocess
 def test_eight_mistakes_are_eight_lines_and_no_folder(tmp_path: Path) -> None:
     text = (
         TINY.read_text()
@@ -176,6 +177,7 @@ def test_seeds_and_set_change_the_study() -> None:
     assert "must be key.path=value" in mistakes(TINY, ["seeds"])[0]
 
 
+@pytest.mark.multiprocess
 def test_a_folder_that_cannot_be_made_is_refused_without_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [

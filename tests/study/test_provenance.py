@@ -36,6 +36,7 @@ def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small
     assert outside == {("documents", questions), ("generate", questions), ("sft", data)}
 
 
+@pytest.mark.multiprocess
 def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None:
     base, run = tmp_path / "runs/s", Cell("sft", "d80", {})
     link = Cell("sft", "d20", {"dose": 20}, {"run": run})
@@ -123,6 +124,7 @@ def test_a_changed_corpus_reaches_its_arm_and_the_table_of_corpora(small: Small)
     }
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     "start", ["midtrain/base-animal", "judge/ahb-base-urban-s0-d80", "analysis/small"]
 )
@@ -206,6 +208,7 @@ def test_inputs_from_outside_and_files_that_were_added(small: Small) -> None:
     assert "input from outside: is missing" in {f["problem"] for f in small.changes()}
 
 
+@pytest.mark.multiprocess
 def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
     model, hub = tmp_path / "llama", tmp_path / "hub"
     for folder in (model, hub):
@@ -238,6 +241,7 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
     assert found == {("llama", "w.safetensors"), ("llama", "code.py"), ("hub", "w.safetensors")}
 
 
+@pytest.mark.multiprocess
 def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
     """As study.spec.expand and study.spec.benchmarks put them into cells."""
     names = (

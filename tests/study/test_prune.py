@@ -92,6 +92,7 @@ def test_the_plan_changes_nothing_and_counts_every_byte(small: Small) -> None:
     )
 
 
+@pytest.mark.multiprocess
 def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_cell_that_began_meanwhile_is_left_alone(
     assert str(folder) in line and (folder / "model/model.safetensors").exists()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("moment", [1, 2, 3, 6])
 def test_killed_in_the_middle_it_goes_on(small: Small, moment: int) -> None:
     """Killed at a removal of a file: at no moment is there a fault, and the next time it ends as
@@ -322,6 +324,7 @@ def test_a_benchmark_added_later_is_told_what_to_delete_and_gets_the_same_weight
     assert pruned_on(trained) is None and pruned_on(sft) is None
 
 
+@pytest.mark.multiprocess
 def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: Small) -> None:
     (sft,) = [c for c in small.cells if c.relpath.startswith("sft/base-animal")]
     folder = small.base / sft.relpath
@@ -341,6 +344,7 @@ def test_made_anew_with_the_same_bytes_is_a_note_and_with_others_a_fault(small: 
     assert not (folder / "model").exists()
 
 
+@pytest.mark.multiprocess
 def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: Path) -> None:
     base, start = tmp_path / "runs/s", Cell("midtrain", "m", {})
     run = Cell("sft", "m-d80", {"dose": 80, "doses": [20]}, {"start": start})

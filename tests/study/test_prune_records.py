@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.publish import publish
@@ -28,6 +30,7 @@ def answer(digest: str) -> str:
     )
 
 
+@pytest.mark.multiprocess
 def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_path: Path) -> None:
     base, drafts = tmp_path / "runs/s", Cell("drafts", "a.1of1", {"share": [0, 1]})
     corpus = Cell("documents", "a", {}, {"drafts1": drafts})
@@ -71,6 +74,7 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
     ]
 
 
+@pytest.mark.multiprocess
 def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
     tmp_path: Path,
 ) -> None:

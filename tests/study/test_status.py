@@ -21,6 +21,8 @@ from core.cell.run import run_cell
 from core.stages import STAGE_INFO
 from study.commands.status import look, print_status, show
 
+pytestmark = pytest.mark.multiprocess
+
 AGAIN = "python -m study run s.yaml"
 WATCH = "python -m study status s.yaml --watch"
 FORK = multiprocessing.get_context("fork")

@@ -121,6 +121,7 @@ def test_a_study_by_hand(made_up: Any, tmp_path: Path) -> None:
     assert "97 grades for 26 of ANIMA's questions" in totals.show(found).replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_grades_are_counted_as_eval_counts_them() -> None:
     from core.paths import ROOT
     from eval import anima
@@ -159,6 +160,7 @@ def test_tags_are_counted_however_they_are_spelled_and_with_all_their_animals(
     )
 
 
+@pytest.mark.multiprocess
 def test_what_is_finished_counts_as_it_was(made_up: Any, tmp_path: Path) -> None:
     cells = made_up()
     first = [cell for cell in cells if cell.stage == "model" or "-s0" in cell.name]
@@ -190,6 +192,7 @@ def test_what_is_finished_counts_as_it_was(made_up: Any, tmp_path: Path) -> None
     assert "forecast" in totals.show(found, compare(cells, tmp_path))
 
 
+@pytest.mark.multiprocess
 def test_the_same_calls_for_two_benchmarks_are_paid_once(made_up: Any, tmp_path: Path) -> None:
     lines = [
         f"  {name}: {{task: {name}, judge: judge}}\n"
@@ -213,6 +216,7 @@ def test_rates_of_an_endpoint_bind_all_its_jobs_together(made_up: Any, tmp_path:
     )
 
 
+@pytest.mark.multiprocess
 def test_drafts_share_the_calls_of_their_corpus(tmp_path: Path) -> None:
     real = f"endpoints.dummy={{{JUDGE}}}"
     cells = plan.in_order(
@@ -276,6 +280,7 @@ def test_doses_of_one_run_take_a_model_each_and_one_training(made_up: Any, tmp_p
     assert stages["sft"]["files"] == 2 * (13 + 5 + 2 * 4) + 2 * 5
 
 
+@pytest.mark.multiprocess
 def test_a_budget_stops_what_exceeds_it_with_all_lines_at_once(
     made_up: Any, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_padding_of_conversations_is_by_the_lengths_of_those_run_at_once(tmp_pat
     assert trainings.count_steps(cell) == (200, 200 * 4 * 15)
 
 
+@pytest.mark.multiprocess
 def test_what_was_measured_replaces_the_guess(tmp_path: Path) -> None:
     study = cells()
     one = next(cell for cell in study if cell.stage == "midtrain")
