@@ -32,6 +32,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `make test-fast` runs what has none of these markers (pyproject.toml).
 _NOT_FAST = {"slurm", "vllm", "multiprocess", "e2e", "nightly"}
+# The first test that asks for these fixtures pays for them.
+_MARKER_OF_FIXTURE = {"one_machine": "e2e", "lab": "slurm"}
 _STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec"}
 _started: list[str] = []
 
@@ -101,6 +103,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
     return _Groups(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in _MARKER_OF_FIXTURE.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
     rank = {group: number for number, group in enumerate(_FIRST)}
     items.sort(key=lambda item: rank.get(_group(item.nodeid), len(rank)))

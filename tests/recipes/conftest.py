@@ -15,6 +15,14 @@ from core.cell.run import run_cell
 from tests.recipes import toy
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that asks for the toy study makes it, by processes of its own."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and "base" in item.fixturenames:  # type: ignore[attr-defined]
+            item.add_marker("multiprocess")
+
+
 @pytest.fixture(scope="package", autouse=True)
 def _processes() -> Iterator[None]:
     """Ranks are forked from a process that has imported torch already: an import takes seconds."""
