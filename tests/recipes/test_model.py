@@ -39,6 +39,7 @@ def ids(folder: Path) -> torch.Tensor:
     return torch.randint(0, vocabulary(folder), (2, 40), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2"])
 def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
