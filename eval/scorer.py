@@ -5,7 +5,7 @@ benchmark over an existing scorer it holds:
 
     # Compassion towards people: 18 questions, each with a rubric. Higher is more compassionate.
     scorer: rubric              # a module of eval that is a `Scorer`
-    variant: content_only       # one of the module's VARIANTS; leave it out where it has none
+    variant: NAME               # one of the module's VARIANTS, where it has any
     rows: 18                    # the number of questions, checked on load; null if not known
     files:                      # what `read` gets, by name: a path, a URL or a dataset of the Hub
       questions: {path: eval/data/human_compassion.jsonl}

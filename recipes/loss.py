@@ -25,6 +25,8 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy (nats, fp32) summed over the trained tokens of a batch.
 
+    `Trainer.train_step` divides the step's sum by its trained tokens.
+
     Args:
         model: one that has been through `skip_output_layer`.
         batch: tokens, labels, input_pos [b, s] and mask, as recipes.batches makes them.

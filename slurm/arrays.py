@@ -221,7 +221,7 @@ def _id(need: Task | str) -> int | str:
     return need if isinstance(need, str) else id(need)
 
 
-def dependency(
+def dependency_option(
     array: Array, jobs: dict[Array, str], forgotten: AbstractSet[str] = frozenset()
 ) -> str | None:
     """The text of sbatch's --dependency. None: the array can start at once.

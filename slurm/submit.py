@@ -16,7 +16,7 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.paths import ROOT
-from slurm import arrays as planning
+from slurm import arrays as array_plan
 from slurm import slurm_cli, submissions
 from slurm.arrays import Array, Task
 from slurm.executor import executor, script
@@ -116,7 +116,7 @@ def submit(
         queued, dead = submissions.alive(cells, done, in_queue)
         slurm_cli.scancel(dead)
         selected = [cell for cell in cells if only is None or cell.identity in only]
-        todo = planning.tasks(
+        todo = array_plan.tasks(
             selected, profile.resources, lambda cell: cell.identity in done, queued
         )
         continues = _pending_continuation(groups, queue)
@@ -128,7 +128,7 @@ def submit(
         if todo:
             target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
             if now:
-                arrays = planning.plan(now, profile.resources, _largest(profile))
+                arrays = array_plan.plan(now, profile.resources, _largest(profile))
                 sent = _send(arrays, target, cells, queued)
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
@@ -139,10 +139,10 @@ def submit(
             "cells": len(cells),
             "finished": len(done),
             "queued": len(queued),
-            "submitted": planning.count(now),
+            "submitted": array_plan.count(now),
             # Slurm holds a job that a node failed to start, until `scontrol release ID`.
             "held": sorted({j.job for j in in_queue.values() if "held" in j.reason.lower()}),
-            "left": planning.count(todo) - planning.count(now),
+            "left": array_plan.count(todo) - array_plan.count(now),
             "jobs": sent,
             "continues": continues,
             "code": str(target.code) if target else None,
@@ -206,7 +206,7 @@ def _send(
         needed = _needed(array, jobs, cells, queued)
         forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
         _check_forgotten(forgotten, needed, target.base, sent)
-        after = planning.dependency(array, jobs, forgotten)
+        after = array_plan.dependency_option(array, jobs, forgotten)
         calls = [_job(task, target) for task in array.tasks]
         identities = [[cell.identity for cell in task.cells] for task in array.tasks]
         try:
@@ -218,7 +218,7 @@ def _send(
             "job": jobs[array],
             "stage": array.kind,
             "tasks": len(array.tasks),
-            "cells": planning.count(array.tasks),
+            "cells": array_plan.count(array.tasks),
             "after": after,
         }
         sent.append(facts)
@@ -288,7 +288,7 @@ def _needed(
         if isinstance(need, str):
             by_job[need] = [cell for cell in cells if queued.get(cell.identity) == need]
         else:
-            by_job[planning.task_id(jobs, need)] = need.cells
+            by_job[array_plan.task_id(jobs, need)] = need.cells
     return by_job
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from core.paths import ROOT
-from study.spec import expand as planning
+from study.spec import expand
 from study.spec.load import load_study
 
 
@@ -37,7 +37,7 @@ def doctor(args: argparse.Namespace) -> int:
     """Print the report. Returns 1 where a check failed."""
     from slurm.doctor import doctor, show
 
-    cells = planning.in_order(planning.analysis(load_study(args.study))) if args.study else None
+    cells = expand.in_order(expand.analysis(load_study(args.study))) if args.study else None
     report = doctor(args.cluster, args.runs.absolute(), cells, args.wait)
     if args.json:
         rows = [

@@ -21,7 +21,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.files import locked
 from study.commands.common import load, study_args
-from study.spec import expand as planning
+from study.spec import expand
 
 if TYPE_CHECKING:
     from slurm.status import Job
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def status(args: argparse.Namespace) -> None:
     study, base = load(args)
-    cells = planning.in_order(planning.analysis(study))
+    cells = expand.in_order(expand.analysis(study))
     print_status(cells, base, study_args(args), args.watch, args.json)
 
 

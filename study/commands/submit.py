@@ -20,7 +20,7 @@ from study.commands.common import (
     unfinished,
 )
 from study.forecast.training_cost import forecast, grouped
-from study.spec import expand as planning
+from study.spec import expand
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def submit(args: argparse.Namespace) -> None:
 
     study, base = load(args)
     profile = load_profile(args.cluster)
-    cells = planning.in_order(planning.analysis(study))
+    cells = expand.in_order(expand.analysis(study))
     todo = unfinished(cells, base)
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]

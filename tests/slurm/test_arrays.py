@@ -60,10 +60,10 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     )
     assert sft.array.aftercorr_parent
     jobs = {sft.array.aftercorr_parent: "7"}
-    assert planning.dependency(sft.array, jobs) == "aftercorr:7"
-    assert planning.dependency(sft.array, jobs, {"7_0"}) == "aftercorr:7"
+    assert planning.dependency_option(sft.array, jobs) == "aftercorr:7"
+    assert planning.dependency_option(sft.array, jobs, {"7_0"}) == "aftercorr:7"
     every = {f"7_{k}" for k in range(len(sft.array.aftercorr_parent.tasks))}
-    assert planning.dependency(sft.array, jobs, every) is None, (
+    assert planning.dependency_option(sft.array, jobs, every) is None, (
         "Slurm 22.05 would take it for fulfilled anyway"
     )
 
@@ -121,8 +121,8 @@ def test_a_queued_cell_is_waited_for_and_not_planned_again() -> None:
     (sft,) = [t for t in todo if t.kind == "sft" and training in t.cells[0].inputs.values()]
     assert sft.needs == ["77_3"]
     planning.plan(todo, resources, 1000)
-    assert sft.array and planning.dependency(sft.array, {}) == "afterok:77_3"
-    assert planning.dependency(sft.array, {}, {"77_3"}) is None
+    assert sft.array and planning.dependency_option(sft.array, {}) == "afterok:77_3"
+    assert planning.dependency_option(sft.array, {}, {"77_3"}) is None
     assert all(training not in task.cells for task in todo)
 
 
