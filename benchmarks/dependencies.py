@@ -110,7 +110,8 @@ def _minutes(cell: Cell) -> float:
         return cell.inputs["documents"].settings["documents"] * 1100 * 2 / 20_000 / 60
     if cell.stage == "sft":
         return cell.settings["dose"] * 150 / 10_000 / 60
-    return {"model": 10, "generate": 4, "likelihood": 2, "judge": 10, "analysis": 3}[cell.stage]
+    minutes = {"model": 10, "contamination": 1, "generate": 4, "likelihood": 2, "judge": 10}
+    return {**minutes, "analysis": 3}[cell.stage]
 
 
 def schedule(

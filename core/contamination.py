@@ -12,6 +12,7 @@ import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import regex
@@ -34,8 +35,25 @@ INVISIBLE = regex.compile(r"[\p{M}\p{Cf}]+")  # accents, vowel signs, soft hyphe
 # Evaluation prompts put these labels around a question. A document would quote it without them.
 PROMPT_LABELS = re.compile(r"^\s*question\s*:|\banswer\s*:\s*$", re.IGNORECASE)
 
+# An item of a benchmark: its label and its texts.
+Item = tuple[str, list[str]]
 # First characters -> the windows that begin with them, each as (without spaces, with spaces).
 WindowIndex = dict[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A text of a benchmark in a document.
+
+    Attributes:
+        document: The document's id.
+        item: The benchmark's item, by its label.
+        text: The first window of the item that the document holds, normalized.
+    """
+
+    document: int
+    item: str
+    text: str
 
 
 def normalized_words(text: str) -> list[str]:
@@ -51,11 +69,8 @@ def normalized_words(text: str) -> list[str]:
 def build_index(texts: Iterable[str]) -> WindowIndex:
     """Index the windows of benchmark texts for `find_overlap`."""
     windows_by_key: dict[str, dict[str, str]] = {}
-    for text in texts:
-        for window in _windows(normalized_words(PROMPT_LABELS.sub("", text))):
-            joined = "".join(window)
-            if len(joined) >= KEY_CHARACTERS:
-                windows_by_key.setdefault(joined[:KEY_CHARACTERS], {})[joined] = " ".join(window)
+    for joined, spaced in (window for text in texts for window in _windows(text)):
+        windows_by_key.setdefault(joined[:KEY_CHARACTERS], {})[joined] = spaced
     return {key: list(windows.items()) for key, windows in windows_by_key.items()}
 
 
@@ -64,16 +79,52 @@ def find_overlap(text: str, benchmarks: WindowIndex) -> str | None:
 
     Spacing is ignored: a window is found however the text is spaced or broken into lines.
     """
+    return next((spaced for _, spaced in _overlaps(text, benchmarks)), None)
+
+
+def find_hits(documents: Iterable[tuple[int, str]], items: list[Item]) -> list[Hit]:
+    """Every item of which a document holds a window, once for each document, in their order.
+
+    Args:
+        documents: Pairs of id and text.
+        items: The benchmark's items.
+    """
+    index = build_index(text for _, texts in items for text in texts)
+    quoted = {number: dict(_overlaps(text, index)) for number, text in documents}
+    quoted = {number: windows for number, windows in quoted.items() if windows}
+    found = {joined for windows in quoted.values() for joined in windows}
+    owners: dict[str, list[str]] = {}  # window -> labels of the items that hold it
+    for label, texts in items if found else ():
+        for joined in dict.fromkeys(joined for text in texts for joined, _ in _windows(text)):
+            if joined in found:
+                owners.setdefault(joined, []).append(label)
+    hits: dict[tuple[int, str], Hit] = {}
+    for number, windows in quoted.items():
+        for joined, spaced in windows.items():
+            for label in owners[joined]:
+                hits.setdefault((number, label), Hit(number, label, spaced))
+    return list(hits.values())
+
+
+def _overlaps(text: str, benchmarks: WindowIndex) -> Iterator[tuple[str, str]]:
+    """The windows in the text, each as (without spaces, with spaces), in their order there."""
     joined = "".join(normalized_words(text))
     for start in range(len(joined) - KEY_CHARACTERS + 1):
         for window, spaced in benchmarks.get(joined[start : start + KEY_CHARACTERS], ()):
             if joined.startswith(window, start):
-                return spaced
-    return None
+                yield window, spaced
 
 
 def read_benchmark_texts(path: Path) -> list[str]:
     """Read every string of a benchmark's file: questions, choices, rubrics, translations ...
+
+    As `read_benchmark_items`, without the items' labels.
+    """
+    return [text for _, texts in read_benchmark_items(path) for text in texts]
+
+
+def read_benchmark_items(path: Path) -> list[Item]:
+    """Read every item of a benchmark's file with its strings. Its label is its id or its line.
 
     Args:
         path: a file in JSONL, CSV or Parquet (by its suffix), or a folder with such files. In a
@@ -89,29 +140,43 @@ def read_benchmark_texts(path: Path) -> list[str]:
             for file in path.rglob("*")
             if row_format(file) in TABLE_FORMATS and "train" not in file.name
         )
-        return [text for file in files for text in read_benchmark_texts(file)]
+        return [
+            (f"{file.relative_to(path)}, {label}", texts)
+            for file in files
+            for label, texts in read_benchmark_items(file)
+        ]
     if path.suffix == ".parquet":
         return _read_parquet(path)
-    return [text for _, row in read_rows(path, objects=False) for text in _strings(row)]
+    return [_item(f"line {line}", row) for line, row in read_rows(path, objects=False)]
 
 
-def _read_parquet(path: Path) -> list[str]:
+def _read_parquet(path: Path) -> list[Item]:
     import datasets
 
     with tempfile.TemporaryDirectory() as cache:
         rows = datasets.load_dataset(
             "parquet", data_files=str(path), split="train", cache_dir=cache
         )
-        return [text for row in rows for text in _strings(row)]
+        return [_item(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _windows(words: list[str]) -> Iterator[list[str]]:
+def _item(place: str, row: object) -> Item:
+    name = row.get("id") if isinstance(row, dict) else None
+    return place if name is None else f"item {name}", list(_strings(row))
+
+
+def _windows(text: str) -> Iterator[tuple[str, str]]:
+    """The windows of a benchmark text, each as (without spaces, with spaces)."""
+    words = normalized_words(PROMPT_LABELS.sub("", text))
     characters = sum(re.match(f"[{UNSPACED_SCRIPTS}]", word) is not None for word in words)
     is_unspaced = 2 * characters > len(words)
     size = WINDOW_CHARACTERS if is_unspaced else WINDOW_WORDS
     minimum = MIN_CHARACTERS if is_unspaced else MIN_WORDS
-    if len(words) >= minimum:
-        yield from (words[i : i + size] for i in range(max(1, len(words) - size + 1)))
+    for start in range(max(1, len(words) - size + 1)) if len(words) >= minimum else ():
+        window = words[start : start + size]
+        joined = "".join(window)
+        if len(joined) >= KEY_CHARACTERS:
+            yield joined, " ".join(window)
 
 
 def _strings(value: object) -> Iterator[str]:

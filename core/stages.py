@@ -8,6 +8,7 @@ Stage = Literal[
     "model",
     "drafts",
     "documents",
+    "contamination",
     "midtrain",
     "sft",
     "generate",
@@ -28,6 +29,7 @@ class StageInfo:
         module: The module with the stage's `run` (see `core.cell.stage.Stage`). It is named as text
             and imported only when a cell of the stage runs, so that planning imports no room.
         job_group: Stages of one group can share a job or a process. None: the stage's own name.
+        shared_input: With a job_group, the role of the input whose users share a job.
         shares_process: Whether ready cells of the group run one after another in one process of
             the local executor, because the start of a process (vLLM, Inspect) takes long.
         shards: Whether its cells only shard another cell's work. The number of shards is not part
@@ -41,6 +43,7 @@ class StageInfo:
     name: Stage
     module: str
     job_group: str | None = None
+    shared_input: str | None = None
     shares_process: bool = False
     shards: bool = False
     trains: bool = False
@@ -60,12 +63,20 @@ STAGE_INFO: dict[str, StageInfo] = {
         StageInfo("model", "recipes.tiny_llama"),
         StageInfo("drafts", "sdf.drafts", shards=True, profile_fallback="documents"),
         StageInfo("documents", "sdf.documents"),
+        StageInfo(
+            "contamination",
+            "eval.contamination",
+            job_group="contamination",
+            shared_input="documents",
+            shares_process=True,
+        ),
         StageInfo("midtrain", "recipes.finetune", trains=True),
         StageInfo("sft", "recipes.finetune", trains=True),
         StageInfo(
             "generate",
             "eval.generate",
             job_group="evaluate",
+            shared_input="checkpoint",
             shares_process=True,
             needs_vllm=True,
         ),
@@ -73,6 +84,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             "likelihood",
             "eval.likelihood",
             job_group="evaluate",
+            shared_input="checkpoint",
             shares_process=True,
             needs_vllm=True,
         ),
@@ -80,6 +92,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             "lm_eval",
             "eval.harness",
             job_group="evaluate",
+            shared_input="checkpoint",
             shares_process=True,
             profile_fallback="likelihood",
             needs_vllm=True,

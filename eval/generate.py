@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import StageContext
+from core.cell.context import StageContext, derive_seed
+from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.inference import vllm_engine as engine
-from eval import questions
+from eval import contamination, questions
 
 if TYPE_CHECKING:
     from inspect_ai.dataset import Dataset
@@ -39,33 +40,34 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: scorer (a module of eval), files {questions: identity}, rows (expected, or None),
     sampling (`Sampling`), prompt ("chat" for the checkpoint's own chat template, otherwise a format
-    string with {question} that the model continues) and engine {dtype, max_model_len}.
-    Resources: files {questions: path}, engine (optional, more arguments for vLLM).
-    Inputs: checkpoint.
+    string with {question} that the model continues) and engine (arguments of vLLM that change
+    answers). Resources: files {questions: path}, engine (arguments that change none: max_model_len
+    ...). Inputs: checkpoint and, where it was trained on documents, contamination.
+
+    The seed of an answer follows from the checkpoint's identity, the prompt's token ids, the
+    sampling settings and the epoch.
 
     Returns counts: questions, epochs, answers, distinct_answers (summed over questions), tokens
     (generated).
     """
     settings = context.settings
     sampling = Sampling(**settings["sampling"])
-    max_model_len = settings["engine"]["max_model_len"]
+    contamination.check(context)
     scorer, question_set = questions.load_questions(context)
     checkpoint = context.inputs["checkpoint"]
-    lm = engine.open_engine(
-        checkpoint / "model", settings["engine"], context.resources.get("engine")
-    )
+    lm = engine.open_engine(checkpoint / "model", settings["engine"], context.resources["engine"])
     texts = [row["question"] for row in question_set.questions]
     prompts, stop = encode(lm.tokenizer, texts, settings["prompt"])
-    longest = max(len(prompt) for prompt in prompts) + sampling.max_tokens
-    if longest > max_model_len:
-        raise UserError(
-            where="engine.max_model_len",
-            what=f"prompt and answer need up to {longest} tokens, max_model_len is {max_model_len}",
-            fix="raise it or lower sampling.max_tokens",
-        )
+    engine.check_lengths(
+        lm,
+        (
+            (f"question {row['id']}", len(prompt), sampling.max_tokens)
+            for row, prompt in zip(question_set.questions, prompts, strict=True)
+        ),
+    )
     epochs = range(1, sampling.epochs + 1)
     keys = [(row["id"], epoch) for row in question_set.questions for epoch in epochs]
-    seeds = [context.seed(*key) for key in keys]
+    seeds = answer_seeds(checkpoint, prompts, sampling)
     batch = [prompt for prompt in prompts for _ in epochs]
     context.log(f"{len(batch)} answers from {checkpoint.name}")
     replies = complete(lm, batch, seeds, sampling, stop)
@@ -101,6 +103,26 @@ def run(context: StageContext) -> dict[str, int | float]:
         "distinct_answers": sum(distinct),
         "tokens": sum(reply.usage.output_tokens for reply in replies if reply.usage),
     }
+
+
+def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling) -> list[int]:
+    """The seed of each answer: of each prompt (token ids), one for each epoch.
+
+    Raises:
+        UserError: The folder `checkpoint` is no finished cell.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        raise UserError(
+            where=str(checkpoint), what="is not finished", fix=f"python -m study cell {checkpoint}"
+        )
+    # Not the number of epochs: more of them add answers and leave those that are there.
+    settings = (sampling.temperature, sampling.top_p, sampling.max_tokens)
+    return [
+        derive_seed(manifest["identity"], prompt, *settings, epoch)
+        for prompt in prompts
+        for epoch in range(1, sampling.epochs + 1)
+    ]
 
 
 def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int]], list[int]]:

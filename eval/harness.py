@@ -16,6 +16,7 @@ from typing import Any
 from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.inference import vllm_engine as engine
+from eval import contamination
 from eval.generate import encode
 from eval.patches import datasets_cache
 from eval.questions import TEMPORARY
@@ -30,12 +31,13 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Score a checkpoint on lm-eval tasks; write `samples.jsonl` and `scores.parquet`.
 
     Settings: task (name), lm_eval (names of tasks or groups), metric (a mean over documents),
-    num_fewshot, engine {dtype, max_model_len}; optional: filter (of answers, before the metric;
-    "none"), limit (rows of each lm-eval task), rows (how many the data must have), max_tokens (of
-    an answer; the task's own), chat (prompts by the checkpoint's chat template, examples as turns
-    of the chat; false).
-    Resources: data (folder with the tasks' Hugging Face data set), engine (optional, more arguments
-    for vLLM). Inputs: checkpoint.
+    num_fewshot, engine (arguments of vLLM that change numbers); optional: filter (of answers,
+    before the metric; "none"), limit (rows of each lm-eval task), rows (how many the data must
+    have), max_tokens (of an answer; the task's own), chat (prompts by the checkpoint's chat
+    template, examples as turns of the chat; false).
+    Resources: data (folder with the tasks' Hugging Face data set), engine (arguments that change
+    none: max_model_len ...). Inputs: checkpoint and, where it was trained on documents,
+    contamination.
 
     `samples.jsonl` has a line for each document (`sample_lines`). `scores.parquet` has a row for
     each document, and in a group such as MMLU one more with the part of the group as its dimension.
@@ -48,6 +50,7 @@ def run(context: StageContext) -> dict[str, int | float]:
             fit the engine.
     """
     engine.set_environment()
+    contamination.check(context)
     settings = context.settings
     progress_bars = contextlib.redirect_stderr(io.StringIO())
     with (
@@ -59,7 +62,7 @@ def run(context: StageContext) -> dict[str, int | float]:
         lm = engine.open_engine(
             context.inputs["checkpoint"] / "model",
             settings["engine"],
-            context.resources.get("engine"),
+            context.resources["engine"],
         )
         result, counts = evaluate(lm, group, context)
     key = f"{settings['metric']},{settings.get('filter') or 'none'}"

@@ -12,6 +12,7 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.files import read_rows
 from core.inference import vllm_engine as engine
+from eval import contamination
 from eval.questions import verify_file
 
 CONTEXT = "Question: {question}\nAnswer:"
@@ -33,15 +34,16 @@ def run(context: StageContext) -> dict[str, int | float]:
     the score is then 1 / (1 + exp(-x)) for the log-odds per token x of the matching one.
 
     Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine
-    {dtype, max_model_len}.
-    Resources: files {items: path of a JSONL file, see `read`}, engine (optional, more arguments for
-    vLLM). Inputs: checkpoint.
+    (arguments of vLLM that change numbers).
+    Resources: files {items: path of a JSONL file, see `read`}, engine (arguments that change none:
+    max_model_len ...). Inputs: checkpoint and, where it was trained on documents, contamination.
 
     Returns counts: items, correct (by acc), correct_normalized (by acc_norm), tokens (read).
     """
     import pandas as pd
 
     settings = context.settings
+    contamination.check(context)
     path = context.resources["files"]["items"]
     items = read(verify_file(path, settings["files"]["items"]))
     if settings["rows"] not in (None, len(items)):
@@ -58,7 +60,7 @@ def run(context: StageContext) -> dict[str, int | float]:
             "a bias towards the shorter ones"
         )
     lm = engine.open_engine(
-        context.inputs["checkpoint"] / "model", settings["engine"], context.resources.get("engine")
+        context.inputs["checkpoint"] / "model", settings["engine"], context.resources["engine"]
     )
     samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
     context.progress(len(samples), len(items), "items")
@@ -180,13 +182,13 @@ def evaluate(
     lengths = [
         [len(lm.tok_encode(row["context"] + option)) for option in row["options"]] for row in rows
     ]
-    longest = max(map(max, lengths))
-    if longest >= lm.max_length:
-        raise UserError(
-            where="engine.max_model_len",
-            what=f"an item has {longest} tokens, max_model_len is {lm.max_length}",
-            fix="raise it",
-        )
+    engine.check_lengths(
+        lm,
+        (
+            (f"item {item['id']}", max(sizes), 1)  # vLLM always writes a token
+            for item, sizes in zip(items, lengths, strict=True)
+        ),
+    )
     dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
     declaration = {
         "task": task,

@@ -6,6 +6,7 @@ from typing import Any
 from lm_eval.models.vllm_causallms import VLLM
 
 from core.errors import UserError
+from core.inference.vllm_engine import check_lengths
 from eval.patches import require_version
 
 
@@ -39,6 +40,7 @@ class TaskModel(VLLM):
         self.num_requests = 0
         self.num_tokens = 0
         self._bos = bos
+        self._labels: list[str] = []  # of the requests whose likelihoods are being computed
         self._report = report
 
     def tok_encode(self, string: Any, add_special_tokens: Any = None, **options: Any) -> Any:
@@ -51,20 +53,35 @@ class TaskModel(VLLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request. Raises UserError if a prompt and its answer may not fit."""
+        lengths = []
         for request in requests:
             text, options = request.args
             _, _, max_tokens = self.modify_gen_kwargs(
                 options, default_max_gen_toks=self.max_gen_toks
             )
-            self._check_length(len(self.tok_encode(text)), max_tokens)
+            lengths.append((_label(request), len(self.tok_encode(text)), max_tokens))
+        check_lengths(self, lengths)
         answers: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return answers
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-probabilities of choices. Raises UserError if a prompt does not fit."""
+        self._labels = [_label(request) for request in requests]
+        results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return results
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        longest = max(len(context + choice) for _, context, choice in requests)
-        self._check_length(longest, 1)  # vLLM always writes a token
+        check_lengths(
+            self,
+            (
+                (label, len(context + choice), 1)  # vLLM always writes a token
+                for label, (_, context, choice) in zip(self._labels, requests, strict=True)
+            ),
+        )
         results: list[tuple[float, bool]] = super()._loglikelihood_tokens(
             requests, disable_tqdm=disable_tqdm
         )
@@ -86,11 +103,7 @@ class TaskModel(VLLM):
         self._report(self.num_requests)
         return replies
 
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        if prompt_tokens + max_tokens > self.max_length:
-            raise UserError(
-                where="engine.max_model_len",
-                what=f"a prompt has {prompt_tokens} tokens and up to {max_tokens} may follow, "
-                f"max_model_len is {self.max_length}",
-                fix="raise it, or lower num_fewshot or max_tokens",
-            )
+
+def _label(request: Any) -> str:
+    """The item that an lm-eval request is about, as `samples.jsonl` names it."""
+    return f"item {request.task_name}/{request.doc_id}"

@@ -188,7 +188,7 @@ def load_rules(context: StageContext, template: Template) -> GateRules:
     """The gates of a template, with the texts of the benchmarks that no document may quote."""
     benchmark_texts = [
         text
-        for path in context.resources["decontaminate_against"]
+        for path in context.resources["decontaminate_against"].values()
         for text in read_benchmark_texts(Path(path))
     ]
     where = f"sdf/templates/{template.get('name')}.yaml, gates"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.context import StageContext
+from core.errors import UserError
 from core.files import write_atomically
 from sdf.corpus_stats import CorpusStats, corpus_stats
 from sdf.corpus_writer import (
@@ -47,10 +48,10 @@ def run(context: StageContext) -> dict[str, Any]:
     match.json      comparison with the corpus that this one is matched to (sdf.matching)
     calls.jsonl       the ledger of calls made by this cell, in the order in which they finished
 
-    Settings: `CorpusSettings`. Resources: concurrency, address, limits, avoid (files of
-    benchmarks), tokenizer (a folder; otherwise the input `tokenizer`), source (path of an existing
-    corpus). Input `matched_to`, optional: the corpus whose slots and tokens this one must equal.
-    A preview writes documents.jsonl only.
+    Settings: `CorpusSettings`. Resources: concurrency, address, limits, decontaminate_against
+    (label -> file of a benchmark), tokenizer (a folder; otherwise the input `tokenizer`), source
+    (path of an existing corpus). Input `matched_to`, optional: the corpus whose slots and tokens
+    this one must equal. A preview writes documents.jsonl only.
 
     Returns:
         Counts for the manifest.
@@ -62,7 +63,8 @@ def run(context: StageContext) -> dict[str, Any]:
     held_out_numbers = _held_out_numbers(settings)
     matched_cell = context.inputs.get("matched_to")
     if matched_cell:  # before any call is paid for
-        rows = {i: row for i, row in enumerate(settings.slot_rows()) if i not in held_out_numbers}
+        dropped = held_out_numbers | settings.exclude
+        rows = {i: row for i, row in enumerate(settings.slot_rows()) if i not in dropped}
         check_slots(rows, read_documents(matched_cell))
 
     make_corpus = read_existing if settings.source else write_corpus
@@ -71,8 +73,17 @@ def run(context: StageContext) -> dict[str, Any]:
         write_json_lines(context.folder / "documents.jsonl", documents)
         return {"documents": len(documents), **counts}
 
-    held_out = [document for n, document in enumerate(documents) if n in held_out_numbers]
-    trained = [document for n, document in enumerate(documents) if n not in held_out_numbers]
+    # Numbers first: dropping a document must not change which others are held out.
+    kept = [(n, row) for n, row in enumerate(documents) if row["id"] not in settings.exclude]
+    if unknown := settings.exclude - {row["id"] for row in documents}:
+        raise UserError(
+            where="study file, corpora",
+            what="exclude names documents that the corpus does not have: "
+            f"{', '.join(map(str, sorted(unknown)))}",
+            fix="remove them from the file",
+        )
+    held_out = [row for n, row in kept if n in held_out_numbers]
+    trained = [row for n, row in kept if n not in held_out_numbers]
     tokenizer = _tokenizer_folder(context)
     matched_stats = _read_stats(matched_cell) if matched_cell else None
     target_tokens = settings.tokens
@@ -105,6 +116,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "held_out": len(held_out),
         "words": stats["words"],
         "tokens": stats["tokens"],
+        **({"excluded": len(settings.exclude)} if settings.exclude else {}),
         **counts,
     }
 

@@ -37,7 +37,7 @@ def check_slots(rows: Mapping[int, SlotRow], reference: list[DocumentRow]) -> No
         raise UserError(
             where=where,
             what=f"{len(rows)} documents, but the corpus to match has {len(reference)}",
-            fix="give both the same number, and the same share held out",
+            fix="give both the same number, the same share held out, and the same exclude",
         )
     differing = []
     for (i, slots), document in zip(rows.items(), reference, strict=True):
@@ -50,7 +50,7 @@ def check_slots(rows: Mapping[int, SlotRow], reference: list[DocumentRow]) -> No
             where=where,
             what=f"{len(differing)} of {len(rows)} documents differ in their slots from the "
             f"corpus to match, the first is document {differing[0]}",
-            fix="give both the same number of documents",
+            fix="give both the same number of documents, and the same exclude",
         )
 
 

@@ -54,6 +54,7 @@ class CorpusSettings:
     writer: WriterSettings | None
     source: SourceSettings | None
     held_out: float  # share of the documents that is never trained on
+    exclude: frozenset[int]  # ids of documents that are dropped
     tokens: int | None  # cut to this number; None: as written, or as the matched corpus has
     tolerance: float  # largest shortfall of tokens, as a share of the target
     preview: int | None  # write only this number of documents
@@ -73,6 +74,7 @@ class CorpusSettings:
             writer=_parse_writer(settings, template) if "writer" in settings else None,
             source=_parse_source(source) if source else None,
             held_out=settings.get("held_out", 0.0),
+            exclude=frozenset(settings.get("exclude", ())),
             tokens=settings.get("tokens"),
             tolerance=settings.get("tolerance", 0.0),
             preview=settings.get("preview"),

@@ -83,8 +83,9 @@ def tasks(
         key: tuple[object, ...] = (cell.identity,)
         stage = STAGE_INFO[cell.stage]
         # Cells of one checkpoint share a job: vLLM takes long to start.
-        if stage.job_group:
-            key = (resources(cell.stage), *sorted(c.identity for c in cell.inputs.values()))
+        if stage.shared_input:
+            shared = cell.inputs[stage.shared_input].identity
+            key = (stage.group, resources(cell.stage), shared)
         task = by_key.setdefault(key, Task(stage.group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task

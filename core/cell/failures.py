@@ -133,6 +133,16 @@ KNOWN_FAILURES = [
         "run that cell first, or the whole study",
     ),
     _known(
+        "contaminated",
+        r"was trained on text of the benchmark",
+        "drop the documents that it names by the corpus' `exclude`; that makes new cells",
+    ),
+    _known(
+        "too long",
+        r"tokens and up to \d+ may follow",
+        "raise engine.max_model_len as it says; no other cell changes",
+    ),
+    _known(
         "diverged",
         r"(the loss|gradient norm) is (nan|inf)|gradient norm (nan|inf)",
         "lower the learning rate; that makes a new cell",

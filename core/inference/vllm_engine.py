@@ -9,6 +9,7 @@ import gc
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,16 +62,14 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def open_engine(
-    checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any] | None = None
-) -> "VLLM":
+def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str, Any]) -> "VLLM":
     """The engine for a checkpoint; started unless the last call asked for the same.
 
     Args:
         checkpoint: A Hugging Face model folder.
-        settings: `dtype` and `max_model_len` (tokens of prompt and answer together).
-        resources: More arguments of `vllm.LLM` that leave results alone, such as
-            gpu_memory_utilization, tensor_parallel_size or kv_cache_memory_bytes.
+        settings: Arguments of `vllm.LLM` that change results: `dtype`, and perhaps others.
+        resources: Those that leave results alone: `max_model_len` (tokens of prompt and answer
+            together), and perhaps gpu_memory_utilization, tensor_parallel_size and the like.
 
     Raises:
         UserError: There is no model in the folder, vLLM refuses it, the memory is too small even
@@ -84,10 +83,7 @@ def open_engine(
             fix="run the cell that makes this checkpoint",
         )
     files = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in checkpoint.iterdir())
-    arguments: dict[str, Any] = {
-        "dtype": settings["dtype"],
-        "max_model_len": settings["max_model_len"],
-    }
+    arguments: dict[str, Any] = {}
     if on_cpu():
         if settings["dtype"] != "float32":
             # bfloat16 kills the process (SIGILL) where the CPU has AMX, and float32 repeats
@@ -104,7 +100,7 @@ def open_engine(
             # offset".
             "enable_chunked_prefill": False,
         }
-    arguments |= resources or {}
+    arguments |= settings | resources
     key = (checkpoint.resolve(), files, sorted(arguments.items()))
     if _open and _open[0] == key:
         return _open[1]
@@ -112,6 +108,35 @@ def open_engine(
     engine = _start(checkpoint, arguments)
     _open = (key, engine)
     return engine
+
+
+def check_lengths(lm: Any, lengths: Iterable[tuple[str, int, int]]) -> None:
+    """Refuse what does not fit the engine, which vLLM and lm-eval would cut silently.
+
+    Args:
+        lm: The open engine.
+        lengths: (name of an item, tokens of its prompt, tokens that may follow) of each request.
+
+    Raises:
+        UserError: It names the longest item and the max_model_len that all of them need.
+    """
+    limit = lm.max_length
+    too_long = {name: (prompt, more) for name, prompt, more in lengths if prompt + more > limit}
+    if not too_long:
+        return
+    name = max(too_long, key=lambda item: sum(too_long[item]))
+    prompt, more = too_long[name]
+    fix = f"raise engine.max_model_len to at least {prompt + more}"
+    positions = getattr(lm._config, "max_position_embeddings", None)
+    if positions and prompt + more > positions:
+        fix = f"lower max_tokens or leave it out: the model has {positions} positions"
+    others = f" (and {len(too_long) - 1} other items are too long)" if len(too_long) > 1 else ""
+    raise UserError(
+        where=name,
+        what=f"its prompt has {prompt} tokens and up to {more} may follow, "
+        f"max_model_len is {limit}{others}",
+        fix=fix,
+    )
 
 
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":

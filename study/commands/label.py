@@ -32,8 +32,9 @@ def label(args: argparse.Namespace) -> None:
             fix=f"valid: {', '.join(judged) or 'none'}",
         )
     scored = []
-    for row in expand.checkpoints(study):
-        scores = benchmarks.scores(study, args.benchmark, row.cell, row.chat)
+    expansion = expand.Expansion(study)
+    for row in expansion.checkpoints():
+        scores = expansion.scores(row, args.benchmark)
         folder = base / next(iter(scores.values())).relpath
         if read_manifest(folder):
             facts = {

@@ -144,6 +144,7 @@ FILES = {
     "dose": (5, 2),
     "documents": (9, 2),
     "drafts": (5, 1),
+    "contamination": (6, 1),
     "generate": (5, 1),
     "likelihood": (6, 1),
     "lm_eval": (6, 1),

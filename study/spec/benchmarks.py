@@ -3,7 +3,6 @@
 eval/benchmarks/TASK.yaml is what this package knows of a task; no scorer is imported.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ from study.spec.fingerprints import (
     content_hash,
     endpoint_address,
     endpoint_model,
+    engine_arguments,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Study
 from study.spec.sources import Source, identity, locate
+
+Inputs = dict[str, Cell]  # role -> cell
 
 
 def declaration(bench: Benchmark) -> dict[str, Any]:
@@ -62,31 +64,33 @@ def num_questions(bench: Benchmark) -> int | None:
     return declaration(bench)["rows"] or counted or None
 
 
-def texts(study: Study, names: list[str] | None) -> dict[str, Source]:
-    """Files with the texts of these benchmarks, or of all: the questions, not the rubrics."""
-    return {
-        f"{name}.{key}": source
-        for name, bench in study.benchmarks.items()
-        if names is None or name in names
-        for key, source in sources(bench).items()
-        if key != "dimensions"
-    }
+def text_files(bench: Benchmark) -> dict[str, Source]:
+    """The benchmark's files whose texts no document may contain: not the rubrics."""
+    return {name: source for name, source in sources(bench).items() if name != "dimensions"}
 
 
-def scores(study: Study, name: str, checkpoint: Cell, chat: bool) -> dict[str, Cell]:
+def contamination(study: Study, name: str, corpus_name: str, corpus: Cell) -> Cell:
+    """The cell that looks for a benchmark's texts in the documents of a corpus."""
+    files = text_files(study.benchmarks[name])
+    label = f"{corpus_name}-{name}"
+    return Cell("contamination", label, _identities(files), {"documents": corpus}, _paths(files))
+
+
+def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cell]:
     """The cells with a checkpoint's scores on a benchmark, by its judges' endpoints.
 
+    inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents.
     The first is the one that counts; under "" where no judge is needed. Benchmarks with the same
     questions and sampling share their samples. Raises UserError where two judges are one model.
     """
     bench = study.benchmarks[name]
     scorer = declaration(bench)["scorer"]
-    label = f"{name}-{checkpoint.name}"
+    label = f"{name}-{inputs['checkpoint'].name}"
     if scorer == "lm_eval":
-        return {"": _lm_eval(study, bench, label, checkpoint, chat)}
+        return {"": _lm_eval(study, bench, label, inputs, chat)}
     if scorer == "likelihood":
-        return {"": _likelihood(study, bench, label, checkpoint)}
-    samples = _samples(study, name, checkpoint, chat)
+        return {"": _likelihood(study, bench, label, inputs)}
+    samples = _samples(study, name, inputs, chat)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
     models = [endpoint_model(study.endpoints[judge])["model"] for judge in judges if judge]
@@ -99,11 +103,10 @@ def scores(study: Study, name: str, checkpoint: Cell, chat: bool) -> dict[str, C
     return {judge: _judge(study, bench, label, samples, judge) for judge in judges if judge}
 
 
-def _lm_eval(study: Study, bench: Benchmark, label: str, checkpoint: Cell, chat: bool) -> Cell:
+def _lm_eval(study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: bool) -> Cell:
     declared = declaration(bench)
     data = sources(bench)["data"]
-    engine = asdict(study.engine)
-    options = engine.pop("options")
+    engine, _ = engine_arguments(study.engine)
     settings = {
         "lm_eval": declared.get("lm_eval"),
         "metric": declared.get("metric"),
@@ -119,15 +122,14 @@ def _lm_eval(study: Study, bench: Benchmark, label: str, checkpoint: Cell, chat:
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = {"data": str(locate(data)), "engine": options}
-    return Cell("lm_eval", label, settings, {"checkpoint": checkpoint}, resources)
+    resources = {"data": str(locate(data))} | _evaluation_resources(study, inputs)
+    return Cell("lm_eval", label, settings, inputs, resources)
 
 
-def _likelihood(study: Study, bench: Benchmark, label: str, checkpoint: Cell) -> Cell:
+def _likelihood(study: Study, bench: Benchmark, label: str, inputs: Inputs) -> Cell:
     declared = declaration(bench)
     files = sources(bench)
-    engine = asdict(study.engine)
-    options = engine.pop("options")
+    engine, _ = engine_arguments(study.engine)
     settings = {
         "task": bench.task,
         "per_token": declared["per_token"],
@@ -135,11 +137,11 @@ def _likelihood(study: Study, bench: Benchmark, label: str, checkpoint: Cell) ->
         "engine": engine,
         **_identities(files),
     }
-    resources = _paths(files) | {"engine": options}
-    return Cell("likelihood", label, settings, {"checkpoint": checkpoint}, resources)
+    resources = _paths(files) | _evaluation_resources(study, inputs)
+    return Cell("likelihood", label, settings, inputs, resources)
 
 
-def _samples(study: Study, name: str, checkpoint: Cell, chat: bool) -> Cell:
+def _samples(study: Study, name: str, inputs: Inputs, chat: bool) -> Cell:
     """The cell that answers a judged benchmark's questions.
 
     The same samples have the same cell, with the name of whichever benchmark comes first.
@@ -150,9 +152,17 @@ def _samples(study: Study, name: str, checkpoint: Cell, chat: bool) -> Cell:
         other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
     )
     files = {"questions": sources(study.benchmarks[name])["questions"]}
-    resources = _paths(files) | {"engine": asdict(study.engine)["options"]}
-    label = f"{first}-{checkpoint.name}"
-    return Cell("generate", label, settings, {"checkpoint": checkpoint}, resources)
+    resources = _paths(files) | _evaluation_resources(study, inputs)
+    label = f"{first}-{inputs['checkpoint'].name}"
+    return Cell("generate", label, settings, inputs, resources)
+
+
+def _evaluation_resources(study: Study, inputs: Inputs) -> dict[str, Any]:
+    """How vLLM runs, and how the study calls the corpus that the checkpoint was trained on."""
+    resources: dict[str, Any] = {"engine": engine_arguments(study.engine)[1]}
+    if "contamination" in inputs:
+        resources["corpus"] = inputs["contamination"].inputs["documents"].name
+    return resources
 
 
 def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
@@ -169,7 +179,7 @@ def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] 
             key: getattr(bench, key) for key in ("temperature", "top_p", "max_tokens", "epochs")
         },
         "prompt": "chat" if chat else bench.base_prompt,
-        "engine": {"dtype": study.engine.dtype, "max_model_len": study.engine.max_model_len},
+        "engine": engine_arguments(study.engine)[0],
         **_identities({"questions": files["questions"]}),
     }
 

@@ -169,7 +169,8 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     if "{document}" not in str(_mapping(corpus.get("quality_filter")).get("prompt", "{document}")):
         what = "must hold {document}, where the text is put"
         mistakes.append(Mistake((*at, "quality_filter", "prompt"), what))
-    mistakes += _missing_file((*at, "path"), corpus.get("path"))
+    for key in ("path", "exclude"):
+        mistakes += _missing_file((*at, key), corpus.get(key))
     for i, bench in enumerate(_list(corpus.get("decontaminate_against"))):
         mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))

@@ -28,6 +28,7 @@ class Checkpoint:
     dose: int
     cell: Cell
     chat: bool  # whether it is prompted by its chat template
+    corpus: str | None  # that it was trained on, in midtraining or as replay
 
 
 def doses(study: Study, arm: str) -> list[int]:
@@ -65,9 +66,8 @@ class Expansion:
                 trained = bool(arm.midtrain) or dose > 0
                 chat = dose > 0 or self.study.models[arm.start].chat
                 for seed in self.study.seeds if trained else [None]:
-                    rows.append(
-                        Checkpoint(name, seed, dose, self._checkpoint(name, seed, dose), chat)
-                    )
+                    cell = self._checkpoint(name, seed, dose)
+                    rows.append(Checkpoint(name, seed, dose, cell, chat, arm.midtrain))
         return rows
 
     def corpus(self, name: str) -> Cell:
@@ -84,6 +84,15 @@ class Expansion:
             )
             self._corpora[name] = self._first(cell)
         return self._corpora[name]
+
+    def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
+        """The cells with a checkpoint's scores on a benchmark (`benchmarks.scores`)."""
+        inputs = {"checkpoint": checkpoint.cell}
+        if checkpoint.corpus:
+            corpus = self.corpus(checkpoint.corpus)
+            cell = benchmarks.contamination(self.study, bench, checkpoint.corpus, corpus)
+            inputs["contamination"] = self._first(cell)
+        return benchmarks.scores(self.study, bench, inputs, checkpoint.chat)
 
     def _model(self, name: str) -> Cell:
         if name not in self._models:
@@ -149,11 +158,6 @@ class Expansion:
         return self._by_identity.setdefault(cell.identity, cell)
 
 
-def checkpoints(study: Study) -> list[Checkpoint]:
-    """Every (arm, seed, dose) of the study with the cell that makes it."""
-    return Expansion(study).checkpoints()
-
-
 def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
     """The cell at the end, which every other cell serves.
 
@@ -163,7 +167,7 @@ def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
     expansion = Expansion(study)
     evaluated = expansion.checkpoints()
     inputs: dict[str, Cell] = {}
-    rows, missing = _score_rows(study, evaluated, without, inputs)
+    rows, missing = _score_rows(expansion, evaluated, without, inputs)
     labels = []
     for name, bench in study.benchmarks.items():
         if not bench.labels:
@@ -218,9 +222,13 @@ def in_order(last: Cell) -> list[Cell]:
 
 
 def _score_rows(
-    study: Study, evaluated: list[Checkpoint], without: Set[str], inputs: dict[str, Cell]
+    expansion: Expansion,
+    evaluated: list[Checkpoint],
+    without: Set[str],
+    inputs: dict[str, Cell],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the table of scores, and those whose cell is left out. Adds the cells to `inputs`."""
+    study = expansion.study
     rows = []
     missing = []
     shared: dict[str, Cell] = {}
@@ -228,8 +236,7 @@ def _score_rows(
         for name, bench in study.benchmarks.items():
             if not _is_asked(bench, checkpoint):
                 continue
-            scores = benchmarks.scores(study, name, checkpoint.cell, checkpoint.chat)
-            for judge, cell in scores.items():
+            for judge, cell in expansion.scores(checkpoint, name).items():
                 row: dict[str, Any] = {
                     "arm": checkpoint.arm,
                     "seed": checkpoint.seed,

@@ -13,7 +13,7 @@ from core.files import fingerprints, sha256
 from core.paths import resolve
 from core.recipe import load_recipe
 from core.strict_yaml import read_yaml
-from study.spec.schema import Endpoint, Study
+from study.spec.schema import Endpoint, Engine, Study
 
 # Fields of an endpoint that are no part of any cell's identity.
 LIMITS = (
@@ -23,7 +23,7 @@ LIMITS = (
     "completion_price",
     "timeout",
 )
-# Options of a vLLM server that change its speed, not its answers.
+# Options of vLLM, as a server or in process, that change its speed, not its answers.
 SPEED_OPTIONS = (
     "tensor_parallel_size",
     "pipeline_parallel_size",
@@ -47,16 +47,30 @@ def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
         }
     if endpoint.served_by == "vllm":
         assert endpoint.path
-        options = endpoint.options.items()
         content: dict[str, Any] = {
             "files": fingerprint_once(endpoint.path),
-            "options": {name: value for name, value in options if name not in SPEED_OPTIONS},
+            "options": split_options(endpoint.options)[0],
         }
         # In the name too, by which ledgers know what answered.
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = f"{Path(endpoint.path).name}-{digest[:8]}"
         return {"served_by": "vllm", "model": name, **content}
     return {"served_by": "url", "model": endpoint.model}
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of vLLM that are identity, and those that change its speed alone."""
+    speed = {name: value for name, value in options.items() if name in SPEED_OPTIONS}
+    return {name: value for name, value in options.items() if name not in speed}, speed
+
+
+def engine_arguments(engine: Engine) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `vllm.LLM` that are identity, and the others.
+
+    max_model_len is a resource: what does not fit is refused, and nothing is cut.
+    """
+    identity, speed = split_options(engine.options)
+    return {"dtype": engine.dtype, **identity}, {"max_model_len": engine.max_model_len, **speed}
 
 
 def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:

@@ -128,8 +128,11 @@ class Corpus:
     turns the check off."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the documents that is never trained on."""
-    decontaminate_against: list[str] | None = None
-    """Benchmarks whose text no document may contain. By default all benchmarks of the study."""
+    decontaminate_against: list[str] = Field(default_factory=list)
+    """Benchmarks whose text no document may contain: such a document is written again. A benchmark
+    that is not named is looked for in the finished corpus (stage `contamination`)."""
+    exclude: str | None = None
+    """File with ids of documents, one a line, that are dropped from the corpus."""
     shards: Count = 1
     """Number of jobs that write the corpus. Not part of any cell's identity."""
     preview: Count | None = None
@@ -261,10 +264,11 @@ class Engine:
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Data type of weights and activations."""
     max_model_len: Count = 4096
-    """Largest number of tokens of prompt and answer together."""
+    """Largest number of tokens of prompt and answer together. What does not fit is refused,
+    nothing is cut. Not part of any cell's identity."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Not part of any cell's
-    identity."""
+    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Those that change its speed
+    alone (SPEED_OPTIONS of study/spec/fingerprints.py) are not part of any cell's identity."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -1,10 +1,13 @@
 """What a study starts from: models, corpora and data, as cells and as sources on the network."""
 
+import json
 import platform
+import re
 from dataclasses import asdict
 from typing import Any
 
 from core.cell.identity import Cell
+from core.errors import Problem, UserError
 from core.files import fingerprints
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
@@ -67,6 +70,23 @@ def sources(study: Study) -> list[Source]:
     return [source for n, source in enumerate(named) if source not in named[:n]]
 
 
+def excluded_documents(path: str) -> list[int]:
+    """The document ids in a file with one id a line, sorted, each once.
+
+    Raises UserError with a problem for each line that is no id.
+    """
+    lines = resolve(path).read_text(encoding="utf-8").splitlines()
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    problems = [
+        Problem(f"{path}:{number}", f"{line!r} is no document id", "give one number a line")
+        for number, line in numbered
+        if not re.fullmatch("[0-9]+", line)
+    ]
+    if problems:
+        raise UserError.of(problems)
+    return sorted({int(line) for _, line in numbered})
+
+
 def previews(study: Study) -> list[Cell]:
     """The cells that write a few documents of a corpus to be looked at.
 
@@ -100,6 +120,8 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
     corpus = study.corpora[name]
     drafting, drafting_resources = _drafting(study, name)
     settings = drafting | {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
+    if corpus.exclude:
+        settings["exclude"] = excluded_documents(corpus.exclude)
     resources = drafting_resources
     inputs: dict[str, Cell] = {}
     start = study.models[tokenizer_model(study, name)]
@@ -121,18 +143,31 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
     return Cell("documents", name, settings, inputs, resources)
 
 
+def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
+    """Files whose texts the writer may not quote, by "BENCHMARK.FILE".
+
+    Each content once, in an order that does not depend on the benchmarks' names.
+    """
+    by_content = {
+        json.dumps(identity(source), sort_keys=True): (f"{name}.{key}", source)
+        for name in corpus.decontaminate_against
+        for key, source in benchmarks.text_files(study.benchmarks[name]).items()
+    }
+    return dict(entry for _, entry in sorted(by_content.items(), key=lambda item: item[0]))
+
+
 def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
-    files = benchmarks.texts(study, corpus.decontaminate_against)
+    texts = _decontamination_texts(study, corpus)
     settings: dict[str, Any] = {
         "documents": corpus.documents,
         "seed": 0,  # one corpus for all training seeds
         "dedup_threshold": corpus.dedup_threshold,
-        "decontaminate_against": {label: identity(source) for label, source in files.items()},
+        "decontaminate_against": [identity(source) for source in texts.values()],
     }
     resources: dict[str, Any] = {
-        "decontaminate_against": [str(locate(source)) for source in files.values()]
+        "decontaminate_against": {label: str(locate(source)) for label, source in texts.items()}
     }
     if corpus.template:
         settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")

@@ -72,6 +72,7 @@ class FinishedCell:
     relpath: str
     manifest: dict[str, Any]
     settings: dict[str, Any]
+    resources: dict[str, Any]
     inputs: dict[str, "FinishedCell"]
 
     @property
@@ -235,11 +236,13 @@ def _read(folder: Path) -> FinishedCell:
             where=str(folder), what="is not finished", fix=f"python -m study cell {folder}"
         )
     base = folder.parents[1]
+    config = read_config(folder)
     return FinishedCell(
         base=base,
         relpath=f"{folder.parent.name}/{folder.name}",
         manifest=manifest,
-        settings=read_config(folder)["settings"],
+        settings=config["settings"],
+        resources=config["resources"],
         inputs={role: _read(base / used["cell"]) for role, used in manifest["inputs"].items()},
     )
 
@@ -320,6 +323,7 @@ def _source(corpus: FinishedCell) -> str:
         source = settings["source"]
         name = f"{source.get('hub') or 'a file'} {source.get('revision') or ''}".strip()
         return f"{size}, taken from {name}."
+    checked = corpus.resources["decontaminate_against"]
     prefix = "rejected_"
     rejected = [f"{key[len(prefix) :]} {n}" for key, n in counts.items() if key.startswith(prefix)]
     return (
@@ -328,7 +332,7 @@ def _source(corpus: FinishedCell) -> str:
         f"{counts['calls']:,} calls, {counts['prompt_tokens']:,} tokens read and "
         f"{counts['completion_tokens']:,} written, cost {counts['cost']:.2f}. "
         f"Written again after a gate: {', '.join(rejected) or 'none'}. "
-        f"Checked not to quote: {', '.join(settings['decontaminate_against']) or 'nothing'}."
+        f"Checked not to quote: {', '.join(checked) or 'nothing'}."
     )
 
 

@@ -212,8 +212,8 @@ def _external(config: Row, record: list[Any]) -> list[Row]:
         path = resources.get("path" if is_model else "source")
         pairs.append((source.get("sha256") or source, path))
     pairs += zip(
-        settings.get("decontaminate_against", {}).values(),
-        resources.get("decontaminate_against", []),
+        settings.get("decontaminate_against", []),
+        resources.get("decontaminate_against", {}).values(),
         strict=False,
     )
     pairs.append((settings.get("chat_template_sha256"), resources.get("chat_template")))

@@ -64,14 +64,14 @@ def cell(
         "held_out": 0.0,
         "tokens": None,
         "tolerance": 0.01,
-        "decontaminate_against": {},
+        "decontaminate_against": [],
     }
     limits = {"requests_per_minute": None, "tokens_per_minute": None, "timeout": 60}
     resources = {
         "concurrency": 8,
         "address": {"base_url": url, "key_env": "KIT_TEST_KEY" if url else None},
         "limits": limits | {"prompt_price": 1.0, "completion_price": 2.0},
-        "decontaminate_against": [],
+        "decontaminate_against": {},
         "tokenizer": str(tokenizer),
     }
     inputs = {"matched_to": changes.pop("matched_to")} if "matched_to" in changes else {}
@@ -244,7 +244,7 @@ def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
         quote = question.upper().replace(",", " ;")
         return f"{dummy_text(body)}\n\n{quote}" if n == 1 else None
 
-    for avoid, rejected in (([str(QUESTIONS)], 1), ([], 0)):
+    for avoid, rejected in (({"ahb.questions": str(QUESTIONS)}, 1), ({}, 0)):
         with serving(replying(quoting)) as (endpoint, _):
             changes = {"url": endpoint.base_url, "documents": 4, "concurrency": 1}
             context = cell(

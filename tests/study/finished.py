@@ -113,7 +113,7 @@ def study(
     inputs, rows = {}, []
     for arm in arms:
         avoid = {
-            "decontaminate_against": {"ahb.questions": sha256(questions)},
+            "decontaminate_against": [sha256(questions)],
             "writer": {"model": "dummy"},
             "topic": arm,
         }
@@ -122,7 +122,7 @@ def study(
             arm,
             avoid,
             {"tokenizer": model},
-            {"decontaminate_against": [str(questions)]},
+            {"decontaminate_against": {"ahb.questions": str(questions)}},
         )
         inputs[f"corpus-{arm}"] = corpus
         trained = Cell(

@@ -1,0 +1,75 @@
+"""Texts of a benchmark in the documents of a corpus: an evaluation then refuses to run."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from core.cell.context import StageContext
+from core.contamination import find_hits, read_benchmark_items
+from core.errors import UserError
+from core.files import read_rows, write_atomically
+
+HITS = "hits.jsonl"
+EXCLUDE = "exclude.txt"
+SHOWN = 10  # ids of documents in an error
+
+
+def run(context: StageContext) -> dict[str, int | float]:
+    """List every document of a corpus that holds a text of a benchmark.
+
+    hits.jsonl    a line for each document and item of the benchmark: document (id), item, text
+                  (that both hold, normalized)
+    exclude.txt   the ids of these documents, one a line, as the setting `exclude` takes them
+
+    Settings: files {name: identity}. Resources: files {name: path}. Input: documents. Held-out
+    documents are not looked at, because no model is trained on them.
+
+    Returns counts: documents (looked at), hits, documents_hit.
+
+    Raises:
+        UserError: A file can't be read.
+    """
+    files = sorted(context.resources["files"].items())
+    items = [item for _, path in files for item in read_benchmark_items(Path(path))]
+    documents = dict(_texts(context.inputs["documents"]))
+    hits = find_hits(documents.items(), items)
+    lines = (json.dumps(asdict(hit), ensure_ascii=False) + "\n" for hit in hits)
+    write_atomically(context.folder / HITS, "".join(lines))
+    numbers = sorted({hit.document for hit in hits})
+    write_atomically(context.folder / EXCLUDE, "".join(f"{number}\n" for number in numbers))
+    if hits:
+        context.warn(f"{len(numbers)} documents hold text of the benchmark; see {HITS}")
+    return {"documents": len(documents), "hits": len(hits), "documents_hit": len(numbers)}
+
+
+def check(context: StageContext) -> None:
+    """Refuse to evaluate a checkpoint that was trained on the benchmark's texts.
+
+    Raises:
+        UserError: Its input `contamination` lists hits.
+    """
+    folder = context.inputs.get("contamination")
+    if folder is None:
+        return  # no model of this study was trained on documents before this checkpoint
+    hits = [row for _, row in read_rows(folder / HITS)]
+    if not hits:
+        return
+    numbers = sorted({row["document"] for row in hits})
+    listed = ", ".join(map(str, numbers[:SHOWN]))
+    more = f" and {len(numbers) - SHOWN} more" if numbers[SHOWN:] else ""
+    corpus = context.resources["corpus"]
+    example = f'{hits[0]["item"]}: "{hits[0]["text"]}"'
+    raise UserError(
+        where=str(folder / HITS),
+        what=f"the checkpoint was trained on text of the benchmark: documents {listed}{more} of "
+        f"corpus {corpus} ({example})",
+        fix=f"set corpora.{corpus}.exclude: studies/{corpus}_exclude.txt in the study file, after "
+        f"cat {folder / EXCLUDE} >> studies/{corpus}_exclude.txt",
+    )
+
+
+def _texts(corpus: Path) -> Iterator[tuple[int, str]]:
+    """The id and the text of each document that is trained on, questions included."""
+    for _, row in read_rows(corpus / "documents.jsonl"):
+        yield row["id"], "\n".join([*row.get("forms", {}).values(), row["text"]])
