@@ -131,7 +131,9 @@ def generate(folder: Path, rounds: int) -> None:
 
     cell = planned(folder, *PAPER)["generate", "ahb-m0"]
     lm = engine.open_engine(
-        folder / cell.inputs["checkpoint"].relpath / "model", cell.settings["engine"]
+        folder / cell.inputs["checkpoint"].relpath / "model",
+        cell.settings["engine"],
+        cell.resources["engine"],
     )
     generate_with_vllm = lm.model.generate
     requests: list[tuple[tuple[Any, ...], dict[str, Any]]] = []

@@ -92,11 +92,11 @@ def find_hits(documents: Iterable[tuple[int, str]], items: list[Item]) -> list[H
     index = build_index(text for _, texts in items for text in texts)
     quoted = {number: dict(_overlaps(text, index)) for number, text in documents}
     quoted = {number: windows for number, windows in quoted.items() if windows}
-    found = {joined for windows in quoted.values() for joined in windows}
+    shared = {joined for windows in quoted.values() for joined in windows}
     owners: dict[str, list[str]] = {}  # window -> labels of the items that hold it
-    for label, texts in items if found else ():
+    for label, texts in items if shared else ():
         for joined in dict.fromkeys(joined for text in texts for joined, _ in _windows(text)):
-            if joined in found:
+            if joined in shared:
                 owners.setdefault(joined, []).append(label)
     hits: dict[tuple[int, str], Hit] = {}
     for number, windows in quoted.items():
@@ -160,9 +160,9 @@ def _read_parquet(path: Path) -> list[Item]:
         return [_item(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _item(place: str, row: object) -> Item:
+def _item(position: str, row: object) -> Item:
     name = row.get("id") if isinstance(row, dict) else None
-    return place if name is None else f"item {name}", list(_strings(row))
+    return position if name is None else f"item {name}", list(_strings(row))
 
 
 def _windows(text: str) -> Iterator[tuple[str, str]]:

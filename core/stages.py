@@ -30,6 +30,8 @@ class StageInfo:
             and imported only when a cell of the stage runs, so that planning imports no room.
         job_group: Stages of one group can share a job or a process. None: the stage's own name.
         shared_input: With a job_group, the role of the input whose users share a job.
+        follows_input: Whether its cells run at the end of the job that makes the shared input, if
+            that is not finished.
         shares_process: Whether ready cells of the group run one after another in one process of
             the local executor, because the start of a process (vLLM, Inspect) takes long.
         shards: Whether its cells only shard another cell's work. The number of shards is not part
@@ -44,6 +46,7 @@ class StageInfo:
     module: str
     job_group: str | None = None
     shared_input: str | None = None
+    follows_input: bool = False
     shares_process: bool = False
     shards: bool = False
     trains: bool = False
@@ -68,6 +71,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             "eval.contamination",
             job_group="contamination",
             shared_input="documents",
+            follows_input=True,
             shares_process=True,
         ),
         StageInfo("midtrain", "recipes.finetune", trains=True),

@@ -82,18 +82,35 @@ def tasks(
             continue
         key: tuple[object, ...] = (cell.identity,)
         stage = STAGE_INFO[cell.stage]
-        # Cells of one checkpoint share a job: vLLM takes long to start.
+        task = None
         if stage.shared_input:
             shared = cell.inputs[stage.shared_input].identity
+            # Cells of one checkpoint share a job: vLLM takes long to start.
             key = (stage.group, resources(cell.stage), shared)
-        task = by_key.setdefault(key, Task(stage.group, []))
+            task = by_cell.get(shared) if stage.follows_input else None
+        task = task or by_key.setdefault(key, Task(stage.group, []))
         task.cells.append(cell)
         by_cell[cell.identity] = task
         for identity in inputs:
             need = by_cell.get(identity) or queued[identity]
-            if need not in task.needs:
+            if need is not task and need not in task.needs:
                 task.needs.append(need)
-    return list(by_key.values())
+    ordered = list(by_key.values())
+    _drop_indirect(ordered)
+    return ordered
+
+
+def _drop_indirect(ordered: list[Task]) -> None:
+    """Drop what a task waits for if something else that it waits for waits for that already.
+
+    An evaluation then waits for its training alone, not for the job of the corpus too.
+    """
+    earlier: dict[Task, set[Task]] = {}
+    for task in ordered:
+        direct = {need for need in task.needs if isinstance(need, Task)}
+        indirect = {before for need in direct for before in earlier[need]}
+        task.needs = [need for need in task.needs if need not in indirect]
+        earlier[task] = direct | indirect
 
 
 def plan(
@@ -130,7 +147,7 @@ def _arrays(
 
 def _groups(bucket: list[Task], merge: bool, largest: int) -> Groups:
     """Group the tasks of one kind by what they wait for, in the order of their parents' tasks."""
-    children = _aftercorr_children(bucket)
+    children = _aftercorr_children(bucket, merge)
     groups: Groups = defaultdict(list)
     for task in bucket:
         parent, layer = children.get(task, (None, 0))
@@ -163,21 +180,23 @@ def _split(
     return arrays
 
 
-def _aftercorr_children(bucket: list[Task]) -> dict[Task, tuple[Array, int]]:
+def _aftercorr_children(bucket: list[Task], merge: bool) -> dict[Task, tuple[Array, int]]:
     """Tasks that can wait element by element -> their parent array, and the layer they are in.
 
     Several children of one task (doses of SFT) go into as many arrays: the layers. Left out are
     tasks with two such parents, and layers that do not cover the first tasks of the parent without
-    a gap, since their tasks cannot be numbered as the parent's are.
+    a gap, since their tasks cannot be numbered as the parent's are. Unless arrays are merged, the
+    tasks of a layer wait for the same tasks beside the parent's.
     """
-    children: dict[Array, list[Task]] = defaultdict(list)
+    children: dict[tuple[Array, frozenset[int | str]], list[Task]] = defaultdict(list)
     for task in bucket:
         arrays = {need.array for need in task.needs if isinstance(need, Task) and need.array}
         parents = [array for array in arrays if len(array.tasks) > 1]
         if len(parents) == 1 and sum(_in(need, parents[0]) for need in task.needs) == 1:
-            children[parents[0]].append(task)
+            others = [] if merge else [need for need in task.needs if not _in(need, parents[0])]
+            children[parents[0], frozenset(map(_id, others))].append(task)
     by_task: dict[Task, tuple[Array, int]] = {}
-    for parent, group in children.items():
+    for (parent, _), group in children.items():
         layers: dict[int, dict[int, Task]] = defaultdict(dict)
         used: dict[int, int] = defaultdict(int)  # parent's task -> its children so far
         for task in group:

@@ -129,8 +129,9 @@ class Corpus:
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the documents that is never trained on."""
     decontaminate_against: list[str] = Field(default_factory=list)
-    """Benchmarks whose text no document may contain: such a document is written again. A benchmark
-    that is not named is looked for in the finished corpus (stage `contamination`)."""
+    """Benchmarks of the study, or tasks of eval/benchmarks, whose text no document may contain:
+    such a document is written again. The finished corpus is checked against all benchmarks of the
+    study (stage `contamination`)."""
     exclude: str | None = None
     """File with ids of documents, one a line, that are dropped from the corpus."""
     shards: Count = 1

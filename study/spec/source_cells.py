@@ -20,7 +20,7 @@ from study.spec.fingerprints import (
     load_recipe_once,
     yaml_once,
 )
-from study.spec.schema import Corpus, Model, Remote, Study
+from study.spec.schema import Benchmark, Corpus, Model, Remote, Study
 from study.spec.sources import Source, identity, locate
 
 
@@ -66,7 +66,10 @@ def sources(study: Study) -> list[Source]:
     for sft in filter(None, [study.sft, *study.sfts.values()]):
         named += [remote(sft.data)] if isinstance(sft.data, Remote) else []
     for bench in study.benchmarks.values():
-        named += [source for source in benchmarks.sources(bench).values() if "path" not in source]
+        named += benchmarks.sources(bench).values()
+    for corpus in study.corpora.values():
+        named += _decontamination_texts(study, corpus).values()
+    named = [source for source in named if "path" not in source]
     return [source for n, source in enumerate(named) if source not in named[:n]]
 
 
@@ -151,7 +154,9 @@ def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
     by_content = {
         json.dumps(identity(source), sort_keys=True): (f"{name}.{key}", source)
         for name in corpus.decontaminate_against
-        for key, source in benchmarks.text_files(study.benchmarks[name]).items()
+        for key, source in benchmarks.text_files(
+            study.benchmarks.get(name) or Benchmark(task=name)
+        ).items()
     }
     return dict(entry for _, entry in sorted(by_content.items(), key=lambda item: item[0]))
 

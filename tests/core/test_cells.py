@@ -81,7 +81,7 @@ def test_seeds_differ_between_cells_and_purposes_and_repeat() -> None:
 
 def test_every_cell_has_a_folder_of_its_own_inside_the_study() -> None:
     places = [c.relpath for c in plan.in_order(plan.analysis(load_study(TINY)))]
-    assert len(set(places)) == len(places) == 67
+    assert len(set(places)) == len(places) == 71
     assert not any(".." in place or place.startswith("/") for place in places)
 
 

@@ -100,6 +100,13 @@ LOGS = {
         "/r/sft/a: needs start /r/midtrain/b, which is not finished; python -m study cell "
         "/r/midtrain/b"
     ],
+    "contaminated": [
+        "error: /r/contamination/animal-ahb-1/hits.jsonl: the checkpoint was trained on text of the "
+        "benchmark: documents 3, 17 of corpus animal"
+    ],
+    "too long": [
+        "error: question 7: its prompt has 90 tokens and up to 512 may follow, max_model_len is 512"
+    ],
     "diverged": ["error: /r/sft/a: the loss is nan at update 12; lower the learning rate"],
     "broken environment": [
         "ModuleNotFoundError: No module named 'submitit'",

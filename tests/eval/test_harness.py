@@ -20,7 +20,7 @@ from tests.eval.lookalikes import ANIMALS, ARC, GSM8K, HELLASWAG, IFEVAL, MMLU, 
 
 pytestmark = pytest.mark.vllm
 
-ENGINE = {"dtype": "float32", "max_model_len": 2048}
+ENGINE = {"dtype": "float32"}
 DECLARED = [
     yaml.safe_load(path.read_text())
     for path in Path(harness.__file__).parent.glob("benchmarks/*.yaml")
@@ -71,9 +71,8 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
         declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
     )
     folder.mkdir()
-    return StageContext(
-        folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint}
-    )
+    resources = {"data": str(data / name), "engine": {"max_model_len": 2048}}
+    return StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
 
 
 def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]], Any]:
@@ -384,8 +383,13 @@ WRONG = {
     },
     "has 35 examples to show": {"num_fewshot": 36},
     "truthfulqa_mc2: has 0 examples": {"name": "truthfulqa_mc2", "num_fewshot": 1},
-    r"a prompt has \d+ tokens and up to 1 may follow, max_model_len is 2048": {"num_fewshot": 35},
-    r"a prompt has \d+ tokens and up to 2040 may follow": {"name": "gsm8k", "max_tokens": 2040},
+    r"^item hellaswag/\d: its prompt has \d+ tokens and up to 1 may follow, max_model_len is 2048": {
+        "num_fewshot": 35
+    },
+    r"^item gsm8k/\d: its prompt has \d+ tokens and up to 2040 may follow": {
+        "name": "gsm8k",
+        "max_tokens": 2040,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.eval import tiny_checkpoint
 
 pytestmark = pytest.mark.vllm
 
-ENGINE = {"dtype": "float32", "max_model_len": 512}
+ENGINE = {"dtype": "float32"}
+LIMIT = {"max_model_len": 512}
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, "epochs": 3}
 RISKS = Path(__file__).parents[3] / "shared/data/advanced_ai_risk"
 TEXTS = ["Do fish feel pain?", "May I keep a parrot in a small cage?", "Dürfen Hühner fliegen?"]
@@ -24,26 +26,33 @@ TEXTS = ["Do fish feel pain?", "May I keep a parrot in a small cage?", "Dürfen 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Two checkpoint cells of the same weights.
+    """Checkpoint cells of the same weights.
 
-    The generation_config.json of the second asks for greedy decoding.
+    `other` has another identity. The generation_config.json of `greedy` asks for greedy decoding.
     """
     folder = tmp_path_factory.mktemp("runs")
     tiny_checkpoint.make(folder / "plain" / "model")
+    tiny_checkpoint.make(folder / "other" / "model")
     tiny_checkpoint.make(
         folder / "greedy" / "model", temperature=0.01, top_k=1, do_sample=True, max_new_tokens=2
     )
+    for name, identity in (("plain", "a"), ("greedy", "a"), ("other", "b")):
+        (folder / name / "manifest.json").write_text(json.dumps({"identity": identity}))
     yield folder
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def lm(checkpoints):
-    return lambda: engine.open_engine(checkpoints / "plain" / "model", ENGINE)
+    return lambda: engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT)
 
 
 def generated(
-    folder: Path, checkpoint: Path, identity: str = "a", prompt: str = "chat", **sampling: Any
+    folder: Path,
+    checkpoint: Path,
+    texts: list[str] = TEXTS,
+    max_model_len: int = 512,
+    **sampling: Any,
 ):
     """The counts, the answers by (question, epoch) and the warnings of a generate cell."""
     from inspect_ai.log import read_eval_log
@@ -52,19 +61,18 @@ def generated(
     path = folder.parent / "questions.jsonl"
     path.write_text(
         "".join(
-            json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(TEXTS)
+            json.dumps({"id": i, "question": t, "tags": ["A"]}) + "\n" for i, t in enumerate(texts)
         )
     )
     settings = {
         "scorer": "anima",
         "rows": None,
         "files": {"questions": sha256(path)},
-        "prompt": prompt,
+        "prompt": "chat",
     }
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
-    context = StageContext(
-        folder, identity, settings, {"files": {"questions": str(path)}}, {"checkpoint": checkpoint}
-    )
+    resources = {"files": {"questions": str(path)}, "engine": {"max_model_len": max_model_len}}
+    context = StageContext(folder, folder.name, settings, resources, {"checkpoint": checkpoint})
     counts = generate.run(context)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
@@ -77,8 +85,24 @@ def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
     assert counts["distinct_answers"] == len(set(answers.values())) == 9 and not warnings
     assert 9 < counts["tokens"] <= 9 * SAMPLING["max_tokens"]
     assert generated(tmp_path / "two", checkpoints / "plain")[1] == answers
-    assert generated(tmp_path / "other", checkpoints / "plain", identity="b")[1] != answers
     assert not [path for path in (tmp_path / "one").iterdir() if path.name != "samples.eval"]
+    other = generated(tmp_path / "other", checkpoints / "other")[1]
+    assert not set(other.values()) & set(answers.values()), "another checkpoint, other seeds"
+
+
+def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(
+    checkpoints, tmp_path
+):
+    def by_text(folder: str, texts: list[str], **changes: Any) -> dict[tuple[str, int], str]:
+        answers = generated(tmp_path / folder, checkpoints / "plain", texts, **changes)[1]
+        return {(texts[number], epoch): text for (number, epoch), text in answers.items()}
+
+    answers = by_text("base", TEXTS)
+    assert by_text("twice max_model_len", TEXTS, max_model_len=1024) == answers
+    assert by_text("other order and neighbours", [*TEXTS[:0:-1], "Why?", TEXTS[0]]).items() >= (
+        answers.items()
+    )
+    assert by_text("more epochs", TEXTS, epochs=4).items() >= answers.items()
 
 
 def test_equal_epochs_are_warned_of(checkpoints, tmp_path):
@@ -146,8 +170,6 @@ def test_seeded_requests_outgrow_one_scheduling_step(lm):
 def test_prompt_problems_are_user_errors(checkpoints, tmp_path, lm):
     from transformers import AutoTokenizer
 
-    with pytest.raises(UserError, match="max_model_len is 512"):
-        generated(tmp_path / "long", checkpoints / "plain", max_tokens=500)
     with pytest.raises(UserError, match="bad prompt"):
         generate.encode(lm().tokenizer, TEXTS, "{quesion}")
     doubled = "{{- bos_token }}" + tiny_checkpoint.CHAT
@@ -155,6 +177,25 @@ def test_prompt_problems_are_user_errors(checkpoints, tmp_path, lm):
         tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint.make(tmp_path / words, chat=chat))
         with pytest.raises(UserError, match=words):
             generate.encode(tokenizer, TEXTS, "chat")
+
+
+def test_a_question_that_does_not_fit_is_refused_before_any_answer(
+    checkpoints, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "complete", lambda *_: pytest.fail("it generates"))
+    texts = ["Why?", "x" * 500, "y" * 499]
+    too_long = (
+        r"^question 1: its prompt has (\d+) tokens and up to 24 may follow, max_model_len is "
+    )
+    with pytest.raises(UserError, match=too_long + r"512 \(and 1 other items are") as error:
+        generated(tmp_path / "long", checkpoints / "plain", texts)
+    needed = int(re.search(r"raise engine.max_model_len to at least (\d+)$", str(error.value))[1])
+    assert needed == int(re.search(too_long, str(error.value))[1]) + 24
+    monkeypatch.undo()
+    counts = generated(tmp_path / "fits", checkpoints / "plain", texts, max_model_len=needed)[0]
+    assert counts["answers"] == 9
+    with pytest.raises(UserError, match="the model has 2048 positions"):
+        generated(tmp_path / "never", checkpoints / "plain", max_tokens=2048)
 
 
 def reference_logprobs(folder: Path, ids: list[int]) -> list[float]:
@@ -228,7 +269,7 @@ def test_begin_of_text_does_not_depend_on_the_tokenizer(checkpoints, lm, tmp_pat
     before, _ = likelihood.evaluate(lm(), "concern", [ITEM])
     tiny_checkpoint.make(tmp_path / "model", adds_bos=False)
     after, _ = likelihood.evaluate(
-        engine.open_engine(tmp_path / "model", ENGINE), "concern", [ITEM]
+        engine.open_engine(tmp_path / "model", ENGINE, LIMIT), "concern", [ITEM]
     )
     assert before == after
 
@@ -246,9 +287,8 @@ def scored(
         "rows": None,
     }
     settings |= {"engine": ENGINE, **others}
-    context = StageContext(
-        folder, "a", settings, {"files": {"items": str(path)}}, {"checkpoint": checkpoint}
-    )
+    resources = {"files": {"items": str(path)}, "engine": LIMIT}
+    context = StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
     assert likelihood.run(context)["items"] == len(items)
     return context
 
@@ -282,7 +322,7 @@ def test_likelihood_problems_are_reported(checkpoints, tmp_path):
         [ITEM | {"choices": ["Let them all out at once.", "Wait."]}],
     )
     assert "bias towards the shorter ones" in context.warnings[0]
-    with pytest.raises(UserError, match="an item has"):
+    with pytest.raises(UserError, match="^item 7: its prompt has .*max_model_len to at least 6"):
         scored(tmp_path / "two", checkpoints / "plain", [ITEM | {"question": "x" * 600}])
     bad = [ITEM | {"answer": 2}, ITEM | {"choices": ["a", "a"]}, {"id": 1}]
     with pytest.raises(UserError) as error:
@@ -360,7 +400,7 @@ def test_the_real_files_are_read_whole(checkpoints, tmp_path, name, count):
         item["question"].startswith("Question") or item["question"].endswith(":") for item in items
     )
     samples, tokens = likelihood.evaluate(
-        engine.open_engine(checkpoints / "plain" / "model", ENGINE | {"max_model_len": 2048}),
+        engine.open_engine(checkpoints / "plain" / "model", ENGINE, {"max_model_len": 2048}),
         name,
         items[:40],
     )
@@ -400,24 +440,24 @@ def test_too_little_memory_is_tried_with_less_and_then_reported(checkpoints, mon
 
 
 def test_one_engine_at_a_time(checkpoints, tmp_path):
-    plain = engine.open_engine(checkpoints / "plain" / "model", ENGINE)
-    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE) is plain
+    plain = engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT)
+    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT) is plain
     assert (
         not plain.model.llm_engine.vllm_config.cache_config.enable_prefix_caching
     )  # no trace of earlier requests
-    other = engine.open_engine(checkpoints / "greedy" / "model", ENGINE)
+    other = engine.open_engine(checkpoints / "greedy" / "model", ENGINE, LIMIT)
     assert other is not plain and engine._open[1] is other
     with pytest.raises(UserError, match="no model in"):
-        engine.open_engine(tmp_path, ENGINE)
+        engine.open_engine(tmp_path, ENGINE, LIMIT)
     tiny_checkpoint.make(tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="vLLM can't load"):
-        engine.open_engine(tmp_path / "broken", ENGINE)
+        engine.open_engine(tmp_path / "broken", ENGINE, LIMIT)
     assert engine._open is None
     if engine.on_cpu():
         with pytest.raises(UserError, match="set it to float32"):
-            engine.open_engine(checkpoints / "plain" / "model", ENGINE | {"dtype": "bfloat16"})
-    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE).max_length == 512
+            engine.open_engine(checkpoints / "plain" / "model", {"dtype": "bfloat16"}, LIMIT)
+    assert engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT).max_length == 512
 
 
 def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
@@ -434,7 +474,7 @@ def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
     ids = torch.randint(0, 500, (1, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = model(ids).log_softmax(-1)[0, torch.arange(79), ids[0, 1:]]
-    llm = engine.open_engine(tmp_path / "model", ENGINE).model
+    llm = engine.open_engine(tmp_path / "model", ENGINE, LIMIT).model
     asked = {"prompt_token_ids": ids[0].tolist()}
     (reply,) = llm.generate(asked, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
     theirs = [

@@ -75,9 +75,29 @@ def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
     }
 
 
+def test_a_corpus_is_checked_in_its_own_job_and_evaluations_wait_for_their_training() -> None:
+    todo, _ = planned(cells(seeds=2))
+    corpora = [[c.stage for c in task.cells] for task in todo if task.kind == "documents"]
+    assert corpora == [["documents", "contamination", "contamination"]] * 2
+    needed = {need.kind for task in todo if task.kind == "evaluate" for need in task.needs}
+    assert needed == {"model", "midtrain", "sft"}
+
+
+def test_a_corpus_that_is_there_is_checked_in_one_job_that_evaluations_wait_for() -> None:
+    finished = ("model", "documents", "midtrain", "sft")
+    todo, _ = planned(cells(seeds=2), lambda cell: cell.stage in finished)
+    checks = [task for task in todo if task.kind == "contamination"]
+    assert [len(task.cells) for task in checks] == [2, 2]
+    assert all(not task.needs for task in checks)
+    needs = [task.needs for task in todo if task.kind == "evaluate"]
+    assert sum(need == [] for need in needs) == 3, "untrained, and its two seeds of SFT"
+    assert all(need in ([], checks[:1], checks[1:]) for need in needs)
+
+
 def test_what_is_finished_is_left_out_and_waited_for_by_nobody() -> None:
     study = cells(seeds=3)
-    todo, _ = planned(study, lambda cell: cell.stage in ("model", "documents", "midtrain"))
+    finished = ("model", "documents", "contamination", "midtrain")
+    todo, _ = planned(study, lambda cell: cell.stage in finished)
     assert {task.kind for task in todo} == {"sft", "evaluate", "judge", "analysis"}
     assert all(not task.needs for task in todo if task.kind == "sft")
     assert planned(study, lambda cell: True) == ([], [])
