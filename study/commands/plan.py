@@ -63,6 +63,7 @@ def plan(args: argparse.Namespace) -> None:
     written = corpus_cost.compare(cells, base)
     totals = study_cost.totals(cells, base, layouts, profile)
     compared = study_cost.compare(cells, base, layouts, profile)
+    contaminated = _contaminated(cells, base)
     if args.json:
         data: dict[str, Any] = {
             "study": study.study,
@@ -72,6 +73,7 @@ def plan(args: argparse.Namespace) -> None:
             "written": written,
             "totals": totals,
             "compared": compared,
+            "contaminated": contaminated,
         }
         data |= {"power": power_rows(study)} if args.power else {}
         return print(json.dumps(data, indent=1))
@@ -101,6 +103,12 @@ def plan(args: argparse.Namespace) -> None:
         print(f"warning: {problem}")
     for line in training_cost.grouped(training, "warnings"):
         print(f"warning: {line}")
+    for row in contaminated:
+        print(
+            f"can't run: evaluations on {row['benchmark']} after training on corpus "
+            f"{row['corpus']}: {row['documents']} documents hold text of it ({row['hits']}); "
+            f"set corpora.{row['corpus']}.exclude to a file with the ids in {row['exclude']}"
+        )
     for line in training_cost.grouped(training, "refused"):
         print(f"can't run: {line}")
     check_budget(totals, parse_budget(args.budget))
@@ -178,6 +186,26 @@ def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
     if manifest := read_manifest(base / cell.relpath):
         return manifest["counts"]["steps"], manifest["counts"]["tokens"], False
     return *estimate, cell.stage != "model"
+
+
+def _contaminated(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
+    """The finished checks of a corpus that found texts of a benchmark in it."""
+    rows = []
+    for cell in (cell for cell in cells if cell.stage == "contamination"):
+        folder = base / cell.relpath
+        count = (read_manifest(folder) or {"counts": {}})["counts"].get("documents_hit", 0)
+        if count:
+            corpus = cell.inputs["documents"].name
+            rows.append(
+                {
+                    "corpus": corpus,
+                    "benchmark": cell.name.removeprefix(f"{corpus}-"),
+                    "documents": count,
+                    "hits": str(folder / "hits.jsonl"),
+                    "exclude": str(folder / "exclude.txt"),
+                }
+            )
+    return rows
 
 
 def _profile(cluster: Path | None) -> Any:

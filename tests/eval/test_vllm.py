@@ -95,7 +95,7 @@ def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(
 ):
     def by_text(folder: str, texts: list[str], **changes: Any) -> dict[tuple[str, int], str]:
         answers = generated(tmp_path / folder, checkpoints / "plain", texts, **changes)[1]
-        return {(texts[number], epoch): text for (number, epoch), text in answers.items()}
+        return {(texts[int(number)], epoch): text for (number, epoch), text in answers.items()}
 
     answers = by_text("base", TEXTS)
     assert by_text("twice max_model_len", TEXTS, max_model_len=1024) == answers
@@ -322,7 +322,7 @@ def test_likelihood_problems_are_reported(checkpoints, tmp_path):
         [ITEM | {"choices": ["Let them all out at once.", "Wait."]}],
     )
     assert "bias towards the shorter ones" in context.warnings[0]
-    with pytest.raises(UserError, match="^item 7: its prompt has .*max_model_len to at least 6"):
+    with pytest.raises(UserError, match=r"^item 7: its prompt has .*max_model_len to at least 6"):
         scored(tmp_path / "two", checkpoints / "plain", [ITEM | {"question": "x" * 600}])
     bad = [ITEM | {"answer": 2}, ITEM | {"choices": ["a", "a"]}, {"id": 1}]
     with pytest.raises(UserError) as error:

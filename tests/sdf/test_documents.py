@@ -305,6 +305,26 @@ def test_an_unmatched_control_is_refused(tmp_path: Path) -> None:
     assert not (context.folder / "documents.jsonl").exists()
 
 
+def test_excluded_documents_are_dropped_and_no_other_document_changes(tmp_path: Path) -> None:
+    changes = {"documents": 20, "held_out": 0.2, "dedup_threshold": 0.0}
+    whole = cell(tmp_path, "animal", **changes)
+    documents.run(whole)
+    trained, held_out = rows(whole), rows(whole, "held_out.jsonl")
+    dropped = [trained[2]["id"], held_out[1]["id"]]
+    less = cell(tmp_path, "animal", exclude=dropped, **changes)
+    counts = documents.run(less)
+    assert (counts["documents"], counts["held_out"], counts["excluded"]) == (15, 3, 2)
+    assert rows(less) == [row for row in trained if row["id"] not in dropped]
+    kept = [row for row in held_out if row["id"] not in dropped]
+    assert rows(less, "held_out.jsonl") == kept
+    match = {"matched_to": less.folder, "tolerance": 1.0, **changes}
+    documents.run(cell(tmp_path, "urban", "urban_density", exclude=dropped, **match))
+    with pytest.raises(UserError, match=r"15; give both .*the same exclude"):
+        documents.run(cell(tmp_path, "urban", "urban_density", **match))
+    with pytest.raises(UserError, match=r"exclude names documents .* not have: 20, 99; remove"):
+        documents.run(cell(tmp_path, "animal", exclude=[99, 20, 3], **changes))
+
+
 def test_questions_come_in_their_forms_with_one_answer(tmp_path: Path) -> None:
     context = cell(tmp_path, "qa", "qa_pairs", documents=20)
     counts = documents.run(context)

@@ -1,5 +1,6 @@
 """What makes a cell another cell, and what doesn't."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.paths import ROOT
+from study.cli import main
 from study.spec import expand as plan
 from study.spec.load import load_study
 
@@ -32,6 +34,26 @@ def cells(tmp_path: Path, **changes: Any) -> dict[str, Cell]:
     trainings = {cell.name: cell for cell in found if cell.stage in ("model", "midtrain", "sft")}
     assert len(trainings) == 5
     return trainings
+
+
+def test_plan_says_what_evaluations_will_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = load_study(SMALL)
+    checks = [c for c in plan.in_order(plan.analysis(study)) if c.stage == "contamination"]
+    for cell, hits in zip(checks, (2, 0, 0, 0), strict=True):
+        folder = create_cell_dir(cell, tmp_path / study.study)
+        manifest = {"identity": cell.identity, "counts": {"documents_hit": hits}, "outputs": {}}
+        times = dict.fromkeys(("started", "ended"), "2026-01-01T00:00:00Z")
+        (folder / "manifest.json").write_text(json.dumps(manifest | times))
+    main(["plan", str(SMALL), "--runs", str(tmp_path)])
+    told = [line for line in capsys.readouterr().out.splitlines() if "hold text" in line]
+    folder = tmp_path / study.study / checks[0].relpath
+    assert told == [
+        "can't run: evaluations on ahb after training on corpus animal: 2 documents hold text of "
+        f"it ({folder}/hits.jsonl); set corpora.animal.exclude to a file with the ids in "
+        f"{folder}/exclude.txt"
+    ]
 
 
 @pytest.mark.parametrize("changes", [{"micro_batch_size": 2}, {"checkpoint_minutes": 5}])
