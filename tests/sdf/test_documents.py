@@ -305,6 +305,7 @@ def test_an_unmatched_control_is_refused(tmp_path: Path) -> None:
     assert not (context.folder / "documents.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_excluded_documents_are_dropped_and_no_other_document_changes(tmp_path: Path) -> None:
     changes = {"documents": 20, "held_out": 0.2, "dedup_threshold": 0.0}
     whole = cell(tmp_path, "animal", **changes)
