@@ -39,7 +39,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=2
-#SBATCH --dependency=afterok:101:102
+#SBATCH --dependency=afterok:102
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=tiny-documents
 #SBATCH --kill-on-invalid-dep=yes
@@ -75,7 +75,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=8
-#SBATCH --dependency=afterok:101:103
+#SBATCH --dependency=afterok:103
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=tiny-midtrain
@@ -221,7 +221,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=2
-#SBATCH --dependency=afterok:115:109:116:110:117:111:118:112:119:113:120:114:102:103
+#SBATCH --dependency=afterok:115:116:117:118:119:120
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=tiny-analysis
 #SBATCH --kill-on-invalid-dep=yes
