@@ -30,6 +30,7 @@ from analysis.table import (
 from analysis.tables import TABLES
 from analysis.variance import next_data_rows
 from core.cell.context import StageContext
+from core.cell.lookup import input_folder
 from core.errors import UserError
 
 
@@ -135,7 +136,7 @@ def _losses(context: StageContext) -> list[LossHistory]:
     """Losses of the trainings behind the scores, as far as their folders exist."""
     base = context.folder.parents[1]
     histories = [
-        read_losses(base / row["cell"], row["arm"], row["seed"], row["stage"])
+        read_losses(input_folder(base, row), row["arm"], row["seed"], row["stage"])
         for row in context.resources.get("trainings", [])
     ]
     return [history for history in histories if history.training or history.held_out]

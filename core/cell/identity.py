@@ -30,6 +30,8 @@ class Cell:
         settings: What changes the output, as JSON values.
         inputs: Role -> the cell whose outputs are read.
         resources: What does not: paths, addresses, worker counts.
+        folder: Where it lies relative to the study's folder, if it was begun or finished under
+            another name or in another study (`core.cell.lookup`); else empty.
     """
 
     stage: str
@@ -37,6 +39,7 @@ class Cell:
     settings: dict[str, Any]
     inputs: dict[str, "Cell"] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
 
     @cached_property
     def identity(self) -> str:
@@ -52,9 +55,14 @@ class Cell:
         return _identity(self.stage, self.settings, inputs)
 
     @property
+    def label(self) -> str:
+        """Today's name, and the hash that tells it from others of that name."""
+        return f"{self.name}-{self.identity[:8]}"
+
+    @property
     def relpath(self) -> str:
         """The cell's folder, relative to the study's folder."""
-        return f"{self.stage}/{self.name}-{self.identity[:8]}"
+        return self.folder or f"{self.stage}/{self.label}"
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> str:
@@ -67,10 +75,14 @@ def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> s
 def create_cell_dir(cell: Cell, base: Path) -> Path:
     """Make the cell's folder below the study's folder `base` and write its config.yaml.
 
+    A finished cell stays as it is: its record has the names that it was made under.
+
     Returns:
         The cell's folder.
     """
     folder = base / cell.relpath
+    if (folder / "manifest.json").exists():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "stage": cell.stage,
@@ -108,7 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     inputs = {
         role: source["identity"]
         for role, source in config["inputs"].items()
-        if source["cell"].split("/")[0] not in SHARDING_STAGES
+        if Path(source["cell"]).parent.name not in SHARDING_STAGES
     }
     if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
         raise UserError(

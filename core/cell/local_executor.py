@@ -14,6 +14,7 @@ from typing import Any
 
 from core.cell.failures import last_lines
 from core.cell.identity import Cell, create_cell_dir
+from core.cell.lookup import RunsIndex
 from core.cell.manifest import read_manifest
 from core.paths import ROOT
 from core.stages import STAGE_INFO
@@ -83,7 +84,7 @@ def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -
                 status = job.process.poll()
                 if status is None:
                     continue
-                _follow(job, base, on_event)
+                _follow(job, base, on_event, ended=True)
                 running.remove(job)
                 if job.cells:
                     # The first cell without a manifest failed; those after it never began.
@@ -157,18 +158,30 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _follow(job: Running, base: Path, on_event: ProgressCallback) -> None:
-    """Report the cells that finished since the last call, and the progress of the current one."""
-    while job.cells and (manifest := read_manifest(base / job.cells[0].relpath)):
+def _follow(job: Running, base: Path, on_event: ProgressCallback, ended: bool = False) -> None:
+    """Report the cells that finished since the last call, and the progress of the current one.
+
+    ended: the process is over. It left out cells that another study had finished by then.
+    """
+    while job.cells and (manifest := _manifest(job.cells[0], base, everywhere=ended)):
         finished = job.cells.pop(0)
         now = time.monotonic()
         on_event("finished", finished, {"seconds": now - job.started, "counts": manifest["counts"]})
         job.started = now
         if job.cells:
             on_event("started", job.cells[0], {})
-    if job.cells:
+    if job.cells and not ended:
         try:
             progress = json.loads((base / job.cells[0].relpath / "progress.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return
         on_event("progress", job.cells[0], progress)
+
+
+def _manifest(cell: Cell, base: Path, everywhere: bool) -> dict[str, Any] | None:
+    """The manifest in the cell's folder or, of `everywhere`, in that of another study."""
+    manifest = read_manifest(base / cell.relpath)
+    if manifest or not everywhere:
+        return manifest
+    folder = RunsIndex(base, [cell.stage]).finished(cell.stage, cell.identity)
+    return read_manifest(folder) if folder else None

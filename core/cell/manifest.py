@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from core.cell.lookup import input_folder, relative_path
 from core.errors import Problem, UserError
 from core.files import sha256, write_atomically
 from core.paths import ROOT
@@ -64,18 +65,18 @@ def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     problems = []
     for role, source in config["inputs"].items():
-        input_folder = base / source["cell"]
-        manifest = read_manifest(input_folder)
+        source_folder = input_folder(base, source)
+        manifest = read_manifest(source_folder)
         if manifest is None or manifest["identity"] != source["identity"]:
-            what = f"needs {role} {input_folder}, which is not finished"
-            problems.append(Problem(str(folder), what, f"python -m study cell {input_folder}"))
+            what = f"needs {role} {source_folder}, which is not finished"
+            problems.append(Problem(str(folder), what, f"python -m study cell {source_folder}"))
             continue
         for name, output in manifest["outputs"].items():
-            path = input_folder / name
+            path = source_folder / name
             if not path.exists() or path.stat().st_size != output["bytes"]:
-                fix = f"delete {input_folder}/manifest.json and run it again"
+                fix = f"delete {source_folder}/manifest.json and run it again"
                 problems.append(Problem(str(path), "is missing or cut short", fix))
-        folders[role] = input_folder
+        folders[role] = source_folder
     if problems:
         raise UserError.of(problems)
     return folders
@@ -99,8 +100,13 @@ def write_manifest(
         "stage": config["stage"],
         "name": config["name"],
         "inputs": {
-            role: {**source, "manifest_sha256": sha256(base / source["cell"] / "manifest.json")}
+            role: {
+                "cell": relative_path(used, base),
+                "identity": source["identity"],
+                "manifest_sha256": sha256(used / "manifest.json"),
+            }
             for role, source in config["inputs"].items()
+            if (used := input_folder(base, source))
         },
         "outputs": {
             str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}

@@ -41,7 +41,7 @@ def _lines(done: int, total: int) -> ProgressCallback:
 
 def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int) -> str:
     outcome = f"{facts['seconds']:5.1f} s" if event == "finished" else "failed"
-    return f"[{count:{len(str(total))}}/{total}] {cell.stage:<13} {cell.name:<28} {outcome}"
+    return f"[{count:{len(str(total))}}/{total}] {cell.stage:<13} {cell.label:<37} {outcome}"
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _bars(done: int, total: int) -> Iterator[ProgressCallback]:
             nonlocal count
             if event == "started":
                 bars[cell.identity] = progress.add_task(
-                    f"{cell.stage} {cell.name}", total=None, unit=""
+                    f"{cell.stage} {cell.label}", total=None, unit=""
                 )
             elif event == "progress":
                 progress.update(

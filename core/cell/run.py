@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from core.cell.context import StageContext
 from core.cell.identity import read_config
+from core.cell.lookup import RunsIndex
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
 from core.cell.stage import Stage, distributed_hooks, is_resumable
@@ -25,7 +26,7 @@ NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
 
 
 def run_cell(folder: Path) -> None:
-    """Run the cell in `folder`; do nothing where it is finished.
+    """Run the cell in `folder`; do nothing where it is finished, here or in another study.
 
     Of several ranks (RANK and WORLD_SIZE in the environment) rank 0 runs the cell. The others call
     the stage too where it defines DISTRIBUTED, and do nothing otherwise.
@@ -46,6 +47,13 @@ def run_cell(folder: Path) -> None:
         hooks.rendezvous()
     with _cell_lock(folder):
         if read_manifest(folder):
+            if hooks:
+                hooks.sync("finished")
+            return
+        if elsewhere := RunsIndex(folder.parents[1], [config["stage"]]).finished(
+            config["stage"], config["identity"]
+        ):
+            print(f"another study has finished this cell: {elsewhere}", flush=True)
             if hooks:
                 hooks.sync("finished")
             return

@@ -26,7 +26,7 @@ def cards(args: argparse.Namespace) -> None:
     published = results(base)
     folder = published.with_name(f"{base.name}-cards")
     paths: list[Path] = []
-    for cell in expand.in_order(expand.analysis(study)):
+    for cell in expand.in_order(expand.analysis(study, base)):
         if not (base / cell.relpath / "manifest.json").exists():
             continue
         if cell.stage == "documents":
@@ -36,7 +36,7 @@ def cards(args: argparse.Namespace) -> None:
             text = model_card(base / cell.relpath, scores, args.license)
         else:
             continue
-        path = folder / cell.relpath / "README.md"
+        path = folder / cell.stage / (base / cell.relpath).name / "README.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         paths.append(path)

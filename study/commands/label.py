@@ -32,7 +32,7 @@ def label(args: argparse.Namespace) -> None:
             fix=f"valid: {', '.join(judged) or 'none'}",
         )
     scored = []
-    expansion = expand.Expansion(study)
+    expansion = expand.Expansion(study, base)
     for row in expansion.checkpoints():
         scores = expansion.scores(row, args.benchmark)
         folder = base / next(iter(scores.values())).relpath

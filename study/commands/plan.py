@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Print the cells, the forecasts and what prevents the study from running."""
     study, base = load(args)
-    cells = expand.in_order(expand.analysis(study))
+    cells = expand.in_order(expand.analysis(study, base))
     if args.layout:
         return print(layout_tables(cells, base, args.layout, args.gpus_per_node))
     rows = [_cell_row(cell, base) for cell in cells]
@@ -166,7 +166,7 @@ def state(cell: Cell, base: Path) -> str:
 def _cell_row(cell: Cell, base: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "stage": cell.stage,
-        "cell": cell.name,
+        "cell": cell.label,
         "state": state(cell, base),
         "folder": cell.relpath,
     }

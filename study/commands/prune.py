@@ -26,7 +26,7 @@ def prune(args: argparse.Namespace) -> int:
     """Print what may go and what must stay; remove it with `--delete`."""
     study, base = load(args)
     typed = study_args(args)
-    cells = expand.in_order(expand.analysis(study))
+    cells = expand.in_order(expand.analysis(study, base))
     rows = pruning.plan(cells, base, typed)
     if not rows and not args.json:
         raise UserError(

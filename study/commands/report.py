@@ -16,7 +16,7 @@ from study.spec import expand
 def report(args: argparse.Namespace) -> None:
     """Publish the results of an unfinished study; what is missing is listed in them."""
     study, base = load(args)
-    complete = expand.analysis(study)
+    complete = expand.analysis(study, base)
     inputs = complete.inputs.values()
     missing = {cell.identity for cell in inputs if not read_manifest(base / cell.relpath)}
     scores = {cell.identity for cell in inputs if cell.stage != "documents"}
@@ -26,7 +26,7 @@ def report(args: argparse.Namespace) -> None:
             what="no checkpoint has been scored yet",
             fix=f"python -m study run {study_args(args)}",
         )
-    partial = expand.analysis(study, without=missing)
+    partial = expand.analysis(study, base, without=missing)
     folder = create_cell_dir(partial, base)
     if not read_manifest(folder):
         command = [sys.executable, "-m", "study", "cell", "--log", str(folder)]

@@ -17,7 +17,6 @@ from study.commands.common import (
     unfinished,
 )
 from study.spec import expand
-from study.spec.source_cells import previews
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the missing cells, inputs before users, and show the results."""
     study, base = load(args)
-    preview_cells = previews(study)
-    last = expand.analysis(study)
+    preview_cells = expand.previews(study, base)
+    last = expand.analysis(study, base)
     cells = preview_cells or expand.in_order(last)
     if todo := unfinished(cells, base):
         check_before_start(args, study, base, cells, todo)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def status(args: argparse.Namespace) -> None:
     study, base = load(args)
-    cells = expand.in_order(expand.analysis(study))
+    cells = expand.in_order(expand.analysis(study, base))
     print_status(cells, base, study_args(args), args.watch, args.json)
 
 
@@ -177,7 +177,7 @@ def _rows(
         states[cell.identity] = state
         row: Row = {
             "stage": cell.stage,
-            "cell": cell.name,
+            "cell": cell.label,
             "folder": cell.relpath,
             "state": state,
         }

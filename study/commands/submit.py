@@ -40,7 +40,7 @@ def submit(args: argparse.Namespace) -> None:
 
     study, base = load(args)
     profile = load_profile(args.cluster)
-    cells = expand.in_order(expand.analysis(study))
+    cells = expand.in_order(expand.analysis(study, base))
     todo = unfinished(cells, base)
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]

@@ -76,7 +76,7 @@ def estimates(
     Each has SUMS, `hours` of its job, and `working_gb`, on disk while it runs. Calls that several
     cells use, and weights that several jobs on one checkpoint read, count for the first of them.
     """
-    rows = {row["training"]: row for row in training_cost.forecast(cells, base, layouts)}
+    rows = training_cost.by_kind(cells, base, layouts)
     corpora = {
         shard.identity: cell
         for cell in cells
@@ -91,8 +91,9 @@ def estimates(
         amounts = dict.fromkeys((*SUMS, "hours", "working_gb"), 0.0)
         job = _Job(gpus, cores, *FILES[_kind(cell)], amounts)
         if "recipe" in cell.settings:
-            name = f"{cell.stage} {cell.name}".replace(f"-s{cell.settings.get('seed')}", "")
-            _add_training(job, cell, rows.get(name) or TOY, profile)
+            is_training = training_cost.is_training(cell)
+            row = rows[training_cost.kind(cell)] if is_training else TOY
+            _add_training(job, cell, row, profile)
         elif cell.stage in (*VLLM_STAGES, *CALLERS):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -150,14 +151,32 @@ def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[
     refused: why it can't run so and how it could, or None.
     warnings: what else its user should know.
     """
+    return [*by_kind(cells, base, layouts).values()]
+
+
+def by_kind(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> dict[str, dict[str, Any]]:
+    """The rows of `forecast` by the `kind` of training."""
     kinds: dict[str, list[Cell]] = {}
     for cell in cells:
         if is_training(cell):
-            kinds.setdefault(f"{cell.stage} {_without_seed(cell)}", []).append(cell)
+            kinds.setdefault(kind(cell), []).append(cell)
     measured = _measured(cells, base)
-    return [
-        {"training": name, **_row(alike, base, layouts, measured)} for name, alike in kinds.items()
-    ]
+    labels = Counter(map(_label, (alike[0] for alike in kinds.values())))
+    rows = {}
+    for key, alike in kinds.items():
+        label = _label(alike[0])
+        if labels[label] > 1:
+            label = f"{alike[0].stage} {alike[0].label}"
+        rows[key] = {"training": label, **_row(alike, base, layouts, measured)}
+    return rows
+
+
+def kind(cell: Cell) -> str:
+    """What trainings have in common that differ in seeds alone."""
+    settings = {key: value for key, value in cell.settings.items() if key != "seed"}
+    inputs = [start_model(cell), *filter(None, [cell.inputs.get("documents")])]
+    identities = [source.identity for source in inputs]
+    return json.dumps([_label(cell), settings, identities], sort_keys=True)
 
 
 def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
@@ -323,8 +342,8 @@ def show(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, headers=headers, intfmt=",", colalign=colalign)
 
 
-def _without_seed(cell: Cell) -> str:
-    return cell.name.replace(f"-s{cell.settings['seed']}", "")
+def _label(cell: Cell) -> str:
+    return f"{cell.stage} {cell.name}".replace(f"-s{cell.settings['seed']}", "")
 
 
 def _speed_key(cell: Cell) -> str:

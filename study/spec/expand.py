@@ -1,15 +1,16 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
 from collections.abc import Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
+from core.cell.lookup import RunsIndex
 from core.errors import UserError
 from core.paths import resolve
 from core.recipe import Training, split_recipe
-from core.stages import STAGES
+from core.stages import SHARDING_STAGES, STAGES
 from study.spec import benchmarks, source_cells
 from study.spec.fingerprints import content_hash, is_dummy, load_recipe_once, model_name
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
@@ -49,10 +50,16 @@ class Expansion:
 
     Cells with the same identity are one cell under the first name that it has in the study.
     Two names would be two folders, of which a run fills only one.
+
+    Args:
+        study: The study.
+        base: Its folder, from which cells that are finished or begun there, or finished in another
+            study of the runs folder, get their folders. None: of no cell is anything there.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, base: Path | None = None) -> None:
         self.study = study
+        self._index = RunsIndex(base) if base else None
         self._by_identity: dict[str, Cell] = {}
         self._models: dict[str, Cell] = {}
         self._corpora: dict[str, Cell] = {}
@@ -82,7 +89,7 @@ class Expansion:
                 tokenizer=self._model(model) if self.study.models[model].make else None,
                 matched_to=self.corpus(matched_to) if matched_to else None,
             )
-            self._corpora[name] = self._first(cell)
+            self._corpora[name] = self.placed(cell)
         return self._corpora[name]
 
     def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
@@ -91,12 +98,29 @@ class Expansion:
         if checkpoint.corpus:
             corpus = self.corpus(checkpoint.corpus)
             cell = benchmarks.contamination(self.study, bench, checkpoint.corpus, corpus)
-            inputs["contamination"] = self._first(cell)
-        return benchmarks.scores(self.study, bench, inputs, checkpoint.chat)
+            inputs["contamination"] = self.placed(cell)
+        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat)
+        return {judge: self.placed(cell) for judge, cell in scores.items()}
+
+    def placed(self, cell: Cell) -> Cell:
+        """The one cell of this identity, with the folder that it has, as have its inputs."""
+        if cell.identity not in self._by_identity:
+            inputs = {role: self.placed(used) for role, used in cell.inputs.items()}
+            folder = self._index.relpath(cell) if self._index else ""
+            if self._index and self._index.finished(cell.stage, cell.identity):
+                # Nobody has to write shards of a corpus that is written.
+                inputs = {
+                    role: used
+                    for role, used in inputs.items()
+                    if used.stage not in SHARDING_STAGES
+                    or self._index.finished(used.stage, used.identity)
+                }
+            self._by_identity[cell.identity] = replace(cell, inputs=inputs, folder=folder)
+        return self._by_identity[cell.identity]
 
     def _model(self, name: str) -> Cell:
         if name not in self._models:
-            self._models[name] = self._first(source_cells.model(self.study, name))
+            self._models[name] = self.placed(source_cells.model(self.study, name))
         return self._models[name]
 
     def _checkpoint(self, arm_name: str, seed: int | None, dose: int) -> Cell:
@@ -106,7 +130,7 @@ class Expansion:
         if arm.midtrain:
             assert seed is not None
             start = self._midtraining(arm, seed)
-            label = _midtraining_name(arm)
+            label = self._midtraining_name(arm)
         if not dose:
             return start
         sft = sft_of(self.study, arm_name)
@@ -116,25 +140,34 @@ class Expansion:
 
     def _midtraining(self, arm: Arm, seed: int) -> Cell:
         assert arm.midtrain
-        key = ("midtrain", arm.start, arm.midtrain, arm.question_variant, arm.recipe, seed)
+        path = arm.recipe or self._own_recipe()
+        key = ("midtrain", arm.start, arm.midtrain, arm.question_variant, path, seed)
         if key not in self._trainings:
-            path = arm.recipe or (self.study.midtrain and self.study.midtrain.recipe)
             assert path
             recipe, runtime = _recipe("sft" if arm.question_variant else "midtrain", path)
             settings = {"recipe": recipe, "seed": seed} | (
                 {"question_variant": arm.question_variant} if arm.question_variant else {}
             )
             inputs = {"start": self._model(arm.start), "documents": self.corpus(arm.midtrain)}
-            name = f"{_midtraining_name(arm)}-s{seed}"
-            self._trainings[key] = self._first(Cell("midtrain", name, settings, inputs, runtime))
+            name = f"{self._midtraining_name(arm)}-s{seed}"
+            self._trainings[key] = self.placed(Cell("midtrain", name, settings, inputs, runtime))
         return self._trainings[key]
+
+    def _own_recipe(self) -> str | None:
+        return self.study.midtrain.recipe if self.study.midtrain else None
+
+    def _midtraining_name(self, arm: Arm) -> str:
+        form = f"_{arm.question_variant}" if arm.question_variant else ""
+        named = arm.recipe if arm.recipe != self._own_recipe() else None
+        recipe = f"_{Path(named).stem}" if named else ""
+        return f"{arm.start}-{arm.midtrain}{form}{recipe}"
 
     def _sft(
         self, label: str, sft: Sft, start: Cell, corpus: str | None, seed: int, dose: int
     ) -> Cell:
         """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
         *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.shared_run else [dose]
-        key = ("sft", label, start.identity, last)
+        key = ("sft", repr(sft), start.identity, corpus, seed, last)  # a label may fit two
         if key not in self._trainings:
             recipe, runtime = _recipe("sft", sft.recipe)
             data, data_path = _sft_data(sft)
@@ -148,35 +181,33 @@ class Expansion:
                 inputs["replay"] = self.corpus(corpus)
             resources = {"data": data_path, **runtime}
             run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
-            self._trainings[key] = self._first(run)
+            self._trainings[key] = self.placed(run)
         run = self._trainings[key]
         if dose == last:
             return run
-        return self._first(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
-
-    def _first(self, cell: Cell) -> Cell:
-        return self._by_identity.setdefault(cell.identity, cell)
+        return self.placed(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
 
 
-def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
+def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:
     """The cell at the end, which every other cell serves.
 
-    `without`: identities of score cells to leave out (they are then listed as missing), for a
-    report of an unfinished study. Raises UserError where a recipe or a benchmark does not fit.
+    `base`: as of `Expansion`. `without`: identities of score cells to leave out (they are then
+    listed as missing), for a report of an unfinished study. Raises UserError where a recipe or a
+    benchmark does not fit.
     """
-    expansion = Expansion(study)
-    evaluated = expansion.checkpoints()
+    expansion = Expansion(study, base)
+    evaluated = sorted(expansion.checkpoints(), key=_row_order)
     inputs: dict[str, Cell] = {}
     rows, missing = _score_rows(expansion, evaluated, without, inputs)
     labels = []
-    for name, bench in study.benchmarks.items():
+    for name, bench in sorted(study.benchmarks.items()):
         if not bench.labels:
             continue
-        cell = benchmarks.labels(name, bench.labels)
+        cell = expansion.placed(benchmarks.labels(name, bench.labels))
         if cell.identity not in without:
-            inputs[cell.name] = cell
-            labels.append(cell.name)
-    for name in dict.fromkeys(arm.midtrain for arm in study.arms.values() if arm.midtrain):
+            inputs[f"labels-{name}"] = cell
+            labels.append(f"labels-{name}")
+    for name in sorted({arm.midtrain for arm in study.arms.values() if arm.midtrain}):
         corpus = expansion.corpus(name)
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
@@ -191,17 +222,27 @@ def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
             for contrast in study.contrasts
         ],
         "costs": asdict(study.costs),
-        "benchmarks": {name: _judges(study, bench) for name, bench in study.benchmarks.items()},
+        "benchmarks": {
+            name: _judges(study, bench) for name, bench in sorted(study.benchmarks.items())
+        },
         "writers": [
             {
                 "corpus": name,
                 "model": model_name(study, corpus.writer),
                 "dummy": is_dummy(study, corpus.writer),
+                "matched_to": corpus.matched_to,
             }
-            for name, corpus in study.corpora.items()
+            for name, corpus in sorted(study.corpora.items())
         ],
     }
-    return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(evaluated)})
+    resources = {"trainings": _trainings(evaluated)}
+    return expansion.placed(Cell("analysis", study.study, settings, inputs, resources))
+
+
+def previews(study: Study, base: Path) -> list[Cell]:
+    """The cells that write a few documents of a corpus to be looked at (`source_cells.previews`)."""
+    expansion = Expansion(study, base)
+    return [expansion.placed(cell) for cell in source_cells.previews(study)]
 
 
 def in_order(last: Cell) -> list[Cell]:
@@ -231,9 +272,8 @@ def _score_rows(
     study = expansion.study
     rows = []
     missing = []
-    shared: dict[str, Cell] = {}
     for checkpoint in evaluated:
-        for name, bench in study.benchmarks.items():
+        for name, bench in sorted(study.benchmarks.items()):
             if not _is_asked(bench, checkpoint):
                 continue
             for judge, cell in expansion.scores(checkpoint, name).items():
@@ -242,17 +282,27 @@ def _score_rows(
                     "seed": checkpoint.seed,
                     "dose": checkpoint.dose,
                     "benchmark": name,
-                    "checkpoint": checkpoint.cell.relpath,
+                    "checkpoint": checkpoint.cell.identity,
                 }
                 if judge != (bench.judge or ""):
                     row["judge"] = model_name(study, judge)
                 if cell.identity in without:
                     missing.append(row)
                     continue
-                # Benchmarks that come to the same cell share it, under the first one's name.
-                inputs[cell.name] = shared.setdefault(cell.identity, cell)
-                rows.append({"role": cell.name, **row})
+                # Two cells may have one name.
+                role = f"{cell.stage}-{cell.identity[:16]}"
+                inputs[role] = cell
+                rows.append({"role": role, **row})
     return rows, missing
+
+
+def _row_order(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    """The order of arms in the results: those on no corpus first, then by name.
+
+    It does not depend on the order in the study file, which is in no identity.
+    """
+    seed = -1 if checkpoint.seed is None else checkpoint.seed
+    return checkpoint.corpus is not None, checkpoint.arm, checkpoint.dose, seed
 
 
 def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
@@ -301,8 +351,9 @@ def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
                 continue
             is_sft = cell.stage != "midtrain"
             stage = f"SFT on {cell.settings['dose']} rows" if is_sft else cell.stage
-            facts = {"stage": stage, "arm": row.arm, "seed": row.seed, "cell": cell.relpath}
-            rows.setdefault(cell.relpath, facts)
+            facts = {"stage": stage, "arm": row.arm, "seed": row.seed}
+            source = {"cell": cell.relpath, "identity": cell.identity}
+            rows.setdefault(cell.identity, facts | source)
     return list(rows.values())
 
 
@@ -310,12 +361,6 @@ def _is_asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
     """Whether a benchmark is for this checkpoint."""
     of_arm = bench.arms is None or checkpoint.arm in bench.arms
     return of_arm and (bench.doses is None or checkpoint.dose in bench.doses)
-
-
-def _midtraining_name(arm: Arm) -> str:
-    form = f"_{arm.question_variant}" if arm.question_variant else ""
-    recipe = f"_{Path(arm.recipe).stem}" if arm.recipe else ""
-    return f"{arm.start}-{arm.midtrain}{form}{recipe}"
 
 
 def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:

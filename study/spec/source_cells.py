@@ -1,5 +1,6 @@
 """What a study starts from: models, corpora and data, as cells and as sources on the network."""
 
+import hashlib
 import json
 import platform
 import re
@@ -108,10 +109,23 @@ def previews(study: Study) -> list[Cell]:
 def tokenizer_model(study: Study, corpus: str) -> str:
     """The start model whose tokenizer counts a corpus' tokens.
 
-    It is that of the first arm that trains on the corpus, or the study's first model.
+    It is that of the arms that train on the corpus, else of those that train on another, else any.
+    Of several the smallest hash decides: names and their order change no corpus.
     """
-    starts = [arm.start for arm in study.arms.values() if arm.midtrain == corpus]
-    return (starts or [*study.models])[0]
+    arms = [arm for arm in study.arms.values() if arm.midtrain]
+    starts = {arm.start for arm in arms if arm.midtrain == corpus} or {arm.start for arm in arms}
+    named = sorted(starts or study.models)
+    return min(named, key=lambda name: _tokenizer_hash(study, name)) if named[1:] else named[0]
+
+
+def _tokenizer_hash(study: Study, name: str) -> str:
+    start = study.models[name]
+    if start.make:
+        return model(study, name).identity
+    if start.path:
+        return content_hash(f"{start.path}/tokenizer.json")
+    text = json.dumps(identity(_on_hub(start, "model")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell | None) -> Cell:
