@@ -240,7 +240,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
 
 
 def previews(study: Study, base: Path) -> list[Cell]:
-    """The cells that write a few documents of a corpus to be looked at (`source_cells.previews`)."""
+    """The cells of `source_cells.previews`, with their folders."""
     expansion = Expansion(study, base)
     return [expansion.placed(cell) for cell in source_cells.previews(study)]
 

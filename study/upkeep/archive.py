@@ -19,10 +19,12 @@ from typing import Any
 
 import yaml
 
+from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import ROOT
+from core.stages import TRAINING_STAGES
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
 PACKED = (
@@ -79,6 +81,7 @@ README = """# Replication archive of the study `{study}`
 - `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
   reply, tokens and cost
 - `cells/.../scores.parquet`: scores of a checkpoint
+- an input `../STUDY/STAGE/CELL` was made in another study; it is `cells/STAGE/CELL` here too
 - `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
   report, as they were published
 - `sha256sum -c SHA256SUMS` checks all files
@@ -136,8 +139,14 @@ def archive(
             what="holds no results",
             fix=f"python -m study report {study_file}",
         )
-    analysis = f"analysis/{manifest['name']}-{manifest['identity'][:8]}"
-    cells = sorted(cells_behind(base, analysis))
+    analysis = RunsIndex(base, ["analysis"]).finished("analysis", manifest["identity"])
+    if not analysis:
+        raise UserError(
+            where=str(results),
+            what="the analysis that they were copied from is gone",
+            fix=f"python -m study run {study_file}",
+        )
+    cells = sorted(cells_behind(analysis))
     sources = _sources(study_file, base, results, cells, samples)
     secrets = _secret_values(sources)
     sums: list[str] = []
@@ -152,7 +161,7 @@ def archive(
         problems += [Problem(str(file), what, fix) for what, fix in _leaks(name, clean, secrets)]
     if problems:
         raise UserError.of(problems)
-    readme = _readme(study_file, base, analysis, manifest["code"], samples, replaced)
+    readme = _readme(study_file, base, _packed_as(analysis), manifest["code"], samples, replaced)
     sums.append(f"{hashlib.sha256(readme).hexdigest()}  README.md\n")
     written = {"README.md": readme, "SHA256SUMS": "".join(sums).encode()}
     names = [*written, *sources]
@@ -175,41 +184,47 @@ def archive(
     }
 
 
-def cells_behind(base: Path, analysis: str) -> set[str]:
-    """The cell `analysis` and all that it was made of, by their manifests, as relative paths.
+def cells_behind(analysis: Path) -> set[Path]:
+    """The folders of the cell `analysis` and of all that it was made of, by their manifests.
 
-    Raises UserError where one is not there.
+    Some may be those of other studies. Raises UserError where one is not there.
     """
-    cells: set[str] = set()
+    cells: set[Path] = set()
     remaining = [analysis]
     problems = []
     while remaining:
-        relpath = remaining.pop()
-        if relpath in cells:
+        folder = remaining.pop()
+        if folder in cells:
             continue
-        cells.add(relpath)
-        if manifest := read_manifest(base / relpath):
-            remaining += [used["cell"] for used in manifest["inputs"].values()]
+        cells.add(folder)
+        if manifest := read_manifest(folder):
+            inputs = manifest["inputs"].values()
+            remaining += [input_folder(folder.parents[1], used) for used in inputs]
         else:
             what = "is not finished, but the published results need it"
-            problems.append(Problem(str(base / relpath), what, "run the study again"))
+            problems.append(Problem(str(folder), what, "run the study again"))
     if problems:
         raise UserError.of(sorted(problems, key=str))
     return cells
 
 
+def _packed_as(folder: Path) -> str:
+    """STAGE/CELL: the name of a cell in the archive, whichever study it was made in."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
 def _sources(
-    study_file: Path, base: Path, results: Path, cells: list[str], samples: bool
+    study_file: Path, base: Path, results: Path, cells: list[Path], samples: bool
 ) -> dict[str, Path]:
     """The files to pack by their names in the archive, sorted."""
     sources = {f"study/{file.name}": file for file in _extended(study_file)}
     sources["fetched.json"] = base / "fetched.json"
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
-    for cell in cells:
+    for folder in cells:
         names = [*PACKED, *(SAMPLES if samples else ())]
-        if cell.startswith(("model/", "midtrain/", "sft/")):
+        if folder.parent.name in ("model", *TRAINING_STAGES):
             names += TRAINING_FILES
-        sources |= {f"cells/{cell}/{name}": base / cell / name for name in names}
+        sources |= {f"cells/{_packed_as(folder)}/{name}": folder / name for name in names}
     return {name: file for name, file in sorted(sources.items()) if file.is_file()}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from core.cell.identity import read_config
+from core.cell.lookup import input_folder, relative_path
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError
@@ -109,7 +110,7 @@ def lineage(analysis: Path, base: Path, hashes: bool = True) -> list[Row]:
                 walk(used["cell"])
         rows[relpath] = rows.pop(relpath)  # behind its inputs
 
-    walk(analysis.relative_to(base).as_posix())
+    walk(relative_path(analysis, base))
     if hashes:
         checks = [check for row in rows.values() for check in row["checks"]]
         todo = [check for check in checks if check["state"] in ("unread", "changed")]
@@ -153,13 +154,17 @@ def _row(relpath: str, base: Path, record: list[Any]) -> Row:
     inputs = (manifest or config).get("inputs", {})
     return {
         "cell": relpath,
-        "stage": relpath.split("/")[0],
+        "stage": folder.parent.name,
         "manifest": manifest,
         "manifest_sha256": sha256(path) if path.exists() else None,
         "config": config,
         "pruned": pruned,
         "inputs": [
-            {"role": role, "cell": used["cell"], "wanted": used.get("manifest_sha256")}
+            {
+                "role": role,
+                "cell": relative_path(input_folder(folder.parents[1], used), base),
+                "wanted": used.get("manifest_sha256"),
+            }
             for role, used in inputs.items()
         ],
         "checks": [*checks, *(_external(config, record) if config else [])],

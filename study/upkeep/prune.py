@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell, read_config
+from core.cell.lookup import RunsIndex, input_folder, relative_path
 from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
@@ -57,21 +58,20 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
                 users[source.relpath].append(cell)
     rows: list[Row] = []
     for cell in cells:
-        if (base / cell.relpath).is_dir():
+        # What another study has made is removed as that study allows.
+        if not cell.folder.startswith("../") and (base / cell.relpath).is_dir():
             needed_by = needed.get(cell.relpath)
             rows += _cell_rows(cell, base, needed_by, users[cell.relpath], study_args)
-    behind_results = _behind_results(base)
+    kept = dict.fromkeys(_behind_results(base), "behind the published results")
+    kept |= _used_elsewhere(base)
     # Users before their inputs.
     for folder in sorted(_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
         relpath = f"{folder.parent.name}/{folder.name}"
         if relpath in names:
             continue
-        go = relpath not in behind_results
         why = "no cell of the study file; it goes with --orphans, but for its ledger"
         files = [name for name in _files(folder) if name != "calls.jsonl"]
-        rows.append(
-            _row(OTHERS, folder, base, files, go, why if go else "behind the published results")
-        )
+        rows.append(_row(OTHERS, folder, base, files, relpath not in kept, kept.get(relpath, why)))
     return rows + list(_code_copies(base))
 
 
@@ -181,7 +181,7 @@ def _pruned_inputs(cell: Cell, base: Path) -> list[Path]:
 def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
     """Relative paths of the cells that unfinished ones need -> one that does.
 
-    Unfinished cells of other study files on disk count too.
+    Unfinished cells on disk of other study files, and of other studies, count too.
     """
     needed: dict[str, str] = {}
 
@@ -195,17 +195,50 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
         for role, used in manifest["inputs"].items():
             # It links to that one's files, or would be made again from it.
             if role == "run" or pruned_on(base / relpath):
-                need(used["cell"], by)
+                need(_input_relpath(relpath, used, base), by)
 
     for cell in cells:
         if not read_manifest(base / cell.relpath):
             for used in cell.inputs.values():
                 need(used.relpath, cell.relpath)
-    for folder in _on_disk(base):
+    for folder in (folder for study in _studies(base) for folder in _on_disk(study)):
         if not read_manifest(folder):
-            for recorded in read_config(folder)["inputs"].values():
-                need(recorded["cell"], f"{folder.parent.name}/{folder.name}")
+            relpath = relative_path(folder, base)
+            config = read_config(folder)
+            if RunsIndex(base, [config["stage"]]).finished(config["stage"], config["identity"]):
+                continue  # another study was faster
+            for recorded in config["inputs"].values():
+                need(_input_relpath(relpath, recorded, base), relpath)
     return needed
+
+
+def _used_elsewhere(base: Path) -> dict[str, str]:
+    """Relative paths of the cells of this study that those of others are made of -> why they stay."""
+    kept: dict[str, str] = {}
+
+    def keep(relpath: str, study: str) -> None:
+        if relpath in kept:
+            return
+        kept[relpath] = f"the study {study} uses it"
+        for used in (read_manifest(base / relpath) or {"inputs": {}})["inputs"].values():
+            keep(_input_relpath(relpath, used, base), study)
+
+    for study in _studies(base):
+        for folder in _on_disk(study) if study != base else ():
+            record = read_manifest(folder) or read_config(folder)
+            for used in record["inputs"].values():
+                keep(_input_relpath(relative_path(folder, base), used, base), study.name)
+    return kept
+
+
+def _input_relpath(relpath: str, used: dict[str, Any], base: Path) -> str:
+    """An input of the cell in `relpath`, relative to the study in `base` too."""
+    return relative_path(input_folder((base / relpath).parents[1], used), base)
+
+
+def _studies(base: Path) -> list[Path]:
+    """The folders of this study and of all others in its runs folder."""
+    return sorted(path for path in base.parent.glob("*") if path.is_dir())
 
 
 def _cell_rows(
