@@ -1,7 +1,7 @@
 """The corpora that were trained on, from the files beside their documents."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.rows import Row, select
@@ -12,21 +12,22 @@ SIZES = ("documents", "held_out", "words", "tokens", "tokens_trimmed")
 DIVERSITY = ("type_token", "distinct_2", "distinct_3", "over_words", "mean_similarity", "vendi")
 
 
-def corpora(inputs: Mapping[str, Path]) -> list[Row]:
-    """A row for each input `corpus-NAME`.
+def corpora(inputs: Mapping[str, Path], writers: Sequence[Row]) -> list[Row]:
+    """A row for each input `corpus-NAME`. `writers`: of the settings, with corpus and matched_to.
 
     Sizes, diversity, counts of rejected drafts and of paid calls, an example, and the balance:
     the measures in which a matched corpus differs from its counterpart `against`, None for a
     corpus that is matched to none.
     """
+    matched_to = {row["corpus"]: row["matched_to"] for row in writers}
     return [
-        _corpus_row(role.removeprefix("corpus-"), folder)
+        _corpus_row(name := role.removeprefix("corpus-"), folder, matched_to[name])
         for role, folder in inputs.items()
         if role.startswith("corpus-")
     ]
 
 
-def _corpus_row(name: str, folder: Path) -> Row:
+def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
     card = json.loads((folder / "corpus_stats.json").read_text(encoding="utf-8"))
     counts = card["counts"]
     rejected = {
@@ -45,7 +46,7 @@ def _corpus_row(name: str, folder: Path) -> Row:
         "calls": counts.get("calls"),
         "cost": counts.get("cost"),
         "rejected": rejected,
-        "reference_corpus": measures[0]["reference_corpus"] if measures else None,
+        "reference_corpus": matched_to if measures else None,
         "balance": differing if measures else None,
         "compared": len(measures),
         "example": card["examples"][0]["text"][:SHOWN] if card["examples"] else "",

@@ -81,7 +81,7 @@ def _add_further_results(
     variance = next_data_rows(table, contrasts, judges, settings.costs)
     results["variance"] = to_jsonable(variance)
     results["examples"] = examples(settings.score_files, contrasts, inputs)
-    results["corpora"] = to_jsonable(corpora(inputs))
+    results["corpora"] = to_jsonable(corpora(inputs, settings.writers))
     results["judges"] = to_jsonable(judge_rows(table, settings))
     claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)

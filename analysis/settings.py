@@ -145,7 +145,7 @@ class AnalysisSettings:
         str, str | int | float
     ]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
-    writers: list[Row]  # corpus, model, dummy
+    writers: list[Row]  # corpus, model, dummy, matched_to
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":

@@ -16,7 +16,6 @@ from core.files import write_atomically
 from sdf.corpus_stats import CorpusStats, corpus_stats
 from sdf.corpus_writer import (
     CorpusWriter,
-    corpus_name,
     manifest_counts,
     open_corpus_writer,
     write_documents,
@@ -95,11 +94,8 @@ def run(context: StageContext) -> dict[str, Any]:
     stats["held_out"] = len(held_out)
     stats["tokens_trimmed"] = tokens_written - stats["tokens"]
     check_tokens(stats["tokens"], target_tokens, settings.tolerance)
-    if matched_cell and matched_stats:
-        _write_comparison(
-            context,
-            {corpus_name(matched_cell): matched_stats, corpus_name(context.folder): stats},
-        )
+    if matched_stats:
+        _write_comparison(context, stats, matched_stats)
     write_atomically(
         context.folder / "corpus_stats.json", json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
     )
@@ -210,13 +206,13 @@ def _trim(
     return trimmed, tokens
 
 
-def _write_comparison(context: StageContext, stats: dict[str, CorpusStats]) -> None:
-    rows = compare_corpora(stats)
+def _write_comparison(context: StageContext, stats: CorpusStats, reference: CorpusStats) -> None:
+    rows = compare_corpora(stats, reference)
     for row in rows:
         if row["verdict"] == "differs":
             context.warn(
                 f"{row['measure']}: {row['value']:.6g}, "
-                f"but {row['reference']:.6g} in {row['reference_corpus']}"
+                f"but {row['reference']:.6g} in the corpus that it is matched to"
             )
     write_atomically(context.folder / "match.json", json.dumps(rows, indent=1) + "\n")
 

@@ -70,29 +70,16 @@ def check_tokens(tokens: int, target: int | None, tolerance: float) -> None:
         )
 
 
-def compare_corpora(stats: Mapping[str, CorpusStats]) -> list[MatchRow]:
-    """Compare corpora with the first of them, one row for each measure.
+def compare_corpora(corpus: CorpusStats, reference: CorpusStats) -> list[MatchRow]:
+    """Compare a corpus with the one that it is matched to, one row for each measure.
 
     Returns:
-        Rows: measure, corpus, reference_corpus (the first corpus' name), value, reference (the
-        first corpus' value), difference (a share of `reference`; for documents and slots a number
-        of documents, for a slot the largest over its values), allowed, verdict ("matched",
-        "differs", or "not compared" if one corpus lacks the measure).
+        Rows: measure, value, reference (the other's value), difference (a share of `reference`; for
+        documents and slots a number of documents, for a slot the largest over its values), allowed,
+        verdict ("matched", "differs", or "not compared" if one corpus lacks the measure).
     """
-    (reference_name, reference), *others = stats.items()
-    rows: list[MatchRow] = []
-    for name, corpus in others:
-        comparisons = _exact_measures(corpus, reference) | _relative_measures(corpus, reference)
-        rows += [
-            {
-                "measure": measure,
-                "corpus": name,
-                "reference_corpus": reference_name,
-                **comparison,
-            }
-            for measure, comparison in comparisons.items()
-        ]
-    return rows
+    comparisons = _exact_measures(corpus, reference) | _relative_measures(corpus, reference)
+    return [{"measure": measure, **comparison} for measure, comparison in comparisons.items()]
 
 
 def _exact_measures(corpus: CorpusStats, reference: CorpusStats) -> dict[str, MatchRow]:

@@ -8,7 +8,7 @@ from core.cell.publish import results
 from core.errors import UserError
 from study.commands.common import load, relative_to_cwd, study_args
 from study.spec import expand
-from study.upkeep.cards import dataset_card, model_card
+from study.upkeep.cards import Names, dataset_card, model_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +26,16 @@ def cards(args: argparse.Namespace) -> None:
     published = results(base)
     folder = published.with_name(f"{base.name}-cards")
     paths: list[Path] = []
-    for cell in expand.in_order(expand.analysis(study, base)):
+    cells = expand.in_order(expand.analysis(study, base))
+    today = Names(study.study, {cell.identity: cell.name for cell in cells})
+    for cell in cells:
         if not (base / cell.relpath / "manifest.json").exists():
             continue
         if cell.stage == "documents":
-            text = dataset_card(base / cell.relpath, args.license or "other")
+            text = dataset_card(base / cell.relpath, args.license or "other", today)
         elif cell.stage in ("midtrain", "sft"):
             scores = published if published.is_dir() else None
-            text = model_card(base / cell.relpath, scores, args.license)
+            text = model_card(base / cell.relpath, scores, args.license, today=today)
         else:
             continue
         path = folder / cell.stage / (base / cell.relpath).name / "README.md"

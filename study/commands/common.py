@@ -6,6 +6,7 @@ The study and its arguments as typed, checks before anything runs, the results t
 import argparse
 import os
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def parallel_plans(profile: Any) -> dict[str, Layout]:
             resources.tokens_per_second,
         )
     return layouts
+
+
+def shown_names(cells: list[Cell]) -> dict[str, str]:
+    """Names of the cells by identity; where two cells of a stage have one, with the hash."""
+    counts = Counter((cell.stage, cell.name) for cell in cells)
+    return {
+        cell.identity: cell.label if counts[cell.stage, cell.name] > 1 else cell.name
+        for cell in cells
+    }
 
 
 def unfinished(cells: list[Cell], base: Path) -> list[Cell]:

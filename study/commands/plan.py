@@ -13,7 +13,13 @@ from core.cell.manifest import read_manifest
 from core.model_size import start_model
 from core.paths import resolve
 from core.stages import TRAINING_STAGES
-from study.commands.common import BUDGET_HELP, load, parallel_plans, study_args
+from study.commands.common import (
+    BUDGET_HELP,
+    load,
+    parallel_plans,
+    shown_names,
+    study_args,
+)
 from study.forecast import corpus_cost, study_cost, training_cost
 from study.forecast.budget import check_budget, parse_budget
 from study.spec import expand
@@ -52,7 +58,8 @@ def plan(args: argparse.Namespace) -> None:
     cells = expand.in_order(expand.analysis(study, base))
     if args.layout:
         return print(layout_tables(cells, base, args.layout, args.gpus_per_node))
-    rows = [_cell_row(cell, base) for cell in cells]
+    names = shown_names(cells)
+    rows = [_cell_row(cell, names[cell.identity], base) for cell in cells]
     finished = {
         cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"
     }
@@ -163,10 +170,10 @@ def state(cell: Cell, base: Path) -> str:
     return "ready" if inputs_done else "waiting"
 
 
-def _cell_row(cell: Cell, base: Path) -> dict[str, Any]:
+def _cell_row(cell: Cell, name: str, base: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "stage": cell.stage,
-        "cell": cell.label,
+        "cell": name,
         "state": state(cell, base),
         "folder": cell.relpath,
     }

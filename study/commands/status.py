@@ -20,7 +20,7 @@ from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.files import locked
-from study.commands.common import load, study_args
+from study.commands.common import load, shown_names, study_args
 from study.spec import expand
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def _rows(
     # The cells of one job run one after another. Where none holds its lock, the first unfinished
     # one is taken as running.
     busy_jobs = {jobs[identity].job for identity in locked if identity in jobs}
+    names = shown_names(cells)
     states: dict[str, str] = {}
     roots: dict[str, str] = {}  # identity of a blocked cell -> the cell that blocks it
     rows = []
@@ -177,7 +178,7 @@ def _rows(
         states[cell.identity] = state
         row: Row = {
             "stage": cell.stage,
-            "cell": cell.label,
+            "cell": names[cell.identity],
             "folder": cell.relpath,
             "state": state,
         }

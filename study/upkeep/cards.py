@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from core.cell.identity import read_config
+from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 
@@ -65,11 +66,21 @@ one by one."""
 
 
 @dataclass(frozen=True)
+class Names:
+    """The names in the study file: cells keep those that they were made under."""
+
+    study: str
+    cells: dict[str, str]  # by identity
+
+
+@dataclass(frozen=True)
 class FinishedCell:
     """A cell as its manifest and its config.yaml have it, with its inputs by role."""
 
     base: Path
     relpath: str
+    study: str
+    name: str
     manifest: dict[str, Any]
     settings: dict[str, Any]
     resources: dict[str, Any]
@@ -78,10 +89,6 @@ class FinishedCell:
     @property
     def stage(self) -> str:
         return str(self.manifest["stage"])
-
-    @property
-    def name(self) -> str:
-        return str(self.manifest["name"])
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -93,18 +100,22 @@ class FinishedCell:
 
 
 def model_card(
-    folder: Path, results: Path | None = None, license: str = "", datasets: Any = ()
+    folder: Path,
+    results: Path | None = None,
+    license: str = "",
+    datasets: Any = (),
+    today: Names | None = None,
 ) -> str:
     """The card (README.md) of a checkpoint: the folder of a finished midtrain or sft cell.
 
     results: what the study has published, for this checkpoint's scores. license: the Hub's name of
     one, where it does not follow from the start model. datasets: the Hub's names of what it was
-    trained on, besides those that the study took from there. Raises UserError where a cell is not
-    finished.
+    trained on, besides those that the study took from there. today: the names to show. Raises
+    UserError where a cell is not finished.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    cell = _read(folder)
+    cell = _read(folder, today)
     if cell.stage not in ("midtrain", "sft"):
         raise UserError(
             where=str(folder),
@@ -120,7 +131,7 @@ def model_card(
         names = (name for prefix, name in LICENSES.items() if str(hub).startswith(prefix))
         license = next(names, "other")
     scores, contrasts, dummy = _scores(cell, results)
-    title = f"{cell.base.name}: {cell.name}"
+    title = f"{cell.study}: {cell.name}"
     data = ModelCardData(
         license=license,
         language=["en"],
@@ -139,8 +150,7 @@ def model_card(
     if any(run.stage == "sft" for run in trainings):
         steps.append("instruction-tuned")
     text = [
-        f"# {title}\n\n{origin}, {', '.join(steps)}: one checkpoint of the study "
-        f"`{cell.base.name}`.",
+        f"# {title}\n\n{origin}, {', '.join(steps)}: one checkpoint of the study `{cell.study}`.",
         DUMMY if dummy or any(map(_is_by_dummy, corpora)) else "",
         "## How it was made\n\n" + _table([_training_row(run) for run in trainings], "keys"),
         *map(_recipe, trainings),
@@ -156,15 +166,15 @@ def model_card(
     return str(ModelCard(_content(data.to_yaml(), text)))
 
 
-def dataset_card(folder: Path, license: str = "other") -> str:
+def dataset_card(folder: Path, license: str = "other", today: Names | None = None) -> str:
     """The card (README.md) of a corpus: the folder of a finished documents cell.
 
     Its data are in corpus/*.parquet. license: the Hub's name of one; of an existing corpus its own.
-    Raises UserError as `model_card`.
+    today: as of `model_card`. Raises UserError as that.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    cell = _read(folder)
+    cell = _read(folder, today)
     if cell.stage != "documents" or not (folder / "corpus_stats.json").exists():
         raise UserError(
             where=str(folder),
@@ -179,7 +189,7 @@ def dataset_card(folder: Path, license: str = "other") -> str:
         splits["validation"] = card["held_out"]
     files = [{"split": split, "path": f"corpus/{split}.parquet"} for split in splits]
     rows = sum(splits.values())
-    title = f"{cell.base.name}: {cell.name}"
+    title = f"{cell.study}: {cell.name}"
     data = DatasetCardData(
         license=license,
         task_categories=["text-generation"],
@@ -194,7 +204,7 @@ def dataset_card(folder: Path, license: str = "other") -> str:
     balance = card.get("slot_balance", {}).items()
     slots = [(slot, row["values"], row["fewest"], row["most"]) for slot, row in balance]
     text = [
-        f"# {title}\n\nA corpus on {_topic(cell)}, of the study `{cell.base.name}`. Columns: "
+        f"# {title}\n\nA corpus on {_topic(cell)}, of the study `{cell.study}`. Columns: "
         "`id`, `text`, and `slots`: what a document was dealt, if anything.",
         DUMMY if _is_by_dummy(cell) else "",
         "## How it was made\n\n" + _source(cell),
@@ -204,7 +214,7 @@ def dataset_card(folder: Path, license: str = "other") -> str:
         ),
         _table(slots, ["slot", "values", "fewest documents", "most"]) if slots else "",
         "## What it holds\n\n" + _table(_corpus_numbers(card, splits), ["", "number"]),
-        _differences(folder / "match.json"),
+        _differences(cell),
         *(f"Warning: {warning}" for warning in cell.warnings),
         DATA_LIMITS,
         _citation("This corpus", cell),
@@ -228,8 +238,11 @@ def _citation(what: str, cell: FinishedCell) -> str:
     )
 
 
-def _read(folder: Path) -> FinishedCell:
-    """The cell in a folder. Raises UserError where it, or a cell behind it, is unfinished."""
+def _read(folder: Path, today: Names | None) -> FinishedCell:
+    """The cell in a folder, under today's name or its own.
+
+    Raises UserError where it, or a cell behind it, is unfinished.
+    """
     manifest = read_manifest(folder)
     if not manifest:
         raise UserError(
@@ -240,10 +253,15 @@ def _read(folder: Path) -> FinishedCell:
     return FinishedCell(
         base=base,
         relpath=f"{folder.parent.name}/{folder.name}",
+        study=today.study if today else base.name,
+        name=(today.cells if today else {}).get(manifest["identity"], manifest["name"]),
         manifest=manifest,
         settings=config["settings"],
         resources=config["resources"],
-        inputs={role: _read(base / used["cell"]) for role, used in manifest["inputs"].items()},
+        inputs={
+            role: _read(input_folder(base, used), today)
+            for role, used in manifest["inputs"].items()
+        },
     )
 
 
@@ -272,9 +290,11 @@ def _scores(
     if not results or not published:
         return [], [], False
     content = json.loads((results / "results.json").read_text(encoding="utf-8"))
-    name = f"analysis/{published['name']}-{published['identity'][:8]}"
-    analysis = read_config(cell.base / name)
-    rows = [row for row in analysis["settings"]["rows"] if row["checkpoint"] == cell.relpath]
+    index = RunsIndex(cell.base, ["analysis"])
+    folder = index.finished("analysis", published["identity"])
+    analysis = read_config(folder or cell.base / "analysis")
+    identity = cell.manifest["identity"]
+    rows = [row for row in analysis["settings"]["rows"] if row["checkpoint"] == identity]
     keys = {tuple(row[key] for key in SCORE_KEY) for row in rows}
     benchmarks = content["benchmarks"]
     scores = []
@@ -350,8 +370,9 @@ def _corpus_numbers(card: dict[str, Any], splits: dict[str, int]) -> list[tuple[
     return numbers
 
 
-def _differences(path: Path) -> str:
+def _differences(cell: FinishedCell) -> str:
     """In which measures a corpus differs from the one that it is matched to."""
+    path = cell.base / cell.relpath / "match.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     if not rows:
         return ""
@@ -360,7 +381,7 @@ def _differences(path: Path) -> str:
         for row in rows
         if row["verdict"] == "differs"
     ]
-    reference = rows[0]["reference_corpus"]
+    reference = cell.inputs["matched_to"].name
     listed = ", ".join(differences) or "none"
     return f"Of {len(rows)} measures that `{reference}` is matched in, these differ: {listed}."
 

@@ -213,7 +213,7 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
 
 
 def _used_elsewhere(base: Path) -> dict[str, str]:
-    """Relative paths of the cells of this study that those of others are made of -> why they stay."""
+    """Relative paths of this study's cells that those of other studies need -> why they stay."""
     kept: dict[str, str] = {}
 
     def keep(relpath: str, study: str) -> None:

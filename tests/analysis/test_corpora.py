@@ -29,8 +29,8 @@ CARD = {
     "examples": [{"id": 4, "text": "A report."}],
 }
 BALANCE = [
-    {"measure": "tokens", "reference_corpus": "animal", "verdict": "matched"},
-    {"measure": "vendi", "reference_corpus": "animal", "verdict": "differs"},
+    {"measure": "tokens", "verdict": "matched"},
+    {"measure": "vendi", "verdict": "differs"},
 ]
 
 
@@ -40,7 +40,8 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
         (tmp_path / name / "corpus_stats.json").write_text(json.dumps(CARD))
     (tmp_path / "urban/match.json").write_text(json.dumps(BALANCE))
     animal, urban = corpora(
-        {f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path}
+        {f"corpus-{name}": tmp_path / name for name in ("animal", "urban")} | {"ahb-x": tmp_path},
+        [{"corpus": "animal", "matched_to": None}, {"corpus": "urban", "matched_to": "animal"}],
     )
     assert animal["rejected"] == {"length": 3, "duplicate": 2} and (
         animal["calls"],

@@ -104,7 +104,6 @@ def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -
     folder = next(base.glob("documents/urban*"))
     words = {
         "measure": "words",
-        "reference_corpus": "animal",
         "value": 90,
         "reference": 100,
         "verdict": "differs",
