@@ -12,7 +12,7 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.files import read_rows
 from core.inference import vllm_engine as engine
-from eval.questions import verify_file
+from eval.questions import data_file
 
 CONTEXT = "Question: {question}\nAnswer:"
 LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
@@ -32,7 +32,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     With `per_token` the log-probabilities are divided by the choices' tokens first. Of two choices
     the score is then 1 / (1 + exp(-x)) for the log-odds per token x of the matching one.
 
-    Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine
+    Settings: task (name), per_token, rows (expected, or None), engine
     {dtype, max_model_len}.
     Resources: files {items: path of a JSONL file, see `read`}, engine (optional, more arguments for
     vLLM). Inputs: checkpoint.
@@ -43,7 +43,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     settings = context.settings
     path = context.resources["files"]["items"]
-    items = read(verify_file(path, settings["files"]["items"]))
+    items = read(data_file(path))
     if settings["rows"] not in (None, len(items)):
         raise UserError(
             where=str(path),

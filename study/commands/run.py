@@ -15,6 +15,7 @@ from study.commands.common import (
     load,
     show_results,
     unfinished,
+    unlink_moved,
 )
 from study.spec import expand
 from study.spec.source_cells import previews
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     preview_cells = previews(study)
     last = expand.analysis(study)
     cells = preview_cells or expand.in_order(last)
+    unlink_moved(cells, base)
     if todo := unfinished(cells, base):
         check_before_start(args, study, base, cells, todo)
         jobs = default_jobs() if args.jobs is None else max(1, args.jobs)

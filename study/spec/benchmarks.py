@@ -10,17 +10,16 @@ from typing import Any
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import read_rows
-from core.paths import resolve
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
     LIMITS,
-    content_hash,
     endpoint_address,
+    endpoint_files,
     endpoint_model,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Study
-from study.spec.sources import Source, identity, locate
+from study.spec.sources import Source, identities, locate, paths
 
 
 def declaration(bench: Benchmark) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def scores(study: Study, name: str, checkpoint: Cell, chat: bool) -> dict[str, C
 
 def _lm_eval(study: Study, bench: Benchmark, label: str, checkpoint: Cell, chat: bool) -> Cell:
     declared = declaration(bench)
-    data = sources(bench)["data"]
+    files = sources(bench)
     engine = asdict(study.engine)
     options = engine.pop("options")
     settings = {
@@ -113,13 +112,13 @@ def _lm_eval(study: Study, bench: Benchmark, label: str, checkpoint: Cell, chat:
         "task": bench.task,
         "engine": engine,
         "limit": bench.limit,
-        "data": identity(data),
+        **identities(files),
         "max_tokens": declared.get("max_tokens"),
         "chat": chat,
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = {"data": str(locate(data)), "engine": options}
+    resources = paths(files) | {"engine": options}
     return Cell("lm_eval", label, settings, {"checkpoint": checkpoint}, resources)
 
 
@@ -133,9 +132,9 @@ def _likelihood(study: Study, bench: Benchmark, label: str, checkpoint: Cell) ->
         "per_token": declared["per_token"],
         "rows": declared["rows"],
         "engine": engine,
-        **_identities(files),
+        **identities(files),
     }
-    resources = _paths(files) | {"engine": options}
+    resources = paths(files) | {"engine": options}
     return Cell("likelihood", label, settings, {"checkpoint": checkpoint}, resources)
 
 
@@ -150,7 +149,7 @@ def _samples(study: Study, name: str, checkpoint: Cell, chat: bool) -> Cell:
         other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
     )
     files = {"questions": sources(study.benchmarks[name])["questions"]}
-    resources = _paths(files) | {"engine": asdict(study.engine)["options"]}
+    resources = paths(files) | {"engine": asdict(study.engine)["options"]}
     label = f"{first}-{checkpoint.name}"
     return Cell("generate", label, settings, {"checkpoint": checkpoint}, resources)
 
@@ -170,15 +169,15 @@ def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] 
         },
         "prompt": "chat" if chat else bench.base_prompt,
         "engine": {"dtype": study.engine.dtype, "max_model_len": study.engine.max_model_len},
-        **_identities({"questions": files["questions"]}),
+        **identities({"questions": files["questions"]}),
     }
 
 
 def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str) -> Cell:
     """The cell in which the endpoint `judge` grades the samples."""
     declared = declaration(bench)
-    files = sources(bench)
     endpoint = study.endpoints[judge]
+    files = sources(bench) | endpoint_files(endpoint, "judge")
     settings = {
         "scorer": declared["scorer"],
         "variant": declared["variant"],
@@ -187,10 +186,10 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
         "temperature": bench.judge_temperature,
         "max_tokens": bench.judge_max_tokens,
         "missing": bench.judge_max_missing,
-        **_identities(files),
+        **identities(files),
     }
     resources = {
-        **_paths(files),
+        **paths(files),
         "address": endpoint_address(endpoint),
         "limits": {key: getattr(endpoint, key) for key in LIMITS},
         "concurrency": study.concurrency,
@@ -203,13 +202,5 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
 def labels(name: str, sheet: str) -> Cell:
     """The cell that reads what people graded in a sheet, and what it is about in the key beside."""
     key = str(Path(sheet).with_suffix(".key.json"))
-    settings = {"sheet_sha256": content_hash(sheet), "key_sha256": content_hash(key)}
-    return Cell("labels", f"labels-{name}", settings, {}, {"sheet": str(resolve(sheet))})
-
-
-def _identities(files: dict[str, Source]) -> dict[str, Any]:
-    return {"files": {name: identity(source) for name, source in files.items()}}
-
-
-def _paths(files: dict[str, Source]) -> dict[str, Any]:
-    return {"files": {name: str(locate(source)) for name, source in files.items()}}
+    files: dict[str, Source] = {"sheet": {"path": sheet}, "key": {"path": key}}
+    return Cell("labels", f"labels-{name}", identities(files), {}, paths(files))

@@ -72,7 +72,7 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
     )
     folder.mkdir()
     return StageContext(
-        folder, "a", settings, {"data": str(data / name)}, {"checkpoint": checkpoint}
+        folder, "a", settings, {"files": {"data": str(data / name)}}, {"checkpoint": checkpoint}
     )
 
 

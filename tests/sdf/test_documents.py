@@ -64,20 +64,18 @@ def cell(
         "held_out": 0.0,
         "tokens": None,
         "tolerance": 0.01,
-        "decontaminate_against": {},
+        "decontaminate_against": [],
     }
     limits = {"requests_per_minute": None, "tokens_per_minute": None, "timeout": 60}
     resources = {
         "concurrency": 8,
         "address": {"base_url": url, "key_env": "KIT_TEST_KEY" if url else None},
         "limits": limits | {"prompt_price": 1.0, "completion_price": 2.0},
-        "decontaminate_against": [],
-        "tokenizer": str(tokenizer),
+        "files": {"tokenizer": str(tokenizer / "tokenizer.json")},
     }
     inputs = {"matched_to": changes.pop("matched_to")} if "matched_to" in changes else {}
-    resource_keys = ("concurrency", "decontaminate_against", "source_path")
-    resources |= {name: changes.pop(name) for name in resource_keys if name in changes}
-    resources["source"] = resources.pop("source_path", None)
+    resources |= {"concurrency": changes.pop("concurrency")} if "concurrency" in changes else {}
+    resources["files"] |= changes.pop("files", {})
     if "source" in changes:
         settings = {name: value for name, value in settings.items() if name not in WRITER_KEYS}
     stage = "drafts" if "share" in changes else "documents"
@@ -244,9 +242,10 @@ def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
         quote = question.upper().replace(",", " ;")
         return f"{dummy_text(body)}\n\n{quote}" if n == 1 else None
 
-    for avoid, rejected in (([str(QUESTIONS)], 1), ([], 0)):
+    for avoid, rejected in ((["ahb.questions"], 1), ([], 0)):
         with serving(replying(quoting)) as (endpoint, _):
             changes = {"url": endpoint.base_url, "documents": 4, "concurrency": 1}
+            changes["files"] = {"ahb.questions": str(QUESTIONS)}
             context = cell(
                 tmp_path, "animal", decontaminate_against=avoid, seed=rejected, **changes
             )
@@ -319,8 +318,8 @@ def test_questions_come_in_their_forms_with_one_answer(tmp_path: Path) -> None:
 
 
 def existing(tmp_path: Path, path: Path, **changes: Any) -> StageContext:
-    source = {"column": "text", "split": "train", "sha256": "-"}
-    return cell(tmp_path, "real", source=source, source_path=str(path), **changes)
+    source = {"column": "text", "split": "train"}
+    return cell(tmp_path, "real", source=source, files={"source": str(path)}, **changes)
 
 
 def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
