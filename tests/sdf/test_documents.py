@@ -1,6 +1,7 @@
 """The stages `drafts` and `documents`: deterministic, gated, without duplicates, matched, split."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -336,6 +337,21 @@ def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
     counts = documents.run(context)
     assert sorted(row["text"] for row in rows(context)) == sorted(good)
     assert (counts["read"], counts["rejected"], counts["rejected_duplicate"]) == (24, 4, 1)
+
+
+def test_a_corpus_file_that_was_replaced_is_not_taken_from_the_library_s_cache(
+    tmp_path: Path,
+) -> None:
+    """That cache goes by path, size and time, which `cp -p` keeps."""
+    path = tmp_path / "given.jsonl"
+    for topic in ("animal welfare", "urban density."):
+        texts = [dummy_endpoint.write(f"a report on {topic} {n}", n) for n in range(3)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        os.utime(path, (0, 0))
+        context = existing(tmp_path, path, documents=3)
+        documents.run(context)
+        assert sorted(row["text"] for row in rows(context)) == sorted(texts)
+        assert not list(context.folder.glob("tmp*"))
 
 
 def test_an_existing_corpus_that_cannot_be_used_is_a_user_error(tmp_path: Path) -> None:
