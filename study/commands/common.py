@@ -76,7 +76,7 @@ def unlink_moved(cells: list[Cell], base: Path) -> None:
         folder = base / cell.relpath
         planned = cell.resources.get("files", {}).get(LINKED)
         linked = ((read_manifest(folder) or {}).get("files", {})).get(LINKED)
-        if planned and linked and planned != linked["path"]:
+        if planned and linked and planned != linked["path"] and Path(planned).exists():
             check_unchanged({LINKED: {**linked, "path": planned}}, base, f"{folder} was made")
             (folder / "manifest.json").unlink()
 
