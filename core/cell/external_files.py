@@ -42,7 +42,7 @@ def check_planned(folder: Path, config: dict[str, Any]) -> Record:
     for key, planned in config["settings"].get("files", {}).items():
         path = Path(config["resources"]["files"][key])
         if not path.exists():
-            fix = "python -m study fetch STUDY brings it, or correct the path in the study file"
+            fix = "fetch or restore it, or correct the path in the study file"
             problems.append(Problem(str(path), "no such file", fix))
             continue
         hashes = digests(path, base)

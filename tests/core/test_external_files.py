@@ -86,7 +86,7 @@ def test_a_file_edited_before_the_start_is_refused_and_nothing_runs(tmp_path: Pa
     (line,) = error.value.lines
     assert line.startswith(f"{path}: changed since the study was planned; run the study again")
     path.unlink()
-    with pytest.raises(UserError, match=r"no such file; python -m study fetch"):
+    with pytest.raises(UserError, match=r"no such file; fetch or restore it"):
         run(cell, tmp_path / "runs/s")
 
 
