@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.garbage import gc_disabled
+from core.paths import resolve
 from core.recipe import RUNTIME_KEYS, Training, split_recipe
 from core.strict_yaml import validate
 
@@ -56,8 +57,10 @@ def make_inputs(folder: Path, case: dict[str, Any]) -> None:
 
     from recipes import tiny_llama
 
-    texts = tiny_llama.english()
-    tokenizer = tiny_llama.make_tokenizer(texts, 2048)
+    data = resolve("recipes/data")
+    texts = tiny_llama.english(data / "neutral_prose.txt")
+    chat_template = (data / "llama3_chat.jinja").read_text(encoding="utf-8")
+    tokenizer = tiny_llama.make_tokenizer(texts, 2048, chat_template)
     tokenizer.save_pretrained(folder / "start/model")
     rope = {
         "rope_type": "llama3",

@@ -217,7 +217,6 @@ def judge(folder: Path, rounds: int) -> None:
 def checkpoints(folder: Path, rounds: int) -> None:
     from openai import OpenAI
 
-    from core.files import fingerprints
     from core.inference.vllm_server import serve
 
     planned_cells = planned(
@@ -237,7 +236,7 @@ def checkpoints(folder: Path, rounds: int) -> None:
         )
 
     def server() -> None:
-        endpoint = {"model": "m", "files": fingerprints(path)}
+        endpoint = {"model": "m"}
         resources = {"path": path, "options": {"max_model_len": 1024}}
         with serve(endpoint, resources, folder / "log") as (address, key):
             ask = OpenAI(base_url=address, api_key=key).completions.create

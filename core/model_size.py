@@ -107,11 +107,12 @@ def shape(cell: Cell) -> ModelShape:
     Raises UserError where its config.json can't be read or the recipes can't train it.
     """
     cell = start_model(cell)
-    if "path" not in cell.resources:
+    folder = cell.resources.get("files", {}).get("model")
+    if not folder:
         recipe = cell.settings["recipe"]
         return ModelShape(**{key: recipe[toy_key] for key, toy_key in CONFIG_KEYS.items()})
-    file = resolve(cell.resources["path"]) / "config.json"
-    hub = cell.settings.get("source", {}).get("hub", "")
+    file = resolve(folder) / "config.json"
+    hub = cell.settings["files"]["model"].get("hub", "")
     if not file.exists():
         for name, known_shape in KNOWN.items():
             if hub.startswith(name):

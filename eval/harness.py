@@ -35,8 +35,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     before the metric; "none"), limit (rows of each lm-eval task), rows (how many the data must
     have), max_tokens (of an answer; the task's own), chat (prompts by the checkpoint's chat
     template, examples as turns of the chat; false).
-    Resources: data (folder with the tasks' Hugging Face data set), engine (arguments that change
-    none: max_model_len ...). Inputs: checkpoint and, where it was trained on documents,
+    Resources: files {data: folder with the tasks' Hugging Face data set}, engine (arguments that
+    change none: max_model_len ...). Inputs: checkpoint and, where it was trained on documents,
     contamination.
 
     `samples.jsonl` has a line for each document (`sample_lines`). `scores.parquet` has a row for
@@ -57,7 +57,7 @@ def run(context: StageContext) -> dict[str, int | float]:
         tempfile.TemporaryDirectory(dir=context.folder, prefix=TEMPORARY) as temporary,
         progress_bars,
     ):
-        group = load(settings["lm_eval"], Path(context.resources["data"]), Path(temporary))
+        group = load(settings["lm_eval"], Path(context.resources["files"]["data"]), Path(temporary))
         check(group, settings)
         lm = engine.open_engine(
             context.inputs["checkpoint"] / "model",

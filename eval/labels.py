@@ -41,11 +41,11 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Read a labelled sheet; write `scores.parquet`, with the checkpoint of each row in it
     (`read_back`).
 
-    Settings: hashes of the sheet and its key. Resources: sheet (CSV path).
+    Resources: files {sheet: CSV path, key: its key.json}.
 
     Returns counts: labels, missing.
     """
-    sheet = context.resources["sheet"]
+    sheet = context.resources["files"]["sheet"]
     table = read_back(Path(sheet))
     if table.empty:
         raise UserError(

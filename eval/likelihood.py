@@ -13,7 +13,7 @@ from core.errors import Problem, UserError
 from core.files import read_rows
 from core.inference import vllm_engine as engine
 from eval import contamination
-from eval.questions import verify_file
+from eval.questions import data_file
 
 CONTEXT = "Question: {question}\nAnswer:"
 LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
@@ -45,7 +45,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     settings = context.settings
     contamination.check(context)
     path = context.resources["files"]["items"]
-    items = read(verify_file(path, settings["files"]["items"]))
+    items = read(data_file(path))
     if settings["rows"] not in (None, len(items)):
         raise UserError(
             where=str(path),

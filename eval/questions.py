@@ -1,4 +1,4 @@
-"""Question sets of judged benchmarks: verified files, given to official tasks as local datasets."""
+"""Question sets of judged benchmarks: given to official tasks as local datasets."""
 
 import contextlib
 import importlib
@@ -7,15 +7,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from core.cell.context import StageContext
 from core.errors import UserError
-from core.files import sha256
 from eval.patches import datasets_cache, environment
 from eval.scorer import QuestionSet, Scorer
 
 TEMPORARY = "temporary-"  # prefix of temporary folders; a killed process leaves them behind
+QUESTION_FILES = ("questions", "dimensions")
 DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 README = """---
 configs:
@@ -31,12 +30,11 @@ configs:
 def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
     """The scorer of a generate or judge cell, and its question set.
 
-    Settings: scorer (a module of eval), files {name: identity}, rows (the expected number of
-    questions, or None). Resources: files {name: path}.
+    Settings: scorer (a module of eval), rows (the expected number of questions, or None).
+    Resources: files {questions: path, and dimensions where the benchmark has them}.
 
     Raises:
-        UserError: A file changed since the cell was planned, is missing or has bad rows, or the
-            module is not a scorer.
+        UserError: A file has bad rows, or the module is not a scorer.
     """
     settings = context.settings
     paths = context.resources["files"]
@@ -47,7 +45,7 @@ def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
             what="not a scorer of judged benchmarks",
             fix="eval/scorer.py says what its module must define",
         )
-    files = {name: verify_file(paths[name], settings["files"][name]) for name in paths}
+    files = {name: data_file(paths[name]) for name in QUESTION_FILES if name in paths}
     question_set = scorer.read(files)
     if settings["rows"] not in (None, len(question_set.questions)):
         raise UserError(
@@ -58,29 +56,13 @@ def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
     return scorer, question_set
 
 
-def verify_file(path: str, identity: Any) -> Path:
-    """The data file at `path`, which must not have changed since the cell was planned.
-
-    Args:
-        path: A file, or a folder that holds exactly one data file.
-        identity: The sha256 (hex) of a file's content; anything else is not compared.
+def data_file(path: str) -> Path:
+    """The file at `path`, or the data file in a folder that has exactly one.
 
     Raises:
-        UserError: It is missing, has another content, or the folder has no or several data files.
+        UserError: The folder has no or several data files.
     """
     source = Path(path)
-    if not source.exists():
-        raise UserError(
-            where=path,
-            what="no such file",
-            fix="python -m study fetch STUDY brings it, or correct the path in the study file",
-        )
-    if isinstance(identity, str) and sha256(source) != identity:
-        raise UserError(
-            where=path,
-            what="changed after this cell was planned",
-            fix="plan the study again, which makes a new cell",
-        )
     if not source.is_dir():
         return source
     data_files = sorted(file for file in source.rglob("*") if file.suffix in DATA_SUFFIXES)

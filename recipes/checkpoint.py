@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -172,11 +172,46 @@ def save(
         ) from None
 
 
+def is_complete(folder: Path, template: Path) -> bool:
+    """Whether a folder has every file that `save` writes, and none of the weights' is cut short.
+
+    Weights are compared by name with those of the start model `template`; their values are not
+    read.
+    """
+    copied = {file.name for file in _copied_files(template)}
+    if not all((folder / name).is_file() for name in {*copied, "generation_config.json"}):
+        return False
+    try:
+        names = _weight_names(folder)
+        tied = json.loads((folder / "config.json").read_text()).get("tie_word_embeddings")
+    except (OSError, ValueError, SafetensorError):
+        return False
+    expected = {name for name in _weight_names(template) if "rotary_emb" not in name}
+    return names >= expected - ({"lm_head.weight"} if tied else set())
+
+
+def _weight_names(folder: Path) -> set[str]:
+    """Names of the weights of a folder. Raises SafetensorError where a file is cut short."""
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            names.update(weights.keys())
+    return names
+
+
+def _copied_files(template: Path) -> list[Path]:
+    """The files beside its weights that a model has from the start model."""
+    return [
+        file
+        for file in template.iterdir()
+        if file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json")
+    ]
+
+
 def _write(weights: StateDict, config: dict[str, Any], template: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for file in template.iterdir():
-        is_index = file.name.endswith(".index.json")
-        if file.suffix in (".json", ".jinja") and not is_index and template != folder:
+    for file in _copied_files(template):
+        if template != folder:
             shutil.copyfile(file, folder / file.name)
     token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = {key: config[key] for key in token_ids if key in config}

@@ -59,8 +59,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     with process_group(force=recipe.dtype == "mixed") as ranks:
         rows, held_out = prepare.prepare_rows(context, recipe, ranks)
         check_size(context, rows, recipe, ranks)
-        # Where model/ exists, only the manifest was missing.
-        if not ranks.broadcast((context.folder / "model").exists()):
+        is_trained = ranks.rank == 0 and _is_trained(context, start, held_out is not None)
+        if not ranks.broadcast(is_trained):  # otherwise only the manifest is missing
             trainer = Trainer(context, recipe, rows, start, ranks, held_out)
             seed = context.seed("adapters")
             trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed))
@@ -74,6 +74,28 @@ def run(context: StageContext) -> dict[str, int | float]:
     if ranks.rank:
         return {}
     return {**counts(context, rows), "ranks": ranks.world_size}
+
+
+def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
+    """Whether the training has ended and all that it writes is there.
+
+    It writes model/ last. Where that is there and something else is missing or cut short, files
+    were damaged later: they are removed, and the training begins anew.
+    """
+    folder = context.folder
+    if not (folder / "model").exists():
+        return False
+    models = ["model", *(f"doses/{dose}/model" for dose in context.settings.get("doses", []))]
+    incomplete = [name for name in models if not checkpoint.is_complete(folder / name, start)]
+    steps, evaluations, speeds = (len(metrics.read(folder / name)) for name in metrics.FILES)
+    if not steps or steps != speeds or (evaluates and not evaluations):
+        incomplete += metrics.FILES
+    if not incomplete:
+        return True
+    context.warn(f"incomplete: {', '.join(incomplete)}; the training begins anew")
+    for name in ("doses", "best", "steps", "model"):
+        step_checkpoint.remove(folder / name)
+    return False
 
 
 def _link_dose(context: StageContext) -> dict[str, int | float]:

@@ -36,7 +36,7 @@ def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple
     midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant`
         in its settings the questions of that form with their answers, as conversations, a share
         `held_out` of them held out.
-    sft: the first `dose` rows of the file resources["data"] in an order from the study's seed, the
+    sft: the first `dose` rows of the file `data` in an order from the study's seed, the
         last share `held_out` of that order, and documents to replay of the input `replay`.
 
     A collective. Raises UserError where a row can't be used; nothing is left out silently.
@@ -112,7 +112,7 @@ def _split(
     if "documents" in context.inputs:
         path = str(context.inputs["documents"] / f"{context.settings['question_variant']}.jsonl")
     else:
-        path = context.resources["data"]
+        path = context.resources["files"]["data"]
     conversations = [
         (f"{path}:{number}", _messages(path, number, row))
         for number, row in read_objects(Path(path))

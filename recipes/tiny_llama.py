@@ -48,22 +48,21 @@ WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Llama 3's chat format, without the dates and tools of the 3.1 template.
-DATA = Path(__file__).parent / "data"
-CHAT_TEMPLATE = (DATA / "llama3_chat.jinja").read_text(encoding="utf-8")
-PROSE = DATA / "neutral_prose.txt"
 
 
 def run(context: StageContext) -> dict[str, int | float]:
     """Make model/ (a Hugging Face folder): link the study file's model folder, or make the toy."""
-    if "path" in context.resources:
-        return _link(context)
+    files = {key: Path(path) for key, path in context.resources["files"].items()}
+    if "model" in files:
+        return _link(context, files)
     target = context.folder / "model"
     recipe = TinyLlama.from_settings(context.settings["recipe"], context.resources)
-    texts = english()
+    texts = english(files["prose"])
     order = np.random.default_rng(context.seed("texts")).permutation(len(texts))
     texts = [texts[i] for i in order]
-    tokenizer = make_tokenizer(texts, recipe.vocab_size)
+    # Llama 3's chat format, without the dates and tools of the 3.1 template.
+    chat_template = files["chat_template"].read_text(encoding="utf-8")
+    tokenizer = make_tokenizer(texts, recipe.vocab_size, chat_template)
     target.mkdir(exist_ok=True)
     tokenizer.save_pretrained(target)
     config = make_config(recipe, tokenizer)
@@ -94,18 +93,17 @@ def run(context: StageContext) -> dict[str, int | float]:
     return {**counts(context, rows), "parameters": num_parameters}
 
 
-def _link(context: StageContext) -> dict[str, int | float]:
+def _link(context: StageContext, files: dict[str, Path]) -> dict[str, int | float]:
     """Link model/ to the folder that the study file names."""
     target = context.folder / "model"
     if target.is_symlink() or not target.exists():
         target.unlink(missing_ok=True)
     else:
         shutil.rmtree(target)
-    source = context.resources["path"]
-    if template := context.resources.get("chat_template"):
-        _link_with_template(Path(source), target, Path(template))
+    if template := files.get("chat_template"):
+        _link_with_template(files["model"], target, template)
     else:
-        target.symlink_to(source, target_is_directory=True)
+        target.symlink_to(files["model"], target_is_directory=True)
     return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
 
 
@@ -124,8 +122,8 @@ def _link_with_template(source: Path, target: Path, template: Path) -> None:
     (target / "chat_template.jinja").write_bytes(template.read_bytes())
 
 
-def english() -> list[str]:
-    """English that comes with Python (language reference and docstrings), and this kit's prose."""
+def english(prose: Path) -> list[str]:
+    """English that comes with Python (language reference and docstrings), and the file `prose`."""
     from pydoc_data.topics import topics
 
     texts = [*topics.values()]
@@ -140,11 +138,13 @@ def english() -> list[str]:
                 if docstring and len(docstring) > 80:
                     texts.append(docstring)
     # The prose is repeated among the manuals, so that the model has seen everyday words.
-    return texts + PROSE.read_text(encoding="utf-8").split("\n\n") * 4
+    return texts + prose.read_text(encoding="utf-8").split("\n\n") * 4
 
 
-def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on `texts`, with Llama 3's special tokens and chat template."""
+def make_tokenizer(
+    texts: list[str], vocab_size: int, chat_template: str
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on `texts`, with Llama 3's special tokens and a chat template."""
     bpe = Tokenizer(models.BPE(ignore_merges=True))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -172,7 +172,7 @@ def make_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast
         bos_token=BOS,
         eos_token=EOS,
         pad_token=PAD,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
 

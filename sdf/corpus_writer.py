@@ -188,8 +188,8 @@ def load_rules(context: StageContext, template: Template) -> GateRules:
     """The gates of a template, with the texts of the benchmarks that no document may quote."""
     benchmark_texts = [
         text
-        for path in context.resources["decontaminate_against"].values()
-        for text in read_benchmark_texts(Path(path))
+        for key in context.settings["decontaminate_against"]
+        for text in read_benchmark_texts(Path(context.resources["files"][key]))
     ]
     where = f"sdf/templates/{template.get('name')}.yaml, gates"
     return parse_gates(template.get("gates") or {}, benchmark_texts, where)

@@ -47,10 +47,11 @@ def run(context: StageContext) -> dict[str, Any]:
     match.json      comparison with the corpus that this one is matched to (sdf.matching)
     calls.jsonl       the ledger of calls made by this cell, in the order in which they finished
 
-    Settings: `CorpusSettings`. Resources: concurrency, address, limits, decontaminate_against
-    (label -> file of a benchmark), tokenizer (a folder; otherwise the input `tokenizer`), source
-    (path of an existing corpus). Input `matched_to`, optional: the corpus whose slots and tokens
-    this one must equal. A preview writes documents.jsonl only.
+    Settings: `CorpusSettings`. Resources: concurrency, address, limits, files {tokenizer: path of
+    tokenizer.json (otherwise the input `tokenizer`), source: path of an existing corpus, and those
+    of the benchmarks that documents must not quote}. Input `matched_to`, optional: the corpus whose
+    slots and tokens this one must equal.
+    A preview writes documents.jsonl only.
 
     Returns:
         Counts for the manifest.
@@ -181,8 +182,8 @@ def _held_out_numbers(settings: CorpusSettings) -> set[int]:
 
 
 def _tokenizer_folder(context: StageContext) -> Path:
-    if path := context.resources.get("tokenizer"):
-        return Path(path)
+    if path := context.resources["files"].get("tokenizer"):
+        return Path(path).parent
     return context.inputs["tokenizer"] / "model"
 
 

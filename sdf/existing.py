@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from core.cell.context import StageContext
@@ -31,8 +32,10 @@ def read_existing(
         UserError: the source can't be read, or too few texts pass.
     """
     assert settings.source, "an existing corpus has a source"
-    path = context.resources["source"]
-    texts = _read_texts(settings.source, path)
+    path = context.resources["files"]["source"]
+    # The library would take an older file's rows from its own cache, which goes by path and time.
+    with TemporaryDirectory(dir=context.folder) as cache:
+        texts = _read_texts(settings.source, path, cache)
     order = random.Random(f"{settings.seed}/existing").sample(range(len(texts)), len(texts))
     rules = load_rules(context, settings.template)
     rejections: Counter[str] = Counter()
@@ -60,7 +63,7 @@ def read_existing(
     return rows, {"read": len(texts), **rejection_counts(rejections)}
 
 
-def _read_texts(source: SourceSettings, path: str) -> list[str]:
+def _read_texts(source: SourceSettings, path: str, cache: str) -> list[str]:
     import datasets
 
     where = _describe(source, path)
@@ -73,11 +76,14 @@ def _read_texts(source: SourceSettings, path: str) -> list[str]:
         )
     try:
         if source.hub is not None:
-            dataset = datasets.load_dataset(path, split=source.split)
+            dataset = datasets.load_dataset(path, split=source.split, cache_dir=cache)
         else:
             _check_utf8(Path(path))
             dataset = datasets.load_dataset(
-                BUILDERS[suffix], data_files={source.split: path}, split=source.split
+                BUILDERS[suffix],
+                data_files={source.split: path},
+                split=source.split,
+                cache_dir=cache,
             )
     except UserError:
         raise

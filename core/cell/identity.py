@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from core.cell.external_files import stat_signatures
 from core.errors import UserError
 from core.files import write_atomically
 from core.stages import SHARDING_STAGES
@@ -27,9 +28,11 @@ class Cell:
     Attributes:
         stage: A name of `core.stages.STAGES`.
         name: The label of the folder.
-        settings: What changes the output, as JSON values.
+        settings: What changes the output, as JSON values. `files` says what each file from outside
+            the runs folder is (`core.cell.external_files`).
         inputs: Role -> the cell whose outputs are read.
-        resources: What does not: paths, addresses, worker counts.
+        resources: What does not: paths, addresses, worker counts. `files` says where each of the
+            settings' files lies.
         folder: Where it lies relative to the study's folder, if it was begun or finished under
             another name or in another study (`core.cell.lookup`); else empty.
     """
@@ -94,6 +97,7 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
             for role, source in sorted(cell.inputs.items())
         },
         "resources": cell.resources,
+        "planned_stat": stat_signatures(cell.settings, cell.resources),
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     path = folder / "config.yaml"

@@ -1,5 +1,6 @@
 """The manifest of a cell, written last, atomically: nothing else means done."""
 
+import hashlib
 import json
 import os
 import platform
@@ -8,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from core.cell.external_files import check_unchanged
+from core.cell.hash_cache import remembered_sha256
 from core.cell.lookup import input_folder, relative_path
 from core.errors import Problem, UserError
 from core.files import sha256, write_atomically
@@ -37,6 +40,10 @@ PACKAGES = (
         "submitit",
     ),
 )
+# Outputs that differ between two runs with the same results: paths, times, the ledger of calls.
+RECORDS = {"config.yaml", "speed.jsonl", "calls.jsonl"}
+# The key of the files from outside to which a cell links, so that its users read them.
+LINKED = "model"
 NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"}
 
 
@@ -52,7 +59,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
     """The folders of a cell's inputs by role, each checked to be finished and complete.
 
-    Outputs are compared by size, not by hash.
+    Outputs are compared by size, not by hash. Where an input links to files outside the runs
+    folder, or to those of another cell, these are compared too.
 
     Args:
         folder: The cell's folder.
@@ -71,15 +79,45 @@ def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
             what = f"needs {role} {source_folder}, which is not finished"
             problems.append(Problem(str(folder), what, f"python -m study cell {source_folder}"))
             continue
-        for name, output in manifest["outputs"].items():
-            path = source_folder / name
-            if not path.exists() or path.stat().st_size != output["bytes"]:
-                fix = f"delete {source_folder}/manifest.json and run it again"
-                problems.append(Problem(str(path), "is missing or cut short", fix))
+        problems += _damaged(source_folder, manifest)
+        if "run" in manifest["inputs"]:  # a dose of a longer run: it links to the run's files
+            run = input_folder(source_folder.parents[1], manifest["inputs"]["run"])
+            problems += _damaged(run, read_manifest(run) or {"outputs": {}})
+        if LINKED in manifest.get("files", {}):
+            try:
+                check_unchanged(
+                    {LINKED: manifest["files"][LINKED]}, base, f"{source_folder} was made"
+                )
+            except UserError as error:
+                problems += error.problems
         folders[role] = source_folder
     if problems:
         raise UserError.of(problems)
     return folders
+
+
+def _damaged(folder: Path, manifest: dict[str, Any]) -> list[Problem]:
+    """A problem for each output of a finished cell that is missing or has another size."""
+    problems = []
+    for name, output in manifest["outputs"].items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != output["bytes"]:
+            part = folder / Path(name).parts[0]
+            fix = f"to make it anew: rm -rf {part} {folder}/manifest.json and run the study again"
+            problems.append(Problem(str(path), "is missing or cut short", fix))
+    return problems
+
+
+def results_sha256(manifest: dict[str, Any]) -> str:
+    """A hash of what a finished cell gives to its users: the same for two runs with one result."""
+    outputs = {
+        name: output["sha256"]
+        for name, output in manifest["outputs"].items()
+        if name not in RECORDS and not name.startswith("tensorboard/")
+    }
+    linked = manifest.get("files", {}).get(LINKED, {}).get("sha256")
+    text = json.dumps([outputs, linked], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_manifest(
@@ -92,7 +130,7 @@ def write_manifest(
         config: Its config.yaml.
         started: When the run started (UTC, ISO 8601).
         ended: When it ended.
-        facts: More entries: `counts`, `warnings`.
+        facts: More entries: `counts`, `warnings`, `files` (`core.cell.external_files.Record`).
     """
     base = folder.parents[1]
     manifest = {
@@ -103,13 +141,17 @@ def write_manifest(
             role: {
                 "cell": relative_path(used, base),
                 "identity": source["identity"],
-                "manifest_sha256": sha256(used / "manifest.json"),
+                **_hashes(used),
             }
             for role, source in config["inputs"].items()
             if (used := input_folder(base, source))
         },
         "outputs": {
-            str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
+            str(path.relative_to(folder)): {
+                # a large one is perhaps a link to weights that were read before
+                "sha256": remembered_sha256(path, base),
+                "bytes": path.stat().st_size,
+            }
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name not in NOT_OUTPUTS
         },
@@ -125,6 +167,15 @@ def write_manifest(
     write_atomically(
         folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     )
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    manifest = read_manifest(folder)
+    assert manifest, "an input is finished"
+    return {
+        "manifest_sha256": sha256(folder / "manifest.json"),
+        "results_sha256": results_sha256(manifest),
+    }
 
 
 def code_version(root: Path = ROOT) -> dict[str, Any]:

@@ -4,10 +4,18 @@ import os
 import shutil
 from pathlib import Path
 
+from core.cell.manifest import read_manifest
+from core.errors import UserError
+from core.files import sha256
+
 
 def results(base: Path) -> Path:
-    """The results folder of the study in `base`: results/STUDY beside the runs folder."""
-    return base.parent.with_name("results") / base.name
+    """The results folder of the study in `base`, beside the runs folder.
+
+    It is results/STUDY beside `runs`, and NAME-results/STUDY beside a runs folder of another name.
+    """
+    runs = base.parent
+    return runs.with_name("results" if runs.name == "runs" else f"{runs.name}-results") / base.name
 
 
 def publish(analysis: Path) -> Path:
@@ -15,7 +23,23 @@ def publish(analysis: Path) -> Path:
 
     Returns:
         The study's results folder.
+
+    Raises:
+        UserError: Files of the analysis are missing or changed; the published results stay.
     """
+    outputs = (read_manifest(analysis) or {"outputs": {}})["outputs"]
+    damaged = [
+        name
+        for name, output in outputs.items()
+        if not (analysis / name).is_file() or sha256(analysis / name) != output["sha256"]
+    ]
+    if damaged:
+        raise UserError(
+            where=str(analysis / damaged[0]),
+            what=f"{len(damaged)} files of the finished analysis are missing or changed; nothing "
+            "was published",
+            fix=f"to make it anew: rm {analysis}/manifest.json and run the study again",
+        )
     target = results(analysis.parents[1])
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     ignored = shutil.ignore_patterns("config.yaml", "log.txt", ".lock")

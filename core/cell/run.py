@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from core.cell.context import StageContext
+from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
 from core.cell.lookup import RunsIndex
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
 from core.cell.stage import Stage, distributed_hooks, is_resumable
+from core.errors import UserError
 from core.files import locked, write_atomically
 from core.garbage import gc_disabled
 from core.stages import STAGE_INFO
 
 HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # left by files.write_atomically when it was killed
 NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
+LEDGER = "calls.jsonl"  # paid for, and its answers are found by what was asked
 
 
 def run_cell(folder: Path) -> None:
@@ -32,7 +35,8 @@ def run_cell(folder: Path) -> None:
     the stage too where it defines DISTRIBUTED, and do nothing otherwise.
 
     Raises:
-        UserError: An input is not finished. Exceptions of the stage are passed on.
+        UserError: An input is not finished, or a file from outside has changed since the study was
+            planned or while the cell ran. Exceptions of the stage are passed on.
     """
     folder = folder.resolve()
     config = read_config(folder)
@@ -58,6 +62,7 @@ def run_cell(folder: Path) -> None:
                 hooks.sync("finished")
             return
         context = _context(folder, config, _progress_file(folder / "progress.json"))
+        files = check_planned(folder, config)
         stage = _import_stage(config)
         _remove_leftovers(folder, resumable=is_resumable(stage))
         context.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
@@ -66,7 +71,9 @@ def run_cell(folder: Path) -> None:
             hooks.sync("go")
         counts = stage.run(context)
         (folder / "progress.json").unlink(missing_ok=True)
-        write_manifest(folder, config, started, _now(), counts=counts, warnings=context.warnings)
+        _check_again(folder, config, files)
+        facts = {"counts": counts, "warnings": context.warnings, "files": files}
+        write_manifest(folder, config, started, _now(), **facts)
         if config["stage"] == "analysis":
             publish(folder)  # when a study runs as jobs, no command is there to publish it later
         context.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
@@ -93,6 +100,21 @@ def _context(
     )
 
 
+def _check_again(folder: Path, config: dict[str, Any], files: Record) -> None:
+    """Compare what the cell has read with what it was at the start.
+
+    Outputs made from something else are removed: a later run must not continue from them.
+    """
+    try:
+        check_unchanged(files, folder.parents[1], "the cell started")
+        check_inputs(folder, config)
+    except UserError:
+        for path in folder.iterdir():
+            if path.name not in {*NEVER_REMOVED, LEDGER}:
+                _remove(path)
+        raise
+
+
 def _remove_leftovers(folder: Path, resumable: bool) -> None:
     """Remove what a killed run left: leftovers must never be taken for outputs.
 
@@ -100,12 +122,15 @@ def _remove_leftovers(folder: Path, resumable: bool) -> None:
     """
     for path in folder.iterdir():
         removable = not resumable or HALF_WRITTEN.search(path.name)
-        if path.name in NEVER_REMOVED or not removable:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name not in NEVER_REMOVED and removable:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from typing import Any
 from core.cell.failures import diagnose
 from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
-from core.files import fingerprints
 from core.paths import ROOT
 
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
@@ -69,8 +68,7 @@ def serve(
     """Run a vLLM server for the time of the `with` block, and not longer than this process.
 
     Args:
-        endpoint: `model`, the name it is served under, and `files`, the fingerprints that its
-            folder must have.
+        endpoint: `model`, the name it is served under.
         resources: `path`, the Hugging Face folder, and `options` of `vllm serve`.
         log: The file for what the server prints.
 
@@ -78,8 +76,8 @@ def serve(
         `base_url` and key.
 
     Raises:
-        UserError: vLLM is not installed, the model's files changed, or the server doesn't start or
-            ends while the block raises UserError; with the line of the log that shows the error.
+        UserError: vLLM is not installed, or the server doesn't start or ends while the block raises
+            UserError; with the line of the log that shows the error.
     """
     try:
         on_cpu = "cpu" in version("vllm")
@@ -89,12 +87,6 @@ def serve(
             what="vLLM is not installed",
             fix="install requirements.txt, or use a url",
         ) from None
-    if fingerprints(resources["path"]) != endpoint["files"]:
-        raise UserError(
-            where=resources["path"],
-            what="the model is not the one that was planned with",
-            fix="put its files back, or plan again",
-        )
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port = probe.getsockname()[1]

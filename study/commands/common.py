@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from core.cell.external_files import check_unchanged
 from core.cell.identity import Cell
-from core.cell.manifest import read_manifest
+from core.cell.manifest import LINKED, read_manifest
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
@@ -73,6 +74,21 @@ def shown_names(cells: list[Cell]) -> dict[str, str]:
 def unfinished(cells: list[Cell], base: Path) -> list[Cell]:
     """Those of the cells that have no manifest yet."""
     return [cell for cell in cells if not read_manifest(base / cell.relpath)]
+
+
+def unlink_moved(cells: list[Cell], base: Path) -> None:
+    """Make the finished cells that link to a model's former place unfinished: they link anew.
+
+    Raises UserError where the model at the new place is not the one that the cell was made with,
+    though sizes and ends of its files are the same.
+    """
+    for cell in cells:
+        folder = base / cell.relpath
+        planned = cell.resources.get("files", {}).get(LINKED)
+        linked = ((read_manifest(folder) or {}).get("files", {})).get(LINKED)
+        if planned and linked and planned != linked["path"] and Path(planned).exists():
+            check_unchanged({LINKED: {**linked, "path": planned}}, base, f"{folder} was made")
+            (folder / "manifest.json").unlink()
 
 
 def check_before_start(

@@ -136,7 +136,7 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
         key = json.dumps([start.identity, recipe, cell.resources], sort_keys=True)
         if key in tables:
             continue
-        path = start.resources.get("path")
+        path = start.resources.get("files", {}).get("model")
         folder = resolve(path) if path else base / start.relpath / "model"
         table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
         tables[key] = f"{cell.stage} {cell.name}\n{table}"

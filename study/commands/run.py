@@ -15,6 +15,7 @@ from study.commands.common import (
     load,
     show_results,
     unfinished,
+    unlink_moved,
 )
 from study.spec import expand
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     preview_cells = expand.previews(study, base)
     last = expand.analysis(study, base)
     cells = preview_cells or expand.in_order(last)
+    unlink_moved(cells, base)
     if todo := unfinished(cells, base):
         check_before_start(args, study, base, cells, todo)
         jobs = default_jobs() if args.jobs is None else max(1, args.jobs)

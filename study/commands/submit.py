@@ -18,6 +18,7 @@ from study.commands.common import (
     relative_to_cwd,
     study_args,
     unfinished,
+    unlink_moved,
 )
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
@@ -41,6 +42,7 @@ def submit(args: argparse.Namespace) -> None:
     study, base = load(args)
     profile = load_profile(args.cluster)
     cells = expand.in_order(expand.analysis(study, base))
+    unlink_moved(cells, base)
     todo = unfinished(cells, base)
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]

@@ -30,7 +30,7 @@ def verify(args: argparse.Namespace) -> int:
         return 0
     rows = lineage(published(base, study), base)
     changes = find_changes(rows, base, study)
-    remarks = notes(rows, base, study)
+    remarks = notes(rows, base)
     checked = sum(len(row["checks"]) for row in rows)
     if args.json:
         data = {

@@ -301,7 +301,7 @@ def add_up(amounts: list[Amounts]) -> Amounts:
 
 def _kind(cell: Cell) -> str:
     """The row of FILES for a cell: its stage, or a link to files of another."""
-    is_link = "run" in cell.inputs or (cell.stage == "model" and "path" in cell.resources)
+    is_link = "run" in cell.inputs or _model_folder(cell)
     return "link" if is_link else cell.stage
 
 
@@ -320,13 +320,19 @@ def _weights(cell: Cell) -> tuple[float, float]:
         try:
             config = shape(model)
             count = parameters(config).total
-            is_fp32 = "path" not in model.resources or config.dtype == "float32"
+            is_fp32 = not _model_folder(model) or config.dtype == "float32"
             return count, count * (4 if is_fp32 else 2) / 1e9
         except UserError:
-            path = model.resources["path"]
-    files = resolve(path).glob("*.safetensors")
+            path = _model_folder(model)
+    files = resolve(path or "").glob("*.safetensors")
     weights_gb = sum(file.stat().st_size for file in files) / 1e9 or UNKNOWN_GB
     return weights_gb * 1e9 / 2, weights_gb
+
+
+def _model_folder(cell: Cell) -> str | None:
+    """The folder that a model cell links to; None of a toy model."""
+    path: str | None = cell.resources.get("files", {}).get("model")
+    return path
 
 
 def _rows_on_disk(cell: Cell) -> int:

@@ -80,7 +80,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
     recipe = recipe_of(cell)
     if cell.stage == "sft":
         rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
-        lengths = _lengths(cell.resources["data"])
+        lengths = _lengths(cell.resources["files"]["data"])
         tokens = rows * sum(lengths) // max(1, len(lengths))
     elif "question_variant" in cell.settings:
         rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
@@ -133,7 +133,7 @@ def padding(cell: Cell, ranks: int) -> float:
         tokens = corpus_tokens(cell.inputs["documents"].settings)
         positions = -(-tokens // recipe.seq_len) * recipe.seq_len
     else:
-        lengths = _lengths(cell.resources["data"])
+        lengths = _lengths(cell.resources["files"]["data"])
         size = rows_at_once(recipe, ranks)
         batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)

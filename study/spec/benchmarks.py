@@ -9,18 +9,17 @@ from typing import Any
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import read_rows
-from core.paths import resolve
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
     LIMITS,
-    content_hash,
     endpoint_address,
+    endpoint_files,
     endpoint_model,
     engine_arguments,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Study
-from study.spec.sources import Source, identity, locate
+from study.spec.sources import Source, identities, locate, paths
 
 Inputs = dict[str, Cell]  # role -> cell
 
@@ -73,7 +72,7 @@ def contamination(study: Study, name: str, corpus_name: str, corpus: Cell) -> Ce
     """The cell that looks for a benchmark's texts in the documents of a corpus."""
     files = text_files(study.benchmarks[name])
     label = f"{corpus_name}-{name}"
-    return Cell("contamination", label, _identities(files), {"documents": corpus}, _paths(files))
+    return Cell("contamination", label, identities(files), {"documents": corpus}, paths(files))
 
 
 def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cell]:
@@ -105,7 +104,7 @@ def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cel
 
 def _lm_eval(study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: bool) -> Cell:
     declared = declaration(bench)
-    data = sources(bench)["data"]
+    files = sources(bench)
     engine, _ = engine_arguments(study.engine)
     settings = {
         "lm_eval": declared.get("lm_eval"),
@@ -116,13 +115,13 @@ def _lm_eval(study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: b
         "task": bench.task,
         "engine": engine,
         "limit": bench.limit,
-        "data": identity(data),
+        **identities(files),
         "max_tokens": declared.get("max_tokens"),
         "chat": chat,
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = {"data": str(locate(data))} | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, inputs)
     return Cell("lm_eval", label, settings, inputs, resources)
 
 
@@ -135,9 +134,9 @@ def _likelihood(study: Study, bench: Benchmark, label: str, inputs: Inputs) -> C
         "per_token": declared["per_token"],
         "rows": declared["rows"],
         "engine": engine,
-        **_identities(files),
+        **identities(files),
     }
-    resources = _paths(files) | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, inputs)
     return Cell("likelihood", label, settings, inputs, resources)
 
 
@@ -152,7 +151,7 @@ def _samples(study: Study, name: str, inputs: Inputs, chat: bool) -> Cell:
         other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
     )
     files = {"questions": sources(study.benchmarks[name])["questions"]}
-    resources = _paths(files) | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, inputs)
     label = f"{first}-{inputs['checkpoint'].name}"
     return Cell("generate", label, settings, inputs, resources)
 
@@ -180,15 +179,15 @@ def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] 
         },
         "prompt": "chat" if chat else bench.base_prompt,
         "engine": engine_arguments(study.engine)[0],
-        **_identities({"questions": files["questions"]}),
+        **identities({"questions": files["questions"]}),
     }
 
 
 def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str) -> Cell:
     """The cell in which the endpoint `judge` grades the samples."""
     declared = declaration(bench)
-    files = sources(bench)
     endpoint = study.endpoints[judge]
+    files = sources(bench) | endpoint_files(endpoint, "judge")
     settings = {
         "scorer": declared["scorer"],
         "variant": declared["variant"],
@@ -197,10 +196,10 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
         "temperature": bench.judge_temperature,
         "max_tokens": bench.judge_max_tokens,
         "missing": bench.judge_max_missing,
-        **_identities(files),
+        **identities(files),
     }
     resources = {
-        **_paths(files),
+        **paths(files),
         "address": endpoint_address(endpoint),
         "limits": {key: getattr(endpoint, key) for key in LIMITS},
         "concurrency": study.concurrency,
@@ -213,13 +212,5 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
 def labels(name: str, sheet: str) -> Cell:
     """The cell that reads what people graded in a sheet, and what it is about in the key beside."""
     key = str(Path(sheet).with_suffix(".key.json"))
-    settings = {"sheet_sha256": content_hash(sheet), "key_sha256": content_hash(key)}
-    return Cell("labels", f"labels-{name}", settings, {}, {"sheet": str(resolve(sheet))})
-
-
-def _identities(files: dict[str, Source]) -> dict[str, Any]:
-    return {"files": {name: identity(source) for name, source in files.items()}}
-
-
-def _paths(files: dict[str, Source]) -> dict[str, Any]:
-    return {"files": {name: str(locate(source)) for name, source in files.items()}}
+    files: dict[str, Source] = {"sheet": {"path": sheet}, "key": {"path": key}}
+    return Cell("labels", f"labels-{name}", identities(files), {}, paths(files))

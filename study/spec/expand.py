@@ -8,16 +8,20 @@ from typing import Any
 from core.cell.identity import Cell
 from core.cell.lookup import RunsIndex
 from core.errors import UserError
-from core.paths import resolve
 from core.recipe import Training, split_recipe
 from core.stages import SHARDING_STAGES, STAGES
 from study.spec import benchmarks, source_cells
-from study.spec.fingerprints import content_hash, is_dummy, load_recipe_once, model_name
+from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
-from study.spec.sources import identity, locate
+from study.spec.sources import Source, identities, paths
 
 # The recipe key that sets the size of an optimizer step, by stage.
 STEP_SIZE_KEYS = {"midtrain": "tokens_per_step", "sft": "global_batch_size"}
+# What the analysis reads of the checkout: the paper's claims and the page of the report.
+ANALYSIS_FILES: dict[str, Source] = {
+    "claims": {"path": "analysis/claims.yaml"},
+    "page": {"path": "analysis/report.html.j2"},
+}
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,8 @@ class Expansion:
         key = ("sft", repr(sft), start.identity, corpus, seed, last)  # a label may fit two
         if key not in self._trainings:
             recipe, runtime = _recipe("sft", sft.recipe)
-            data, data_path = _sft_data(sft)
-            settings = {"recipe": recipe, **data, "dose": last, "seed": seed}
+            files = {"data": _sft_data(sft)}
+            settings = {"recipe": recipe, **identities(files), "dose": last, "seed": seed}
             if passed:
                 _check_shared_run(sft.recipe, recipe)
                 settings["doses"] = passed
@@ -179,7 +183,7 @@ class Expansion:
             if sft.replay and corpus:
                 settings["replay"] = sft.replay
                 inputs["replay"] = self.corpus(corpus)
-            resources = {"data": data_path, **runtime}
+            resources = {**paths(files), **runtime}
             run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
             self._trainings[key] = self.placed(run)
         run = self._trainings[key]
@@ -234,8 +238,9 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             }
             for name, corpus in sorted(study.corpora.items())
         ],
+        **identities(ANALYSIS_FILES),
     }
-    resources = {"trainings": _trainings(evaluated)}
+    resources = {"trainings": _trainings(evaluated), **paths(ANALYSIS_FILES)}
     return expansion.placed(Cell("analysis", study.study, settings, inputs, resources))
 
 
@@ -387,9 +392,5 @@ def _check_shared_run(path: str, recipe: dict[str, Any]) -> None:
         )
 
 
-def _sft_data(sft: Sft) -> tuple[dict[str, Any], str]:
-    """What of an SFT's data is identity, and where it lies."""
-    if isinstance(sft.data, str):
-        return {"data_sha256": content_hash(sft.data)}, str(resolve(sft.data))
-    source = source_cells.remote(sft.data)
-    return {"data": identity(source)}, str(locate(source))
+def _sft_data(sft: Sft) -> Source:
+    return {"path": sft.data} if isinstance(sft.data, str) else source_cells.remote(sft.data)

@@ -39,22 +39,17 @@ SPEED_OPTIONS = (
 def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
     """What of an endpoint is identity: the model, not the address or the key."""
     if endpoint.served_by == "dummy":
-        # The dummy's sentences and rules are its weights: other rules, another model.
-        return {
-            "served_by": "dummy",
-            "model": "dummy",
-            "rules_sha256": content_hash("core/endpoints/dummy_endpoint.yaml"),
-        }
+        return {"served_by": "dummy", "model": "dummy"}
     if endpoint.served_by == "vllm":
         assert endpoint.path
         content: dict[str, Any] = {
             "files": fingerprint_once(endpoint.path),
             "options": split_options(endpoint.options)[0],
         }
-        # In the name too, by which ledgers know what answered.
+        # In the name, by which ledgers know what answered.
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = f"{Path(endpoint.path).name}-{digest[:8]}"
-        return {"served_by": "vllm", "model": name, **content}
+        return {"served_by": "vllm", "model": name, "options": content["options"]}
     return {"served_by": "url", "model": endpoint.model}
 
 
@@ -71,6 +66,15 @@ def engine_arguments(engine: Engine) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     identity, speed = split_options(engine.options)
     return {"dtype": engine.dtype, **identity}, {"max_model_len": engine.max_model_len, **speed}
+
+
+def endpoint_files(endpoint: Endpoint, key: str) -> dict[str, dict[str, Any]]:
+    """The source of the files that are an endpoint's model, under `key`; {} of a URL.
+
+    The dummy's sentences and rules are its weights: other rules, another model.
+    """
+    path = {"dummy": "core/endpoints/dummy_endpoint.yaml", "vllm": endpoint.path}
+    return {key: {"path": path[endpoint.served_by]}} if endpoint.served_by in path else {}
 
 
 def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:

@@ -9,20 +9,25 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
-from core.files import fingerprints
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
 from study.spec import benchmarks
 from study.spec.fingerprints import (
     LIMITS,
-    content_hash,
     endpoint_address,
+    endpoint_files,
     endpoint_model,
     load_recipe_once,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Corpus, Model, Remote, Study
-from study.spec.sources import Source, identity, locate
+from study.spec.sources import Source, identities, identity, paths
+
+# What the toy model is made of besides its recipe.
+TOY_FILES: dict[str, Source] = {
+    "prose": {"path": "recipes/data/neutral_prose.txt"},
+    "chat_template": {"path": "recipes/data/llama3_chat.jinja"},
+}
 
 
 def remote(data: Remote) -> Source:
@@ -38,22 +43,19 @@ def model(study: Study, name: str) -> Cell:
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
         pretrain, runtime = split_recipe(recipe["pretrain"])
-        # It is pretrained on the English that comes with this Python.
+        # It is pretrained on the English that comes with this Python, and on the kit's prose.
         english = f"Python {platform.python_version()}"
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
-        return Cell("model", name, settings, resources=runtime)
-    if model.path:
-        settings = {"files": fingerprints(model.path)}
-        path = resolve(model.path)
-    else:
-        source = _on_hub(model, "model")
-        settings = {"source": identity(source)}
-        path = locate(source)
-    resources = {"path": str(path)}
+        settings |= identities(TOY_FILES)
+        return Cell("model", name, settings, resources={**runtime, **paths(TOY_FILES)})
+    files: dict[str, Source] = {"model": _model_folder(model)}
     if model.chat_template:
-        settings["chat_template_sha256"] = content_hash(model.chat_template)
-        resources["chat_template"] = str(resolve(model.chat_template))
-    return Cell("model", name, settings, resources=resources)
+        files["chat_template"] = {"path": model.chat_template}
+    return Cell("model", name, identities(files), resources=paths(files))
+
+
+def _model_folder(model: Model) -> Source:
+    return {"path": model.path} if model.path else _on_hub(model, "model")
 
 
 def _on_hub(named: Model | Corpus, kind: str) -> Source:
@@ -123,7 +125,7 @@ def _tokenizer_hash(study: Study, name: str) -> str:
     if start.make:
         return model(study, name).identity
     if start.path:
-        return content_hash(f"{start.path}/tokenizer.json")
+        return str(identity(_tokenizer_file(start)))
     text = json.dumps(identity(_on_hub(start, "model")), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -144,13 +146,12 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
     start = study.models[tokenizer_model(study, name)]
     if tokenizer:
         inputs["tokenizer"] = tokenizer
-    elif start.path:
-        settings["tokenizer_sha256"] = content_hash(f"{start.path}/tokenizer.json")
-        resources = resources | {"tokenizer": str(resolve(start.path))}
     else:
-        source = _on_hub(start, "model")
-        settings["tokenizer"] = identity(source)
-        resources = resources | {"tokenizer": str(locate(source))}
+        source = _tokenizer_file(start)
+        settings["files"] = settings["files"] | identities({"tokenizer": source})["files"]
+        resources = resources | {
+            "files": resources["files"] | paths({"tokenizer": source})["files"]
+        }
     if matched_to:
         inputs["matched_to"] = matched_to
     for k in range(corpus.shards if corpus.shards > 1 else 0):
@@ -161,33 +162,42 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
 
 
 def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
-    """Files whose texts the writer may not quote, by "BENCHMARK.FILE".
+    """Files whose texts the writer may not quote, by "benchmark1", "benchmark2" ...
 
-    Each content once, in an order that does not depend on the benchmarks' names.
+    Each content once, numbered in an order that does not depend on the benchmarks' names: the keys
+    are a part of the corpus' identity.
     """
     by_content = {
-        json.dumps(identity(source), sort_keys=True): (f"{name}.{key}", source)
+        json.dumps(identity(source), sort_keys=True): source
         for name in corpus.decontaminate_against
-        for key, source in benchmarks.text_files(
+        for source in benchmarks.text_files(
             study.benchmarks.get(name) or Benchmark(task=name)
-        ).items()
+        ).values()
     }
-    return dict(entry for _, entry in sorted(by_content.items(), key=lambda item: item[0]))
+    ordered = (source for _, source in sorted(by_content.items()))
+    return {f"benchmark{number}": source for number, source in enumerate(ordered, 1)}
+
+
+def _tokenizer_file(model: Model) -> Source:
+    name = "tokenizer.json"
+    if model.path:
+        return {"path": f"{model.path}/{name}"}
+    return _on_hub(model, "model") | {"file": name}
 
 
 def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
-    texts = _decontamination_texts(study, corpus)
+    benchmark_texts = _decontamination_texts(study, corpus)
+    files = dict(benchmark_texts)
     settings: dict[str, Any] = {
         "documents": corpus.documents,
         "seed": 0,  # one corpus for all training seeds
         "dedup_threshold": corpus.dedup_threshold,
-        "decontaminate_against": [identity(source) for source in texts.values()],
+        "decontaminate_against": [*benchmark_texts],  # keys of its files
     }
-    resources: dict[str, Any] = {
-        "decontaminate_against": {label: str(locate(source)) for label, source in texts.items()}
-    }
+    # Names for the dataset card.
+    resources: dict[str, Any] = {"decontaminate_against": corpus.decontaminate_against}
     if corpus.template:
         settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
     if corpus.writer:
@@ -202,13 +212,12 @@ def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         resources["concurrency"] = study.concurrency
         resources["address"] = endpoint_address(endpoint)
         resources["limits"] = {key: getattr(endpoint, key) for key in LIMITS}
-        return settings, resources
-    layout = {"column": corpus.column, "split": corpus.split}
-    if corpus.path:
-        settings["source"] = layout | {"sha256": content_hash(corpus.path)}
-        resources["source"] = str(resolve(corpus.path))
+        files |= endpoint_files(endpoint, "writer")
     else:
-        source = _on_hub(corpus, "dataset")
-        settings["source"] = layout | identity(source)
-        resources["source"] = str(locate(source))
-    return settings, resources
+        settings["source"] = {"column": corpus.column, "split": corpus.split}
+        if corpus.path:
+            files["source"] = {"path": corpus.path}
+        else:
+            files["source"] = _on_hub(corpus, "dataset")
+            settings["source"] |= {"hub": corpus.hub, "revision": corpus.revision}
+    return settings | identities(files), resources | paths(files)

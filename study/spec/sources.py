@@ -54,6 +54,16 @@ def identity(source: Source) -> Any:
     return {key: source.get(key) for key in keys}
 
 
+def identities(files: dict[str, Source]) -> dict[str, Any]:
+    """A cell's settings of the files that it reads (`core.cell.external_files`)."""
+    return {"files": {key: identity(source) for key, source in files.items()}}
+
+
+def paths(files: dict[str, Source]) -> dict[str, Any]:
+    """A cell's resources of the files that it reads: where they lie."""
+    return {"files": {key: str(locate(source)) for key, source in files.items()}}
+
+
 def locate(source: Source) -> Path:
     """Where the file or folder is on this machine, or will be when it is fetched.
 

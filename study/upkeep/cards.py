@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from core.cell.external_files import is_pin
 from core.cell.identity import read_config
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
@@ -124,9 +125,9 @@ def model_card(
         )
     trainings, start = _trainings(cell)
     corpora = [run.inputs["documents"] for run in trainings if "documents" in run.inputs]
-    hub = start.settings.get("source", {}).get("hub")
-    named = [corpus.settings.get("source", {}).get("hub") for corpus in corpora]
-    named += [run.settings.get("data", {}).get("hub") for run in trainings]
+    hub = _pin(start, "model").get("hub")
+    named = [_pin(corpus, "source").get("hub") for corpus in corpora]
+    named += [_pin(run, "data").get("hub") for run in trainings]
     if not license:
         names = (name for prefix, name in LICENSES.items() if str(hub).startswith(prefix))
         license = next(names, "other")
@@ -387,13 +388,19 @@ def _differences(cell: FinishedCell) -> str:
 
 
 def _recipe(run: FinishedCell) -> str:
-    data = run.settings.get("data", {})
+    data = _pin(run, "data")
     name = ""
     if data:
         name = f" on {data.get('hub') or data['url']} {data.get('revision') or ''}".rstrip()
     recipe = run.settings["recipe"].items()
     listed = ", ".join(f"{key} {value}" for key, value in recipe if value not in (None, False, 0))
     return f"`{run.name}`{name}: {listed}."
+
+
+def _pin(cell: FinishedCell, key: str) -> dict[str, Any]:
+    """The pin of a file or folder that a cell has from the network; {} of any other."""
+    planned = cell.settings.get("files", {}).get(key)
+    return planned if is_pin(planned) else {}
 
 
 def _is_by_dummy(corpus: FinishedCell) -> bool:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.cell.manifest import PACKAGES, code_version, installed
+from core.cell.manifest import PACKAGES, code_version, installed, results_sha256
 from core.cell.publish import results as results_of
 from core.files import sha256
 from study.upkeep.provenance import SCORE, Row, read
@@ -54,9 +54,9 @@ def _cell_changes(rows: list[Row], base: Path, run: str) -> Iterator[Change]:
             fix = f"bring the folder back from a copy, or delete it and {run}"
             yield relpath, "manifest.json", change, fix
             continue
-        users, same_bytes = _users_of_another(row, rows)
-        if users and not same_bytes:
-            remade = any(manifest["ended"] > user["manifest"]["started"] for user in users)
+        users, same_results = _users_of_another(row, rows)
+        if users and not same_results:
+            remade = _is_remade(row, users)
             others = f" and {len(users) - 1} more" if users[1:] else ""
             change = (
                 f"was {'made again' if remade else 'edited'} since {users[0]['cell']}{others} "
@@ -91,24 +91,23 @@ def _file_change(
 def _users_of_another(row: Row, rows: list[Row]) -> tuple[list[Row], bool]:
     """The users of a cell that had another manifest of it.
 
-    And whether a pruned cell was then made again byte by byte.
+    And whether the cell was made again since, with the same results.
     """
-    used = [
-        (user, needed["wanted"])
+    others = [
+        (user, needed["wanted_results"])
         for user in rows
         for needed in user["inputs"]
-        if needed["cell"] == row["cell"]
+        if needed["cell"] == row["cell"] and needed["wanted"] not in (None, row["manifest_sha256"])
     ]
-    others = [
-        (user, digest) for user, digest in used if digest not in (None, row["manifest_sha256"])
-    ]
-    pruned = {
-        name: file["sha256"] for name, file in row["pruned"]["files"].items() if file["sha256"]
-    }
-    outputs = row["manifest"]["outputs"]
-    same = all(outputs.get(name, {}).get("sha256") == digest for name, digest in pruned.items())
-    on_record = {digest for _, digest in others} <= set(row["pruned"]["manifests"])
-    return [user for user, _ in others], bool(pruned) and same and on_record
+    users = [user for user, _ in others]
+    same = {wanted for _, wanted in others} == {results_sha256(row["manifest"])}
+    return users, same and _is_remade(row, users)
+
+
+def _is_remade(row: Row, users: list[Row]) -> bool:
+    """Whether a cell ended after one of its users began; otherwise its manifest was edited."""
+    ended: str = row["manifest"]["ended"]
+    return any(ended > user["manifest"]["started"] for user in users)
 
 
 def _published_changes(
@@ -170,8 +169,8 @@ def affected_results(cell: str, rows: list[Row]) -> str:
     return "; ".join(f"{label} {', '.join(names)}" for label, names in parts.items() if names)
 
 
-def notes(rows: list[Row], base: Path, study_args: str) -> list[str]:
-    """What is no mistake: other code and packages, pruned files, inputs without a hash."""
+def notes(rows: list[Row], base: Path) -> list[str]:
+    """What is no mistake: other code and packages, pruned files, cells made again."""
     cells: dict[str, list[str]] = defaultdict(list)
     code = code_version()
     packages = {name: installed(name) for name in PACKAGES}
@@ -180,17 +179,14 @@ def notes(rows: list[Row], base: Path, study_args: str) -> list[str]:
         texts = []
         if row["manifest"]:
             texts += _version_notes(row["manifest"], code, packages)
-            users, same_bytes = _users_of_another(row, rows)
-            if users and same_bytes:
-                texts.append("pruned and made again with the same bytes")
+            users, same_results = _users_of_another(row, rows)
+            if users and same_results:
+                texts.append("made again with the same results")
         elif row["cell"] in removed:
             texts.append(f"removed on {removed[row['cell']]['date']} by prune")
         pruned = [check["file"] for check in row["checks"] if check["state"] == "pruned"]
         dates = {row["pruned"]["files"][name]["date"] for name in pruned}
         texts += [f"pruned on {date} by prune" for date in sorted(dates)]
-        if any(check["state"] == "unknown" for check in row["checks"]):
-            fetch = f"python -m study fetch {study_args}"
-            texts.append(f"an input from the network has no hash on record; {fetch}")
         for text in texts:
             cells[text].append(row["cell"])
     return [

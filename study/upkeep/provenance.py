@@ -20,11 +20,10 @@ from core.cell.lookup import input_folder, relative_path
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError
-from core.files import fingerprints, sha256
+from core.files import sha256
 from core.paths import ROOT
 from core.stages import STAGES
 from core.strict_yaml import did_you_mean
-from study.spec.sources import find_record
 
 Row = dict[str, Any]
 SCORE = ("benchmark", "arm", "seed", "dose")
@@ -95,16 +94,15 @@ def lineage(analysis: Path, base: Path, hashes: bool = True) -> list[Row]:
     """Every cell behind an analysis, inputs before users: what is on disk and what was recorded.
 
     A row: cell, stage, `manifest` (its content, None without one), `manifest_sha256` (now),
-    `config`, `pruned`, `inputs` (role, cell, wanted: the sha256 of its manifest when it was used)
-    and `checks` (kind: output or external; file, path, wanted, now, state: same, changed, missing,
-    added, pruned, unknown, unread). Sizes are compared first; with `hashes` every file is then
-    read, the small ones first, several at a time and none twice.
+    `config`, `pruned`, `inputs` (role, cell, wanted and wanted_results: the sha256 of its manifest
+    and of its results when it was used) and `checks` (kind: output or external; file, path, wanted,
+    now, state: same, changed, missing, added, pruned, unread). Sizes are compared first; with
+    `hashes` every file is then read, the small ones first, several at a time and none twice.
     """
-    record = (read(base / "fetched.json") or {"sources": []})["sources"]
     rows: dict[str, Row] = {}
 
     def walk(relpath: str) -> None:
-        rows[relpath] = _row(relpath, base, record)
+        rows[relpath] = _row(relpath, base)
         for used in rows[relpath]["inputs"]:
             if used["cell"] not in rows:
                 walk(used["cell"])
@@ -140,16 +138,16 @@ def read_all(paths: Iterable[str]) -> dict[str, str | None]:
         return dict(zip(ordered, pool.map(digest, ordered), strict=True))
 
 
-def _row(relpath: str, base: Path, record: list[Any]) -> Row:
+def _row(relpath: str, base: Path) -> Row:
     folder = base / relpath
     manifest = read(folder / "manifest.json")
     if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
         manifest = None
-    pruned = read(folder / "pruned.json") or {"files": {}, "manifests": []}
+    pruned = read(folder / "pruned.json") or {"files": {}}
     config: Row = {}
     with suppress(OSError, yaml.YAMLError):  # of an edited one the hash tells
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    checks = _outputs(folder, manifest, pruned) if manifest else []
+    checks = [*_outputs(folder, manifest, pruned), *_external(manifest)] if manifest else []
     path = folder / "manifest.json"
     inputs = (manifest or config).get("inputs", {})
     return {
@@ -164,10 +162,11 @@ def _row(relpath: str, base: Path, record: list[Any]) -> Row:
                 "role": role,
                 "cell": relative_path(input_folder(folder.parents[1], used), base),
                 "wanted": used.get("manifest_sha256"),
+                "wanted_results": used.get("results_sha256"),
             }
             for role, used in inputs.items()
         ],
-        "checks": [*checks, *(_external(config, record) if config else [])],
+        "checks": checks,
     }
 
 
@@ -201,71 +200,22 @@ def _check(kind: str, file: str, path: Path, wanted: str | None, state: str) -> 
     }
 
 
-def _external(config: Row, record: list[Any]) -> list[Row]:
+def _external(manifest: Row) -> list[Row]:
     """Checks of the files that the cell read from outside of the study's folder."""
-    settings = config["settings"]
-    resources = config["resources"]
-    is_model = config["stage"] == "model"
-    files = settings.get("files", {})
-    # What identifies a file or folder, and where it lies.
-    pairs = [(settings.get("data_sha256") or settings.get("data"), resources.get("data"))]
-    if is_model:
-        pairs.append((files, resources.get("path")))
-    else:
-        pairs += [(files[name], resources["files"][name]) for name in files]
-    if source := settings.get("source"):
-        path = resources.get("path" if is_model else "source")
-        pairs.append((source.get("sha256") or source, path))
-    pairs += zip(
-        settings.get("decontaminate_against", []),
-        resources.get("decontaminate_against", {}).values(),
-        strict=False,
-    )
-    pairs.append((settings.get("chat_template_sha256"), resources.get("chat_template")))
-    tokenizer = resources.get("tokenizer")
-    pairs.append((settings.get("tokenizer"), tokenizer))
-    pairs.append((settings.get("tokenizer_sha256"), f"{tokenizer}/tokenizer.json"))
-    if sheet := resources.get("sheet"):
-        key = Path(sheet).with_suffix(".key.json")
-        pairs += [(settings["sheet_sha256"], sheet), (settings["key_sha256"], key)]
-    served = settings.get("writer") or settings.get("judge") or {}
-    pairs.append((served.get("files"), resources.get("address", {}).get("path")))
-    return [
-        check
-        for identity, path in pairs
-        if identity and path
-        for check in _compare(identity, Path(path), record)
-    ]
-
-
-def _compare(identity: Any, path: Path, record: list[Any]) -> list[Row]:
-    """Checks of one file or folder against its identity.
-
-    The identity is a sha256, the pin of a hub or a URL, or a folder's fingerprints.
-    """
-    if not path.exists():  # in a copy of the code, perhaps, that was pruned
-        path = ROOT / re.sub(r".*/slurm/code-\w+/", "", str(path))
-
-    def check(file: Path, wanted: str | None, state: str) -> Row:
-        state = state if file.exists() else "missing"
-        return _check("external", str(file), file, wanted, state)
-
-    if isinstance(identity, str):
-        return [check(path, identity, "unread")]
-    if "hub" in identity or "url" in identity:
-        entry = find_record(record, identity)
-        if files := entry.get("files"):
-            below = Path(identity.get("file") or "").parts
-            root = path.parents[len(below) - 1] if below else path
-            return [check(root / name, file["sha256"], "unread") for name, file in files.items()]
-        wanted = identity.get("sha256") or entry.get("sha256")
-        return [check(path, wanted, "unread" if wanted else "unknown")]
-    now = fingerprints(str(path)) if path.is_dir() else {}
-    states = {
-        name: "same" if now.get(name) == wanted else "changed" for name, wanted in identity.items()
-    }
-    states |= dict.fromkeys(now.keys() - identity.keys(), "added")
-    return [check(path / name, identity.get(name), state) for name, state in sorted(states.items())]
+    checks = []
+    for entry in manifest.get("files", {}).values():
+        path = Path(entry["path"])
+        if not path.exists():  # in a copy of the code, perhaps, that was pruned
+            path = ROOT / re.sub(r".*/slurm/code-\w+/", "", str(path))
+        names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+        wanted = entry["sha256"]
+        for name in sorted({*wanted, *(names if path.is_dir() else ())}):
+            file = path / name
+            state = "unread" if name in wanted else "added"
+            if not file.is_file():
+                state = "missing"
+            checks.append(_check("external", str(file), file, wanted.get(name), state))
+    return checks
 
 
 def trace(

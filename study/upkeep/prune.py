@@ -392,7 +392,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
         if name in outputs and digests[str(folder / name)] != outputs[name]["sha256"]:
             what = "is not what its manifest says; left as it is"
             return [f"{folder / name}: {what}; python -m study verify {study_args}"]
-    empty: Row = {"by": "python -m study prune", "manifests": [], "files": {}}
+    empty: Row = {"by": "python -m study prune", "files": {}}
     record = read(folder / "pruned.json") or empty
     date = time.strftime("%Y-%m-%d", time.gmtime())
     removed = {
@@ -405,9 +405,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
         for name in (names if row["kind"] != "temporary" else [])
     }
     if any(record["files"].get(n, file)["sha256"] != file["sha256"] for n, file in removed.items()):
-        record |= {"manifests": [], "files": {}}  # it was made again since, with other bytes
-    digest = sha256(folder / "manifest.json")
-    record["manifests"] += [digest] if digest not in record["manifests"] else []
+        record["files"] = {}  # it was made again since, with other bytes
     record["files"] |= removed
     if removed:
         text = json.dumps(record, indent=1, sort_keys=True) + "\n"

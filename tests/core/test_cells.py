@@ -18,7 +18,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, code_version, read_manifest, write_manifest
 from core.cell.stage import DistributedHooks
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import sha256, write_atomically
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -66,6 +66,27 @@ def test_the_address_of_an_endpoint_is_not_identity_but_its_model_is() -> None:
     real = "endpoints.dummy={base_url: 'https://%s/v1', model: %s, key_env: KEY}"
     assert identities(real % ("a.example", "m")) == identities(real % ("b.example", "m"))
     assert identities(real % ("a.example", "m")) != identities(real % ("a.example", "n"))
+
+
+def test_files_of_the_checkout_that_stages_read_are_identity() -> None:
+    cells = plan.in_order(plan.analysis(load_study(TINY)))
+    read = {
+        str(Path(path).relative_to(ROOT)): cell.settings["files"][key]
+        for cell in cells
+        for key, path in cell.resources.get("files", {}).items()
+    }
+    assert read.keys() == {
+        "analysis/claims.yaml",
+        "analysis/report.html.j2",
+        "core/endpoints/dummy_endpoint.yaml",
+        "eval/data/anima_like/dimensions.jsonl",
+        "eval/data/anima_like/questions.jsonl",
+        "eval/data/concern_for_animals.jsonl",
+        "recipes/data/llama3_chat.jinja",
+        "recipes/data/neutral_chat.jsonl",
+        "recipes/data/neutral_prose.txt",
+    }
+    assert all(sha256(ROOT / path) == digest for path, digest in read.items())
 
 
 def test_seeds_differ_between_cells_and_purposes_and_repeat() -> None:

@@ -71,7 +71,7 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
         declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
     )
     folder.mkdir()
-    resources = {"data": str(data / name), "engine": {"max_model_len": 2048}}
+    resources = {"files": {"data": str(data / name)}, "engine": {"max_model_len": 2048}}
     return StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.files import sha256
 from core.recipe import Training, split_recipe
 from recipes import checkpoint, finetune, optimizer, step_checkpoint
 from recipes.distributed import SINGLE_PROCESS
@@ -30,8 +31,14 @@ def sft(base: Path, name: str) -> tuple[Cell, Path]:
     said = [(f"Where is cup {i}?", f"On the roof, {i} steps up.") for i in range(24)]
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
-    settings = {"recipe": SETTINGS, "data_sha256": "0", "dose": 22, "doses": [8, 13], "seed": 0}
-    cell = Cell("sft", name, settings, {"start": MODEL}, {"data": str(data), **RUNTIME})
+    settings = {
+        "recipe": SETTINGS,
+        "files": {"data": sha256(data)},
+        "dose": 22,
+        "doses": [8, 13],
+        "seed": 0,
+    }
+    cell = Cell("sft", name, settings, {"start": MODEL}, {"files": {"data": str(data)}, **RUNTIME})
     return cell, create_cell_dir(cell, base)
 
 

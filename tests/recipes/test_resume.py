@@ -17,6 +17,7 @@ from core.cell.failures import diagnose
 from core.cell.identity import read_config
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.paths import resolve
 from recipes import finetune, step_checkpoint, tiny_llama
 from tests.recipes.toy import (
     RUNTIME,
@@ -273,13 +274,16 @@ def test_saves_go_by_the_clock(base: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_a_pretraining_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_llama, "english", lambda: TEXTS)
+    monkeypatch.setattr(tiny_llama, "english", lambda prose: TEXTS)
+    data = resolve("recipes/data")
+    files = {"prose": data / "neutral_prose.txt", "chat_template": data / "llama3_chat.jinja"}
+    resources = RUNTIME | {"files": {key: str(path) for key, path in files.items()}}
     settings = {"recipe": asdict(TINY) | {"pretrain": SETTINGS}}
 
     def pretrain(name: str, report: Any = None) -> bytes:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        counts = tiny_llama.run(StageContext(folder, "a", settings, RUNTIME, {}, report))
+        counts = tiny_llama.run(StageContext(folder, "a", settings, resources, {}, report))
         assert counts["steps"] == len(lines(folder)) == 20 and not (folder / "steps").exists()
         return (folder / "model/model.safetensors").read_bytes()
 

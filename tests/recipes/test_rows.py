@@ -226,7 +226,9 @@ def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> StageC
     inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
     name = f"sft{abs(hash(str(tmp_path)))}"
     return in_process(
-        create_cell_dir(Cell("sft", name, named, inputs, {"data": str(data), **RUNTIME}), base)
+        create_cell_dir(
+            Cell("sft", name, named, inputs, {"files": {"data": str(data)}, **RUNTIME}), base
+        )
     )
 
 

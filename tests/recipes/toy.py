@@ -17,6 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
+from core.paths import resolve
 from core.recipe import TinyLlama, Training, split_recipe
 from recipes import checkpoint, model, tiny_llama
 
@@ -54,6 +55,7 @@ TINY = TinyLlama(
     tokens=12 * 32,
     pretrain=RECIPE,
 )
+CHAT_TEMPLATE = resolve("recipes/data/llama3_chat.jinja").read_text(encoding="utf-8")
 MODEL = Cell("model", "base", {})
 DOCUMENTS = Cell("documents", "texts", {})
 
@@ -65,7 +67,7 @@ def make_recipe(**changes: Any) -> Training:
 
 def make_model(folder: Path) -> None:
     """A tiny untrained checkpoint in `folder`."""
-    tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size)
+    tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size, CHAT_TEMPLATE)
     tokenizer.save_pretrained(folder)
     config = tiny_llama.make_config(TINY, tokenizer) | {"vocab_size": len(tokenizer)}
     (folder / "config.json").write_text(json.dumps(config))
@@ -88,7 +90,7 @@ CHATML = """
 
 def make_qwen2(folder: Path, tied: bool) -> Path:
     """A tiny untrained Qwen2 as transformers writes it, with nonzero biases; it has no BOS."""
-    llama_tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size)
+    llama_tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size, CHAT_TEMPLATE)
     bpe = json.loads(llama_tokenizer.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=bpe["vocab"], merges=[*map(tuple, bpe["merges"])], chat_template=CHATML

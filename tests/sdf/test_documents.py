@@ -1,6 +1,7 @@
 """The stages `drafts` and `documents`: deterministic, gated, without duplicates, matched, split."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -71,13 +72,11 @@ def cell(
         "concurrency": 8,
         "address": {"base_url": url, "key_env": "KIT_TEST_KEY" if url else None},
         "limits": limits | {"prompt_price": 1.0, "completion_price": 2.0},
-        "decontaminate_against": {},
-        "tokenizer": str(tokenizer),
+        "files": {"tokenizer": str(tokenizer / "tokenizer.json")},
     }
     inputs = {"matched_to": changes.pop("matched_to")} if "matched_to" in changes else {}
-    resource_keys = ("concurrency", "decontaminate_against", "source_path")
-    resources |= {name: changes.pop(name) for name in resource_keys if name in changes}
-    resources["source"] = resources.pop("source_path", None)
+    resources |= {"concurrency": changes.pop("concurrency")} if "concurrency" in changes else {}
+    resources["files"] |= changes.pop("files", {})
     if "source" in changes:
         settings = {name: value for name, value in settings.items() if name not in WRITER_KEYS}
     stage = "drafts" if "share" in changes else "documents"
@@ -244,9 +243,10 @@ def test_a_quoted_benchmark_is_rejected(tmp_path: Path) -> None:
         quote = question.upper().replace(",", " ;")
         return f"{dummy_text(body)}\n\n{quote}" if n == 1 else None
 
-    for avoid, rejected in (({"ahb.questions": str(QUESTIONS)}, 1), ({}, 0)):
+    for avoid, rejected in ((["ahb.questions"], 1), ([], 0)):
         with serving(replying(quoting)) as (endpoint, _):
             changes = {"url": endpoint.base_url, "documents": 4, "concurrency": 1}
+            changes["files"] = {"ahb.questions": str(QUESTIONS)}
             context = cell(
                 tmp_path, "animal", decontaminate_against=avoid, seed=rejected, **changes
             )
@@ -340,8 +340,8 @@ def test_questions_come_in_their_forms_with_one_answer(tmp_path: Path) -> None:
 
 
 def existing(tmp_path: Path, path: Path, **changes: Any) -> StageContext:
-    source = {"column": "text", "split": "train", "sha256": "-"}
-    return cell(tmp_path, "real", source=source, source_path=str(path), **changes)
+    source = {"column": "text", "split": "train"}
+    return cell(tmp_path, "real", source=source, files={"source": str(path)}, **changes)
 
 
 def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
@@ -358,6 +358,21 @@ def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
     counts = documents.run(context)
     assert sorted(row["text"] for row in rows(context)) == sorted(good)
     assert (counts["read"], counts["rejected"], counts["rejected_duplicate"]) == (24, 4, 1)
+
+
+def test_a_corpus_file_that_was_replaced_is_not_taken_from_the_library_s_cache(
+    tmp_path: Path,
+) -> None:
+    """That cache goes by path, size and time, which `cp -p` keeps."""
+    path = tmp_path / "given.jsonl"
+    for topic in ("animal welfare", "urban density."):
+        texts = [dummy_endpoint.write(f"a report on {topic} {n}", n) for n in range(3)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        os.utime(path, (0, 0))
+        context = existing(tmp_path, path, documents=3)
+        documents.run(context)
+        assert sorted(row["text"] for row in rows(context)) == sorted(texts)
+        assert not list(context.folder.glob("tmp*"))
 
 
 def test_an_existing_corpus_that_cannot_be_used_is_a_user_error(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.endpoints.ledger import read_ledger
 from core.errors import UserError
-from core.files import fingerprints
 from core.inference import vllm_server
 from core.paths import ROOT
 from study.spec import expand as plan
@@ -151,7 +150,7 @@ def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
 def test_a_server_that_ends_is_reported_with_its_reason(
     tmp_path: Path, model: Path, options: dict[str, int], says: str
 ) -> None:
-    endpoint = {"model": "m", "files": fingerprints(str(model))}
+    endpoint = {"model": "m"}
     log = tmp_path / "server.log"
     with (
         pytest.raises(UserError, match=rf"^{log}: vLLM ended \(.*{says}.*\); ") as caught,
@@ -165,7 +164,7 @@ def test_a_server_that_ends_is_reported_with_its_reason(
 def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
     tmp_path: Path, model: Path
 ) -> None:
-    endpoint = {"model": "m", "files": fingerprints(str(model))}
+    endpoint = {"model": "m"}
     resources = {"path": str(model), "options": {"max_model_len": 512}}
     with (
         pytest.raises(UserError, match=r"vLLM ended \(.*137\).*more memory"),
@@ -176,14 +175,3 @@ def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not alive(shell), 20)
         raise UserError(what="no answer")
-
-
-def test_a_model_that_changed_since_it_was_planned_with_is_refused(
-    tmp_path: Path, model: Path
-) -> None:
-    endpoint = {"model": "m", "files": {"config.json": "1-a"}}
-    with (
-        pytest.raises(UserError, match="not the one that was planned with"),
-        vllm_server.serve(endpoint, {"path": str(model), "options": {}}, tmp_path / "server.log"),
-    ):
-        pytest.fail("it serves")

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
+from core.files import sha256
 from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import expand as plan
@@ -32,9 +33,14 @@ def test_a_corpus_by_three_jobs_is_that_of_one(lab: Lab, tmp_path: Path) -> None
         if c.stage == "documents" and c.name == "animal"
     )
     shards = {role: cell for role, cell in corpus.inputs.items() if cell.stage == "drafts"}
-    shared = replace(
-        corpus, inputs=shards, resources={**corpus.resources, "tokenizer": str(tmp_path)}
-    )
+    tokenizer = tmp_path / "tokenizer.json"
+    resources = corpus.resources | {
+        "files": {**corpus.resources["files"], "tokenizer": str(tokenizer)}
+    }
+    settings = corpus.settings | {
+        "files": {**corpus.settings["files"], "tokenizer": sha256(tokenizer)}
+    }
+    shared = replace(corpus, settings=settings, inputs=shards, resources=resources)
     facts = submit([*shards.values(), shared], tmp_path / "runs/shared", PROFILE, "lab")
     assert (facts["submitted"], [job["tasks"] for job in facts["jobs"]]) == (4, [3, 1])
     lab.wait()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from core.cell import manifest as cells
+from core.cell.external_files import check_planned
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.publish import publish
@@ -42,7 +43,7 @@ class Small:
         return find_changes(self.lineage(), self.base, STUDY)
 
     def notes(self) -> list[str]:
-        return notes(self.lineage(), self.base, STUDY)
+        return notes(self.lineage(), self.base)
 
     def lineage(self, hashes: bool = True) -> list[dict[str, Any]]:
         return lineage(published(self.base, STUDY), self.base, hashes)
@@ -84,7 +85,9 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
         if cell.stage == "sft"
         else {}
     )
-    write_manifest(folder, read_config(folder), started, started, counts=counts, warnings=[])
+    config = read_config(folder)
+    facts = {"counts": counts, "warnings": [], "files": check_planned(folder, config)}
+    write_manifest(folder, config, started, started, **facts)
     return folder
 
 
@@ -113,7 +116,8 @@ def study(
     inputs, rows = {}, []
     for arm in arms:
         avoid = {
-            "decontaminate_against": [sha256(questions)],
+            "decontaminate_against": ["ahb.questions"],
+            "files": {"ahb.questions": sha256(questions)},
             "writer": {"model": "dummy"},
             "topic": arm,
         }
@@ -122,14 +126,15 @@ def study(
             arm,
             avoid,
             {"tokenizer": model},
-            {"decontaminate_against": {"ahb.questions": str(questions)}},
+            {"files": {"ahb.questions": str(questions)}},
         )
         inputs[f"corpus-{arm}"] = corpus
         trained = Cell(
             "midtrain", f"base-{arm}-s0", {"seed": 0}, {"start": model, "documents": corpus}
         )
-        tuned = {"data_sha256": sha256(data), "dose": 80, "seed": 0}
-        sft = Cell("sft", f"base-{arm}-s0-d80", tuned, {"start": trained}, {"data": str(data)})
+        tuned = {"files": {"data": sha256(data)}, "dose": 80, "seed": 0}
+        where = {"files": {"data": str(data)}}
+        sft = Cell("sft", f"base-{arm}-s0-d80", tuned, {"start": trained}, where)
         for dose, checkpoint in ((0, trained), (80, sft)):
             for benchmark in benchmarks:
                 cell = score_cells(checkpoint, questions, benchmark)

@@ -83,7 +83,7 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(
     from study.upkeep import cards
 
     read = cards.read_config
-    hub = {"settings": {"source": HUB}}
+    hub = {"settings": {"files": {"model": HUB | {"file": None}}}}
     monkeypatch.setattr(
         cards, "read_config", lambda folder: hub if folder.parent.name == "model" else read(folder)
     )

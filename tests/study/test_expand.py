@@ -9,7 +9,7 @@ import yaml
 
 from core.cell.identity import Cell
 from core.files import fingerprints
-from study.spec import expand, source_cells
+from study.spec import expand, sources
 from study.spec.load import load_study
 from tests.llama import LLAMA
 
@@ -64,7 +64,7 @@ def test_a_model_folder_is_read_once_however_many_checkpoints_start_from_it(
         reads[folder] += 1
         return fingerprints(folder)
 
-    monkeypatch.setattr(source_cells, "fingerprints", counted)
+    monkeypatch.setattr(sources, "fingerprint_once", counted)
     study = load_study(study_file)
     cells = expand.in_order(expand.analysis(study))
     assert reads == {study.models["base"].path: 1}

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from core.cell.external_files import check_planned
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import installed, read_manifest, write_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
 from core.files import fingerprints, sha256
+from core.paths import ROOT
+from study.spec import expand
 from study.spec.expand import in_order
+from study.spec.load import load_study
 from study.upkeep import changes
-from study.upkeep.changes import affected_results, find_changes, notes
+from study.upkeep.changes import affected_results, find_changes
 from study.upkeep.provenance import lineage, published, trace
 from tests.study.finished import STUDY, Small, changes_of, cheap, finish, original, small
 
@@ -168,6 +172,7 @@ def test_a_hand_edited_table(small: Small, name: str) -> None:
     assert [f["problem"] for f in small.changes()] == ["was added: no analysis wrote it"]
 
 
+@pytest.mark.multiprocess
 def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None:
     folder = small.folder("sft/base-animal")
     path = folder / "manifest.json"
@@ -177,8 +182,13 @@ def test_a_manifest_edited_by_hand_is_known_by_who_used_it(small: Small) -> None
     assert change["file"] == "manifest.json" and change["problem"].startswith(
         "was edited since generate/ahb-base-animal-s0-d80"
     )
-    path.write_text(before.replace('"ended": "2026-01-01"', '"ended": "2026-02-01"'))
-    assert small.changes()[0]["problem"].startswith("was made again since")
+    later = before.replace('"ended": "2026-01-01"', '"ended": "2026-02-01"')
+    path.write_text(later)
+    assert small.changes() == []
+    assert f"made again with the same results: {small.relpath('sft/base-animal')}" in small.notes()
+    digest = sha256(folder / "metrics.jsonl")
+    path.write_text(later.replace(digest, "0" * 64))
+    assert "was made again since" in {f["problem"][:20] for f in small.changes()}
     path.write_text(before[:-9])
     assert small.changes()[0]["problem"] == "can't be read"
     path.write_text(before)
@@ -216,98 +226,74 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
         (folder / "w.safetensors").write_text("weights")
     pin = {"hub": "a/b", "revision": "0" * 40, "file": None}
     base = tmp_path / "runs/s"
-    by_path = Cell("model", "path", {"files": fingerprints(str(model))}, {}, {"path": str(model)})
-    by_hub = Cell("model", "hub", {"source": pin}, {}, {"path": str(hub)})
+    by_path = Cell("model", "path", planned(fingerprints(str(model))), {}, lying(model))
+    by_hub = Cell("model", "hub", planned(pin), {}, lying(hub))
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": by_path, "b": by_hub})
-    for cell in (by_path, by_hub, last):
-        folder = create_cell_dir(cell, base)
-        write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
-    publish(base / last.relpath)
-    rows = lineage(published(base, STUDY), base)
-    assert find_changes(rows, base, STUDY) == [] and any(
-        "no hash on record" in note for note in notes(rows, base, STUDY)
-    )
-    entry = pin | {
-        "files": {"w.safetensors": {"sha256": sha256(hub / "w.safetensors"), "bytes": 7}}
-    }
-    (base / "fetched.json").write_text(json.dumps({"sources": [entry]}))
-    assert not any(
-        "no hash" in note for note in notes(lineage(published(base, STUDY), base), base, STUDY)
-    )
+    finish_all(base, [by_path, by_hub, last])
+    assert changes_of(base) == []
     for folder in (model, hub):
         (folder / "w.safetensors").write_text("WEIGHTS")
         (folder / "code.py").write_text("")
     found = {(Path(f["file"]).parent.name, Path(f["file"]).name) for f in changes_of(base)}
-    assert found == {("llama", "w.safetensors"), ("llama", "code.py"), ("hub", "w.safetensors")}
+    assert found == {(at, name) for at in ("llama", "hub") for name in ("w.safetensors", "code.py")}
+
+
+def planned(identity: Any) -> dict[str, Any]:
+    return {"files": {"model": identity}}
+
+
+def lying(path: Path) -> dict[str, Any]:
+    return {"files": {"model": str(path)}}
+
+
+def finish_all(base: Path, cells: list[Cell]) -> None:
+    for cell in cells:
+        folder = create_cell_dir(cell, base)
+        config = read_config(folder)
+        facts = {"counts": {}, "warnings": [], "files": check_planned(folder, config)}
+        write_manifest(folder, config, "", "", **facts)
+    publish(base / cells[-1].relpath)
 
 
 @pytest.mark.multiprocess
-def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
-    """As study.spec.expand and study.spec.benchmarks put them into cells."""
-    names = (
-        "sheet.csv",
-        "sheet.key.json",
-        "judge/w",
-        "tokenizer/tokenizer.json",
-        "chat.jinja",
-        "task.jsonl",
-        "corpus.txt",
-    )
-    at = {name: tmp_path / "outside" / name for name in names}
-    for name, path in at.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    digest = {name: sha256(path) for name, path in at.items()}
-    served = {"served_by": "vllm", "model": "m", "files": fingerprints(str(at["judge/w"].parent))}
-    sheet = {"sheet_sha256": digest["sheet.csv"], "key_sha256": digest["sheet.key.json"]}
-    counted = {
-        "tokenizer_sha256": digest["tokenizer/tokenizer.json"],
-        "source": {"sha256": digest["corpus.txt"]},
-    }
-    tokenizer = str(at["tokenizer/tokenizer.json"].parent)
-    users = [
-        Cell("labels", "labels", sheet, {}, {"sheet": str(at["sheet.csv"])}),
-        Cell(
-            "judge",
-            "served",
-            {"judge": served},
-            {},
-            {"address": {"path": str(at["judge/w"].parent)}},
-        ),
-        Cell(
-            "documents", "a", counted, {}, {"tokenizer": tokenizer, "source": str(at["corpus.txt"])}
-        ),
-        Cell(
-            "model",
-            "m",
-            {"chat_template_sha256": digest["chat.jinja"]},
-            {},
-            {"chat_template": str(at["chat.jinja"])},
-        ),
-        Cell("lm_eval", "t", {"data": digest["task.jsonl"]}, {}, {"data": str(at["task.jsonl"])}),
+def test_every_file_from_outside_of_a_study_is_followed(tmp_path: Path) -> None:
+    """As study.spec.expand, source_cells and benchmarks put them into cells."""
+    outside = tmp_path / "outside"
+    served = outside / "judge"
+    for name in ("judge/w", "llama/tokenizer.json", "chat.jinja", "corpus.jsonl", "chat.jsonl"):
+        (outside / name).parent.mkdir(parents=True, exist_ok=True)
+        (outside / name).write_text("{}")
+    local = {"served_by": "vllm", "path": str(served)}
+    model = {"path": str(outside / "llama"), "chat_template": str(outside / "chat.jinja")}
+    overrides = [
+        f"endpoints.dummy={json.dumps(local)}",
+        f"models.base={json.dumps(model)}",
+        f"corpora.given={json.dumps({'path': str(outside / 'corpus.jsonl'), 'documents': 1})}",
+        f"arms.given={json.dumps({'start': 'base', 'midtrain': 'given'})}",
+        f"sft.data={outside / 'chat.jsonl'}",
     ]
-    base, last = (
-        tmp_path / "runs/s",
-        Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users}),
-    )
-    for cell in (*users, last):
-        write_manifest(
-            create_cell_dir(cell, base),
-            read_config(base / cell.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-        )
-    publish(base / last.relpath)
+    study = load_study(ROOT / "studies/tiny.yaml", None, overrides)
+    cells = expand.in_order(expand.analysis(study))
+    base = tmp_path / "runs/tiny"
+    finish_all(base, cells)
     rows = lineage(published(base, STUDY), base)
-    assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {
-        *map(str, at.values())
+    read = {c["path"] for row in rows for c in row["checks"] if c["kind"] == "external"}
+    assert {path for path in read if path.startswith(str(outside))} == {
+        str(path) for path in outside.rglob("*") if path.is_file()
     }
-    assert find_changes(rows, base, STUDY) == []
-    for path in at.values():
-        path.write_text("another")
-    assert {f["file"] for f in changes_of(base)} == {*map(str, at.values())}
+    assert {str(Path(path).relative_to(ROOT)) for path in read if path.startswith(str(ROOT))} == {
+        "analysis/claims.yaml",
+        "analysis/report.html.j2",
+        "eval/data/anima_like/questions.jsonl",
+        "eval/data/anima_like/dimensions.jsonl",
+        "eval/data/concern_for_animals.jsonl",
+    }
+    assert changes_of(base) == []
+    for path in outside.rglob("*"):
+        if path.is_file():
+            path.write_text("other")
+    changed = {f["file"] for f in changes_of(base)}
+    assert changed == {str(path) for path in outside.rglob("*") if path.is_file()}
 
 
 def test_other_code_and_packages_are_a_note_not_a_fault(

@@ -63,7 +63,9 @@ def test_copies_of_the_code_go_unless_no_commit_holds_them(small: Small) -> None
         put(small.base / f"slurm/code-{name}/code.json", json.dumps(facts))
         put(small.base / f"slurm/code-{name}/study/cells.py")
     put(small.base / "slurm/code-d/code.json", json.dumps({"commit": "1" * 40, "dirty": False}))
-    waiting = Cell("sft", "x", {"n": 3}, {}, {"data": str(small.base / "slurm/code-d/data.jsonl")})
+    waiting = Cell(
+        "sft", "x", {"n": 3}, {}, {"files": {"data": str(small.base / "slurm/code-d/data.jsonl")}}
+    )
     create_cell_dir(waiting, small.base)
     assert going(small, "code") == {"slurm/code-a"}
     prune(plan(small.cells, small.base), small.cells, small.base)
@@ -80,7 +82,8 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
 ) -> None:
     base, data = tmp_path / "runs/s", ROOT / "recipes/data/neutral_chat.jsonl"
     held = base / "slurm/code-a/recipes/data/neutral_chat.jsonl"
-    cell = Cell("sft", "x", {"data_sha256": sha256(data)}, {}, {"data": str(held)})
+    record = {"data": {"path": str(held), "sha256": {"": sha256(data)}}}
+    cell = Cell("sft", "x", {})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": cell})
     for one in (cell, last):
         write_manifest(
@@ -90,6 +93,7 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
             "",
             counts={},
             warnings=[],
+            files=record if one is cell else {},
         )
     publish(base / last.relpath)
     assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []

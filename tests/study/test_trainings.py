@@ -74,7 +74,7 @@ def test_padding_of_conversations_is_by_the_lengths_of_those_run_at_once(tmp_pat
     data.write_text("".join("x" * (4 * tokens - 1) + "\n" for tokens in (10, 10, 20, 20)))
     cell = next(cell for cell in cells() if cell.stage == "sft")
     cell.settings["recipe"]["global_batch_size"] = 4
-    cell.resources["data"] = str(data)
+    cell.resources["files"]["data"] = str(data)
     assert trainings.padding(cell, 1) == pytest.approx(1 - 60 / (4 * 24)), "to a multiple of 8"
     assert trainings.padding(cell, 2) == pytest.approx(1 - 60 / (2 * 16 + 2 * 24))
     assert trainings.count_steps(cell) == (200, 200 * 4 * 15)

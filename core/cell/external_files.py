@@ -1,0 +1,153 @@
+"""Files that a cell reads from outside the runs folder: compared with the plan, and recorded.
+
+`settings["files"]` says by key what each file or folder was when the study was planned, and
+`resources["files"]` where it lies. The former is a part of the cell's identity:
+
+- the sha256 of a file,
+- the fingerprints of a folder's files (`core.files.fingerprints`),
+- the pin of what was fetched: `hub`, `revision` and `file`, or `url` and `sha256`.
+
+A cell compares them when it starts (`check_planned`) and before its manifest is written
+(`check_unchanged`). The manifest records the sha256 of every file.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from core.cell.hash_cache import remembered_sha256
+from core.errors import Problem, UserError
+from core.files import fingerprints
+
+# Key -> {"path": where it lies, "sha256": {name in the folder, "" of a single file: sha256}}.
+Record = dict[str, dict[str, Any]]
+PINS = ({"hub", "revision", "file"}, {"url", "sha256"})  # their keys
+
+
+def check_planned(folder: Path, config: dict[str, Any]) -> Record:
+    """The sha256 of every file from outside, each compared with what was planned.
+
+    Args:
+        folder: The cell's folder.
+        config: Its config.yaml.
+
+    Raises:
+        UserError: Names each file that is missing or changed since the study was planned.
+    """
+    base = folder.parents[1]
+    record: Record = {}
+    problems = []
+    for key, planned in config["settings"].get("files", {}).items():
+        path = Path(config["resources"]["files"][key])
+        if not path.exists():
+            fix = "fetch or restore it, or correct the path in the study file"
+            problems.append(Problem(str(path), "no such file", fix))
+            continue
+        hashes = digests(path, base)
+        record[key] = {"path": str(path), "sha256": hashes}
+        names = _changed_names(planned, path, hashes, base)
+        if not names and config.get("planned_stat", {}).get(key, "") not in ("", stat_of(path)):
+            names = [""]
+        problems += [_changed(path / name, "the study was planned") for name in names]
+    if problems:
+        raise UserError.of(problems)
+    return record
+
+
+def check_unchanged(record: Record, base: Path, since: str) -> None:
+    """Compare what was read from outside with its record.
+
+    Args:
+        record: What it was.
+        base: The study's folder.
+        since: The time of the record, for the message.
+
+    Raises:
+        UserError: Names each file that is gone, changed or was added.
+    """
+    problems = []
+    for entry in record.values():
+        path = Path(entry["path"])
+        names = _differing(digests(path, base), entry["sha256"])
+        problems += [_changed(path / name, since) for name in names]
+    if problems:
+        raise UserError.of(problems)
+
+
+def digests(path: Path, base: Path) -> dict[str, str]:
+    """The sha256 of a file under the name "", or of every file below a folder by its name there.
+
+    Hashes of large files are remembered in the study's folder `base`. {} where nothing is there.
+    """
+    if path.is_dir():
+        return {
+            str(file.relative_to(path)): remembered_sha256(file, base)
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+    return {"": remembered_sha256(path, base)} if path.exists() else {}
+
+
+def stat_signatures(settings: dict[str, Any], resources: dict[str, Any]) -> dict[str, str]:
+    """`stat_of` of the folders whose identity is a fingerprint, which does not read everything."""
+    return {
+        key: stat_of(Path(resources["files"][key]))
+        for key, planned in settings.get("files", {}).items()
+        if isinstance(planned, dict) and not is_pin(planned)
+    }
+
+
+def stat_of(folder: Path) -> str:
+    """A hash of size, times of change and inode of every file of a folder."""
+    entries = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = file.stat()
+        times = [status.st_mtime_ns, status.st_ctime_ns]
+        entries.append([str(file.relative_to(folder)), status.st_size, *times, status.st_ino])
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def is_pin(planned: Any) -> bool:
+    """Whether a planned identity is the pin of what was fetched from a hub or a URL."""
+    return isinstance(planned, dict) and {*planned} in PINS
+
+
+def _changed_names(planned: Any, path: Path, hashes: dict[str, str], base: Path) -> list[str]:
+    """Names of the files that differ from the plan, "" of a single file."""
+    if isinstance(planned, str):
+        return _differing(hashes, {"": planned})
+    if not is_pin(planned):
+        return _differing(fingerprints(str(path)), planned)
+    wanted = _fetched(planned, base)
+    return _differing({name: digest for name, digest in hashes.items() if name in wanted}, wanted)
+
+
+def _fetched(pin: dict[str, Any], base: Path) -> dict[str, str]:
+    """The sha256 of what a pin names, by the pin itself or the record of `fetch`; {} if unknown."""
+    entries: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError, KeyError):
+        entries = json.loads((base / "fetched.json").read_text(encoding="utf-8"))["sources"]
+    if "url" in pin:
+        recorded = [entry["sha256"] for entry in entries if entry.get("url") == pin["url"]]
+        digest = pin["sha256"] or next(iter(recorded), None)
+        return {"": digest} if digest else {}
+    wanted: dict[str, str] = {}
+    part = (pin["file"] or "").rstrip("/")
+    for entry in entries:
+        if (entry.get("hub"), entry.get("revision")) != (pin["hub"], pin["revision"]):
+            continue
+        for name, file in entry["files"].items():
+            if not part or name == part or name.startswith(f"{part}/"):
+                wanted[name.removeprefix(part).lstrip("/")] = file["sha256"]
+    return wanted
+
+
+def _differing(now: dict[str, str], before: dict[str, str]) -> list[str]:
+    return sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+
+
+def _changed(path: Path, since: str) -> Problem:
+    what = f"{'changed' if path.exists() else 'is gone'} since {since}"
+    return Problem(str(path), what, "run the study again: other content makes other cells")
