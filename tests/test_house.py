@@ -143,7 +143,7 @@ def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
     )
     print(f"{command}: {time.monotonic() - started:.2f} s")
     assert result.stderr.strip() == "[]"
-    assert len(json.loads(result.stdout)["cells"]) == 67
+    assert len(json.loads(result.stdout)["cells"]) == 71
     assert not any(tmp_path.iterdir()), "planning changes nothing"
 
 

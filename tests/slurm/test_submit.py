@@ -90,7 +90,7 @@ def test_a_checkout_in_a_path_with_a_blank_is_one_word_of_the_script(
 @pytest.mark.slurm
 def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: Fake) -> None:
     first = kit.done("submit", study=TINY)
-    assert first["submitted"] == first["cells"] == 67
+    assert first["submitted"] == first["cells"] == 71
     queue = []
     for job in first["jobs"]:
         ids = (
@@ -101,12 +101,12 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
         queue += [f"{i}|PENDING|{'Dependency' if job['after'] else 'Priority'}|" for i in ids]
     fake.in_queue(*queue)
     second = kit.done("submit", study=TINY)
-    assert second["submitted"] == 0 and second["queued"] == 67 and second["jobs"] == []
+    assert second["submitted"] == 0 and second["queued"] == 71 and second["jobs"] == []
     fake.in_queue(queue[0].replace("Priority", "launch failed requeued held"), *queue[1:])
     assert kit.done("submit", study=TINY)["held"] == [first["jobs"][0]["job"]]
     # Two more seeds: only theirs, waiting for the queued model and documents.
     more = kit.done("submit", "--seeds", "0", "1", "2", "3", "4", study=TINY)
-    assert more["queued"] == 66 and more["submitted"] == 2 * 20 + 1, (
+    assert more["queued"] == 70 and more["submitted"] == 2 * 20 + 1, (
         "a new analysis with more inputs"
     )
     shared = {job["job"] for job in first["jobs"] if job["stage"] in ("model", "documents")}
@@ -282,7 +282,7 @@ def test_each_mistake_is_reported_and_nothing_is_submitted(
     fake.say("refuse-103", "AssocMaxSubmitJobLimit")
     (line,) = kit.refused("submit")
     assert (
-        "AssocMaxSubmitJobLimit; 2 cells were submitted before it; the same command continues"
+        "AssocMaxSubmitJobLimit; 4 cells were submitted before it; the same command continues"
         in line
     )
     (tmp_path / "file").write_text("")
