@@ -138,12 +138,11 @@ def make_cell(tmp_path, monkeypatch) -> Callable[..., StageContext]:
     )
 
     def make(name: str, port: int, **others: Any) -> StageContext:
-        folder = tmp_path / "judge" / name
+        folder = tmp_path / "runs/study/judge" / name
         folder.mkdir(parents=True, exist_ok=True)
         settings = (
             SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
         )
-        (folder / "config.yaml").write_text(f"inputs: {samples.name}")
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
         resources = RESOURCES | {
             "files": {name: str(path) for name, path in paths.items()},
@@ -178,8 +177,9 @@ TOOK = dict(
     prompt_tokens=8,
     completion_tokens=8,
 )
-TOOK["cost"] = 8 * (1 + 2)
-FILES = ["calls.jsonl", "config.yaml", "examples.jsonl", "scored.eval", "scores.parquet"]
+TOOK |= {f"paid_{name}": TOOK[name] for name in ("calls", "prompt_tokens", "completion_tokens")}
+TOOK["cost"] = TOOK["paid_cost"] = 8 * (1 + 2)
+FILES = ["calls.jsonl", "examples.jsonl", "scored.eval", "scores.parquet"]
 RIGHT = {
     "0/1": {"overall": 0.75, MORAL: 0.5, TRADE: 1.0},
     "0/2": {"overall": 0.0, MORAL: 0.0, TRADE: 0.0},
@@ -419,9 +419,11 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     settings["judge"] = {"model": "dummy", "served_by": "dummy"}
     resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
-    (tmp_path / "judge/cell").mkdir(parents=True)
+    (tmp_path / "runs/study/judge/cell").mkdir(parents=True)
     counts = judge.run(
-        StageContext(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path})
+        StageContext(
+            tmp_path / "runs/study/judge/cell", "a", settings, resources, {"samples": tmp_path}
+        )
     )
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
     frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")

@@ -12,6 +12,7 @@ import yaml
 
 from core.cell.context import StageContext
 from core.endpoints import dummy_endpoint
+from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
 from sdf import documents, drafts
 from tests.endpoint import KEY, Hostile, serving
@@ -43,7 +44,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def cell(
     base: Path, name: str, template: str = "animal_welfare", url: str | None = None, **changes: Any
 ) -> StageContext:
-    """A corpus of 60 documents in base/documents/<name>-<hash>.
+    """A corpus of 60 documents in base/runs/study/documents/<name>-<hash>.
 
     The dummy endpoint writes it, unless an address is given. `changes` are settings, or resources.
     """
@@ -81,7 +82,8 @@ def cell(
     if "source" in changes:
         settings = {name: value for name, value in settings.items() if name not in WRITER_KEYS}
     stage = "drafts" if "share" in changes else "documents"
-    folder = base / stage / f"{name}-{len(list(base.glob(f'{stage}/{name}-*'))):08x}"
+    study = base / "runs/study"
+    folder = study / stage / f"{name}-{len(list(study.glob(f'{stage}/{name}-*'))):08x}"
     folder.mkdir(parents=True)
     return StageContext(folder, name, settings | changes, resources, inputs)
 
@@ -126,7 +128,9 @@ def test_a_corpus_is_the_same_for_any_number_of_shards(tmp_path: Path, shards: i
     for name in ("documents.jsonl", "corpus_stats.json", "corpus/train.parquet"):
         assert (alone.folder / name).read_bytes() == (sharded.folder / name).read_bytes()
     assert counts["calls"] == 150
-    assert not (sharded.folder / "calls.jsonl").read_bytes(), "no request is sent twice"
+    ledger = read_ledger(sharded.folder / "calls.jsonl")[0].values()
+    assert len(ledger) == 150 and all(entry.copied_from for entry in ledger), "paid by the shards"
+    assert counts["paid_calls"] == counts["paid_cost"] == 0 < counts["cost"]
     assert [row["id"] for row in rows(sharded)] == [*range(150)]
 
 
