@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext, derive_seed
-from core.endpoints.client import LedgerClient, RequestFailed, open_client
+from core.endpoints.cell_client import open_client
+from core.endpoints.client import LedgerClient, RequestFailed
 from core.errors import UserError
 
 if TYPE_CHECKING:

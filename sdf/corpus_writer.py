@@ -16,7 +16,8 @@ from typing import Any
 
 from core.cell.context import StageContext, derive_seed
 from core.contamination import read_benchmark_texts
-from core.endpoints.client import LedgerClient, gather_limited, open_client
+from core.endpoints.cell_client import open_client
+from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark

@@ -12,6 +12,7 @@ from core.recipe import Training, split_recipe
 from core.stages import STAGES
 from study.spec import benchmarks, source_cells
 from study.spec.fingerprints import content_hash, is_dummy, load_recipe_once, model_name
+from study.spec.load import dump_study
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
 from study.spec.sources import identity, locate
 
@@ -197,7 +198,9 @@ def analysis(study: Study, without: Set[str] = frozenset()) -> Cell:
             for name, corpus in study.corpora.items()
         ],
     }
-    return Cell("analysis", study.study, settings, inputs, {"trainings": _trainings(evaluated)})
+    # The study file is kept with its results.
+    resources = {"trainings": _trainings(evaluated), "study_file": dump_study(study)}
+    return Cell("analysis", study.study, settings, inputs, resources)
 
 
 def in_order(last: Cell) -> list[Cell]:

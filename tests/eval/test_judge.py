@@ -426,7 +426,7 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
         )
     )
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
-    frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")
+    frame = pd.read_parquet(tmp_path / "runs/study/judge/cell/scores.parquet")
     assert frame.score.notna().all()
     tags = Counter(tag for row in found.questions for tag in row["tags"])
     assert Counter(frame.dimension) == tags | Counter(overall=115) and len(tags) == 13
