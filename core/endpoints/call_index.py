@@ -191,8 +191,8 @@ class CallIndex:
             return False  # its holder was stopped; the next append has these records too
         try:
             size = os.fstat(self._file).st_size
-            whole = size - size % RECORD.itemsize  # a kill may have left a part of a record
-            written = os.pwrite(self._file, content, whole)
+            length = size - size % RECORD.itemsize  # a kill may have left a part of a record
+            written = os.pwrite(self._file, content, length)
         except OSError:
             return False
         finally:
@@ -206,18 +206,18 @@ class CallIndex:
         parts = []
         with suppress(OSError):
             while content := os.pread(self._file, 2**26, self._position):
-                whole = len(content) - len(content) % RECORD.itemsize
-                if not whole:
+                length = len(content) - len(content) % RECORD.itemsize
+                if not length:
                     break
-                parts.append(np.frombuffer(content[:whole], RECORD))
-                self._position += whole
+                parts.append(np.frombuffer(content[:length], RECORD))
+                self._position += length
         if parts:
             self._add(np.concatenate(parts))
 
     def _add(self, records: Records) -> None:
-        numbers, where = np.unique(records["ledger"], return_inverse=True)
+        numbers, groups = np.unique(records["ledger"], return_inverse=True)
         ends = np.zeros(len(numbers), "<u8")
-        np.maximum.at(ends, where, records["end"])
+        np.maximum.at(ends, groups, records["end"])
         for number, end in zip(numbers.tolist(), ends.tolist(), strict=True):
             self._indexed[number] = max(end, self._indexed.get(number, 0))
         answers = records[records["key"] != 0]
