@@ -39,7 +39,8 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
     scores.parquet, and `corpus-NAME` holds corpus_stats.json. Resources: `trainings` (stage, arm,
-    seed, cell), whose losses are drawn as far as their folders exist.
+    seed, cell), whose losses are drawn as far as their folders exist; `study_file`, its text, which
+    is kept as study.yaml.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
@@ -59,6 +60,8 @@ def run(context: StageContext) -> dict[str, int | float]:
         context.warn(note)
 
     _write_data(results, table, context.folder)
+    if text := context.resources.get("study_file"):
+        (context.folder / "study.yaml").write_text(text, encoding="utf-8")
     _write_tables(results, context.folder / "tables")
     _write_macros(results, context)
     _write_report(results, question_means(primary), context)

@@ -88,7 +88,7 @@ def run_shard(task: dict[str, Any]) -> None:
     async def complete_all() -> None:
         endpoint = Endpoint(task["address"], KEY, "dummy")
         client = LedgerClient(
-            endpoint.model,
+            {"model": endpoint.model},
             lambda: endpoint,
             {"temperature": 1.0, "max_tokens": 2500},
             folder / f"calls{task['number']}.jsonl",

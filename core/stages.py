@@ -40,6 +40,7 @@ class StageInfo:
         profile_fallback: The stage whose entry in a cluster profile applies where the profile has
             none for this stage.
         needs_vllm: Whether its cells run vLLM in their process.
+        calls: Whether its cells call an endpoint and keep a ledger of it.
     """
 
     name: Stage
@@ -52,6 +53,7 @@ class StageInfo:
     trains: bool = False
     profile_fallback: Stage | None = None
     needs_vllm: bool = False
+    calls: bool = False
 
     @property
     def group(self) -> str:
@@ -64,8 +66,8 @@ STAGE_INFO: dict[str, StageInfo] = {
     info.name: info
     for info in (
         StageInfo("model", "recipes.tiny_llama"),
-        StageInfo("drafts", "sdf.drafts", shards=True, profile_fallback="documents"),
-        StageInfo("documents", "sdf.documents"),
+        StageInfo("drafts", "sdf.drafts", shards=True, profile_fallback="documents", calls=True),
+        StageInfo("documents", "sdf.documents", calls=True),
         StageInfo(
             "contamination",
             "eval.contamination",
@@ -101,7 +103,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             profile_fallback="likelihood",
             needs_vllm=True,
         ),
-        StageInfo("judge", "eval.judge", shares_process=True),
+        StageInfo("judge", "eval.judge", shares_process=True, calls=True),
         StageInfo("labels", "eval.labels"),
         StageInfo("analysis", "analysis.run"),
     )
@@ -112,3 +114,4 @@ STAGES: tuple[str, ...] = tuple(STAGE_INFO)
 SHARDING_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.shards)
 TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains)
 VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)
+CALLING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.calls)

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext, derive_seed
-from core.endpoints.client import LedgerClient, RequestFailed, open_client
+from core.endpoints.cell_client import open_client
+from core.endpoints.client import LedgerClient, RequestFailed
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ RESPONSE: ContextVar[str] = ContextVar("response")  # the response being graded:
 class Grader:
     """Grades from one judge.
 
-    A grade is identified by the judge, its settings, the prompt, the response and the repeat. A
+    A grade is identified by the judge, its settings, the prompt, the epoch and the repeat. A
     reply without a grade is asked for again, up to `max_attempts` calls in one run. A grade that
     is then still absent is missing, and so is one whose call failed for good.
 
@@ -52,18 +52,24 @@ class Grader:
 
     async def grade(self, response: str, prompt: str) -> str:
         """The judge's reply to `prompt` about `response`, "" if there is none."""
+        # The prompt holds the question and the answer. Only the epoch tells apart answers of the
+        # same text, each of which has grades of its own.
+        epoch = response.rpartition("/")[2]
+
+        def request(attempt: int) -> tuple[str, int, str, str, int]:
+            return response, attempt, "grade", prompt, derive_seed("grade", epoch, attempt)
+
         repeat = 0
-        entry = self.client.recorded(prompt, derive_seed(response, repeat))
-        while entry and not self._has_grade(entry.text):
+        while (entry := await self.client.recorded(*request(repeat))) and not self._has_grade(
+            entry.text
+        ):
             repeat += 1
-            entry = self.client.recorded(prompt, derive_seed(response, repeat))
         # A grade that a ledger holds is used even where no further call may be made.
         attempts = max(self._max_attempts, 1 if entry else 0)
         text = ""
         for attempt in range(repeat, repeat + attempts):
-            seed = derive_seed(response, attempt)
             try:
-                answer = await self.client.complete(response, attempt, "grade", prompt, seed)
+                answer = await self.client.complete(*request(attempt))
             except RequestFailed as error:
                 self.counts["unanswered"] += 1
                 self.last = str(error)
@@ -115,27 +121,8 @@ class Grader:
 def open_grader(
     context: StageContext, has_grade: Callable[[str], bool], total: int
 ) -> Iterator[Grader]:
-    """The cell's judge for `total` grades.
-
-    Replies in the ledgers of the study's other judge cells over the same samples are used too.
-    """
+    """The cell's judge for `total` grades."""
     settings = context.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
-    with open_client(context, settings["judge"], sampling, other_ledgers(context)) as client:
+    with open_client(context, settings["judge"], sampling) as client:
         yield Grader(context, client, has_grade, context.resources["asks"], total)
-
-
-def other_ledgers(context: StageContext) -> list[Path]:
-    """Ledgers of the study's other judge cells over the same samples.
-
-    Such cells differ in the rubric, the judge or the share of grades that may be missing.
-    """
-    samples = context.inputs["samples"].name
-    ledgers = []
-    for cell in sorted(context.folder.parent.iterdir()):
-        ledger = cell / "calls.jsonl"
-        if cell == context.folder or not ledger.exists():
-            continue
-        if samples in (cell / "config.yaml").read_text(encoding="utf-8"):
-            ledgers.append(ledger)
-    return ledgers

@@ -41,7 +41,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     grade, in one run). Inputs: samples.
 
     Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and the
-    calls, tokens and cost of the judge.
+    calls, tokens and cost of the judge; of these, `paid_calls` ... are those that no other cell
+    had paid.
 
     Raises:
         UserError: The judge can't be reached or refuses, or more grades are missing than allowed.
@@ -82,6 +83,7 @@ def run(context: StageContext) -> dict[str, int | float]:
         "prompt_tokens": calls["prompt_tokens"],
         "completion_tokens": calls["completion_tokens"],
         "cost": round(grader.client.cost, 6),
+        **grader.client.paid,
     }
 
 

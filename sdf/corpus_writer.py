@@ -16,7 +16,8 @@ from typing import Any
 
 from core.cell.context import StageContext, derive_seed
 from core.contamination import read_benchmark_texts
-from core.endpoints.client import LedgerClient, gather_limited, open_client
+from core.endpoints.cell_client import open_client
+from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.ledger import LedgerEntry
 from core.errors import UserError
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
@@ -145,7 +146,7 @@ class CorpusWriter:
         return Rejection("unscored", repr(entry.text[-60:]))
 
     async def _complete(self, i: int, attempt: int, role: str, prompt: str) -> LedgerEntry:
-        seed = derive_seed(self.settings.seed, self.template["name"], i, attempt, role)
+        seed = derive_seed(self.settings.seed, i, attempt, role)
         return await self.client.complete(i, attempt, role, prompt, seed)
 
 
@@ -153,14 +154,12 @@ class CorpusWriter:
 def open_corpus_writer(context: StageContext, settings: CorpusSettings) -> Iterator[CorpusWriter]:
     """Open the writer of a cell's documents.
 
-    Its calls are answered from the cell's ledger and from those of the same corpus' other cells,
-    and only then by the endpoint.
+    Its calls are answered from the ledgers of the runs folder, and only then by the endpoint.
     """
     assert settings.writer, "an existing corpus has no writer"
     writer = settings.writer
-    ledgers = other_ledgers(context.folder)
     rules = load_rules(context, settings.template)
-    with open_client(context, writer.endpoint, writer.sampling, ledgers) as client:
+    with open_client(context, writer.endpoint, writer.sampling) as client:
         yield CorpusWriter(settings, writer, rules, client)
 
 
@@ -200,29 +199,19 @@ def corpus_name(folder: Path) -> str:
     return folder.name.rpartition("-")[0].partition(".")[0]
 
 
-def other_ledgers(folder: Path) -> list[Path]:
-    """Ledgers of the same corpus in other cells of the study: shards, and former settings."""
-    cells = [
-        cell
-        for stage in ("drafts", "documents")
-        for cell in sorted((folder.parents[1] / stage).glob("*"))
-    ]
-    return [
-        cell / "calls.jsonl"
-        for cell in cells
-        if cell != folder and corpus_name(cell) == corpus_name(folder)
-    ]
-
-
 def manifest_counts(writer: CorpusWriter) -> dict[str, Any]:
-    """Calls, tokens, cost and rejections so far: the same for any number of shards."""
+    """Calls, tokens, cost and rejections so far: the same for any number of shards.
+
+    Only PAID depends on which calls other cells had made.
+    """
     calls = writer.client.counts
     counts: dict[str, Any] = {
         name: calls[name] for name in ("calls", "prompt_tokens", "completion_tokens")
     }
     if calls["calls_estimated"]:
         counts["calls_estimated"] = calls["calls_estimated"]
-    return counts | {"cost": round(writer.client.cost, 6)} | rejection_counts(writer.rejections)
+    counts["cost"] = round(writer.client.cost, 6)
+    return counts | writer.client.paid | rejection_counts(writer.rejections)
 
 
 def rejection_counts(rejections: Counter[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.context import StageContext
+from core.endpoints.client import PAID
 from core.errors import UserError
 from core.files import write_atomically
 from sdf.corpus_stats import CorpusStats, corpus_stats
@@ -91,7 +92,8 @@ def run(context: StageContext) -> dict[str, Any]:
         target_tokens = matched_stats["tokens"]
     trained, tokens_written = _trim(trained, target_tokens, tokenizer)
 
-    stats = corpus_stats(trained, counts, tokenizer, settings.seed)
+    facts = {name: count for name, count in counts.items() if name not in PAID}
+    stats = corpus_stats(trained, facts, tokenizer, settings.seed)
     stats["held_out"] = len(held_out)
     stats["tokens_trimmed"] = tokens_written - stats["tokens"]
     check_tokens(stats["tokens"], target_tokens, settings.tolerance)

@@ -3,6 +3,7 @@ they may leave."""
 
 import fcntl
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ def _note_process(event: str, args: tuple[Any, ...]) -> None:
         _started.append(event)
 
 
+# openai's first request asks for it, and Python starts a process to know it.
+assert platform.processor() is not None
 sys.addaudithook(_note_process)
 
 

@@ -7,14 +7,12 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.context import StageContext
 from core.endpoints.api_errors import (
     MalformedResponse,
     completion,
@@ -24,7 +22,8 @@ from core.endpoints.api_errors import (
     is_transient,
     retry_after,
 )
-from core.endpoints.connect import Endpoint, open_endpoint
+from core.endpoints.call_index import CallIndex
+from core.endpoints.connect import Endpoint
 from core.endpoints.ledger import (
     CHARACTERS_PER_TOKEN,
     LedgerEntry,
@@ -50,6 +49,9 @@ PATIENCE = 600.0
 # A wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter").
 BACKOFF_SECONDS = 0.5
 BACKOFF_MOST = 30.0
+# Seconds to wait for another cell that is making the same request. Then it is made, and paid, here.
+CLAIM_PATIENCE = 300.0
+PAID = ("paid_calls", "paid_prompt_tokens", "paid_completion_tokens", "paid_cost")
 
 
 class RequestFailed(UserError):
@@ -72,12 +74,13 @@ class LedgerClient:
     an `outcome` and without a text. After a failure of the endpoint no further call is made.
 
     Args:
-        model: The model's name in requests.
+        model: The model that answers: its `model` is the name in requests. What else identifies it
+            (`study.spec.fingerprints.endpoint_model`) is part of a request's hash.
         connect: Gives the endpoint; called at the first request that no ledger holds.
         sampling: What goes into every request: temperature, max_tokens ...
         ledger: The file that responses are appended to.
-        other_ledgers: Ledgers whose responses are used too. They are only read, so another process
-            may be writing them.
+        index: The ledgers of all cells of the runs folder. Their responses are used too, and a
+            request that another cell is making is waited for. None: only the ledger is used.
         rate_limiter: Shared with other processes.
         prices: Per million prompt tokens and per million completion tokens.
         timeout: Seconds for one call, from its start to the last byte.
@@ -90,11 +93,11 @@ class LedgerClient:
 
     def __init__(
         self,
-        model: str,
+        model: dict[str, Any],
         connect: Callable[[], Endpoint],
         sampling: dict[str, Any],
         ledger: Path,
-        other_ledgers: Iterable[Path] = (),
+        index: CallIndex | None = None,
         rate_limiter: RateLimiter | None = None,
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
@@ -103,14 +106,21 @@ class LedgerClient:
         self.counts = Counter(dict.fromkeys(names, 0))
         self.counts.update(prompt_tokens=0, completion_tokens=0)
         self.cost = 0.0
+        self._paid = Counter(dict.fromkeys(PAID[:-1], 0))
+        self._paid_cost = 0.0
         self.ledger = ledger
         self._model = model
         self._connect = connect
         self._sampling = sampling
-        self._other_ledgers = list(other_ledgers)
+        self._index = index
         self._rate_limiter = rate_limiter
         self._prices = prices
         self._timeout = timeout
+
+    @property
+    def paid(self) -> dict[str, int | float]:
+        """PAID: what of `counts` and `cost` was not copied from another ledger."""
+        return {**self._paid, PAID[-1]: round(self._paid_cost, 6)}
 
     async def __aenter__(self) -> "LedgerClient":
         """Open and read the ledgers.
@@ -127,21 +137,20 @@ class LedgerClient:
         self._connecting = asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
         self._unanswered = 0  # requests that failed for good since the last answer
-        self._entries: dict[str, LedgerEntry] = {}
-        self._failures: Counter[str] = Counter()
-        self._writer = LedgerWriter(self.ledger)
+        self._writer = LedgerWriter(self.ledger, self._index.extend if self._index else None)
         try:
-            for path in [self.ledger, *self._other_ledgers]:
-                entries, failures = read_ledger(path)
-                self._entries = entries | self._entries
-                self._failures += failures
+            self._entries, self._failures = read_ledger(self.ledger)
         except UserError:
             self._writer.close()
             raise
+        if self._index:
+            await asyncio.to_thread(self._index.open)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self._writer.close()
+        if self._index:
+            self._index.close()
         if self._client:
             await self._client.close()
 
@@ -150,8 +159,8 @@ class LedgerClient:
     ) -> LedgerEntry:
         """The answer to `prompt`: from the ledgers where they hold the request, else by a call.
 
-        A request is known by the hash of all that is sent, so nothing is paid twice and nothing
-        stale is used.
+        A request is known by the hash of the model and of all that is sent, so nothing is paid
+        twice and nothing stale is used.
 
         Args:
             id: What the request is about (`LedgerEntry.id`).
@@ -165,33 +174,82 @@ class LedgerClient:
             UserError: The endpoint fails, its key can't be sent, or the ledger can't be written.
         """
         request, digest = self._request(prompt, seed)
+        labels = {"id": id, "attempt": attempt, "role": role}
         self.counts["failed_attempts"] += self._failures[digest]
-        if digest in self._entries:
-            answer = replace(self._entries[digest], id=id, attempt=attempt, role=role)
-            self.counts["calls_reused"] += 1
+        answer = await self._recorded(digest, labels)
+        if not answer:
+            async with self._claimed(digest):
+                # Whoever had the claim before may have been answered.
+                answer = await self._recorded(digest, labels)
+                self.counts["calls_reused"] += answer is not None
+                if not answer:
+                    labels["request_sha256"] = digest
+                    answer = self._entries[digest] = await self._call(request, labels)
         else:
-            labels = {"id": id, "attempt": attempt, "role": role, "request_sha256": digest}
-            answer = await self._call(request, labels)
-            self._entries[digest] = answer
-        self.counts.update(
-            calls=1,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-        )
-        self.counts["calls_estimated"] += answer.estimated
-        self.cost += answer.cost
+            self.counts["calls_reused"] += 1
+        self._count(answer)
         return answer
 
-    def recorded(self, prompt: str, seed: int) -> LedgerEntry | None:
+    async def recorded(
+        self, id: int | str, attempt: int, role: str, prompt: str, seed: int
+    ) -> LedgerEntry | None:
         """The answer that `complete` would give without a call; None where it would call."""
-        return self._entries.get(self._request(prompt, seed)[1])
+        _, digest = self._request(prompt, seed)
+        return await self._recorded(digest, {"id": id, "attempt": attempt, "role": role})
+
+    async def _recorded(self, digest: str, labels: dict[str, Any]) -> LedgerEntry | None:
+        """The answer in this ledger, or in another, from which it is then copied to this one."""
+        if digest in self._entries:
+            return replace(self._entries[digest], **labels)
+        if not self._index or not (entry := self._index.find(digest)):
+            return None
+        copy = self._entries[digest] = replace(entry, **labels)
+        await self._writer.append(asdict(copy))
+        return copy
+
+    @asynccontextmanager
+    async def _claimed(self, digest: str) -> AsyncIterator[None]:
+        """Hold the claim on a request, or have waited for its holder for CLAIM_PATIENCE."""
+        if not self._index:
+            yield
+            return
+        wait = 0.02
+        deadline = time.monotonic() + CLAIM_PATIENCE
+        while not (held := await asyncio.to_thread(self._index.claim, digest)):
+            self._raise_if_stopped()
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(wait)
+            wait = min(1.0, 2 * wait)
+        try:
+            yield
+        finally:
+            if held:
+                self._index.release(digest)
+
+    def _count(self, answer: LedgerEntry) -> None:
+        calls = {
+            "calls": 1,
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.completion_tokens,
+        }
+        self.counts.update(calls)
+        self.counts["calls_estimated"] += answer.estimated
+        self.cost += answer.cost
+        if answer.copied_from is None:
+            self._paid.update({f"paid_{name}": count for name, count in calls.items()})
+            self._paid_cost += answer.cost
 
     def _request(self, prompt: str, seed: int) -> tuple[dict[str, Any], str]:
         """The body of a request, and its hash."""
         messages = [{"role": "user", "content": prompt}]
-        request = {"model": self._model, "messages": messages, "seed": seed, **self._sampling}
-        text = json.dumps(request, sort_keys=True)
-        return request, hashlib.sha256(text.encode()).hexdigest()
+        request = {"messages": messages, "seed": seed, **self._sampling}
+        # A served model is its files: the name that it is served by is its folder's.
+        identity = {
+            k: v for k, v in self._model.items() if k != "model" or "files" not in self._model
+        }
+        text = json.dumps([identity, request], sort_keys=True)
+        return {"model": self._model["model"], **request}, hashlib.sha256(text.encode()).hexdigest()
 
     async def _open(self) -> "openai.AsyncOpenAI":
         import openai
@@ -339,45 +397,6 @@ class LedgerClient:
     def _raise_if_stopped(self) -> None:
         if error := self._writer.error or self._stopped:
             raise error
-
-
-@contextmanager
-def open_client(
-    context: StageContext,
-    endpoint: dict[str, Any],
-    sampling: dict[str, Any],
-    other_ledgers: Iterable[Path],
-) -> Iterator[LedgerClient]:
-    """A cell's client, to be entered by `async with`; its ledger is `calls.jsonl`.
-
-    Nothing is started, and no key is asked for, before the first request that no ledger holds. All
-    jobs of the study that call one address share one rate limit.
-
-    Args:
-        context: The cell. Resources: `address` (`core.endpoints.connect.open_endpoint`), and
-            `limits`: requests_per_minute, tokens_per_minute, prompt_price and completion_price (per
-            million tokens), timeout (seconds).
-        endpoint: `model` and `served_by`.
-        sampling: What goes into every request.
-        other_ledgers: Ledgers whose answers are used too.
-    """
-    address = context.resources["address"]
-    limits = context.resources["limits"]
-    server = address.get("base_url") or endpoint["model"]
-    name = hashlib.sha256(server.encode()).hexdigest()[:16]
-    path = context.folder.parents[1] / f"rate_limits/{name}.json"
-    with ExitStack() as stack:
-        opened = open_endpoint(endpoint, address, context.folder / "server.log")
-        yield LedgerClient(
-            endpoint["model"],
-            cache(lambda: stack.enter_context(opened)),
-            sampling,
-            context.folder / "calls.jsonl",
-            other_ledgers,
-            RateLimiter(path, limits["requests_per_minute"], limits["tokens_per_minute"]),
-            (limits["prompt_price"], limits["completion_price"]),
-            limits["timeout"],
-        )
 
 
 async def gather_limited(

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from core.errors import Problem, UserError
 from core.files import append, cut_torn_line, read_rows
 
+LEDGER = "calls.jsonl"
 CHARACTERS_PER_TOKEN = 4  # of English; used where the endpoint reports no token counts
 # Reserved on the ledger's disk, so that answers under way can be kept when the disk fills up: some
 # 300 documents.
@@ -26,7 +28,7 @@ class LedgerEntry:
         id: What the call is about: a document's number, or a response.
         attempt: The number of the attempt at that, from 0.
         role: What the prompt asks for, such as "document" or "grade".
-        request_sha256: Hash of all that was sent.
+        request_sha256: Hash of the model's identity and of all else that was sent.
         model: The model's name in the request.
         prompt_tokens: Tokens read.
         completion_tokens: Tokens written.
@@ -36,6 +38,8 @@ class LedgerEntry:
         text: The answer, stripped.
         estimated: Whether the tokens are estimated from the characters, because the endpoint
             reported none.
+        copied_from: The ledger that the call was paid in, below the runs folder; None where it was
+            paid in this one.
     """
 
     id: int | str
@@ -50,6 +54,17 @@ class LedgerEntry:
     finish_reason: str
     text: str
     estimated: bool = False
+    copied_from: str | None = None
+
+
+def parse_entry(line: bytes) -> LedgerEntry | None:
+    """The answer in a line of a ledger; None of a failed attempt and of a damaged line."""
+    try:
+        entry = LedgerEntry(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    is_valid = isinstance(entry.request_sha256, str) and isinstance(entry.text, str)
+    return entry if is_valid else None
 
 
 def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
@@ -84,6 +99,10 @@ class LedgerWriter:
     A file of RESERVE_BYTES beside the ledger keeps room. When the disk is full it is removed, so
     that the answers of calls under way still fit.
 
+    Args:
+        path: The ledger.
+        on_append: Called with it after each append, in the thread that appends.
+
     Attributes:
         error: Why nothing more should be paid for: the disk failed. None while all is well.
 
@@ -91,9 +110,10 @@ class LedgerWriter:
         UserError: The ledger can't be opened, or there is no room for the reserve.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_append: Callable[[Path], None] | None = None) -> None:
         self.error: UserError | None = None
         self._path = path
+        self._on_append = on_append
         self._reserve = path.with_name(path.name + ".reserve")
         self._writing = asyncio.Lock()
         self._unwritten: list[str] = []
@@ -142,6 +162,8 @@ class LedgerWriter:
                 append(self._file, content)
             except OSError:
                 self._lost = True
+        if self._on_append:
+            self._on_append(self._path)
 
     def _disk_error(self, error: OSError) -> UserError:
         return UserError(

@@ -27,8 +27,9 @@ def report(args: argparse.Namespace) -> None:
             fix=f"python -m study run {study_args(args)}",
         )
     partial = expand.analysis(study, base, without=missing)
-    folder = create_cell_dir(partial, base)
+    folder = base / partial.relpath
     if not read_manifest(folder):
+        create_cell_dir(partial, base)
         command = [sys.executable, "-m", "study", "cell", "--log", str(folder)]
         subprocess.run(command, cwd=ROOT, check=True)
     if missing and not args.json:

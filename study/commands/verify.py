@@ -10,6 +10,7 @@ from core.errors import UserError
 from study.commands.common import load, study_args
 from study.upkeep.changes import find_changes, notes
 from study.upkeep.provenance import SCORE, lineage, published, trace
+from study.upkeep.study_file import find_differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """Hash everything behind the published results, or list what is behind one (`--trace`)."""
-    _, base = load(args)
-    study = study_args(args)
+    study, base = load(args)
+    typed_study = study_args(args)
     if args.trace:
-        _show_trace(trace(results(base), base, study, *_score(args.trace)), args.json)
+        _show_trace(trace(results(base), base, typed_study, *_score(args.trace)), args.json)
         return 0
-    rows = lineage(published(base, study), base)
-    changes = find_changes(rows, base, study)
+    rows = lineage(published(base, typed_study), base)
+    changes = find_changes(rows, base, typed_study)
+    if differences := find_differences(study, rows):
+        what = f"the published results are of another version of it: {'; '.join(differences)}"
+        changes.append(
+            {
+                "cell": rows[-1]["cell"],
+                "file": str(args.study),
+                "problem": what,
+                "consequence": "all of the published results",
+                "fix": f"python -m study run {typed_study}, or restore what was edited",
+            }
+        )
     remarks = notes(rows, base)
     checked = sum(len(row["checks"]) for row in rows)
     if args.json:

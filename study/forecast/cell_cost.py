@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
-from core.stages import TRAINING_STAGES, VLLM_STAGES
+from core.stages import CALLING_STAGES, TRAINING_STAGES, VLLM_STAGES
 from study.forecast import corpus_cost, training_cost
 from study.forecast.assumptions import (
     ANSWER_BYTES,
@@ -49,7 +49,6 @@ ByIdentity = dict[str, Amounts]
 Layouts = dict[str, training_cost.Layout]  # by stage
 CALLS = ("calls", "prompt_tokens", "completion_tokens", "cost")
 SUMS = ("gpu_hours", "cpu_hours", *CALLS, "disk_gb", "files", "folders")
-CALLERS = ("judge", "drafts", "documents")
 
 
 @dataclass
@@ -94,7 +93,7 @@ def estimates(
             is_training = training_cost.is_training(cell)
             row = rows[training_cost.kind(cell)] if is_training else TOY
             _add_training(job, cell, row, profile)
-        elif cell.stage in (*VLLM_STAGES, *CALLERS):
+        elif cell.stage in (*VLLM_STAGES, *CALLING_STAGES):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)
         amounts["folders"] = job.folders

@@ -26,7 +26,6 @@ from study.forecast.cell_cost import (
     estimates,
     job_size,
     rate_limited_hours,
-    request_key,
 )
 
 NOT_COUNTED = (
@@ -78,23 +77,14 @@ def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None)
 def actual(cells: list[Cell], base: Path, profile: Any = None) -> ByIdentity:
     """What each finished cell took by its manifest: `hours` and SUMS.
 
-    Calls that several cells use count once.
+    Calls that several cells use count for the one that paid them.
     """
     by_identity: ByIdentity = {}
-    graded: set[str] = set()
     for cell in cells:
         manifest = read_manifest(base / cell.relpath)
         if not manifest:
             continue
-        calls = {key: manifest["counts"].get(key, 0) for key in CALLS}
-        # A corpus counts the calls of its shards too.
-        for shard in (needed for needed in cell.inputs.values() if needed.stage == "drafts"):
-            counted = by_identity.get(shard.identity, {})
-            calls = {key: calls[key] - counted.get(key, 0) for key in CALLS}
-        if cell.stage == "judge":
-            if request_key(cell) in graded:
-                calls = dict.fromkeys(CALLS, 0)
-            graded.add(request_key(cell))
+        calls = {key: manifest["counts"].get(f"paid_{key}", 0) for key in CALLS}
         hours = _hours(manifest)
         outputs = manifest["outputs"]
         gpus, cores = job_size(cell, profile)

@@ -12,6 +12,7 @@ from core.recipe import Training, split_recipe
 from core.stages import SHARDING_STAGES, STAGES
 from study.spec import benchmarks, source_cells
 from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
+from study.spec.load import dump_study
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
 from study.spec.sources import Source, identities, paths
 
@@ -240,7 +241,11 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         ],
         **identities(ANALYSIS_FILES),
     }
-    resources = {"trainings": _trainings(evaluated), **paths(ANALYSIS_FILES)}
+    resources = {
+        "trainings": _trainings(evaluated),
+        "study_file": dump_study(study),  # kept with its results
+        **paths(ANALYSIS_FILES),
+    }
     return expansion.placed(Cell("analysis", study.study, settings, inputs, resources))
 
 

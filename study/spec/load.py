@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Problem, UserError
 from core.strict_yaml import YamlLoader, explain, in_file_order, located, read_yaml, validate
@@ -37,6 +37,12 @@ def load_study(
     if problems or study is None:
         raise UserError.of(in_file_order(problems))
     return study
+
+
+def dump_study(study: Study) -> str:
+    """A study file that is read as `study`: without `extends`, and with what was overridden."""
+    content = TypeAdapter(Study).dump_python(study, mode="json", exclude_defaults=True)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _extended(

@@ -73,6 +73,7 @@ HOME = re.compile(rb"(?<![\w.~-])(?:/root|/home/[\w.-]+|/Users/[\w.-]+)(?![\w.-]
 README = """# Replication archive of the study `{study}`
 
 - `study/`: the study file
+- `results/study.yaml`: the same as one file, with the `--seeds` and `--set` of the command line
 - `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
 - `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times;
   `log.txt` beside it
@@ -110,10 +111,10 @@ print({{name: results[name] == published[name] for name in results}})
 
 ## The study again
 
-`python -m study run PATH/{study}/study/{file}` (or `submit`) there. Writers and judges need keys,
-in the variables that `key_env` names; their answers, and so documents and grades, may differ. A
-ledger that is put into its cell's folder (`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead of
-calls.
+`python -m study run PATH/{study}/results/study.yaml` (or `submit`) there. Writers and judges need
+keys, in the variables that `key_env` names; their answers, and so documents and grades, may differ.
+A ledger that is put into its cell's folder (`runs/{study}/STAGE/CELL/calls.jsonl`) is used instead
+of calls.
 """
 
 
@@ -245,7 +246,6 @@ def _readme(
     excluded = "; questions and answers of benchmarks, some of which are under licences"
     return README.format(
         study=base.name,
-        file=study_file.name,
         analysis=analysis,
         commit=code["commit"],
         dirty="with changes that were not committed" if code["dirty"] else "as committed",

@@ -38,7 +38,7 @@ def write(
     """Ask for `count` documents; the writer and the answers."""
     answers: dict[int, LedgerEntry] = {}
     writer = LedgerClient(
-        endpoint.model,
+        {"served_by": "url", "model": endpoint.model},
         lambda: endpoint,
         SAMPLING,
         ledger,
@@ -113,21 +113,23 @@ import asyncio, os, signal, sys, time
 from pathlib import Path
 import openai
 from core.endpoints import client
+from core.endpoints.call_index import CallIndex
 from core.endpoints.rate_limit import RateLimiter
 from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
 
 def share(number):
     async def all_of_it():
-        ledgers = [folder / f"calls{other}.jsonl" for other in range(3)]
+        ledger = folder / f"study/drafts/{number}/calls.jsonl"
+        ledger.parent.mkdir(parents=True, exist_ok=True)
         limiter = RateLimiter(folder / "budget.json", requests_per_minute=6000)
         sampling = {"max_tokens": 2500}
         writer = LedgerClient(
-            endpoint.model,
+            {"model": endpoint.model},
             lambda: endpoint,
             sampling,
-            ledgers[number],
-            ledgers,
+            ledger,
+            CallIndex(folder),
             limiter,
             (0.1, 0.4),
         )
@@ -146,7 +148,7 @@ for wanted in (60, 120, 180, None):
             share(number)
             os._exit(0)
         pids.append(pid)
-    ledgers = lambda: folder.glob("calls*.jsonl")
+    ledgers = lambda: folder.glob("*/*/*/calls.jsonl")
     while wanted and sum(path.read_bytes().count(b"\\n") for path in ledgers()) < wanted:
         time.sleep(0.005)
     for pid in pids if wanted else []:
@@ -167,7 +169,7 @@ def test_killing_three_processes_three_times_costs_at_most_the_calls_under_way(
     kept = {
         digest: a
         for n in range(3)
-        for digest, a in read_ledger(tmp_path / f"calls{n}.jsonl")[0].items()
+        for digest, a in read_ledger(tmp_path / f"study/drafts/{n}/calls.jsonl")[0].items()
     }
     assert (
         sorted(answer.id for answer in kept.values())
@@ -175,7 +177,7 @@ def test_killing_three_processes_three_times_costs_at_most_the_calls_under_way(
         == sorted(
             line["id"]
             for n in range(3)
-            for line in lines(tmp_path / f"calls{n}.jsonl")
+            for line in lines(tmp_path / f"study/drafts/{n}/calls.jsonl")
             if "text" in line
         )
     )
@@ -302,7 +304,7 @@ def test_retry_after_holds_every_process_that_shares_the_rate_limit(tmp_path: Pa
         # Two writers are what two processes are: they share no more than the budget's file.
         one, other = (
             LedgerClient(
-                endpoint.model,
+                {"model": endpoint.model},
                 lambda: endpoint,
                 SAMPLING,
                 tmp_path / name,
@@ -370,24 +372,6 @@ def test_each_call_acquires_a_start_and_adjusts_its_tokens(tmp_path: Path) -> No
     assert turns[0] > 2500 > 300 > turns[-1], "the most at first, then what answers had"
     used = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers.values())
     assert sum(used for _, used in settled) == used and settled[1][1] == 0
-
-
-def test_a_ledger_of_another_job_is_used_and_left_as_it_is(tmp_path: Path) -> None:
-    other, own = tmp_path / "other.jsonl", tmp_path / "own.jsonl"
-    with serving(Hostile()) as (endpoint, hostile):
-        write(endpoint, other, 10)
-        other.write_bytes(other.read_bytes() + b'{"id": 10, "half a li')
-        own.write_bytes(b"\0" * 10 + b'\n{"id": 5}\n[1]\n{"id": 3, "ha\xc3')
-        before = other.read_bytes()
-        writer, answers = write(endpoint, own, 12, other_ledgers=[other, tmp_path / "none.jsonl"])
-    assert other.read_bytes() == before and hostile.requests == 12
-    assert writer.counts["calls_reused"] == 10 and sorted(read_ledger(own)[0]) == sorted(
-        answer.request_sha256 for i, answer in answers.items() if i >= 10
-    )
-    assert own.read_bytes().startswith(b"\0" * 10 + b'\n{"id": 5}\n[1]\n{"id": 1'), (
-        "only the torn line is cut off"
-    )
-    assert len(own.read_text().splitlines()) == 5
 
 
 @pytest.fixture

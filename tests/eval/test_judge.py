@@ -1,14 +1,18 @@
 """The judge cell against a scripted server: requests, scores of the replies, and failures."""
 
+import asyncio
 import json
 import math
 import socket
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -19,6 +23,7 @@ from core.endpoints import client as caller
 from core.errors import UserError
 from core.files import sha256
 from eval import anima, generate, judge, questions
+from eval.grader import Grader
 from tests.eval.test_questions import AHB, jsonl
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -138,12 +143,11 @@ def make_cell(tmp_path, monkeypatch) -> Callable[..., StageContext]:
     )
 
     def make(name: str, port: int, **others: Any) -> StageContext:
-        folder = tmp_path / "judge" / name
+        folder = tmp_path / "runs/study/judge" / name
         folder.mkdir(parents=True, exist_ok=True)
         settings = (
             SETTINGS | {"files": {name: sha256(path) for name, path in paths.items()}} | others
         )
-        (folder / "config.yaml").write_text(f"inputs: {samples.name}")
         address = {"base_url": f"http://127.0.0.1:{port}/v1", "key_env": "TEST_JUDGE_KEY"}
         resources = RESOURCES | {
             "files": {name: str(path) for name, path in paths.items()},
@@ -178,8 +182,9 @@ TOOK = dict(
     prompt_tokens=8,
     completion_tokens=8,
 )
-TOOK["cost"] = 8 * (1 + 2)
-FILES = ["calls.jsonl", "config.yaml", "examples.jsonl", "scored.eval", "scores.parquet"]
+TOOK |= {f"paid_{name}": TOOK[name] for name in ("calls", "prompt_tokens", "completion_tokens")}
+TOOK["cost"] = TOOK["paid_cost"] = 8 * (1 + 2)
+FILES = ["calls.jsonl", "examples.jsonl", "scored.eval", "scores.parquet"]
 RIGHT = {
     "0/1": {"overall": 0.75, MORAL: 0.5, TRADE: 1.0},
     "0/2": {"overall": 0.0, MORAL: 0.0, TRADE: 0.0},
@@ -419,12 +424,66 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     settings["judge"] = {"model": "dummy", "served_by": "dummy"}
     resources = RESOURCES | {"files": {name: str(path) for name, path in paths.items()}}
     resources |= {"address": {"base_url": None, "key_env": None}, "concurrency": 16}
-    (tmp_path / "judge/cell").mkdir(parents=True)
+    (tmp_path / "runs/study/judge/cell").mkdir(parents=True)
     counts = judge.run(
-        StageContext(tmp_path / "judge/cell", "a", settings, resources, {"samples": tmp_path})
+        StageContext(
+            tmp_path / "runs/study/judge/cell", "a", settings, resources, {"samples": tmp_path}
+        )
     )
     assert counts["questions"] == counts["responses"] == 115 and counts["missing_grades"] == 0
-    frame = pd.read_parquet(tmp_path / "judge/cell/scores.parquet")
+    frame = pd.read_parquet(tmp_path / "runs/study/judge/cell/scores.parquet")
     assert frame.score.notna().all()
     tags = Counter(tag for row in found.questions for tag in row["tags"])
     assert Counter(frame.dimension) == tags | Counter(overall=115) and len(tags) == 13
+
+
+@pytest.mark.slow
+def test_cells_over_the_same_answers_pay_once_also_at_the_same_time(make_cell):
+    def slow(prompt: str, times: int) -> tuple[int, str]:
+        time.sleep(0.05)
+        return by_words(prompt, times)
+
+    with serve(slow) as server:
+        cells = [make_cell(name, server.server_port) for name in ("one", "two")]
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(judge.run, cells)
+        assert len(server.requests) == 8 and first["calls"] == second["calls"] == 8
+        assert first["paid_calls"] + second["paid_calls"] == 8
+        # Answers of the same texts in a new cell, under other labels and dimensions.
+        renamed = make_cell("three", server.server_port)
+        renamed.inputs["samples"] = renamed.inputs["samples"].rename(
+            renamed.inputs["samples"].with_name("other-4567cdef")
+        )
+        assert judge.run(renamed)["paid_calls"] == 0
+    assert table(cells[0]) == table(cells[1]) == table(renamed) == RIGHT
+
+
+@pytest.mark.slow
+def test_a_ledger_whose_cell_was_pruned_is_used(make_cell):
+    with serve(by_words) as server:
+        pruned = make_cell("one", server.server_port).folder
+        judge.run(make_cell("one", server.server_port))
+        for path in pruned.iterdir():
+            if path.name != "calls.jsonl":
+                path.unlink()
+        assert judge.run(make_cell("two", server.server_port))["paid_calls"] == 0
+        assert len(server.requests) == 8
+
+
+def test_the_seed_of_a_grade_follows_from_what_is_asked(make_cell):
+    asked = []
+
+    class Client:
+        async def recorded(self, *request: Any) -> None:
+            return None
+
+        async def complete(self, id: str, attempt: int, role: str, prompt: str, seed: int) -> Any:
+            asked.append((id, attempt, seed))
+            return SimpleNamespace(text="no grade" if attempt == 0 else "GRADE: C")
+
+    grader = Grader(make_cell("one", 9), Client(), lambda text: "GRADE" in text, 3, 8)
+    for response in ("question/1", "renamed/1", "question/2"):
+        asyncio.run(grader.grade(response, "the same"))
+    seeds = [seed for _, _, seed in asked]
+    assert seeds[:2] == seeds[2:4], "no name is in it"
+    assert len(set(seeds)) == 4, "another attempt and another epoch have another seed"

@@ -116,7 +116,7 @@ def test_every_number_is_the_official_tasks_own(where: Path, tmp_path: Path) -> 
         "concurrency": 16,
     }
     resources |= {"address": {"base_url": None, "key_env": None}}
-    cell = tmp_path / "judge/cell"
+    cell = tmp_path / "runs/study/judge/cell"
     cell.mkdir(parents=True)
     judge.run(StageContext(cell, "a", settings, resources, {"samples": tmp_path}))
 

@@ -13,6 +13,8 @@ import yaml
 
 from core.cell.context import StageContext
 from core.endpoints import dummy_endpoint
+from core.endpoints.client import PAID
+from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
 from sdf import documents, drafts
 from tests.endpoint import KEY, Hostile, serving
@@ -44,7 +46,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def cell(
     base: Path, name: str, template: str = "animal_welfare", url: str | None = None, **changes: Any
 ) -> StageContext:
-    """A corpus of 60 documents in base/documents/<name>-<hash>.
+    """A corpus of 60 documents in base/runs/study/documents/<name>-<hash>.
 
     The dummy endpoint writes it, unless an address is given. `changes` are settings, or resources.
     """
@@ -80,7 +82,8 @@ def cell(
     if "source" in changes:
         settings = {name: value for name, value in settings.items() if name not in WRITER_KEYS}
     stage = "drafts" if "share" in changes else "documents"
-    folder = base / stage / f"{name}-{len(list(base.glob(f'{stage}/{name}-*'))):08x}"
+    study = base / "runs/study"
+    folder = study / stage / f"{name}-{len(list(study.glob(f'{stage}/{name}-*'))):08x}"
     folder.mkdir(parents=True)
     return StageContext(folder, name, settings | changes, resources, inputs)
 
@@ -125,7 +128,9 @@ def test_a_corpus_is_the_same_for_any_number_of_shards(tmp_path: Path, shards: i
     for name in ("documents.jsonl", "corpus_stats.json", "corpus/train.parquet"):
         assert (alone.folder / name).read_bytes() == (sharded.folder / name).read_bytes()
     assert counts["calls"] == 150
-    assert not (sharded.folder / "calls.jsonl").read_bytes(), "no request is sent twice"
+    ledger = read_ledger(sharded.folder / "calls.jsonl")[0].values()
+    assert len(ledger) == 150 and all(entry.copied_from for entry in ledger), "paid by the shards"
+    assert counts["paid_calls"] == counts["paid_cost"] == 0 < counts["cost"]
     assert [row["id"] for row in rows(sharded)] == [*range(150)]
 
 
@@ -212,7 +217,8 @@ def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Pa
         assert graded[2] == graded[3] and "Rate {this}." in graded[0]
         for row in rows(context):
             assert f"Rate {{this}}.\n<document>{row['text']}</document>" in graded
-        assert documents.run(cell(tmp_path, "animal", **changes)) == counts
+        again = documents.run(cell(tmp_path, "animal", **changes))
+        assert again == counts | dict.fromkeys(PAID, 0)
         assert hostile.requests == 11, "finished grades are used again"
 
 

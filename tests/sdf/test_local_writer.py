@@ -107,7 +107,7 @@ def alive(pid: int) -> bool:
 def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
     tmp_path: Path, model: Path, cell: Cell
 ) -> None:
-    folder = create_cell_dir(cell, tmp_path)
+    folder = create_cell_dir(cell, tmp_path / "runs")
     ledger, job = folder / "calls.jsonl", run(folder)
     wait_for(lambda: read_ledger(ledger)[0] or job.poll() is not None)
     server = session_of(model)

@@ -1,0 +1,116 @@
+"""The results are compared with the study file as it is now, and keep the one they were made of."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.cell.publish import results
+from core.paths import ROOT
+from study import cli
+from study.spec import expand
+from study.spec.fingerprints import load_recipe_once
+from study.spec.load import dump_study, load_study
+from study.upkeep.provenance import lineage, published
+from study.upkeep.study_file import find_differences
+from tests.study.test_archive import SMALL, finished, members
+
+pytestmark = pytest.mark.multiprocess  # manifests ask git
+
+STUDIES = sorted(ROOT.glob("studies/*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("study") / "runs")
+
+
+def edited(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(SMALL.read_text()) | changes))
+    return path
+
+
+def differences(base: Path, study_file: Path, *overrides: str) -> list[str]:
+    rows = lineage(published(base, ""), base, hashes=False)
+    return find_differences(load_study(study_file, None, list(overrides)), rows)
+
+
+@pytest.mark.parametrize("path", [SMALL, *STUDIES], ids=lambda path: path.stem)
+def test_a_kept_study_file_is_read_as_the_same_study(path: Path, tmp_path: Path) -> None:
+    study = load_study(path, [5, 6], ["concurrency=3"])
+    (tmp_path / "kept.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "kept.yaml") == study
+
+
+def test_results_keep_their_study_file(base: Path) -> None:
+    assert load_study(results(base) / "study.yaml") == load_study(SMALL)
+    manifest = json.loads((results(base) / "manifest.json").read_text())
+    assert "study.yaml" in manifest["outputs"]
+
+
+def test_an_unchanged_study_and_one_with_other_comments_differ_in_nothing(
+    base: Path, tmp_path: Path
+) -> None:
+    assert not differences(base, SMALL) and not differences(base, edited(tmp_path, concurrency=2))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("seeds=[0,1]", "midtrain base-animal-s1 and 15 more: not in the results"),
+        ("sft.doses=[0]", "sft base-animal-s0-d80 and 7 more: no longer in the study"),
+        ("sft.replay=0.5", "sft base-animal-s0-d80 and 1 more: replay"),
+        ("benchmarks.ahb.judge_max_tokens=99", "judge ahb-base-animal-s0 and 3 more: max_tokens"),
+        ("contrasts.0.name=another", "analysis small: contrasts"),
+    ],
+)
+def test_an_edit_that_was_not_run_is_named(base: Path, override: str, named: str) -> None:
+    assert any(text.startswith(named) for text in differences(base, SMALL, override))
+
+
+def test_a_file_that_the_study_names_is_compared_too(base: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "sft.yaml"
+    text = (ROOT / "tests/small/sft.yaml").read_text()
+    recipe.write_text(text)
+    assert not differences(base, SMALL, f"sft.recipe={recipe}")
+    recipe.write_text(text.replace("lr: 5.0e-4", "lr: 1.0e-4"))
+    load_recipe_once.cache_clear()
+    assert "sft base-animal-s0-d80 and 1 more: recipe.lr" in differences(
+        base, SMALL, f"sft.recipe={recipe}"
+    )
+    recipe.write_text("epochs: 1")
+    load_recipe_once.cache_clear()
+    assert "can't be planned" in differences(base, SMALL, f"sft.recipe={recipe}")[0]
+
+
+def test_results_of_an_unfinished_study_are_of_its_file(base: Path, tmp_path: Path) -> None:
+    study = load_study(SMALL)
+    left_out = {cell.identity for cell in expand.analysis(study).inputs.values()}
+    partial = expand.analysis(study, without={min(left_out)})
+    rows = lineage(published(base, ""), base, hashes=False)
+    kept = [row for row in rows[:-1] if (row["manifest"] or {})["identity"] != min(left_out)]
+    last = {"stage": "analysis", "config": {}, "manifest": {"identity": partial.identity}}
+    assert not find_differences(study, [*kept, last])
+
+
+def test_verify_and_archive_refuse_an_edited_study_file(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ("--runs", str(base.parent))
+    archive = str(tmp_path / "a.tar.gz")
+    path = str(edited(tmp_path, seeds=[0, 1]))
+    assert cli.main(["verify", str(SMALL), *runs]) == 0
+    assert cli.main(["verify", path, *runs]) == 1
+    output = capsys.readouterr().out
+    assert f"{path}: the published results are of another version of it: midtrain base" in output
+    assert f"fix: python -m study run {path} --runs {base.parent}, or restore" in output
+    assert cli.main(["archive", path, archive, *runs]) == 2
+    assert not Path(archive).exists()
+    # The command that the refusal prints packs the results with the study file that made them.
+    command = capsys.readouterr().err.partition("as they are: python -m study ")[2].strip()
+    assert cli.main(command.split()) == 0
+    packed = members(Path(archive))
+    assert yaml.safe_load(packed["small/study/study.yaml"])["seeds"] == [0]
+    assert packed["small/study/study.yaml"] == packed["small/results/study.yaml"]
