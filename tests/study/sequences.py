@@ -42,7 +42,7 @@ DIMENSION = {"dimension": "Care", "scoring": "binary", "observable_indicators": 
 
 @contextmanager
 def hash_stages() -> Iterator[None]:
-    """Every stage is `hash_stage`, and manifests name no commit and no packages: it takes long."""
+    """Every stage is `hash_stage`. What takes long is left out: commit, packages, fsync."""
     stages = {
         name: replace(info, module="tests.study.hash_stage") for name, info in STAGE_INFO.items()
     }
@@ -50,6 +50,7 @@ def hash_stages() -> Iterator[None]:
         mock.patch.dict(STAGE_INFO, stages),
         mock.patch.object(manifest, "code_version", lambda: {"commit": None, "dirty": None}),
         mock.patch.object(manifest, "installed", lambda package: None),
+        mock.patch("os.fsync"),
     ):
         yield
 
@@ -154,10 +155,9 @@ class EditedStudy:
 
     def run(self, kill_after: int | None = None) -> None:
         """Run the study; with `kill_after` it is killed in the middle of that cell."""
-        for cache in (fingerprints.content_hash, fingerprints.yaml_once):
-            cache.cache_clear()
-        for cache in (fingerprints.load_recipe_once, fingerprints.fingerprint_once):
-            cache.cache_clear()
+        # Each run is a process of its own; what it reads of the checkout stays as it is.
+        for cached in ("content_hash", "load_recipe_once", "fingerprint_once"):
+            getattr(fingerprints, cached).cache_clear()
         self.write("study.yaml", yaml.safe_dump(self.spec, sort_keys=False))
         study = load_study(self.folder / "study.yaml", None, None)
         base = self.runs / study.study
