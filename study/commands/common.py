@@ -24,8 +24,20 @@ from study.spec.schema import Study
 from study.spec.source_cells import sources
 from study.spec.sources import missing
 from study.upkeep.prune import needed_again
+from study.upkeep.replaced import ASK_ABOVE, check_replaced, replaced
 
 BUDGET_HELP = "refuse what takes more, such as cost=200 gpu_hours=500 disk_gb=2000"
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that start cells; `check_before_start` reads them."""
+    parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
+    limits = " or ".join(f"{key} {limit:g}" for key, limit in ASK_ABOVE.items())
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help=f"make finished cells again with changed settings, even where they took over {limits}",
+    )
 
 
 def load(args: argparse.Namespace) -> tuple[Study, Path]:
@@ -103,7 +115,7 @@ def check_before_start(
 
     Checked are: pruned checkpoints that an unfinished cell would read, API keys that the
     environment lacks, models and data sets that are not here yet (compute nodes have no network to
-    get them by), and `--budget`.
+    get them by), `--budget`, and without `--yes` finished cells that would be made again.
 
     Args:
         args: The command line.
@@ -122,6 +134,7 @@ def check_before_start(
     if budget := parse_budget(args.budget):
         totals = study_cost.totals(cells, base, parallel_plans(profile), profile)
         check_budget(totals, budget)
+    check_replaced(replaced(cells, base, profile), args.yes)
 
 
 def _missing_keys(cells: list[Cell]) -> list[Problem]:

@@ -27,6 +27,7 @@ from study.spec.benchmarks import num_questions
 from study.spec.schema import Study
 from study.spec.source_cells import sources
 from study.spec.sources import missing
+from study.upkeep import replaced
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,7 @@ def plan(args: argparse.Namespace) -> None:
     totals = study_cost.totals(cells, base, layouts, profile)
     compared = study_cost.compare(cells, base, layouts, profile)
     contaminated = _contaminated(cells, base)
+    remade = replaced.replaced(cells, base, profile)
     if args.json:
         data: dict[str, Any] = {
             "study": study.study,
@@ -81,11 +83,15 @@ def plan(args: argparse.Namespace) -> None:
             "totals": totals,
             "compared": compared,
             "contaminated": contaminated,
+            "replaced": [row.as_json() for row in remade],
         }
         data |= {"power": power_rows(study)} if args.power else {}
         return print(json.dumps(data, indent=1))
     print(_cell_table(rows))
     print(f"\n{len(rows)} cells, {len(finished)} done, in {base}. ~: estimated until it has run.")
+    if remade:
+        print("\n" + replaced.show(remade))
+        print("These finished cells are kept, and are used again when the change is undone.")
     if training:
         print("\n" + training_cost.show(training))
         default = f"at {training_cost.FLOPS / 1e12:.0f} TFLOP/s a GPU"

@@ -10,7 +10,7 @@ from core.cell.publish import publish
 from core.cores import default_jobs
 from core.files import read_rows
 from study.commands.common import (
-    BUDGET_HELP,
+    add_start_arguments,
     check_before_start,
     load,
     show_results,
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes at a time (default: a core each, if the memory is enough)",
     )
-    parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
+    add_start_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from core.cell.publish import results
 from core.errors import Problem, UserError
 from study.commands.common import (
-    BUDGET_HELP,
+    add_start_arguments,
     check_before_start,
     load,
     parallel_plans,
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a profile of slurm/clusters, or a file",
     )
-    parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
+    add_start_arguments(parser)
 
 
 def submit(args: argparse.Namespace) -> None:
