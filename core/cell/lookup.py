@@ -55,10 +55,10 @@ class RunsIndex:
             if folder.parents[1] == self.base
             and _recorded_identity(folder / "config.yaml") == cell.identity
         ]
-        found = self.finished(cell.stage, cell.identity)
-        if not found and begun and named not in begun:
-            found = begun[0]
-        return relative_path(found or named, self.base)
+        folder = self.finished(cell.stage, cell.identity)
+        if not folder and begun and named not in begun:
+            folder = begun[0]
+        return relative_path(folder or named, self.base)
 
 
 def relative_path(folder: Path, base: Path) -> str:

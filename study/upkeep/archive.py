@@ -82,7 +82,7 @@ README = """# Replication archive of the study `{study}`
 - `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
   reply, tokens and cost
 - `cells/.../scores.parquet`: scores of a checkpoint
-- an input `../STUDY/STAGE/CELL` was made in another study; it is `cells/STAGE/CELL` here too
+- an input whose path begins with `../` was made in another study; it is below `cells/` here too
 - `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
   report, as they were published
 - `sha256sum -c SHA256SUMS` checks all files

@@ -62,8 +62,8 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
         if not cell.folder.startswith("../") and (base / cell.relpath).is_dir():
             needed_by = needed.get(cell.relpath)
             rows += _cell_rows(cell, base, needed_by, users[cell.relpath], study_args)
-    kept = dict.fromkeys(_behind_results(base), "behind the published results")
-    kept |= _used_elsewhere(base)
+    reasons = dict.fromkeys(_behind_results(base), "behind the published results")
+    reasons |= _used_elsewhere(base)
     # Users before their inputs.
     for folder in sorted(_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
         relpath = f"{folder.parent.name}/{folder.name}"
@@ -71,7 +71,9 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
             continue
         why = "no cell of the study file; it goes with --orphans, but for its ledger"
         files = [name for name in _files(folder) if name != "calls.jsonl"]
-        rows.append(_row(OTHERS, folder, base, files, relpath not in kept, kept.get(relpath, why)))
+        rows.append(
+            _row(OTHERS, folder, base, files, relpath not in reasons, reasons.get(relpath, why))
+        )
     return rows + list(_code_copies(base))
 
 
@@ -214,12 +216,12 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
 
 def _used_elsewhere(base: Path) -> dict[str, str]:
     """Relative paths of this study's cells that those of other studies need -> why they stay."""
-    kept: dict[str, str] = {}
+    reasons: dict[str, str] = {}
 
     def keep(relpath: str, study: str) -> None:
-        if relpath in kept:
+        if relpath in reasons:
             return
-        kept[relpath] = f"the study {study} uses it"
+        reasons[relpath] = f"the study {study} uses it"
         for used in (read_manifest(base / relpath) or {"inputs": {}})["inputs"].values():
             keep(_input_relpath(relpath, used, base), study)
 
@@ -228,7 +230,7 @@ def _used_elsewhere(base: Path) -> dict[str, str]:
             record = read_manifest(folder) or read_config(folder)
             for used in record["inputs"].values():
                 keep(_input_relpath(relative_path(folder, base), used, base), study.name)
-    return kept
+    return reasons
 
 
 def _input_relpath(relpath: str, used: dict[str, Any], base: Path) -> str:

@@ -77,7 +77,7 @@ def study(
         "labels": [],
         "claim_roles": {},
         "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
-        "writers": [{"corpus": "animal", "model": "dummy", "dummy": True}],
+        "writers": [{"corpus": "animal", "model": "dummy", "dummy": True, "matched_to": None}],
     }
     if swap:
         settings["contrasts"][0] |= {"treatment": "urban", "control": "animal"}
