@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from core.cell.lookup import input_folder, relative_path
+from core.cell.identity import relative_path
+from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
 from core.files import sha256, write_atomically
 from core.paths import ROOT
