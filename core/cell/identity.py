@@ -5,6 +5,7 @@ A cell is finished when its manifest exists: it is written last, atomically (`co
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,8 @@ class Cell:
         inputs: Role -> the cell whose outputs are read.
         resources: What does not: paths, addresses, worker counts. `files` says where each of the
             settings' files lies.
-        folder: Where it lies relative to the study's folder, if it was begun or finished under
-            another name or in another study (`core.cell.lookup`); else empty.
+        folder: Where it lies, if it was begun or finished under another name or in another study
+            (`core.cell.lookup`); else empty.
     """
 
     stage: str
@@ -64,7 +65,7 @@ class Cell:
 
     @property
     def relpath(self) -> str:
-        """The cell's folder, relative to the study's folder."""
+        """The cell's folder relative to the study's folder, or absolute in another study."""
         return self.folder or f"{self.stage}/{self.label}"
 
 
@@ -73,6 +74,11 @@ def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, str]) -> s
         [stage, settings, inputs], sort_keys=True, separators=(",", ":"), allow_nan=False
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def relative_path(folder: Path, base: Path) -> str:
+    """A cell's folder relative to its study's folder: STAGE/CELL, or ../STUDY/STAGE/CELL."""
+    return Path(os.path.relpath(folder, base)).as_posix()
 
 
 def create_cell_dir(cell: Cell, base: Path) -> Path:
@@ -93,7 +99,10 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         "identity": cell.identity,
         "settings": cell.settings,
         "inputs": {
-            role: {"cell": source.relpath, "identity": source.identity}
+            role: {
+                "cell": relative_path(base / source.relpath, base),
+                "identity": source.identity,
+            }
             for role, source in sorted(cell.inputs.items())
         },
         "resources": cell.resources,

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from core.cell.identity import Cell
+from core.cell.identity import Cell, relative_path
 from core.stages import STAGES
 
 
@@ -39,16 +39,12 @@ class RunsIndex:
                 return folder
         return None
 
-    def relpath(self, cell: Cell) -> str:
-        """The folder of a cell relative to the study's folder.
-
-        It is that of the finished cell, else one that this study began under another name, else a
-        new one by today's name.
-        """
+    def place(self, cell: Cell) -> str:
+        """`Cell.folder`: that of the finished cell, else one that this study began, else empty."""
         folders = self._folders.get((cell.stage, cell.identity[:8]), [])
         named = self.base / cell.relpath
         if folders in ([], [named]):
-            return cell.relpath
+            return ""
         begun = [
             folder
             for folder in folders
@@ -58,12 +54,10 @@ class RunsIndex:
         folder = self.finished(cell.stage, cell.identity)
         if not folder and begun and named not in begun:
             folder = begun[0]
-        return relative_path(folder or named, self.base)
-
-
-def relative_path(folder: Path, base: Path) -> str:
-    """A cell's folder relative to its study's folder: STAGE/CELL, or ../STUDY/STAGE/CELL."""
-    return Path(os.path.relpath(folder, base)).as_posix()
+        if folder in (None, named):
+            return ""
+        is_ours = folder.is_relative_to(self.base)
+        return relative_path(folder, self.base) if is_ours else str(folder)
 
 
 def input_folder(base: Path, source: dict[str, Any]) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 from core.cell.external_files import check_unchanged
 from core.cell.hash_cache import remembered_sha256
-from core.cell.lookup import input_folder, relative_path
+from core.cell.identity import relative_path
+from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
 from core.files import sha256, write_atomically
 from core.paths import ROOT

@@ -111,7 +111,7 @@ class Expansion:
         """The one cell of this identity, with the folder that it has, as have its inputs."""
         if cell.identity not in self._by_identity:
             inputs = {role: self.placed(used) for role, used in cell.inputs.items()}
-            folder = self._index.relpath(cell) if self._index else ""
+            folder = self._index.place(cell) if self._index else ""
             if self._index and self._index.finished(cell.stage, cell.identity):
                 # Nobody has to write shards of a corpus that is written.
                 inputs = {

@@ -112,7 +112,8 @@ class Corpus:
     """Corpus whose slots and number of tokens this corpus must equal."""
     tokens: Count | None = None
     """Number of tokens to cut the training documents to. By default all that was written, or what
-    `matched_to` has."""
+    `matched_to` has. The tokenizer is that of the arms that train on the corpus; where they have
+    several, the one with the smallest hash."""
     tolerance: Share = 0.01
     """Largest relative difference in tokens from `tokens` or from the matched corpus."""
     temperature: Temperature = 1.0
@@ -322,7 +323,7 @@ class Study:
     models: dict[Name, Model]
     """Start models."""
     arms: dict[Name, Arm]
-    """Conditions to compare."""
+    """Conditions to compare. Results show those without midtraining first, then by name."""
     benchmarks: dict[Name, Benchmark]
     """What the checkpoints are scored on."""
     endpoints: dict[Name, Endpoint] = Field(default_factory=dict)

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from core.cell.identity import read_config
-from core.cell.lookup import input_folder, relative_path
+from core.cell.identity import read_config, relative_path
+from core.cell.lookup import input_folder
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.cell.identity import Cell, read_config
-from core.cell.lookup import RunsIndex, input_folder, relative_path
+from core.cell.identity import Cell, read_config, relative_path
+from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
@@ -59,7 +59,7 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
     rows: list[Row] = []
     for cell in cells:
         # What another study has made is removed as that study allows.
-        if not cell.folder.startswith("../") and (base / cell.relpath).is_dir():
+        if not Path(cell.folder).is_absolute() and (base / cell.relpath).is_dir():
             needed_by = needed.get(cell.relpath)
             rows += _cell_rows(cell, base, needed_by, users[cell.relpath], study_args)
     reasons = dict.fromkeys(_behind_results(base), "behind the published results")
@@ -202,7 +202,7 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
     for cell in cells:
         if not read_manifest(base / cell.relpath):
             for used in cell.inputs.values():
-                need(used.relpath, cell.relpath)
+                need(relative_path(base / used.relpath, base), cell.relpath)
     for folder in (folder for study in _studies(base) for folder in _on_disk(study)):
         if not read_manifest(folder):
             relpath = relative_path(folder, base)

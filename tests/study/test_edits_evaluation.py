@@ -1,105 +1,26 @@
-"""What an edit of benchmarks, engine or decontamination makes new, in a study of 20 cells."""
+"""Which cells an edit of benchmarks, engine or decontamination makes new, in a study of 20 cells."""
 
 import copy
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.paths import ROOT
-from study.spec import expand
-from study.spec.load import load_study
+from tests import edits
+from tests.edits import Edit, Raw, renamed, setting
 
-Raw = dict[str, Any]
-Edit = Callable[[Raw], None]
 ITEMS = "eval/data/concern_for_animals.jsonl"
-
-
-def setting(path: str, value: Any) -> Edit:
-    """Set one key of the study file."""
-
-    def edit(raw: Raw) -> None:
-        *parents, last = path.split(".")
-        target = raw
-        for key in parents:
-            target = target.setdefault(key, {})
-        target[last] = value
-
-    return edit
-
-
-def word(path: str) -> Edit:
-    """Change a word in a file that the study file names."""
-
-    def edit(raw: Raw) -> None:
-        *parents, last = path.split(".")
-        target = raw
-        for key in parents:
-            target = target[key]
-        # Another name, because a process hashes a file once.
-        file = Path(target[last])
-        changed = file.with_stem(f"{file.stem}_changed")
-        changed.write_text(file.read_text().replace(" the ", " that ", 1))
-        target[last] = str(changed)
-
-    return edit
-
-
-def one_fewer(raw: Raw) -> None:
-    del raw["benchmarks"]["concern"]
-    raw["contrasts"][0]["benchmarks"] = ["ahb"]
-
-
-def renamed(raw: Raw) -> None:
-    raw["benchmarks"] = {"harm": raw["benchmarks"]["ahb"], "concern": raw["benchmarks"]["concern"]}
-    raw["contrasts"][0]["benchmarks"] = ["harm", "concern"]
-
-
-def other_judge(raw: Raw) -> None:
-    raw["endpoints"]["judge"] = {"base_url": "http://a", "model": "m", "key_env": "KEY"}
-    raw["benchmarks"]["ahb"]["judge"] = "judge"
-
-
-# (edit, its function, cells that are new, those of stage contamination not counted)
-EDITS: list[tuple[str, Edit, int]] = [
-    ("one more benchmark", setting("benchmarks.prefers", {"task": "preference"}), 5),
-    ("one fewer benchmark", one_fewer, 1),
-    ("a renamed benchmark", renamed, 1),
-    ("a word in a file of items", word("benchmarks.concern.items"), 5),
-    ("a word in a file of questions", word("benchmarks.ahb.questions"), 9),
-    ("rubric", word("benchmarks.ahb.dimensions"), 5),
-    ("the judge's model", other_judge, 5),
-    ("answers' epochs", setting("benchmarks.ahb.epochs", 3), 9),
-    ("answers' temperature", setting("benchmarks.ahb.temperature", 0.5), 9),
-    ("max_model_len", setting("engine.max_model_len", 1024), 0),
-    ("engine.options: speed", setting("engine.options", {"tensor_parallel_size": 2}), 0),
-    ("engine.options: answers", setting("engine.options", {"quantization": "fp8"}), 13),
-    ("benchmarks to write without", setting("corpora.animal.decontaminate_against", ["ahb"]), 19),
-]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Raw:
-    """The study of tests/small, with data files of its own."""
-    folder = tmp_path_factory.mktemp("data")
-    raw: Raw = yaml.safe_load((ROOT / "tests/small/small.yaml").read_text())
-    for bench, key in (("ahb", "questions"), ("ahb", "dimensions"), ("concern", "items")):
-        source = ROOT / raw["benchmarks"][bench][key]
-        raw["benchmarks"][bench][key] = shutil.copy(source, folder)
-    return raw
+    return edits.base_study(tmp_path_factory.mktemp("data"))
 
 
 def expanded(raw: Raw, folder: Path) -> dict[str, Cell]:
     """The study's cells by identity."""
-    file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump(raw))
-    cells = expand.in_order(expand.analysis(load_study(file)))
-    return {cell.identity: cell for cell in cells}
+    return {cell.identity: cell for cell in edits.expanded(raw, folder / "runs")}
 
 
 def new_cells(raw: Raw, edit: Edit, folder: Path) -> list[Cell]:
@@ -107,15 +28,6 @@ def new_cells(raw: Raw, edit: Edit, folder: Path) -> list[Cell]:
     edit(edited)
     before = expanded(raw, folder)
     return [cell for key, cell in expanded(edited, folder).items() if key not in before]
-
-
-@pytest.mark.parametrize(("edit", "count"), [row[1:] for row in EDITS], ids=[e[0] for e in EDITS])
-def test_an_edit_makes_no_more_cells_new_than_it_changes(
-    base: Raw, tmp_path: Path, edit: Edit, count: int
-) -> None:
-    assert sum(c.stage != "contamination" for c in expanded(base, tmp_path).values()) == 20
-    new = new_cells(base, edit, tmp_path)
-    assert sum(cell.stage != "contamination" for cell in new) == count, [c.relpath for c in new]
 
 
 def test_another_benchmark_is_looked_for_in_each_corpus_that_is_there(
@@ -168,7 +80,7 @@ def test_names_and_order_of_the_benchmarks_to_write_without_change_nothing(
     raw = copy.deepcopy(base)
     raw["corpora"]["animal"]["decontaminate_against"] = ["ahb", "concern", "concern_for_animals"]
     edited = copy.deepcopy(raw)
-    renamed(edited)
+    renamed("benchmarks", "ahb", "harm")(edited)
     edited["benchmarks"]["concern"]["items"] = ITEMS
     edited["corpora"]["animal"]["decontaminate_against"] = ["concern", "harm"]
     before = expanded(raw, tmp_path)
