@@ -8,7 +8,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -23,7 +22,7 @@ from core.endpoints import client as caller
 from core.errors import UserError
 from core.files import sha256
 from eval import anima, generate, judge, questions
-from eval.grader import Grader
+from eval.grader import Grader, open_grader
 from tests.eval.test_questions import AHB, jsonl
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -437,25 +436,37 @@ def test_every_dimension_of_the_real_question_set_is_scored(tmp_path):
     assert Counter(frame.dimension) == tags | Counter(overall=115) and len(tags) == 13
 
 
-@pytest.mark.slow
-def test_cells_over_the_same_answers_pay_once_also_at_the_same_time(make_cell):
+def test_two_judges_of_the_same_answers_at_the_same_time_pay_once(make_cell):
     def slow(prompt: str, times: int) -> tuple[int, str]:
         time.sleep(0.05)
-        return by_words(prompt, times)
+        return 200, "GRADE: C" if times or "3" not in prompt else "no grade"
+
+    async def grade_all(context: StageContext) -> int:
+        with open_grader(context, lambda text: "GRADE" in text, 8) as grader:
+            async with grader.client:
+                grades = (grader.grade(f"{n}/1", f"Grade {n}.") for n in range(8))
+                assert await asyncio.gather(*grades) == ["GRADE: C"] * 8
+            return grader.client.paid["paid_calls"]
+
+    async def both(port: int) -> list[int]:
+        return await asyncio.gather(*(grade_all(make_cell(name, port)) for name in ("a", "b")))
 
     with serve(slow) as server:
-        cells = [make_cell(name, server.server_port) for name in ("one", "two")]
-        with ThreadPoolExecutor() as pool:
-            first, second = pool.map(judge.run, cells)
-        assert len(server.requests) == 8 and first["calls"] == second["calls"] == 8
-        assert first["paid_calls"] + second["paid_calls"] == 8
-        # Answers of the same texts in a new cell, under other labels and dimensions.
-        renamed = make_cell("three", server.server_port)
-        renamed.inputs["samples"] = renamed.inputs["samples"].rename(
-            renamed.inputs["samples"].with_name("other-4567cdef")
-        )
-        assert judge.run(renamed)["paid_calls"] == 0
-    assert table(cells[0]) == table(cells[1]) == table(renamed) == RIGHT
+        paid = asyncio.run(both(server.server_port))
+        assert len(server.requests) == sum(paid) == 8 + 1
+
+
+@pytest.mark.slow
+def test_the_same_answers_in_another_cell_are_graded_for_nothing(make_cell):
+    with serve(by_words) as server:
+        first = make_cell("one", server.server_port)
+        judge.run(first)
+        renamed = make_cell("two", server.server_port, variant=None, missing=0.4)
+        samples = renamed.inputs["samples"]
+        renamed.inputs["samples"] = samples.rename(samples.with_name("other-4567cdef"))
+        counts = judge.run(renamed)
+        assert counts["calls"] == 8 == len(server.requests) and counts["paid_calls"] == 0
+    assert table(renamed) == table(first) == RIGHT
 
 
 @pytest.mark.slow
