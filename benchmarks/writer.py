@@ -281,11 +281,12 @@ def hostile(options: argparse.Namespace) -> None:
         for cell in documents:
             check_corpus(cell, entries)
         lines = sum(
-            path.read_text().count('"text": ') for path in Path(folder).rglob("calls.jsonl")
+            path.read_text().count('"copied_from": null')
+            for path in Path(folder).rglob("calls.jsonl")
         )
     cost = sum(entry.cost for entry in entries.values())
     print(describe(counts, seconds))
-    print(f"{len(entries)} requests in the ledgers on {lines} lines")
+    print(f"{len(entries)} requests in the ledgers, {lines} lines that are no copies")
     print(
         f"cost {cost:.6f} by the ledgers; by the endpoint {counts['cost_once']:.6f}, "
         f"{counts['cost']:.6f} with the lost responses"

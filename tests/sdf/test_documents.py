@@ -222,6 +222,15 @@ def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Pa
         assert hostile.requests == 11, "finished grades are used again"
 
 
+def test_a_renamed_corpus_and_template_pay_for_nothing(tmp_path: Path) -> None:
+    first = cell(tmp_path, "animal", documents=5)
+    assert documents.run(first)["paid_calls"] == 5
+    renamed = cell(tmp_path, "creatures", documents=5)
+    renamed.settings["template"]["name"] = "creature_welfare"
+    assert documents.run(renamed)["paid_calls"] == 0
+    assert rows(renamed) == rows(first)
+
+
 def test_a_document_that_repeats_another_is_written_again(tmp_path: Path) -> None:
     first: list[str] = []
 
