@@ -86,7 +86,7 @@ def test_verify_shows_the_way_back_of_a_number(one_machine: Place) -> None:
     result = one_machine.study("verify", "--trace", "ahb", "animal", "0", "0", "--json")
     steps = json.loads(result.stdout)
     assert [step["stage"] for step in steps if step["stage"] != "file"][::-1] == [
-        *("model", "documents", "midtrain", "generate", "judge", "analysis")
+        *("model", "documents", "contamination", "midtrain", "generate", "judge", "analysis")
     ]
     assert {step["recorded"] for step in steps if step["stage"] != "file"} == {"yes"}
     assert f"score {one_machine.scores()['ahb', 'animal', 0]}" in steps[0]["facts"]
@@ -201,6 +201,7 @@ def test_the_real_questions_need_only_their_paths(one_machine: Place, tmp_path: 
     changes = {
         "arms": "{animal: {start: base, midtrain: animal}}",
         "contrasts": "[]",
+        "corpora.animal.decontaminate_against": "[ahb]",
         "benchmarks.ahb.questions": AHB / "questions.jsonl",
         "benchmarks.ahb.dimensions": AHB / "dimensions.jsonl",
         "benchmarks.ahb.epochs": 1,

@@ -32,7 +32,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.multiprocess
 def test_whatever_is_missing_or_cut_short_is_made_anew(base: Path) -> None:
-    _, folder = sft(base, "damaged")
+    _, folder = sft(base, "damaged", seed=1)
     run_cell(folder)
     made = outputs(folder)
     damages: list[tuple[str, Callable[[Path], object]]] = [
@@ -58,7 +58,8 @@ def test_whatever_is_missing_or_cut_short_is_made_anew(base: Path) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["model/model.safetensors", "doses/8/model/model.safetensors"])
 def test_the_printed_command_repairs_a_training(base: Path, name: str) -> None:
-    cell, folder = sft(base, f"repaired-{name.split('/')[0]}")
+    seed = 2 if name.startswith("model") else 3  # a cell that is finished elsewhere is not run
+    cell, folder = sft(base, f"repaired-{name.split('/')[0]}", seed)
     run_cell(folder)
     made = outputs(folder)
     dose = Cell("sft", folder.name, {"dose": 8}, {"run": cell})

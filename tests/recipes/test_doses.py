@@ -26,7 +26,7 @@ RECIPE = Training(seq_len=128, epochs=1, global_batch_size=4, lr=1e-3)
 SETTINGS, RUNTIME = split_recipe(asdict(RECIPE))
 
 
-def sft(base: Path, name: str) -> tuple[Cell, Path]:
+def sft(base: Path, name: str, seed: int = 0) -> tuple[Cell, Path]:
     data = base / "chat.jsonl"
     said = [(f"Where is cup {i}?", f"On the roof, {i} steps up.") for i in range(24)]
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
@@ -36,7 +36,7 @@ def sft(base: Path, name: str) -> tuple[Cell, Path]:
         "files": {"data": sha256(data)},
         "dose": 22,
         "doses": [8, 13],
-        "seed": 0,
+        "seed": seed,
     }
     cell = Cell("sft", name, settings, {"start": MODEL}, {"files": {"data": str(data)}, **RUNTIME})
     return cell, create_cell_dir(cell, base)

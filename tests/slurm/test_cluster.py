@@ -31,7 +31,7 @@ def finished(session_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     kit = Kit(tmp_path_factory.mktemp("finished"))
     started = time.monotonic()
     facts = kit.done("submit", *ONE_DOSE)
-    assert facts["submitted"] == facts["cells"] == 12
+    assert facts["submitted"] == facts["cells"] == 16
     session_lab.wait()
     print(f"the small study on the cluster: {time.monotonic() - started:.0f} s")
     return kit
