@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import re
 import sys
 import typing
@@ -67,9 +68,11 @@ def default_of(field: "dataclasses.Field[Any]") -> str:
         return "required"
     if default in (None, [], {}) or dataclasses.is_dataclass(default):
         return ""
-    text = (
-        yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-    )
+    if isinstance(default, str) and "\n" in default:
+        text = json.dumps(default)  # YAML would break the table's line
+    else:
+        text = yaml.safe_dump(default, default_flow_style=True, width=10**6)
+        text = text.removesuffix("...\n").strip()
     return f"`{text}`" if len(text) < 40 else "see the source"
 
 

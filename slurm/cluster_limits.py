@@ -1,6 +1,5 @@
 """Partitions, accounts, QOS and nodes of a cluster, as Slurm's commands list them."""
 
-import getpass
 import math
 import re
 import shutil
@@ -91,7 +90,7 @@ def ask_cluster() -> Cluster:
     if not slurm_cli.has_accounts() or not shutil.which("sacctmgr"):
         return Cluster(partitions, user=[], qos=[])
     user = _sacctmgr(
-        "user", getpass.getuser(), "withassoc", columns=_USER_COLUMNS + _ACCOUNT_LIMITS
+        "user", slurm_cli.user_name(), "withassoc", columns=_USER_COLUMNS + _ACCOUNT_LIMITS
     )
     return Cluster(partitions, user, _sacctmgr("qos", columns=_QOS_COLUMNS))
 

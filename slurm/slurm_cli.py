@@ -3,8 +3,8 @@
 Text formats only: the output of --json differs between Slurm versions.
 """
 
-import getpass
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -75,6 +75,14 @@ def has_accounts() -> bool:
     return "slurmdbd" in setting("AccountingStorageType")
 
 
+def user_name() -> str:
+    """The user as Slurm knows them, by uid: USER and LOGNAME may name somebody else."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container without an entry for the uid
+        return str(os.getuid())
+
+
 def submit_limit(account: str | None) -> int | None:
     """Jobs that the user may have queued at once, by Slurm's accounts.
 
@@ -83,7 +91,7 @@ def submit_limit(account: str | None) -> int | None:
     """
     if not has_accounts() or not shutil.which("sacctmgr"):
         return None
-    conditions = [f"user={getpass.getuser()}"]
+    conditions = [f"user={user_name()}"]
     if account:
         conditions.append(f"account={account}")
     result = call(
