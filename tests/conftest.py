@@ -7,6 +7,7 @@ import platform
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -67,6 +68,18 @@ def _environment() -> Iterator[None]:
     they need."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder whose parent holds nothing else.
+
+    Where it is taken for a study's folder, its parent is the runs folder, and a cell that another
+    test has finished there would be taken for this test's.
+    """
+    folder = tmp_path / "test"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -294,7 +294,7 @@ def test_a_study_without_results_is_refused_with_the_command_that_makes_them(bas
     place = next(base.glob("model/*"))
     (place / "manifest.json").unlink()
     with pytest.raises(UserError) as error:
-        cells_behind(base, f"analysis/{next(base.glob('analysis/*')).name}")
+        cells_behind(next(base.glob("analysis/*")))
     assert error.value.lines == (
         f"{place}: is not finished, but the published results need it; run the study again",
     )

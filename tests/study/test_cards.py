@@ -54,9 +54,7 @@ def test_a_model_card_has_the_trainings_the_documents_and_this_checkpoint_s_scor
     assert (
         "`animal`: 100 documents, 29,900 tokens, written by dummy" in text and "cost 1.25" in text
     )
-    assert (
-        "Checked not to quote: ahb.questions, concern.items." in text and "this is a test" in text
-    )
+    assert "Checked not to quote: nothing." in text and "this is a test" in text
     assert (
         "animal - urban" in text and f"`sft/{folder.name}`" in text and "made on 2026-02-01" in text
     )
@@ -83,7 +81,7 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(
     from study.upkeep import cards
 
     read = cards.read_config
-    hub = {"settings": {"files": {"model": HUB | {"file": None}}}}
+    hub = {"settings": {"files": {"model": HUB | {"file": None}}}, "resources": {}}
     monkeypatch.setattr(
         cards, "read_config", lambda folder: hub if folder.parent.name == "model" else read(folder)
     )

@@ -17,7 +17,9 @@ from study.upkeep.archive import archive
 from study.upkeep.changes import find_changes
 from study.upkeep.provenance import lineage
 from study.upkeep.prune import plan, prune
-from tests.study.finished import STUDY, Small, finish
+from tests.study.finished import STUDY, Small, cheap, finish, original, small
+
+__all__ = ["cheap", "original", "small"]  # fixtures
 
 
 def placed(cell: Cell, index: RunsIndex) -> Cell:
