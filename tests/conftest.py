@@ -3,6 +3,7 @@ they may leave."""
 
 import fcntl
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def _note_process(event: str, args: tuple[Any, ...]) -> None:
         _started.append(event)
 
 
+platform.processor()  # starts a process, once: openai's first request asks for it
 sys.addaudithook(_note_process)
 
 

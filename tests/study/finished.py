@@ -72,6 +72,13 @@ def files_of(cell: Cell) -> dict[str, str]:
     }[cell.stage]
 
 
+def mark_finished(base: Path, cell: Cell) -> Path:
+    """Write the cell's config and a manifest of what is in its folder; returns the folder."""
+    folder = create_cell_dir(cell, base)
+    write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
+    return folder
+
+
 def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> Path:
     folder = create_cell_dir(cell, base)
     for name, text in {**files_of(cell), **more}.items():

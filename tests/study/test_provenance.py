@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from core.cell.identity import Cell, create_cell_dir, read_config
-from core.cell.manifest import installed, read_manifest, write_manifest
+from core.cell.identity import Cell
+from core.cell.manifest import installed, read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
 from core.files import fingerprints, sha256
@@ -16,7 +16,16 @@ from study.spec.expand import in_order
 from study.upkeep import changes
 from study.upkeep.changes import affected_results, find_changes, notes
 from study.upkeep.provenance import lineage, published, trace
-from tests.study.finished import STUDY, Small, changes_of, cheap, finish, original, small
+from tests.study.finished import (
+    STUDY,
+    Small,
+    changes_of,
+    cheap,
+    finish,
+    mark_finished,
+    original,
+    small,
+)
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
@@ -44,14 +53,7 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
     row = {"role": "b", "arm": "a", "seed": 0, "dose": 20, "benchmark": "b"}
     last = Cell("analysis", "s", {"rows": [row], "contrasts": []}, {"b": score})
     for cell in in_order(last):
-        write_manifest(
-            create_cell_dir(cell, base),
-            read_config(base / cell.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-        )
+        mark_finished(base, cell)
     rows = lineage(base / last.relpath, base)
     assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
     assert (
@@ -220,8 +222,7 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
     by_hub = Cell("model", "hub", {"source": pin}, {}, {"path": str(hub)})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": by_path, "b": by_hub})
     for cell in (by_path, by_hub, last):
-        folder = create_cell_dir(cell, base)
-        write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
+        mark_finished(base, cell)
     publish(base / last.relpath)
     rows = lineage(published(base, STUDY), base)
     assert find_changes(rows, base, STUDY) == [] and any(
@@ -291,14 +292,7 @@ def test_every_kind_of_input_from_outside_is_followed(tmp_path: Path) -> None:
         Cell("analysis", "s", {"rows": [], "contrasts": []}, {c.name: c for c in users}),
     )
     for cell in (*users, last):
-        write_manifest(
-            create_cell_dir(cell, base),
-            read_config(base / cell.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-        )
+        mark_finished(base, cell)
     publish(base / last.relpath)
     rows = lineage(published(base, STUDY), base)
     assert {c["file"] for row in rows for c in row["checks"] if c["kind"] == "external"} == {
