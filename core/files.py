@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from core.errors import Problem, UserError
 from core.paths import resolve
@@ -115,6 +115,12 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool
         os.close(descriptor)
 
 
+def open_binary(path: Path) -> BinaryIO:
+    """The file for reading, unpacked where its name ends in .gz (in any case)."""
+    opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    return cast(BinaryIO, opener(path, "rb"))
+
+
 def row_format(path: Path) -> str:
     """The ending that tells a file's format, in lower case and without .gz, such as ".jsonl"."""
     name = path.name.lower().removesuffix(".gz")
@@ -157,8 +163,7 @@ def read_rows(
         problems.append(problem)
 
     try:
-        opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
-        with opener(path, "rb") as file:
+        with open_binary(path) as file:
             if row_format(path) == ".csv":
                 yield from _csv_rows(file, report)
             else:

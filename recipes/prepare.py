@@ -3,7 +3,6 @@
 Rank 0 writes token files once (recipes.tokenization); all ranks map them (recipes.rows).
 """
 
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.cell.context import StageContext
 from core.errors import UserError
-from core.files import read_rows, row_format
+from core.files import open_binary, read_rows, row_format
 from core.recipe import Training
 from recipes.distributed import Ranks
 from recipes.model import read_config
@@ -193,7 +192,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_list(path: Path) -> list[Any]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with open_binary(path) as file:
             rows = json.loads(file.read())
     except ValueError as error:
         raise UserError(

@@ -57,10 +57,11 @@ def num_questions(bench: Benchmark) -> int | None:
     files = sources(bench)
     if "questions" not in files:
         return None
+    if declared := declaration(bench)["rows"]:
+        return int(declared)
     path = locate(files["questions"])
     is_here = path.is_file() and path.suffix == ".jsonl"
-    counted = sum(1 for _ in read_rows(path)) if is_here else 0
-    return declaration(bench)["rows"] or counted or None
+    return (sum(1 for _ in read_rows(path)) if is_here else 0) or None
 
 
 def text_files(bench: Benchmark) -> dict[str, Source]:

@@ -398,8 +398,9 @@ def test_rows_come_from_lines_or_a_list_packed_or_not(tmp_path: Path) -> None:
     lines, whole = "".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows, indent=1)
     for name, text in (("a.jsonl", lines), ("a.json", whole)):
         (tmp_path / name).write_text(text)
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"):
+        for packed in (f"{name}.gz", f"{name}.gz".upper()):
+            (tmp_path / packed).write_bytes(gzip.compress(text.encode()))
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz", "A.JSON.GZ"):
         assert list(prepare.read_objects(tmp_path / name)) == list(enumerate(rows, 1))
     (tmp_path / "b.json").write_text('{"rows": []}')
     with pytest.raises(UserError, match="not a list of rows"):

@@ -73,6 +73,15 @@ def files_of(cell: Cell) -> dict[str, str]:
     }[cell.stage]
 
 
+def mark_finished(base: Path, cell: Cell, started: str = "", **facts: Any) -> Path:
+    """Write the cell's config and a manifest of what is in its folder; returns the folder."""
+    folder = create_cell_dir(cell, base)
+    config = read_config(folder)
+    facts = {"counts": {}, "warnings": [], "files": check_planned(folder, config)} | facts
+    write_manifest(folder, config, started, started, **facts)
+    return folder
+
+
 def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> Path:
     folder = create_cell_dir(cell, base)
     for name, text in {**files_of(cell), **more}.items():
@@ -85,10 +94,7 @@ def finish(base: Path, cell: Cell, started: str = "2026-01-01", **more: str) -> 
         if cell.stage == "sft"
         else {}
     )
-    config = read_config(folder)
-    facts = {"counts": counts, "warnings": [], "files": check_planned(folder, config)}
-    write_manifest(folder, config, started, started, **facts)
-    return folder
+    return mark_finished(base, cell, started, counts=counts)
 
 
 def score_cells(checkpoint: Cell, questions: Path, benchmark: str = "ahb") -> Cell:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from core.cell.external_files import check_planned
-from core.cell.identity import Cell, create_cell_dir, read_config
-from core.cell.manifest import installed, read_manifest, write_manifest
+from core.cell.identity import Cell
+from core.cell.manifest import installed, read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
 from core.files import fingerprints, sha256
@@ -20,7 +19,16 @@ from study.spec.load import load_study
 from study.upkeep import changes
 from study.upkeep.changes import affected_results, find_changes
 from study.upkeep.provenance import lineage, published, trace
-from tests.study.finished import STUDY, Small, changes_of, cheap, finish, original, small
+from tests.study.finished import (
+    STUDY,
+    Small,
+    changes_of,
+    cheap,
+    finish,
+    mark_finished,
+    original,
+    small,
+)
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
@@ -48,14 +56,7 @@ def test_of_one_stage_too_inputs_come_before_their_users(tmp_path: Path) -> None
     row = {"role": "b", "arm": "a", "seed": 0, "dose": 20, "benchmark": "b"}
     last = Cell("analysis", "s", {"rows": [row], "contrasts": []}, {"b": score})
     for cell in in_order(last):
-        write_manifest(
-            create_cell_dir(cell, base),
-            read_config(base / cell.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-        )
+        mark_finished(base, cell)
     rows = lineage(base / last.relpath, base)
     assert [row["cell"] for row in rows] == [cell.relpath for cell in (run, link, score, last)]
     assert (
@@ -248,10 +249,7 @@ def lying(path: Path) -> dict[str, Any]:
 
 def finish_all(base: Path, cells: list[Cell]) -> None:
     for cell in cells:
-        folder = create_cell_dir(cell, base)
-        config = read_config(folder)
-        facts = {"counts": {}, "warnings": [], "files": check_planned(folder, config)}
-        write_manifest(folder, config, "", "", **facts)
+        mark_finished(base, cell)
     publish(base / cells[-1].relpath)
 
 

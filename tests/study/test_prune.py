@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from core.cell import local_executor as engine
-from core.cell.identity import Cell, create_cell_dir, read_config
-from core.cell.manifest import read_manifest, write_manifest
+from core.cell.identity import Cell, create_cell_dir
+from core.cell.manifest import read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
 from core.paths import ROOT
@@ -22,7 +22,7 @@ from study.commands.prune import queue_of
 from study.spec.expand import in_order
 from study.upkeep import prune as pruning
 from study.upkeep.prune import OTHERS, needed_again, pruned_on, total
-from tests.study.finished import STUDY, Small, cheap, finish, original, small, study
+from tests.study.finished import STUDY, Small, cheap, finish, mark_finished, original, small, study
 
 __all__ = ["cheap", "original", "small"]  # fixtures
 
@@ -360,14 +360,13 @@ def test_a_dose_that_a_longer_run_keeps_holds_the_weights_of_that_run(tmp_path: 
         elif cell.stage in ("midtrain", "sft"):
             put(folder / "model/w.safetensors")
             put(folder / "doses/20/model/w.safetensors")
-        write_manifest(folder, read_config(folder), "", "", counts={}, warnings=[])
+        mark_finished(base, cell)
     (base / score.relpath / "manifest.json").unlink()
     prune(plan(cells, base), cells, base)
     assert (base / link.relpath / "model/w.safetensors").exists() and not (
         base / start.relpath / "model"
     ).exists()
-    finish_again = read_config(base / score.relpath)
-    write_manifest(base / score.relpath, finish_again, "", "", counts={}, warnings=[])
+    mark_finished(base, score)
     prune(plan(cells, base), cells, base)
     assert (
         not (base / run.relpath / "doses").exists() and (base / link.relpath / "model").is_symlink()

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.cell.identity import Cell, create_cell_dir, read_config
-from core.cell.manifest import write_manifest
+from core.cell.identity import Cell, create_cell_dir
 from core.cell.publish import publish
 from core.endpoints.ledger import LedgerEntry
 from core.files import sha256
@@ -15,7 +14,7 @@ from study.spec.expand import in_order
 from study.upkeep.changes import find_changes
 from study.upkeep.provenance import lineage
 from study.upkeep.prune import OTHERS, total
-from tests.study.finished import STUDY, Small, cheap, finish, original, small, study
+from tests.study.finished import STUDY, Small, cheap, finish, mark_finished, original, small, study
 from tests.study.test_prune import going, plan, prune, put
 
 __all__ = ["cheap", "original", "small"]  # fixtures
@@ -38,15 +37,11 @@ def test_a_ledger_of_drafts_goes_only_where_the_corpus_holds_every_answer(tmp_pa
     put(create_cell_dir(drafts, base) / "calls.jsonl", answer("one") + answer("two"))
     put(create_cell_dir(corpus, base) / "calls.jsonl", answer("one"))
     for cell in cells:
-        write_manifest(
-            base / cell.relpath, read_config(base / cell.relpath), "", "", counts={}, warnings=[]
-        )
+        mark_finished(base, cell)
     (row,) = [row for row in plan(cells, base) if row["kind"] == "ledger"]
     assert not row["go"] and row["why"] == "1 paid answers are in no other ledger"
     put(base / corpus.relpath / "calls.jsonl", answer("one") + answer("two") + answer("three"))
-    write_manifest(
-        base / corpus.relpath, read_config(base / corpus.relpath), "", "", counts={}, warnings=[]
-    )
+    mark_finished(base, corpus)
     assert prune(plan(cells, base), cells, base) == []
     assert (
         not (base / drafts.relpath / "calls.jsonl").exists()
@@ -86,15 +81,7 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
     cell = Cell("sft", "x", {})
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": cell})
     for one in (cell, last):
-        write_manifest(
-            create_cell_dir(one, base),
-            read_config(base / one.relpath),
-            "",
-            "",
-            counts={},
-            warnings=[],
-            files=record if one is cell else {},
-        )
+        mark_finished(base, one, files=record if one is cell else {})
     publish(base / last.relpath)
     assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []
 
