@@ -57,7 +57,7 @@ def run_cell(folder: Path) -> None:
         if elsewhere := RunsIndex(folder.parents[1], [config["stage"]]).finished(
             config["stage"], config["identity"]
         ):
-            print(f"another study has finished this cell: {elsewhere}", flush=True)
+            print(f"this cell is finished already: {elsewhere}", flush=True)
             if hooks:
                 hooks.sync("finished")
             return

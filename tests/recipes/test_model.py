@@ -22,6 +22,7 @@ from recipes.distributed import SINGLE_PROCESS, process_group
 from recipes.model import build, flops_per_token
 from tests.llama import LLAMA
 from tests.recipes.toy import (
+    DOCUMENTS,
     RECIPE,
     RUNTIME,
     SETTINGS,
@@ -96,20 +97,22 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> Non
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
 def test_a_tied_model_trains_on_two_ranks_as_on_one(
-    base: Path, which: str, request: pytest.FixtureRequest
+    base: Path, which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    cell, start = Cell("model", which, {}), request.getfixturevalue(which)
-    made = create_cell_dir(cell, base)
-    shutil.copytree(start, made / "model", dirs_exist_ok=True)
-    write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
-    inputs = {"start": cell, "documents": Cell("documents", "texts", {})}
+    started, start = Cell("model", which, {}), request.getfixturevalue(which)
     # Slowly: Adam makes much of the noise in the gradients of Qwen2's biases of keys, which are
     # next to nothing.
     settings = {"recipe": SETTINGS | {"lr": 1e-4}}
-    one, two = (
-        create_cell_dir(Cell("midtrain", f"{which}{n}", settings, inputs, RUNTIME), base)
-        for n in (1, 2)
-    )
+    inputs = {"start": started, "documents": DOCUMENTS}
+    folders = []
+    for name in ("one", "two"):  # in one runs folder the second would be found finished
+        own = tmp_path / name / "study"
+        made = create_cell_dir(started, own)
+        shutil.copytree(start, made / "model")
+        write_manifest(made, read_config(made), "", "", counts={}, warnings=[])
+        shutil.copytree(base / DOCUMENTS.relpath, own / DOCUMENTS.relpath)
+        folders.append(create_cell_dir(Cell("midtrain", name, settings, inputs, RUNTIME), own))
+    one, two = folders
     run_cell(one)
     assert_close(one, on_ranks(two, 2))
     assert not torch.equal(

@@ -138,11 +138,16 @@ def training(
 ) -> Path:
     """A cell to train, or a copy of one begun; its seeds follow from its settings, not its name.
 
+    Each name has a runs folder of its own: in one, a cell that is finished is not run again.
+
     `recipe`: changes to SETTINGS; `runtime` to RUNTIME.
     """
     inputs = {"start": MODEL, "documents": DOCUMENTS}
     settings = {"recipe": SETTINGS | (recipe or {})}
-    folder = create_cell_dir(Cell("midtrain", name, settings, inputs, RUNTIME | runtime), base)
+    own = base.parent.with_name(f"{base.parent.name}-{name}") / base.name
+    for cell in inputs.values():
+        shutil.copytree(base / cell.relpath, own / cell.relpath, dirs_exist_ok=True)
+    folder = create_cell_dir(Cell("midtrain", name, settings, inputs, RUNTIME | runtime), own)
     if like:
         shutil.copytree(
             like,
