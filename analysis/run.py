@@ -26,6 +26,7 @@ from analysis.table import (
     long_table,
     primary_judge_rows,
     question_means,
+    unused_labels,
 )
 from analysis.tables import TABLES
 from analysis.variance import next_data_rows
@@ -52,6 +53,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     check_table(primary, settings.judges)
 
     results = analyze(primary, settings)
+    results["notes"] += unused_labels(settings.score_files, context.inputs, settings.labels)
     _add_further_results(results, table, settings, context.inputs)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
     for row in results["missing"]:

@@ -106,6 +106,7 @@ class ScoreFile:
     dose: int  # rows of SFT data
     benchmark: str
     checkpoint: str  # the cell that made the weights
+    answers: str | None = None  # the cell of its answers, where people have graded some
     other_judge: str | None = None  # set where another judge than the deciding one graded
 
     @classmethod
@@ -117,6 +118,7 @@ class ScoreFile:
             dose=settings["dose"],
             benchmark=settings["benchmark"],
             checkpoint=settings["checkpoint"],
+            answers=settings.get("answers"),
             other_judge=settings.get("judge"),
         )
 
@@ -138,7 +140,7 @@ class AnalysisSettings:
     study: str
     score_files: list[ScoreFile]
     missing: list[Row]  # planned checkpoints without scores: arm, seed, dose, benchmark
-    labels: list[str]  # roles of files with grades by people
+    labels: dict[str, str]  # role of a file with grades by people -> benchmark
     contrasts: list[Contrast]
     benchmarks: dict[str, Benchmark]
     claim_roles: dict[

@@ -3,7 +3,7 @@
 Every statistic of the analysis is a function of this table and of the study's declarations.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ def checkpoint_name(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def long_table(
-    files: Sequence[ScoreFile], inputs: dict[str, Path], labels: Iterable[str] = ()
+    files: Sequence[ScoreFile], inputs: dict[str, Path], labels: Mapping[str, str]
 ) -> pd.DataFrame:
     """Read `inputs[role]/scores.parquet` of each score file into one table.
 
     Args:
         files: each adds its arm, seed, dose, benchmark and checkpoint to the rows of its file.
         inputs: role -> folder of the finished cell.
-        labels: roles of files with grades by people. Such a file holds several checkpoints and
-            names them itself; rows of checkpoints that are not in `files` are left out.
+        labels: role of a file with grades by people -> the benchmark. Such a file names the answers
+            of each row, which may be of several checkpoints. Rows of answers that no checkpoint of
+            `files` gave are left out (`unused_labels`).
 
     Returns:
         The columns `CHECKPOINT`, `MADE_BY`, then `COLUMNS`. `seed` is Int64, and <NA> for a
@@ -63,7 +64,7 @@ def long_table(
         parts.append(part[COLUMNS].assign(**keys))
     if problems:
         raise UserError.of(problems)
-    parts += [_labels(inputs[role] / "scores.parquet", files) for role in labels]
+    parts += [_labels(inputs[role], files, benchmark) for role, benchmark in labels.items()]
     if not sum(map(len, parts)):
         raise UserError(
             what="there are no scores to analyze, as no checkpoint has finished its evaluation",
@@ -80,13 +81,34 @@ def long_table(
     return table.sort_values(order, kind="stable", ignore_index=True)
 
 
-def _labels(path: Path, files: Iterable[ScoreFile]) -> pd.DataFrame:
-    """The rows of a file of people's grades that are of the checkpoints of `files`."""
-    made_by = {(file.benchmark, file.dose, file.arm, file.seed): file.checkpoint for file in files}
-    part = pd.read_parquet(path)
-    keys = part[CHECKPOINT].astype(object).where(part[CHECKPOINT].notna(), None)
-    part[MADE_BY] = [made_by.get(tuple(key)) for key in keys.itertuples(index=False)]
-    return part[part[MADE_BY].notna()]
+def _labels(folder: Path, files: Sequence[ScoreFile], benchmark: str) -> pd.DataFrame:
+    """People's grades of answers on a benchmark, for each checkpoint that gave these answers."""
+    labelled = pd.read_parquet(folder / "scores.parquet")
+    parts = [
+        labelled.loc[labelled["answers"] == file.answers, COLUMNS].assign(
+            **{key: getattr(file, key) for key in [*CHECKPOINT, MADE_BY]}
+        )
+        for file in files
+        if file.benchmark == benchmark and file.other_judge is None
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else labelled.iloc[:0]
+
+
+def unused_labels(
+    files: Sequence[ScoreFile], inputs: dict[str, Path], labels: Mapping[str, str]
+) -> list[str]:
+    """A note for each benchmark where people graded answers that no checkpoint of `files` gave."""
+    notes = []
+    for role, benchmark in labels.items():
+        answers = pd.read_parquet(inputs[role] / "scores.parquet")["answers"]
+        used = answers.isin([file.answers for file in files if file.benchmark == benchmark])
+        if not used.all():
+            notes.append(
+                f"{benchmark}: {(~used).sum()} of {len(used)} grades by people are of answers that "
+                "this analysis doesn't have, such as those of an arm that was removed or of other "
+                "sampling settings; they are left out"
+            )
+    return notes
 
 
 def primary_judge_rows(

@@ -25,20 +25,11 @@ GRADES = dict.fromkeys(PASS, 1) | dict.fromkeys(FAIL, 0)
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 RESPONSE = ["question", "epoch", "dimension"]
 UNIT = [*CHECKPOINT, *RESPONSE]  # what is graded: one dimension of one response of a checkpoint
-TEXT_COLUMNS = [
-    "benchmark",
-    "arm",
-    "question",
-    "scenario",
-    "dimension",
-    "judge",
-    "missing",
-    "response",
-]
+TEXT_COLUMNS = ["answers", "question", "scenario", "dimension", "judge", "missing", "response"]
 
 
 def run(context: StageContext) -> dict[str, int | float]:
-    """Read a labelled sheet; write `scores.parquet`, with the checkpoint of each row in it
+    """Read a labelled sheet; write `scores.parquet`, with the answers of each row in it
     (`read_back`).
 
     Resources: files {sheet: CSV path, key: its key.json}.
@@ -75,8 +66,8 @@ def write_out(
     holds what each label belongs to. The same seed and cells give the same bytes.
 
     Args:
-        scored: For each checkpoint its benchmark, dose, arm and seed, and the folder of its judge
-            cell (scored.eval, scores.parquet).
+        scored: For each checkpoint its benchmark, dose, arm and seed, the identity of the cell of
+            its answers, and the folder of its judge cell (scored.eval, scores.parquet).
         n: The number of (response, dimension) in the sample.
         seed: The sample's seed.
         path: The CSV file to write.
@@ -171,8 +162,9 @@ def _sheet_line(
 def read_back(path: Path) -> "pd.DataFrame":
     """The labels of a sheet as rows of the long table.
 
-    Columns: benchmark, dose, arm, seed and those of a judge's scores.parquet. Grades are 0/1,
-    pass/fail, yes/no or C/I in any case; empty is not labelled and gives no row. The score of a
+    Columns: answers (the identity of their cell) and those of a judge's scores.parquet. Names of
+    arms and benchmarks may have changed since. Grades are 0/1, pass/fail, yes/no or C/I in any
+    case; empty is not labelled and gives no row. The score of a
     dimension that was graded for several animals is the mean of their grades; where only some of
     them are labelled it is NaN and `missing` says so. The key is beside the sheet. Commas,
     semicolons or tabs separate the columns.
@@ -188,17 +180,23 @@ def read_back(path: Path) -> "pd.DataFrame":
         fix = "keep the sheet and its key in one folder"
         raise UserError.of(Problem(str(file), "no such file", fix) for file in absent)
     labels = json.loads(key_path.read_text(encoding="utf-8"))["labels"]
+    if not all("answers" in label for label in labels.values()):
+        raise UserError(
+            where=str(key_path),
+            what="doesn't say which answers were graded, as keys of version 0.1",
+            fix="analyze this sheet with the version that wrote it, or write and grade a new one",
+        )
     grades = _read_sheet(path, set(labels))
-    key = pd.DataFrame.from_dict(labels, orient="index").astype({"seed": "Int64"})
+    key = pd.DataFrame.from_dict(labels, orient="index")
     key["grade"] = key.index.map(grades).astype(float)
-    groups = key.groupby([*UNIT, "scenario", "response"], dropna=False)["grade"]
+    groups = key.groupby(["answers", *RESPONSE, "scenario", "response"], dropna=False)["grade"]
     table = groups.agg(score="mean", labelled="count", asked="size").reset_index()
     table = table[table["labelled"] > 0]
     complete = table["labelled"] == table["asked"]
     reason = pd.Series("labelled for some animals only", table.index).where(~complete)
     table = table.assign(judge=HUMAN, score=table["score"].where(complete), missing=reason)
     columns = [
-        *CHECKPOINT,
+        "answers",
         "question",
         "scenario",
         "dimension",
@@ -239,7 +237,7 @@ def _units(
             problems.append(Problem(str(folder), what, "give the file they were graded with"))
         graded = by_dimension if len(by_dimension) else table
         part = graded[[*RESPONSE, "scenario", "response", "score"]]
-        checkpoint = {name: facts[name] for name in CHECKPOINT}
+        checkpoint = {name: facts[name] for name in [*CHECKPOINT, "answers"]}
         parts.append(part.assign(**checkpoint, folder=str(folder)))
     if not parts:
         return pd.DataFrame()
@@ -248,7 +246,7 @@ def _units(
     for folder in units.loc[units.duplicated(UNIT), "folder"].unique():
         what = "a checkpoint that is given twice"
         problems.append(Problem(str(folder), what, "give one judge cell for each"))
-    return units
+    return units.drop_duplicates(["answers", *RESPONSE])  # two arms may be one checkpoint
 
 
 def _choose(units: "pd.DataFrame", n: int, seed: int) -> "pd.DataFrame":

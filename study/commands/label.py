@@ -34,14 +34,15 @@ def label(args: argparse.Namespace) -> None:
     scored = []
     expansion = expand.Expansion(study, base)
     for row in expansion.checkpoints():
-        scores = expansion.scores(row, args.benchmark)
-        folder = base / next(iter(scores.values())).relpath
+        scores = next(iter(expansion.scores(row, args.benchmark).values()))
+        folder = base / scores.relpath
         if read_manifest(folder):
             facts = {
                 "benchmark": args.benchmark,
                 "dose": row.dose,
                 "arm": row.arm,
                 "seed": row.seed,
+                "answers": scores.inputs["samples"].identity,
             }
             scored.append((facts, folder))
     if not scored:

@@ -204,14 +204,14 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
     inputs: dict[str, Cell] = {}
     rows, missing = _score_rows(expansion, evaluated, without, inputs)
-    labels = []
+    labels = {}
     for name, bench in sorted(study.benchmarks.items()):
         if not bench.labels:
             continue
         cell = expansion.placed(benchmarks.labels(name, bench.labels))
         if cell.identity not in without:
             inputs[f"labels-{name}"] = cell
-            labels.append(f"labels-{name}")
+            labels[f"labels-{name}"] = name
     for name in sorted({arm.midtrain for arm in study.arms.values() if arm.midtrain}):
         corpus = expansion.corpus(name)
         if corpus.identity not in without:
@@ -294,6 +294,8 @@ def _score_rows(
                     "benchmark": name,
                     "checkpoint": checkpoint.cell.identity,
                 }
+                if bench.labels:
+                    row["answers"] = cell.inputs["samples"].identity
                 if judge != (bench.judge or ""):
                     row["judge"] = model_name(study, judge)
                 if cell.identity in without:

@@ -74,7 +74,7 @@ def study(
                 "exclude": [],
             },
         },
-        "labels": [],
+        "labels": {},
         "claim_roles": {},
         "costs": {"unit": "GPU-hours", "seed": 2.0, "question": None, "epoch": 0.5},
         "writers": [{"corpus": "animal", "model": "dummy", "dummy": True, "matched_to": None}],

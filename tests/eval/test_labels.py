@@ -111,7 +111,8 @@ def cells(tmp_path_factory) -> dict[str, Any]:
         "dimensions": jsonl(root / "d.jsonl", DIMENSIONS),
     }
     facts = [
-        {"role": arm, "arm": arm, "seed": seed, "dose": 0, "benchmark": "ahb"} for arm, seed in ARMS
+        {"answers": f"of {arm}", "arm": arm, "seed": seed, "dose": 0, "benchmark": "ahb"}
+        for arm, seed in ARMS
     ]
     scored = [(row, judge_cell(root / f"cell-{row['arm']}", files, row["arm"])) for row in facts]
     return {"scored": scored, "dimensions": files["dimensions"]}
@@ -221,7 +222,8 @@ def test_arms_get_the_same_and_grades_their_share(cells, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_order_of_cells(cells, tmp_path):
-    scored = [*cells["scored"], (cells["scored"][0][0] | {"seed": 1}, cells["scored"][1][1])]
+    another = cells["scored"][0][0] | {"seed": 1, "answers": "of another"}
+    scored = [*cells["scored"], (another, cells["scored"][1][1])]
     first = write_out(scored, 9, 5, tmp_path / "labels.csv", cells["dimensions"])
     (tmp_path / "again").mkdir()
     second = write_out(scored[::-1], 9, 5, tmp_path / "again/labels.csv", cells["dimensions"])
@@ -248,16 +250,12 @@ def test_labels_come_back_as_a_judges_scores(cells, tmp_path, how):
     fill(tmp_path / "labels.csv", given, **how)
     table = read_back(tmp_path / "labels.csv")
     assert " ".join(table.columns) == (
-        "benchmark dose arm seed question scenario dimension epoch judge score missing response"
+        "answers question scenario dimension epoch judge score missing response"
     )
     assert set(table["judge"]) == {"human"} and table["missing"].isna().all() and len(table) == 36
-    assert (
-        str(table["seed"].dtype) == "Int64"
-        and table.loc[table["arm"] == "untrained", "seed"].isna().all()
-    )
     for facts, folder in cells["scored"]:
         official = pd.read_parquet(folder / "scores.parquet").query("dimension != 'overall'")
-        mine = table[table["arm"] == facts["arm"]].merge(
+        mine = table[table["answers"] == facts["answers"]].merge(
             official, on=["question", "epoch", "dimension", "response"]
         )
         assert len(mine) == 12 and (mine["scenario_x"] == mine["scenario_y"]).all()
@@ -277,6 +275,23 @@ def test_empty_is_not_labelled_and_half_is_missing(cells, tmp_path):
         math.isnan(found[MORAL]["score"])
         and found[MORAL]["missing"] == "labelled for some animals only"
     )
+
+
+def test_a_key_that_names_no_answers_is_refused(cells, tmp_path):
+    key = write_out(n=9, seed=1, path=tmp_path / "labels.csv", **cells)
+    content = json.loads(key.read_text(encoding="utf-8"))
+    for unit in content["labels"].values():
+        del unit["answers"]
+    key.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="which answers were graded"):
+        read_back(tmp_path / "labels.csv")
+
+
+def test_two_arms_with_the_same_answers_are_one_checkpoint(cells, tmp_path):
+    twin = cells["scored"][0][0] | {"arm": "twin"}
+    scored = [*cells["scored"], (twin, cells["scored"][0][1])]
+    with pytest.raises(UserError, match="37 labels of 36 graded"):
+        write_out(scored, 37, 1, tmp_path / "labels.csv", cells["dimensions"])
 
 
 def test_every_mistake_in_a_sheet_is_reported_with_its_row(cells, tmp_path):
@@ -376,7 +391,7 @@ def test_a_rubric_without_dimensions_is_shown_as_the_guiding_question(tmp_path):
     pd.DataFrame({"question": names, "response": [f"{n}/1" for n in names]} | facts).to_parquet(
         tmp_path / "scores.parquet"
     )
-    row = {"arm": "animal", "seed": 0, "dose": 0, "benchmark": "kind"}
+    row = {"arm": "animal", "seed": 0, "dose": 0, "benchmark": "kind", "answers": "a"}
     key = labels_of(write_out([(row, tmp_path)], 2, 1, tmp_path / "labels.csv"))
     shown = sheet_of(tmp_path / "labels.csv")
     assert [(r["dimension"], r["guiding question"], r["indicators"]) for r in shown] == [
