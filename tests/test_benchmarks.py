@@ -64,8 +64,8 @@ def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> No
         overall.groupby("benchmark").size().to_dict() == rows
         and overall["score"].between(0, 1).all()
     )
-    (model,) = tmp_path.glob("runs/kinds/model/*")
-    assert set(scores["checkpoint"]) == {f"model/{model.name}"}
+    (manifest,) = tmp_path.glob("runs/kinds/model/*/manifest.json")
+    assert set(scores["checkpoint"]) == {json.loads(manifest.read_text())["identity"]}
     judges = overall.groupby("benchmark")["judge"].unique().map(list).to_dict()
     assert (
         judges["harm"] == ["dummy"]

@@ -39,7 +39,7 @@ class RunsIndex:
                 return folder
         return None
 
-    def place(self, cell: Cell) -> str:
+    def folder_of(self, cell: Cell) -> str:
         """`Cell.folder`: that of the finished cell, else one that this study began, else empty."""
         folders = self._folders.get((cell.stage, cell.identity[:8]), [])
         named = self.base / cell.relpath

@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +49,7 @@ def run_cell(folder: Path) -> None:
     if hooks:
         # The others must notice when this process ends, however long it waits for the lock.
         hooks.rendezvous()
-    with _cell_lock(folder):
+    with _cell_lock(folder, config):
         if read_manifest(folder):
             if hooks:
                 hooks.sync("finished")
@@ -134,14 +134,18 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _cell_lock(folder: Path) -> Iterator[None]:
-    """Hold the cell's lock, waiting for its holder: two processes must never write one folder."""
-    with locked(folder / ".lock", wait=False) as free:
-        if free:
-            yield
-            return
-    print(f"{folder} is being run by another process; waiting for it", flush=True)
-    with locked(folder / ".lock"):
+def _cell_lock(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """Hold the cell's locks, waiting for their holders.
+
+    Two processes must never write one folder, nor two studies make one cell at the same time.
+    """
+    of_all_studies = folder.parents[2] / ".locks" / f"{config['stage']}-{config['identity'][:16]}"
+    of_all_studies.parent.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        for lock in (folder / ".lock", of_all_studies):
+            if not stack.enter_context(locked(lock, wait=False)):
+                print(f"{folder} is being run by another process; waiting for it", flush=True)
+                stack.enter_context(locked(lock))
         yield
 
 

@@ -94,7 +94,7 @@ class Expansion:
                 tokenizer=self._model(model) if self.study.models[model].make else None,
                 matched_to=self.corpus(matched_to) if matched_to else None,
             )
-            self._corpora[name] = self.placed(cell)
+            self._corpora[name] = self.with_folder(cell)
         return self._corpora[name]
 
     def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
@@ -103,15 +103,15 @@ class Expansion:
         if checkpoint.corpus:
             corpus = self.corpus(checkpoint.corpus)
             cell = benchmarks.contamination(self.study, bench, checkpoint.corpus, corpus)
-            inputs["contamination"] = self.placed(cell)
+            inputs["contamination"] = self.with_folder(cell)
         scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat)
-        return {judge: self.placed(cell) for judge, cell in scores.items()}
+        return {judge: self.with_folder(cell) for judge, cell in scores.items()}
 
-    def placed(self, cell: Cell) -> Cell:
+    def with_folder(self, cell: Cell) -> Cell:
         """The one cell of this identity, with the folder that it has, as have its inputs."""
         if cell.identity not in self._by_identity:
-            inputs = {role: self.placed(used) for role, used in cell.inputs.items()}
-            folder = self._index.place(cell) if self._index else ""
+            inputs = {role: self.with_folder(used) for role, used in cell.inputs.items()}
+            folder = self._index.folder_of(cell) if self._index else ""
             if self._index and self._index.finished(cell.stage, cell.identity):
                 # Nobody has to write shards of a corpus that is written.
                 inputs = {
@@ -125,7 +125,7 @@ class Expansion:
 
     def _model(self, name: str) -> Cell:
         if name not in self._models:
-            self._models[name] = self.placed(source_cells.model(self.study, name))
+            self._models[name] = self.with_folder(source_cells.model(self.study, name))
         return self._models[name]
 
     def _checkpoint(self, arm_name: str, seed: int | None, dose: int) -> Cell:
@@ -155,7 +155,9 @@ class Expansion:
             )
             inputs = {"start": self._model(arm.start), "documents": self.corpus(arm.midtrain)}
             name = f"{self._midtraining_name(arm)}-s{seed}"
-            self._trainings[key] = self.placed(Cell("midtrain", name, settings, inputs, runtime))
+            self._trainings[key] = self.with_folder(
+                Cell("midtrain", name, settings, inputs, runtime)
+            )
         return self._trainings[key]
 
     def _own_recipe(self) -> str | None:
@@ -186,11 +188,11 @@ class Expansion:
                 inputs["replay"] = self.corpus(corpus)
             resources = {**paths(files), **runtime}
             run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
-            self._trainings[key] = self.placed(run)
+            self._trainings[key] = self.with_folder(run)
         run = self._trainings[key]
         if dose == last:
             return run
-        return self.placed(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
+        return self.with_folder(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
 
 
 def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:
@@ -208,7 +210,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     for name, bench in sorted(study.benchmarks.items()):
         if not bench.labels:
             continue
-        cell = expansion.placed(benchmarks.labels(name, bench.labels))
+        cell = expansion.with_folder(benchmarks.labels(name, bench.labels))
         if cell.identity not in without:
             inputs[f"labels-{name}"] = cell
             labels[f"labels-{name}"] = name
@@ -246,13 +248,13 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         "study_file": dump_study(study),  # kept with its results
         **paths(ANALYSIS_FILES),
     }
-    return expansion.placed(Cell("analysis", study.study, settings, inputs, resources))
+    return expansion.with_folder(Cell("analysis", study.study, settings, inputs, resources))
 
 
 def previews(study: Study, base: Path) -> list[Cell]:
     """The cells of `source_cells.previews`, with their folders."""
     expansion = Expansion(study, base)
-    return [expansion.placed(cell) for cell in source_cells.previews(study)]
+    return [expansion.with_folder(cell) for cell in source_cells.previews(study)]
 
 
 def in_order(last: Cell) -> list[Cell]:

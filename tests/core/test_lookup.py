@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.errors import UserError
+from core.paths import ROOT
 
 CORPUS = Cell("documents", "animal", {"documents": 3})
 
@@ -30,20 +33,20 @@ def finish(cell: Cell, base: Path) -> Path:
     return folder
 
 
-def placed(cell: Cell, base: Path) -> Cell:
-    return replace(cell, folder=RunsIndex(base).place(cell))
+def with_folder(cell: Cell, base: Path) -> Cell:
+    return replace(cell, folder=RunsIndex(base).folder_of(cell))
 
 
 def test_a_finished_cell_is_found_under_any_name_and_in_any_study(tmp_path: Path) -> None:
     base, other = tmp_path / "runs/mine", tmp_path / "runs/other"
     beasts = replace(CORPUS, name="beasts")
-    assert placed(beasts, base).relpath == f"documents/beasts-{CORPUS.identity[:8]}"
+    assert with_folder(beasts, base).relpath == f"documents/beasts-{CORPUS.identity[:8]}"
     made = finish(CORPUS, other)
     # The study's own folder need not be there.
-    assert base / placed(beasts, base).relpath == made
+    assert base / with_folder(beasts, base).relpath == made
     mine = finish(CORPUS, base)
-    assert placed(beasts, base).relpath == f"documents/{mine.name}"
-    another = placed(replace(CORPUS, settings={"documents": 4}), base)
+    assert with_folder(beasts, base).relpath == f"documents/{mine.name}"
+    another = with_folder(replace(CORPUS, settings={"documents": 4}), base)
     assert another.folder == ""
 
 
@@ -57,14 +60,14 @@ def test_a_broken_or_foreign_manifest_of_another_study_is_no_result(tmp_path: Pa
         json.dumps(record | {"identity": CORPUS.identity[:8] + "0" * 56}),
     ):
         path.write_text(text)
-        assert placed(CORPUS, base).folder == ""
+        assert with_folder(CORPUS, base).folder == ""
 
 
 def test_a_begun_cell_of_this_study_is_continued_under_its_first_name(tmp_path: Path) -> None:
     base = tmp_path / "runs/mine"
     begun = create_cell_dir(CORPUS, base)
     create_cell_dir(CORPUS, tmp_path / "runs/other")  # of another study it is left alone
-    beasts = placed(replace(CORPUS, name="beasts"), base)
+    beasts = with_folder(replace(CORPUS, name="beasts"), base)
     assert base / beasts.relpath == begun
     assert create_cell_dir(beasts, base) == begun
     assert read_config(begun)["name"] == "beasts"
@@ -76,14 +79,14 @@ def test_the_record_of_a_finished_cell_keeps_the_names_that_it_was_made_under(
     base = tmp_path / "runs/mine"
     folder = finish(CORPUS, base)
     before = (folder / "config.yaml").read_bytes()
-    create_cell_dir(placed(replace(CORPUS, name="beasts"), base), base)
+    create_cell_dir(with_folder(replace(CORPUS, name="beasts"), base), base)
     assert (folder / "config.yaml").read_bytes() == before
 
 
 def test_an_input_of_another_study_is_read_and_recorded_from_there(tmp_path: Path) -> None:
     base, other = tmp_path / "runs/mine", tmp_path / "runs/other"
     made = finish(CORPUS, other)
-    user = Cell("midtrain", "m", {}, {"documents": placed(CORPUS, base)})
+    user = Cell("midtrain", "m", {}, {"documents": with_folder(CORPUS, base)})
     folder = finish(user, base)
     record = read_manifest(folder)
     recorded = f"../other/documents/{made.name}"
@@ -139,6 +142,33 @@ def test_a_cell_that_another_study_has_finished_since_the_plan_is_not_run_again(
             [CORPUS], base, 1, lambda event, cell, facts: events.append(event)
         )
     assert (failures, events) == ([], ["started", "finished"])
+
+
+@pytest.mark.multiprocess
+def test_two_studies_that_start_one_cell_at_once_make_it_once(tmp_path: Path) -> None:
+    """Each process appends to one file when its stage runs; the first goes slowly."""
+    code = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from core.cell import run
+def stage(context):
+    with open(sys.argv[2], "a") as file:
+        file.write("ran\\n")
+    time.sleep(1)
+    return {}
+run._import_stage = lambda config: SimpleNamespace(run=stage, RESUMABLE=False)
+run.run_cell(Path(sys.argv[1]))
+"""
+    ran = tmp_path / "ran"
+    folders = [create_cell_dir(CORPUS, tmp_path / "runs" / name) for name in ("one", "two")]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(folder), str(ran)], cwd=ROOT)
+        for folder in folders
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert ran.read_text() == "ran\n"
+    assert sum(bool(read_manifest(folder)) for folder in folders) == 1
 
 
 class Ended:

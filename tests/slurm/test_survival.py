@@ -78,16 +78,15 @@ class Study:
 
     def submit(self) -> dict[str, Any]:
         profile = Profile(
-            stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parent}"]
+            stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parents[1]}"]
         )
         return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, "lab", self.code)
 
     def start(self) -> str:
         """Submit it, to go slowly. Returns the job of its trainings."""
-        self.base.mkdir()
         for made in (toy.MODEL, toy.DOCUMENTS):
             shutil.copytree(
-                self.base.with_name("undisturbed") / made.relpath, self.base / made.relpath
+                self.base.parents[1] / "undisturbed/study" / made.relpath, self.base / made.relpath
             )
         (self.base / "slowly").touch()
         return self.submit()["jobs"][0]["job"]
@@ -108,32 +107,35 @@ class Study:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's folder with the start of all trainings; `survivors` trains them here as well."""
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    """A study's folder with the start of all trainings; `survivors` trains them here as well.
+
+    Each study has a runs folder of its own: in one, a finished training is not run again.
+    """
+    folder = tmp_path_factory.mktemp("disturbed") / "undisturbed/study"
     toy.make_inputs(folder)
-    (folder.parent / "sitecustomize.py").write_text(SLOWLY)
+    (folder.parents[1] / "sitecustomize.py").write_text(SLOWLY)
     return folder
 
 
 @pytest.fixture(scope="module")
 def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     """Studies by what happened to them, all of it over."""
-    runs, ask = undisturbed.parent, session_lab.ask
+    runs, ask = undisturbed.parents[1], session_lab.ask
     code = snapshot(ROOT, runs / "code/slurm")
     small = Resources(minutes=10, partition="cpu")
     studies = {
-        "controller": Study(runs / "controller", code, [FIRST, BEHIND], small),
-        "requeued": Study(runs / "requeued", code, [FIRST], small),
-        "told": Study(runs / "told", code, [FIRST], small),
-        "cancelled": Study(runs / "cancelled", code, [FIRST, SECOND], small),
+        "controller": Study(runs / "controller/study", code, [FIRST, BEHIND], small),
+        "requeued": Study(runs / "requeued/study", code, [FIRST], small),
+        "told": Study(runs / "told/study", code, [FIRST], small),
+        "cancelled": Study(runs / "cancelled/study", code, [FIRST, SECOND], small),
         "preempted": Study(
-            runs / "preempted",
+            runs / "preempted/study",
             code,
             [FIRST],
             Resources(10, cpus=10, partition="scavenge", constraint="cpu"),
         ),
-        "node": Study(runs / "node", code, [FIRST], Resources(10, partition="gpu")),
-        "limit": Study(runs / "limit", code, [FIRST, BEHIND], Resources(1, partition="cpu")),
+        "node": Study(runs / "node/study", code, [FIRST], Resources(10, partition="gpu")),
+        "limit": Study(runs / "limit/study", code, [FIRST, BEHIND], Resources(1, partition="cpu")),
     }
     began = time.monotonic()
 
