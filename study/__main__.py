@@ -7,7 +7,17 @@ from pathlib import Path
 # `recipes`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from study.cli import main
+try:
+    from study.cli import main
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] in ("core", "study"):
+        raise
+    print(
+        f"error: {sys.executable} has no package {error.name}; with `make environment` done: "
+        ".venv/bin/python -m study; on GPU nodes: pip install -r requirements.txt",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,8 @@
 import argparse
 import ast
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +74,13 @@ def test_no_message_names_the_study_by_a_placeholder() -> None:
         if "python -m study" in text and "STUDY" in text
     ]
     assert not lines, "\n".join(lines)
+
+
+@pytest.mark.multiprocess
+def test_a_python_without_the_packages_is_told_where_they_are() -> None:
+    """As the system's own Python, or an environment whose installation was interrupted."""
+    command = [sys.executable, "-S", "-m", "study", "plan", "studies/tiny.yaml"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert "no package yaml" in line and "make environment" in line
