@@ -62,6 +62,12 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
+}
+
+
 def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
     """Read a YAML file.
 
@@ -73,19 +79,17 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, YamlLoader)
     except OSError as error:
         raise UserError(
             where=str(path),
             what=f"cannot be read: {error.strerror}",
             fix="give the path of a YAML file",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
+    except UnicodeDecodeError as error:
         raise UserError(
-            where=f"{path}:{mark.line + 1}" if mark else str(path),
-            what=f"not valid YAML: {getattr(error, 'problem', error)}",
+            where=str(path), what=f"not UTF-8: {error.reason}", fix="save it as UTF-8"
         ) from None
+    value, node = parse_yaml(text, str(path))
     lines: LineNumbers = {}
     duplicates: list[Problem] = []
 
@@ -109,7 +113,52 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
                 walk(item, (*at, position))
 
     walk(node, ())
-    return yaml.load(text, YamlLoader), lines, duplicates
+    return value, lines, duplicates
+
+
+def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a YAML text, and its node. `where`: the text's name in an error.
+
+    Raises:
+        UserError: The text is not YAML, or has what JSON cannot hold: a key that is a list or
+            mapping, a tag such as `!!set`, an anchor that contains itself.
+    """
+    try:
+        node = yaml.compose(text, YamlLoader)
+        _refuse_tags(node, where)
+        return yaml.load(text, YamlLoader), node
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if isinstance(error, RecursionError):
+            what = "an anchor contains itself"
+        raise UserError(
+            where=f"{where}:{mark.line + 1}" if mark else where,
+            what=f"not valid YAML: {what}",
+            fix="correct it; put a text that holds {, [, # or : in quotes",
+        ) from None
+
+
+def _refuse_tags(node: yaml.Node | None, where: str) -> None:
+    """Raise UserError at a tag that a person wrote, and at a key that is no text or number."""
+    if node is None:
+        return
+    location = f"{where}:{node.start_mark.line + 1}"
+    if node.tag not in _TAGS:
+        raise UserError(where=location, what=f"has the tag {node.tag!r}", fix="remove the tag")
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_tags(item, where)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(
+                    where=location,
+                    what="a list or mapping is used as a key",
+                    fix="put what is in {{ }} or [ ] in quotes, or replace it by its value",
+                )
+            _refuse_tags(key, where)
+            _refuse_tags(value, where)
 
 
 def validate(kind: type[T], raw: Any) -> T:
@@ -157,17 +206,22 @@ def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) 
         elif kind_of_error == "string_pattern_mismatch" and at[-1] == "revision":
             what = f"{value!r} is not a commit (40 of 0-9 and a-f), which alone never changes"
             fix = "fetch tells the newest"
+        elif kind_of_error == "string_pattern_mismatch" and at[-1] in ("url", "sha256"):
+            right = "an https:// address" if at[-1] == "url" else "a SHA-256 (64 of 0-9 and a-f)"
+            what = f"{value!r} is not {right}"
         elif kind_of_error == "string_pattern_mismatch":
             what = f"{value!r} is not a name"
             fix = "use letters, digits and _, starting with a letter or digit"
-        elif kind_of_error == "literal_error" and value in RENAMED_VALUES:
-            what = f"`{value}` is now `{RENAMED_VALUES[value]}`"
+        elif kind_of_error == "literal_error" and str(value) in RENAMED_VALUES:
+            what = f"`{value}` is now `{RENAMED_VALUES[str(value)]}`"
             fix = "rename it (CHANGELOG.md, 0.2.0)"
         elif kind_of_error == "literal_error":
             what = f"{value!r} is not a valid choice"
             fix = f"valid: {details['ctx']['expected']}"
         else:
-            what = f"{value!r}: {_plain(details['msg'])}"
+            is_yaml_word = value is None or isinstance(value, bool)
+            shown = json.dumps(value) if is_yaml_word else repr(value)
+            what = f"{shown}: {_plain(details['msg'])}"
         problems.append(located(path, at, what, lines, fix))
     return problems
 
@@ -231,7 +285,7 @@ def in_file_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(dict.fromkeys(problems), key=line)
 
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=40)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Count = Annotated[int, Field(ge=1)]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 from core.cell.context import StageContext
 from core.contamination import find_hits, read_benchmark_items
@@ -58,14 +59,15 @@ def check(context: StageContext) -> None:
     numbers = sorted({row["document"] for row in hits})
     listed = ", ".join(map(str, numbers[:SHOWN]))
     more = f" and {len(numbers) - SHOWN} more" if numbers[SHOWN:] else ""
-    corpus = context.resources["corpus"]
+    corpus, exclude = (context.resources["corpus"][key] for key in ("name", "exclude"))
+    file = exclude or f"studies/{corpus}_exclude.txt"
+    setting = "" if exclude else f", then set corpora.{corpus}.exclude: {file} in the study file"
     example = f'{hits[0]["item"]}: "{hits[0]["text"]}"'
     raise UserError(
         where=str(folder / HITS),
         what=f"the checkpoint was trained on text of the benchmark: documents {listed}{more} of "
         f"corpus {corpus} ({example})",
-        fix=f"set corpora.{corpus}.exclude: studies/{corpus}_exclude.txt in the study file, after "
-        f"cat {folder / EXCLUDE} >> studies/{corpus}_exclude.txt",
+        fix=f"cat {quote(str(folder / EXCLUDE))} >> {quote(file)}{setting}",
     )
 
 

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext, derive_seed
@@ -114,7 +115,9 @@ def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling)
     manifest = read_manifest(checkpoint)
     if manifest is None:
         raise UserError(
-            where=str(checkpoint), what="is not finished", fix=f"python -m study cell {checkpoint}"
+            where=str(checkpoint),
+            what="is not finished",
+            fix=f"python -m study cell {quote(str(checkpoint))}",
         )
     # Not the number of epochs: more of them add answers and leave those that are there.
     settings = (sampling.temperature, sampling.top_p, sampling.max_tokens)

@@ -65,7 +65,7 @@ def test_commands_work_as_printed(
     """With the small study in place of the study that is named, on a copy of its finished cells."""
     for name in ("runs", "results"):
         shutil.copytree(one_machine.folder / name, tmp_path / name, symlinks=True)
-    words = shlex.split(command.replace("STUDY", str(SMALL)))
+    words = shlex.split(command.replace("STUDY", shlex.quote(str(SMALL))))
     if words[:1] == ["source"]:
         assert words == ["source", ".venv/bin/activate"]
         return

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,11 +50,18 @@ NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", "prune
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished cell, None of any other."""
+    """The manifest of a finished cell, None of any other.
+
+    Raises UserError where it can't be read as JSON, as after a full disk.
+    """
+    path = folder / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        fix = f"bring it back from a copy, or rm {shlex.quote(str(path))} and run the study again"
+        raise UserError(where=str(path), what="is cut short or edited", fix=fix) from None
     return manifest
 
 
@@ -78,7 +86,11 @@ def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
         manifest = read_manifest(source_folder)
         if manifest is None or manifest["identity"] != source["identity"]:
             what = f"needs {role} {source_folder}, which is not finished"
-            problems.append(Problem(str(folder), what, f"python -m study cell {source_folder}"))
+            problems.append(
+                Problem(
+                    str(folder), what, f"python -m study cell {shlex.quote(str(source_folder))}"
+                )
+            )
             continue
         problems += _damaged(source_folder, manifest)
         if "run" in manifest["inputs"]:  # a dose of a longer run: it links to the run's files
@@ -104,7 +116,8 @@ def _damaged(folder: Path, manifest: dict[str, Any]) -> list[Problem]:
         path = folder / name
         if not path.exists() or path.stat().st_size != output["bytes"]:
             part = folder / Path(name).parts[0]
-            fix = f"to make it anew: rm -rf {part} {folder}/manifest.json and run the study again"
+            files = shlex.join([str(part), str(folder / "manifest.json")])
+            fix = f"to make it anew: rm -rf {files} and run the study again"
             problems.append(Problem(str(path), "is missing or cut short", fix))
     return problems
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from core.cell.manifest import read_manifest
 from core.errors import UserError
@@ -38,7 +39,7 @@ def publish(analysis: Path) -> Path:
             where=str(analysis / damaged[0]),
             what=f"{len(damaged)} files of the finished analysis are missing or changed; nothing "
             "was published",
-            fix=f"to make it anew: rm {analysis}/manifest.json and run the study again",
+            fix=f"to make it anew: rm {quote(str(analysis))}/manifest.json and run the study again",
         )
     target = results(analysis.parents[1])
     staged = target.with_name(f".{target.name}.{os.getpid()}")

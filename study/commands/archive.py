@@ -6,12 +6,13 @@ import shlex
 from pathlib import Path
 
 from core.cell.publish import results
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
 from study.commands.common import load, study_args
 from study.spec.load import dump_study
 from study.spec.schema import Study
 from study.upkeep.archive import archive as pack
+from study.upkeep.changes import published_changes
 from study.upkeep.provenance import lineage, published
 from study.upkeep.study_file import find_differences
 
@@ -28,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def archive(args: argparse.Namespace) -> None:
     """Write the replication archive."""
     study, base = load(args)
-    rows = lineage(published(base, study_args(args)), base, hashes=False)
+    typed = study_args(args)
+    rows = lineage(published(base, typed), base, hashes=False)
     if differences := find_differences(study, rows):
         raise UserError(
             where=str(args.study),
             what=f"the published results are of another version of it: {'; '.join(differences)}",
             fix=_fix(args, study, results(base) / "study.yaml"),
         )
+    if changes := [*published_changes(rows[-1], results(base), f"python -m study run {typed}")]:
+        raise UserError.of(Problem(file, what, fix) for _, file, what, fix, _ in changes)
     facts = pack(args.study, base, results(base), args.path, args.samples)
     if args.json:
         return print(json.dumps(facts, indent=1))

@@ -161,7 +161,9 @@ def _evaluation_resources(study: Study, inputs: Inputs) -> dict[str, Any]:
     """How vLLM runs, and how the study calls the corpus that the checkpoint was trained on."""
     resources: dict[str, Any] = {"engine": engine_arguments(study.engine)[1]}
     if "contamination" in inputs:
-        resources["corpus"] = inputs["contamination"].inputs["documents"].name
+        name = inputs["contamination"].inputs["documents"].name
+        excluded = study.corpora[name].exclude
+        resources["corpus"] = {"name": name, "exclude": excluded}
     return resources
 
 

@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from core.paths import ROOT, resolve
 from core.strict_yaml import KeyPath, did_you_mean
+from study.spec.fingerprints import yaml_once
+from study.spec.template import template_problems
 
 Mapping = dict[str, Any]
 # Sections of named things, and what one of them is called in a message.
@@ -176,10 +176,8 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
-    files = (ROOT / "sdf/templates").glob("*.yaml")
-    valid = sorted(path.stem for path in files if path.stem != "slots")
-    if isinstance(template, str) and template not in valid:
-        fix = f"valid: {', '.join(valid)}"
+    if isinstance(template, str) and template not in _templates():
+        fix = f"valid: {', '.join(_templates())}"
         mistakes.append(Mistake((*at, "template"), f"there is no template {template!r}", fix))
     return mistakes
 
@@ -208,7 +206,7 @@ def _cycles(corpora: dict[str, Mapping]) -> Mistakes:
     for name in corpora:
         path = [name]
         while (
-            following := corpora.get(path[-1], {}).get("matched_to")
+            following := str(corpora.get(path[-1], {}).get("matched_to"))
         ) in corpora and following not in path:
             path.append(following)
         if following == name:
@@ -252,13 +250,27 @@ def _own_slots(template: Any) -> Mapping:
 
 
 def _template(name: Any) -> Mapping:
-    path = ROOT / f"sdf/templates/{name}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The content of a template; empty where there is none or `template_problems` finds some."""
+    if name not in _templates() or template_problems(name):
+        return {}
+    content: Mapping = yaml_once(f"sdf/templates/{name}.yaml")
+    return content
+
+
+def _templates() -> list[str]:
+    files = (ROOT / "sdf/templates").glob("*.yaml")
+    return sorted(path.stem for path in files if path.stem != "slots")
+
+
+def template_names(raw: Mapping) -> list[str]:
+    """The templates that exist and that a corpus of the file names."""
+    named = {str(corpus.get("template")) for corpus in _named(raw, "corpora").values()}
+    return sorted(named & {*_templates()})
 
 
 def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     at = ("endpoints", name)
-    served_by = endpoint.get("served_by", "url")
+    served_by = str(endpoint.get("served_by", "url"))
     required = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(served_by, ())
     hint = " (or `served_by: dummy` for the dummy)" if served_by == "url" else ""
     mistakes: Mistakes = [
@@ -313,8 +325,7 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
             (*at, "task"), f"there is no task {task!r}{hint}", f"valid: {', '.join(valid)}"
         )
         return [mistake] if isinstance(task, str) else []
-    text = (ROOT / f"eval/benchmarks/{task}.yaml").read_text(encoding="utf-8")
-    declared = yaml.safe_load(text)
+    declared = yaml_once(f"eval/benchmarks/{task}.yaml")
     mistakes: Mistakes = []
     options = [*declared["files"]]
     if declared["scorer"] not in ("likelihood", "lm_eval"):

@@ -7,9 +7,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Problem, UserError
-from core.strict_yaml import YamlLoader, explain, in_file_order, located, read_yaml, validate
-from study.spec.checks import references
+from core.strict_yaml import explain, in_file_order, located, parse_yaml, read_yaml, validate
+from study.spec.checks import references, template_names
 from study.spec.schema import Study
+from study.spec.template import template_problems
 
 
 def load_study(
@@ -22,8 +23,8 @@ def load_study(
     raw, lines, problems = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(where=str(path), what="must be a mapping that starts with `study: NAME`")
-    if isinstance(other := raw.pop("extends", None), str):
-        raw, problems = _extended(path, other, raw, problems)
+    if "extends" in raw:
+        raw, problems = _extended(path, raw.pop("extends"), raw, problems)
     if seeds is not None:
         raw["seeds"] = seeds
     for override in overrides or []:
@@ -34,6 +35,7 @@ def load_study(
     except ValidationError as error:
         problems += explain(path, error, Study, lines)
     problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
+    problems += [problem for name in template_names(raw) for problem in template_problems(name)]
     if problems or study is None:
         raise UserError.of(in_file_order(problems))
     return study
@@ -46,9 +48,13 @@ def dump_study(study: Study) -> str:
 
 
 def _extended(
-    path: Path, other: str, raw: dict[str, Any], problems: list[Problem]
+    path: Path, other: Any, raw: dict[str, Any], problems: list[Problem]
 ) -> tuple[dict[str, Any], list[Problem]]:
     """The study `other` beside `path` with the keys of `raw` instead; null removes a key."""
+    if not isinstance(other, str):
+        raise UserError(
+            where=str(path), what=f"extends is {other!r}", fix="give the name of one study file"
+        )
     base, _, base_problems = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(
@@ -56,6 +62,7 @@ def _extended(
             what=f"extends {other}, which is no study, or extends another",
             fix="name one that stands alone",
         )
+    load_study(path.parent / other)  # its mistakes are in its own lines
     return _merged(base, raw), problems + base_problems
 
 
@@ -93,7 +100,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 what=f"there is no {part!r} in the study file",
                 fix="give keys of the study file, or the index of a list's element",
             )
-    parsed = yaml.load(value, YamlLoader)
+    parsed, _ = parse_yaml(value, f"--set {override}")
     if isinstance(target, dict):
         target[last] = parsed
     elif isinstance(target, list) and last.isdigit() and int(last) < len(target):
@@ -101,6 +108,6 @@ def _override(raw: dict[str, Any], override: str) -> None:
     else:
         raise UserError(
             where=f"--set {override}",
-            what=f"{'.'.join(parents)} is not a mapping",
-            fix="give the key of a mapping",
+            what=f"{'.'.join(parents)} has no {last!r}",
+            fix="give the key of a mapping, or the index of a list's element",
         )

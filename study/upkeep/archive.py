@@ -138,14 +138,14 @@ def archive(
         raise UserError(
             where=str(results),
             what="holds no results",
-            fix=f"python -m study report {study_file}",
+            fix="publish them again: python -m study run, as before",
         )
     analysis = RunsIndex(base, ["analysis"]).finished("analysis", manifest["identity"])
     if not analysis:
         raise UserError(
             where=str(results),
             what="the analysis that they were copied from is gone",
-            fix=f"python -m study run {study_file}",
+            fix="make it anew: python -m study run, as before",
         )
     cells = sorted(cells_behind(analysis))
     sources = _sources(study_file, base, results, cells, samples)

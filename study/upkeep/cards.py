@@ -6,6 +6,7 @@ They are made from manifests, settings and results alone.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
@@ -247,7 +248,9 @@ def _read(folder: Path, today: Names | None) -> FinishedCell:
     manifest = read_manifest(folder)
     if not manifest:
         raise UserError(
-            where=str(folder), what="is not finished", fix=f"python -m study cell {folder}"
+            where=str(folder),
+            what="is not finished",
+            fix=f"python -m study cell {quote(str(folder))}",
         )
     base = folder.parents[1]
     config = read_config(folder)

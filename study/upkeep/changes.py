@@ -1,5 +1,6 @@
 """What has changed since the results were published, what it affects, and how to restore it."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def find_changes(
     changes = [
         (*change, affected_results(change[0], rows)) for change in _cell_changes(rows, base, run)
     ]
-    changes += _published_changes(rows[-1], results or results_of(base), run)
+    changes += published_changes(rows[-1], results or results_of(base), run)
     return [dict(zip(keys, change, strict=True)) for change in changes]
 
 
@@ -84,7 +85,7 @@ def _file_change(
         fix += f"; {run} makes other cells with another"
     else:
         part = folder / check["file"].split("/")[0]
-        fix += f", or delete {part} and {folder}/manifest.json and {run}"
+        fix += f", or rm -rf {shlex.join([str(part), str(folder / 'manifest.json')])} and {run}"
     return relpath, check["file"], change, fix
 
 
@@ -110,7 +111,7 @@ def _is_remade(row: Row, users: list[Row]) -> bool:
     return any(ended > user["manifest"]["started"] for user in users)
 
 
-def _published_changes(
+def published_changes(
     last: Row, results: Path, run: str
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Files of the published results that are not those of the analysis they were copied from."""

@@ -7,6 +7,7 @@ samples, ledgers, manifests, corpora, scores, results and logs.
 """
 
 import json
+import shlex
 import shutil
 import time
 from collections import Counter, defaultdict
@@ -145,7 +146,8 @@ def needed_again(cells: list[Cell], base: Path) -> list[Problem]:
                 problems[source.relpath] = Problem(
                     str(folder),
                     f"was pruned on {date}, and {cell.relpath} needs it",
-                    f"to make it anew: rm {' '.join(map(str, manifests))} and run the study again",
+                    f"to make it anew: rm {shlex.join(map(str, manifests))} "
+                    "and run the study again",
                 )
     return list(problems.values())
 

@@ -52,16 +52,17 @@ def test_every_document_that_holds_an_item_is_listed_with_the_text(tmp_path: Pat
     assert counts == {"documents": 3, "hits": 3, "documents_hit": 2}
 
 
+@pytest.mark.parametrize("exclude", [None, "my files/list.txt"])
 @pytest.mark.parametrize("stage", [generate, likelihood, harness])
 def test_an_evaluation_refuses_a_checkpoint_that_was_trained_on_its_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, exclude: str | None
 ) -> None:
     monkeypatch.setattr(vllm_engine, "set_environment", lambda: None)
     monkeypatch.setattr(vllm_engine, "open_engine", lambda *_: pytest.fail("it starts"))
     folder, _ = checked(tmp_path, [{"id": 3, "text": QUOTE}])
     settings = {"sampling": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}, "engine": {}}
     inputs = {"checkpoint": tmp_path / "midtrain", "contamination": folder}
-    resources = {"corpus": "animal", "engine": {}}
+    resources = {"corpus": {"name": "animal", "exclude": exclude}, "engine": {}}
     context = StageContext(tmp_path, "b", settings, resources, inputs)
     with pytest.raises(UserError) as error:
         stage.run(context)
@@ -69,8 +70,10 @@ def test_an_evaluation_refuses_a_checkpoint_that_was_trained_on_its_texts(
     assert problem.where == str(folder / "hits.jsonl")
     assert 'documents 3 of corpus animal (item q1: "do fish feel pain' in problem.what
     assert problem.fix == (
-        "set corpora.animal.exclude: studies/animal_exclude.txt in the study file, after "
-        f"cat {folder}/exclude.txt >> studies/animal_exclude.txt"
+        f"cat {folder}/exclude.txt >> 'my files/list.txt'"
+        if exclude
+        else f"cat {folder}/exclude.txt >> studies/animal_exclude.txt, then set "
+        "corpora.animal.exclude: studies/animal_exclude.txt in the study file"
     )
 
 
@@ -78,7 +81,9 @@ def test_an_evaluation_goes_on_without_hits_and_without_a_corpus(tmp_path: Path)
     folder, counts = checked(tmp_path, [{"id": 5, "text": "Fish were caught."}])
     assert counts["hits"] == 0
     for inputs in ({"contamination": folder}, {}):
-        contamination.check(StageContext(tmp_path, "b", {}, {"corpus": "animal"}, inputs))
+        contamination.check(
+            StageContext(tmp_path, "b", {}, {"corpus": {"name": "animal", "exclude": None}}, inputs)
+        )
 
 
 def test_the_seed_of_an_answer_follows_from_checkpoint_prompt_sampling_and_epoch(

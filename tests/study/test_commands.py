@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import re
 import shlex
 import subprocess
 import sys
@@ -10,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from core.cell.identity import create_cell_dir
 from core.paths import ROOT
 from study.cli import main
 from study.commands.common import study_args
+from study.spec.expand import analysis, in_order
+from study.spec.load import load_study
 
 SMALL = ROOT / "tests/small/small.yaml"
 # Where STUDY is the name of an argument in a help text, or an example for people to read.
 HELP = ("metavar", "help")
+ROOMS = ("core", "sdf", "recipes", "eval", "analysis", "slurm", "study")
+# What is interpolated here is quoted where it is made.
+CLEAN = ("rm -rf {files}",)
 
 
 def typed(tmp_path: Path) -> list[str]:
@@ -84,3 +91,30 @@ def test_a_python_without_the_packages_is_told_where_they_are() -> None:
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
     assert "no package yaml" in line and "make environment" in line
+
+
+def test_paths_in_printed_commands_are_quoted() -> None:
+    """`rm -rf my runs/x` would delete another folder."""
+    bare = re.compile(r"(?:\brm|rm -rf|\bcat|\bmv|study cell) \{(?!quote\(|shlex\.)[^}]*\}")
+    sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in sources
+        for match in bare.finditer(path.read_text(encoding="utf-8"))
+        if match[0] not in CLEAN
+    ]
+    assert found == []
+
+
+def test_a_cut_manifest_is_told_with_a_cure_that_can_be_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", str(SMALL), "--runs", str(tmp_path / "my runs")]
+    first = next(iter(in_order(analysis(load_study(SMALL)))))
+    manifest = create_cell_dir(first, tmp_path / "my runs/small") / "manifest.json"
+    manifest.write_text('{"identity": "')
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(manifest) in line and f"rm {shlex.quote(str(manifest))} and run" in line
+    manifest.unlink()
+    assert main(words) == 0

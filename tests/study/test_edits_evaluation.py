@@ -52,7 +52,7 @@ def test_an_evaluation_reads_the_check_of_the_corpus_that_its_checkpoint_was_tra
         trained = cell.inputs["checkpoint"].name.partition("-")[2].partition("-")[0]
         check = cell.inputs.get("contamination")
         assert (check.inputs["documents"].name if check else "") == trained.replace("s0", "")
-        assert cell.resources.get("corpus", "") == trained.replace("s0", "")
+        assert cell.resources.get("corpus", {}).get("name", "") == trained.replace("s0", "")
         if check:
             assert list(check.settings["files"].values()) == [
                 digest for name, digest in cell.settings["files"].items() if name != "dimensions"
