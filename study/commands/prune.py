@@ -51,7 +51,8 @@ def prune(args: argparse.Namespace) -> int:
             "them again (the same bytes on the same machine)."
         )
     if not args.delete:
-        print(f"nothing was removed; python -m study prune {typed} --delete does it")
+        orphans = " --orphans" if args.orphans else ""
+        print(f"nothing was removed; python -m study prune {typed}{orphans} --delete does it")
     return 1 if refused else 0
 
 

@@ -57,33 +57,65 @@ def replaced(cells: list[Cell], base: Path, profile: Any = None) -> list[Replace
         base: The study's folder.
         profile: The cluster profile (slurm.profile) that tells how many GPUs a job holds.
     """
-    used = {cell.identity for cell in cells}
+    waiting = [
+        cell for cell in cells if cell.stage != ANALYSIS and not read_manifest(base / cell.relpath)
+    ]
+    unused = _unused(waiting, cells, base)
     rows = []
-    for cell in cells:
-        if cell.stage == ANALYSIS or read_manifest(base / cell.relpath):
-            continue
-        if former := _former(cell, base, used):
-            rows.append(_compare(cell, *former, base, profile))
-    return rows
+    renamed = []
+    for cell in waiting:
+        same_name = [old for old in unused if old.label == (cell.stage, cell.name)]
+        if same_name:
+            rows.append(_compare(cell, max(same_name, key=lambda old: old.ended), base, profile))
+        else:
+            renamed.append(cell)
+    # Of cells whose name the study no longer has, each goes with the new cell that is most like it.
+    names = {(cell.stage, cell.name) for cell in cells}
+    gone = [old for old in unused if old.label not in names]
+    for cell in renamed:
+        # A few: each comparison reads a file, and a stage can have hundreds of cells.
+        alike = [old for old in gone if old.label[0] == cell.stage][:20]
+        if alike:
+            rows.append(min((_compare(cell, old, base, profile) for old in alike), key=_distance))
+            gone.remove(next(old for old in alike if rows[-1].former == old.relpath))
+    order = {cell.identity: position for position, cell in enumerate(cells)}
+    return sorted(rows, key=lambda row: order[row.cell.identity])
 
 
-def _former(cell: Cell, base: Path, used: set[str]) -> tuple[Path, dict[str, Any]] | None:
-    """The folder and manifest of the last finished cell with this stage and name.
+@dataclass(frozen=True)
+class _Finished:
+    """A finished cell of the study's folder that the study does not use, under whatever name."""
 
-    Cells that the study still uses, under whatever name, are not replaced.
-    """
-    candidates = []
-    for folder in (base / cell.stage).glob(f"{cell.name}-????????"):
-        manifest = read_manifest(folder)
-        if manifest and manifest["name"] == cell.name and manifest["identity"] not in used:
-            candidates.append((folder, manifest))
-    return max(candidates, key=lambda pair: str(pair[1]["ended"]), default=None)
+    relpath: str
+    manifest: dict[str, Any]
+
+    @property
+    def label(self) -> tuple[str, str]:
+        return self.manifest["stage"], self.manifest["name"]
+
+    @property
+    def ended(self) -> str:
+        return str(self.manifest["ended"])
 
 
-def _compare(
-    cell: Cell, folder: Path, manifest: dict[str, Any], base: Path, profile: Any
-) -> Replaced:
-    config = read_config(folder)
+def _unused(waiting: list[Cell], cells: list[Cell], base: Path) -> list[_Finished]:
+    """The unused finished cells of the stages of `waiting`."""
+    used = {cell.identity for cell in cells}
+    found = []
+    for stage in sorted({cell.stage for cell in waiting}):
+        for folder in sorted((base / stage).glob("*-????????")):
+            manifest = read_manifest(folder)
+            if manifest and manifest["identity"] not in used:
+                found.append(_Finished(str(folder.relative_to(base)), manifest))
+    return found
+
+
+def _distance(row: Replaced) -> int:
+    return len(row.settings) + len(row.inputs)
+
+
+def _compare(cell: Cell, old: _Finished, base: Path, profile: Any) -> Replaced:
+    config, manifest = read_config(base / old.relpath), old.manifest
     before = {role: source["identity"] for role, source in config["inputs"].items()}
     now = {role: source.identity for role, source in cell.inputs.items()}
     labels = {role: f"{source.stage} {source.name}" for role, source in cell.inputs.items()}
@@ -92,7 +124,7 @@ def _compare(
     hours = (ended - started).total_seconds() / 3600
     return Replaced(
         cell,
-        str(folder.relative_to(base)),
+        old.relpath,
         tuple(differing_keys(config["settings"], cell.settings)),
         tuple(labels.get(role, role) for role in roles),
         manifest["counts"].get("cost", 0.0),

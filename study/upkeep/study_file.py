@@ -55,6 +55,7 @@ def _differences(last: Cell, published: set[str], rows: list[Row]) -> Iterator[s
     """A text for each kind of difference, with the first cell that has it."""
     made = {(row["stage"], row["config"].get("name")): row["config"] for row in rows}
     planned = {(cell.stage, cell.name) for cell in expand.in_order(last)}
+    used = {cell.identity for cell in expand.in_order(last)}
     names: dict[str, list[str]] = defaultdict(list)  # by what differs, in the order of the work
     for cell in expand.in_order(last):
         if cell.identity in published:
@@ -66,7 +67,8 @@ def _differences(last: Cell, published: set[str], rows: list[Row]) -> Iterator[s
         elif keys := ", ".join(differing_keys(config["settings"], settings)):
             names[keys].append(f"{cell.stage} {cell.name}")
     for row in rows:
-        if (row["stage"], row["config"].get("name")) not in planned:
+        label = row["stage"], row["config"].get("name")
+        if label not in planned and _identity(row) not in used:
             names["no longer in the study"].append(f"{row['stage']} {row['config'].get('name')}")
     for what, cells in names.items():
         more = f" and {len(cells) - 1} more" if cells[1:] else ""

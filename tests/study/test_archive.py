@@ -299,7 +299,7 @@ def test_a_study_without_results_is_refused_with_the_command_that_makes_them(bas
         f"{place}: is not finished, but the published results need it; run the study again",
     )
     shutil.rmtree(results(base))
-    with pytest.raises(UserError, match="results/small: holds no results; python -m study report"):
+    with pytest.raises(UserError, match="results/small: holds no results; publish them again: "):
         make(base)
 
 

@@ -68,6 +68,18 @@ def test_a_cell_that_the_study_still_uses_is_not_replaced(base: Path) -> None:
     assert not replaced(cells_of(*swapped), base)
 
 
+def test_a_renamed_cell_with_other_settings_is_replaced_too(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "renamed.yaml"
+    path.write_text(SMALL.read_text().replace("ahb", "anima_x"))
+    assert not replaced(in_order(analysis(load_study(path))), base), "a name is a label"
+    change = ["benchmarks.anima_x.temperature=0.25"]
+    rows = replaced(in_order(analysis(load_study(path, None, change))), base)
+    answers = [row for row in rows if row.cell.stage == "generate"]
+    assert len(answers) == len({row.former for row in answers}) == 4
+    assert {row.settings for row in answers} == {("sampling.temperature",)}
+    assert all("generate/ahb-" in row.former for row in answers)
+
+
 def test_plan_lists_them(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(SMALL), "--runs", str(base.parent)]
     words += ["--set", "corpora.animal.temperature=0.5"]

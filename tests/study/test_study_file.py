@@ -1,6 +1,7 @@
 """The results are compared with the study file as it is now, and keep the one they were made of."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,23 @@ def test_verify_and_archive_refuse_an_edited_study_file(
     packed = members(Path(archive))
     assert yaml.safe_load(packed["small/study/study.yaml"])["seeds"] == [0]
     assert packed["small/study/study.yaml"] == packed["small/results/study.yaml"]
+
+
+def test_a_renamed_benchmark_leaves_no_cell_out(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "renamed.yaml"
+    path.write_text(SMALL.read_text().replace("ahb", "anima_x"))
+    (difference,) = differences(base, path)
+    assert difference.startswith("analysis small: ")
+
+
+def test_archive_refuses_results_that_were_edited(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = shutil.copytree(base.parent, tmp_path / "my runs", symlinks=True)
+    shutil.copytree(results(base), results(runs / "small"))
+    table = results(runs / "small") / "tables/scores.tex"
+    table.write_text("edited")
+    archive = tmp_path / "a.tar.gz"
+    assert cli.main(["archive", str(SMALL), str(archive), "--runs", str(runs)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(table) in line and "was edited" in line and not archive.exists()
