@@ -116,8 +116,8 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
     return value, lines, duplicates
 
 
-def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """The value of a YAML text, and its node. `where`: the text's name in an error.
+def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
+    """The value of a YAML text, and its node. `source`: the text's name in an error.
 
     Raises:
         UserError: The text is not YAML, or has what JSON cannot hold: a key that is a list or
@@ -125,7 +125,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
     """
     try:
         node = yaml.compose(text, YamlLoader)
-        _refuse_tags(node, where)
+        _refuse_tags(node, source)
         return yaml.load(text, YamlLoader), node
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -133,22 +133,22 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         if isinstance(error, RecursionError):
             what = "an anchor contains itself"
         raise UserError(
-            where=f"{where}:{mark.line + 1}" if mark else where,
+            where=f"{source}:{mark.line + 1}" if mark else source,
             what=f"not valid YAML: {what}",
             fix="correct it; put a text that holds {, [, # or : in quotes",
         ) from None
 
 
-def _refuse_tags(node: yaml.Node | None, where: str) -> None:
+def _refuse_tags(node: yaml.Node | None, source: str) -> None:
     """Raise UserError at a tag that a person wrote, and at a key that is no text or number."""
     if node is None:
         return
-    location = f"{where}:{node.start_mark.line + 1}"
+    location = f"{source}:{node.start_mark.line + 1}"
     if node.tag not in _TAGS:
         raise UserError(where=location, what=f"has the tag {node.tag!r}", fix="remove the tag")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_tags(item, where)
+            _refuse_tags(item, source)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -157,8 +157,8 @@ def _refuse_tags(node: yaml.Node | None, where: str) -> None:
                     what="a list or mapping is used as a key",
                     fix="put what is in {{ }} or [ ] in quotes, or replace it by its value",
                 )
-            _refuse_tags(key, where)
-            _refuse_tags(value, where)
+            _refuse_tags(key, source)
+            _refuse_tags(value, source)
 
 
 def validate(kind: type[T], raw: Any) -> T:

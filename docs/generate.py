@@ -185,12 +185,10 @@ def forecast() -> str:
             f"{whole['gpu_hours']:,.1f}",
             f"{whole['cpu_hours']:,.0f}",
         ]
-        rows.append(
-            [*row, f"{whole['calls']:,.0f}", f"{whole['cost']:,.2f}", f"{whole['disk_gb']:,.0f}"]
-        )
-    return markdown(
-        rows, ["study", "cells", "GPU-hours", "CPU-hours", "API calls", "API cost, $", "disk, GB"]
-    )
+        disk = f"{totals['peak_gb']:,.0f}", f"{whole['disk_gb']:,.0f}"
+        rows.append([*row, f"{whole['calls']:,.0f}", f"{whole['cost']:,.2f}", *disk])
+    headers = ["study", "cells", "GPU-hours", "CPU-hours", "API calls", "API cost, $"]
+    return markdown(rows, [*headers, "disk at most, GB", "at the end"])
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -99,7 +99,7 @@ class Corpus:
     writer: str | None = None
     """Endpoint that writes the documents."""
     path: str | None = None
-    """Existing corpus: a JSONL, Parquet or CSV file with one document a row."""
+    """Existing corpus: a JSONL, JSON, Parquet or CSV file with one document a row."""
     hub: str | None = None
     """Existing corpus: a data set on the Hugging Face Hub; needs `revision`."""
     revision: Commit | None = None
@@ -115,7 +115,7 @@ class Corpus:
     `matched_to` has. The tokenizer is that of the arms that train on the corpus; where they have
     several, the one with the smallest hash."""
     tolerance: Share = 0.01
-    """Largest relative difference in tokens from `tokens` or from the matched corpus."""
+    """Largest relative shortfall of tokens below `tokens` or below the matched corpus."""
     temperature: Temperature = 1.0
     """Sampling temperature of the writer."""
     max_tokens: Count = 2500

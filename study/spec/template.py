@@ -4,8 +4,9 @@
 """
 
 import string
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -69,9 +70,9 @@ def template_problems(name: str) -> tuple[Problem, ...]:
             for key in prompts
             if not getattr(template, key)
         ]
-        known = SHARED | template.slots.keys() | ({"question"} if template.forms else set())
+        placeholders = SHARED | template.slots.keys() | ({"question"} if template.forms else set())
         for key in ("prompt", "asker", "answerer"):
-            for what, fix in _prompt_mistakes(getattr(template, key) or "", known):
+            for what, fix in _prompt_mistakes(getattr(template, key) or "", placeholders):
                 problems.append(located(path, (key,), what, lines, fix))
         problems += [
             located(path, ("slots", slot), "is a slot of all templates", lines, "rename it")
@@ -80,10 +81,11 @@ def template_problems(name: str) -> tuple[Problem, ...]:
     return tuple(in_file_order(problems))
 
 
-def _prompt_mistakes(prompt: str, known: Any) -> list[tuple[str, str]]:
+def _prompt_mistakes(prompt: str, placeholders: Collection[str]) -> list[tuple[str, str]]:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(prompt)} - {None}
     except ValueError as error:
         return [(f"unmatched brace ({error})", "write a literal brace twice")]
-    fix = f"use one of {', '.join(sorted(known))}"
-    return [(f"unknown placeholder {{{name}}}", fix) for name in sorted(map(str, fields - known))]
+    fix = f"use one of {', '.join(sorted(placeholders))}"
+    unknown = sorted(str(field) for field in fields if field not in placeholders)
+    return [(f"unknown placeholder {{{name}}}", fix) for name in unknown]

@@ -101,13 +101,13 @@ class _Finished:
 def _unused(waiting: list[Cell], cells: list[Cell], base: Path) -> list[_Finished]:
     """The unused finished cells of the stages of `waiting`."""
     used = {cell.identity for cell in cells}
-    found = []
+    unused = []
     for stage in sorted({cell.stage for cell in waiting}):
         for folder in sorted((base / stage).glob("*-????????")):
             manifest = read_manifest(folder)
             if manifest and manifest["identity"] not in used:
-                found.append(_Finished(str(folder.relative_to(base)), manifest))
-    return found
+                unused.append(_Finished(str(folder.relative_to(base)), manifest))
+    return unused
 
 
 def _distance(row: Replaced) -> int:
