@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
 from study.commands import (
     archive,
@@ -46,6 +46,8 @@ COMMANDS = (
     cell,
 )
 _WITHOUT_STUDY = (doctor, cell)  # they declare their own arguments, all of them
+# Errors of a file that isn't what the study says.
+_UNREADABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 # Errors of a folder that can't be written to.
 _UNWRITABLE = (
     errno.EACCES,
@@ -72,14 +74,31 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        problem = _file_problem(error, getattr(args, "runs", ROOT / "runs"))
+        if problem is None:
             raise
-        fix = "choose another folder with --runs, or make room"
-        print(f"error: {error.filename}: {error.strerror}; {fix}", file=sys.stderr)
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, the same command continues", file=sys.stderr)
         return 130
+
+
+def _file_problem(error: OSError, runs: Path) -> Problem | None:
+    """What a user can do about a file that can't be read or written; None: nothing."""
+    if error.errno not in (*_UNREADABLE, *_UNWRITABLE):
+        return None
+    if error.filename is None:
+        return Problem("the output", str(error.strerror), "make room where it is written to")
+    file = Path(os.fsdecode(error.filename))
+    is_ours = file.absolute().is_relative_to(runs.absolute())
+    if error.errno in _UNREADABLE and not is_ours:
+        fix = "correct the path where the study names it"
+    elif error.errno in _UNWRITABLE:
+        fix = "choose another folder with --runs, or make room"
+    else:
+        return None
+    return Problem(str(file), str(error.strerror), fix)
 
 
 def _parser() -> argparse.ArgumentParser:

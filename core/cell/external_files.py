@@ -150,4 +150,8 @@ def _differing(now: dict[str, str], before: dict[str, str]) -> list[str]:
 
 def _changed(path: Path, since: str) -> Problem:
     what = f"{'changed' if path.exists() else 'is gone'} since {since}"
-    return Problem(str(path), what, "run the study again: other content makes other cells")
+    fix = (
+        "run the study again: other content makes other cells; where it makes the same, bring "
+        "the file back or use another runs folder (--runs)"
+    )
+    return Problem(str(path), what, fix)

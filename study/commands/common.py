@@ -4,6 +4,7 @@ The study and its arguments as typed, checks before anything runs, the results t
 """
 
 import argparse
+import math
 import os
 import shlex
 from collections import Counter
@@ -38,6 +39,22 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"make finished cells again with changed settings, even where they took over {limits}",
     )
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts, such as `--jobs`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def seconds(text: str) -> float:
+    """The type of an option that is a time to wait."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait")
+    return number
 
 
 def load(args: argparse.Namespace) -> tuple[Study, Path]:

@@ -17,6 +17,7 @@ from study.commands.common import (
     BUDGET_HELP,
     load,
     parallel_plans,
+    positive,
     shown_names,
     study_args,
 )
@@ -42,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layout",
-        type=int,
+        type=positive,
         nargs="+",
         metavar="GPUS",
         help="shards, memory and rows of the trainings on so many GPUs",
     )
     parser.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="for --layout (8)"
+        "--gpus-per-node", type=positive, default=8, metavar="N", help="for --layout (8)"
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 

@@ -13,6 +13,7 @@ from study.commands.common import (
     add_start_arguments,
     check_before_start,
     load,
+    positive,
     show_results,
     unfinished,
     unlink_moved,
@@ -23,7 +24,7 @@ from study.spec import expand
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=positive,
         metavar="N",
         help="processes at a time (default: a core each, if the memory is enough)",
     )
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     unlink_moved(cells, base)
     if todo := unfinished(cells, base):
         check_before_start(args, study, base, cells, todo)
-        jobs = default_jobs() if args.jobs is None else max(1, args.jobs)
+        jobs = args.jobs or default_jobs()
         done = len(cells) - len(todo)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time"
         print(f"study {study.study}: {counts}, in {base}", flush=True)

@@ -20,7 +20,7 @@ from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.files import locked
-from study.commands.common import load, shown_names, study_args
+from study.commands.common import load, seconds, shown_names, study_args
 from study.spec import expand
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch",
-        type=float,
+        type=seconds,
         nargs="?",
         const=15,
         metavar="SECONDS",
@@ -73,7 +73,7 @@ def print_status(
         as_json: Print data once.
     """
     ends: dict[str, str] = {}
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None: started with it closed
     previous = None
     try:
         while True:

@@ -18,7 +18,8 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.files import fingerprints, sha256
 
-MIDDLE = 3 * 2**19  # of a file of 3 MiB: fingerprints read the first and the last
+SIZE = 16 * 2**20
+MIDDLE = SIZE // 2 + 40_000  # fingerprints read 16 KiB of each 64 KiB of such a file
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def weights(tmp_path: Path) -> Path:
     """A model folder."""
     folder = tmp_path / "llama"
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"w" * 3 * 2**20)
+    (folder / "model.safetensors").write_bytes(b"w" * SIZE)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import Problem, UserError
-from core.files import locked, read_rows
+from core.files import fingerprints, locked, read_rows
 
 ROWS = [{"text": f"Document {i} \u2028 speaks of \u0085 a hen."} for i in range(3)]
 
@@ -121,3 +121,14 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path, held_shared: bool) -> None:
         assert held
     with locked(path, wait=False) as held:
         assert held
+
+
+def test_fingerprints_tell_a_checkpoint_with_merged_adapters(tmp_path: Path) -> None:
+    """Its embeddings at the start of the file, and the norm at its end, are those of the start."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(2**24))
+    before = fingerprints(str(tmp_path))
+    with open(weights, "r+b") as file:
+        file.seek(2**23)
+        file.write(b"w" * 2**17)  # one small projection
+    assert fingerprints(str(tmp_path)) != before

@@ -118,3 +118,40 @@ def test_a_cut_manifest_is_told_with_a_cure_that_can_be_typed(
     assert str(manifest) in line and f"rm {shlex.quote(str(manifest))} and run" in line
     manifest.unlink()
     assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("models.base={path: docs}", "docs/tokenizer.json"),
+        ("models.base={path: README.md}", "README.md/tokenizer.json"),
+        ("sft.data=recipes/data", "recipes/data"),
+        ("benchmarks.ahb.labels=README.md", "README.key.json"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_line(
+    override: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(SMALL), "--runs", str(tmp_path), "--set", override]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and named in line and "the study names it" in line
+
+
+@pytest.mark.parametrize(
+    "words", ["run --jobs 0", "status --watch -1", "status --watch nan", "plan --layout 0"]
+)
+def test_numbers_that_count_nothing_are_refused(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *options = words.split()
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(SMALL), *options])
+    assert ended.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+@pytest.mark.multiprocess
+def test_status_goes_without_an_output(tmp_path: Path) -> None:
+    status = [sys.executable, "-m", "study", "status", str(SMALL), "--runs", str(tmp_path)]
+    command = f"{shlex.join(status)} >&-"
+    ran = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")

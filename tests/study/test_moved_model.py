@@ -76,11 +76,11 @@ def test_a_model_that_only_its_middle_tells_from_the_former_is_no_moved_one(
     tmp_path: Path, here: Path
 ) -> None:
     base, there = tmp_path / "runs/s", tmp_path / "there"
-    (here / "w.safetensors").write_bytes(b"w" * 3 * 2**20)
+    (here / "w.safetensors").write_bytes(b"w" * 2**24)
     run_cell(create_cell_dir(model_of(here), base))
     shutil.copytree(here, there)
     with open(there / "w.safetensors", "r+b") as file:
-        file.seek(3 * 2**19)
+        file.seek(2**23 + 40_000)
         file.write(b"x")
     moved = model_of(there)
     with pytest.raises(UserError, match=f"{there}/w.safetensors: changed since"):
