@@ -10,6 +10,7 @@ from typing import Any
 
 from core.paths import ROOT, resolve
 from core.strict_yaml import KeyPath, did_you_mean
+from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
 from study.spec.template import template_problems
 
@@ -262,6 +263,12 @@ def _templates() -> list[str]:
     return sorted(path.stem for path in files if path.stem != "slots")
 
 
+def task_names(raw: Mapping) -> list[str]:
+    """The tasks that exist and that a benchmark of the file names."""
+    named = {str(bench.get("task")) for bench in _named(raw, "benchmarks").values()}
+    return sorted(name for name in named if (ROOT / f"eval/benchmarks/{name}.yaml").is_file())
+
+
 def template_names(raw: Mapping) -> list[str]:
     """The templates that exist and that a corpus of the file names."""
     named = {str(corpus.get("template")) for corpus in _named(raw, "corpora").values()}
@@ -325,6 +332,8 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
             (*at, "task"), f"there is no task {task!r}{hint}", f"valid: {', '.join(valid)}"
         )
         return [mistake] if isinstance(task, str) else []
+    if declaration_problems(task):
+        return []  # `load_study` reports them
     declared = yaml_once(f"eval/benchmarks/{task}.yaml")
     mistakes: Mistakes = []
     options = [*declared["files"]]

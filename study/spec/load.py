@@ -8,7 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Problem, UserError
 from core.strict_yaml import explain, in_file_order, located, parse_yaml, read_yaml, validate
-from study.spec.checks import references, template_names
+from study.spec.checks import references, task_names, template_names
+from study.spec.declaration import declaration_problems
 from study.spec.schema import Study
 from study.spec.template import template_problems
 
@@ -36,6 +37,7 @@ def load_study(
         problems += explain(path, error, Study, lines)
     problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
+    problems += [problem for name in task_names(raw) for problem in declaration_problems(name)]
     if problems or study is None:
         raise UserError.of(in_file_order(problems))
     return study
