@@ -354,9 +354,12 @@ def _failure(group: list[Row], blocked: int) -> list[str]:
     """The lines about failing cells with the same cause. `blocked`: the cells that they block."""
     row, *others = group
     job = f", job {row['job']}" if "job" in row else ""
-    cause = row.get("cause", "cause not known")
+    # An error of the kit's own says what to do, at its end.
+    errors = [line for line in row["last_lines"] if line.startswith("error: ")]
+    cause = row.get("cause", "see the error" if errors else "cause not known")
     lines = [f"{row['state']}: {row['stage']} {row['cell']}{job}: {cause}"]
-    lines += [f"  | {line[:WIDTH]}" for line in row["last_lines"]]
+    for line in dict.fromkeys(row["last_lines"]):
+        lines.append(f"  | {line if line in errors else line[:WIDTH]}")
     if "log" in row:
         log = Path(row["log"])
         path = os.path.relpath(log) if log.is_relative_to(Path.cwd()) else log

@@ -18,6 +18,7 @@ from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.log import log_to
 from core.cell.run import run_cell
+from core.errors import UserError
 from core.stages import STAGE_INFO
 from study.commands.status import look, print_status, show
 
@@ -116,6 +117,15 @@ def raising(error: Exception) -> Stage:
 @pytest.fixture
 def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path / "s")
+
+
+def test_an_error_of_the_kit_is_shown_with_its_cure_and_once(runner: Runner) -> None:
+    cure = "to make it anew: rm -rf " + "/a/long/path" * 20
+    for _ in range(2):
+        runner.fail((DOCUMENTS[0], UserError(where="model", what="is cut short", fix=cure)))
+    text = show(look(CELLS, runner.base, "s.yaml"))
+    assert "documents a: see the error" in text
+    assert text.count(f"  | error: model: is cut short; {cure}\n") == 1
 
 
 def test_a_study_from_nothing_to_its_end(runner: Runner) -> None:
