@@ -7,6 +7,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.stages import STAGES
 from study.spec import expand
 from study.spec.schema import Study
 from study.upkeep.provenance import Row
@@ -66,7 +67,8 @@ def _differences(last: Cell, published: set[str], rows: list[Row]) -> Iterator[s
             names["not in the results"].append(f"{cell.stage} {cell.name}")
         elif keys := ", ".join(differing_keys(config["settings"], settings)):
             names[keys].append(f"{cell.stage} {cell.name}")
-    for row in rows:
+    by_name = sorted(rows, key=lambda row: str(row["config"].get("name")))
+    for row in sorted(by_name, key=lambda row: STAGES.index(row["stage"])):
         label = row["stage"], row["config"].get("name")
         if label not in planned and _identity(row) not in used:
             names["no longer in the study"].append(f"{row['stage']} {row['config'].get('name')}")
