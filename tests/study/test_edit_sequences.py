@@ -37,6 +37,7 @@ def follow(steps: list[tuple[str, int, int | None]]) -> None:
             study.run()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=CHECKS)
 @given(SEQUENCE)
 def test_any_sequence_of_edits_ends_as_a_fresh_run(
@@ -52,6 +53,7 @@ def test_two_thousand_sequences(steps: list[tuple[str, int, int | None]]) -> Non
     follow(steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EDITS))
 def test_one_edit_alone_and_back(name: str) -> None:
     for n in range(2):
