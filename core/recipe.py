@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
@@ -12,11 +12,11 @@ from core.strict_yaml import (
     Count,
     Problems,
     Rate,
-    explain,
     in_file_order,
     located,
     read_yaml,
     validate,
+    validate_file,
 )
 
 # Fewer optimizer steps than this hardly move a model at a small learning rate.
@@ -217,10 +217,9 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
     """
     path = resolve(relative)
     raw, lines, mistakes = read_yaml(path)
-    try:
-        recipe = validate(kind, raw)
-    except ValidationError as error:
-        raise UserError.of(in_file_order(mistakes + explain(path, error, kind, lines))) from None
+    recipe, invalid = validate_file(path, raw, kind, lines)
+    if recipe is None:
+        raise UserError.of(in_file_order(mistakes + invalid))
     if isinstance(recipe, TinyLlama):
         prefix: tuple[str, ...] = ("pretrain",)
         problems = training_mistakes(recipe.pretrain)

@@ -167,6 +167,16 @@ def validate(kind: type[T], raw: Any) -> T:
     return TypeAdapter(kind).validate_json(json.dumps(raw))
 
 
+def validate_file(
+    path: Path, raw: Any, kind: type[T], lines: LineNumbers
+) -> tuple[T | None, list[Problem]]:
+    """`raw`, read from `path` by `read_yaml`, as this kind; or None and a problem per mistake."""
+    try:
+        return validate(kind, raw), []
+    except ValidationError as error:
+        return None, explain(path, error, kind, lines)
+
+
 def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) -> list[Problem]:
     """pydantic's errors as problems with file, line, key and what is valid.
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
 from core.stages import STAGE_INFO, Stage
-from core.strict_yaml import explain, in_file_order, located, read_yaml, validate
+from core.strict_yaml import in_file_order, located, read_yaml, validate_file
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -122,11 +122,8 @@ def load_profile(path: Path) -> Profile:
         raise UserError(
             where=str(path), what="must be a mapping with `stages:`", fix=f"copy one of {FOLDER}"
         )
-    try:
-        profile: Profile | None = validate(Profile, raw)
-    except ValidationError as error:
-        profile = None
-        mistakes += explain(path, error, Profile, lines)
+    profile, problems = validate_file(path, raw, Profile, lines)
+    mistakes += problems
     if profile and "default" not in profile.stages:
         what = "needs `default`, for stages not named"
         mistakes.append(located(path, ("stages",), what, lines))

@@ -6,7 +6,7 @@ eval/scorer.py and docs/evaluation.md say what each key does.
 from functools import lru_cache
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import Problem
@@ -15,11 +15,10 @@ from core.strict_yaml import (
     STRICT,
     Commit,
     did_you_mean,
-    explain,
     in_file_order,
     located,
     read_yaml,
-    validate,
+    validate_file,
 )
 
 # The files that a scorer reads: (needed, all). Any other scorer reads those of a judged benchmark.
@@ -62,11 +61,8 @@ def declaration_problems(task: str) -> tuple[Problem, ...]:
     """
     path = ROOT / f"eval/benchmarks/{task}.yaml"
     raw, lines, problems = read_yaml(path)
-    declared = None
-    try:
-        declared = validate(Declaration, raw)
-    except ValidationError as error:
-        problems += explain(path, error, Declaration, lines)
+    declared, mistakes = validate_file(path, raw, Declaration, lines)
+    problems += mistakes
     if declared:
         for key, what, fix in _mistakes(declared):
             problems.append(located(path, key, what, lines, fix))

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from core.errors import Problem, UserError
-from core.strict_yaml import explain, in_file_order, located, parse_yaml, read_yaml, validate
+from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
 from study.spec.checks import references, task_names, template_names
 from study.spec.declaration import declaration_problems
 from study.spec.schema import Study
@@ -30,11 +30,8 @@ def load_study(
         raw["seeds"] = seeds
     for override in overrides or []:
         _override(raw, override)
-    study: Study | None = None
-    try:
-        study = validate(Study, raw)
-    except ValidationError as error:
-        problems += explain(path, error, Study, lines)
+    study, mistakes = validate_file(path, raw, Study, lines)
+    problems += mistakes
     problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
     problems += [problem for name in task_names(raw) for problem in declaration_problems(name)]

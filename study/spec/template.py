@@ -8,12 +8,12 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import Problem
 from core.paths import ROOT
-from core.strict_yaml import STRICT, explain, in_file_order, located, read_yaml, validate
+from core.strict_yaml import STRICT, in_file_order, located, read_yaml, validate_file
 
 Words = list[str]
 # Placeholders of every prompt, beside the slots of the template itself and {question}.
@@ -58,11 +58,8 @@ def template_problems(name: str) -> tuple[Problem, ...]:
     """
     path = ROOT / f"sdf/templates/{name}.yaml"
     raw, lines, problems = read_yaml(path)
-    template = None
-    try:
-        template = validate(Template, raw)
-    except ValidationError as error:
-        problems += explain(path, error, Template, lines)
+    template, mistakes = validate_file(path, raw, Template, lines)
+    problems += mistakes
     if template:
         prompts = ("asker", "reply", "answerer") if template.forms else ("prompt",)
         problems += [
