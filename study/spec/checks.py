@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.paths import ROOT, resolve
+from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
@@ -273,6 +274,20 @@ def template_names(raw: Mapping) -> list[str]:
     """The templates that exist and that a corpus of the file names."""
     named = {str(corpus.get("template")) for corpus in _named(raw, "corpora").values()}
     return sorted(named & {*_templates()})
+
+
+def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
+    """The recipes that exist and that the file names, and what each is the recipe of."""
+    trainings = [_mapping(raw.get("midtrain")), _mapping(raw.get("sft"))]
+    trainings += [*_named(raw, "sfts").values(), *_named(raw, "arms").values()]
+    named: list[tuple[Any, type]]
+    named = [(training.get("recipe"), Training) for training in trainings]
+    named += [(model.get("make"), TinyLlama) for model in _named(raw, "models").values()]
+    return [
+        (path, kind)
+        for path, kind in dict.fromkeys(named)
+        if isinstance(path, str) and resolve(path).is_file()
+    ]
 
 
 def _endpoint(name: str, endpoint: Mapping) -> Mistakes:

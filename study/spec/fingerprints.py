@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core.errors import Problem, UserError
 from core.files import fingerprints, sha256
 from core.paths import resolve
 from core.recipe import load_recipe
@@ -107,4 +108,15 @@ def yaml_once(path: str) -> Any:
 
 
 load_recipe_once = lru_cache(load_recipe)
+
+
+def recipe_problems(path: str, kind: Any) -> tuple[Problem, ...]:
+    """Every mistake in a recipe (core.recipe's dataclass `kind`), with its file and line."""
+    try:
+        load_recipe_once(path, kind)
+    except UserError as error:
+        return error.problems
+    return ()
+
+
 fingerprint_once = lru_cache(fingerprints)

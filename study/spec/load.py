@@ -8,8 +8,10 @@ from pydantic import TypeAdapter
 
 from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
-from study.spec.checks import references, task_names, template_names
+from study.spec.checks import recipe_names, references, task_names, template_names
+from study.spec.claim_roles import role_mistakes
 from study.spec.declaration import declaration_problems
+from study.spec.fingerprints import recipe_problems
 from study.spec.schema import Study
 from study.spec.template import template_problems
 
@@ -32,7 +34,9 @@ def load_study(
         _override(raw, override)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
-    problems += [located(path, m.at, m.what, lines, m.fix) for m in references(raw)]
+    mistakes_in_names = [*references(raw), *role_mistakes(raw)]
+    problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
+    problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
     problems += [problem for name in task_names(raw) for problem in declaration_problems(name)]
     if problems or study is None:

@@ -11,7 +11,7 @@ import yaml
 from core.cell.identity import Cell
 from study.commands.common import shown_names
 from study.forecast import training_cost
-from tests import edits
+from tests import edits, paper_edits
 from tests.edits import EDITS, Edit, Raw, renamed, reversed_order, setting
 
 
@@ -34,6 +34,11 @@ def test_an_edit_makes_no_more_cells_new_than_it_changes(
     base: Raw, finished: Path, edit: Edit, right: int
 ) -> None:
     assert edits.count_new(base, edit, finished) == right
+
+
+@pytest.mark.nightly
+def test_an_edit_of_the_papers_study_makes_no_more_cells_new_than_it_changes() -> None:
+    assert paper_edits.main() == 0
 
 
 def cells_by_role(raw: Raw, runs: Path) -> list[tuple[dict[str, Any], Cell]]:

@@ -147,6 +147,40 @@ def test_a_control_whose_own_slot_has_other_values_is_a_mistake_of_the_file(
     assert "corpora.urban.template: its slot 'subject' has other values than in animal" in line
 
 
+def test_mistakes_of_all_recipes_are_shown_with_those_of_the_file(tmp_path: Path) -> None:
+    changes: dict[str, object] = {"seeds": []}
+    for stage, recipe in (("midtrain", "tiny_midtrain"), ("sft", "tiny_sft")):
+        text = (ROOT / f"recipes/{recipe}.yaml").read_text()
+        (tmp_path / f"{stage}.yaml").write_text(f"{text}\nlearning: 1\nepoch: 2\n")
+        changes[stage] = {"recipe": str(tmp_path / f"{stage}.yaml")}
+    toy = (ROOT / "recipes/tiny_llama.yaml").read_text()
+    (tmp_path / "toy.yaml").write_text(f"{toy}\nsize: 1\n")
+    changes["models"] = {"base": {"make": str(tmp_path / "toy.yaml")}}
+    lines = mistakes(spoiled(tmp_path, **changes))
+    for name, count in (("midtrain", 2), ("sft", 2), ("toy", 1)):
+        assert sum(f"{name}.yaml:" in line for line in lines) == count, lines
+    assert any("should have at least 1 item" in line for line in lines)
+
+
+def test_claim_roles_are_roles_of_the_claims_and_names_of_the_file() -> None:
+    overrides = [
+        "claim_roles.animl=animal",
+        "claim_roles.animal=animall",
+        "claim_roles.urban=3",
+        "claim_roles.anima_margin=ahb",
+        "claim_roles.anima=ahb",
+    ]
+    lines = mistakes(TINY, overrides)
+    assert len(lines) == 4
+    for words in (
+        "no claim has this role (did you mean animal?)",
+        "there is no arm 'animall' (did you mean animal?)",
+        "3: should be a name of arms",
+        "'ahb': should be a number",
+    ):
+        assert sum(words in line for line in lines) == 1, (words, lines)
+
+
 def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:
     found = mistakes(TINY, ["corpora.animal.matched_to=urban"])
     assert any("animal -> urban -> animal" in line for line in found)

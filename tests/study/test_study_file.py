@@ -81,7 +81,7 @@ def test_a_file_that_the_study_names_is_compared_too(base: Path, tmp_path: Path)
     assert "sft base-animal-s0-d80 and 1 more: recipe.lr" in differences(
         base, SMALL, f"sft.recipe={recipe}"
     )
-    recipe.write_text("epochs: 1")
+    recipe.write_text((ROOT / "tests/small/midtrain.yaml").read_text())
     load_recipe_once.cache_clear()
     assert "can't be planned" in differences(base, SMALL, f"sft.recipe={recipe}")[0]
 
