@@ -60,6 +60,8 @@ def _arm_order(row: Row) -> tuple[Any, ...]:
 def contrast_bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[Row]:
     """One row per declared contrast, benchmark, judge and SFT dose that both arms have.
 
+    A contrast of two doses has one row for both: `dose` of the treatment, `control_dose`.
+
     Numbers are treatment minus control in score units. `estimate` is as graded, over the questions
     graded in both arms. `low` is the treatment with all its missing grades failed minus the
     control with all of its passed, `high` the other way round, both over all `questions` that
@@ -72,8 +74,14 @@ def contrast_bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[
     rows = []
     for contrast in contrasts:
         treatment, control = (
-            means[means["arm"] == arm].drop(columns="arm") for arm in contrast.arms
+            means[means["arm"] == arm].drop(columns="arm").assign(of_dose=means["dose"])
+            for arm in contrast.arms
         )
+        if contrast.doses is not None:
+            # Rows are paired by a dose that both sides have: here that of the treatment.
+            first, second = contrast.doses
+            treatment = treatment[treatment["dose"] == first]
+            control = control[control["dose"] == second].assign(dose=first)
         keys = ["benchmark", "judge", "dose", "question"]
         paired = treatment.merge(control, on=keys, suffixes=("", "_control"))
         paired = paired[paired["benchmark"].isin(contrast.benchmarks)]
@@ -86,6 +94,7 @@ def contrast_bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[
                     "benchmark": benchmark,
                     "judge": judge,
                     "dose": int(dose),
+                    "control_dose": int(part["of_dose_control"].iloc[0]),
                     "questions": len(part),
                     "estimate": None if pd.isna(estimate) else float(estimate),
                     "low": float((part["low"] - part["high_control"]).mean()),

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from analysis.claim_arithmetic import published, published_difference
 from analysis.estimates import ALPHA, adjusted
 from analysis.headline import dummy_note
+from analysis.reference import Reference
 from analysis.rows import Results, Row
 
 ROLES = ("treatment", "control", "dose", "control_dose", "benchmark")
@@ -123,9 +122,10 @@ def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Matc
     row |= {key: contrast[key] for key in CONTRAST_KEYS}
     if contrast["estimate"] is None:
         return Match(row | {"verdict": "not run", "reason": contrast["reason"]})
-    if row["margin"] is not None and contrast["p"] is not None:
+    reference = Reference.of_row(contrast)
+    if row["margin"] is not None and reference is not None:
         distance = row["margin"] - abs(contrast["estimate"])
-        row["p_equivalence"] = float(stats.t.sf(distance / contrast["se"], contrast["df"]))
+        row["p_equivalence"] = reference.sf(distance / contrast["se"])
     return Match(row, contrast)
 
 

@@ -6,6 +6,7 @@ For each contrast: its change between SFT doses, its half-life, and the doses at
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
+from math import log
 
 import numpy as np
 import pandas as pd
@@ -73,16 +74,17 @@ def erosion_rows(means: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[Row
       paired, as checkpoints of one seed share their midtraining: differences within arm, seed and
       question are tested as two arms' scores are, so that the effect of a seed or question on both
       doses cancels. `p_holm` is over the family's changes, with p = 1 where there is no test.
-    - `half`, `zero`, `margin`: the `dose` at which the advantage first falls to half of the first
-      dose's, to none, to the margin, and the doses it lies `between`. The advantage is taken as
-      linear between neighbouring doses: a log-linear one has no place for dose 0 or an advantage
-      of 0, and one rule has to serve all three. If it decays at a constant rate, the dose is too
-      high, though within its bracket. Only cells with all doses count.
-      `low`, `high`: the first and the last dose at which the two-way test at 5 % does not tell the
-      advantage from that level (half: of the same seeds and questions). This is Fieller's interval
-      (J. R. Stat. Soc. B 16, 1954), over seeds and question scenarios, without random numbers;
-      resampling so few seeds gives too narrow a one. None: an end is not within the doses; nothing
-      is extrapolated.
+    - `half`, `zero`, `margin`: where the advantage first falls to half of the first dose's, to
+      none, to the margin. Two readings of the point: `dose` takes the advantage as linear between
+      neighbouring doses, `constant_rate` as decaying at a constant rate there (None for `zero` and
+      where the later advantage is not above 0). `between`: the two doses that the linear one lies
+      between. Only cells with all doses count.
+      `low`, `high`: trained doses. Where the two-way test at 5 % begins and ends not to tell the
+      linear advantage from that level is Fieller's interval (J. R. Stat. Soc. B 16, 1954); it is
+      rounded outward to trained doses, since between them the curve is not known: under an
+      exponential decay the unrounded interval covers the half-life in 0 to 5 % of studies where it
+      is shorter than the first step, the rounded one in 99 %. None: an end is not within the
+      doses; nothing is extrapolated.
 
     A value that doesn't exist is None, and `reason` says why.
     """
@@ -243,14 +245,31 @@ def crossing(curve: DoseCurve, share: float, level: float) -> Row:
         row["reason"] = "not within the doses trained"
     else:
         row["between"] = next([a, b] for a, b in pairwise(doses) if dose <= b)
+        row["constant_rate"] = _at_constant_rate(curve, row["between"], share, level)
     if np.isnan([lows, highs]).any():
         untested = next(test.reason for test in tests if test.low is None)
         return row | {"reason": row["reason"] or untested}
-    row["low"] = None if lows[0] <= 0 else _first_zero(grid, lows)
-    row["high"] = None if highs[-1] >= 0 else _first_zero(grid[::-1], -highs[::-1])
+    low = None if lows[0] <= 0 else _first_zero(grid, lows)
+    high = None if highs[-1] >= 0 else _first_zero(grid[::-1], -highs[::-1])
+    row["low"] = None if low is None else max(dose for dose in doses if dose <= low)
+    row["high"] = None if high is None else min(dose for dose in doses if dose >= high)
     if row["reason"] is None and None in (row["low"], row["high"]):
         row["reason"] = "an end of the interval is not within the doses trained"
     return row
+
+
+def _at_constant_rate(
+    curve: DoseCurve, between: list[int], share: float, level: float
+) -> float | None:
+    """The dose of a crossing if the advantage decays exponentially between two doses."""
+    ends = [curve.test({curve.doses.index(dose): 1.0}).estimate for dose in between]
+    start = curve.test({0: 1.0}).estimate
+    if start is None or None in ends:
+        return None
+    first, second, target = *map(float, ends), share * start + level
+    if not (0 < second < target <= first):
+        return None
+    return between[0] + (between[1] - between[0]) * log(first / target) / log(first / second)
 
 
 def _first_zero(x: np.ndarray, values: np.ndarray) -> float | None:
@@ -263,4 +282,5 @@ def _first_zero(x: np.ndarray, values: np.ndarray) -> float | None:
 
 
 def _no_crossing(reason: str | None) -> Row:
-    return {"dose": None, "low": None, "high": None, "between": None, "reason": reason}
+    keys = ("dose", "constant_rate", "low", "high", "between")
+    return dict.fromkeys(keys) | {"reason": reason}

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from analysis.reference import Reference
+
 ALPHA = 0.05
+NO_VARIATION = "the scores vary neither over seeds nor over questions: there is nothing to test"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class Estimate:
 
     A number that the data can't give is None, and `reason` says why. `seed_se`, `question_se` and
     `interaction_se` are the square roots of the three parts of the variance. `low` and `high` are
-    the ends of the 95 % interval. `seeds` has a number for each arm (0 for a fixed one).
+    the ends of the interval at the level of the test. `reference` is what `estimate` / `se` is
+    compared with, and `df` Satterthwaite's degrees of freedom. `seeds` has a number for each arm (0
+    for a fixed one), `seed_sds` the standard deviation over seeds of their means (None for fewer
+    than 2 seeds).
     """
 
     estimate: float | None = None
@@ -40,14 +47,16 @@ class Estimate:
     seed_se: float | None = None
     question_se: float | None = None
     interaction_se: float | None = None
+    reference: Reference | None = None
     seeds: tuple[int, ...] = ()
+    seed_sds: tuple[float | None, ...] = ()
     questions: int = 0
     clusters: int = 0
     left_out: int = 0
     reason: str | None = None
 
 
-def two_way(arms: Sequence[Arm], scenarios: np.ndarray) -> Estimate:
+def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) -> Estimate:
     """The mean of one arm, or the first arm's minus the second's, with its two-way variance.
 
     The estimate is the mean over questions of the difference between the arms' means over seeds.
@@ -58,21 +67,27 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray) -> Estimate:
 
     - seed part: variance over seeds of the seed means / seeds, summed over arms (arms train
       independently);
-    - question part: variance over scenarios of the paired difference / scenarios. Questions of one
-      scenario (translations, rewordings) are one cluster; with clusters of unequal size this is
-      the usual cluster-robust form with its C / (C - 1) correction;
-    - interaction part: mean square of what is left after seed and question means / (seeds x
-      questions), which the two other parts both contain.
+    - question part: the variance of the mean paired difference by the jackknife that leaves out
+      one scenario at a time. Questions of one scenario (translations, rewordings) are one cluster.
+      With scenarios of equal size it is their variance / scenarios; with one that dominates it is
+      larger, as it has to be;
+    - interaction part: the same jackknife of what is left after seed and question means, over seeds
+      x (seeds - 1), which the two other parts both contain.
 
     Sum and difference of parts as in Cameron, Gelbach and Miller, "Robust inference with multiway
     clustering", J. Bus. Econ. Stat. 29 (2011), with the mean squares of the two-way random-effects
     analysis of variance (Searle, Casella and McCulloch, "Variance Components", 1992), unbiased
     when the design is balanced. Clusters of questions: Miller, "Adding error bars to evals", arXiv
-    2411.00640. The test and interval use Student's t with the degrees of freedom of Satterthwaite,
+    2411.00640. Jackknife: Bell and McCaffrey, "Bias reduction in standard errors for linear
+    regression with multi-stage samples", Surv. Methodol. 28 (2002).
+
+    The test and interval (at `level`) use Student's t with the degrees of freedom of Satterthwaite,
     "An approximate distribution of estimates of variance components", Biometrics 2 (1946):
     variance^2 / sum over parts of part^2 / df(part), with seeds - 1 for each arm's seed part and
-    scenarios - 1 for the question part. Few seeds therefore widen the interval only as far as
-    seeds matter.
+    scenarios - 1 for the question part, or fewer where scenarios are of unequal size (Bell and
+    McCaffrey). Few seeds therefore widen the interval only as far as seeds matter. Where one side
+    alone has a seed part (a fixed checkpoint, a paired contrast, a single arm) these degrees of
+    freedom promise too much, and the quantile is that of Cochran and Cox (analysis.reference).
 
     A question without any grade in one arm leaves both arms (`left_out`). A grade that is missing
     in some seeds only is averaged over the others and counts as fitted (no residual).
@@ -86,10 +101,10 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray) -> Estimate:
         return Estimate(left_out=left_out, reason=reason)
     _, cluster = np.unique(scenarios[graded], return_inverse=True)
     clusters = int(cluster.max()) + 1
-    correction = clusters / (clusters - 1) if clusters > 1 else 0.0
 
     paired = np.zeros(questions)
     seed_parts = []
+    seed_sds: list[float | None] = []
     interaction_part = 0.0
     seeds = []
     for sign, arm in zip((1, -1), arms, strict=False):
@@ -98,23 +113,29 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray) -> Estimate:
         of_question = np.nanmean(scores, axis=0)
         paired = paired + sign * of_question
         seeds.append(0 if arm.fixed else len(scores))
+        seed_sds.append(None)
         if seeds[-1] < 2:
             continue
         # deviations from the question's mean: a seed that lost an easy question is no worse seed
         deviation = scores - of_question
         of_seed = np.nanmean(deviation, axis=1)
         of_seed -= of_seed.mean()
-        seed_parts.append((float(of_seed.var(ddof=1)) / len(scores), len(scores) - 1))
+        seed_variance = float(of_seed.var(ddof=1))
+        seed_parts.append((seed_variance / len(scores), len(scores) - 1))
+        seed_sds[-1] = seed_variance**0.5
         residual = np.nan_to_num(deviation - of_seed[:, None], nan=0.0)
-        summed = np.stack([np.bincount(cluster, row, clusters) for row in residual]) / questions
-        squares = correction * float((summed**2).sum())
+        squares = sum(_jackknife(row, cluster) for row in residual)
         interaction_part += squares / (len(scores) * (len(scores) - 1))
 
     estimate = float(paired.mean())
-    summed = np.bincount(cluster, paired - estimate, clusters) / questions
-    question_part = correction * float((summed**2).sum())
+    question_part = _jackknife(paired, cluster)
     result = Estimate(
-        estimate, seeds=tuple(seeds), questions=questions, clusters=clusters, left_out=left_out
+        estimate,
+        seeds=tuple(seeds),
+        seed_sds=tuple(seed_sds),
+        questions=questions,
+        clusters=clusters,
+        left_out=left_out,
     )
     if clusters > 1:
         result = replace(result, question_se=question_part**0.5)
@@ -133,14 +154,47 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray) -> Estimate:
     variance = max(seed_part + question_part - interaction_part, seed_part, question_part)
     se = variance**0.5
     if se < 1e-9:
-        reason = "the scores vary neither over seeds nor over questions: there is nothing to test"
-        return replace(result, reason=reason)
-    parts = [*seed_parts, (question_part, clusters - 1)]
+        return replace(result, reason=NO_VARIATION)
+    question_df = _jackknife_df(tuple(np.bincount(cluster).tolist()))
+    parts = [*seed_parts, (question_part, question_df)]
     df = variance**2 / sum(part**2 / part_df for part, part_df in parts)
-    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * se
+    one_sided = len(seed_parts) == 1
+    reference = Reference.of_parts(*parts) if one_sided else Reference(((1.0, df),))
+    half = reference.quantile(level) * se
     # a single mean is described, not tested against 0
-    p = float(2 * stats.t.sf(abs(estimate) / se, df)) if len(arms) > 1 else None
-    return replace(result, se=se, df=df, low=estimate - half, high=estimate + half, p=p)
+    p = reference.p(estimate / se) if len(arms) > 1 else None
+    interval = {"low": estimate - half, "high": estimate + half}
+    return replace(result, se=se, df=df, reference=reference, p=p, **interval)
+
+
+def _jackknife(values: np.ndarray, cluster: np.ndarray) -> float:
+    """The variance of the mean of `values` by leaving out one cluster at a time.
+
+    `cluster` numbers them from 0. 0.0 with one cluster.
+    """
+    sizes = np.bincount(cluster)
+    if len(sizes) < 2:
+        return 0.0
+    sums = np.bincount(cluster, values)
+    without = (values.sum() - sums) / (len(values) - sizes)
+    return float((len(sizes) - 1) / len(sizes) * ((without - values.mean()) ** 2).sum())
+
+
+@lru_cache
+def _jackknife_df(sizes: tuple[int, ...]) -> float:
+    """Satterthwaite's degrees of freedom of `_jackknife` for clusters of these sizes.
+
+    Values are taken as independent and of one variance, the working model of Bell and McCaffrey
+    (2002). Clusters - 1 where all are of one size; fewer where a few of them carry the mean.
+    """
+    if len(set(sizes)) == 1:
+        return len(sizes) - 1
+    n = np.array(sizes, float)
+    # The deviations of the means without a cluster, as a linear map of the clusters' sums.
+    deviations = (1 - np.eye(len(n))) / (n.sum() - n)[:, None] - 1 / n.sum()
+    root = np.sqrt(n)
+    form = root[:, None] * (deviations.T @ deviations) * root
+    return float(np.trace(form) ** 2 / (form**2).sum())
 
 
 def adjusted(ps: Sequence[float | None], method: str) -> list[float | None]:

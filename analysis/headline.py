@@ -29,6 +29,32 @@ def p_value(p: float | None) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
+def doses(row: Row) -> str:
+    """The SFT doses of a contrast: `200`, `200 v 0` where they differ, a dash where none."""
+    if row["dose"] is None:
+        return "-"
+    if row["control_dose"] in (None, row["dose"]):
+        return str(row["dose"])
+    return f"{row['dose']} v {row['control_dose']}"
+
+
+def crossing_text(crossing: Row) -> str:
+    """`113 or 65, between 0 and 200`: both readings of a crossing, and the doses around it.
+
+    Linear between doses, and at a constant rate. A dash where there is none.
+    """
+    readings = [crossing[key] for key in ("dose", "constant_rate") if crossing[key] is not None]
+    if not readings:
+        return "-"
+    text = " or ".join(f"{reading:.0f}" for reading in readings)
+    low, high = crossing["low"], crossing["high"]
+    if low is None and high is None:
+        return text
+    if low is None:
+        return f"{text}, at most {high}"
+    return f"{text}, at least {low}" if high is None else f"{text}, between {low} and {high}"
+
+
 def missing_lines(results: Results) -> list[str]:
     """A line per planned checkpoint without scores, and one per benchmark with missing grades."""
     lines = []
@@ -105,7 +131,7 @@ def _contrast_table(results: Results) -> str:
         [
             row["name"],
             row["benchmark"],
-            "-" if row["dose"] is None else row["dose"],
+            doses(row),
             percent(row["estimate"], "+"),
             interval(row, "+"),
             p_value(row["p_holm"]),

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from analysis.estimates import ALPHA, Arm, adjusted, two_way
+from analysis.reference import Reference
 from core.errors import UserError
 
 BLOCK = 500  # resamples at a time: what a block needs fits a processor's cache
@@ -176,9 +177,12 @@ def _differences(
     difference = (weight * paired).sum(axis=1) / total
     clusters = scenario_counts.shape[1]
     member = (cluster[:, None] == np.arange(clusters)).astype(float)
-    summed = ((paired - difference[:, None]) * (weight > 0)) @ member
-    squares = (scenario_counts * summed**2).sum(axis=1)
-    question_part = clusters / (clusters - 1) * squares / total**2
+    sizes = (weight > 0) @ member
+    sums = (paired * (weight > 0)) @ member
+    rest = np.maximum(total[:, None] - sizes, 1)  # of which the jackknife takes the mean
+    without = ((weight * paired).sum(axis=1)[:, None] - sums) / rest
+    squares = (scenario_counts * (without - difference[:, None]) ** 2).sum(axis=1)
+    question_part = (clusters - 1) / clusters * squares
     return difference, np.sqrt(seed_part + question_part), noise
 
 
@@ -254,27 +258,26 @@ class Equivalence:
 
 
 def equivalence(
-    estimate: float | None, se: float | None, df: float | None, margin: float
+    estimate: float | None, se: float | None, reference: Reference | None, margin: float
 ) -> Equivalence:
-    """Two one-sided t-tests that |difference| < `margin`.
+    """Two one-sided tests that |difference| < `margin`.
 
-    `estimate`, `se` and `df` are those of two_way; `margin` is in score units, declared before the
-    scores were seen. The arms are equivalent at .05 where the 90 % interval lies within the
-    margin. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987). Raises UserError for a margin <= 0.
+    `estimate`, `se` and `reference` are those of two_way; `margin` is in score units, declared
+    before the scores were seen. The arms are equivalent at .05 where the 90 % interval lies within
+    the margin. Schuirmann, J. Pharmacokinet. Biopharm. 15 (1987). Raises UserError for a margin
+    <= 0.
     """
     if not margin > 0:
         raise UserError(
             what=f"the margin of equivalence is {margin}",
             fix="declare a difference in score above 0",
         )
-    if estimate is None or se is None or df is None or not (se > 0 and df > 0):
+    if estimate is None or se is None or reference is None or not se > 0:
         return Equivalence(
             reason="there is no standard error, so nothing can be said about equivalence"
         )
-    above = stats.t.sf((estimate + margin) / se, df)
-    below = stats.t.cdf((estimate - margin) / se, df)
-    p = float(max(above, below))
-    half = float(stats.t.ppf(1 - ALPHA, df)) * se
+    p = reference.sf((margin - abs(estimate)) / se)
+    half = reference.quantile(2 * ALPHA) * se
     return Equivalence(p, p <= ALPHA, estimate - half, estimate + half, abs(estimate) + half)
 
 

@@ -28,7 +28,8 @@ def agreement(table: pd.DataFrame, primary: Mapping[str, str]) -> list[Row]:
     - `judges` (the primary first): how many grades each gave (`n`) and their mean, over all that
       it graded;
     - `pairs`: `n` grades that both gave and, of these alone, both means, the share of equal scores
-      (`agreement`) and Cohen's `kappa` with the `n_kappa` 0/1 grades it rests on. An item
+      (`agreement`), Krippendorff's `alpha` of the two and Cohen's `kappa` with the `n_kappa` 0/1
+      grades it rests on. An item
       (question and dimension) that any judge scored otherwise than 0 or 1, as an average over
       animals, is left out of kappa in all answers: to leave out only its averaged scores would
       keep the answers on which a judge's grades were all alike;
@@ -61,7 +62,8 @@ def differential_bias(
     """Whether a judge favours an arm more than the primary judge does.
 
     One row per declared contrast, other judge and SFT dose that both arms have; where there are
-    several doses, one more with `dose` None for all of them.
+    several doses, one more with `dose` None for all of them. A contrast of two doses has one row
+    for each other judge.
 
     `estimate` is the judge's difference between the arms (treatment minus control) less the
     primary's, in score units (0..1), over the `n` scores that both judges gave; above 0 the judge
@@ -80,22 +82,34 @@ def differential_bias(
         for contrast in contrasts:
             if benchmark not in contrast.benchmarks:
                 continue
-            treatment, control = (
-                set(wide.loc[wide["arm"] == arm, "dose"]) for arm in contrast.arms
-            )
-            common = sorted(treatment & control)
-            choices = [[dose] for dose in common] + ([common] if len(common) > 1 else [])
             for judge in judges[1:]:
-                for doses in choices:
-                    part = wide[wide["dose"].isin(doses)]
+                for sides in _compared_sides(wide, contrast):
+                    (dose,), (control_dose,) = (
+                        doses if len(doses) == 1 else [None] for _, doses in sides
+                    )
                     row = contrast.row() | {
                         "benchmark": benchmark,
-                        "dose": int(doses[0]) if len(doses) == 1 else None,
+                        "dose": dose,
+                        "control_dose": control_dose,
                         "judge": judge,
                         "primary": judges[0],
                     }
-                    rows.append(row | _bias_row(part, contrast, judges[0], judge))
+                    rows.append(row | _bias_row(wide, sides, judges[0], judge))
     return rows
+
+
+Side = tuple[str, list[int]]  # an arm at some SFT doses
+
+
+def _compared_sides(wide: pd.DataFrame, contrast: Contrast) -> list[tuple[Side, Side]]:
+    """Treatment and control at each common dose and at all of them, or at the declared doses."""
+    if contrast.doses is not None:
+        treatment, control = zip(contrast.arms, ([dose] for dose in contrast.doses), strict=True)
+        return [(treatment, control)]
+    of_arm = (set(wide.loc[wide["arm"] == arm, "dose"]) for arm in contrast.arms)
+    common = sorted(map(int, set.intersection(*of_arm)))
+    choices = [[dose] for dose in common] + ([common] if len(common) > 1 else [])
+    return [((contrast.treatment, doses), (contrast.control, doses)) for doses in choices]
 
 
 def krippendorff_alpha(grades: np.ndarray) -> float | None:
@@ -165,6 +179,7 @@ def _pair_row(part: pd.DataFrame, judge: str, other: str) -> Row:
         "mean_judge": _mean(common[judge]),
         "mean_other": _mean(common[other]),
         "agreement": _mean(equal),
+        "alpha": krippendorff_alpha(part[[judge, other]].to_numpy(float)),
         "kappa": None if reason else float(cohens_kappa(counts, return_results=False)),
     }
 
@@ -182,14 +197,19 @@ def _alpha_row(grades: np.ndarray) -> Row:
     }
 
 
-def _bias_row(part: pd.DataFrame, contrast: Contrast, primary: str, judge: str) -> Row:
+def _bias_row(wide: pd.DataFrame, sides: tuple[Side, Side], primary: str, judge: str) -> Row:
+    # An arm compared with itself at another dose is two sides, so sides are numbered.
+    parts = [
+        wide[(wide["arm"] == arm) & wide["dose"].isin(doses)].assign(side=side)
+        for side, (arm, doses) in enumerate(sides)
+    ]
+    part = pd.concat(parts)
     overall = part[part["dimension"] == OVERALL]
     has_overall = bool(overall[judge].count())
     common = (overall if has_overall else _grades(part)).dropna(subset=[primary, judge])
-    common = common[common["arm"].isin(contrast.arms)]
     common = common.assign(difference=common[judge] - common[primary])
     bias, primary_difference, judge_difference = (
-        _difference(common, contrast, column) for column in ("difference", primary, judge)
+        _difference(common, column) for column in ("difference", primary, judge)
     )
     row: Row = {
         "estimate": bias.estimate,
@@ -214,15 +234,15 @@ def _bias_row(part: pd.DataFrame, contrast: Contrast, primary: str, judge: str) 
     return row | {"low": bias.estimate - half, "high": bias.estimate + half}
 
 
-def _difference(scores: pd.DataFrame, contrast: Contrast, column: str) -> Estimate:
-    """Treatment minus control of one column, averaged over epochs, then as `two_way` does."""
-    means = scores.groupby(["arm", "dose", "seed", "question", "epoch"])[column].mean()
-    means = means.groupby(["arm", "dose", "seed", "question"]).mean()
+def _difference(scores: pd.DataFrame, column: str) -> Estimate:
+    """Side 0 minus side 1 of one column, averaged over epochs, then as `two_way` does."""
+    means = scores.groupby(["side", "dose", "seed", "question", "epoch"])[column].mean()
+    means = means.groupby(["side", "dose", "seed", "question"]).mean()
     questions = scores.drop_duplicates("question").set_index("question")["scenario"].sort_index()
     arms = []
-    for arm in contrast.arms:
-        of_arm = means.loc[means.index.isin([arm], level="arm")]
-        wide = of_arm.unstack("question").reindex(columns=questions.index)
+    for side in (0, 1):
+        of_side = means.loc[means.index.isin([side], level="side")]
+        wide = of_side.unstack("question").reindex(columns=questions.index)
         arms.append(Arm(wide.to_numpy(float)))
     return two_way(arms, questions.to_numpy(str))
 

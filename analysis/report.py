@@ -7,21 +7,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.figures import Drawn
-from analysis.headline import dummy_note, interval, missing_lines, p_value, percent
+from analysis.headline import (
+    crossing_text,
+    doses,
+    dummy_note,
+    interval,
+    missing_lines,
+    p_value,
+    percent,
+)
 from analysis.rows import Results, Row
 from analysis.tables import data_summary, in_study_order
 
 
-def when(dose: int | None) -> str:
-    """The SFT dose as part of a sentence."""
-    if dose is None:
+def when(row: Row) -> str:
+    """The SFT doses of a contrast as part of a sentence."""
+    if row["dose"] is None:
         return ""
-    return "before SFT" if dose == 0 else f"at SFT dose {dose}"
+    return "before SFT" if doses(row) == "0" else f"at SFT dose {doses(row)}"
 
 
 def sentence(row: Row) -> str:
     """One contrast's result in plain words."""
-    scope = f"on {row['benchmark']} {when(row['dose'])}".strip()
+    scope = f"on {row['benchmark']} {when(row)}".strip()
     treatment = row["treatment"]
     control = row["control"]
     if row["verdict"] in ("higher", "lower"):
@@ -122,6 +130,7 @@ def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]
         figures=figures,
         sentence=sentence,
         when=when,
+        crossing_text=crossing_text,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
         p_value=lambda p: typeset(p_value(p)),

@@ -12,10 +12,12 @@ from analysis.contrasts import contrast_arms, questions_of, scenarios_of
 from analysis.estimates import two_way
 from analysis.inference import benjamini_hochberg, equivalence, hierarchical_bootstrap, permutation
 from analysis.mixed import mixed_model
+from analysis.reference import Reference
 from analysis.rows import Row, fields, select
 from analysis.table import OVERALL, question_means
 
 RESAMPLES = 10_000
+FEW_SCENARIOS = 5
 SHARED = "arms of one seed share their midtraining, so seeds can't be exchanged between them"
 PLACE = ("benchmark", "dose", "control_dose")
 
@@ -47,7 +49,8 @@ def sensitivity_rows(
         row = select(contrast, ("name", "family", *PLACE)) | _methods(table, means, contrast)
         row["equivalence"] = None
         if margin:
-            test = equivalence(contrast["estimate"], contrast["se"], contrast["df"], margin)
+            reference = Reference.of_row(contrast)
+            test = equivalence(contrast["estimate"], contrast["se"], reference, margin)
             keys = ("p", "equivalent", "low", "high", "smallest_margin", "reason")
             row["equivalence"] = {"margin": margin} | fields(test, keys)
         rows.append(row)
@@ -85,7 +88,8 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
     """Each primary contrast dimension by dimension, by the two-way test.
 
     `q` is p adjusted for the false discovery rate by Benjamini and Hochberg's method, over the
-    dimensions of one contrast, benchmark and dose.
+    dimensions of one contrast, benchmark and dose. A dimension of fewer than FEW_SCENARIOS has no
+    interval: it would be wider than any difference can be.
     """
     rows: list[Row] = []
     for contrast in contrasts:
@@ -103,9 +107,11 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
             arms, _ = contrast_arms(means, benchmark, _sides(contrast), contrast["paired"])
             test = two_way(arms, scenarios_of(means, benchmark))
             row = select(contrast, ("name", *PLACE)) | {"dimension": dimension}
-            tests.append(
-                row | fields(test, ("estimate", "low", "high", "p", "questions", "reason"))
-            )
+            row |= fields(test, ("estimate", "low", "high", "p", "questions", "reason"))
+            if test.se is not None and test.clusters < FEW_SCENARIOS:
+                reason = f"no interval: {test.clusters} scenarios, fewer than {FEW_SCENARIOS}"
+                row |= {"low": None, "high": None, "p": None, "reason": reason}
+            tests.append(row)
         qs = benjamini_hochberg([row["p"] for row in tests])
         rows += [row | {"q": q} for row, q in zip(tests, qs, strict=True)]
     return rows

@@ -5,8 +5,8 @@ Erosion, other methods, more data, corpora, judges, missing grades, claims and r
 
 from collections.abc import Callable
 
-from analysis.headline import interval, percent
-from analysis.rows import Results, Row
+from analysis.headline import crossing_text, doses, interval, percent
+from analysis.rows import Results
 from analysis.tables import braced, number, p_cell, table, tex
 
 
@@ -19,7 +19,7 @@ def erosion_table(results: Results) -> str:
             percent(change["estimate"], "+"),
             braced(interval(change, "+")),
             p_cell(change["p_holm"]),
-            *(_dose(row[key]) if n == 0 else "" for key in ("half", "zero")),
+            *(crossing_text(row[key]) if n == 0 else "" for key in ("half", "zero")),
         ]
         for row in results["erosion"]
         for n, change in enumerate(row["changes"])
@@ -27,8 +27,9 @@ def erosion_table(results: Results) -> str:
     caption = (
         "Erosion under SFT: the change of each contrast between two doses in points, paired "
         "within seeds and questions; $p$ by Holm over the changes of a family. Half and gone: "
-        "the dose at which half of the first advantage, and all of it, is lost, linear between "
-        "doses, with Fieller's 95\\,\\% interval."
+        "the dose at which half of the first advantage, and all of it, is lost, read as linear "
+        "between doses or as decay at a constant rate, and the trained doses around its 95\\,\\% "
+        "interval."
     )
     headers = [
         "Contrast",
@@ -43,15 +44,6 @@ def erosion_table(results: Results) -> str:
     return table(headers, rows, "lllS[table-format=-3.1]rrrr", caption, "tab:erosion", results)
 
 
-def _dose(crossing: Row) -> str:
-    """The dose of a crossing with its interval, such as `150 [90, -]`."""
-    if crossing["dose"] is None:
-        return "-"
-    dose = f"{crossing['dose']:.0f}"
-    ends = [number(crossing[key], ".0f") for key in ("low", "high")]
-    return dose if ends == ["-", "-"] else f"{dose} [{', '.join(ends)}]"
-
-
 def sensitivity_table(results: Results) -> str:
     """The contrasts by other methods than the deciding one."""
     rows = []
@@ -64,7 +56,8 @@ def sensitivity_table(results: Results) -> str:
             p += f" ($\\geq$ {p_cell(permutation['smallest_p'])})"
         rows.append(
             [
-                *(tex(row[key]) for key in ("name", "benchmark", "dose")),
+                *(tex(row[key]) for key in ("name", "benchmark")),
+                doses(row),
                 braced(interval(row["bootstrap"], "+")),
                 p,
                 percent(mixed["estimate"], "+"),
@@ -100,7 +93,9 @@ def dimension_tests_table(results: Results) -> str:
     """The primary contrasts dimension by dimension, with the false discovery rate held."""
     rows = [
         [
-            *(tex(row[key]) for key in ("name", "benchmark", "dose", "dimension")),
+            *(tex(row[key]) for key in ("name", "benchmark")),
+            doses(row),
+            tex(row["dimension"]),
             percent(row["estimate"], "+"),
             braced(interval(row, "+")),
             p_cell(row["p"]),
@@ -134,7 +129,7 @@ def variance_table(results: Results) -> str:
     """Variance components, and the difference that more data would make detectable."""
     rows = []
     for row in results["variance"]:
-        start = [tex(row["benchmark"]), tex(row["dose"])]
+        start = [tex(row["benchmark"]), doses(row)]
         for part in row["components"]:
             numbers = [percent(part["sd"]), number(part["df"], ".0f")]
             rows.append([*start, part["component"], *numbers, "", "", ""])
@@ -198,26 +193,20 @@ def corpora_table(results: Results) -> str:
 
 def judges_table(results: Results) -> str:
     """Agreement of the judges that graded the same answers, for each pair and arm."""
-    rows = [
-        [
-            tex(row["benchmark"]),
-            tex(row["arm"] or "all arms"),
-            tex(pair["judge"]),
-            tex(pair["other"]),
-            str(pair["n"]),
-            *(
-                number(pair[key], ".3f")
-                for key in ("mean_judge", "mean_other", "agreement", "kappa")
-            ),
-            number(row["alpha"], ".3f"),
-        ]
-        for row in results["judges"]
-        for pair in row["pairs"]
-    ]
+    rows = []
+    keys = ("mean_judge", "mean_other", "agreement", "kappa", "alpha")
+    for row in results["judges"]:
+        start = [tex(row["benchmark"]), tex(row["arm"] or "all arms")]
+        for pair in row["pairs"]:
+            judges = [tex(pair["judge"]), tex(pair["other"]), str(pair["n"])]
+            rows.append([*start, *judges, *(number(pair[key], ".3f") for key in keys)])
+        if len(row["judges"]) > 2:
+            together = [f"all {len(row['judges'])} judges", "", str(row["units"])]
+            rows.append([*start, *together, *["-"] * 4, number(row["alpha"], ".3f")])
     caption = (
         "Judges over the same answers. The first decides; the other is reported only. Means and "
         "agreement over the grades that both gave, Cohen's $\\kappa$ for grades of 0 or 1, "
-        "Krippendorff's $\\alpha$ over all judges."
+        "Krippendorff's $\\alpha$ of the pair, and of all judges where there are more than two."
     )
     headers = [
         "Benchmark",
@@ -316,7 +305,9 @@ def robustness_table(results: Results) -> str:
     """Each primary contrast under one other choice at a time."""
     rows = [
         [
-            *(tex(row[key]) for key in ("name", "benchmark", "dose", "variant")),
+            *(tex(row[key]) for key in ("name", "benchmark")),
+            doses(row),
+            tex(row["variant"]),
             percent(row["estimate"], "+"),
             braced(interval(row, "+")),
             p_cell(row["p"]),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.headline import dummy_note, interval, missing_lines, p_value, percent
+from analysis.headline import doses, dummy_note, interval, missing_lines, p_value, percent
 from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
@@ -73,7 +73,7 @@ def contrasts_table(results: Results) -> str:
         [
             tex(row["name"]).replace(" - ", " $-$ "),
             tex(row["benchmark"]),
-            "-" if row["dose"] is None else tex(row["dose"]),
+            doses(row),
             percent(row["estimate"]),
             braced(interval(row, "+")),
             f"{row['treatment_seeds']}/{row['control_seeds']}",

@@ -33,8 +33,7 @@ def components(
     table: pd.DataFrame,
     benchmark: str,
     judge: str | None = None,
-    arms: Sequence[str] = (),
-    dose: int | None = None,
+    sides: Sequence[tuple[str, int]] = (),
 ) -> Row:
     """Variance components of one benchmark's overall scores, in squared score units.
 
@@ -42,8 +41,7 @@ def components(
         table: the long table.
         benchmark: its name.
         judge: the one that decides; None: the only one.
-        arms: only these, as those of a contrast; empty: all.
-        dose: only this one; None: all.
+        sides: (arm, dose) of both sides of a contrast, and nothing else; empty: all arms and doses.
 
     Arms are fixed; training seeds (each of one arm), questions and interactions are random:
     score = arm + seed + question + arm x question + seed x question + sample (of the answer).
@@ -67,10 +65,12 @@ def components(
     """
     part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
     part = part.dropna(subset=["score", "seed"])
-    if arms:
-        part = part[part["arm"].isin(arms)]
-    if dose is not None:
-        part = part[part["dose"] == dose]
+    if sides:
+        # As two arms at one dose, whatever doses the contrast compares.
+        part = pd.concat(
+            part[(part["arm"] == arm) & (part["dose"] == dose)].assign(arm=name, dose=sides[0][1])
+            for name, (arm, dose) in zip(_side_names(sides), sides, strict=True)
+        )
     part = part.sort_values([*CELL, "question", "epoch", "judge"], kind="stable")
     judges = sorted(part["judge"].unique())
     decides = judges[0] if judge is None and len(judges) == 1 else judge
@@ -121,13 +121,23 @@ def next_data_rows(
         if contrast["family"] == "primary" and contrast["estimate"] is not None:
             primary.setdefault(contrast["benchmark"], contrast)
     for benchmark, contrast in primary.items():
-        arms = [contrast["treatment"], contrast["control"]]
-        result = components(table, benchmark, judges[benchmark], arms, contrast["dose"])
-        row = select(contrast, ("name", "benchmark", "dose")) | {"unit": costs.unit}
+        sides = [
+            (contrast["treatment"], contrast["dose"]),
+            (contrast["control"], contrast["control_dose"]),
+        ]
+        result = components(table, benchmark, judges[benchmark], sides)
+        keys = ("name", "benchmark", "dose", "control_dose")
+        row = select(contrast, keys) | {"unit": costs.unit}
         row |= result
         row["purchases"] = next_data(result, result["design"], costs)
         rows.append(row)
     return rows
+
+
+def _side_names(sides: Sequence[tuple[str, int]]) -> list[str]:
+    """The arms, with their doses where one arm is compared with itself."""
+    arms = [arm for arm, _ in sides]
+    return arms if len(set(arms)) == len(arms) else [f"{arm} at {dose}" for arm, dose in sides]
 
 
 @dataclass(frozen=True)

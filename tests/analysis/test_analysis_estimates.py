@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis.estimates import Arm, response_level_p, two_way
+from benchmarks.error_rates import DESIGNS, LEVELS, lower_limit, rejections
 
 
 def responses(
@@ -146,6 +147,7 @@ def test_fixed_checkpoint_has_no_seed_part():
     result = contrast(treatment, control[:1], fixed=True)
     assert result.seed_se**2 == pytest.approx(treatment.mean(1).var(ddof=1) / 4)
     assert result.seeds == (4, 0) and result.p < 0.05
+    assert result.seed_sds == (pytest.approx(treatment.mean(1).std(ddof=1)), None)
     fixed = two_way([Arm(treatment[:1], True), Arm(control[:1], True)], np.arange(26))
     assert fixed.p is None and fixed.reason.startswith("one checkpoint per arm")
     alone = two_way([Arm(control[:1], True)], np.arange(26))
@@ -181,24 +183,66 @@ def test_response_level_p_is_welchs():
     assert response_level_p(np.ones(9), np.zeros(9)) is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", [[1] * 12, [1, 3, 2, 6, 1, 4]])
-def test_one_checkpoint_has_inspects_clustered_standard_error(sizes):
-    """Inspect's `stderr(cluster=...)` of question means.
-
-    With questions of a scenario as a cluster.
-    """
+def inspects_stderr(scores: np.ndarray, scenarios: np.ndarray) -> float:
+    """Inspect's `stderr(cluster=...)` of question means, with a scenario's questions a cluster."""
     from inspect_ai.scorer import SampleScore, Score, stderr
 
-    scenarios = np.repeat([f"s{n}" for n in range(len(sizes))], sizes)
-    scores = np.random.default_rng(len(sizes)).uniform(size=len(scenarios))
     rows = [
         SampleScore(score=Score(value=float(value)), sample_metadata={"scenario": str(scenario)})
         for value, scenario in zip(scores, scenarios, strict=True)
     ]
+    return stderr(cluster="scenario")(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[1] * 12, [3] * 6])
+def test_one_checkpoint_has_inspects_clustered_standard_error_with_scenarios_of_one_size(sizes):
+    scenarios = np.repeat([f"s{n}" for n in range(len(sizes))], sizes)
+    scores = np.random.default_rng(len(sizes)).uniform(size=len(scenarios))
     estimate = two_way([Arm(scores[None], fixed=True)], scenarios)
-    assert (
-        estimate.question_se
-        == estimate.se
-        == pytest.approx(stderr(cluster="scenario")(rows), rel=1e-9)
+    inspects = pytest.approx(inspects_stderr(scores, scenarios), rel=1e-9)
+    assert estimate.question_se == estimate.se == inspects
+    assert estimate.df == len(sizes) - 1
+
+
+@pytest.mark.slow
+def test_a_dominant_scenario_has_a_larger_standard_error_than_inspects():
+    scenarios = np.array(["big"] * 30 + [f"s{n}" for n in range(13)])
+    scores = np.random.default_rng(0).uniform(size=len(scenarios)) + 0.5 * (scenarios == "big")
+    estimate = two_way([Arm(scores[None], fixed=True)], scenarios)
+    assert estimate.question_se > inspects_stderr(scores, scenarios)
+    # leave one scenario out at a time, as it is defined
+    without = [scores[scenarios != name].mean() for name in np.unique(scenarios)]
+    jackknife = 13 / 14 * sum((mean - scores.mean()) ** 2 for mean in without)
+    assert estimate.question_se**2 == pytest.approx(jackknife)
+    assert 1 < estimate.df < 2  # 43 questions, 30 of them in one scenario
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "design", [design for design in DESIGNS if not design.is_known_to_fail], ids=lambda d: d.name
+)
+def test_the_deciding_test_holds_its_levels_in_each_design(design):
+    """With 400 studies a design; `python -m benchmarks.error_rates` takes 4,000."""
+    studies = 400
+    for level, share in zip(LEVELS, rejections(design, studies), strict=True):
+        limit = 0.06 if level == 0.05 else 1.5 * level
+        assert lower_limit(share, studies) < limit, (level, share)
+
+
+def test_one_seed_part_has_the_quantile_of_cochran_and_cox():
+    rng = np.random.default_rng(5)
+    treatment = rng.uniform(size=(3, 26))
+    result = contrast(treatment, rng.uniform(size=(1, 26)), fixed=True)
+    seed, question = result.seed_se**2, result.question_se**2
+    quantile = (seed * stats.t.ppf(0.975, 2) + question * stats.t.ppf(0.975, 25)) / (
+        seed + question
     )
+    assert result.high - result.estimate == pytest.approx(quantile * result.se)
+    # p is the level at which the interval ends at 0
+    at_p = two_way(
+        [Arm(treatment), Arm(treatment[:1] * 0 + (treatment.mean(0) - 0.2), fixed=True)],
+        np.arange(26),
+    )
+    half = at_p.reference.quantile(at_p.p) * at_p.se
+    assert half == pytest.approx(abs(at_p.estimate))

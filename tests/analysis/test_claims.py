@@ -40,6 +40,7 @@ def contrast(**changed: Any) -> dict[str, Any]:
         "high": 0.3,
         "se": 0.04,
         "df": 9.0,
+        "reference": [[1.0, 9.0]],
         "p": 0.001,
     }
     row |= {
@@ -92,6 +93,7 @@ ONE_SEED = {
     "high": None,
     "se": None,
     "df": None,
+    "reference": None,
     "p": None,
     "p_holm": None,
     "verdict": "none",
@@ -218,6 +220,7 @@ SAME = {
     "estimate": 0.01,
     "se": 0.01,
     "df": 9.0,
+    "reference": [[1.0, 9.0]],
     "p": 0.34,
     "p_holm": 0.5,
 }
@@ -253,7 +256,17 @@ def test_no_difference_needs_the_margin():
             {"estimate": 0.01, "se": 0.002, "verdict": "higher", "p_holm": 0.01},
             "reproduced",
         ),  # a difference, but small
-        ({"p": None, "p_holm": None, "se": None, "seeds": 1, "reason": "one seed per arm"}, "none"),
+        (
+            {
+                "p": None,
+                "p_holm": None,
+                "se": None,
+                "reference": None,
+                "seeds": 1,
+                "reason": "one seed per arm",
+            },
+            "none",
+        ),
     ],
 )
 def test_verdict_on_no_difference(changed, verdict):

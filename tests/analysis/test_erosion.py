@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from analysis.erosion import DoseCurve, Side, crossing, erosion_rows
-from analysis.estimates import Arm, two_way
+from analysis.estimates import Arm, Estimate, two_way
 from analysis.settings import Contrast
 
 NAN = float("nan")
@@ -133,33 +133,46 @@ def test_where_the_advantage_is_halved_gone_and_within_the_margin_by_hand():
     ]
     # .2 lies 1/6 of the way from .25 to -.05, .1 half way, 0 at 5/6
     assert [row[k]["dose"] for k in ("half", "margin", "zero")] == pytest.approx([150, 250, 350])
-    assert (
-        row["half"]["between"] == [100, 400]
-        and 100 < row["half"]["low"] < 150 < row["half"]["high"] < 400
-    )
+    # the interval's ends lie between doses, and are rounded outward to doses that were trained
+    assert row["half"]["between"] == [row["half"]["low"], row["half"]["high"]] == [100, 400]
+    assert row["margin"]["constant_rate"] is None  # the later advantage is below 0
     early = rows(means(falling(0.4, 0.1)))[0]
     assert early["half"]["dose"] == pytest.approx(100 * 2 / 3) and early["half"]["between"] == [
         0,
         100,
     ]
-    assert early["margin"] == dict.fromkeys(("dose", "low", "high", "between")) | {
-        "reason": "no margin is declared"
-    }
+    assert early["half"]["constant_rate"] == pytest.approx(50)
+    assert early["zero"]["constant_rate"] is None
+    keys = ("dose", "constant_rate", "low", "high", "between")
+    assert early["margin"] == dict.fromkeys(keys) | {"reason": "no margin is declared"}
 
 
-def test_an_interval_ends_where_the_two_way_test_starts_to_tell_the_advantage_from_half():
+def test_the_interval_reaches_from_the_last_dose_that_is_told_apart_to_the_first_one():
     arms = noisy(np.random.default_rng(1), [0.4, 0.25, 0.02], 4)
     half = rows(means(arms))[0]["half"]
-    for dose, bound in ((half["low"], "low"), (half["high"], "high")):
-        weights = np.array([np.interp(dose, DOSES, first_row) for first_row in np.eye(3)]) - [
-            0.5,
-            0,
-            0,
-        ]
-        at = [Arm(np.tensordot(weights, arms[arm], 1)) for arm in "AB"]
-        assert getattr(two_way(at, np.array(sorted(map(str, range(26))))), bound) == pytest.approx(
-            0, abs=2e-4
-        )
+
+    def at(dose: int) -> Estimate:
+        """The advantage at a dose less half of the first one, by the two-way test."""
+        weights = np.eye(3)[DOSES.index(dose)] - [0.5, 0, 0]
+        sides = [Arm(np.tensordot(weights, arms[arm], 1)) for arm in "AB"]
+        return two_way(sides, np.array(sorted(map(str, range(26)))))
+
+    assert at(half["low"]).low > 0 > at(half["high"]).high
+
+
+@pytest.mark.parametrize("half_life", [65, 150])
+def test_a_half_life_under_exponential_decay_is_covered(half_life: int):
+    """The interval of the linear reading covers the shorter one in 0 to 5 % of studies."""
+    rng = np.random.default_rng(half_life)
+    covered, readings = 0, []
+    for _ in range(40):
+        arms = noisy(rng, [0.4, 0.4 * 0.5 ** (200 / half_life)], 5)
+        sides = tuple(Side(arms[a], (False, False), tuple(range(5))) for a in "AB")
+        result = crossing(DoseCurve([0, 200], sides, np.arange(26)), 0.5, 0.0)
+        covered += (result["low"] or 0) <= half_life <= (result["high"] or 200)
+        readings.append(result["constant_rate"] or np.nan)
+    assert covered == 40
+    assert np.nanmedian(readings) == pytest.approx(half_life, rel=0.15)
 
 
 @pytest.mark.slow

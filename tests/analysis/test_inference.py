@@ -19,6 +19,7 @@ from analysis.inference import (
     permutation,
     power,
 )
+from analysis.reference import Reference
 from benchmarks import bootstrap, calibration
 from core.errors import UserError
 
@@ -244,8 +245,12 @@ def test_what_cannot_be_permuted_says_why(treatment, control, reason):
     assert result.p is result.smallest_p is None and reason in result.reason
 
 
+def t_of(df: float) -> Reference:
+    return Reference(((1.0, df),))
+
+
 def test_equivalence_by_hand_and_as_statsmodels():
-    result = equivalence(0.01, 0.01, 10, 0.04)
+    result = equivalence(0.01, 0.01, t_of(10), 0.04)
     # t = 5 above -margin, t = -3 below +margin
     assert result.p == pytest.approx(stats.t.cdf(-3, 10)) and result.equivalent
     assert (
@@ -253,25 +258,25 @@ def test_equivalence_by_hand_and_as_statsmodels():
         == pytest.approx(0.01 + 1.812461 * 0.01)
         == pytest.approx(result.smallest_margin)
     )
-    assert equivalence(0.01, 0.01, 10, result.smallest_margin).p == pytest.approx(0.05)
-    assert not equivalence(0.03, 0.01, 10, 0.04).equivalent
+    assert equivalence(0.01, 0.01, t_of(10), result.smallest_margin).p == pytest.approx(0.05)
+    assert not equivalence(0.03, 0.01, t_of(10), 0.04).equivalent
     rng = np.random.default_rng(0)
     first, other = rng.normal(0.5, 0.1, 9), rng.normal(0.52, 0.1, 9)
     se = ((first.var(ddof=1) + other.var(ddof=1)) / 9) ** 0.5
     expected = ttost_ind(first, other, -0.1, 0.1, usevar="pooled")[0]
-    assert equivalence(first.mean() - other.mean(), se, 16, 0.1).p == pytest.approx(expected)
-    assert equivalence(-0.03, 0.01, 10, 0.04).p == pytest.approx(
-        equivalence(0.03, 0.01, 10, 0.04).p
+    assert equivalence(first.mean() - other.mean(), se, t_of(16), 0.1).p == pytest.approx(expected)
+    assert equivalence(-0.03, 0.01, t_of(10), 0.04).p == pytest.approx(
+        equivalence(0.03, 0.01, t_of(10), 0.04).p
     )
 
 
 def test_equivalence_without_an_error_or_a_margin():
     for se, df in ((None, None), (0.0, 4.0), (float("nan"), 4.0)):
-        result = equivalence(0.01, se, df, 0.05)
+        result = equivalence(0.01, se, df and t_of(df), 0.05)
         assert result.p is result.equivalent is None and "no standard error" in result.reason
     for margin in (0, -0.1, float("nan")):
         with pytest.raises(UserError, match="declare"):
-            equivalence(0.01, 0.01, 4, margin)
+            equivalence(0.01, 0.01, t_of(4), margin)
 
 
 def test_benjamini_hochberg_by_hand_counts_tests_that_could_not_be_made():

@@ -123,9 +123,12 @@ def test_balanced_estimates_are_those_of_the_analysis_of_variance():
     ]
     twice = of(pd.concat([table, table.assign(dose=500)]))
     assert raw(twice) == pytest.approx(expected) and twice["components"][0]["df"] == 2 * a * (s - 1)
-    assert raw(of(pd.concat([table, table.assign(dose=500, score=0.5)]), dose=0)) == pytest.approx(
-        expected
-    )
+    assert raw(
+        of(
+            pd.concat([table, table.assign(dose=500, score=0.5)]),
+            sides=[(arm, 0) for arm in table["arm"].unique()],
+        )
+    ) == pytest.approx(expected)
 
 
 def test_balanced_estimates_are_those_of_restricted_maximum_likelihood():
@@ -165,7 +168,7 @@ def test_a_seed_that_lost_easy_questions_is_not_called_worse():
     assert of(pd.concat([long(scores), seedless])) == of(long(scores))
     alone = of(long(scores)[lambda row: row["arm"] == "arm 1"])["components"]
     assert [row | {"arm": "arm 1"} for row in alone[:5]] == of(long(scores))["by_arm"][5:]
-    assert of(long(scores), arms=["arm 1"])["components"] == alone
+    assert of(long(scores), sides=[("arm 1", 0)])["components"] == alone
 
 
 def test_translations_are_one_question():

@@ -1,0 +1,104 @@
+"""A contrast of two SFT doses has its own numbers in every part of the results."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.bounds import contrast_bounds
+from analysis.contrasts import contrast_rows
+from analysis.estimates import ALPHA
+from analysis.headline import doses
+from analysis.judges import differential_bias
+from analysis.report import sentence, when
+from analysis.settings import Contrast, Costs
+from analysis.table import OVERALL, question_means
+from analysis.variance import next_data_rows
+
+EROSION = Contrast("erosion", "A", "A", ("ahb",), "primary", treatment_dose=200, control_dose=0)
+CROSSED = Contrast("crossed", "A", "B", ("ahb",), "primary", treatment_dose=200, control_dose=0)
+
+
+def table(judges: tuple[str, ...] = ("main",)) -> pd.DataFrame:
+    """Two arms at two doses: A scores about .8 and .4, B .6 and .5 (before SFT, after it)."""
+    rng = np.random.default_rng(0)
+    levels = {("A", 0): 0.8, ("A", 200): 0.4, ("B", 0): 0.6, ("B", 200): 0.5}
+    rows = [
+        {
+            "arm": arm,
+            "dose": dose,
+            "seed": seed,
+            "question": f"q{question}",
+            "epoch": epoch,
+            # The other judge is kinder to A after SFT.
+            "score": level + rng.normal(0, 0.05) + 0.1 * (judge == "other" and dose == 200),
+            "judge": judge,
+        }
+        for (arm, dose), level in levels.items()
+        for seed in range(3)
+        for question in range(8)
+        for epoch in (1, 2)
+        for judge in judges
+    ]
+    long = pd.DataFrame(rows).astype({"seed": "Int64"})
+    return long.assign(
+        benchmark="ahb", dimension=OVERALL, scenario=long["question"], response="r", missing=None
+    )
+
+
+@pytest.mark.parametrize(("contrast", "right"), [(EROSION, -0.4), (CROSSED, -0.2)])
+def test_bounds_of_two_doses(contrast: Contrast, right: float) -> None:
+    long = table()
+    lost = (long["arm"] == "A") & (long["dose"] == 200) & (long["question"] == "q0")
+    long.loc[lost & (long["seed"] == 0), "score"] = np.nan
+    (row,) = contrast_bounds(long, [contrast])
+    assert (row["dose"], row["control_dose"]) == (200, 0)
+    assert row["estimate"] == pytest.approx(right, abs=0.03)
+    # one of three seeds of one of eight questions of one side
+    assert row["high"] - row["low"] == pytest.approx(1 / 24)
+
+
+@pytest.mark.parametrize(("contrast", "right"), [(EROSION, -0.4), (CROSSED, -0.2)])
+def test_a_judges_bias_between_two_doses(contrast: Contrast, right: float) -> None:
+    (row,) = differential_bias(table(("main", "other")), {"ahb": "main"}, [contrast])
+    assert (row["dose"], row["control_dose"], row["questions"]) == (200, 0, 8)
+    assert row["primary_difference"] == pytest.approx(right, abs=0.03)
+    assert row["estimate"] == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(("contrast", "right"), [(EROSION, -0.4), (CROSSED, -0.2)])
+def test_components_of_two_doses(contrast: Contrast, right: float) -> None:
+    """The arms' own effect, .2 or .4, is no part of the variance of either."""
+    long = table()
+    rows = contrast_rows(long, question_means(long), [contrast], [])
+    assert rows[0]["estimate"] == pytest.approx(right, abs=0.03)
+    (row,) = next_data_rows(long, rows, {"ahb": "main"}, Costs())
+    assert (row["dose"], row["control_dose"]) == (200, 0)
+    assert (row["design"]["arms"], row["design"]["seeds"]) == (2, 3)
+    variances = {part["component"]: part["variance"] for part in row["components"]}
+    assert sum(variance for variance in variances.values() if variance) < 0.1**2
+
+
+def test_both_doses_are_shown() -> None:
+    row: dict[str, Any] = {"dose": 200, "control_dose": 0, "verdict": "lower", "benchmark": "ahb"}
+    row |= {"treatment": "A", "control": "A"}
+    assert doses(row) == "200 v 0"
+    assert when(row) == "at SFT dose 200 v 0"
+    assert sentence(row) == "A scores lower than A on ahb at SFT dose 200 v 0."
+    assert doses(row | {"control_dose": 200}) == "200"
+    assert when(row | {"dose": 0}) == "before SFT"
+    assert doses(row | {"dose": None, "control_dose": None}) == "-"
+
+
+def test_an_arm_of_two_seeds_with_another_spread_is_a_caution() -> None:
+    long = table()
+    spread = {0: 0.0, 1: 0.2}
+    wild = long[long["seed"] < 2].assign(
+        score=lambda rows: rows["score"] + rows["seed"].map(spread) * (rows["arm"] == "B")
+    )
+    contrast = Contrast("A - B", "A", "B", ("ahb",), "primary")
+    rows = contrast_rows(wild, question_means(wild), [contrast], [])
+    assert all("unequal" in row["caution"] and row["p"] > ALPHA for row in rows)
+    rows = contrast_rows(long, question_means(long), [contrast], [])
+    assert [row["caution"] for row in rows] == [None, None]
