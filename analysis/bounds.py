@@ -1,17 +1,49 @@
 """What missing grades could change: means and contrasts had all of them failed, or all passed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.rows import Row
 from analysis.settings import Contrast
-from analysis.table import CHECKPOINT, OVERALL
+from analysis.table import CHECKPOINT, OVERALL, question_means
 
 ARM = ["benchmark", "judge", "dose", "arm"]
 RESPONSE = [*CHECKPOINT, "judge", "question", "epoch"]
 VALUES = ["score", "low", "high"]
+
+
+@dataclass(frozen=True)
+class WorstCases:
+    """`table.question_means` with every missing grade failed, and with every one passed.
+
+    Of benchmarks with missing grades alone. `shares`: (benchmark, arm, dose) -> the share of its
+    grades that are missing.
+    """
+
+    failed: pd.DataFrame
+    passed: pd.DataFrame
+    shares: dict[tuple[str, str, int], float]
+
+
+def worst_cases(table: pd.DataFrame) -> WorstCases:
+    """The worst cases of the deciding judges' rows."""
+    benchmarks = set(table.loc[table["score"].isna(), "benchmark"])
+    part = table[table["benchmark"].isin(benchmarks)]
+    if part.empty:
+        return WorstCases(part, part, {})
+    units = _units(part)
+    overall = units[units["dimension"] == OVERALL]
+    counts = overall.groupby(["benchmark", "arm", "dose"])[["missing", "grades"]].sum()
+    keys = [(str(bench), str(arm), int(dose)) for bench, arm, dose in counts.index]
+    shares = dict(zip(keys, counts["missing"] / counts["grades"], strict=True))
+    scenarios = part[["benchmark", "question", "scenario"]].drop_duplicates()
+    overall = overall.merge(scenarios, on=["benchmark", "question"])
+    overall["seed"] = overall["seed"].astype("Int64").mask(overall["seed"] < 0)
+    failed, passed = (question_means(overall.assign(score=overall[end])) for end in ("low", "high"))
+    return WorstCases(failed, passed, shares)
 
 
 def missing_bounds(table: pd.DataFrame) -> list[Row]:

@@ -12,6 +12,7 @@ from analysis.estimates import ALPHA, adjusted
 from analysis.headline import dummy_note
 from analysis.reference import Reference
 from analysis.rows import Results, Row
+from analysis.verdicts import HANGS
 
 ROLES = ("treatment", "control", "dose", "control_dose", "benchmark")
 # copied from the row of the matching contrast
@@ -180,6 +181,10 @@ def _verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
         return "none", contrast["reason"] or "one seed per arm"
     if row["direction"] is None:
         return "none", "the claim's direction is not known"
+    if contrast["verdict"] == "interim":
+        return "interim", contrast["reason"]
+    if contrast["verdict"] == HANGS:
+        return "inconclusive", HANGS
     differs = contrast["verdict"] in OPPOSITE
     claims_no_difference = row["direction"] == "none"
     if claims_no_difference and row["margin"] is None:
@@ -195,10 +200,7 @@ def _verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
         undecided = "the deciding test is undecided"
     if not reproduced and not differs:
         return "inconclusive", undecided
-    unfinished = None
-    if contrast["unfinished"]:
-        unfinished = f"{contrast['unfinished']} of its checkpoints are not finished"
-    return "reproduced" if reproduced else "contradicted", unfinished
+    return "reproduced" if reproduced else "contradicted", None
 
 
 def _published_text(printed: Row) -> str:

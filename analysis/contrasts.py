@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.bounds import WorstCases, worst_cases
 from analysis.estimates import (
     ALPHA,
     Arm,
     Estimate,
-    adjusted,
     pair_by_seed,
     response_level_p,
     two_way,
@@ -18,6 +18,7 @@ from analysis.rows import Row, fields
 from analysis.settings import Contrast
 from analysis.share_interval import share_interval
 from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, score_matrix
+from analysis.verdicts import decide
 
 UNEQUAL = 3  # times: standard deviations over seeds farther apart are a caution
 
@@ -66,14 +67,13 @@ def contrast_rows(
     means: pd.DataFrame,
     declared: Sequence[Contrast],
     unfinished: Sequence[Row],
+    level: float = ALPHA,
 ) -> list[Row]:
     """One row per declared contrast, benchmark and SFT dose that both arms were planned at.
 
-    `estimate`, `low`, `high` and `se` are in score units (0..1), treatment minus control. Verdicts
-    rest on `p_holm`, Holm's step-down over every test declared in the family. A test that could
-    not be made still counts, with p = 1, so that an unfinished study is never judged more
-    leniently than the finished one.
-
+    `estimate`, `low`, `high` and `se` are in score units (0..1), treatment minus control; the
+    interval is at 1 - `level`. `verdict`, `p_holm` and `family_size`: see analysis.verdicts.
+    `missing_treatment` and `missing_control` are the shares of each arm's grades that are missing.
     `reference` has the terms of the distribution that estimate / se is compared with
     (analysis.reference). `caution`: what the test can't hold here, None where nothing.
 
@@ -85,29 +85,36 @@ def contrast_rows(
         means: `table.question_means` of them.
         declared: the contrasts of the study.
         unfinished: planned checkpoints without scores (arm, seed, dose, benchmark).
+        level: what the tests of a family may reject in error together.
     """
     keys = means[["benchmark", "arm", "dose"]].drop_duplicates()
     planned = {(row["benchmark"], row["arm"], row["dose"]) for row in unfinished}
     planned |= set(keys.itertuples(index=False, name=None))
+    worst = worst_cases(table)
     rows = []
+    filled = []
     for contrast in declared:
         for benchmark in contrast.benchmarks:
             for doses in _planned_doses(contrast, benchmark, planned):
-                rows.append(_contrast_row(table, means, contrast, benchmark, doses, unfinished))
-    for family in {row["family"] for row in rows}:
-        members = [row for row in rows if row["family"] == family]
-        corrected = adjusted([row["p"] for row in members], "holm")
-        for row, p_holm in zip(members, corrected, strict=True):
-            if p_holm is not None:
-                row["p_holm"] = p_holm
-                row["verdict"] = _verdict(p_holm, row["estimate"])
+                row = _contrast_row(table, means, contrast, benchmark, doses, unfinished, level)
+                sides = [] if doses is None else list(zip(contrast.arms, doses, strict=True))
+                shares = [worst.shares.get((benchmark, *side), 0.0) for side in sides]
+                row["missing_treatment"], row["missing_control"] = shares or (None, None)
+                rows.append(row)
+                filled.append(_filled(contrast, benchmark, sides, worst) if any(shares) else [])
+    decide(rows, filled, level)
     return rows
 
 
-def _verdict(p_holm: float, estimate: float) -> str:
-    if p_holm > ALPHA:
-        return "inconclusive"
-    return "higher" if estimate > 0 else "lower"
+def _filled(
+    contrast: Contrast, benchmark: str, sides: Sequence[tuple[str, int]], worst: WorstCases
+) -> list[Estimate]:
+    """The contrast with its missing grades filled against, and for, the treatment."""
+    estimates = []
+    for of_sides in ((worst.failed, worst.passed), (worst.passed, worst.failed)):
+        arms, _ = contrast_arms(of_sides, benchmark, sides, contrast.paired)
+        estimates.append(two_way(arms, scenarios_of(worst.failed, benchmark)))
+    return estimates
 
 
 def _planned_doses(
@@ -120,7 +127,10 @@ def _planned_doses(
         {dose for name, planned_arm, dose in planned if (name, planned_arm) == (benchmark, arm)}
         for arm in contrast.arms
     )
-    return [(dose, dose) for dose in sorted(treatment & control)] or [None]
+    common = treatment & control
+    if contrast.only_doses is not None:
+        common &= set(contrast.only_doses)
+    return [(dose, dose) for dose in sorted(common)] or [None]
 
 
 def _contrast_row(
@@ -130,6 +140,7 @@ def _contrast_row(
     benchmark: str,
     doses: tuple[int, int] | None,
     unfinished: Sequence[Row],
+    level: float,
 ) -> Row:
     sides = [] if doses is None else list(zip(contrast.arms, doses, strict=True))
     waiting = [
@@ -149,8 +160,8 @@ def _contrast_row(
     elif not all(len(scores) for scores in responses):
         result = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
     else:
-        arms, _ = contrast_arms(means, benchmark, sides, contrast.paired)
-        result = two_way(arms, scenarios_of(means, benchmark))
+        arms, _ = contrast_arms((means, means), benchmark, sides, contrast.paired)
+        result = two_way(arms, scenarios_of(means, benchmark), level)
         judge = part["judge"].iloc[0]
         p_responses = response_level_p(*responses)
 
@@ -201,18 +212,23 @@ def _caution(result: Estimate) -> str | None:
 
 
 def contrast_arms(
-    means: pd.DataFrame, benchmark: str, sides: Sequence[tuple[str, int]], paired: bool
+    means: tuple[pd.DataFrame, pd.DataFrame],
+    benchmark: str,
+    sides: Sequence[tuple[str, int]],
+    paired: bool,
 ) -> tuple[list[Arm], list[list[int]]]:
     """Both sides (arm, dose) of a contrast for `two_way`, and the seeds of their rows.
 
-    With `paired` the sides are paired by seed where both have seeds.
+    `means` are the `table.question_means` that each side is taken from. With `paired` the sides are
+    paired by seed where both have seeds.
     """
-    arms = [_arm(means, benchmark, dose, arm) for arm, dose in sides]
-    part = means[(means["benchmark"] == benchmark) & means["seed"].notna()]
-    seeds = [
-        sorted(part.loc[(part["arm"] == arm) & (part["dose"] == dose), "seed"].unique())
-        for arm, dose in sides
-    ]
+    arms = []
+    seeds = []
+    for of_side, (arm, dose) in zip(means, sides, strict=True):
+        arms.append(_arm(of_side, benchmark, dose, arm))
+        part = of_side[(of_side["benchmark"] == benchmark) & of_side["seed"].notna()]
+        part = part[(part["arm"] == arm) & (part["dose"] == dose)]
+        seeds.append(sorted(part["seed"].unique()))
     return pair_by_seed(arms, seeds) if paired and all(seeds) else (arms, seeds)
 
 

@@ -264,9 +264,10 @@ def _at_constant_rate(
     """The dose of a crossing if the advantage decays exponentially between two doses."""
     ends = [curve.test({curve.doses.index(dose): 1.0}).estimate for dose in between]
     start = curve.test({0: 1.0}).estimate
-    if start is None or None in ends:
+    first, second = ends
+    if start is None or first is None or second is None:
         return None
-    first, second, target = *map(float, ends), share * start + level
+    target = share * start + level
     if not (0 < second < target <= first):
         return None
     return between[0] + (between[1] - between[0]) * log(first / target) / log(first / second)

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 
 from analysis.headline import interval, missing_lines, percent
 from analysis.rows import Results, Row
+from analysis.verdicts import HANGS
 from core.garbage import gc_disabled
 
 P = ParamSpec("P")
@@ -72,6 +73,8 @@ VERDICTS: dict[str, dict[str, Any]] = {
         "color": COLORS[0],
         "fillstyle": "none",
     },
+    "interim": {"label": "interim", "marker": "s", "color": COLORS[0], "fillstyle": "none"},
+    HANGS: {"label": HANGS, "marker": "^", "color": COLORS[0], "fillstyle": "none"},
     "none": {"label": "no verdict", "marker": "d", "color": INK, "fillstyle": "none"},
 }
 

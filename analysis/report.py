@@ -18,6 +18,7 @@ from analysis.headline import (
 )
 from analysis.rows import Results, Row
 from analysis.tables import data_summary, in_study_order
+from analysis.verdicts import HANGS
 
 
 def when(row: Row) -> str:
@@ -34,7 +35,9 @@ def sentence(row: Row) -> str:
     control = row["control"]
     if row["verdict"] in ("higher", "lower"):
         return f"{treatment} scores {row['verdict']} than {control} {scope}."
-    if row["verdict"] == "inconclusive":
+    if row["verdict"] == "interim":
+        return f"Interim for {treatment} against {control} {scope}: {row['reason']}."
+    if row["verdict"] in ("inconclusive", HANGS):
         return f"The data do not settle whether {treatment} differs from {control} {scope}."
     return f"No verdict for {treatment} against {control} {scope}: {row['reason']}."
 
@@ -54,8 +57,15 @@ def title(results: Results) -> str:
         if verdict in verdicts
     ]
     undecided = []
-    if "inconclusive" in verdicts:
-        undecided.append(f"{verdicts.count('inconclusive')} inconclusive")
+    undecided += [
+        f"{verdicts.count(verdict)} {words}"
+        for verdict, words in (
+            ("inconclusive", "inconclusive"),
+            (HANGS, HANGS),
+            ("interim", "interim"),
+        )
+        if verdict in verdicts
+    ]
     if "none" in verdicts:
         undecided.append(f"{verdicts.count('none')} without a verdict")
     if decided:

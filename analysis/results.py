@@ -10,6 +10,7 @@ from analysis.bounds import contrast_bounds, missing_bounds
 from analysis.contrasts import arm_rows, contrast_rows, score_rows
 from analysis.erosion import erosion_rows
 from analysis.judges import agreement, differential_bias
+from analysis.looks import judged_at_looks, of_seeds
 from analysis.rows import Results, Row, to_jsonable
 from analysis.sensitivity import dimension_rows, sensitivity_rows
 from analysis.settings import AnalysisSettings, Benchmark, Contrast
@@ -30,7 +31,16 @@ def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
     `table` holds the rows of the deciding judges (see `table.primary_judge_rows`).
     """
     means = question_means(table)
-    contrasts = contrast_rows(table, means, settings.contrasts, settings.missing)
+
+    def of_look(seeds: set[int] | None, level: float) -> list[Row]:
+        unfinished = [
+            row for row in settings.missing if seeds is None or row["seed"] in {None, *seeds}
+        ]
+        parts = of_seeds(table, seeds), of_seeds(means, seeds)
+        return contrast_rows(*parts, settings.contrasts, unfinished, level)
+
+    finished = set(means["seed"].dropna().astype(int))
+    contrasts = judged_at_looks(of_look, settings.looks, settings.seeds, finished)
     margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
     erosion = erosion_rows(means, settings.contrasts)
     planned = [file.arm for file in settings.score_files]

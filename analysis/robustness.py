@@ -129,7 +129,10 @@ def _doses(part: pd.DataFrame, contrast: Contrast) -> list[tuple[int, int] | Non
     )
     pairs: list[tuple[int, int] | None] = []
     if contrast.doses is None:
-        pairs += [(dose, dose) for dose in sorted(treatment & control)]
+        common = treatment & control
+        if contrast.only_doses is not None:
+            common &= set(contrast.only_doses)
+        pairs += [(dose, dose) for dose in sorted(common)]
     elif contrast.doses[0] in treatment and contrast.doses[1] in control:
         pairs.append(contrast.doses)
     return pairs or [None]
@@ -198,7 +201,7 @@ def _variants(
 def _data(part: pd.DataFrame, sides: Sides) -> Data:
     means = question_means(part)
     benchmark = part["benchmark"].iloc[0]
-    arms, seeds = contrast_arms(means, benchmark, sides.arms, sides.paired)
+    arms, seeds = contrast_arms((means, means), benchmark, sides.arms, sides.paired)
     questions = questions_of(means, benchmark)["question"].tolist()
     return Data(arms, seeds, questions, scenarios_of(means, benchmark))
 

@@ -60,7 +60,9 @@ def sensitivity_rows(
 def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
     """One contrast by bootstrap, permutation and mixed model."""
     benchmark = contrast["benchmark"]
-    (treatment, control), _ = contrast_arms(means, benchmark, _sides(contrast), contrast["paired"])
+    (treatment, control), _ = contrast_arms(
+        (means, means), benchmark, _sides(contrast), contrast["paired"]
+    )
     scenarios = scenarios_of(means, benchmark)
     fixed = (treatment.fixed, control.fixed)
     if contrast["paired"]:
@@ -104,7 +106,7 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
             if not {*_sides(contrast)} <= graded:
                 continue
             benchmark = contrast["benchmark"]
-            arms, _ = contrast_arms(means, benchmark, _sides(contrast), contrast["paired"])
+            arms, _ = contrast_arms((means, means), benchmark, _sides(contrast), contrast["paired"])
             test = two_way(arms, scenarios_of(means, benchmark))
             row = select(contrast, ("name", *PLACE)) | {"dimension": dimension}
             row |= fields(test, ("estimate", "low", "high", "p", "questions", "reason"))

@@ -21,6 +21,7 @@ class Contrast:
     family: str  # the p-values of a family are corrected together; "primary" is the main one
     treatment_dose: int | None = None  # rows of SFT data
     control_dose: int | None = None  # rows of SFT data
+    only_doses: tuple[int, ...] | None = None  # of those that both have
     margin: float | None = None  # of equivalence, score units (0..1), above 0
     paired: bool = False  # runs of one seed share their midtraining in both arms
 
@@ -34,6 +35,7 @@ class Contrast:
             family=settings["family"],
             treatment_dose=settings.get("treatment_dose"),
             control_dose=settings.get("control_dose"),
+            only_doses=settings.get("doses") and tuple(settings["doses"]),
             margin=settings.get("margin"),
             paired=bool(settings.get("paired")),
         )
@@ -61,6 +63,7 @@ class Contrast:
             "family": self.family,
             "treatment_dose": self.treatment_dose,
             "control_dose": self.control_dose,
+            "doses": self.only_doses and list(self.only_doses),
             "margin": self.margin,
         }
 
@@ -138,6 +141,8 @@ class AnalysisSettings:
     """Everything that the analysis of one study is told, apart from the scores."""
 
     study: str
+    seeds: list[int]  # that are planned, in the order in which they are run
+    looks: list[int]  # numbers of seeds at which the study is judged; empty: all
     score_files: list[ScoreFile]
     missing: list[Row]  # planned checkpoints without scores: arm, seed, dose, benchmark
     labels: dict[str, str]  # role of a file with grades by people -> benchmark
@@ -155,6 +160,8 @@ class AnalysisSettings:
         benchmarks = settings["benchmarks"]
         return cls(
             study=settings["study"],
+            seeds=settings["seeds"],
+            looks=settings["looks"],
             score_files=[ScoreFile.parse(row) for row in settings["rows"]],
             missing=settings["missing"],
             labels=settings["labels"],

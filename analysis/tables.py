@@ -90,9 +90,18 @@ def contrasts_table(results: Results) -> str:
         "column is the paper's response-level Welch test, which takes all answers as independent: "
         "for comparison only, it never decides."
     )
-    reasons = [f"{row['name']}: {row['reason']}" for row in results["contrasts"] if row["reason"]]
-    if reasons:
-        caption += f" No verdict: {tex('; '.join(dict.fromkeys(reasons)))}."
+    notes = [
+        f"{row['name']}: {note}"
+        for row in results["contrasts"]
+        for note in (row["reason"], row["caution"])
+        if note
+    ]
+    if notes:
+        caption += f" Notes: {tex('; '.join(dict.fromkeys(notes)))}."
+    sizes = {row["family"]: row["family_size"] for row in results["contrasts"]}
+    if sizes:
+        families = ", ".join(f"{family} ({size})" for family, size in sizes.items())
+        caption += f" Families and their tests: {tex(families)}."
     headers = [
         "Contrast",
         "Benchmark",

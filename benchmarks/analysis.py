@@ -67,6 +67,8 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
             rows.append(row | {"benchmark": "ahb", "checkpoint": role})
     settings: dict[str, Any] = {
         "study": "large",
+        "seeds": [*range(seeds)],
+        "looks": [],
         "rows": rows,
         "missing": [],
         "labels": [],

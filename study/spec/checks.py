@@ -92,7 +92,21 @@ def references(raw: Mapping) -> Mistakes:
     for i, contrast in enumerate(_list(raw.get("contrasts"))):
         if isinstance(contrast, dict):
             mistakes += _contrast(("contrasts", i), contrast, raw)
-    return mistakes + _repeated(("seeds",), raw.get("seeds"), "seed")
+    mistakes += _repeated_contrasts(raw)
+    mistakes += _repeated(("seeds",), raw.get("seeds"), "seed")
+    mistakes += _repeated(("only_seeds",), raw.get("only_seeds"), "seed")
+    return mistakes + _looks(raw)
+
+
+def _looks(raw: Mapping) -> Mistakes:
+    looks = [look for look in _list(raw.get("looks")) if isinstance(look, int)]
+    seeds = _list(raw.get("seeds"))
+    if looks and looks != sorted(set(looks)):
+        return [Mistake(("looks",), f"{looks} do not increase", "list each look once, in order")]
+    if looks and looks[-1] != len(seeds):
+        what = f"the last look is at {looks[-1]} seeds, and {len(seeds)} seeds are planned"
+        return [Mistake(("looks",), what, f"end with {len(seeds)}, or change seeds")]
+    return []
 
 
 def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mistakes:
@@ -419,6 +433,29 @@ def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
         mistakes += check_reference(raw, "benchmarks", (*at, "benchmarks", i), bench)
     if (contrast.get("treatment_dose") is None) != (contrast.get("control_dose") is None):
         mistakes.append(Mistake(at, "needs both of treatment_dose, control_dose, or neither"))
+    if contrast.get("doses") and contrast.get("treatment_dose") is not None:
+        mistakes.append(Mistake((*at, "doses"), "has no meaning beside treatment_dose", "keep one"))
+    return mistakes
+
+
+def _repeated_contrasts(raw: Mapping) -> Mistakes:
+    """Contrasts of the same sides on the same benchmark, also turned round."""
+    first: dict[Any, Any] = {}
+    mistakes: Mistakes = []
+    for i, contrast in enumerate(_list(raw.get("contrasts"))):
+        if not isinstance(contrast, dict):
+            continue
+        sides = [
+            (contrast.get(arm), contrast.get(f"{arm}_dose")) for arm in ("treatment", "control")
+        ]
+        doses = contrast.get("doses")
+        for bench in _list(contrast.get("benchmarks")):
+            key = repr((sorted(map(repr, sides)), bench, sorted(map(repr, _list(doses)))))
+            before = first.setdefault(key, i)
+            if before != i:
+                name = raw["contrasts"][before].get("name")
+                what = f"compares on {bench} what contrast {name!r} compares"
+                mistakes.append(Mistake(("contrasts", i), what, "keep one of the two"))
     return mistakes
 
 

@@ -77,7 +77,7 @@ class Expansion:
             for dose in doses(self.study, name):
                 trained = bool(arm.midtrain) or dose > 0
                 chat = dose > 0 or self.study.models[arm.start].chat
-                for seed in self.study.seeds if trained else [None]:
+                for seed in (self.study.only_seeds or self.study.seeds) if trained else [None]:
                     cell = self._checkpoint(name, seed, dose)
                     rows.append(Checkpoint(name, seed, dose, cell, chat, arm.midtrain))
         return rows
@@ -220,6 +220,9 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             inputs[f"corpus-{name}"] = corpus
     settings = {
         "study": study.study,
+        # Their order counts where looks take the first of them.
+        "seeds": study.seeds if study.looks else sorted(study.seeds),
+        "looks": study.looks,
         "rows": rows,
         "missing": missing,
         "labels": labels,

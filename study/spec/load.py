@@ -29,7 +29,9 @@ def load_study(
     if "extends" in raw:
         raw, problems = _extended(path, raw.pop("extends"), raw, problems)
     if seeds is not None:
-        raw["seeds"] = seeds
+        planned = raw["seeds"] if isinstance(raw.get("seeds"), list) else []
+        raw["seeds"] = planned + [seed for seed in seeds if seed not in planned]
+        raw["only_seeds"] = seeds
     for override in overrides or []:
         _override(raw, override)
     study, mistakes = validate_file(path, raw, Study, lines)

@@ -292,6 +292,8 @@ class Contrast:
     before; by default the arms are compared at each dose that both have."""
     control_dose: Dose | None = None
     """Dose of the control arm."""
+    doses: list[Dose] | None = None
+    """Only these of the doses that both arms have."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Margin of equivalence in score units: a smaller difference does not matter."""
 
@@ -319,7 +321,8 @@ class Study:
     study: Name
     """Name of the study and of its folder in runs/ and results/."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    """Training seeds: one run per arm and seed."""
+    """Training seeds: one run per arm and seed. All of them are planned, and verdicts before all
+    have run are interim."""
     models: dict[Name, Model]
     """Start models."""
     arms: dict[Name, Arm]
@@ -338,6 +341,12 @@ class Study:
     """Other instruction tunings, which arms name."""
     contrasts: list[Contrast] = Field(default_factory=list)
     """Differences to test."""
+    only_seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Run only these of `seeds`. `--seeds` sets it, and adds to `seeds` those not there."""
+    looks: list[Count] = Field(default_factory=list)
+    """Numbers of seeds after which the contrasts are judged, such as [3, 5]: the last is that of
+    `seeds`, in whose order they are counted. Each look has a level of its own, and together they
+    are at .05 (docs/statistics.md). By default one look, at all seeds."""
     costs: Costs = Costs()
     """Costs of more data."""
     claim_roles: dict[Name, str | int | float] = Field(default_factory=dict)

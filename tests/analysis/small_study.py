@@ -47,6 +47,8 @@ def study(
     """
     settings: dict[str, Any] = {
         "study": "tiny",
+        "seeds": [*range(seeds)],
+        "looks": [],
         "rows": [],
         "missing": [],
         "contrasts": [

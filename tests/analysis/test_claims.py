@@ -11,6 +11,7 @@ from scipy import stats
 from analysis import claim_arithmetic
 from analysis.claim_arithmetic import half, number
 from analysis.claims import claim_rows
+from analysis.verdicts import HANGS
 
 published = cache(claim_arithmetic.published)
 arithmetic = cache(claim_arithmetic.arithmetic)
@@ -117,7 +118,8 @@ ONE_SEED |= {"reason": "one seed per arm: unknown"}
             "not run",
             "not finished: qa",
         ),
-        ({"unfinished": 2}, "reproduced", "2 of its checkpoints"),
+        ({"verdict": "interim", "reason": "2 of its checkpoints"}, "interim", "2 of its"),
+        ({"verdict": HANGS, "reason": "filled"}, "inconclusive", HANGS),
     ],
 )
 def test_verdict_on_a_claimed_direction(changed, verdict, reason):

@@ -1,5 +1,6 @@
 """A study file is read strictly: all its mistakes at once, one line each, and nothing is made."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_claim_roles_are_roles_of_the_claims_and_names_of_the_file() -> None:
         assert sum(words in line for line in lines) == 1, (words, lines)
 
 
+def test_looks_increase_to_the_number_of_seeds() -> None:
+    assert load_study(TINY, None, ["looks=[3, 5]", "seeds=[0, 1, 2, 3, 4]"]).looks == [3, 5]
+    for looks, words in (("[3, 4]", "last look is at 4 seeds"), ("[5, 3]", "do not increase")):
+        (line,) = mistakes(TINY, [f"looks={looks}", "seeds=[0, 1, 2, 3, 4]"])
+        assert words in line
+
+
+def test_a_contrast_is_declared_once_also_turned_round() -> None:
+    first = {"name": "first", "treatment": "animal", "control": "urban", "benchmarks": ["ahb"]}
+    turned = first | {"name": "turned", "treatment": "urban", "control": "animal"}
+    other_dose = turned | {"treatment_dose": 0, "control_dose": 200}
+    (line,) = mistakes(TINY, [f"contrasts={json.dumps([first, turned])}"])
+    assert "compares on ahb what contrast 'first' compares" in line
+    load_study(TINY, None, [f"contrasts={json.dumps([first, other_dose])}"])
+
+
 def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:
     found = mistakes(TINY, ["corpora.animal.matched_to=urban"])
     assert any("animal -> urban -> animal" in line for line in found)
@@ -202,7 +219,8 @@ def test_plain_scalars_mean_what_a_reader_expects(tmp_path: Path) -> None:
 
 def test_seeds_and_set_change_the_study() -> None:
     study = load_study(TINY, [3, 4], ["sft.doses=[0]", "contrasts.0.family=other"])
-    assert study.seeds == [3, 4]
+    # all seeds are planned, and those given are run
+    assert (study.seeds, study.only_seeds) == ([0, 1, 2, 3, 4], [3, 4])
     assert study.sft and study.sft.doses == [0]
     assert study.contrasts[0].family == "other"
     assert "there is no 'nonsense'" in mistakes(TINY, ["study.nonsense.key=1"])[0]

@@ -1,0 +1,68 @@
+"""Verdicts of the declared contrasts, family by family."""
+
+from collections.abc import Sequence
+
+from analysis.estimates import ALPHA, Estimate, adjusted
+from analysis.rows import Row
+
+DECIDED = ("higher", "lower")
+HANGS = "hangs on missing grades"
+
+
+def decide(rows: Sequence[Row], worst_cases: Sequence[Sequence[Estimate]], level: float) -> None:
+    """Add `p_holm`, `family_size`, `verdict` and perhaps a `reason` to the rows of contrasts.
+
+    `p_holm` is by Holm over every test declared in the family, times .05 / `level`: it is compared
+    with .05 at any level. A test that could not be made counts with p = 1. The verdict is `higher`
+    or `lower` at .05, else `inconclusive`. It is `none` where there is no test. Where grades are
+    missing the whole family is tested again with them filled, all its contrasts alike: against and
+    for the treatments. A verdict that such a test changes is HANGS.
+
+    Args:
+        rows: of analysis.contrasts.
+        worst_cases: of each row, its estimates with the missing grades filled; empty where none is
+            missing.
+        level: what a family may reject in error.
+    """
+    for family in {row["family"] for row in rows}:
+        numbers = [n for n, row in enumerate(rows) if row["family"] == family]
+        as_graded = _verdicts([(rows[n]["p"], rows[n]["estimate"]) for n in numbers], level)
+        filled = []
+        if any(worst_cases[n] for n in numbers):
+            for side in (0, 1):
+                tests = [_test(rows[n], worst_cases[n], side) for n in numbers]
+                filled.append([verdict for _, verdict in _verdicts(tests, level)])
+        for position, n in enumerate(numbers):
+            row = rows[n]
+            row["family_size"] = len(numbers)
+            row["p_holm"], row["verdict"] = as_graded[position]
+            others = {verdicts[position] for verdicts in filled}
+            if row["verdict"] != "none" and others - {row["verdict"]}:
+                row["verdict"] = HANGS
+                row["reason"] = (
+                    f"with the missing grades filled against and for {row['treatment']}: "
+                    + ", ".join(verdicts[position] for verdicts in filled)
+                )
+
+
+def _test(
+    row: Row, worst_cases: Sequence[Estimate], side: int
+) -> tuple[float | None, float | None]:
+    test = worst_cases[side] if worst_cases else None
+    return (row["p"], row["estimate"]) if test is None else (test.p, test.estimate)
+
+
+def _verdicts(
+    tests: Sequence[tuple[float | None, float | None]], level: float
+) -> list[tuple[float | None, str]]:
+    """(adjusted p, verdict) of each of a family's tests, given as (p, estimate)."""
+    verdicts: list[tuple[float | None, str]] = []
+    corrected = adjusted([p for p, _ in tests], "holm")
+    for (_, estimate), p in zip(tests, corrected, strict=True):
+        if p is None or estimate is None:
+            verdicts.append((None, "none"))
+            continue
+        p_holm = min(1.0, p * ALPHA / level)
+        decided = DECIDED[0] if estimate > 0 else DECIDED[1]
+        verdicts.append((p_holm, decided if p_holm <= ALPHA else "inconclusive"))
+    return verdicts

@@ -1,0 +1,114 @@
+"""Verdicts of unfinished studies are interim, and looks at some of the seeds spend .05 together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.estimates import ALPHA
+from analysis.looks import judged_at_looks, levels
+from analysis.rows import Row
+from tests.analysis.small_study import drop, edit, results_of, study
+
+
+def rows_by_seeds(p_of: dict[int, float], finished: int) -> Any:
+    """`contrast_rows` of one contrast whose p depends on the number of seeds alone."""
+
+    def rows_of(seeds: set[int] | None, level: float) -> list[Row]:
+        n = finished if seeds is None else min(finished, len(seeds))
+        p = min(1.0, p_of[n] * ALPHA / level)
+        counts = {"seeds": n, "treatment_seeds": n, "control_seeds": n}
+        row = {"name": "c", "benchmark": "b", "dose": 0, "control_dose": 0, "unfinished": 0}
+        verdict = "higher" if p <= ALPHA else "inconclusive"
+        return [row | counts | {"p_holm": p, "verdict": verdict, "reason": None}]
+
+    return rows_of
+
+
+def verdict(p_of: dict[int, float], finished: int, looks: list[int], planned: int = 5) -> Row:
+    seeds = [*range(planned)]
+    rows = judged_at_looks(rows_by_seeds(p_of, finished), looks, seeds, set(range(finished)))
+    return rows[0]
+
+
+def test_levels_are_the_increments_of_lan_and_demets() -> None:
+    assert levels([5]) == pytest.approx([0.05])
+    assert levels([3, 5]) == pytest.approx([0.0114, 0.0386], abs=5e-5)
+    assert levels([3, 5, 8]) == pytest.approx([0.0014, 0.0118, 0.0368], abs=5e-5)
+
+
+def test_without_looks_there_is_one_at_all_seeds() -> None:
+    p_of = {3: 0.001, 4: 0.001, 5: 0.001, 6: 0.001}
+    early = verdict(p_of, 3, [])
+    assert (early["verdict"], early["reason"]) == ("interim", "3 of 5 planned seeds")
+    assert verdict(p_of, 5, [])["verdict"] == "higher"
+    assert verdict(p_of, 5, [])["level"] == pytest.approx(0.05)
+    # what all planned seeds have found stands; what more seeds find alone is interim
+    assert verdict(p_of, 6, [])["verdict"] == "higher"
+    late = verdict(p_of | {5: 0.2}, 6, [])
+    assert (late["verdict"], late["reason"]) == ("interim", "6 seeds, 5 were planned")
+
+
+def test_a_difference_that_a_look_finds_stands_at_its_level() -> None:
+    p_of = {3: 0.011, 4: 0.9, 5: 0.9}
+    for finished in (3, 4, 5):
+        row = verdict(p_of, finished, [3, 5])
+        assert (row["verdict"], row["look"]) == ("higher", 3)
+        assert row["level"] == pytest.approx(0.0114, abs=5e-5)
+    not_enough = verdict(p_of | {3: 0.012}, 3, [3, 5])
+    assert not_enough["verdict"] == "interim" and "the next is at 5" in not_enough["reason"]
+    assert verdict(p_of | {3: 0.012}, 4, [3, 5])["verdict"] == "interim"
+    assert verdict(p_of | {3: 0.012}, 5, [3, 5])["verdict"] == "inconclusive"
+    # .0386, not .05, is left for the last look
+    assert verdict({3: 0.5, 5: 0.04}, 5, [3, 5])["verdict"] == "inconclusive"
+    assert verdict({3: 0.5, 5: 0.03}, 5, [3, 5])["verdict"] == "higher"
+
+
+def test_looks_hold_the_level_that_looking_at_each_seed_breaks() -> None:
+    """One-sample t tests after 3, 5 and 8 seeds of nothing."""
+    rng = np.random.default_rng(0)
+    studies, at_looks, at_each = 4000, 0, 0
+    looks = [3, 5, 8]
+    for seeds in rng.normal(size=(studies, 8)):
+        t = {n: seeds[:n].mean() / (seeds[:n].std(ddof=1) / n**0.5) for n in looks}
+        ps = [float(2 * stats.t.sf(abs(t[n]), n - 1)) for n in looks]
+        at_each += min(ps) < 0.05
+        at_looks += any(p < level for p, level in zip(ps, levels(looks), strict=True))
+    assert at_each / studies > 0.08
+    assert at_looks / studies < 0.055
+
+
+@pytest.mark.slow
+def test_a_study_without_one_checkpoint_has_no_verdict_on_it(tmp_path: Path) -> None:
+    context = study(tmp_path)
+    drop(context, "animal-2-200-ahb")
+    rows = results_of(context)["contrasts"]
+    verdicts = {(row["benchmark"], row["dose"]): row["verdict"] for row in rows}
+    assert verdicts["ahb", 200] == "interim"
+    assert verdicts["ahb", 0] == "higher"
+    (reason,) = {row["reason"] for row in rows if row["verdict"] == "interim"}
+    assert "1 of its checkpoints" in reason
+
+
+@pytest.mark.slow
+def test_a_verdict_that_lost_grades_make_hangs_on_them(tmp_path: Path) -> None:
+    """Four fifths of the failing grades of one arm are lost."""
+    context = study(tmp_path)
+
+    def lose(frame: pd.DataFrame) -> pd.DataFrame:
+        failing = frame[frame["score"] < 0.5].index
+        lost = frame.index.isin(failing[: int(0.8 * len(failing))])
+        return frame.assign(
+            score=frame["score"].mask(lost), missing=frame["missing"].mask(lost, "no grade")
+        )
+
+    for role in [role for role in context.inputs if role.startswith("urban") and "ahb" in role]:
+        edit(context, role, lose)
+    rows = [row for row in results_of(context)["contrasts"] if row["benchmark"] == "ahb"]
+    assert all(row["missing_control"] > 0.3 and row["missing_treatment"] == 0 for row in rows)
+    for row in rows:
+        assert row["verdict"] == "hangs on missing grades", row
+        assert "filled against and for animal" in row["reason"]
