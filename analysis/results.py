@@ -19,9 +19,11 @@ from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, dimension_means
 METHOD = (
     "Means over questions of means over seeds and epochs. Intervals and tests are for new "
     "training seeds and new questions: two-way (seed and question scenario) variance as in "
-    "Cameron, Gelbach and Miller (2011), Student's t with Satterthwaite's degrees of freedom, "
-    "Holm within each declared family at .05. With one training seed per arm no verdict is given. "
-    "Missing grades are left out, never counted as wrong."
+    "Cameron, Gelbach and Miller (2011), Student's t with Satterthwaite's degrees of freedom "
+    "(Cochran and Cox's quantile where one side alone has seeds), Holm within each declared family "
+    "at .05. Verdicts are about the corpora as written: all seeds are trained on the same "
+    "documents. With one training seed per arm no verdict is given. Missing grades are left out, "
+    "never counted as wrong."
 )
 
 
