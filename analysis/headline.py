@@ -30,10 +30,10 @@ def p_value(p: float | None) -> str:
 
 
 def doses(row: Row) -> str:
-    """The SFT doses of a contrast: `200`, `200 v 0` where they differ, a dash where none."""
+    """The SFT dose of a row: `200`; `200 v 0` where a contrast compares two; a dash where none."""
     if row["dose"] is None:
         return "-"
-    if row["control_dose"] in (None, row["dose"]):
+    if row.get("control_dose") in (None, row["dose"]):
         return str(row["dose"])
     return f"{row['dose']} v {row['control_dose']}"
 

@@ -89,24 +89,9 @@ def references(raw: Mapping) -> Mistakes:
         mistakes += _training((section,), raw.get(section))
     for name, sft in _named(raw, "sfts").items():
         mistakes += _training(("sfts", name), sft)
-    for i, contrast in enumerate(_list(raw.get("contrasts"))):
-        if isinstance(contrast, dict):
-            mistakes += _contrast(("contrasts", i), contrast, raw)
-    mistakes += _repeated_contrasts(raw)
     mistakes += _repeated(("seeds",), raw.get("seeds"), "seed")
     mistakes += _repeated(("only_seeds",), raw.get("only_seeds"), "seed")
-    return mistakes + _looks(raw)
-
-
-def _looks(raw: Mapping) -> Mistakes:
-    looks = [look for look in _list(raw.get("looks")) if isinstance(look, int)]
-    seeds = _list(raw.get("seeds"))
-    if looks and looks != sorted(set(looks)):
-        return [Mistake(("looks",), f"{looks} do not increase", "list each look once, in order")]
-    if looks and looks[-1] != len(seeds):
-        what = f"the last look is at {looks[-1]} seeds, and {len(seeds)} seeds are planned"
-        return [Mistake(("looks",), what, f"end with {len(seeds)}, or change seeds")]
-    return []
+    return mistakes
 
 
 def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mistakes:
@@ -123,7 +108,7 @@ def _mapping(value: Any) -> Mapping:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
@@ -173,7 +158,7 @@ def _doses_of_arm(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
     listed = ", ".join(map(str, doses))
     return [
         Mistake((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
-        for dose in _list(arm.get("doses"))
+        for dose in as_list(arm.get("doses"))
         if dose not in doses
     ]
 
@@ -187,7 +172,7 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
         mistakes.append(Mistake((*at, "quality_filter", "prompt"), what))
     for key in ("path", "exclude"):
         mistakes += _missing_file((*at, key), corpus.get(key))
-    for i, bench in enumerate(_list(corpus.get("decontaminate_against"))):
+    for i, bench in enumerate(as_list(corpus.get("decontaminate_against"))):
         if not (ROOT / f"eval/benchmarks/{bench}.yaml").exists():
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
@@ -343,10 +328,10 @@ def _model(name: str, model: Mapping) -> Mistakes:
 def _benchmark(name: str, bench: Mapping, raw: Mapping) -> Mistakes:
     at = ("benchmarks", name)
     mistakes = _task(at, bench, raw)
-    for i, arm in enumerate(_list(bench.get("arms"))):
+    for i, arm in enumerate(as_list(bench.get("arms"))):
         mistakes += check_reference(raw, "arms", (*at, "arms", i), arm)
     mistakes += check_reference(raw, "endpoints", (*at, "judge"), bench.get("judge"))
-    for i, judge in enumerate(_list(bench.get("other_judges"))):
+    for i, judge in enumerate(as_list(bench.get("other_judges"))):
         mistakes += check_reference(raw, "endpoints", (*at, "other_judges", i), judge)
     return mistakes
 
@@ -379,7 +364,7 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
     ]
     for key in (*OWN_FILES, "labels"):
         mistakes += _missing_file((*at, key), bench.get(key))
-    judges = [bench.get("judge"), *_list(bench.get("other_judges"))]
+    judges = [bench.get("judge"), *as_list(bench.get("other_judges"))]
     for judge in judges:
         mistakes += _judge_under_test((*at, "judge"), judge, raw)
     return mistakes + _repeated((*at, "other_judges"), judges, "judge")
@@ -426,39 +411,6 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
     ]
 
 
-def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
-    mistakes = check_reference(raw, "arms", (*at, "treatment"), contrast.get("treatment"))
-    mistakes += check_reference(raw, "arms", (*at, "control"), contrast.get("control"))
-    for i, bench in enumerate(_list(contrast.get("benchmarks"))):
-        mistakes += check_reference(raw, "benchmarks", (*at, "benchmarks", i), bench)
-    if (contrast.get("treatment_dose") is None) != (contrast.get("control_dose") is None):
-        mistakes.append(Mistake(at, "needs both of treatment_dose, control_dose, or neither"))
-    if contrast.get("doses") and contrast.get("treatment_dose") is not None:
-        mistakes.append(Mistake((*at, "doses"), "has no meaning beside treatment_dose", "keep one"))
-    return mistakes
-
-
-def _repeated_contrasts(raw: Mapping) -> Mistakes:
-    """Contrasts of the same sides on the same benchmark, also turned round."""
-    first: dict[Any, Any] = {}
-    mistakes: Mistakes = []
-    for i, contrast in enumerate(_list(raw.get("contrasts"))):
-        if not isinstance(contrast, dict):
-            continue
-        sides = [
-            (contrast.get(arm), contrast.get(f"{arm}_dose")) for arm in ("treatment", "control")
-        ]
-        doses = contrast.get("doses")
-        for bench in _list(contrast.get("benchmarks")):
-            key = repr((sorted(map(repr, sides)), bench, sorted(map(repr, _list(doses)))))
-            before = first.setdefault(key, i)
-            if before != i:
-                name = raw["contrasts"][before].get("name")
-                what = f"compares on {bench} what contrast {name!r} compares"
-                mistakes.append(Mistake(("contrasts", i), what, "keep one of the two"))
-    return mistakes
-
-
 def _missing_file(at: KeyPath, value: Any) -> Mistakes:
     if isinstance(value, str) and not resolve(value).exists():
         what = f"no such file: {value}"
@@ -467,7 +419,7 @@ def _missing_file(at: KeyPath, value: Any) -> Mistakes:
 
 
 def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:
-    listed = _list(values)
+    listed = as_list(values)
     repeated = sorted({str(value) for value in listed if listed.count(value) > 1})
     what = "{} {} is listed twice"
     return [Mistake(at, what.format(label, value), f"each {label} once") for value in repeated]

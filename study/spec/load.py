@@ -10,6 +10,7 @@ from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
 from study.spec.checks import recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
+from study.spec.contrast_checks import contrast_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import recipe_problems
 from study.spec.schema import Study
@@ -36,7 +37,7 @@ def load_study(
         _override(raw, override)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
-    mistakes_in_names = [*references(raw), *role_mistakes(raw)]
+    mistakes_in_names = [*references(raw), *contrast_mistakes(raw), *role_mistakes(raw)]
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
