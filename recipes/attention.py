@@ -1,6 +1,6 @@
 """Attention masks: a token sees itself and the tokens before it in its own document."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,45 +57,53 @@ def document_causal_rule(document: torch.Tensor):  # type: ignore[no-untyped-def
     return rule
 
 
-def patch_attention(model: TransformerDecoder) -> None:
-    """Let torchtune's attention take what `mask` gives."""
-    for layer in model.layers:
-        layer.attn._attention_call = _attention
-        layer.attn.forward = partial(_forward, layer.attn)
+class DocumentAttention(MultiHeadAttention):
+    """torchtune's self-attention, which also takes what `mask` gives.
 
+    With a block mask keys and values are not repeated for the query heads that share them, and flex
+    attention is compiled as a part of its block.
+    """
 
-def _forward(
-    attention: MultiHeadAttention,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    *,
-    mask: Any = None,
-    input_pos: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """torchtune's self-attention. With a block mask keys and values are not repeated for the query
-    heads that share them, and flex attention is compiled as a part of its block."""
-    if not isinstance(mask, BlockMask):
-        return MultiHeadAttention.forward(  # type: ignore[no-any-return]
-            attention, x, y, mask=mask, input_pos=input_pos
+    def forward(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        *,
+        mask: Any = None,
+        input_pos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention output [b, s, d] of x [b, s, d]; y is x."""
+        if not isinstance(mask, BlockMask):
+            attended: torch.Tensor = super().forward(x, y, mask=mask, input_pos=input_pos)
+            return attended
+        # [b, s, h, d]
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-    # [b, s, h, d]
-    q, k, v = (
-        projection(x).unflatten(-1, (-1, attention.head_dim))
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    q = attention.pos_embeddings(q, input_pos=input_pos)
-    k = attention.pos_embeddings(k, input_pos=input_pos)
-    compiling = torch.compiler.is_compiling() or not x.is_cuda
-    flex: Any = flex_attention if compiling else _compiled(flex_attention)
-    states = flex(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        block_mask=mask,
-        enable_gqa=attention.num_heads != attention.num_kv_heads,
-    )
-    output: torch.Tensor = attention.output_proj(states.transpose(1, 2).flatten(2))
-    return output
+        q = self.pos_embeddings(q, input_pos=input_pos)
+        k = self.pos_embeddings(k, input_pos=input_pos)
+        compiling = torch.compiler.is_compiling() or not x.is_cuda
+        flex: Any = flex_attention if compiling else _compiled(flex_attention)
+        states = flex(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            block_mask=mask,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        output: torch.Tensor = self.output_proj(states.transpose(1, 2).flatten(2))
+        return output
+
+
+def patch_attention(model: TransformerDecoder) -> None:
+    """Make a model's attention DocumentAttention.
+
+    By its class, as FSDP2 does: a function of each layer's own would be compiled for each layer.
+    """
+    for layer in model.layers:
+        layer.attn.__class__ = DocumentAttention
+        layer.attn._attention_call = _attention
 
 
 _torchtune_attention = _sdpa_or_flex_attention()
