@@ -105,6 +105,10 @@ class Training:
     eval_every: Count | None = None
     """Optimizer steps between two evaluations of the held-out loss. None: never evaluated."""
 
+    eval_rows: Count = 256
+    """Rows that an evaluation takes at most, the first of those held out. The others stay held out.
+    """
+
     patience: Count | None = None
     """Evaluations without a lower held-out loss after which training stops. None: it does not."""
 
@@ -236,5 +240,7 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
 def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A training recipe as plain data in two parts: of a cell's identity, and RUNTIME_KEYS."""
     settings = {key: value for key, value in recipe.items() if key not in RUNTIME_KEYS}
+    if not recipe["eval_every"]:
+        del settings["eval_rows"]  # without evaluations it changes no output
     runtime = {key: recipe[key] for key in RUNTIME_KEYS}
     return settings, runtime

@@ -234,10 +234,10 @@ class Trainer:
 
             line = self.train_step(step, indices)
             self.metrics.log("metrics.jsonl", line)
-            self.metrics.log("speed.jsonl", {"step": step, **self.speed.last})
             self.step = step
             if self.held_out and self._evaluates_at(step):
                 self.evaluate(step)
+            self.metrics.log("speed.jsonl", {"step": step, **self.speed.line()})
             if step in self.dose_at_step:
                 self.export(self.context.folder / f"doses/{self.dose_at_step[step]}/model")
             self.speed.report(self.context, step, self.total_steps, line["loss"])
@@ -322,7 +322,8 @@ class Trainer:
         """Evaluate the held-out loss after `step`; keep the weights if `load_best_checkpoint` needs
         them."""
         assert self.held_out
-        loss = held_out_loss(self.model, self.held_out, self.recipe, self.ranks)
+        with self.speed.evaluation():
+            loss = held_out_loss(self.model, self.held_out, self.recipe, self.ranks)
         self.metrics.log("held_out.jsonl", {"step": step, "loss": loss})
         self.context.log(f"step {step}: held-out loss {loss:.4f}")
         is_best = self.history.add(step, loss)
@@ -386,5 +387,6 @@ def counts(context: StageContext, rows: Rows) -> dict[str, int | float]:
         "tokens_per_second": round(rates[len(rates) // 2], 1),
     }
     if evaluations:
+        numbers["eval_seconds"] = round(sum(line.get("eval_seconds", 0) for line in speed), 3)
         numbers["best_held_out_loss"] = round(min(line["loss"] for line in evaluations), 6)
     return numbers

@@ -3,14 +3,17 @@
 metrics.jsonl    a line for each optimizer step: loss (nats a token), lr, grad_norm; the same in
                  every run of the training
 held_out.jsonl   a line for each evaluation of the held-out loss
-speed.jsonl      a line for each optimizer step: tokens, places (positions, padding included),
-                 seconds, tokens_per_second, mfu, peak_gb
+speed.jsonl      a line for each optimizer step: tokens, positions (padding included), seconds,
+                 tokens_per_second, mfu, peak_gb, eval_seconds (of the evaluations after the step,
+                 and at step 1 of that before it)
 tensorboard/     the same for `tensorboard --logdir runs`
 """
 
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +96,8 @@ class Speed:
         self.steps = 0
         self.last: dict[str, float] = {}
         """The last step's figures, as in speed.jsonl."""
+        self.eval_seconds = 0.0
+        """Seconds of evaluations that no line of speed.jsonl has yet."""
         self.peak_tokens_per_second: float | None = None
         """What all GPUs could do at their peak FLOP/s; None where that is not known."""
         if peak := peak_flops(ranks.device):
@@ -116,6 +121,21 @@ class Speed:
         if self.peak_tokens_per_second:
             self.last["mfu"] = tokens / seconds / self.peak_tokens_per_second
             self.last["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Count the time of the `with` block as that of an evaluation."""
+        started = time.monotonic()
+        yield
+        self.eval_seconds += time.monotonic() - started
+
+    def line(self) -> dict[str, float]:
+        """The last step's line of speed.jsonl, without its number."""
+        line = dict(self.last)
+        if self.eval_seconds:
+            line["eval_seconds"] = self.eval_seconds
+            self.eval_seconds = 0.0
+        return line
 
     def report(self, context: StageContext, step: int, total_steps: int, loss: float) -> None:
         """Report progress, and from time to time log loss, throughput and the remaining minutes."""

@@ -30,13 +30,15 @@ Conversation = tuple[str, Messages]  # where it comes from ("file:line"), and it
 
 
 def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple[Rows, Rows | None]:
-    """The training rows of a cell, and its held-out rows (None where they are never evaluated).
+    """The training rows of a cell, and the held-out rows of an evaluation (None: no evaluation).
 
     midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant`
         in its settings the questions of that form with their answers, as conversations, a share
         `held_out` of them held out.
     sft: the first `dose` rows of the file `data` in an order from the study's seed, the
         last share `held_out` of that order, and documents to replay of the input `replay`.
+
+    At most `eval_rows` of the held-out rows are evaluated; the others are not trained on either.
 
     A collective. Raises UserError where a row can't be used; nothing is left out silently.
     """
@@ -78,7 +80,8 @@ def _document_rows(
     rows = Rows.load(folder, recipe.seq_len, tokenizer.pad_token_id)
     if not recipe.eval_every:
         return rows, None
-    return rows, Rows.load(held_out_folder, recipe.seq_len, tokenizer.pad_token_id)
+    held_out = Rows.load(held_out_folder, recipe.seq_len, tokenizer.pad_token_id)
+    return rows, held_out.first(min(len(held_out), recipe.eval_rows))
 
 
 def _conversation_rows(
@@ -93,7 +96,8 @@ def _conversation_rows(
             replayed = _replayed(context, tokenizer, recipe.seq_len, len(trained))
         encode_conversations(folder, trained, tokenizer, recipe.seq_len, replayed)
         if recipe.eval_every:
-            encode_conversations(held_out_folder, held_out, tokenizer, recipe.seq_len)
+            evaluated = held_out[: recipe.eval_rows]
+            encode_conversations(held_out_folder, evaluated, tokenizer, recipe.seq_len)
     ranks.barrier()
     rows = Rows.load(folder, None, tokenizer.pad_token_id)
     if not recipe.eval_every:

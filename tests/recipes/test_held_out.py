@@ -2,10 +2,11 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,14 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.cell.context import StageContext
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from recipes import finetune, step_checkpoint
+from core.recipe import Training, split_recipe
+from recipes import finetune, prepare, step_checkpoint
+from recipes.distributed import SINGLE_PROCESS
 from recipes.held_out import EvalHistory
+from recipes.rows import Rows
 from tests.recipes.toy import (
     HELD_OUT,
     assert_same,
     ends,
     in_process,
     lines,
+    make_recipe,
     on_ranks,
     start_ranks,
     training,
@@ -72,6 +77,37 @@ def test_it_looks_before_at_intervals_and_at_the_end_and_keeps_the_best(looked: 
     assert not (looked / "best").exists() and not (looked / "steps").exists()
     manifest = read_manifest(looked)
     assert manifest and manifest["counts"]["best_held_out_loss"] == round(lowest, 6)
+
+
+def test_the_time_of_looks_is_in_the_speed_file(looked: Path) -> None:
+    speed = [json.loads(line) for line in (looked / "speed.jsonl").read_text().splitlines()]
+    timed = {line["step"]: line["eval_seconds"] for line in speed if "eval_seconds" in line}
+    assert [*timed] == [1, *range(3, 20, 3), 20], "the start model's look is in the first line"
+    manifest = read_manifest(looked)
+    assert manifest and manifest["counts"]["eval_seconds"] == pytest.approx(
+        sum(timed.values()), abs=1e-3
+    )
+
+
+def test_it_looks_at_no_more_rows_than_the_recipe_says(base: Path) -> None:
+    def evaluated(rows: int) -> Rows:
+        context = in_process(training(base, f"rows{rows}", recipe=LOOKING | {"eval_rows": rows}))
+        recipe = Training.from_settings(context.settings["recipe"], context.resources)
+        held_out = prepare.prepare_rows(context, recipe, SINGLE_PROCESS)[1]
+        assert held_out
+        return held_out
+
+    every, first = evaluated(256), evaluated(1)
+    assert len(every) > 1 == len(first)
+    assert first.batch(np.array([0]))["tokens"].equal(every.batch(np.array([0]))["tokens"])
+
+
+def test_the_number_of_rows_is_identity_only_where_it_looks() -> None:
+    def settings(**changes: Any) -> dict[str, Any]:
+        return split_recipe(asdict(make_recipe(**changes)))[0]
+
+    assert settings(eval_rows=1) == settings(eval_rows=2)
+    assert settings(eval_rows=1, eval_every=3) != settings(eval_rows=2, eval_every=3)
 
 
 def as_looked(base: Path, name: str, looked: Path, **recipe: Any) -> StageContext:

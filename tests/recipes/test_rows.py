@@ -221,7 +221,8 @@ def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> StageC
             line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
         )
     )
-    recipe = SETTINGS | {key: settings.pop(key) for key in [*settings] if key in SETTINGS}
+    keys = {*SETTINGS, "eval_rows"}
+    recipe = SETTINGS | {key: settings.pop(key) for key in [*settings] if key in keys}
     named = {"recipe": recipe, "dose": len(lines), "seed": 0} | settings
     inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
     name = f"sft{abs(hash(str(tmp_path)))}"
@@ -280,6 +281,10 @@ def test_larger_doses_contain_the_smaller_and_follow_the_seed(
     assert rows(20, 0)[:10] == rows(10, 0) != rows(10, 1)
     trained = rows(36, 0, held_out=0.1, eval_every=5)
     assert len(held_out) == 4 and not held_out & set(trained) and len({*held_out, *trained}) == 40
+    every = set(held_out)
+    held_out.clear()
+    few = rows(36, 0, held_out=0.1, eval_every=5, eval_rows=2)
+    assert few == trained and len(held_out) == 2 and held_out < every
     with pytest.raises(UserError, match="has 40 rows, 4 of them held out, the dose is 37"):
         rows(37, 0, held_out=0.1, eval_every=5)
     with pytest.raises(UserError, match="eval_every needs held-out rows"):
