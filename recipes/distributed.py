@@ -14,9 +14,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 
+from core.cores import usable_cpus
 from core.errors import UserError
+from core.gpu import check_capability, gpu_available
 
 CPU = torch.device("cpu")
 # The others wait while rank 0 writes the final model, which takes minutes on a slow disk.
@@ -157,12 +160,27 @@ def sync_with_rank0(message: str | None = None) -> str:
 
 
 def _device() -> torch.device:
-    if not torch.cuda.is_available():
+    # Before the first use of CUDA. Conversations have many shapes, and would fragment its memory.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name before torch 2.9
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    _limit_compile_threads()
+    if not gpu_available():
         return CPU
     # Deterministic cuBLAS needs its workspace fixed before its first call.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A task may see all of the node's GPUs or only its own.
     index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+    check_capability(index)
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def _limit_compile_threads() -> None:
+    """Let Inductor start no more compile workers than this rank has cores; it takes up to 32."""
+    cores = usable_cpus()
+    if "SLURM_CPUS_PER_TASK" not in os.environ:  # the cores are those of all ranks of the node
+        cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores))
+    # The variable is read at the import of this module, which torchtune imports.
+    torch._inductor.config.compile_threads = int(os.environ["TORCHINDUCTOR_COMPILE_THREADS"])

@@ -120,6 +120,7 @@ class Speed:
         }
         if self.peak_tokens_per_second:
             self.last["mfu"] = tokens / seconds / self.peak_tokens_per_second
+        if self.device.type == "cuda":
             self.last["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
 
     @contextmanager

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torchao.optim import AdamW8bit
 
 from core.errors import UserError
-from recipes.distributed import Ranks
+from recipes.distributed import GROUP_TIMEOUT, Ranks
 
 KEEP = 2  # step checkpoints
 
@@ -46,7 +46,9 @@ class AsyncSaver:
         self.folder = folder
         self.ranks = ranks
         # A group of its own: the writing thread must not interfere with the training's collectives.
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group = None
+        if dist.is_initialized():
+            self.group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
         self.pending: tuple[int, Future[Any]] | None = None
 
     def start(self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

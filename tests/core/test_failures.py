@@ -60,6 +60,15 @@ LOGS = {
         f"{SLURMSTEPD} ***\nsrun: error: cpu1: task 0: Killed",
         "Slurm: CANCELLED by 1000",
     ],
+    "GPU driver too old": [
+        "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found "
+        "version 11040). Please update your GPU driver",
+        "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime version",
+    ],
+    "CPU packages on a GPU": [
+        "error: this job holds a GPU, and torch 2.13.0+cpu is a CPU build of torch; name",
+        "AssertionError: Torch not compiled with CUDA enabled",
+    ],
     "GPU fault": [
         "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
         "RuntimeError: No CUDA GPUs are available",

@@ -1,0 +1,88 @@
+"""What a training sets before its first use of a GPU, and what it refuses."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import UserError
+from recipes import distributed, metrics
+from recipes.distributed import CPU, Ranks, process_group
+from recipes.model import build
+from recipes.step_checkpoint import AsyncSaver
+from tests.recipes.test_attention import SHAPE_AS_CONFIG
+from tests.recipes.toy import RECIPE
+
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCHINDUCTOR_COMPILE_THREADS")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*VARIABLES, "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_training_that_holds_a_gpu_is_not_run_on_the_cpu(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.delenv("CUDA_VISIBLE_DEVICES")
+    environment.setenv("SLURM_JOB_GPUS", "0")
+    environment.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="this job holds a GPU"), process_group():
+        pass
+
+
+def test_a_training_on_an_old_gpu_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setattr(torch.cuda, "is_available", lambda: True)
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    environment.setattr(torch.cuda, "get_device_name", lambda index: "Tesla V100")
+    environment.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    with pytest.raises(UserError, match=r"V100 has compute capability 7.0"), process_group():
+        pass
+
+
+def test_memory_is_kept_in_segments_that_grow(environment: pytest.MonkeyPatch) -> None:
+    with process_group():
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    environment.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    with process_group():
+        assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native", "a person's setting stays"
+
+
+@pytest.mark.parametrize(("per_task", "threads"), [("", 3), ("12", 12)])
+def test_inductor_compiles_with_the_cores_of_a_rank(
+    environment: pytest.MonkeyPatch, per_task: str, threads: int
+) -> None:
+    environment.setattr(distributed, "usable_cpus", lambda: 12)
+    environment.setenv("LOCAL_WORLD_SIZE", "4")
+    if per_task:
+        environment.setenv("SLURM_CPUS_PER_TASK", per_task)
+    with torch._inductor.config.patch(compile_threads=32), process_group():
+        assert torch._inductor.config.compile_threads == threads
+        assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == str(threads)
+
+
+def test_step_checkpoints_wait_as_long_as_the_rest(
+    tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    with process_group(force=True) as ranks:
+        group = AsyncSaver(tmp_path, ranks).group
+        assert group is not None
+        assert group._get_backend(CPU).options._timeout == timedelta(hours=1)
+
+
+def test_peak_memory_is_recorded_where_the_peak_flops_are_not_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H800")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7e9)
+    with torch.device("meta"):
+        model = build(SHAPE_AS_CONFIG)
+    speed = metrics.Speed(RECIPE, Ranks(device=torch.device("cuda", 0)), model)
+    speed.begin_step()
+    speed.end_step(10, 12)
+    assert speed.last["peak_gb"] == 7.0 and "mfu" not in speed.last
