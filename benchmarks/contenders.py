@@ -144,6 +144,10 @@ def kit(folder: Path, case: dict[str, Any]) -> Steps:
     return [(line["tokens"], line["seconds"]) for line in lines]
 
 
+def _recomputes(case: dict[str, Any]) -> bool:
+    return bool(case.get("activation_checkpointing", "none") != "none")
+
+
 def rows_of(folder: Path, case: dict[str, Any]):  # type: ignore[no-untyped-def]
     from recipes import prepare, tokenization
 
@@ -166,7 +170,7 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
         "dtype": "fp32" if case["dtype"] == "fp32" else "bf16",
         "device": "cuda" if case["dtype"] != "fp32" else "cpu",
         "compile": bool(case.get("compile")),
-        "enable_activation_checkpointing": bool(case.get("activation_checkpointing")),
+        "enable_activation_checkpointing": _recomputes(case),
         "batch_size": at_once,
         "gradient_accumulation_steps": case["rows"] // at_once,
     }
@@ -234,7 +238,7 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
         gradient_accumulation_steps=case["rows"] // at_once,
         bf16=on_gpu,
         use_cpu=not on_gpu,
-        gradient_checkpointing=bool(case.get("activation_checkpointing")),
+        gradient_checkpointing=_recomputes(case),
         torch_compile=bool(case.get("compile")),
         report_to=[],
         save_strategy="no",

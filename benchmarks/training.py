@@ -53,20 +53,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "micro_batch_size": 2,
     },
 }
-COMPILED = {"compile": True, "activation_checkpointing": True}
+COMPILED = {"compile": True, "activation_checkpointing": "full"}
+NO_CHECKPOINTING = {"compile": True, "activation_checkpointing": "none"}
 # On a GPU: the effect of each setting.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "kit": ("kit", COMPILED),
     "torchtune's recipe": ("torchtune's recipe", COMPILED),
-    "kit, no checkpointing": ("kit", {"compile": True, "activation_checkpointing": False}),
-    "torchtune's recipe, no checkpointing": (
-        "torchtune's recipe",
-        {"compile": True, "activation_checkpointing": False},
-    ),
+    "kit, selective checkpointing": ("kit", COMPILED | {"activation_checkpointing": "selective"}),
+    "kit, no checkpointing": ("kit", NO_CHECKPOINTING),
+    "torchtune's recipe, no checkpointing": ("torchtune's recipe", NO_CHECKPOINTING),
+    "kit, not deterministic": ("kit", COMPILED | {"deterministic": False}),
     "Trainer, packed": ("Trainer, packed", COMPILED),
     "kit, adamw_8bit": ("kit", COMPILED | {"optimizer": "adamw_8bit"}),
     "kit, lora": ("kit", COMPILED | {"lora": {"rank": 32, "alpha": 16}}),
-    "kit, no compile": ("kit", {"compile": False, "activation_checkpointing": True}),
+    "kit, no compile": ("kit", COMPILED | {"compile": False}),
     "kit, dense mask for flex attention": ("kit", COMPILED | {"dense_mask": True}),
     "kit, whole logits": ("kit", COMPILED | {"whole_logits": True}),
     "Trainer, a document a row": ("Trainer, a document a row", COMPILED),

@@ -185,10 +185,12 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     state: weights, gradients and the optimizer's moments, a shard of each (exact).
     gathered: what FSDP2 holds unsharded at the worst moment: the root and two layers (on one GPU
         all layers, kept between the micro-batches of a step), and the gradients of the root and of
-        one layer where they are trained, in the dtype of the products.
-    activations: with activation checkpointing an input for each layer and everything of one layer,
-        else everything of all layers (a token takes 8 times the width, 4 times the feed-forward
-        width and 3 times the key-value width), and the logits of a chunk.
+        one layer where they are trained, in the dtype of the products; with gradient_sync: step
+        the gradients of all weights, in fp32.
+    activations: with full activation checkpointing an input for each layer and everything of one
+        layer, with selective also the results of each layer's products and attention, else
+        everything of all layers (a token takes 8 times the width, 4 times the feed-forward width
+        and 3 times the key-value width), and the logits of a chunk.
     total: their sum.
 
     After the last layer the activations are gone, but the root's gradient exists twice, once in
@@ -208,8 +210,11 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     widths = 8 * d + 4 * model.intermediate_size + 3 * model.kv_dim
     layer = tokens * product_bytes * widths
     layers = model.num_hidden_layers
-    if recipe.activation_checkpointing:
-        activations = layers * tokens * d * product_bytes + layer
+    # A layer's input; the results of q, k, v, attention, o, gate, up and down.
+    kept = {"full": d, "selective": 5 * d + 2 * model.kv_dim + 2 * model.intermediate_size}
+    if recipe.activation_checkpointing in kept:
+        widths = kept[recipe.activation_checkpointing]
+        activations = layers * tokens * widths * product_bytes + layer
     else:
         activations = layers * layer
     activations += 2 * 4 * min(tokens, CHUNK) * model.vocab_size
@@ -220,6 +225,8 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
         root_sums = 0 if recipe.lora else counts.root * (2 * product_bytes + 4)
         copies = counts.root + 2 * counts.layer if ranks > 1 else counts.total
         gathered = max((copies + gradients) * product_bytes, root_sums - activations)
+        if recipe.gradient_sync == "step" and ranks > 1:
+            gathered += 4 * trained(model, recipe)  # unsharded, in fp32
     gb = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
     return gb | {"total": sum(gb.values())}
 

@@ -28,10 +28,13 @@ MULTIPLE = 8
 # change no result beyond rounding, and are not part of a cell's identity.
 RUNTIME_KEYS = (
     "micro_batch_size",
+    "packed",
     "checkpoint_minutes",
     "activation_checkpointing",
     "compile",
     "sharding",
+    "gradient_sync",
+    "deterministic",
 )
 
 
@@ -119,17 +122,30 @@ class Training:
     micro_batch_size: Count | None = None
     """Rows that a rank runs at once (micro-batch size). None: its whole share of a step."""
 
+    packed: bool = False
+    """SFT: several conversations in a row of up to seq_len tokens. They don't attend to each other,
+    and a step has the same ones. (Documents are always packed.)"""
+
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 30
     """Minutes between step checkpoints. 0: one after every optimizer step."""
 
-    activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Recompute each block's activations in the backward pass instead of keeping them. full: all.
+    selective: all but the results of matrix products and of attention."""
 
     compile: bool = False
     """torch.compile of each block."""
 
     sharding: Literal["full", "hybrid"] = "full"
     """FSDP2. full: shards over all ranks. hybrid: shards within a node, replicas across nodes."""
+
+    gradient_sync: Literal["micro_batch", "step"] = "micro_batch"
+    """When the ranks' gradients are summed. step: once, after the last micro-batch; each rank then
+    holds the gradients of all weights in fp32. A single rank always does it once."""
+
+    deterministic: bool = True
+    """torch's deterministic algorithms. On GPUs false may be faster, and a resumed training differs
+    in the last bits."""
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], resources: dict[str, Any]) -> "Training":
@@ -202,6 +218,9 @@ def training_mistakes(recipe: Training) -> Problems:
     elif recipe.tokens_per_step and recipe.tokens_per_step % recipe.seq_len:
         text = f"{recipe.tokens_per_step} is not a multiple of seq_len {recipe.seq_len}"
         problems.append((("tokens_per_step",), text))
+    if recipe.packed and recipe.tokens_per_step:
+        text = "is for conversations (global_batch_size); documents are always packed"
+        problems.append((("packed",), text))
     if not recipe.eval_every:
         text = "needs eval_every, the updates between two looks at the held-out loss"
         if recipe.patience:

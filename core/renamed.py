@@ -27,4 +27,8 @@ RENAMED_KEYS = {
     "held_out_every": "eval_every",
     "load_best": "load_best_checkpoint",
 }
-RENAMED_VALUES = {"kit": "dummy"}
+# By key.
+RENAMED_VALUES = {
+    "served_by": {"kit": "dummy"},
+    "activation_checkpointing": {"false": "none", "true": "full"},
+}

@@ -222,18 +222,27 @@ def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) 
         elif kind_of_error == "string_pattern_mismatch":
             what = f"{value!r} is not a name"
             fix = "use letters, digits and _, starting with a letter or digit"
-        elif kind_of_error == "literal_error" and str(value) in RENAMED_VALUES:
-            what = f"`{value}` is now `{RENAMED_VALUES[str(value)]}`"
+        elif kind_of_error == "literal_error" and (new := _renamed(at, value)):
+            what = f"`{_yaml_word(value)}` is now `{new}`"
             fix = "rename it (CHANGELOG.md, 0.2.0)"
         elif kind_of_error == "literal_error":
             what = f"{value!r} is not a valid choice"
             fix = f"valid: {details['ctx']['expected']}"
         else:
             is_yaml_word = value is None or isinstance(value, bool)
-            shown = json.dumps(value) if is_yaml_word else repr(value)
+            shown = _yaml_word(value) if is_yaml_word else repr(value)
             what = f"{shown}: {_plain(details['msg'])}"
         problems.append(located(path, at, what, lines, fix))
     return problems
+
+
+def _renamed(at: KeyPath, value: Any) -> str | None:
+    """Today's name of a value of an older version."""
+    return RENAMED_VALUES.get(str(at[-1]), {}).get(_yaml_word(value))
+
+
+def _yaml_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _plain(message: str) -> str:

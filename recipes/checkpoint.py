@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     set_model_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
@@ -25,14 +26,16 @@ from recipes.distributed import SINGLE_PROCESS, Ranks
 from recipes.model import build, family, is_sharded, parallelize, read_config
 
 StateDict = dict[str, Any]  # of tensors
+PART_BYTES = 2**28  # of weights that rank 0 reads at once
+FILE_BYTES = 5 * 10**9  # of weights in a file, as Hugging Face writes them
 
 
 def load(folder: Path, ranks: Ranks, recipe: Training, seed: int = 0) -> TransformerDecoder:
     """The model of a Hugging Face folder, compiled, checkpointed and sharded as the recipe says.
 
-    Its weights are bf16 for dtype bf16, otherwise fp32. Rank 0 reads the files, one at a time; with
-    FSDP2 each rank holds its shard only. LoRA's adapters follow from `seed` alone, on any number of
-    ranks. Raises UserError, on all ranks, where the folder is not a complete model.
+    Its weights are bf16 for dtype bf16, otherwise fp32. Rank 0 reads the files, some weights at a
+    time; with FSDP2 each rank holds its shard only. LoRA's adapters follow from `seed` alone, on
+    any number of ranks. Raises UserError, on all ranks, where the folder is not a complete model.
     """
     config = read_config(folder)
     dtype = torch.bfloat16 if recipe.dtype == "bf16" else torch.float32
@@ -72,10 +75,14 @@ def _read_weights(
     dtype: torch.dtype,
     seed: int,
 ) -> Iterator[StateDict]:
-    """All of the model's weights, a file's at a time, and the adapters last. Raises UserError."""
+    """All of the model's weights in parts, and the adapters last. Raises UserError."""
     missing = {name for name in shapes if ".lora_" not in name}
-    for file in sorted(folder.glob("*.safetensors")):
-        part = _read_file(file, config)
+    parts = (
+        (file, part)
+        for file in sorted(folder.glob("*.safetensors"))
+        for part in _read_parts(file, config)
+    )
+    for file, part in parts:
         for name, weight in part.items():
             if weight.shape != shapes.get(name):
                 expected = [*shapes.get(name, [])]
@@ -91,7 +98,9 @@ def _read_weights(
                 fix="keep the one that is the model's",
             )
         missing -= part.keys()
-        yield {name: weight.to(dtype) for name, weight in part.items()}
+        for name in part:  # in place: the weights as read are freed one by one
+            part[name] = part[name].to(dtype)
+        yield part
     if missing:
         raise UserError(
             where=str(folder),
@@ -102,24 +111,37 @@ def _read_weights(
     yield _init_adapters(shapes, dtype, seed)
 
 
-def _read_file(file: Path, config: dict[str, Any]) -> StateDict:
-    """The weights of one file by torchtune's names."""
+def _read_parts(file: Path, config: dict[str, Any]) -> Iterator[StateDict]:
+    """The weights of one file by torchtune's names: PART_BYTES at a time, or one larger weight."""
+    part: StateDict = {}
     try:
-        weights = load_file(file)
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is no mapping)
+                if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+                    continue  # the embedding, written a second time
+                weight = weights.get_tensor(name)
+                if part and sum(w.nbytes for w in part.values()) + weight.nbytes > PART_BYTES:
+                    yield _from_hf(part, config, file)
+                    part = {}
+                part[name] = weight
     except (SafetensorError, OSError) as error:
         raise UserError(
             where=str(file), what=f"can't be read: {error}", fix="fetch it again"
         ) from None
-    if config.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)  # the embedding, written a second time
+    yield _from_hf(part, config, file)
+
+
+def _from_hf(weights: StateDict, config: dict[str, Any], file: Path) -> StateDict:
     try:
-        return family(config).from_hf(weights, **_head_sizes(config))
+        converted: StateDict = family(config).from_hf(weights, **_head_sizes(config))
     except Exception as error:  # torchtune raises Exception itself for a name that it doesn't know
         raise UserError(
             where=str(file),
             what=f"is not of this model: {error}",
             fix="see config.json beside it",
         ) from None
+    weights.clear()
+    return converted
 
 
 def _init_adapters(shapes: dict[str, torch.Size], dtype: torch.dtype, seed: int) -> StateDict:
@@ -145,31 +167,75 @@ def save(
     """Write `model` as a Hugging Face folder, with adapters of the recipe's `lora` merged in.
 
     Config, tokenizer, chat template and the weights' dtype are those of the folder `template`. All
-    ranks give their shards, rank 0 writes. Sampling defaults of generation_config.json are left
-    out: every caller states its own. Raises UserError where it can't be written.
+    ranks give their shards, a tensor at a time, and rank 0 writes a file at a time: no rank holds
+    more of the model. Sampling defaults of generation_config.json are left out: every caller states
+    its own. Raises UserError where it can't be written.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: StateDict = get_model_state_dict(model, options=options)
-    if ranks.rank:
-        return
     config = json.loads((template / "config.json").read_text())
-    for name, weight in weights.items():
-        # A tensor may be the model's own, which merging would change, or a view of a padded one,
-        # which safetensors refuses.
-        weights[name] = weight.clone()
-    if recipe and recipe.lora:
-        weights = get_merged_lora_ckpt(weights, recipe.lora.rank, recipe.lora.alpha)
     dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
-    for name, weight in weights.items():
-        weights[name] = weight.to(dtype)
+    shards: StateDict = get_model_state_dict(model)
+    outputs: StateDict = {}
+    names: dict[str, str] = {}
+    for name, shard in shards.items():
+        if ".lora_" not in name:
+            empty = torch.empty(shard.shape, dtype=dtype, device="meta")
+            ((output, _),) = _to_hf(config, name, empty).items()
+            outputs[output] = empty
+            names[output] = name
+    split = split_torch_state_dict_into_shards(outputs, max_shard_size=FILE_BYTES)
     try:
-        _write(family(config).to_hf(weights, **_head_sizes(config)), config, template, folder)
+        if ranks.rank == 0:
+            _copy_files(config, template, folder)
+        for file, file_outputs in split.filename_to_tensors.items():
+            part: StateDict = {}
+            for output in file_outputs:
+                weight = _gather(shards, names[output], ranks, recipe)
+                if weight is not None:
+                    part |= _to_hf(config, names[output], weight.to(dtype))
+            if ranks.rank == 0:
+                part = {name: weight.contiguous() for name, weight in part.items()}
+                save_file(part, folder / file, metadata={"format": "pt"})
+        if ranks.rank == 0:
+            if split.is_sharded:
+                index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+                (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+            for path in folder.iterdir():
+                path.chmod(0o644)  # safetensors writes 0600, which colleagues can't read
     except (OSError, SafetensorError) as error:
         raise UserError(
             where=str(folder),
             what=f"can't be written: {error}; is no space left on device, or no quota?",
             fix="make room and run it again",
         ) from None
+
+
+def _gather(
+    shards: StateDict, name: str, ranks: Ranks, recipe: Training | None
+) -> torch.Tensor | None:
+    """A whole weight in rank 0's memory, with its adapter merged in; None on the others.
+
+    A copy: merging would change the model, and safetensors refuses a view of a padded tensor.
+    """
+    layer = name.removesuffix(".weight")
+    adapters = [f"{layer}.lora_a.weight", f"{layer}.lora_b.weight"]
+    part: StateDict = {}
+    for key in (name, *(adapter for adapter in adapters if adapter in shards)):
+        shard = shards[key]
+        whole = shard.full_tensor() if isinstance(shard, DTensor) else shard
+        if ranks.rank == 0:
+            part[key] = whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if not part:
+        return None
+    if recipe and recipe.lora:
+        part = get_merged_lora_ckpt(part, recipe.lora.rank, recipe.lora.alpha)
+    weight: torch.Tensor = part[name]
+    return weight
+
+
+def _to_hf(config: dict[str, Any], name: str, weight: torch.Tensor) -> StateDict:
+    """A weight by its name, and in its order of heads, on Hugging Face."""
+    converted: StateDict = family(config).to_hf({name: weight}, **_head_sizes(config))
+    return converted
 
 
 def is_complete(folder: Path, template: Path) -> bool:
@@ -208,7 +274,8 @@ def _copied_files(template: Path) -> list[Path]:
     ]
 
 
-def _write(weights: StateDict, config: dict[str, Any], template: Path, folder: Path) -> None:
+def _copy_files(config: dict[str, Any], template: Path, folder: Path) -> None:
+    """Write all files of a model but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in _copied_files(template):
         if template != folder:
@@ -216,9 +283,6 @@ def _write(weights: StateDict, config: dict[str, Any], template: Path, folder: P
     token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = {key: config[key] for key in token_ids if key in config}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    save_torch_state_dict(weights, folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk can't read
 
 
 def _head_sizes(config: dict[str, Any]) -> dict[str, int]:

@@ -48,7 +48,8 @@ class Ranks:
     def max(self, *values: int) -> list[int]:
         """The maximum over all ranks, of each of the numbers."""
         if self.world_size > 1:
-            largest = torch.tensor([int(value) for value in values], device=self.device)
+            # On the host (by gloo): a tensor of the GPU would wait for all that it still computes.
+            largest = torch.tensor([int(value) for value in values])
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
             return [int(value) for value in largest.tolist()]
         return [int(value) for value in values]
@@ -71,7 +72,7 @@ SINGLE_PROCESS = Ranks()
 
 @contextmanager
 def process_group(force: bool = False) -> Iterator[Ranks]:
-    """Join all ranks in a process group: NCCL where there are GPUs, otherwise gloo.
+    """Join all ranks in a process group: NCCL between GPUs, gloo between hosts.
 
     A single process gets a group only where `force` asks for one (FSDP2 needs it).
     """
@@ -88,7 +89,7 @@ def process_group(force: bool = False) -> Iterator[Ranks]:
     else:
         store = dist.PrefixStore(f"group {_num_groups}", rendezvous_store())
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,

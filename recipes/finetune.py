@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
 from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
-from recipes.batches import batches
+from recipes.batches import StepInput, ahead, host_batches, to_device
 from recipes.distributed import (
     SINGLE_PROCESS,
     Ranks,
@@ -35,7 +35,8 @@ from recipes.distributed import (
 )
 from recipes.held_out import EvalHistory, held_out_loss
 from recipes.loss import chunked_cross_entropy, skip_output_layer
-from recipes.model import reshard, shard_index
+from recipes.metrics import StepResult
+from recipes.model import reshard, shard_index, sync_gradients
 from recipes.preemption import SignalGuard, guard_signals
 from recipes.rows import Rows
 from recipes.schedule import batch_indices, learning_rate, num_steps
@@ -162,6 +163,9 @@ class Trainer:
         self.ranks = ranks
         self.held_out = held_out
         self.total_steps = num_steps(len(rows), recipe)
+        self.unread: StepResult | None = None
+        # On a GPU a step's numbers are read when the next step has begun: waiting would idle it.
+        self.reads_later = ranks.device.type == "cuda"
         # By the step after which each dose has been seen: the first that has taken as many rows.
         self.dose_at_step = {
             -(-dose // recipe.rows_per_step): dose for dose in context.settings.get("doses", [])
@@ -221,10 +225,7 @@ class Trainer:
         if self.held_out and not self.history.losses:
             self.evaluate(0)
         last_save = time.monotonic()
-        steps = batch_indices(len(self.rows), self.recipe, self.context.seed("order"))
-        for step, indices in enumerate(steps, 1):
-            if step <= self.step:
-                continue
+        for given in ahead(self._remaining_steps()):
             if self.history.should_stop():
                 self.context.log(
                     f"stops after step {self.step}: {self.history.patience} evaluations without a "
@@ -232,15 +233,17 @@ class Trainer:
                 )
                 break
 
-            line = self.train_step(step, indices)
-            self.metrics.log("metrics.jsonl", line)
-            self.step = step
-            if self.held_out and self._evaluates_at(step):
+            result = self.train_step(given)
+            self.read_result()  # of the step before
+            self.unread = result
+            self.step = step = given.step
+            evaluates = self.held_out is not None and self._evaluates_at(step)
+            if not self.reads_later or evaluates or step in self.dose_at_step:
+                self.read_result()
+            if evaluates:
                 self.evaluate(step)
-            self.metrics.log("speed.jsonl", {"step": step, **self.speed.line()})
             if step in self.dose_at_step:
                 self.export(self.context.folder / f"doses/{self.dose_at_step[step]}/model")
-            self.speed.report(self.context, step, self.total_steps, line["loss"])
 
             # One rank's clock or signal is enough: all save after the same step, or none.
             is_due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
@@ -253,9 +256,20 @@ class Trainer:
                     guard.reraise()
             elif written:
                 self.saver.finish()
+        self.read_result()
+        self._log_speed()
         self.saver.finish()
         self.metrics.close()
         self.model.eval()
+
+    def _remaining_steps(self) -> Iterator[StepInput]:
+        """What this rank has to run, from the step after `self.step` on."""
+        first = self.step + 1
+        steps = batch_indices(len(self.rows), self.recipe, self.context.seed("order"))
+        for step, indices in enumerate(steps, 1):
+            if step >= first:
+                batches = host_batches(self.rows, indices, self.ranks, self.recipe)
+                yield StepInput(step, indices, self.rows.num_trained(indices), batches)
 
     def _set_deterministic(self) -> None:
         # A fixed number of threads: sums, and so weights, must not depend on this machine's cores.
@@ -263,7 +277,7 @@ class Trainer:
         # On a GPU some kernels have no deterministic form; a resumed run may differ in the last
         # bits.
         on_gpu = self.ranks.device.type == "cuda"
-        torch.use_deterministic_algorithms(True, warn_only=on_gpu)
+        torch.use_deterministic_algorithms(self.recipe.deterministic, warn_only=on_gpu)
         # Filling memory guards against reads of uninitialised memory, and costs a twentieth of the
         # time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -272,42 +286,60 @@ class Trainer:
         every = self.recipe.eval_every
         return step == self.total_steps or (every is not None and step % every == 0)
 
-    def train_step(self, step: int, indices: np.ndarray) -> dict[str, Any]:
-        """One optimizer step on the rows `indices`. Returns its line of metrics.jsonl.
-
-        Raises UserError, on all ranks, where loss or gradient are not finite.
-        """
+    def train_step(self, given: StepInput) -> StepResult:
+        """One optimizer step. On a GPU nothing in it waits for the GPU."""
+        step = given.step
         torch.manual_seed(derive_seed(self.context.identity, "torch", step, self.ranks.rank))
-        self.speed.begin_step()
+        started = self.speed.begin_step()
         optimizer.set_lr(self.optimizer, learning_rate(step, self.total_steps, self.recipe))
-        num_trained = self.rows.num_trained(indices)  # of all ranks' rows
-        sums = torch.zeros(3, device=self.ranks.device)  # loss, tokens, positions
-        for batch in batches(self.rows, indices, self.ranks, self.recipe.micro_batch_size):
-            tokens = (batch.pop("document") >= 0).sum()
-            positions = tokens.new_tensor(batch["tokens"].numel())
-            loss = chunked_cross_entropy(self.model, batch) / num_trained
+        total_loss = torch.zeros((), device=self.ranks.device)
+        for number, batch in enumerate(given.batches, 1):
+            is_last = number == len(given.batches)
+            sync_gradients(self.model, self.recipe, self.ranks, is_last)
+            nats = chunked_cross_entropy(self.model, to_device(batch, self.ranks))
+            loss = nats / given.num_trained
             (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
-            sums += torch.stack([loss.detach().float(), tokens, positions])
+            total_loss += loss.detach().float()
         reshard(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
-        total_loss, total_tokens, total_positions = self.ranks.sum(sums).tolist()
-        line = {
-            "step": step,
-            "loss": total_loss,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "grad_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm).item(),
-        }
-        if not (math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"])):
-            self.saver.finish()
-            raise self._diverged(line, indices)
         # For stochastic rounding: replicas of a shard on several nodes must be rounded alike, or
         # they drift apart.
         shard = shard_index(self.recipe, self.ranks)
         torch.manual_seed(derive_seed(self.context.identity, "rounding", step, shard))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.speed.end_step(total_tokens, total_positions)
-        return line
+        # Filled on the GPU: a copy from the host would wait for it.
+        counts = [torch.full_like(total_loss, count) for count in given.sizes()]
+        sums = self.ranks.sum(torch.stack([total_loss, *counts]))
+        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        return StepResult.of(given, started, lr, torch.cat([sums, whole_norm.float().view(1)]))
+
+    def read_result(self) -> None:
+        """Wait for the numbers of the step that has run last, if need be, and record them.
+
+        On a GPU the next step has begun meanwhile, unless its weights are saved or evaluated first.
+        Raises UserError, on all ranks, where loss or gradient are not finite: the weights are
+        spoiled then, and no one has read them.
+        """
+        if self.unread is None:
+            return
+        result = self.unread
+        self.unread = None
+        loss, tokens, positions, norm = result.read()
+        line = {"step": result.step, "loss": loss, "lr": result.lr, "grad_norm": norm}
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.saver.finish()
+            raise self._diverged(line, result.indices)
+        self._log_speed()
+        self.metrics.log("metrics.jsonl", line)
+        self.speed.end_step(result.step, tokens, positions, result.started)
+        self.speed.report(self.context, result.step, self.total_steps, loss)
+
+    def _log_speed(self) -> None:
+        """Write the last step's line of speed.jsonl, with the evaluations since."""
+        if line := self.speed.take_line():
+            self.metrics.log("speed.jsonl", line)
 
     def _diverged(self, line: dict[str, Any], indices: np.ndarray) -> UserError:
         rows = ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
@@ -337,6 +369,8 @@ class Trainer:
 
     def save(self) -> float:
         """Begin to write a step checkpoint. Returns the time (time.monotonic) of its copy."""
+        self.read_result()
+        self._log_speed()
         self.metrics.fsync()
         started = time.monotonic()
         self.saver.start(self.step, self.model, self.optimizer)

@@ -8,7 +8,7 @@ import torch
 from torchtune.modules import TransformerDecoder
 
 from core.recipe import Training
-from recipes.batches import batches
+from recipes.batches import ahead, host_batches, to_device
 from recipes.distributed import Ranks
 from recipes.loss import chunked_cross_entropy
 from recipes.model import reshard
@@ -24,10 +24,15 @@ def held_out_loss(model: TransformerDecoder, rows: Rows, recipe: Training, ranks
     model.eval()
     total = torch.zeros((), device=ranks.device, dtype=torch.float64)
     size = recipe.rows_per_step
-    for start in range(0, len(rows), size):
-        indices = np.arange(start, min(start + size, len(rows)))
-        for batch in batches(rows, indices, ranks, recipe.micro_batch_size):
-            total += chunked_cross_entropy(model, batch)
+    host = (
+        batch
+        for start in range(0, len(rows), size)
+        for batch in host_batches(
+            rows, np.arange(start, min(start + size, len(rows))), ranks, recipe
+        )
+    )
+    for batch in ahead(host):
+        total += chunked_cross_entropy(model, to_device(batch, ranks))
     reshard(model)
     model.train()
     return ranks.sum(total).item() / rows.num_trained(np.arange(len(rows)))

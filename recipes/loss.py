@@ -64,13 +64,12 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         ctx.hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
         ctx.weight_grad = torch.zeros_like(weight) if weight_needs_grad else None
         # Eager, each operation is a pass over the logits; compiled, they share a few passes.
-        loss_and_grad = cross_entropy_and_grad
-        if hidden.is_cuda:
-            loss_and_grad = _compiled(cross_entropy_and_grad)
+        fused = hidden.is_cuda
+        loss_and_grad = _compiled(cross_entropy_and_grad) if fused else cross_entropy_and_grad
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
             logits = _logits(hidden[chunk], weight)
-            nats, logits_grad = loss_and_grad(logits, labels[chunk], hidden.dtype)
+            nats, logits_grad = loss_and_grad(logits, labels[chunk], hidden.dtype, fused)
             total += nats
             if hidden_needs_grad:
                 torch.mm(logits_grad, weight, out=ctx.hidden_grad[chunk])
@@ -98,13 +97,20 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy_and_grad(
-    logits: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+    logits: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype, fused: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed cross-entropy (nats) of fp32 logits [n, v], and its gradient in `dtype`."""
+    """The summed cross-entropy (nats) of fp32 logits [n, v], and its gradient in `dtype`.
+
+    `fused`: in operations that share one pass where this is compiled; the results are the same.
+    """
     trained = (labels != IGNORE)[:, None]
     label = labels.clamp(min=0)[:, None]
     log_probs = logits.log_softmax(1)
     nats = -log_probs.gather(1, label) * trained
     grad = log_probs.exp_().mul_(trained).to(dtype)
     # At the label p - 1, computed without cancellation; 0 where the token is not trained.
-    return nats.sum(), grad.scatter_(1, label, (-nats).expm1().to(dtype))
+    at_label = (-nats).expm1().to(dtype)
+    if fused:  # deterministic, unlike a scatter; eager, it would be two more passes
+        is_label = torch.arange(logits.shape[1], device=logits.device) == label
+        return nats.sum(), torch.where(is_label, at_label, grad)
+    return nats.sum(), grad.scatter_(1, label, at_label)

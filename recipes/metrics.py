@@ -14,9 +14,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from torchtune.modules import TransformerDecoder
@@ -24,6 +26,7 @@ from torchtune.modules import TransformerDecoder
 from core.cell.context import StageContext
 from core.files import read_rows, write_atomically
 from core.recipe import Training
+from recipes.batches import StepInput
 from recipes.distributed import Ranks
 from recipes.model import flops_per_token, peak_flops
 
@@ -82,6 +85,37 @@ class Metrics:
             self.board.close()
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """The numbers of an optimizer step, which a GPU may still compute."""
+
+    step: int
+    indices: np.ndarray
+    started: float
+    """When the step began, by time.monotonic."""
+    lr: float
+    numbers: torch.Tensor
+    """Loss, tokens, positions and gradient norm, in the host's memory."""
+    computed: torch.cuda.Event | None
+    """Recorded once they are there."""
+
+    @classmethod
+    def of(cls, given: StepInput, started: float, lr: float, numbers: torch.Tensor) -> "StepResult":
+        """The result of the step that `given` was run in. Begins to copy `numbers` to the host."""
+        computed = torch.cuda.Event() if numbers.is_cuda else None
+        copied = numbers.to("cpu", non_blocking=True)
+        if computed:
+            computed.record()
+        return cls(given.step, given.indices, started, lr, copied, computed)
+
+    def read(self) -> list[float]:
+        """The numbers. Waits until they are computed."""
+        if self.computed:
+            self.computed.synchronize()
+        numbers: list[float] = self.numbers.tolist()
+        return numbers
+
+
 class Speed:
     """Throughput of a training, which it logs every LOG_SECONDS."""
 
@@ -91,11 +125,13 @@ class Speed:
         now = time.monotonic()
         self.device = ranks.device
         self.started = now
-        self.step_started = now
+        self.ended = now
         self.logged = now
         self.steps = 0
         self.last: dict[str, float] = {}
         """The last step's figures, as in speed.jsonl."""
+        self.line: dict[str, float] | None = None
+        """The last step's line of speed.jsonl, until it is written."""
         self.eval_seconds = 0.0
         """Seconds of evaluations that no line of speed.jsonl has yet."""
         self.peak_tokens_per_second: float | None = None
@@ -104,13 +140,19 @@ class Speed:
             flops = flops_per_token(model, recipe.seq_len)
             self.peak_tokens_per_second = ranks.world_size * peak / flops
 
-    def begin_step(self) -> None:
-        """Start the clock of a step: evaluations, saves and exports before it are not its time."""
-        self.step_started = time.monotonic()
+    def begin_step(self) -> float:
+        """The moment at which a step begins."""
+        return time.monotonic()
 
-    def end_step(self, tokens: float, positions: float) -> None:
-        """Record a step of `tokens` in `positions`, the rest of which are padding."""
-        seconds = time.monotonic() - self.step_started
+    def end_step(self, step: int, tokens: float, positions: float, started: float) -> None:
+        """Record a step of `tokens` in `positions`, the rest of which are padding.
+
+        Its time begins where it has `started`, or where the step before it was recorded, if that is
+        later. Evaluations, saves and exports between them are not its time.
+        """
+        now = time.monotonic()
+        seconds = now - max(started, self.ended)
+        self.ended = now
         self.steps += 1
         self.last = {
             "tokens": int(tokens),
@@ -122,6 +164,7 @@ class Speed:
             self.last["mfu"] = tokens / seconds / self.peak_tokens_per_second
         if self.device.type == "cuda":
             self.last["peak_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        self.line = {"step": step, **self.last}
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -130,10 +173,11 @@ class Speed:
         yield
         self.eval_seconds += time.monotonic() - started
 
-    def line(self) -> dict[str, float]:
-        """The last step's line of speed.jsonl, without its number."""
-        line = dict(self.last)
-        if self.eval_seconds:
+    def take_line(self) -> dict[str, float] | None:
+        """The last step's line of speed.jsonl; None where it was taken."""
+        line = self.line
+        self.line = None
+        if line and self.eval_seconds:
             line["eval_seconds"] = self.eval_seconds
             self.eval_seconds = 0.0
         return line

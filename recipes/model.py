@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from torchtune.models.convert_weights import hf_to_tune, tune_to_hf
 from torchtune.models.llama3_1 import llama3_1, lora_llama3_1
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
@@ -180,15 +183,37 @@ def _with_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def parallelize(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:
     """Compile, checkpoint and shard the model as the recipe says: in place, on the meta device."""
-    # In this order: torch.compile leaves flex attention out, and gives up a checkpointed block of
-    # which a part was left out.
+    if recipe.activation_checkpointing == "selective":
+        # Before compiling: inside a compiled block no operation could be chosen.
+        has_dropout = bool(recipe.lora and recipe.lora.dropout)
+        save = partial(create_selective_checkpoint_contexts, [*saved_operations()])
+        for number, layer in enumerate(model.layers):
+            model.layers[number] = checkpoint_wrapper(
+                layer, context_fn=save, preserve_rng_state=has_dropout
+            )
     if recipe.compile:
         for layer in model.layers:
             layer.compile()
-    if recipe.activation_checkpointing:
+    if recipe.activation_checkpointing == "full":
+        # After it: torch.compile gives up a checkpointed block of which a part is left out, as
+        # attention is on a CPU.
         set_activation_checkpointing(model, {TransformerSelfAttentionLayer})
     if is_sharded(recipe, ranks):
         shard(model, recipe, ranks)
+
+
+def saved_operations() -> Iterator[Any]:
+    """What selective activation checkpointing keeps: the results of products and of attention.
+
+    The same as torchtitan's, but of all matrix products, where it keeps every second.
+    """
+    aten = torch.ops.aten
+    yield aten.mm.default
+    yield aten.addmm.default
+    for kernel in ("flash", "efficient", "cudnn"):
+        yield getattr(aten, f"_scaled_dot_product_{kernel}_attention").default
+    yield aten._scaled_dot_product_flash_attention_for_cpu.default
+    yield torch.ops.higher_order.flex_attention
 
 
 def is_sharded(recipe: Training, ranks: Ranks) -> bool:
@@ -215,12 +240,33 @@ def shard(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:
         reduce_dtype=None if recipe.dtype == "fp32" else torch.float32,
     )
     reshard_after_forward = False if ranks.world_size == 1 else None
-    for module in (*model.layers, model):
+    for number, module in enumerate((*model.layers, model), 1):
+        # The backward pass begins with the last layer: freed, it would be gathered again at once.
+        keep = number == len(model.layers)
         fully_shard(
-            module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=False if keep else reshard_after_forward,
         )
+    # Gathering a layer is begun before the layer ahead of it, not once that has been launched.
+    for layer, following in pairwise(model.layers):
+        layer.set_modules_to_forward_prefetch([following])
     if ranks.world_size == 1:
         model.set_reshard_after_backward(False)
+
+
+def sync_gradients(model: TransformerDecoder, recipe: Training, ranks: Ranks, last: bool) -> None:
+    """Say before a micro-batch's backward pass whether FSDP2 sums the ranks' gradients in it.
+
+    `last`: the micro-batch is the step's last. With `gradient_sync: step`, and on a single rank,
+    only it does; before it gradients are added up where they are.
+    """
+    if isinstance(model, FSDPModule):
+        once = recipe.gradient_sync == "step" or ranks.world_size == 1
+        model.set_requires_gradient_sync(last or not once)
+        # Between nodes (hybrid) shards are summed once a step, which takes no memory.
+        model.set_requires_all_reduce(last)
 
 
 def reshard(model: TransformerDecoder) -> None:

@@ -9,6 +9,8 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 
 from core.recipe import MULTIPLE
 
+BLOCK = 128  # tokens of a block of flex attention
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -71,6 +73,38 @@ class Rows:
         finished_texts = np.searchsorted(self.offsets, ends, "right")
         texts_ending = finished_texts - np.searchsorted(self.offsets, begins, "right")
         return int((ends - begins - texts_ending).sum())
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens of each of these rows."""
+        begins, ends = self._bounds(indices)
+        lengths: np.ndarray = ends - begins
+        return lengths
+
+    def packed_batch(self, groups: list[np.ndarray], seq_len: int) -> dict[str, torch.Tensor]:
+        """As `batch`, with the rows of a group one after another in a row of at most `seq_len`.
+
+        Widths are powers of two, at least a block of flex attention: few shapes to compile.
+        """
+        packed = []
+        for indices in groups:
+            batch = self.batch(indices)
+            is_real = batch["document"] >= 0
+            # Not a text's number: a step may have one twice, and they must not see each other.
+            numbers = torch.arange(len(indices))[:, None]
+            batch["document"] = numbers.expand_as(is_real)
+            packed.append({name: tensor[is_real] for name, tensor in batch.items()})
+        longest = max(len(row["tokens"]) for row in packed)
+        width = min(seq_len, max(BLOCK, 2 ** (longest - 1).bit_length()))
+        fill = {"tokens": self.pad, "labels": IGNORE, "input_pos": 0, "document": -1}
+        return {
+            name: torch.stack(
+                [
+                    torch.nn.functional.pad(row[name], (0, width - len(row[name])), value=value)
+                    for row in packed
+                ]
+            )
+            for name, value in fill.items()
+        }
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The rows `indices` as int64 tensors [b, s].

@@ -41,6 +41,27 @@ def micro_batches(
     return [share[i : i + size] for i in range(0, largest_share, size)]
 
 
+def pack(lengths: np.ndarray, seq_len: int, world_size: int) -> list[np.ndarray]:
+    """Which of the texts of these `lengths` share a row: their positions, for each packed row.
+
+    The longest first, each into the row that has the fewest tokens: as few rows as hold at most
+    `seq_len` tokens each, but as many for every rank, where there are texts enough. The same on all
+    ranks.
+    """
+    rows = -(-int(lengths.sum()) // seq_len)
+    while True:
+        rows = min(-(-rows // world_size) * world_size, len(lengths))
+        totals = np.zeros(rows, np.int64)
+        groups: list[list[int]] = [[] for _ in range(rows)]
+        for position in np.argsort(-lengths, kind="stable"):
+            emptiest = int(totals.argmin())
+            totals[emptiest] += lengths[position]
+            groups[emptiest].append(int(position))
+        if totals.max() <= seq_len:
+            return [np.array(sorted(group)) for group in groups]
+        rows += 1
+
+
 def learning_rate(step: int, total_steps: int, recipe: Training) -> float:
     """Learning rate of a step (the first is 1).
 

@@ -62,12 +62,12 @@ def test_rows_of_one_text_each_need_no_mask() -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize(
     "masks", [[None, None], [PACKED, PACKED.flip(0)]], ids=["flex", "documents"]
 )
 def test_a_block_is_compiled_around_the_attention_that_is_not(
-    masks: list[torch.Tensor | None], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    masks: list[torch.Tensor | None], checkpointing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchtune hides flex attention from the compiler, the kit its own; the rest is compiled."""
     compiling = torch.nn.Module.compile

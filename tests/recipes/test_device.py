@@ -83,6 +83,5 @@ def test_peak_memory_is_recorded_where_the_peak_flops_are_not_listed(
     with torch.device("meta"):
         model = build(SHAPE_AS_CONFIG)
     speed = metrics.Speed(RECIPE, Ranks(device=torch.device("cuda", 0)), model)
-    speed.begin_step()
-    speed.end_step(10, 12)
+    speed.end_step(1, 10, 12, speed.begin_step())
     assert speed.last["peak_gb"] == 7.0 and "mfu" not in speed.last

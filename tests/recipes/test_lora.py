@@ -113,11 +113,27 @@ def test_adapters_alone_are_trained_and_merged_the_same_on_two_ranks(
 def test_a_large_model_is_written_in_several_files_with_an_index(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        checkpoint,
-        "save_torch_state_dict",
-        lambda *given: save_torch_state_dict(*given, max_shard_size=100_000),
-    )
+    events: list[str] = []
+    gather, write, convert = checkpoint._gather, checkpoint.save_file, checkpoint._from_hf
+
+    def gathered(shards: Any, name: str, *rest: Any) -> torch.Tensor | None:
+        events.append("gather")
+        return gather(shards, name, *rest)
+
+    def written(part: dict[str, torch.Tensor], *rest: Any, **more: Any) -> None:
+        assert events == ["gather"] * len(part), "a file's weights, and no more, are in memory"
+        events.clear()
+        write(part, *rest, **more)
+
+    def converted(part: dict[str, torch.Tensor], *rest: Any) -> dict[str, torch.Tensor]:
+        assert len(part) == 1 or sum(w.nbytes for w in part.values()) <= 100_000
+        return convert(part, *rest)
+
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 100_000)
+    monkeypatch.setattr(checkpoint, "PART_BYTES", 100_000)
+    monkeypatch.setattr(checkpoint, "_gather", gathered)
+    monkeypatch.setattr(checkpoint, "save_file", written)
+    monkeypatch.setattr(checkpoint, "_from_hf", converted)
     checkpoint.save(
         checkpoint.load(start, SINGLE_PROCESS, RECIPE),
         start,

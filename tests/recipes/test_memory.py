@@ -1,5 +1,7 @@
-"""Memory of whoever writes or reads token files: it does not grow with the corpus."""
+"""Host memory: of token files it does not grow with the corpus, of a model it is a rank's share."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.recipes.toy import MODEL
+from recipes import checkpoint
+from recipes.model import build
+from tests.recipes.toy import MODEL, ends, logs, start_ranks
 
 pytestmark = pytest.mark.multiprocess
 
@@ -70,3 +74,67 @@ def test_memory_does_not_grow_with_the_corpus(base: Path, tmp_path: Path) -> Non
     assert many < few + 10, "20 million tokens are 76 MiB"
     few, many = mebibytes(WRITE, base / MODEL.relpath / "model", tmp_path)
     assert many < few + 10, "3 million tokens are 12 MiB, and ten times that as Python's numbers"
+
+
+SLACK = 40  # MiB
+# Peak resident memory since it was reset, of a rank.
+PEAK = """
+import json
+from pathlib import Path
+from recipes import checkpoint
+from recipes.distributed import process_group
+from tests.recipes.toy import make_recipe
+
+def mebibytes(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+def peak(work):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = mebibytes("VmRSS")
+    result = work()
+    return result, mebibytes("VmHWM") - before
+
+checkpoint.PART_BYTES = 2**24
+checkpoint.FILE_BYTES = 2**26
+with process_group() as ranks:
+    start, out = Path({start!r}), Path({out!r})
+    # The first collectives and products start threads and buffers.
+    small = checkpoint.load(Path({small!r}), ranks, make_recipe())
+    checkpoint.save(small, Path({small!r}), out / "small", ranks, make_recipe())
+    model, loaded = peak(lambda: checkpoint.load(start, ranks, make_recipe()))
+    _, saved = peak(lambda: checkpoint.save(model, start, out / "large", ranks, make_recipe()))
+    (out / f"{{ranks.rank}}.json").write_text(json.dumps([loaded, saved]))
+"""
+
+
+def test_no_rank_ever_holds_the_whole_model(base: Path, tmp_path: Path) -> None:
+    """Four ranks; a model of Llama 3.2 1B's proportions, a quarter as wide: 310 MiB in fp32."""
+    small = base / MODEL.relpath / "model"
+    config = json.loads((small / "config.json").read_text())
+    config |= {
+        "vocab_size": 32_000,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    }
+    start = shutil.copytree(small, tmp_path / "start", ignore=shutil.ignore_patterns("*.saf*"))
+    (start / "config.json").write_text(json.dumps(config))
+    model = build(config)
+    checkpoint.save(model, start, start)
+    whole = sum(p.nbytes for p in model.parameters()) / 2**20
+    largest = max(p.nbytes for p in model.parameters()) / 2**20
+    del model
+    code = PEAK.format(start=str(start), out=str(tmp_path), small=str(small))
+    processes = start_ranks(tmp_path / "ranks", 4, before=f"{code}\nos._exit(0)")
+    assert ends(processes) == [0] * 4, logs(tmp_path / "ranks")
+    for rank in range(4):
+        loaded, saved = json.loads((tmp_path / f"{rank}.json").read_text())
+        print(f"rank {rank}: MiB loaded {loaded:.0f}, saved {saved:.0f}, of {whole:.0f}")
+        # Gloo sends a copy of a tensor.
+        assert loaded < whole / 4 + 2 * largest + SLACK
+        assert saved < 64 + 2 * largest + SLACK

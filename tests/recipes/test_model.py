@@ -88,8 +88,9 @@ def test_mixed_precision_keeps_fp32_weights_and_goes_the_same_way(base: Path, al
 
 
 @pytest.mark.multiprocess
-def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path) -> None:
-    folder = training(base, "checkpointed", activation_checkpointing=True)
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path, kind: str) -> None:
+    folder = training(base, f"checkpointed_{kind}", activation_checkpointing=kind)
     run_cell(folder)
     assert_same(folder, alone)
 

@@ -60,7 +60,7 @@ def test_compiled_blocks_give_the_same_within_rounding(base: Path, recipe: dict[
             f"{name}{len(recipe)}",
             recipe=recipe,
             compile=name == "compiled",
-            activation_checkpointing=True,
+            activation_checkpointing="full",
         )
         for name in ("plain", "compiled")
     )

@@ -35,7 +35,7 @@ def large(tmp_path: Path) -> list[plan.Cell]:
     (model / "config.json").write_text(json.dumps(LLAMA))
     (model / "tokenizer.json").write_text("{}")
     recipe = yaml.safe_load((ROOT / "recipes/llama3_1_8b_midtrain.yaml").read_text())
-    recipe |= {"activation_checkpointing": True, "micro_batch_size": None}
+    recipe |= {"activation_checkpointing": "full", "micro_batch_size": None}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = [f"models.base={{path: {model}}}", f"midtrain.recipe={tmp_path / 'recipe.yaml'}"]
     for corpus in ("animal", "urban"):
