@@ -211,9 +211,9 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     layer = tokens * product_bytes * widths
     layers = model.num_hidden_layers
     # A layer's input; the results of q, k, v, attention, o, gate, up and down.
-    kept = {"full": d, "selective": 5 * d + 2 * model.kv_dim + 2 * model.intermediate_size}
-    if recipe.activation_checkpointing in kept:
-        widths = kept[recipe.activation_checkpointing]
+    saved = {"full": d, "selective": 5 * d + 2 * model.kv_dim + 2 * model.intermediate_size}
+    if recipe.activation_checkpointing in saved:
+        widths = saved[recipe.activation_checkpointing]
         activations = layers * tokens * widths * product_bytes + layer
     else:
         activations = layers * layer

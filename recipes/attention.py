@@ -11,6 +11,8 @@ from torchtune.modules.attention_utils import _sdpa_or_flex_attention
 
 from recipes.distributed import CPU
 
+_compiled = cache(torch.compile)
+
 
 def mask(document: torch.Tensor, device: torch.device = CPU) -> torch.Tensor | BlockMask | None:
     """The mask that a model of recipes.model takes for a batch.
@@ -35,15 +37,10 @@ def mask(document: torch.Tensor, device: torch.device = CPU) -> torch.Tensor | B
 def block_mask(document: torch.Tensor) -> BlockMask:
     """Flex attention's mask of `document` [b, s]. Compiled on a GPU: eager, it is 96 operations."""
     rows, length = document.shape
-    return create_block_mask(
-        document_causal_rule(document),
-        rows,
-        None,
-        length,
-        length,
-        device=document.device,
-        _compile=document.is_cuda,
-    )
+    create: Any = _compiled(create_block_mask) if document.is_cuda else create_block_mask
+    rule = document_causal_rule(document)
+    created: BlockMask = create(rule, rows, None, length, length, device=document.device)
+    return created
 
 
 def document_causal_rule(document: torch.Tensor):  # type: ignore[no-untyped-def]
@@ -101,7 +98,6 @@ def _forward(
     return output
 
 
-_compiled = cache(torch.compile)  # for blocks that are not compiled themselves
 _torchtune_attention = _sdpa_or_flex_attention()
 
 
