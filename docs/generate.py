@@ -124,7 +124,7 @@ def recipe_file() -> str:
 
 
 def cluster_profile() -> str:
-    return sections("slurm.profile", ["Profile", "Resources"])
+    return sections("slurm.profile", ["Profile", "Resources", "Measured"])
 
 
 def markdown(rows: list[list[Any]], headers: list[str]) -> str:
