@@ -233,9 +233,21 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
 
 def flops_per_token(model: ModelShape, recipe: Training) -> float:
     """Floating-point operations of training on one token, counted as by recipes.model."""
+    forward = forward_flops_per_token(model, recipe)
+    if recipe.lora:  # no gradient of the frozen weights themselves
+        attention = _attention_flops(model, recipe)
+        return 2 * (forward - attention) + 2 * trained(model, recipe) + 3 * attention
+    return 3 * forward
+
+
+def forward_flops_per_token(model: ModelShape, recipe: Training) -> float:
+    """Those of the forward pass alone: an evaluation's."""
     counts = parameters(model)
     products = counts.total - (0 if model.tie_word_embeddings else counts.embedding)
-    attention = 12 * model.num_hidden_layers * model.hidden_size * recipe.seq_len
-    if recipe.lora:
-        return 4 * products + 6 * trained(model, recipe) + attention
-    return 6 * products + attention
+    adapters = trained(model, recipe) if recipe.lora else 0
+    return 2 * (products + adapters) + _attention_flops(model, recipe)
+
+
+def _attention_flops(model: ModelShape, recipe: Training) -> float:
+    """Of the forward pass over full rows."""
+    return 4 * model.num_hidden_layers * model.hidden_size * recipe.seq_len

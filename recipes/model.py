@@ -23,7 +23,7 @@ from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
 from core.errors import UserError
-from core.gpus import find_gpu
+from core.gpu_specs import find_gpu
 from core.model_size import architecture
 from core.recipe import Lora, Training
 from recipes.attention import patch_attention
@@ -305,6 +305,6 @@ def flops_per_token(model: TransformerDecoder, seq_len: int) -> float:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of this GPU in bf16; None for a CPU or a GPU that core.gpus does not list."""
+    """Peak FLOP/s of this GPU in bf16; None for a CPU or a GPU that core.gpu_specs does not list."""
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return gpu and gpu.peak_flops
+    return gpu.peak_flops if gpu else None

@@ -1,6 +1,5 @@
 """What a study's trainings take (steps, memory, disk, GPU-hours), and whether they can run."""
 
-import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from core.cell.manifest import read_manifest
 from core.endpoints.ledger import CHARACTERS_PER_TOKEN
 from core.model_size import (
     ModelShape,
-    flops_per_token,
     memory,
     parameters,
     rows_at_once,
@@ -24,9 +22,16 @@ from core.model_size import (
     trained,
 )
 from core.recipe import FEW_UPDATES, MULTIPLE, Training
+from study.forecast.assumptions import DATA_ROWS
+from study.forecast.gpu_rates import rates_of
+from study.forecast.training_time import (
+    Layout,
+    Seconds,
+    eval_seconds,
+    gathered_bytes,
+    step_seconds,
+)
 
-# FLOP/s of one GPU where nothing is known: 40 % of an H100's peak in bf16.
-FLOPS = 400e12
 # Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
 # documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
 # finely.
@@ -39,19 +44,13 @@ ANSWERED = 74
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the trainings of a stage run: one process, or what a cluster profile gives."""
+class _Measured:
+    """Of a finished training."""
 
-    ranks: int = 1
-    per_node: int = 1
-    """Ranks on a node."""
-    minutes: int | None = None
-    """Time limit of a job; a longer training continues in further jobs."""
-    requeue: int = 0
-    """Number of these further jobs, at most."""
-    gpu_memory_gb: float | None = None
-    tokens_per_second: float | None = None
-    """Of one GPU."""
+    tokens_per_second: float
+    """Of one rank."""
+    eval_seconds: float | None
+    """Of one evaluation. None: it made none, or is of a version that did not record them."""
 
 
 def recipe_of(cell: Cell) -> Training:
@@ -80,7 +79,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
     recipe = recipe_of(cell)
     if cell.stage == "sft":
         rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
-        lengths = _lengths(cell.resources["files"]["data"])
+        lengths, _ = _read_data(cell.resources["files"]["data"])
         tokens = rows * sum(lengths) // max(1, len(lengths))
     elif "question_variant" in cell.settings:
         rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
@@ -103,21 +102,38 @@ def corpus_tokens(settings: dict[str, Any]) -> int:
 
 
 @lru_cache
-def _lengths(path: str) -> list[int]:
-    """Tokens of the first conversations of a data file.
+def _read_data(path: str) -> tuple[list[int], int]:
+    """Tokens of the first conversations of a data file, and the number of all.
 
     JSON's punctuation is about as many letters as a chat template's tokens stand for.
     """
-    if not Path(path).exists():  # not fetched yet
-        return [TOKENS_PER_ROW]
-    if path.endswith(".gz"):
-        return [TOKENS_PER_ROW]
+    if not Path(path).exists() or path.endswith(".gz"):  # not fetched yet, or not read
+        return [TOKENS_PER_ROW], DATA_ROWS
     if path.endswith(".jsonl"):
         with open(path, "rb") as file:
-            lines = itertools.islice(file, SAMPLED_ROWS)
-            return [len(line) // CHARACTERS_PER_TOKEN for line in lines]
+            lines = [len(line) for line in file]
+        return [size // CHARACTERS_PER_TOKEN for size in lines[:SAMPLED_ROWS]], len(lines)
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
+    sizes = [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
+    return sizes, len(rows)
+
+
+def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
+    """Evaluations of the held-out loss in a training of so many steps, and the rows of each."""
+    recipe = recipe_of(cell)
+    if not recipe.eval_every:
+        return 0, 0
+    if cell.stage == "sft":
+        held_out = round(recipe.held_out * _read_data(cell.resources["files"]["data"])[1])
+    elif "question_variant" in cell.settings:
+        held_out = round(recipe.held_out * cell.inputs["documents"].settings["documents"])
+    else:
+        corpus = cell.inputs["documents"].settings
+        share = corpus["held_out"]
+        held_out = -(-round(corpus_tokens(corpus) * share / (1 - share)) // recipe.seq_len)
+    # One before the first step, and one after the last.
+    evaluations = 1 + -(-steps // recipe.eval_every)
+    return evaluations, min(held_out, recipe.eval_rows)
 
 
 def padding(cell: Cell, ranks: int) -> float:
@@ -133,7 +149,7 @@ def padding(cell: Cell, ranks: int) -> float:
         tokens = corpus_tokens(cell.inputs["documents"].settings)
         positions = -(-tokens // recipe.seq_len) * recipe.seq_len
     else:
-        lengths = _lengths(cell.resources["files"]["data"])
+        lengths, _ = _read_data(cell.resources["files"]["data"])
         size = rows_at_once(recipe, ranks)
         batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)
@@ -145,9 +161,11 @@ def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[
     """A row for each kind of training: its cells differ in seeds alone. `layouts` is by stage.
 
     memory_gb: of one rank. checkpoint_gb, step_checkpoints_gb: of one training on disk.
-    hours: of one training. gpu_hours: of all that are not finished.
+    hours: of one training. gpu_hours: of all that are not finished; of these, eval_gpu_hours are of
+        evaluations of the held-out loss, and waiting_gpu_hours of communication between ranks that
+        no arithmetic hides. gathered_gb: that a rank receives in an optimizer step.
     speed: where the tokens per second come from: a finished training of the same recipe and model
-        (measured), the layout (stated), or FLOPs (guessed).
+        (measured), the layout (stated), or the rates of its GPUs (guessed).
     refused: why it can't run so and how it could, or None.
     warnings: what else its user should know.
     """
@@ -193,11 +211,22 @@ def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
     return lines
 
 
+def step_checkpoint_bytes(cell: Cell) -> int:
+    """Size of one step checkpoint of a training: what it trains and the optimizer's moments."""
+    recipe = recipe_of(cell)
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
+    return trained(shape(cell), recipe) * weight_bytes * tensors
+
+
 def _row(
-    alike: list[Cell], base: Path, layouts: dict[str, Layout], measured: dict[str, float]
+    alike: list[Cell],
+    base: Path,
+    layouts: dict[str, Layout],
+    measured: dict[str, _Measured],
 ) -> dict[str, Any]:
     cell = alike[0]
-    layout = layouts.get(cell.stage, Layout())
+    layout = layouts.get(cell.stage) or default_layout(cell)
     model = shape(cell)
     recipe = recipe_of(cell)
     steps, tokens = count_steps(cell) or (0, 0)
@@ -206,21 +235,23 @@ def _row(
         tokens = manifest["counts"]["tokens"]
     remaining = sum(read_manifest(base / other.relpath) is None for other in alike)
     share_padding = padding(cell, layout.ranks)
-    if rate := measured.get(_speed_key(cell)):
-        speed = "measured"
-    elif rate := layout.tokens_per_second:
-        speed = "stated"
-    else:
-        speed = "guessed"
-        rows = recipe.rows_per_step
-        busy = rows / (-(-rows // layout.ranks) * layout.ranks)
-        rate = FLOPS / flops_per_token(model, recipe) * (1 - share_padding) * busy
-    hours = tokens / rate / layout.ranks / 3600
-    weight_bytes = 2 if recipe.dtype == "bf16" else 4
-    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
-    step_bytes = trained(model, recipe) * weight_bytes * tensors
-    exported_bytes = 2 if model.dtype == "bfloat16" else 4
+    # Hours of the optimizer steps, of the evaluations, and of both those that only wait.
+    step, evaluation, evaluations = times(cell, recipe, layout, steps, tokens, share_padding)
+    hours = steps * step.total / 3600
+    eval_hours = evaluations * evaluation.total / 3600
+    waiting_hours = (steps * step.waiting + evaluations * evaluation.waiting) / 3600
+    speed = "guessed"
+    finished = measured.get(_speed_key(cell))
+    rate = finished.tokens_per_second if finished else layout.tokens_per_second
+    if rate:
+        speed = "measured" if finished else "stated"
+        correction = tokens / rate / layout.ranks / 3600 / hours if hours else 1
+        hours, eval_hours = correction * hours, correction * eval_hours
+        waiting_hours *= correction
+    if finished and finished.eval_seconds is not None:
+        eval_hours = evaluations * finished.eval_seconds / 3600
     gb = memory(model, recipe, layout.ranks, layout.per_node)
+    hours += eval_hours
     return {
         "cells": len(alike),
         "left": remaining,
@@ -230,16 +261,46 @@ def _row(
         "padding": share_padding,
         "ranks": layout.ranks,
         "memory_gb": gb,
-        "checkpoint_gb": parameters(model).total * exported_bytes / 1e9,
-        "step_checkpoints_gb": 2 * step_bytes / 1e9,  # two are kept
+        "checkpoint_gb": exported_gb(model),
+        "step_checkpoints_gb": 2 * step_checkpoint_bytes(cell) / 1e9,  # two are kept
+        "gathered_gb": gathered_bytes(model, recipe, layout) / 1e9,
         "hours": hours,
         "gpu_hours": hours * layout.ranks * remaining,
+        "eval_gpu_hours": eval_hours * layout.ranks * remaining,
+        "waiting_gpu_hours": waiting_hours * layout.ranks * remaining,
         "speed": speed,
         "refused": _refused(model, recipe, layout, gb["total"], steps, hours)
         if remaining
         else None,
         "warnings": _warnings(recipe, layout, gb["total"], steps, hours) if remaining else [],
     }
+
+
+def exported_gb(model: ModelShape) -> float:
+    """Of the weights that a training reads and writes."""
+    return parameters(model).total * (2 if model.dtype == "bfloat16" else 4) / 1e9
+
+
+def default_layout(cell: Cell) -> Layout:
+    """Of a training without a cluster profile: one GPU, or one core where the model is a toy."""
+    if "recipe" in start_model(cell).settings:
+        return Layout(gpu=None, rates=rates_of(None))
+    return Layout()
+
+
+def times(
+    cell: Cell, recipe: Training, layout: Layout, steps: int, tokens: int, share_padding: float
+) -> tuple[Seconds, Seconds, int]:
+    """Of an optimizer step and of an evaluation, by the rates of the layout; evaluations."""
+    model = shape(cell)
+    rows = steps * recipe.rows_per_step
+    positions_per_row = tokens / (1 - share_padding) / rows if rows else 0.0
+    evaluations, eval_rows = count_evaluations(cell, steps)
+    return (
+        step_seconds(model, recipe, layout, positions_per_row),
+        eval_seconds(model, recipe, layout, positions_per_row, eval_rows),
+        evaluations,
+    )
 
 
 # The texts of `refused` and `warnings` are part of `plan --json`.
@@ -320,6 +381,8 @@ def show(rows: list[dict[str, Any]]) -> str:
         "checkpoint GB",
         "step GB",
         "GPU-hours left",
+        "held-out",
+        "waiting",
     ]
     lines = []
     for row in rows:
@@ -335,11 +398,26 @@ def show(rows: list[dict[str, Any]]) -> str:
                 f"{row['padding']:.1%}",
                 row["ranks"],
                 *(f"{amount:.2f}" for amount in gb),
-                f"{about}{row['gpu_hours']:,.2f}",
+                *(
+                    f"{about}{row[key]:,.2f}"
+                    for key in ("gpu_hours", "eval_gpu_hours", "waiting_gpu_hours")
+                ),
             )
         )
     colalign = ("left",) + ("right",) * (len(headers) - 1)
     return tabulate(lines, headers=headers, intfmt=",", colalign=colalign)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What stands below the table of `show`."""
+    keys = ("gpu_hours", "eval_gpu_hours", "waiting_gpu_hours")
+    total, held_out, waiting = (sum(row[key] for row in rows) for key in keys)
+    return (
+        f"{total:,.1f} GPU-hours left in trainings: {held_out:,.1f} of them evaluate the held-out "
+        f"loss, {waiting:,.1f} wait for weights and gradients of other ranks.\n"
+        "GPU-hours with ~ are by the profile's tokens_per_second or, without it, by the rates of "
+        "its GPUs, else as measured."
+    )
 
 
 def _label(cell: Cell) -> str:
@@ -350,8 +428,8 @@ def _speed_key(cell: Cell) -> str:
     return json.dumps([cell.settings["recipe"], start_model(cell).identity], sort_keys=True)
 
 
-def _measured(cells: list[Cell], base: Path) -> dict[str, float]:
-    """Tokens per second of one rank in finished trainings, by recipe and start model.
+def _measured(cells: list[Cell], base: Path) -> dict[str, _Measured]:
+    """Rates of finished trainings, by recipe and start model.
 
     Of several the last.
     """
@@ -360,5 +438,9 @@ def _measured(cells: list[Cell], base: Path) -> dict[str, float]:
         if is_training(cell):
             counts = (read_manifest(base / cell.relpath) or {}).get("counts", {})
             if "tokens_per_second" in counts:
-                rates[_speed_key(cell)] = counts["tokens_per_second"] / counts["ranks"]
+                rate = counts["tokens_per_second"] / counts["ranks"]
+                seconds = None
+                if "eval_seconds" in counts:
+                    seconds = counts["eval_seconds"] / count_evaluations(cell, counts["steps"])[0]
+                rates[_speed_key(cell)] = _Measured(rate, seconds)
     return rates

@@ -15,7 +15,7 @@ from study.forecast import study_cost as totals
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.cell_cost import estimates, grades
 from study.forecast.study_cost import compare
-from study.forecast.training_cost import Layout
+from study.forecast.training_time import Layout
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.llama import LLAMA

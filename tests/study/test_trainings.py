@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.model_size import ModelShape, memory
 from core.recipe import Lora
 from study.forecast import training_cost as trainings
-from study.forecast.training_cost import Layout
+from study.forecast.training_time import Layout
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.llama import LLAMA
