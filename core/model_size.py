@@ -12,6 +12,11 @@ from core.recipe import Training
 
 # Tokens whose logits exist at once: with Llama's vocabulary of 128,256 they take 0.5 GB in fp32.
 CHUNK = 1024
+# Bytes of the largest file of weights that an export writes (huggingface_hub's MAX_SHARD_SIZE).
+WEIGHT_FILE_BYTES = 5e9
+# Memory of a process beside what is counted here, in bytes: libraries and, with a GPU, CUDA's
+# context and pinned buffers.
+PROCESS_BYTES = {"gpu": 6e9, "cpu": 1e9}
 # Architectures that the recipes train (recipes.model): whether q, k and v projections have biases.
 BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True}
 # Keys of config.json that count here -> the toy's name of them (recipes/tiny_llama.yaml).
@@ -228,6 +233,33 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
         if recipe.gradient_sync == "step" and ranks > 1:
             gathered += 4 * trained(model, recipe)  # unsharded, in fp32
     gb = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
+    return gb | {"total": sum(gb.values())}
+
+
+def host_memory(
+    model: ModelShape, recipe: Training, ranks: int, within: int, on_gpu: bool = True
+) -> dict[str, float]:
+    """GB of a node's memory at the worst moment of a training, with `within` of its ranks there.
+
+    processes: of libraries and CUDA, for each rank.
+    checkpoint: the copy of a step checkpoint that is being written, of this node's shards: the
+        weights that are trained and the optimizer's moments. torchao's 8-bit moments are not
+        copied.
+    export: rank 0 writes the model file by file: one file, and one as it is converted.
+    training: without GPUs, what `memory` says.
+    total: their sum. The start takes less than the export: a file is read and one weight of it
+        shared at a time.
+    """
+    shards = within if recipe.sharding == "hybrid" else ranks
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    copied = 0 if recipe.optimizer == "adamw_8bit" else 3 * weight_bytes
+    weights = parameters(model).total * weight_bytes
+    gb = {
+        "processes": within * PROCESS_BYTES["gpu" if on_gpu else "cpu"] / 1e9,
+        "checkpoint": within * trained(model, recipe) * copied / shards / 1e9,
+        "export": min(2 * WEIGHT_FILE_BYTES * weight_bytes / 2, 2 * weights) / 1e9,
+        "training": 0 if on_gpu else within * memory(model, recipe, ranks, within)["total"],
+    }
     return gb | {"total": sum(gb.values())}
 
 

@@ -305,6 +305,6 @@ def flops_per_token(model: TransformerDecoder, seq_len: int) -> float:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of this GPU in bf16; None for a CPU or a GPU that core.gpu_specs does not list."""
+    """Peak FLOP/s of this GPU in bf16; None for a CPU, and a GPU not in core.gpu_specs."""
     gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return gpu.peak_flops if gpu else None

@@ -23,7 +23,14 @@ from study.commands.common import (
     shown_names,
     study_args,
 )
-from study.forecast import corpus_cost, fewer_gpus, marginal_cost, study_cost, training_cost
+from study.forecast import (
+    corpus_cost,
+    fewer_gpus,
+    marginal_cost,
+    study_cost,
+    training_cost,
+    training_size,
+)
 from study.forecast.assumptions import ASSUMED_GPU
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
@@ -212,7 +219,7 @@ def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
 
     They are counted where the training is finished, else estimated.
     """
-    estimate = training_cost.count_steps(cell)
+    estimate = training_size.count_steps(cell)
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.relpath):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from core.gpu_specs import Gpu, find_gpu
+from core.model_size import PROCESS_BYTES, WEIGHT_FILE_BYTES
 
 Number = TypeVar("Number", int, float)
 
@@ -117,6 +118,13 @@ DATA_ROWS = _assume(
 # Tasks in a group of lm-eval's.
 SUBTASKS = {"mmlu": 57}
 
+_assume(
+    "memory of a training process with a GPU, beside its copies",
+    PROCESS_BYTES["gpu"] / 1e9,
+    "GB",
+    "libraries, CUDA's context, pinned buffers; a guess; not measured",
+)
+
 # Disk.
 TOKEN_BYTES = _assume(
     "a token of a corpus",
@@ -129,7 +137,9 @@ ANSWER_BYTES = _assume("an answer", 2000, "bytes", "in Inspect's log, compressed
 GRADE_BYTES = _assume("a grade", 2700, "bytes", "in scored samples and in the ledger")
 ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
 STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
-SHARD_GB = _assume("a file of weights", 5, "GB", "the checkpointers' largest shard")
+SHARD_GB = _assume(
+    "a file of weights", WEIGHT_FILE_BYTES / 1e9, "GB", "the checkpointers' largest shard"
+)
 UNKNOWN_GB = _assume("a model that is neither known nor on disk", 16, "GB", "8B in bf16")
 STEPS_HELD = _assume(
     "step checkpoints on disk while a training runs",

@@ -14,7 +14,7 @@ from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
 from core.stages import CALLING_STAGES, TRAINING_STAGES, VLLM_STAGES
-from study.forecast import corpus_cost, training_cost, training_time
+from study.forecast import corpus_cost, training_cost, training_size, training_time
 from study.forecast.assumptions import (
     ANSWER_BYTES,
     ANSWER_TOKENS,
@@ -90,7 +90,7 @@ def estimates(
         rates = stage_rates(profile, cell.stage, on_gpu=gpus > 0)
         job = _Job(gpus, cores, rates, *FILES[_kind(cell)], amounts)
         if "recipe" in cell.settings:
-            is_training = training_cost.is_training(cell)
+            is_training = training_size.is_training(cell)
             row = rows[training_cost.kind(cell)] if is_training else TOY
             _add_training(job, cell, row, profile)
         elif cell.stage in (*VLLM_STAGES, *CALLING_STAGES):
@@ -219,7 +219,7 @@ def _writing(cell: Cell, corpus: Cell) -> Amounts:
     documents = cell.settings["documents"]
     row = next(iter(corpus_cost.forecast([corpus], set())), {})
     shards = sum(role.startswith("drafts") for role in corpus.inputs)
-    tokens = row.get("completion_tokens", documents * training_cost.TOKENS_PER_DOCUMENT["url"])
+    tokens = row.get("completion_tokens", documents * training_size.TOKENS_PER_DOCUMENT["url"])
     is_whole = cell is corpus
     size = tokens * TOKEN_BYTES + documents * DOCUMENT_BYTES if is_whole else 0
     # A corpus with shards makes no call of its own.

@@ -9,15 +9,8 @@ from core.cell.manifest import read_manifest
 from core.model_size import memory, shape
 from core.recipe import Training
 from study.forecast.assumptions import SECONDS_PER_GB
-from study.forecast.training_cost import (
-    count_steps,
-    exported_gb,
-    is_training,
-    kind,
-    padding,
-    recipe_of,
-    times,
-)
+from study.forecast.training_cost import exported_gb, kind, times
+from study.forecast.training_size import count_steps, is_training, padding, recipe_of
 from study.forecast.training_time import Layout
 
 SAVED_SHARE = 0.2  # of the GPU-hours: what less would save is not proposed

@@ -77,7 +77,7 @@ def stage_rates(profile: Any, stage: str, on_gpu: bool = True) -> Rates:
 
 
 def unnamed_gpus(profile: Any) -> list[str]:
-    """The stages whose GPUs have no type that core.gpu_specs lists: ASSUMED_GPU is assumed of them."""
+    """The stages whose GPUs have no type of core.gpu_specs: they are taken for ASSUMED_GPU."""
     resources = {stage: profile.resources(stage) for stage in (*TRAINING_STAGES, *VLLM_STAGES)}
     return [
         stage

@@ -1,9 +1,9 @@
 """What a study's trainings take (steps, memory, disk, GPU-hours), and whether they can run."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,24 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
-from core.endpoints.ledger import CHARACTERS_PER_TOKEN
 from core.model_size import (
     ModelShape,
+    host_memory,
     memory,
     parameters,
-    rows_at_once,
     shape,
     start_model,
     trained,
 )
-from core.recipe import FEW_UPDATES, MULTIPLE, Training
-from study.forecast.assumptions import DATA_ROWS
+from core.recipe import FEW_UPDATES, Training
 from study.forecast.gpu_rates import rates_of
+from study.forecast.training_size import (
+    count_evaluations,
+    count_steps,
+    is_training,
+    padding,
+    recipe_of,
+)
 from study.forecast.training_time import (
     Layout,
     Seconds,
@@ -31,16 +36,6 @@ from study.forecast.training_time import (
     gathered_bytes,
     step_seconds,
 )
-
-# Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
-# documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
-# finely.
-TOKENS_PER_DOCUMENT = {"dummy": 333, "url": 1100, "vllm": 1100}
-SAMPLED_ROWS = 1000  # conversations of a file that are read to estimate the others
-TOKENS_PER_ROW = 180  # of instruction data that has not been fetched yet: about Alpaca's
-# Tokens of a question in its forms, and of an answer, as the paper reports them.
-ASKED = 60
-ANSWERED = 74
 
 
 @dataclass(frozen=True)
@@ -53,114 +48,11 @@ class _Measured:
     """Of one evaluation. None: it made none, or is of a version that did not record them."""
 
 
-def recipe_of(cell: Cell) -> Training:
-    """The recipe of a midtrain or sft cell, as its stage will build it."""
-    return Training.from_settings(cell.settings["recipe"], cell.resources)
-
-
-def is_training(cell: Cell) -> bool:
-    """Whether the cell trains from a recipe (a dose on the way of a longer run does not)."""
-    return cell.stage in ("midtrain", "sft") and "recipe" in cell.settings
-
-
-def count_steps(cell: Cell) -> tuple[int, int] | None:
-    """Optimizer steps of a training cell, and tokens trained on; None for any other cell.
-
-    The tokens of a midtraining are estimated from its number of documents, those of an SFT from the
-    first rows of its data.
-    """
-    if cell.stage == "model":
-        toy = cell.settings.get("recipe")
-        if toy is None:
-            return None
-        return -(-toy["tokens"] // toy["pretrain"]["tokens_per_step"]), toy["tokens"]
-    if "recipe" not in cell.settings:
-        return None
-    recipe = recipe_of(cell)
-    if cell.stage == "sft":
-        rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
-        lengths, _ = _read_data(cell.resources["files"]["data"])
-        tokens = rows * sum(lengths) // max(1, len(lengths))
-    elif "question_variant" in cell.settings:
-        rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
-        tokens = rows * (ASKED + ANSWERED)
-    else:
-        corpus = corpus_tokens(cell.inputs["documents"].settings)
-        rows = -(-corpus // recipe.seq_len) * recipe.epochs
-        tokens = corpus * recipe.epochs
-    full_steps = -(-rows // recipe.rows_per_step)
-    steps = min(full_steps, recipe.max_steps or full_steps)
-    return steps, tokens if steps == full_steps else tokens * steps // full_steps
-
-
-def corpus_tokens(settings: dict[str, Any]) -> int:
-    """Tokens of a corpus that are trained on, stated or by its number of documents."""
-    trained_on = settings["documents"] - round(settings["held_out"] * settings["documents"])
-    served_by = settings.get("writer", {}).get("served_by", "url")
-    tokens: int = settings["tokens"] or trained_on * TOKENS_PER_DOCUMENT[served_by]
-    return tokens
-
-
-@lru_cache
-def _read_data(path: str) -> tuple[list[int], int]:
-    """Tokens of the first conversations of a data file, and the number of all.
-
-    JSON's punctuation is about as many letters as a chat template's tokens stand for.
-    """
-    if not Path(path).exists() or path.endswith(".gz"):  # not fetched yet, or not read
-        return [TOKENS_PER_ROW], DATA_ROWS
-    if path.endswith(".jsonl"):
-        with open(path, "rb") as file:
-            lines = [len(line) for line in file]
-        return [size // CHARACTERS_PER_TOKEN for size in lines[:SAMPLED_ROWS]], len(lines)
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    sizes = [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
-    return sizes, len(rows)
-
-
-def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
-    """Evaluations of the held-out loss in a training of so many steps, and the rows of each."""
-    recipe = recipe_of(cell)
-    if not recipe.eval_every:
-        return 0, 0
-    if cell.stage == "sft":
-        held_out = round(recipe.held_out * _read_data(cell.resources["files"]["data"])[1])
-    elif "question_variant" in cell.settings:
-        held_out = round(recipe.held_out * cell.inputs["documents"].settings["documents"])
-    else:
-        corpus = cell.inputs["documents"].settings
-        share = corpus["held_out"]
-        held_out = -(-round(corpus_tokens(corpus) * share / (1 - share)) // recipe.seq_len)
-    # One before the first step, and one after the last.
-    evaluations = 1 + -(-steps // recipe.eval_every)
-    return evaluations, min(held_out, recipe.eval_rows)
-
-
-def padding(cell: Cell, ranks: int) -> float:
-    """Share of a training's positions that are padding, about.
-
-    It is behind the last document, or behind conversations that are shorter than the longest of
-    those that a rank runs at once.
-    """
-    recipe = recipe_of(cell)
-    if "question_variant" in cell.settings:
-        return 0.0  # not known before they are written
-    if cell.stage == "midtrain":
-        tokens = corpus_tokens(cell.inputs["documents"].settings)
-        positions = -(-tokens // recipe.seq_len) * recipe.seq_len
-    else:
-        lengths, _ = _read_data(cell.resources["files"]["data"])
-        size = rows_at_once(recipe, ranks)
-        batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
-        positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)
-        tokens = sum(lengths)
-    return 1 - tokens / positions if positions else 0.0
-
-
 def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[dict[str, Any]]:
     """A row for each kind of training: its cells differ in seeds alone. `layouts` is by stage.
 
-    memory_gb: of one rank. checkpoint_gb, step_checkpoints_gb: of one training on disk.
+    memory_gb: of one rank. host_memory_gb: of a node. checkpoint_gb, step_checkpoints_gb: of one
+        training on disk.
     hours: of one training. gpu_hours: of all that are not finished; of these, eval_gpu_hours are of
         evaluations of the held-out loss, and waiting_gpu_hours of communication between ranks that
         no arithmetic hides. gathered_gb: that a rank receives in an optimizer step.
@@ -251,6 +143,9 @@ def _row(
     if finished and finished.eval_seconds is not None:
         eval_hours = evaluations * finished.eval_seconds / 3600
     gb = memory(model, recipe, layout.ranks, layout.per_node)
+    host_gb = host_memory(
+        model, recipe, layout.ranks, layout.per_node, on_gpu=layout.gpu is not None
+    )
     hours += eval_hours
     return {
         "cells": len(alike),
@@ -261,6 +156,7 @@ def _row(
         "padding": share_padding,
         "ranks": layout.ranks,
         "memory_gb": gb,
+        "host_memory_gb": host_gb,
         "checkpoint_gb": exported_gb(model),
         "step_checkpoints_gb": 2 * step_checkpoint_bytes(cell) / 1e9,  # two are kept
         "gathered_gb": gathered_bytes(model, recipe, layout) / 1e9,
@@ -269,7 +165,7 @@ def _row(
         "eval_gpu_hours": eval_hours * layout.ranks * remaining,
         "waiting_gpu_hours": waiting_hours * layout.ranks * remaining,
         "speed": speed,
-        "refused": _refused(model, recipe, layout, gb["total"], steps, hours)
+        "refused": _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
         if remaining
         else None,
         "warnings": _warnings(recipe, layout, gb["total"], steps, hours) if remaining else [],
@@ -305,7 +201,13 @@ def times(
 
 # The texts of `refused` and `warnings` are part of `plan --json`.
 def _refused(
-    model: ModelShape, recipe: Training, layout: Layout, gb: float, steps: int, hours: float
+    model: ModelShape,
+    recipe: Training,
+    layout: Layout,
+    gb: float,
+    host_gb: float,
+    steps: int,
+    hours: float,
 ) -> str | None:
     rows = recipe.rows_per_step
     available_gb = layout.gpu_memory_gb
@@ -328,6 +230,11 @@ def _refused(
         return (
             f"needs about {gb:.0f} GB on each of {layout.ranks} GPUs, which have "
             f"{available_gb:g}; {fix}"
+        )
+    if layout.mem_gb and host_gb > layout.mem_gb:
+        return (
+            f"needs about {host_gb:.0f} GB of a node's memory, and mem_gb in the profile gives "
+            f"{layout.mem_gb:.0f}; set mem_gb: {math.ceil(host_gb * 1e9 / 2**30)} (GiB) for it"
         )
     if layout.minutes and hours * 60 / steps > layout.minutes:
         return (
@@ -378,6 +285,7 @@ def show(rows: list[dict[str, Any]]) -> str:
         "~padding",
         "ranks",
         "~GB a rank",
+        "a node",
         "checkpoint GB",
         "step GB",
         "GPU-hours left",
@@ -386,7 +294,12 @@ def show(rows: list[dict[str, Any]]) -> str:
     ]
     lines = []
     for row in rows:
-        gb = (row["memory_gb"]["total"], row["checkpoint_gb"], row["step_checkpoints_gb"])
+        gb = (
+            row["memory_gb"]["total"],
+            row["host_memory_gb"]["total"],
+            row["checkpoint_gb"],
+            row["step_checkpoints_gb"],
+        )
         about = "" if row["speed"] == "measured" else "~"
         lines.append(
             (
