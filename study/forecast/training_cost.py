@@ -147,6 +147,7 @@ def _row(
         model, recipe, layout.ranks, layout.per_node, on_gpu=layout.gpu is not None
     )
     hours += eval_hours
+    gpus = layout.ranks * remaining if layout.gpu else 0
     return {
         "cells": len(alike),
         "left": remaining,
@@ -161,9 +162,9 @@ def _row(
         "step_checkpoints_gb": 2 * step_checkpoint_bytes(cell) / 1e9,  # two are kept
         "gathered_gb": gathered_bytes(model, recipe, layout) / 1e9,
         "hours": hours,
-        "gpu_hours": hours * layout.ranks * remaining,
-        "eval_gpu_hours": eval_hours * layout.ranks * remaining,
-        "waiting_gpu_hours": waiting_hours * layout.ranks * remaining,
+        "gpu_hours": hours * gpus,
+        "eval_gpu_hours": eval_hours * gpus,
+        "waiting_gpu_hours": waiting_hours * gpus,
         "speed": speed,
         "refused": _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
         if remaining
