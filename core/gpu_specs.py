@@ -67,7 +67,7 @@ def find_gpu(name: str) -> Gpu | None:
     Returns None for one that is not listed, and for a part of a GPU (MIG).
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    if "mig" in words or any(re.fullmatch(r"\d+g", word) for word in words):
+    if any(re.fullmatch(r"\d+g", word) for word in words):
         return None
     matches = [gpu for gpu in GPUS if set(gpu.name.split()) <= words]
     return max(matches, key=lambda gpu: len(gpu.name.split()), default=None)

@@ -53,9 +53,10 @@ def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[
 
     memory_gb: of one rank. host_memory_gb: of a node. checkpoint_gb, step_checkpoints_gb: of one
         training on disk.
-    hours: of one training. gpu_hours: of all that are not finished; of these, eval_gpu_hours are of
-        evaluations of the held-out loss, and waiting_gpu_hours of communication between ranks that
-        no arithmetic hides. gathered_gb: that a rank receives in an optimizer step.
+    hours: of one training; of these, eval_hours are of evaluations of the held-out loss.
+    gpu_hours, eval_gpu_hours: of all that are not finished. waiting_gpu_hours: of these, those of
+        communication between ranks that no arithmetic hides.
+    gathered_gb: that a rank receives in an optimizer step.
     speed: where the tokens per second come from: a finished training of the same recipe and model
         (measured), the layout (stated), or the rates of its GPUs (guessed).
     refused: why it can't run so and how it could, or None.
@@ -148,6 +149,7 @@ def _row(
     )
     hours += eval_hours
     gpus = layout.ranks * remaining if layout.gpu else 0
+    step_bytes = step_checkpoint_bytes(cell)
     return {
         "cells": len(alike),
         "left": remaining,
@@ -159,9 +161,10 @@ def _row(
         "memory_gb": gb,
         "host_memory_gb": host_gb,
         "checkpoint_gb": exported_gb(model),
-        "step_checkpoints_gb": 2 * step_checkpoint_bytes(cell) / 1e9,  # two are kept
+        "step_checkpoints_gb": 2 * step_bytes / 1e9,  # two are kept
         "gathered_gb": gathered_bytes(model, recipe, layout) / 1e9,
         "hours": hours,
+        "eval_hours": eval_hours,
         "gpu_hours": hours * gpus,
         "eval_gpu_hours": eval_hours * gpus,
         "waiting_gpu_hours": waiting_hours * gpus,
@@ -169,7 +172,9 @@ def _row(
         "refused": _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
         if remaining
         else None,
-        "warnings": _warnings(recipe, layout, gb["total"], steps, hours) if remaining else [],
+        "warnings": _warnings(recipe, layout, gb["total"], steps, hours, step_bytes)
+        if remaining
+        else [],
     }
 
 
@@ -245,7 +250,9 @@ def _refused(
     return None
 
 
-def _warnings(recipe: Training, layout: Layout, gb: float, steps: int, hours: float) -> list[str]:
+def _warnings(
+    recipe: Training, layout: Layout, gb: float, steps: int, hours: float, step_bytes: int
+) -> list[str]:
     rows = recipe.rows_per_step
     ranks = layout.ranks
     warnings = []
@@ -264,6 +271,15 @@ def _warnings(recipe: Training, layout: Layout, gb: float, steps: int, hours: fl
             f"needs about {gb:.0f} of a GPU's {layout.gpu_memory_gb:g} GB, and CUDA and NCCL some "
             "of the rest"
         )
+    if layout.rates.write_bytes and layout.signal_seconds:
+        nodes = layout.ranks // layout.per_node
+        seconds = step_bytes / nodes / layout.rates.write_bytes
+        if seconds > layout.signal_seconds:
+            warnings.append(
+                f"told to stop, it writes {step_bytes / 1e9:.0f} GB in about {seconds:.0f} s at "
+                f"the measured rate, and signal_seconds in the profile gives {layout.signal_seconds}; "
+                f"set signal_seconds: {math.ceil(seconds / 30) * 30}"
+            )
     if layout.minutes and (num_jobs := hours * 60 / layout.minutes) > 1:
         text = (
             f"about {hours * 60:,.0f} minutes, more than one job's {layout.minutes}: it goes on in "

@@ -35,6 +35,8 @@ class Layout:
     """Of each rank."""
     mem_gb: float | None = None
     """Memory of a node, 1e9 bytes."""
+    signal_seconds: int | None = None
+    """How long before its end a job is told to stop."""
 
 
 @dataclass(frozen=True)

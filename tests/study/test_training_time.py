@@ -254,6 +254,7 @@ def test_host_memory_by_hand() -> None:
 def test_a_profile_with_too_little_memory_is_refused_with_what_would_do(paper_like: Cells) -> None:
     cells = paper_like()
     layout = Layout(4, 4, mem_gb=100 * 2**30 / 1e9)
+    assert parallel_plans(profile(mem_gb=100))["sft"].mem_gb == layout.mem_gb, "Slurm takes GiB"
     refused = row(cells, "midtrain", layout)["refused"]
     assert "of a node's memory, and mem_gb in the profile gives 107; set mem_gb: " in refused
     gib = float(refused.partition("set mem_gb: ")[2].split()[0])
@@ -261,6 +262,18 @@ def test_a_profile_with_too_little_memory_is_refused_with_what_would_do(paper_li
     assert row(cells, "midtrain", enough)["refused"] is None
     less = replace(layout, mem_gb=(gib - 1) * 2**30 / 1e9)
     assert row(cells, "midtrain", less)["refused"] is not None
+
+
+def test_a_stop_that_takes_longer_than_its_notice_is_a_warning(paper_like: Cells) -> None:
+    """A step checkpoint of 8B has 96 GB."""
+    cells = paper_like()
+    rates = rates_of(find_gpu("h100"), Measured(write_bytes_per_second=5e8))
+    layout = Layout(8, 4, rates=rates, signal_seconds=90)
+    (text,) = row(cells, "midtrain", layout)["warnings"]
+    assert text.startswith("told to stop, it writes 96 GB in about 96 s at the measured rate")
+    assert text.endswith("signal_seconds in the profile gives 90; set signal_seconds: 120")
+    for enough in (replace(layout, signal_seconds=120), replace(layout, rates=rates_of())):
+        assert row(cells, "midtrain", enough)["warnings"] == []
 
 
 def test_shipped_profiles_hold_the_papers_trainings(paper_like: Cells) -> None:
