@@ -277,8 +277,8 @@ def _warnings(
         if seconds > layout.signal_seconds:
             warnings.append(
                 f"told to stop, it writes {step_bytes / 1e9:.0f} GB in about {seconds:.0f} s at "
-                f"the measured rate, and signal_seconds in the profile gives {layout.signal_seconds}; "
-                f"set signal_seconds: {math.ceil(seconds / 30) * 30}"
+                "the measured rate, and signal_seconds in the profile gives "
+                f"{layout.signal_seconds}; set signal_seconds: {math.ceil(seconds / 30) * 30}"
             )
     if layout.minutes and (num_jobs := hours * 60 / layout.minutes) > 1:
         text = (
