@@ -3,9 +3,11 @@
     python -m benchmarks.forecast               a toy on two ranks, some 3 minutes on 2 cores
 
 The rates of the machine are measured first, as `measured` of a cluster profile has them, each the
-median of five: FLOP/s of one rank in short trainings, and bytes that a rank receives in a second
-when two gather tensors of a layer's size. `plan` forecasts by them, before anything has run. Then
-two ranks run the training, with evaluations of the held-out loss, `--rounds` times.
+median of five: FLOP/s of a rank in short trainings, two of which run side by side, and bytes that a
+rank receives in a second when two gather tensors of a layer's size. The forecast takes these.
+Then two ranks run the training, with evaluations of the held-out loss, `--rounds` times. What it
+took is the median step, times the steps, and the same of evaluations: other programs on the machine
+slow some steps down.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -74,10 +77,20 @@ def training(folder: Path) -> Cell:
     return next(cell for cell in cells if cell.stage == "midtrain" and "animal" in cell.name)
 
 
-def measured_flops(folder: Path, cell: Cell) -> float:
-    """FLOP/s of one rank in an optimizer step: the median of REPEATS short trainings."""
-    rates = [run_child("kit", folder, CASE)["tokens_per_second"] for _ in range(REPEATS)]
-    return median(rates) * flops_per_token(shape(cell), recipe_of(cell))
+def measured_flops(folders: list[Path], cell: Cell) -> float:
+    """FLOP/s of one rank in an optimizer step, by REPEATS times a short training on each core.
+
+    Args:
+        folders: with inputs, one for each of RANKS.
+    """
+    with ThreadPoolExecutor(RANKS) as executor:
+        rows = [
+            row
+            for _ in range(REPEATS)
+            for row in executor.map(lambda folder: run_child("kit", folder, CASE), folders)
+        ]
+    rate = median(row["tokens_per_second"] for row in rows)
+    return rate * flops_per_token(shape(cell), recipe_of(cell))
 
 
 def measured_bytes(folder: Path, cell: Cell) -> float:
@@ -99,9 +112,11 @@ def run(cell: Cell, base: Path) -> dict[str, float]:
     folder = create_cell_dir(cell, base)
     on_ranks(folder, RANKS, before=f"os.environ['LOCAL_WORLD_SIZE'] = '{RANKS}'")
     lines = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    evaluations = [line["eval_seconds"] for line in lines if "eval_seconds" in line]
     seconds = {
-        "steps": sum(line["seconds"] for line in lines),
-        "evaluations": sum(line.get("eval_seconds", 0.0) for line in lines),
+        "steps": len(lines) * median(line["seconds"] for line in lines),
+        # The line of the first step has the evaluation before it.
+        "evaluations": len(evaluations) * median(evaluations),
     }
     shutil.rmtree(folder)
     return seconds | {"both": sum(seconds.values())}
@@ -126,9 +141,12 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_inputs(folder, CASE)
-        cell = training(folder)
-        flops, bytes_per_second = measured_flops(folder, cell), measured_bytes(folder, cell)
+        folders = [folder / str(rank) for rank in range(RANKS)]
+        for inputs in folders:
+            make_inputs(inputs, CASE)
+        cell = training(folders[0])
+        flops = measured_flops(folders, cell)
+        bytes_per_second = measured_bytes(folder, cell)
         rates = replace(rates_of(None), training_flops=flops, node_bytes=bytes_per_second)
         planned = forecast(cell, folder / "runs", rates)
         rounds = [run(cell, folder / "runs") for _ in range(given.rounds)]

@@ -46,11 +46,15 @@ class Seconds:
     arithmetic: float = 0.0
     communication: float = 0.0
     """Gathering of weights, reduction of gradients."""
+    overlap: bool = True
+    """Whether both go on at once: FSDP2 communicates while GPUs compute. Cores do one of them."""
 
     @property
     def total(self) -> float:
-        """FSDP2 communicates while it computes: the longer of the two is what passes."""
-        return max(self.arithmetic, self.communication)
+        """What passes."""
+        if self.overlap:
+            return max(self.arithmetic, self.communication)
+        return self.arithmetic + self.communication
 
     @property
     def waiting(self) -> float:
@@ -71,7 +75,7 @@ def step_seconds(
     communication = passes * (
         2 * _gather_seconds(model, recipe, layout) + _reduce_seconds(model, recipe, layout)
     )
-    return Seconds(arithmetic, communication)
+    return Seconds(arithmetic, communication, layout.gpu is not None)
 
 
 def eval_seconds(
@@ -84,7 +88,8 @@ def eval_seconds(
     passes = sum(-(-share // (recipe.micro_batch_size or share)) for share in shares)
     flops = layout.rates.training_flops * (1 if recipe.compile or not layout.gpu else UNCOMPILED)
     arithmetic = sum(shares) * positions_per_row * forward_flops_per_token(model, recipe) / flops
-    return Seconds(arithmetic, passes * _gather_seconds(model, recipe, layout))
+    communication = passes * _gather_seconds(model, recipe, layout)
+    return Seconds(arithmetic, communication, layout.gpu is not None)
 
 
 def gathered_bytes(model: ModelShape, recipe: Training, layout: Layout) -> float:

@@ -93,6 +93,8 @@ def test_sft_takes_as_long_as_the_weights_take_to_be_gathered() -> None:
     assert 0.25 < seconds.total < 0.30, "as notes on four H100 estimate it"
     assert seconds.total == seconds.communication > 2 * seconds.arithmetic
     assert seconds.waiting == seconds.communication - seconds.arithmetic
+    cores = step_seconds(MODEL, conversations, Layout(4, 4, gpu=None, rates=rates_of(None)), 184)
+    assert cores.total == cores.arithmetic + cores.communication, "a core does one of them"
     alone = step_seconds(MODEL, conversations, Layout(), 184)
     assert alone.communication == 0 and alone.total == alone.arithmetic
     passes = step_seconds(MODEL, recipe("sft", micro_batch_size=1), Layout(4, 4), 184)
