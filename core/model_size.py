@@ -12,8 +12,6 @@ from core.recipe import Training
 
 # Tokens whose logits exist at once: with Llama's vocabulary of 128,256 they take 0.5 GB in fp32.
 CHUNK = 1024
-# Bytes of the largest file of weights that an export writes (huggingface_hub's MAX_SHARD_SIZE).
-WEIGHT_FILE_BYTES = 5e9
 # Memory of a process beside what is counted here, in bytes: libraries and, with a GPU, CUDA's
 # context and pinned buffers.
 PROCESS_BYTES = {"gpu": 6e9, "cpu": 1e9}
@@ -245,19 +243,17 @@ def host_memory(
     checkpoint: the copy of a step checkpoint that is being written, of this node's shards: the
         weights that are trained and the optimizer's moments. torchao's 8-bit moments are not
         copied.
-    export: rank 0 writes the model file by file: one file, and one as it is converted.
+    export: rank 0 gathers the whole model in the dtype of its weights.
     training: without GPUs, what `memory` says.
-    total: their sum. The start takes less than the export: a file is read and one weight of it
-        shared at a time.
+    total: their sum. The start takes less than the export: rank 0 reads the model file by file.
     """
     shards = within if recipe.sharding == "hybrid" else ranks
     weight_bytes = 2 if recipe.dtype == "bf16" else 4
     copied = 0 if recipe.optimizer == "adamw_8bit" else 3 * weight_bytes
-    weights = parameters(model).total * weight_bytes
     gb = {
         "processes": within * PROCESS_BYTES["gpu" if on_gpu else "cpu"] / 1e9,
         "checkpoint": within * trained(model, recipe) * copied / shards / 1e9,
-        "export": min(2 * WEIGHT_FILE_BYTES * weight_bytes / 2, 2 * weights) / 1e9,
+        "export": parameters(model).total * weight_bytes / 1e9,
         "training": 0 if on_gpu else within * memory(model, recipe, ranks, within)["total"],
     }
     return gb | {"total": sum(gb.values())}

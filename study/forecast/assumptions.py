@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from core.gpu_specs import Gpu, find_gpu
-from core.model_size import PROCESS_BYTES, WEIGHT_FILE_BYTES
+from core.model_size import PROCESS_BYTES
 
 Number = TypeVar("Number", int, float)
 

@@ -241,6 +241,7 @@ def test_host_memory_by_hand() -> None:
     full = recipe("midtrain")
     gb = host_memory(MODEL, full, 4, 4)
     assert gb["checkpoint"] == pytest.approx(12 * WEIGHTS / 1e9), "on one node, all of it"
+    assert gb["export"] == pytest.approx(4 * WEIGHTS / 1e9)
     assert gb["processes"] == 4 * 6 and gb["training"] == 0
     assert gb["total"] == pytest.approx(sum(gb.values()) - gb["total"])
     half = host_memory(MODEL, full, 8, 4)
