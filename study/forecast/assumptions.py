@@ -137,9 +137,7 @@ ANSWER_BYTES = _assume("an answer", 2000, "bytes", "in Inspect's log, compressed
 GRADE_BYTES = _assume("a grade", 2700, "bytes", "in scored samples and in the ledger")
 ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
 STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
-SHARD_GB = _assume(
-    "a file of weights", WEIGHT_FILE_BYTES / 1e9, "GB", "the checkpointers' largest shard"
-)
+SHARD_GB = _assume("a file of weights", 5, "GB", "the checkpointers' largest shard")
 UNKNOWN_GB = _assume("a model that is neither known nor on disk", 16, "GB", "8B in bf16")
 STEPS_HELD = _assume(
     "step checkpoints on disk while a training runs",
