@@ -38,10 +38,16 @@ UNCOMPILED = _assume(
     "training without compile, of the speed with it", 0.75, "share", "a guess; not measured"
 )
 CHECKPOINTED = _assume(
-    "training with activation checkpointing, of the speed without",
+    "training with full activation checkpointing, of the speed without",
     0.75,
     "share",
     "the forward pass runs twice; 0.74 with 1B on one H100",
+)
+SELECTIVE = _assume(
+    "training with selective activation checkpointing, of the speed without",
+    0.95,
+    "share",
+    "all but products and attention runs twice; a guess; not measured",
 )
 PREFILL_SHARE = _assume("reading prompts, of a GPU's peak", 0.40, "share", "a guess; not measured")
 DECODE_FLOPS_PER_BYTE = _assume(

@@ -17,8 +17,10 @@ SAVED_SHARE = 0.2  # of the GPU-hours: what less would save is not proposed
 # Settings of a recipe that let a model fit fewer GPUs. dtype changes results, and so the cells.
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
-    {"activation_checkpointing": True},
-    {"activation_checkpointing": True, "dtype": "bf16"},
+    {"activation_checkpointing": "selective"},
+    {"activation_checkpointing": "full"},
+    {"activation_checkpointing": "selective", "dtype": "bf16"},
+    {"activation_checkpointing": "full", "dtype": "bf16"},
 )
 
 

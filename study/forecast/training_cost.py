@@ -130,6 +130,7 @@ def _row(
     share_padding = padding(cell, layout.ranks)
     # Hours of the optimizer steps, of the evaluations, and of both those that only wait.
     step, evaluation, evaluations = times(cell, recipe, layout, steps, tokens, share_padding)
+    positions_per_row = positions_of_row(recipe, steps, tokens, share_padding)
     hours = steps * step.total / 3600
     eval_hours = evaluations * evaluation.total / 3600
     waiting_hours = (steps * step.waiting + evaluations * evaluation.waiting) / 3600
@@ -162,7 +163,7 @@ def _row(
         "host_memory_gb": host_gb,
         "checkpoint_gb": exported_gb(model),
         "step_checkpoints_gb": 2 * step_bytes / 1e9,  # two are kept
-        "gathered_gb": gathered_bytes(model, recipe, layout) / 1e9,
+        "gathered_gb": gathered_bytes(model, recipe, layout, positions_per_row) / 1e9,
         "hours": hours,
         "eval_hours": eval_hours,
         "gpu_hours": hours * gpus,
@@ -190,13 +191,18 @@ def default_layout(cell: Cell) -> Layout:
     return Layout()
 
 
+def positions_of_row(recipe: Training, steps: int, tokens: int, share_padding: float) -> float:
+    """Positions of a row, padding included; packed conversations: of one of them."""
+    rows = steps * recipe.rows_per_step
+    return tokens / (1 - share_padding) / rows if rows else 0.0
+
+
 def times(
     cell: Cell, recipe: Training, layout: Layout, steps: int, tokens: int, share_padding: float
 ) -> tuple[Seconds, Seconds, int]:
     """Of an optimizer step and of an evaluation, by the rates of the layout; evaluations."""
     model = shape(cell)
-    rows = steps * recipe.rows_per_step
-    positions_per_row = tokens / (1 - share_padding) / rows if rows else 0.0
+    positions_per_row = positions_of_row(recipe, steps, tokens, share_padding)
     evaluations, eval_rows = count_evaluations(cell, steps)
     return (
         step_seconds(model, recipe, layout, positions_per_row),

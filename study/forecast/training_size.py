@@ -1,6 +1,7 @@
 """Steps, tokens, padding and evaluations of a training, by its settings and the files here."""
 
 import json
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from study.forecast.assumptions import DATA_ROWS
 # documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
 # finely.
 TOKENS_PER_DOCUMENT = {"dummy": 333, "url": 1100, "vllm": 1100}
+BLOCK = 128  # tokens of the narrowest packed row
 SAMPLED_ROWS = 1000  # conversations of a file that are read to estimate the others
 TOKENS_PER_ROW = 180  # of instruction data that has not been fetched yet: about Alpaca's
 # Tokens of a question in its forms, and of an answer, as the paper reports them.
@@ -87,6 +89,15 @@ def _read_data(path: str) -> tuple[list[int], int]:
     return sizes, len(rows)
 
 
+def _packed_padding(lengths: list[int], recipe: Training, ranks: int) -> float:
+    """Of conversations that share rows, whose width is a power of two (recipes.rows)."""
+    tokens = recipe.rows_per_step * sum(lengths) / max(1, len(lengths))
+    fewest = -(-math.ceil(tokens) // recipe.seq_len)
+    rows = min(recipe.rows_per_step, -(-fewest // ranks) * ranks)
+    width: int = min(recipe.seq_len, max(BLOCK, 2 ** (math.ceil(tokens / rows) - 1).bit_length()))
+    return max(0.0, 1 - tokens / (rows * width))
+
+
 def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
     """Evaluations of the held-out loss in a training of so many steps, and the rows of each."""
     recipe = recipe_of(cell)
@@ -120,6 +131,8 @@ def padding(cell: Cell, ranks: int) -> float:
     else:
         lengths, _ = _read_data(cell.resources["files"]["data"])
         size = rows_at_once(recipe, ranks)
+        if recipe.packed:
+            return _packed_padding(lengths, recipe, ranks)
         batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
         positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)
         tokens = sum(lengths)

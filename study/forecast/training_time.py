@@ -1,5 +1,6 @@
 """Seconds of a training: the larger of its arithmetic and of the weights that ranks exchange."""
 
+import math
 from dataclasses import dataclass, field
 
 from core.gpu_specs import Gpu
@@ -11,7 +12,7 @@ from core.model_size import (
     trained,
 )
 from core.recipe import Training
-from study.forecast.assumptions import ASSUMED_GPU, CHECKPOINTED, UNCOMPILED
+from study.forecast.assumptions import ASSUMED_GPU, CHECKPOINTED, SELECTIVE, UNCOMPILED
 from study.forecast.gpu_rates import Rates, rates_of
 
 
@@ -66,14 +67,20 @@ def step_seconds(
     model: ModelShape, recipe: Training, layout: Layout, positions_per_row: float
 ) -> Seconds:
     """Of one optimizer step on rows of so many positions, padding included."""
-    rows = -(-recipe.rows_per_step // layout.ranks)  # of the rank that has most
+    positions = recipe.rows_per_step * positions_per_row
+    rows, share = _rows(recipe, layout, positions)
     flops = layout.rates.training_flops
     flops *= 1 if recipe.compile or not layout.gpu else UNCOMPILED
-    flops *= CHECKPOINTED if recipe.activation_checkpointing else 1
-    arithmetic = rows * positions_per_row * flops_per_token(model, recipe) / flops
+    flops *= {"none": 1, "selective": SELECTIVE, "full": CHECKPOINTED}[
+        recipe.activation_checkpointing
+    ]
+    arithmetic = share * positions * flops_per_token(model, recipe) / flops
     passes = -(-rows // (recipe.micro_batch_size or rows))
-    communication = passes * (
-        2 * _gather_seconds(model, recipe, layout) + _reduce_seconds(model, recipe, layout)
+    reductions = 1 if recipe.gradient_sync == "step" else passes
+    communication = (
+        2 * passes * _gather_seconds(model, recipe, layout)
+        + reductions * _shard_gradients_seconds(model, recipe, layout)
+        + _replica_gradients_seconds(model, recipe, layout)
     )
     return Seconds(arithmetic, communication, layout.gpu is not None)
 
@@ -84,21 +91,43 @@ def eval_seconds(
     """Of one evaluation of the loss on so many held-out rows, a step's number of them at a time."""
     sizes = [recipe.rows_per_step] * (rows // recipe.rows_per_step)
     sizes += [rows % recipe.rows_per_step] if rows % recipe.rows_per_step else []
-    shares = [-(-size // layout.ranks) for size in sizes]
-    passes = sum(-(-share // (recipe.micro_batch_size or share)) for share in shares)
+    passes, positions = 0, 0.0  # of the rank that has most
+    for size in sizes:
+        ranks_rows, share = _rows(recipe, layout, size * positions_per_row, size)
+        passes += -(-ranks_rows // (recipe.micro_batch_size or ranks_rows))
+        positions += share * size * positions_per_row
     flops = layout.rates.training_flops * (1 if recipe.compile or not layout.gpu else UNCOMPILED)
-    arithmetic = sum(shares) * positions_per_row * forward_flops_per_token(model, recipe) / flops
+    arithmetic = positions * forward_flops_per_token(model, recipe) / flops
     communication = passes * _gather_seconds(model, recipe, layout)
     return Seconds(arithmetic, communication, layout.gpu is not None)
 
 
-def gathered_bytes(model: ModelShape, recipe: Training, layout: Layout) -> float:
-    """Bytes of weights and gradients that a rank receives in an optimizer step."""
-    rows = -(-recipe.rows_per_step // layout.ranks)
+def gathered_bytes(
+    model: ModelShape, recipe: Training, layout: Layout, positions_per_row: float
+) -> float:
+    """Bytes of weights and gradients that a rank receives in an optimizer step from its shards."""
+    rows, _ = _rows(recipe, layout, recipe.rows_per_step * positions_per_row)
     passes = -(-rows // (recipe.micro_batch_size or rows))
+    reductions = 1 if recipe.gradient_sync == "step" else passes
     shards = _shards(recipe, layout)
-    weights = 2 * parameters(model).total * _product_bytes(recipe)
-    return passes * (weights + 4 * trained(model, recipe)) * (shards - 1) / shards
+    weights = 2 * passes * parameters(model).total * _product_bytes(recipe)
+    return (weights + 4 * reductions * trained(model, recipe)) * (shards - 1) / shards
+
+
+def _rows(
+    recipe: Training, layout: Layout, positions: float, rows: int | None = None
+) -> tuple[int, float]:
+    """Rows of the rank that has most, and its share of the positions.
+
+    Args:
+        positions: of the whole step, in so many `rows` (None: rows_per_step), before packing.
+    """
+    rows = rows or recipe.rows_per_step
+    if recipe.packed:  # as recipes.schedule.pack: as few rows as hold them, the same for each rank
+        fewest = -(-math.ceil(positions) // recipe.seq_len)
+        rows = min(rows, -(-fewest // layout.ranks) * layout.ranks)
+    of_rank = -(-rows // layout.ranks)
+    return of_rank, of_rank / rows
 
 
 def _gather_seconds(model: ModelShape, recipe: Training, layout: Layout) -> float:
@@ -108,14 +137,19 @@ def _gather_seconds(model: ModelShape, recipe: Training, layout: Layout) -> floa
     return received / _shard_bytes_per_second(recipe, layout)
 
 
-def _reduce_seconds(model: ModelShape, recipe: Training, layout: Layout) -> float:
-    """To sum the gradients in fp32: over the ranks that share the weights, then over replicas."""
+def _shard_gradients_seconds(model: ModelShape, recipe: Training, layout: Layout) -> float:
+    """To sum the gradients in fp32 over the ranks that share the weights."""
     shards = _shards(recipe, layout)
-    gradient_bytes = 4 * trained(model, recipe)
-    seconds = gradient_bytes * (shards - 1) / shards / _shard_bytes_per_second(recipe, layout)
-    replicas = layout.ranks // shards
+    received = 4 * trained(model, recipe) * (shards - 1) / shards
+    return received / _shard_bytes_per_second(recipe, layout)
+
+
+def _replica_gradients_seconds(model: ModelShape, recipe: Training, layout: Layout) -> float:
+    """To sum them over the nodes that have replicas of the weights, once a step."""
+    replicas = layout.ranks // _shards(recipe, layout)
     # A ring sends and receives each of a node's shards twice.
-    return seconds + 2 * gradient_bytes * (replicas - 1) / replicas / layout.rates.network_bytes
+    received = 2 * 4 * trained(model, recipe) * (replicas - 1) / replicas
+    return received / layout.rates.network_bytes
 
 
 def _shards(recipe: Training, layout: Layout) -> int:

@@ -33,8 +33,10 @@ Cells = Callable[..., list[Cell]]
 
 
 def recipe(name: str, **changes: Any) -> Training:
+    """A recipe of the kit, conversations as they are; `changes` of its settings."""
     raw = yaml.safe_load((ROOT / f"recipes/llama3_1_8b_{name}.yaml").read_text())
-    return Training(**(raw | changes))
+    plain = {"packed": False, "compile": False} if name == "sft" else {}
+    return Training(**(raw | plain | changes))
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_arithmetic_goes_by_the_gpu_and_by_what_is_done() -> None:
     a100 = find_gpu("a100")
     slower = step_seconds(MODEL, documents, Layout(4, 4, gpu=a100, rates=rates_of(a100)), 2048)
     assert slower.arithmetic / h100.arithmetic == pytest.approx(989 / 312)
-    for change in ({"activation_checkpointing": True}, {"compile": False}):
+    for change in ({"activation_checkpointing": "full"}, {"compile": False}):
         changed = step_seconds(MODEL, recipe("midtrain", **change), Layout(4, 4), 2048)
         assert changed.arithmetic / h100.arithmetic == pytest.approx(1 / 0.75), change
     idle = step_seconds(MODEL, documents, Layout(5, 5), 2048)
@@ -99,6 +101,16 @@ def test_sft_takes_as_long_as_the_weights_take_to_be_gathered() -> None:
     assert alone.communication == 0 and alone.total == alone.arithmetic
     passes = step_seconds(MODEL, recipe("sft", micro_batch_size=1), Layout(4, 4), 184)
     assert passes.communication == pytest.approx(2 * seconds.communication), "of two passes"
+    once = recipe("sft", micro_batch_size=1, gradient_sync="step")
+    seconds_once = step_seconds(MODEL, once, Layout(4, 4), 184)
+    assert seconds_once.communication == pytest.approx(0.75 * 12 * WEIGHTS / NVLINK)
+    packed = step_seconds(MODEL, recipe("sft", packed=True), Layout(), 184)
+    passes = step_seconds(MODEL, recipe("sft", micro_batch_size=1), Layout(2, 2), 184)
+    one_pass = step_seconds(
+        MODEL, recipe("sft", micro_batch_size=1, packed=True), Layout(2, 2), 184
+    )
+    assert packed.arithmetic == pytest.approx(alone.arithmetic), "the same positions"
+    assert passes.communication == pytest.approx(4 * one_pass.communication), "of a row a rank"
     lora = replace(conversations, lora=Lora(rank=16, alpha=8.0))
     frozen = step_seconds(MODEL, lora, Layout(4, 4), 184)
     assert frozen.communication < 0.51 * seconds.communication, "frozen weights have no gradients"
@@ -217,11 +229,11 @@ def test_fewer_gpus_are_proposed_where_that_is_cheaper(paper_like: Cells) -> Non
     layout = Layout(4, 4, gpu_memory_gb=80)
     (row,) = fewer_gpus.fewer_gpus(paper_like(), Path("none"), {"sft": layout})
     assert (row["stage"], row["gpus"]) == ("sft", 1), "16 bytes a parameter do not fit one GPU"
-    assert row["changes"] == {"activation_checkpointing": True, "dtype": "bf16"}
+    assert row["changes"] == {"activation_checkpointing": "full", "dtype": "bf16"}
     assert row["gpu_hours"] < 0.5 * row["gpu_hours_now"] and row["hours"] > 0.5 * row["hours_now"]
     text = fewer_gpus.show(row)
     assert text.startswith(
-        "sft on 1 GPU a job, activation_checkpointing: true, dtype: bf16: about "
+        "sft on 1 GPU a job, activation_checkpointing: full, dtype: bf16: about "
     )
     assert "minutes in place of" in text and "new cells" in text
     lora = paper_like(lora={"rank": 16, "alpha": 8})
