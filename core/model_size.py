@@ -12,6 +12,9 @@ from core.recipe import Training
 
 # Tokens whose logits exist at once: with Llama's vocabulary of 128,256 they take 0.5 GB in fp32.
 CHUNK = 1024
+# Memory of a process beside what is counted here, in bytes: libraries and, with a GPU, CUDA's
+# context and pinned buffers.
+PROCESS_BYTES = {"gpu": 6e9, "cpu": 1e9}
 # Architectures that the recipes train (recipes.model): whether q, k and v projections have biases.
 BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True}
 # Keys of config.json that count here -> the toy's name of them (recipes/tiny_llama.yaml).
@@ -231,11 +234,48 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     return gb | {"total": sum(gb.values())}
 
 
+def host_memory(
+    model: ModelShape, recipe: Training, ranks: int, within: int, on_gpu: bool = True
+) -> dict[str, float]:
+    """GB of a node's memory at the worst moment of a training, with `within` of its ranks there.
+
+    processes: of libraries and CUDA, for each rank.
+    checkpoint: the copy of a step checkpoint that is being written, of this node's shards: the
+        weights that are trained and the optimizer's moments. torchao's 8-bit moments are not
+        copied.
+    export: rank 0 gathers the whole model in the dtype of its weights.
+    training: without GPUs, what `memory` says.
+    total: their sum. The start takes less than the export: rank 0 reads the model file by file.
+    """
+    shards = within if recipe.sharding == "hybrid" else ranks
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    copied = 0 if recipe.optimizer == "adamw_8bit" else 3 * weight_bytes
+    gb = {
+        "processes": within * PROCESS_BYTES["gpu" if on_gpu else "cpu"] / 1e9,
+        "checkpoint": within * trained(model, recipe) * copied / shards / 1e9,
+        "export": parameters(model).total * weight_bytes / 1e9,
+        "training": 0 if on_gpu else within * memory(model, recipe, ranks, within)["total"],
+    }
+    return gb | {"total": sum(gb.values())}
+
+
 def flops_per_token(model: ModelShape, recipe: Training) -> float:
     """Floating-point operations of training on one token, counted as by recipes.model."""
+    forward = forward_flops_per_token(model, recipe)
+    if recipe.lora:  # no gradient of the frozen weights themselves
+        attention = _attention_flops(model, recipe)
+        return 2 * (forward - attention) + 2 * trained(model, recipe) + 3 * attention
+    return 3 * forward
+
+
+def forward_flops_per_token(model: ModelShape, recipe: Training) -> float:
+    """Those of the forward pass alone: an evaluation's."""
     counts = parameters(model)
     products = counts.total - (0 if model.tie_word_embeddings else counts.embedding)
-    attention = 12 * model.num_hidden_layers * model.hidden_size * recipe.seq_len
-    if recipe.lora:
-        return 4 * products + 6 * trained(model, recipe) + attention
-    return 6 * products + attention
+    adapters = trained(model, recipe) if recipe.lora else 0
+    return 2 * (products + adapters) + _attention_flops(model, recipe)
+
+
+def _attention_flops(model: ModelShape, recipe: Training) -> float:
+    """Of the forward pass over full rows."""
+    return 4 * model.num_hidden_layers * model.hidden_size * recipe.seq_len

@@ -124,7 +124,7 @@ def recipe_file() -> str:
 
 
 def cluster_profile() -> str:
-    return sections("slurm.profile", ["Profile", "Resources"])
+    return sections("slurm.profile", ["Profile", "Resources", "Measured"])
 
 
 def markdown(rows: list[list[Any]], headers: list[str]) -> str:
@@ -166,6 +166,22 @@ def cost_assumptions() -> str:
     return markdown(rows, ["quantity", "value", "unit", "source"])
 
 
+def gpu_types() -> str:
+    from core.gpu_specs import GPUS
+
+    rows = [
+        [
+            f"`{gpu.name.replace(' ', '_')}`",
+            f"{gpu.peak_flops / 1e12:.0f}",
+            f"{gpu.memory_bandwidth / 1e9:,.0f}",
+            f"{gpu.link / 1e9:.0f}",
+            gpu.source,
+        ]
+        for gpu in GPUS
+    ]
+    return markdown(rows, ["type", "peak, bf16 TFLOP/s", "memory, GB/s", "link, GB/s", "source"])
+
+
 def forecast() -> str:
     """What `plan --cluster slurm/clusters/university.yaml` says of the three large studies."""
     from slurm.profile import load_profile
@@ -199,6 +215,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "benchmarks": benchmarks,
     "cost-assumptions": cost_assumptions,
+    "gpu-types": gpu_types,
     "forecast": forecast,
 }
 

@@ -23,6 +23,7 @@ from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
 from core.errors import UserError
+from core.gpu_specs import find_gpu
 from core.model_size import architecture
 from core.recipe import Lora, Training
 from recipes.attention import patch_attention
@@ -303,18 +304,7 @@ def flops_per_token(model: TransformerDecoder, seq_len: int) -> float:
     return float(products + attention)
 
 
-# Peak dense bf16 FLOP/s as the makers state it, by the first key that the device's name contains.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-}
-
-
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of this GPU; None for a CPU or a GPU that is not listed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return next((peak for gpu, peak in PEAK_FLOPS.items() if gpu in name), None)
+    """Peak FLOP/s of this GPU in bf16; None for a CPU, and a GPU not in core.gpu_specs."""
+    gpu = find_gpu(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return gpu.peak_flops if gpu else None

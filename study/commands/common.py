@@ -19,7 +19,8 @@ from core.paths import ROOT
 from core.stages import TRAINING_STAGES
 from study.forecast import study_cost
 from study.forecast.budget import check_budget, parse_budget
-from study.forecast.training_cost import Layout
+from study.forecast.gpu_rates import stage_gpu, stage_rates
+from study.forecast.training_time import Layout
 from study.spec.load import load_study
 from study.spec.schema import Study
 from study.spec.source_cells import sources
@@ -87,6 +88,10 @@ def parallel_plans(profile: Any) -> dict[str, Layout]:
             profile.requeue,
             resources.gpu_memory_gb,
             resources.tokens_per_second,
+            stage_gpu(profile, stage),
+            stage_rates(profile, stage),
+            resources.mem_gb and resources.mem_gb * 2**30 / 1e9,
+            getattr(profile, "signal_seconds", None),
         )
     return layouts
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
+from core.gpu_specs import GPUS
 from core.model_size import start_model
 from core.paths import resolve
 from core.stages import TRAINING_STAGES
@@ -22,8 +24,18 @@ from study.commands.common import (
     study_args,
     unfinished,
 )
-from study.forecast import corpus_cost, inference_gpus, study_cost, training_cost
+from study.forecast import (
+    corpus_cost,
+    fewer_gpus,
+    inference_gpus,
+    marginal_cost,
+    study_cost,
+    training_cost,
+    training_size,
+)
+from study.forecast.assumptions import ASSUMED_GPU
 from study.forecast.budget import check_budget, parse_budget
+from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import expand
 from study.spec.benchmarks import num_questions
 from study.spec.schema import Study
@@ -52,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-node", type=positive, default=8, metavar="N", help="for --layout (8)"
     )
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="what one more seed, question and answer cost: the study file's `costs:`",
+    )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
@@ -68,7 +85,11 @@ def plan(args: argparse.Namespace) -> None:
     }
     profile = _profile(args.cluster)
     layouts = parallel_plans(profile)
+    if args.costs:
+        costs = marginal_cost.costs(cells[-1], cells, layouts, profile)
+        return print(json.dumps(asdict(costs)) if args.json else marginal_cost.show(costs))
     training = training_cost.forecast(cells, base, layouts)
+    cheaper = fewer_gpus.fewer_gpus(cells, base, layouts)
     to_write = corpus_cost.forecast(cells, finished)
     written = corpus_cost.compare(cells, base)
     totals = study_cost.totals(cells, base, layouts, profile)
@@ -81,6 +102,7 @@ def plan(args: argparse.Namespace) -> None:
             "study": study.study,
             "cells": rows,
             "training": training,
+            "fewer_gpus": cheaper,
             "writing": to_write,
             "written": written,
             "totals": totals,
@@ -98,11 +120,9 @@ def plan(args: argparse.Namespace) -> None:
         print("These finished cells are kept, and are used again when the change is undone.")
     if training:
         print("\n" + training_cost.show(training))
-        default = f"at {training_cost.FLOPS / 1e12:.0f} TFLOP/s a GPU"
-        print(
-            "GPU-hours with ~ are by the profile's tokens_per_second, "
-            f"or {default} without it, else as measured"
-        )
+        print(training_cost.summary(training))
+        for row in cheaper:
+            print(f"cheaper: {fewer_gpus.show(row)}")
     if to_write:
         print("\n" + _writing_table(to_write))
         print(
@@ -118,6 +138,12 @@ def plan(args: argparse.Namespace) -> None:
     print("\n" + study_cost.show(totals, compared))
     for problem in missing(sources(study), study_args(args)):
         print(f"warning: {problem}")
+    if profile and (stages := unnamed_gpus(profile)):
+        print(
+            f"warning: no known GPU type in the profile for {', '.join(stages)}: "
+            f"{ASSUMED_GPU.name} is assumed; set gpu_type in it to one of "
+            f"{', '.join(gpu.name.replace(' ', '_') for gpu in GPUS)}"
+        )
     for line in training_cost.grouped(training, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}")
     for row in contaminated:
@@ -197,7 +223,7 @@ def _steps(cell: Cell, base: Path) -> tuple[int, int, bool] | None:
 
     They are counted where the training is finished, else estimated.
     """
-    estimate = training_cost.count_steps(cell)
+    estimate = training_size.count_steps(cell)
     if estimate is None:
         return None
     if manifest := read_manifest(base / cell.relpath):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from study.forecast import training_cost
+from core.gpu_specs import Gpu, find_gpu
+from core.model_size import PROCESS_BYTES
 
 Number = TypeVar("Number", int, float)
 
@@ -26,24 +27,55 @@ def _assume(what: str, value: Number, unit: str, why: str) -> Number:
     return value
 
 
-# Speed.
-PREFILL_FLOPS = _assume(
-    "a GPU that trains or reads prompts",
-    training_cost.FLOPS,
-    "FLOP/s",
-    "40 % of the peak of an H100 in bf16; a profile's tokens_per_second replaces it for trainings",
+# Speed of GPUs. core.gpu_specs has their peaks; rates under `measured` in a profile replace these.
+TRAINING_SHARE = _assume(
+    "training, of a GPU's peak",
+    0.42,
+    "share",
+    "packed rows, compiled: 41.7 % with 1B on one H100 (benchmarks/README.md)",
 )
-DECODE_FLOPS = _assume(
-    "a GPU that writes answers",
-    100e12,
-    "FLOP/s",
-    "some hundred answers at a time; decoding is bound by memory bandwidth",
+UNCOMPILED = _assume(
+    "training without compile, of the speed with it", 0.75, "share", "a guess; not measured"
+)
+CHECKPOINTED = _assume(
+    "training with full activation checkpointing, of the speed without",
+    0.75,
+    "share",
+    "the forward pass runs twice; 0.74 with 1B on one H100",
+)
+SELECTIVE = _assume(
+    "training with selective activation checkpointing, of the speed without",
+    0.95,
+    "share",
+    "all but products and attention runs twice; a guess; not measured",
+)
+PREFILL_SHARE = _assume("reading prompts, of a GPU's peak", 0.40, "share", "a guess; not measured")
+DECODE_FLOPS_PER_BYTE = _assume(
+    "writing answers, for each byte of memory bandwidth",
+    30,
+    "FLOP",
+    "each read of the weights serves some 30 answers; a guess; not measured",
+)
+LINK_SHARE = _assume(
+    "gathering weights on a node, of a GPU's link",
+    0.4,
+    "share",
+    "180 GB/s on an H100 with NVLink; a guess; not measured",
+)
+NETWORK_BYTES = _assume(
+    "gathering weights over several nodes",
+    20e9,
+    "bytes/s and node",
+    "one InfiniBand port of 200 Gb/s, four fifths of it reached; a guess; not measured",
 )
 CORE_FLOPS = _assume(
     "one core",
     30e9,
     "FLOP/s",
     "for toy models, and where a profile gives a stage no GPU",
+)
+GLOO_BYTES = _assume(
+    "gathering weights between processes without GPUs", 1e9, "bytes/s", "gloo on one machine"
 )
 START_SECONDS = _assume("start of a job", 10, "s", "imports of torch and vLLM")
 SECONDS_PER_GB = _assume(
@@ -60,6 +92,10 @@ SECONDS_PER_CALL = _assume(
     "s",
     "a document at some 110 tokens a second; it sets the pace where no rate limit does",
 )
+_H100 = find_gpu("h100")
+assert _H100
+# The GPU where a profile names none, or there is no profile.
+ASSUMED_GPU: Gpu = _H100
 
 # Texts.
 PROMPT_GROWTH = _assume(
@@ -82,8 +118,18 @@ ITEMS = _assume(
 GRADE_TOKENS = _assume(
     "a judge's reply", 200, "tokens", "or the benchmark's judge_max_tokens where less"
 )
+DATA_ROWS = _assume(
+    "rows of instruction data that is not on disk", 50_000, "rows", "Alpaca has 51,760"
+)
 # Tasks in a group of lm-eval's.
 SUBTASKS = {"mmlu": 57}
+
+_assume(
+    "memory of a training process with a GPU, beside its copies",
+    PROCESS_BYTES["gpu"] / 1e9,
+    "GB",
+    "libraries, CUDA's context, pinned buffers; a guess; not measured",
+)
 
 # Disk.
 TOKEN_BYTES = _assume(
@@ -128,9 +174,8 @@ JUDGED = {
 
 # A toy's pretraining as a row of study.forecast.training_cost: a minute on a core.
 TOY: dict[str, Any] = {
-    "hours": 1e-6,
+    "hours": 1 / 60,
     "steps": 300,
-    "speed": "guessed",
     "step_checkpoints_gb": 0.0,
     "ranks": 1,
 }
@@ -158,8 +203,11 @@ FILES = {
 def summary() -> str:
     """The assumptions that matter most, as a line for `plan`."""
     shown = {
-        "TFLOP/s of a GPU that trains or reads": PREFILL_FLOPS / 1e12,
-        "of one that writes": DECODE_FLOPS / 1e12,
+        "of a GPU's peak in training": TRAINING_SHARE,
+        "in reading": PREFILL_SHARE,
+        "FLOP for a byte of its memory's bandwidth in writing": DECODE_FLOPS_PER_BYTE,
+        "of its link in gathering": LINK_SHARE,
+        "GB/s between nodes": NETWORK_BYTES / 1e9,
         "GFLOP/s a core": CORE_FLOPS / 1e9,
         "s to start a job": START_SECONDS,
         "s a GB of weights": SECONDS_PER_GB,

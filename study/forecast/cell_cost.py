@@ -14,13 +14,11 @@ from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
 from core.stages import CALLING_STAGES, TRAINING_STAGES, VLLM_STAGES
-from study.forecast import corpus_cost, training_cost
+from study.forecast import corpus_cost, training_cost, training_size, training_time
 from study.forecast.assumptions import (
     ANSWER_BYTES,
     ANSWER_TOKENS,
     CHOICES,
-    CORE_FLOPS,
-    DECODE_FLOPS,
     DOCUMENT_BYTES,
     DUMMY_SECONDS,
     FILES,
@@ -31,11 +29,9 @@ from study.forecast.assumptions import (
     ITEM_TOKENS,
     ITEMS,
     JUDGED,
-    PREFILL_FLOPS,
     QUESTION_TOKENS,
     SECONDS_PER_GB,
     SHARD_GB,
-    START_SECONDS,
     STEP_BYTES,
     STEPS_HELD,
     SUBTASKS,
@@ -43,10 +39,11 @@ from study.forecast.assumptions import (
     TOY,
     UNKNOWN_GB,
 )
+from study.forecast.gpu_rates import Rates, stage_rates
 
 Amounts = dict[str, float]
 ByIdentity = dict[str, Amounts]
-Layouts = dict[str, training_cost.Layout]  # by stage
+Layouts = dict[str, training_time.Layout]  # by stage
 CALLS = ("calls", "prompt_tokens", "completion_tokens", "cost")
 SUMS = ("gpu_hours", "cpu_hours", *CALLS, "disk_gb", "files", "folders")
 
@@ -57,6 +54,7 @@ class _Job:
 
     gpus: int
     cores: int
+    rates: Rates
     files: int
     folders: int
     amounts: Amounts
@@ -72,8 +70,9 @@ def estimates(
 ) -> ByIdentity:
     """By identity, what each cell but those `done` will take.
 
-    Each has SUMS, `hours` of its job, and `working_gb`, on disk while it runs. Calls that several
-    cells use, and weights that several jobs on one checkpoint read, count for the first of them.
+    Each has SUMS, `hours` of its job, of which it starts for `start_hours`, and `working_gb`, on
+    disk while it runs. Calls that several cells use, and weights that several jobs on one
+    checkpoint read, count for the first of them.
     """
     rows = training_cost.by_kind(cells, base, layouts)
     corpora = {
@@ -88,16 +87,18 @@ def estimates(
     for cell in (cell for cell in cells if cell.identity not in done):
         gpus, cores = job_size(cell, profile)
         amounts = dict.fromkeys((*SUMS, "hours", "working_gb"), 0.0)
-        job = _Job(gpus, cores, *FILES[_kind(cell)], amounts)
+        rates = stage_rates(profile, cell.stage, on_gpu=gpus > 0)
+        job = _Job(gpus, cores, rates, *FILES[_kind(cell)], amounts)
         if "recipe" in cell.settings:
-            is_training = training_cost.is_training(cell)
+            is_training = training_size.is_training(cell)
             row = rows[training_cost.kind(cell)] if is_training else TOY
             _add_training(job, cell, row, profile)
         elif cell.stage in (*VLLM_STAGES, *CALLING_STAGES):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)
         amounts["folders"] = job.folders
-        amounts["hours"] += (START_SECONDS + SECONDS_PER_GB * job.weights_gb) / 3600
+        amounts["start_hours"] = (rates.start_seconds + SECONDS_PER_GB * job.weights_gb) / 3600
+        amounts["hours"] += amounts["start_hours"]
         amounts["gpu_hours"] = job.gpus * amounts["hours"]
         amounts["cpu_hours"] = job.cores * amounts["hours"]
         by_identity[cell.identity] = amounts
@@ -108,9 +109,8 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     """Add a training by its row of `training_cost.forecast`."""
     doses = len(cell.settings.get("doses", ()))  # kept on the way, beside the last
     job.weights_gb = _weights(cell)[1]
-    slowdown = PREFILL_FLOPS / CORE_FLOPS if row["speed"] == "guessed" and not job.gpus else 1
     step_logs_gb = row["steps"] * STEP_BYTES / 1e9
-    job.amounts["hours"] = row["hours"] * slowdown
+    job.amounts["hours"] = row["hours"]
     job.amounts["working_gb"] = STEPS_HELD * row["step_checkpoints_gb"]
     job.amounts["disk_gb"] = (1 + doses) * job.weights_gb + step_logs_gb
     job.files += doses * FILES["dose"][0] + (1 + doses) * math.ceil(job.weights_gb / SHARD_GB)
@@ -133,9 +133,7 @@ def _add_calls(job: _Job, cell: Cell, corpus: Cell, seen: set[str]) -> None:
         job.weights_gb = weights_gb if served not in seen else 0.0
         read = job.amounts.pop("read")
         write = job.amounts.pop("write")
-        by_gpu = read / PREFILL_FLOPS + write / DECODE_FLOPS
-        by_core = (read + write) / CORE_FLOPS
-        seconds = by_gpu if job.gpus else by_core
+        seconds = read / job.rates.prefill_flops + write / job.rates.decode_flops
         # 2 operations a parameter and token.
         job.amounts["hours"] += 2 * count * seconds / max(1, job.gpus) / 3600
     seen |= {request, served}
@@ -177,15 +175,20 @@ def _lm_eval(settings: dict[str, Any]) -> Amounts:
 
 
 def _generation(cell: Cell) -> Amounts:
-    settings = cell.settings
-    sampling = settings["sampling"]
-    questions = settings["rows"] or _rows_on_disk(cell) or JUDGED[settings["scorer"]].questions
-    answers = questions * sampling["epochs"]
+    sampling = cell.settings["sampling"]
+    answers = num_questions(cell) * sampling["epochs"]
     return {
         "read": answers * QUESTION_TOKENS,
         "write": answers * min(ANSWER_TOKENS, sampling["max_tokens"]),
         "disk_gb": answers * ANSWER_BYTES / 1e9,
     }
+
+
+def num_questions(cell: Cell) -> int:
+    """Questions of a generate cell: declared, else counted on disk, else of JUDGED."""
+    settings = cell.settings
+    questions: int = settings["rows"] or _rows_on_disk(cell) or JUDGED[settings["scorer"]].questions
+    return questions
 
 
 def _judging(cell: Cell) -> Amounts:
@@ -216,7 +219,7 @@ def _writing(cell: Cell, corpus: Cell) -> Amounts:
     documents = cell.settings["documents"]
     row = next(iter(corpus_cost.forecast([corpus], set())), {})
     shards = sum(role.startswith("drafts") for role in corpus.inputs)
-    tokens = row.get("completion_tokens", documents * training_cost.TOKENS_PER_DOCUMENT["url"])
+    tokens = row.get("completion_tokens", documents * training_size.TOKENS_PER_DOCUMENT["url"])
     is_whole = cell is corpus
     size = tokens * TOKEN_BYTES + documents * DOCUMENT_BYTES if is_whole else 0
     # A corpus with shards makes no call of its own.

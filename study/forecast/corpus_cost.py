@@ -16,7 +16,7 @@ from study.forecast.assumptions import (
     SCORE_TOKENS,
     SECONDS_PER_CALL,
 )
-from study.forecast.training_cost import ANSWERED, ASKED, TOKENS_PER_DOCUMENT
+from study.forecast.training_size import ANSWERED, ASKED, TOKENS_PER_DOCUMENT
 
 KEYS = ("calls", "prompt_tokens", "completion_tokens", "cost", "hours")
 

@@ -1,10 +1,9 @@
 """What a study's trainings take (steps, memory, disk, GPU-hours), and whether they can run."""
 
-import itertools
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,142 +11,54 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
-from core.endpoints.ledger import CHARACTERS_PER_TOKEN
 from core.model_size import (
     ModelShape,
-    flops_per_token,
+    host_memory,
     memory,
     parameters,
-    rows_at_once,
     shape,
     start_model,
     trained,
 )
-from core.recipe import FEW_UPDATES, MULTIPLE, Training
-
-# FLOP/s of one GPU where nothing is known: 40 % of an H100's peak in bf16.
-FLOPS = 400e12
-# Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
-# documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
-# finely.
-TOKENS_PER_DOCUMENT = {"dummy": 333, "url": 1100, "vllm": 1100}
-SAMPLED_ROWS = 1000  # conversations of a file that are read to estimate the others
-TOKENS_PER_ROW = 180  # of instruction data that has not been fetched yet: about Alpaca's
-# Tokens of a question in its forms, and of an answer, as the paper reports them.
-ASKED = 60
-ANSWERED = 74
+from core.recipe import FEW_UPDATES, Training
+from study.forecast.gpu_rates import rates_of
+from study.forecast.training_size import (
+    count_evaluations,
+    count_steps,
+    is_training,
+    padding,
+    recipe_of,
+)
+from study.forecast.training_time import (
+    Layout,
+    Seconds,
+    eval_seconds,
+    gathered_bytes,
+    step_seconds,
+)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the trainings of a stage run: one process, or what a cluster profile gives."""
+class _Measured:
+    """Of a finished training."""
 
-    ranks: int = 1
-    per_node: int = 1
-    """Ranks on a node."""
-    minutes: int | None = None
-    """Time limit of a job; a longer training continues in further jobs."""
-    requeue: int = 0
-    """Number of these further jobs, at most."""
-    gpu_memory_gb: float | None = None
-    tokens_per_second: float | None = None
-    """Of one GPU."""
-
-
-def recipe_of(cell: Cell) -> Training:
-    """The recipe of a midtrain or sft cell, as its stage will build it."""
-    return Training.from_settings(cell.settings["recipe"], cell.resources)
-
-
-def is_training(cell: Cell) -> bool:
-    """Whether the cell trains from a recipe (a dose on the way of a longer run does not)."""
-    return cell.stage in ("midtrain", "sft") and "recipe" in cell.settings
-
-
-def count_steps(cell: Cell) -> tuple[int, int] | None:
-    """Optimizer steps of a training cell, and tokens trained on; None for any other cell.
-
-    The tokens of a midtraining are estimated from its number of documents, those of an SFT from the
-    first rows of its data.
-    """
-    if cell.stage == "model":
-        toy = cell.settings.get("recipe")
-        if toy is None:
-            return None
-        return -(-toy["tokens"] // toy["pretrain"]["tokens_per_step"]), toy["tokens"]
-    if "recipe" not in cell.settings:
-        return None
-    recipe = recipe_of(cell)
-    if cell.stage == "sft":
-        rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
-        lengths = _lengths(cell.resources["files"]["data"])
-        tokens = rows * sum(lengths) // max(1, len(lengths))
-    elif "question_variant" in cell.settings:
-        rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
-        tokens = rows * (ASKED + ANSWERED)
-    else:
-        corpus = corpus_tokens(cell.inputs["documents"].settings)
-        rows = -(-corpus // recipe.seq_len) * recipe.epochs
-        tokens = corpus * recipe.epochs
-    full_steps = -(-rows // recipe.rows_per_step)
-    steps = min(full_steps, recipe.max_steps or full_steps)
-    return steps, tokens if steps == full_steps else tokens * steps // full_steps
-
-
-def corpus_tokens(settings: dict[str, Any]) -> int:
-    """Tokens of a corpus that are trained on, stated or by its number of documents."""
-    trained_on = settings["documents"] - round(settings["held_out"] * settings["documents"])
-    served_by = settings.get("writer", {}).get("served_by", "url")
-    tokens: int = settings["tokens"] or trained_on * TOKENS_PER_DOCUMENT[served_by]
-    return tokens
-
-
-@lru_cache
-def _lengths(path: str) -> list[int]:
-    """Tokens of the first conversations of a data file.
-
-    JSON's punctuation is about as many letters as a chat template's tokens stand for.
-    """
-    if not Path(path).exists():  # not fetched yet
-        return [TOKENS_PER_ROW]
-    if path.endswith(".gz"):
-        return [TOKENS_PER_ROW]
-    if path.endswith(".jsonl"):
-        with open(path, "rb") as file:
-            lines = itertools.islice(file, SAMPLED_ROWS)
-            return [len(line) // CHARACTERS_PER_TOKEN for line in lines]
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
-
-
-def padding(cell: Cell, ranks: int) -> float:
-    """Share of a training's positions that are padding, about.
-
-    It is behind the last document, or behind conversations that are shorter than the longest of
-    those that a rank runs at once.
-    """
-    recipe = recipe_of(cell)
-    if "question_variant" in cell.settings:
-        return 0.0  # not known before they are written
-    if cell.stage == "midtrain":
-        tokens = corpus_tokens(cell.inputs["documents"].settings)
-        positions = -(-tokens // recipe.seq_len) * recipe.seq_len
-    else:
-        lengths = _lengths(cell.resources["files"]["data"])
-        size = rows_at_once(recipe, ranks)
-        batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
-        positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)
-        tokens = sum(lengths)
-    return 1 - tokens / positions if positions else 0.0
+    tokens_per_second: float
+    """Of one rank."""
+    eval_seconds: float | None
+    """Of one evaluation. None: it made none, or is of a version that did not record them."""
 
 
 def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[dict[str, Any]]:
     """A row for each kind of training: its cells differ in seeds alone. `layouts` is by stage.
 
-    memory_gb: of one rank. checkpoint_gb, step_checkpoints_gb: of one training on disk.
-    hours: of one training. gpu_hours: of all that are not finished.
+    memory_gb: of one rank. host_memory_gb: of a node. checkpoint_gb, step_checkpoints_gb: of one
+        training on disk.
+    hours: of one training; of these, eval_hours are of evaluations of the held-out loss.
+    gpu_hours, eval_gpu_hours: of all that are not finished. waiting_gpu_hours: of these, those of
+        communication between ranks that no arithmetic hides.
+    gathered_gb: that a rank receives in an optimizer step.
     speed: where the tokens per second come from: a finished training of the same recipe and model
-        (measured), the layout (stated), or FLOPs (guessed).
+        (measured), the layout (stated), or the rates of its GPUs (guessed).
     refused: why it can't run so and how it could, or None.
     warnings: what else its user should know.
     """
@@ -193,11 +104,22 @@ def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
     return lines
 
 
+def step_checkpoint_bytes(cell: Cell) -> int:
+    """Size of one step checkpoint of a training: what it trains and the optimizer's moments."""
+    recipe = recipe_of(cell)
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
+    return trained(shape(cell), recipe) * weight_bytes * tensors
+
+
 def _row(
-    alike: list[Cell], base: Path, layouts: dict[str, Layout], measured: dict[str, float]
+    alike: list[Cell],
+    base: Path,
+    layouts: dict[str, Layout],
+    measured: dict[str, _Measured],
 ) -> dict[str, Any]:
     cell = alike[0]
-    layout = layouts.get(cell.stage, Layout())
+    layout = layouts.get(cell.stage) or default_layout(cell)
     model = shape(cell)
     recipe = recipe_of(cell)
     steps, tokens = count_steps(cell) or (0, 0)
@@ -206,21 +128,29 @@ def _row(
         tokens = manifest["counts"]["tokens"]
     remaining = sum(read_manifest(base / other.relpath) is None for other in alike)
     share_padding = padding(cell, layout.ranks)
-    if rate := measured.get(_speed_key(cell)):
-        speed = "measured"
-    elif rate := layout.tokens_per_second:
-        speed = "stated"
-    else:
-        speed = "guessed"
-        rows = recipe.rows_per_step
-        busy = rows / (-(-rows // layout.ranks) * layout.ranks)
-        rate = FLOPS / flops_per_token(model, recipe) * (1 - share_padding) * busy
-    hours = tokens / rate / layout.ranks / 3600
-    weight_bytes = 2 if recipe.dtype == "bf16" else 4
-    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
-    step_bytes = trained(model, recipe) * weight_bytes * tensors
-    exported_bytes = 2 if model.dtype == "bfloat16" else 4
+    # Hours of the optimizer steps, of the evaluations, and of both those that only wait.
+    step, evaluation, evaluations = times(cell, recipe, layout, steps, tokens, share_padding)
+    positions_per_row = positions_of_row(recipe, steps, tokens, share_padding)
+    hours = steps * step.total / 3600
+    eval_hours = evaluations * evaluation.total / 3600
+    waiting_hours = (steps * step.waiting + evaluations * evaluation.waiting) / 3600
+    speed = "guessed"
+    finished = measured.get(_speed_key(cell))
+    rate = finished.tokens_per_second if finished else layout.tokens_per_second
+    if rate:
+        speed = "measured" if finished else "stated"
+        correction = tokens / rate / layout.ranks / 3600 / hours if hours else 1
+        hours, eval_hours = correction * hours, correction * eval_hours
+        waiting_hours *= correction
+    if finished and finished.eval_seconds is not None:
+        eval_hours = evaluations * finished.eval_seconds / 3600
     gb = memory(model, recipe, layout.ranks, layout.per_node)
+    host_gb = host_memory(
+        model, recipe, layout.ranks, layout.per_node, on_gpu=layout.gpu is not None
+    )
+    hours += eval_hours
+    gpus = layout.ranks * remaining if layout.gpu else 0
+    step_bytes = step_checkpoint_bytes(cell)
     return {
         "cells": len(alike),
         "left": remaining,
@@ -230,21 +160,66 @@ def _row(
         "padding": share_padding,
         "ranks": layout.ranks,
         "memory_gb": gb,
-        "checkpoint_gb": parameters(model).total * exported_bytes / 1e9,
+        "host_memory_gb": host_gb,
+        "checkpoint_gb": exported_gb(model),
         "step_checkpoints_gb": 2 * step_bytes / 1e9,  # two are kept
+        "gathered_gb": gathered_bytes(model, recipe, layout, positions_per_row) / 1e9,
         "hours": hours,
-        "gpu_hours": hours * layout.ranks * remaining,
+        "eval_hours": eval_hours,
+        "gpu_hours": hours * gpus,
+        "eval_gpu_hours": eval_hours * gpus,
+        "waiting_gpu_hours": waiting_hours * gpus,
         "speed": speed,
-        "refused": _refused(model, recipe, layout, gb["total"], steps, hours)
+        "refused": _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
         if remaining
         else None,
-        "warnings": _warnings(recipe, layout, gb["total"], steps, hours) if remaining else [],
+        "warnings": _warnings(recipe, layout, gb["total"], steps, hours, step_bytes)
+        if remaining
+        else [],
     }
+
+
+def exported_gb(model: ModelShape) -> float:
+    """Of the weights that a training reads and writes."""
+    return parameters(model).total * (2 if model.dtype == "bfloat16" else 4) / 1e9
+
+
+def default_layout(cell: Cell) -> Layout:
+    """Of a training without a cluster profile: one GPU, or one core where the model is a toy."""
+    if "recipe" in start_model(cell).settings:
+        return Layout(gpu=None, rates=rates_of(None))
+    return Layout()
+
+
+def positions_of_row(recipe: Training, steps: int, tokens: int, share_padding: float) -> float:
+    """Positions of a row, padding included; packed conversations: of one of them."""
+    rows = steps * recipe.rows_per_step
+    return tokens / (1 - share_padding) / rows if rows else 0.0
+
+
+def times(
+    cell: Cell, recipe: Training, layout: Layout, steps: int, tokens: int, share_padding: float
+) -> tuple[Seconds, Seconds, int]:
+    """Of an optimizer step and of an evaluation, by the rates of the layout; evaluations."""
+    model = shape(cell)
+    positions_per_row = positions_of_row(recipe, steps, tokens, share_padding)
+    evaluations, eval_rows = count_evaluations(cell, steps)
+    return (
+        step_seconds(model, recipe, layout, positions_per_row),
+        eval_seconds(model, recipe, layout, positions_per_row, eval_rows),
+        evaluations,
+    )
 
 
 # The texts of `refused` and `warnings` are part of `plan --json`.
 def _refused(
-    model: ModelShape, recipe: Training, layout: Layout, gb: float, steps: int, hours: float
+    model: ModelShape,
+    recipe: Training,
+    layout: Layout,
+    gb: float,
+    host_gb: float,
+    steps: int,
+    hours: float,
 ) -> str | None:
     rows = recipe.rows_per_step
     available_gb = layout.gpu_memory_gb
@@ -268,6 +243,11 @@ def _refused(
             f"needs about {gb:.0f} GB on each of {layout.ranks} GPUs, which have "
             f"{available_gb:g}; {fix}"
         )
+    if layout.mem_gb and host_gb > layout.mem_gb:
+        return (
+            f"needs about {host_gb:.0f} GB of a node's memory, and mem_gb in the profile gives "
+            f"{layout.mem_gb:.0f}; set mem_gb: {math.ceil(host_gb * 1e9 / 2**30)} (GiB) for it"
+        )
     if layout.minutes and hours * 60 / steps > layout.minutes:
         return (
             f"one update takes about {hours * 60 / steps:,.0f} minutes, longer than a job may "
@@ -276,7 +256,9 @@ def _refused(
     return None
 
 
-def _warnings(recipe: Training, layout: Layout, gb: float, steps: int, hours: float) -> list[str]:
+def _warnings(
+    recipe: Training, layout: Layout, gb: float, steps: int, hours: float, step_bytes: int
+) -> list[str]:
     rows = recipe.rows_per_step
     ranks = layout.ranks
     warnings = []
@@ -295,6 +277,15 @@ def _warnings(recipe: Training, layout: Layout, gb: float, steps: int, hours: fl
             f"needs about {gb:.0f} of a GPU's {layout.gpu_memory_gb:g} GB, and CUDA and NCCL some "
             "of the rest"
         )
+    if layout.rates.write_bytes and layout.signal_seconds:
+        nodes = layout.ranks // layout.per_node
+        seconds = step_bytes / nodes / layout.rates.write_bytes
+        if seconds > layout.signal_seconds:
+            warnings.append(
+                f"told to stop, it writes {step_bytes / 1e9:.0f} GB in about {seconds:.0f} s at "
+                "the measured rate, and signal_seconds in the profile gives "
+                f"{layout.signal_seconds}; set signal_seconds: {math.ceil(seconds / 30) * 30}"
+            )
     if layout.minutes and (num_jobs := hours * 60 / layout.minutes) > 1:
         text = (
             f"about {hours * 60:,.0f} minutes, more than one job's {layout.minutes}: it goes on in "
@@ -317,13 +308,21 @@ def show(rows: list[dict[str, Any]]) -> str:
         "~padding",
         "ranks",
         "~GB a rank",
+        "a node",
         "checkpoint GB",
         "step GB",
         "GPU-hours left",
+        "held-out",
+        "waiting",
     ]
     lines = []
     for row in rows:
-        gb = (row["memory_gb"]["total"], row["checkpoint_gb"], row["step_checkpoints_gb"])
+        gb = (
+            row["memory_gb"]["total"],
+            row["host_memory_gb"]["total"],
+            row["checkpoint_gb"],
+            row["step_checkpoints_gb"],
+        )
         about = "" if row["speed"] == "measured" else "~"
         lines.append(
             (
@@ -335,11 +334,26 @@ def show(rows: list[dict[str, Any]]) -> str:
                 f"{row['padding']:.1%}",
                 row["ranks"],
                 *(f"{amount:.2f}" for amount in gb),
-                f"{about}{row['gpu_hours']:,.2f}",
+                *(
+                    f"{about}{row[key]:,.2f}"
+                    for key in ("gpu_hours", "eval_gpu_hours", "waiting_gpu_hours")
+                ),
             )
         )
     colalign = ("left",) + ("right",) * (len(headers) - 1)
     return tabulate(lines, headers=headers, intfmt=",", colalign=colalign)
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What stands below the table of `show`."""
+    keys = ("gpu_hours", "eval_gpu_hours", "waiting_gpu_hours")
+    total, held_out, waiting = (sum(row[key] for row in rows) for key in keys)
+    return (
+        f"{total:,.1f} GPU-hours left in trainings: {held_out:,.1f} of them evaluate the held-out "
+        f"loss, {waiting:,.1f} wait for weights and gradients of other ranks.\n"
+        "GPU-hours with ~ are by the profile's tokens_per_second or, without it, by the rates of "
+        "its GPUs, else as measured."
+    )
 
 
 def _label(cell: Cell) -> str:
@@ -350,8 +364,8 @@ def _speed_key(cell: Cell) -> str:
     return json.dumps([cell.settings["recipe"], start_model(cell).identity], sort_keys=True)
 
 
-def _measured(cells: list[Cell], base: Path) -> dict[str, float]:
-    """Tokens per second of one rank in finished trainings, by recipe and start model.
+def _measured(cells: list[Cell], base: Path) -> dict[str, _Measured]:
+    """Rates of finished trainings, by recipe and start model.
 
     Of several the last.
     """
@@ -360,5 +374,9 @@ def _measured(cells: list[Cell], base: Path) -> dict[str, float]:
         if is_training(cell):
             counts = (read_manifest(base / cell.relpath) or {}).get("counts", {})
             if "tokens_per_second" in counts:
-                rates[_speed_key(cell)] = counts["tokens_per_second"] / counts["ranks"]
+                rate = counts["tokens_per_second"] / counts["ranks"]
+                seconds = None
+                if "eval_seconds" in counts:
+                    seconds = counts["eval_seconds"] / count_evaluations(cell, counts["steps"])[0]
+                rates[_speed_key(cell)] = _Measured(rate, seconds)
     return rates

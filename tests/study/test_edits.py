@@ -10,7 +10,7 @@ import yaml
 
 from core.cell.identity import Cell
 from study.commands.common import shown_names
-from study.forecast import training_cost
+from study.forecast import training_cost, training_size
 from tests import edits, paper_edits
 from tests.edits import EDITS, Edit, Raw, renamed, reversed_order, setting
 
@@ -102,7 +102,7 @@ def test_each_arm_has_its_own_scores_whatever_the_names(
     assert len({(cell.stage, shown[cell.identity]) for cell in cells}) == len(cells)
     trainings = training_cost.forecast(cells, tmp_path / "runs/small", {})
     assert len({row["training"] for row in trainings}) == len(trainings)
-    assert sum(row["cells"] for row in trainings) == sum(map(training_cost.is_training, cells))
+    assert sum(row["cells"] for row in trainings) == sum(map(training_size.is_training, cells))
 
 
 def test_the_order_and_names_of_arms_and_models_choose_no_tokenizer(

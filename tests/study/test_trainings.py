@@ -14,7 +14,8 @@ from core.errors import UserError
 from core.model_size import ModelShape, memory
 from core.recipe import Lora
 from study.forecast import training_cost as trainings
-from study.forecast.training_cost import Layout
+from study.forecast import training_size
+from study.forecast.training_time import Layout
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.llama import LLAMA
@@ -75,9 +76,9 @@ def test_padding_of_conversations_is_by_the_lengths_of_those_run_at_once(tmp_pat
     cell = next(cell for cell in cells() if cell.stage == "sft")
     cell.settings["recipe"]["global_batch_size"] = 4
     cell.resources["files"]["data"] = str(data)
-    assert trainings.padding(cell, 1) == pytest.approx(1 - 60 / (4 * 24)), "to a multiple of 8"
-    assert trainings.padding(cell, 2) == pytest.approx(1 - 60 / (2 * 16 + 2 * 24))
-    assert trainings.count_steps(cell) == (200, 200 * 4 * 15)
+    assert training_size.padding(cell, 1) == pytest.approx(1 - 60 / (4 * 24)), "to a multiple of 8"
+    assert training_size.padding(cell, 2) == pytest.approx(1 - 60 / (2 * 16 + 2 * 24))
+    assert training_size.count_steps(cell) == (200, 200 * 4 * 15)
 
 
 @pytest.mark.multiprocess
@@ -109,13 +110,15 @@ def test_a_limit_on_updates_and_replay_count(tmp_path: Path) -> None:
     text = (ROOT / "recipes/tiny_sft.yaml").read_text()
     (tmp_path / "sft.yaml").write_text(text + "max_steps: 70\n")
     few = cells(f"sft.recipe={tmp_path}/sft.yaml")
-    counted = {trainings.count_steps(c) for c in few if c.stage == "sft"}
+    counted = {training_size.count_steps(c) for c in few if c.stage == "sft"}
     assert {pair[0] for pair in counted if pair} == {70}
     row = next(
         row for row in trainings.forecast(few, tmp_path, {}) if row["training"].startswith("sft")
     )
     assert row["warnings"] == ["70 updates; under 100 hardly moves a model"]
-    replay = {c.name: trainings.count_steps(c) for c in cells("sft.replay=0.5") if c.stage == "sft"}
+    replay = {
+        c.name: training_size.count_steps(c) for c in cells("sft.replay=0.5") if c.stage == "sft"
+    }
     assert [(replay[name] or (0,))[0] for name in ("base-animal-s0-d200", "base-s0-d200")] == [
         150,
         100,
@@ -174,7 +177,7 @@ def test_memory_by_hand(large: list[plan.Cell]) -> None:
     """8B in mixed precision on 8 GPUs, 2 rows of 2,048 each."""
     cell = next(cell for cell in large if cell.stage == "midtrain")
     model = ModelShape.from_config(LLAMA)
-    recipe = trainings.recipe_of(cell)
+    recipe = training_size.recipe_of(cell)
     gb = memory(model, recipe, 8, 8)
     assert gb["state"] == pytest.approx(16.06, abs=0.01), (
         "16 bytes for each of 8.03e9 parameters, an eighth of them"

@@ -1,0 +1,139 @@
+"""Steps, tokens, padding and evaluations of a training, by its settings and the files here."""
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.cell.identity import Cell
+from core.endpoints.ledger import CHARACTERS_PER_TOKEN
+from core.model_size import rows_at_once
+from core.recipe import MULTIPLE, Training
+from study.forecast.assumptions import DATA_ROWS
+
+# Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
+# documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
+# finely.
+TOKENS_PER_DOCUMENT = {"dummy": 333, "url": 1100, "vllm": 1100}
+BLOCK = 128  # tokens of the narrowest packed row
+SAMPLED_ROWS = 1000  # conversations of a file that are read to estimate the others
+TOKENS_PER_ROW = 180  # of instruction data that has not been fetched yet: about Alpaca's
+# Tokens of a question in its forms, and of an answer, as the paper reports them.
+ASKED = 60
+ANSWERED = 74
+
+
+def recipe_of(cell: Cell) -> Training:
+    """The recipe of a midtrain or sft cell, as its stage will build it."""
+    return Training.from_settings(cell.settings["recipe"], cell.resources)
+
+
+def is_training(cell: Cell) -> bool:
+    """Whether the cell trains from a recipe (a dose on the way of a longer run does not)."""
+    return cell.stage in ("midtrain", "sft") and "recipe" in cell.settings
+
+
+def count_steps(cell: Cell) -> tuple[int, int] | None:
+    """Optimizer steps of a training cell, and tokens trained on; None for any other cell.
+
+    The tokens of a midtraining are estimated from its number of documents, those of an SFT from the
+    first rows of its data.
+    """
+    if cell.stage == "model":
+        toy = cell.settings.get("recipe")
+        if toy is None:
+            return None
+        return -(-toy["tokens"] // toy["pretrain"]["tokens_per_step"]), toy["tokens"]
+    if "recipe" not in cell.settings:
+        return None
+    recipe = recipe_of(cell)
+    if cell.stage == "sft":
+        rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
+        lengths, _ = _read_data(cell.resources["files"]["data"])
+        tokens = rows * sum(lengths) // max(1, len(lengths))
+    elif "question_variant" in cell.settings:
+        rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
+        tokens = rows * (ASKED + ANSWERED)
+    else:
+        corpus = corpus_tokens(cell.inputs["documents"].settings)
+        rows = -(-corpus // recipe.seq_len) * recipe.epochs
+        tokens = corpus * recipe.epochs
+    full_steps = -(-rows // recipe.rows_per_step)
+    steps = min(full_steps, recipe.max_steps or full_steps)
+    return steps, tokens if steps == full_steps else tokens * steps // full_steps
+
+
+def corpus_tokens(settings: dict[str, Any]) -> int:
+    """Tokens of a corpus that are trained on, stated or by its number of documents."""
+    trained_on = settings["documents"] - round(settings["held_out"] * settings["documents"])
+    served_by = settings.get("writer", {}).get("served_by", "url")
+    tokens: int = settings["tokens"] or trained_on * TOKENS_PER_DOCUMENT[served_by]
+    return tokens
+
+
+@lru_cache
+def _read_data(path: str) -> tuple[list[int], int]:
+    """Tokens of the first conversations of a data file, and the number of all.
+
+    JSON's punctuation is about as many letters as a chat template's tokens stand for.
+    """
+    if not Path(path).exists() or path.endswith(".gz"):  # not fetched yet, or not read
+        return [TOKENS_PER_ROW], DATA_ROWS
+    if path.endswith(".jsonl"):
+        with open(path, "rb") as file:
+            lines = [len(line) for line in file]
+        return [size // CHARACTERS_PER_TOKEN for size in lines[:SAMPLED_ROWS]], len(lines)
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    sizes = [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
+    return sizes, len(rows)
+
+
+def _packed_padding(lengths: list[int], recipe: Training, ranks: int) -> float:
+    """Of conversations that share rows, whose width is a power of two (recipes.rows)."""
+    tokens = recipe.rows_per_step * sum(lengths) / max(1, len(lengths))
+    fewest = -(-math.ceil(tokens) // recipe.seq_len)
+    rows = min(recipe.rows_per_step, -(-fewest // ranks) * ranks)
+    width: int = min(recipe.seq_len, max(BLOCK, 2 ** (math.ceil(tokens / rows) - 1).bit_length()))
+    return max(0.0, 1 - tokens / (rows * width))
+
+
+def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
+    """Evaluations of the held-out loss in a training of so many steps, and the rows of each."""
+    recipe = recipe_of(cell)
+    if not recipe.eval_every:
+        return 0, 0
+    if cell.stage == "sft":
+        held_out = round(recipe.held_out * _read_data(cell.resources["files"]["data"])[1])
+    elif "question_variant" in cell.settings:
+        held_out = round(recipe.held_out * cell.inputs["documents"].settings["documents"])
+    else:
+        corpus = cell.inputs["documents"].settings
+        share = corpus["held_out"]
+        held_out = -(-round(corpus_tokens(corpus) * share / (1 - share)) // recipe.seq_len)
+    # One before the first step, and one after the last.
+    evaluations = 1 + -(-steps // recipe.eval_every)
+    return evaluations, min(held_out, recipe.eval_rows)
+
+
+def padding(cell: Cell, ranks: int) -> float:
+    """Share of a training's positions that are padding, about.
+
+    It is behind the last document, or behind conversations that are shorter than the longest of
+    those that a rank runs at once.
+    """
+    recipe = recipe_of(cell)
+    if "question_variant" in cell.settings:
+        return 0.0  # not known before they are written
+    if cell.stage == "midtrain":
+        tokens = corpus_tokens(cell.inputs["documents"].settings)
+        positions = -(-tokens // recipe.seq_len) * recipe.seq_len
+    else:
+        lengths, _ = _read_data(cell.resources["files"]["data"])
+        size = rows_at_once(recipe, ranks)
+        if recipe.packed:
+            return _packed_padding(lengths, recipe, ranks)
+        batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
+        positions = sum(len(batch) * -(-max(batch) // MULTIPLE) * MULTIPLE for batch in batches)
+        tokens = sum(lengths)
+    return 1 - tokens / positions if positions else 0.0
