@@ -96,9 +96,8 @@ def _setup(profile: Profile, code: Path, logs: Path) -> list[str]:
         lines += [f'export {name}="{profile.cache}/{folder}"' for name, folder in _CACHES.items()]
     elif profile.scratch:
         # The one cache that lies in TMPDIR; the others are in the home folder.
-        lines.append(
-            'export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/.cache/torchinductor}"'
-        )
+        name = "TORCHINDUCTOR_CACHE_DIR"
+        lines.append(f'export {name}="${{{name}:-$HOME/.cache/torchinductor}}"')
     if profile.offline:
         lines += [f"export {name}=1" for name in _OFFLINE]
     if profile.requeue:

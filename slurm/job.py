@@ -41,7 +41,7 @@ class CellJob:
             # Here, because every node has a disk of its own.
             Path(scratch).mkdir(parents=True, exist_ok=True)
         if not shutil.which("scontrol"):
-            SlurmJobEnvironment._requeue = _request_requeue  # type: ignore[method-assign]
+            SlurmJobEnvironment._requeue = _request_requeue  # type: ignore[assignment, method-assign]
         export_ranks(self.interface)
         rank = os.environ.get("RANK", "0")  # ranks above 0 write to Slurm's own log of the task
         failed = []
@@ -117,4 +117,3 @@ def export_ranks(interface: str | None) -> None:
     }
     if interface:
         os.environ |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
-

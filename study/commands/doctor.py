@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from core.paths import ROOT
+from study.forecast.training_cost import is_training, step_checkpoint_bytes
 from study.spec import expand
 from study.spec.load import load_study
 
@@ -38,7 +39,10 @@ def doctor(args: argparse.Namespace) -> int:
     from slurm.doctor import doctor, show
 
     cells = expand.in_order(expand.analysis(load_study(args.study))) if args.study else None
-    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait)
+    checkpoints: dict[str, int] = {}
+    for cell in filter(is_training, cells or []):
+        checkpoints[cell.stage] = max(checkpoints.get(cell.stage, 0), step_checkpoint_bytes(cell))
+    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait, checkpoints)
     if args.json:
         rows = [
             {"name": c.name, "state": c.state, "found": c.finding, "fix": c.fix} for c in report

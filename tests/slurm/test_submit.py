@@ -15,7 +15,8 @@ import pytest
 import yaml
 from submitit.slurm.slurm import SlurmJobEnvironment
 
-from slurm.executor import executor, script
+from slurm.executor import executor
+from slurm.executor import script as batch_script
 from slurm.job import CellJob, export_ranks
 from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
@@ -382,14 +383,16 @@ def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
         SlurmJobEnvironment()._requeue(3)
     flag = tmp_path / "requeue-7"
     assert flag.exists(), "left over by a node that failed, which must not requeue the next run"
-    profile = Profile(stages={"default": Resources(10)}, scratch=f"{tmp_path}/scratch-$SLURM_JOB_ID")
+    profile = Profile(
+        stages={"default": Resources(10)}, scratch=f"{tmp_path}/scratch-$SLURM_JOB_ID"
+    )
     for name, body in {
         "srun": f'mkdir "$TMPDIR"; [ ! -e {flag} ] && [ -e {tmp_path}/asks ] && touch {flag}; exit 9',
         "squeue": f"echo {state}",
         "scontrol": f'echo "$@" >> {tmp_path}/said',
     }.items():
         (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-    text = script(executor("job", Resources(10), profile, tmp_path, tmp_path))
+    text = batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path))
     for asks in (False, True):
         (tmp_path / "asks").touch() if asks else None
         assert subprocess.run(["bash", "-c", text]).returncode == 9, "srun's exit status"
@@ -403,14 +406,21 @@ def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
 def test_caches_outlast_a_job_and_its_scratch_does_not(tmp_path: Path) -> None:
     def of(**keys: Any) -> BatchScript:
         profile = Profile(stages={"default": Resources(10)}, **keys)
-        return BatchScript.parse(script(executor("a", Resources(10), profile, tmp_path, tmp_path)))
+        return BatchScript.parse(
+            batch_script(executor("a", Resources(10), profile, tmp_path, tmp_path))
+        )
 
     job = of(cache="/shared/cache", scratch="/tmp/$SLURM_JOB_ID", signal_seconds=150)
     assert job.directives["signal"] == "USR2@150"
     for name in (
-        "TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT FLASHINFER_WORKSPACE_BASE "
-        "CUDA_CACHE_PATH TILELANG_CACHE_DIR HF_HOME"
-    ).split():
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "VLLM_CACHE_ROOT",
+        "FLASHINFER_WORKSPACE_BASE",
+        "CUDA_CACHE_PATH",
+        "TILELANG_CACHE_DIR",
+        "HF_HOME",
+    ):
         assert job.exports[name].startswith("/shared/cache/"), name
     remove = 'rm -rf -- "/tmp/$SLURM_JOB_ID"'
     assert remove in job.setup
