@@ -359,10 +359,10 @@ def compile_extension(folder: str) -> None:
     Raises RuntimeError where there is none, or where it fails.
     """
     # The order of triton.runtime.build.
-    names = [os.environ.get("CC"), "clang", "gcc"]
+    names = [os.environ.get("CC"), "gcc", "clang"]
     command = next((path for name in names if name and (path := shutil.which(name))), None)
     if not command:
-        raise RuntimeError("no C compiler on PATH (CC, clang or gcc)")
+        raise RuntimeError("no C compiler on PATH (CC, gcc or clang)")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source = Path(scratch) / "one.c"
         source.write_text(

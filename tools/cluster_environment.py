@@ -23,10 +23,8 @@ from pathlib import Path
 import environment as env
 from environment import ROOT, SetupError
 
-GLIBC = (2, 31)  # what the wheels of llguidance and xgrammar are made for
 CUDA_DRIVERS = {13: 580, 12: 525}  # the oldest driver that runs each CUDA release
 NEEDED_GB = 20  # 9 GB installed, and as much in the installer's cache where links are impossible
-CONTAINER = "use the container, slurm/containers/kit.def"
 IMPORTS = (
     "import torch, torchtune, torchao, transformers, vllm, lm_eval, inspect_evals, submitit; "
     "print('torch', torch.__version__, 'for CUDA', torch.version.cuda, 'vllm', vllm.__version__)"
@@ -39,7 +37,7 @@ class Machine:
 
     name: str
     machine: str  # such as x86_64
-    glibc: tuple[int, int]
+    glibc: str  # such as glibc 2.36
     driver: str | None  # NVIDIA's driver, such as 570.86.15; None: there is none
 
 
@@ -47,9 +45,9 @@ def main(cluster: str, cuda: str) -> int:
     """Choose a lock and install it. Returns the exit code."""
     try:
         here = this_machine()
-        check_glibc(here)
+        env.check_glibc(here.name, here.glibc)
         target = node_of(cluster) if cluster else here
-        check_glibc(target)
+        env.check_glibc(target.name, target.glibc)
         number, reason = (int(cuda), "as asked") if cuda else choose(target)
         lock = lock_of(number, target.machine)
         print(f"{target.name}: {reason}\ninstalling {lock.relative_to(ROOT)}", flush=True)
@@ -66,16 +64,13 @@ def this_machine() -> Machine:
         output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         output = ""
-    libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
-    return parse(platform.node(), platform.machine(), libc or "", output)
+    return Machine(platform.node(), platform.machine(), env.glibc(), driver_version(output))
 
 
-def parse(name: str, machine: str, libc: str, driver: str) -> Machine:
-    """A machine from the outputs of `getconf GNU_LIBC_VERSION` and of nvidia-smi."""
-    match = re.search(r"(\d+)\.(\d+)", libc)
-    found = re.search(r"^\d+\.[\d.]+$", driver.strip().splitlines()[0] if driver.strip() else "")
-    glibc = (int(match[1]), int(match[2])) if match else (0, 0)
-    return Machine(name, machine, glibc, found[0] if found else None)
+def driver_version(output: str) -> str | None:
+    """The version in nvidia-smi's output; None where that is an error message or nothing."""
+    match = re.match(r"\d+(\.\d+)+$", output.strip().partition("\n")[0])
+    return match[0] if match else None
 
 
 def node_of(cluster: str) -> Machine:
@@ -88,17 +83,8 @@ def node_of(cluster: str) -> Machine:
     if result.returncode:
         raise SetupError(f"no answer from a node of {cluster}:\n{env.last_lines(result.stderr)}")
     facts = json.loads(result.stdout.splitlines()[-1])
-    return parse(facts["host"], facts["machine"], facts["glibc"], facts["driver"])
-
-
-def check_glibc(machine: Machine) -> None:
-    """Refuse what no wheel is made for, before anything is downloaded."""
-    if machine.glibc < GLIBC:
-        version = ".".join(map(str, machine.glibc)) if machine.glibc > (0, 0) else "no glibc"
-        raise SetupError(
-            f"{machine.name}: C library {version}; the packages need glibc "
-            f"{'.'.join(map(str, GLIBC))} or newer: {CONTAINER}"
-        )
+    driver = driver_version(facts["driver"])
+    return Machine(facts["host"], facts["machine"], facts["glibc"], driver)
 
 
 def choose(machine: Machine) -> tuple[int, str]:

@@ -78,9 +78,20 @@ KNOWN_FAILURES = [
         "run or submit again",
     ),
     _known(
+        "GPU driver too old",
+        r"driver on your system is too old|driver version is insufficient",
+        "install requirements-cuda12.txt, which older drivers run, or have the driver updated",
+    ),
+    _known(
+        "CPU packages on a GPU",
+        r"CPU build of torch|Torch not compiled with CUDA enabled",
+        "install the GPU packages in another environment, and name it as python: in the cluster "
+        "profile",
+    ),
+    _known(
         "GPU fault",
         r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
-        r"driver version is insufficient|busy or unavailable",
+        r"finds no CUDA device|busy or unavailable",
         "run or submit again; if it is the same node again, leave it out and tell its "
         "administrators",
     ),
@@ -100,6 +111,13 @@ KNOWN_FAILURES = [
         "no disk space",
         r"disk quota exceeded|no space left on device",
         "make room or choose another --runs",
+    ),
+    _known(
+        "no compiler",
+        r"Failed to find C compiler|no C compiler on PATH|Python\.h: No such file|"
+        r"InvalidCxxCompiler|No working C\+\+ compiler",
+        "setup: [module load gcc] in the cluster profile, or a Python with its headers "
+        "(Debian: gcc, g++, python3-dev)",
     ),
     _known(
         "disk fault",

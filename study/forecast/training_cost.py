@@ -193,14 +193,6 @@ def grouped(rows: list[dict[str, Any]], key: str) -> list[str]:
     return lines
 
 
-def step_checkpoint_bytes(cell: Cell) -> int:
-    """Size of one step checkpoint of a training: what it trains and the optimizer's moments."""
-    recipe = recipe_of(cell)
-    weight_bytes = 2 if recipe.dtype == "bf16" else 4
-    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
-    return trained(shape(cell), recipe) * weight_bytes * tensors
-
-
 def _row(
     alike: list[Cell], base: Path, layouts: dict[str, Layout], measured: dict[str, float]
 ) -> dict[str, Any]:
@@ -224,6 +216,9 @@ def _row(
         busy = rows / (-(-rows // layout.ranks) * layout.ranks)
         rate = FLOPS / flops_per_token(model, recipe) * (1 - share_padding) * busy
     hours = tokens / rate / layout.ranks / 3600
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
+    step_bytes = trained(model, recipe) * weight_bytes * tensors
     exported_bytes = 2 if model.dtype == "bfloat16" else 4
     gb = memory(model, recipe, layout.ranks, layout.per_node)
     return {
@@ -236,7 +231,7 @@ def _row(
         "ranks": layout.ranks,
         "memory_gb": gb,
         "checkpoint_gb": parameters(model).total * exported_bytes / 1e9,
-        "step_checkpoints_gb": 2 * step_checkpoint_bytes(cell) / 1e9,  # two are kept
+        "step_checkpoints_gb": 2 * step_bytes / 1e9,  # two are kept
         "hours": hours,
         "gpu_hours": hours * layout.ranks * remaining,
         "speed": speed,
