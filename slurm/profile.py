@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
 from core.stages import STAGE_INFO, Stage
-from core.strict_yaml import in_file_order, located, read_yaml, validate_file
+from core.strict_yaml import Rate, in_file_order, located, read_yaml, validate_file
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -32,6 +32,9 @@ class Resources:
     """Processes on each node: one per GPU for a training over several GPUs."""
     gpus_per_node: int | Word = 0
     """A count, or a type and a count, such as h100:8."""
+    gpu_type: Word | None = None
+    """Type of the GPUs for the forecast, such as h100, in place of the profile's. None: the type in
+    gpus_per_node."""
     cpus: Count = 1
     """Cores per task."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
@@ -49,6 +52,28 @@ class Resources:
     """Quality of service, in place of the profile's."""
     constraint: Word | None = None
     """Node features, in place of the profile's."""
+
+
+@dataclass(config=_STRICT, frozen=True)
+class Measured:
+    """Rates measured on this cluster, for the forecast: `doctor --shakedown --write` writes them.
+    A rate that is not given is assumed, as docs/cost-model.md lists."""
+
+    training_flops: Rate | None = None
+    """FLOP/s of one GPU in an optimizer step, counted as for MFU: rows of documents, compiled,
+    without activation checkpointing."""
+    prefill_flops: Rate | None = None
+    """FLOP/s of one GPU while vLLM reads prompts, 2 for each parameter and token."""
+    decode_flops: Rate | None = None
+    """FLOP/s of one GPU while vLLM writes answers, 2 for each parameter and token."""
+    node_bytes_per_second: Rate | None = None
+    """Bytes that a rank receives in a second when the ranks of a node gather weights."""
+    network_bytes_per_second: Rate | None = None
+    """Bytes that a node receives in a second when ranks of several nodes gather weights."""
+    write_bytes_per_second: Rate | None = None
+    """Bytes that a node writes in a second to the runs folder."""
+    start_seconds: Rate | None = None
+    """From the start of a job to its first optimizer step or answer, without the weights."""
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -90,12 +115,16 @@ class Profile:
     """Tasks in one array. None: Slurm's own MaxArraySize."""
     max_submit: Annotated[int, Field(ge=3)] | None = None
     """Jobs of this user that are queued at once. None: the limit of Slurm's accounts."""
+    gpu_type: Word | None = None
+    """Type of the GPUs for the forecast, such as h100. None: the type in gpus_per_node."""
+    measured: Measured = Field(default_factory=Measured)
+    """Rates measured on this cluster."""
 
     def resources(self, stage: str) -> Resources:
         """The resources of a stage.
 
         A stage without an entry of its own has those of the stage that does the same work, or else
-        the default. Partition, account, qos and constraint default to the profile's.
+        the default. Partition, account, qos, constraint and gpu_type default to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
         info = STAGE_INFO.get(stage)
@@ -107,6 +136,7 @@ class Profile:
             account=resources.account or self.account,
             qos=resources.qos or self.qos,
             constraint=resources.constraint or self.constraint,
+            gpu_type=resources.gpu_type or self.gpu_type,
         )
 
 
