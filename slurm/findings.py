@@ -129,7 +129,7 @@ def packages(facts: Facts, visit: Visit) -> Verdict | None:
     versions = ", ".join(f"{name} {version}" for name, version in imports["versions"].items())
     if imports["failed"]:
         finding = f"{imports['failed']}: {imports['why']} ({versions})"
-        return FAILED, finding, "pip install -r requirements.txt, for the python of the profile"
+        return FAILED, finding, "make cluster-env CLUSTER=NAME, and python: as it says at the end"
     return OK, f"{versions}; imported in {imports['seconds']:.0f} s", ""
 
 
@@ -186,11 +186,11 @@ def gpus(facts: Facts, visit: Visit) -> Verdict | None:
     driver = facts["gpus"]["driver"]
     cards = facts["gpus"]["cards"]
     if not built_for:
-        fix = "pip install -r requirements.txt"
+        fix = "make cluster-env CLUSTER=NAME, and python: as it says at the end"
         return FAILED, f"torch {torch} is built without CUDA", fix
     versions = f"torch {torch} for CUDA {built_for}, driver for CUDA {driver}"
     if driver and int(driver.split(".")[0]) < int(built_for.split(".")[0]):
-        fix = "ask the site for a newer driver, or another partition"
+        fix = "make cluster-env CLUSTER=NAME, which takes packages for that driver"
         return FAILED, f"the driver is too old: {versions}", fix
     requested = gpus_requested(visit.resources)
     if len(cards) < requested:
