@@ -457,10 +457,13 @@ def test_what_can_not_work_is_refused_before_a_download(
 
 
 def test_an_old_c_library_is_said_before_the_cpu_packages_too(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(env, "glibc", lambda: "glibc 2.28")
-    monkeypatch.setattr(env, "is_ready", lambda venv, wanted: False)
+    monkeypatch.setattr(env, "ROOT", tmp_path)  # never the environment that runs this test
+    monkeypatch.setattr(env, "fingerprint", lambda root, base: "wanted")
+    monkeypatch.setattr(env, "make", lambda venv, base, wanted: None)
+    monkeypatch.setattr(env, "check_system", lambda: None)
     assert env.main() == 2
     assert "glibc 2.31 or newer" in capsys.readouterr().err
 

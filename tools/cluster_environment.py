@@ -99,8 +99,9 @@ def choose(machine: Machine) -> tuple[int, str]:
         if major >= oldest:
             return cuda, f"driver {machine.driver} runs CUDA {cuda} ({oldest} or newer)"
     raise SetupError(
-        f"{machine.name}: driver {machine.driver} is older than {min(CUDA_DRIVERS.values())}, which "
-        "CUDA 12 needs, in a container too; ask the site for a newer driver, or another partition"
+        f"{machine.name}: driver {machine.driver} is older than {min(CUDA_DRIVERS.values())}, "
+        "which CUDA 12 needs, in a container too; ask the site for a newer driver, or another "
+        "partition"
     )
 
 

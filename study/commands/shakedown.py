@@ -44,7 +44,7 @@ class Layout:
     profile: Profile
 
 
-def layouts(profile: Profile) -> list[Layout]:
+def training_layouts(profile: Profile) -> list[Layout]:
     """One GPU; all of a node; two nodes. Those that the profile can't tell apart are left out."""
     full = profile.resources("midtrain")
     kind = str(full.gpus_per_node).rpartition(":")[0]
@@ -65,10 +65,10 @@ def layouts(profile: Profile) -> list[Layout]:
     return result
 
 
-def seed_of(cell: Cell) -> int:
+def training_seed(cell: Cell) -> int:
     """The seed of the trainings behind a cell; 0 where there are none."""
-    own = cell.settings.get("seed", 0) if STAGE_INFO[cell.stage].trains else 0
-    return max([own, *(seed_of(source) for source in cell.inputs.values())])
+    seed = cell.settings.get("seed", 0) if STAGE_INFO[cell.stage].trains else 0
+    return max([seed, *(training_seed(source) for source in cell.inputs.values())])
 
 
 def shakedown(study_file: Path, cluster: Path, runs: Path, wait: float) -> list[Row]:
@@ -83,26 +83,26 @@ def shakedown(study_file: Path, cluster: Path, runs: Path, wait: float) -> list[
     One training on its way gets a SIGTERM, as by a preemption, and must resume.
     """
     profile = load_profile(cluster)
-    places = layouts(profile)
-    study = load_study(study_file, [place.seed for place in places])
+    all_layouts = training_layouts(profile)
+    study = load_study(study_file, [layout.seed for layout in all_layouts])
     base = runs / study.study
     cells = [cell for cell in expand.in_order(expand.analysis(study)) if cell.stage != "analysis"]
     # Evaluations are the same on every layout.
-    cells = [c for c in cells if seed_of(c) == 0 or STAGE_INFO[c.stage].trains]
+    cells = [c for c in cells if training_seed(c) == 0 or STAGE_INFO[c.stage].trains]
     rows = []
-    for place in places:
-        only = {cell.identity for cell in cells if seed_of(cell) == place.seed}
+    for layout in all_layouts:
+        only = {cell.identity for cell in cells if training_seed(cell) == layout.seed}
         try:
-            submit(cells, base, place.profile, str(cluster), only=only)
+            submit(cells, base, layout.profile, str(cluster), only=only)
         except UserError as error:
             problem = error.problems[0]
             finding = f"{problem.where}: {problem.what}"
-            rows.append(_row(place.name, "submission", FAILS, finding, problem.fix))
+            rows.append(_row(layout.name, "submission", FAILS, finding, problem.fix))
     data = _await(cells, base, str(study_file), wait)
-    names = {place.seed: place.name for place in places}
+    names = {layout.seed: layout.name for layout in all_layouts}
     for cell, state in zip(cells, data["cells"], strict=True):
-        layout = names[seed_of(cell)] if STAGE_INFO[cell.stage].trains else ""
-        rows.append(judge(cell, base, state, layout))
+        layout_name = names[training_seed(cell)] if STAGE_INFO[cell.stage].trains else ""
+        rows.append(judge(cell, base, state, layout_name))
     return rows
 
 
@@ -145,7 +145,9 @@ def judge(cell: Cell, base: Path, state: Row, layout: str) -> Row:
         return _row(layout, what, WORKS, "", "") | measure(cell, base)
     if state["state"] == "failed":
         lines = [line.strip() for line in state["last_lines"] if line.strip()] or ["no log"]
-        patterns = [known.pattern for known in KNOWN_FAILURES if known.name == state.get("cause")]
+        patterns = [
+            failure.pattern for failure in KNOWN_FAILURES if failure.name == state.get("cause")
+        ]
         telling = [line for line in lines for pattern in patterns if pattern.search(line)]
         line = (telling or lines)[-1]
         cause = f"{state['cause']}: " if "cause" in state else ""

@@ -21,7 +21,7 @@ CELL = Cell("likelihood", "answers", {}, {}, {})
 def resources_of(gpus: int | str, nodes: int, tasks: int) -> list[Resources]:
     full = Resources(60, gpus_per_node=gpus, nodes=nodes, tasks_per_node=tasks)
     profile = Profile({"default": Resources(10), "midtrain": full, "sft": full})
-    places = shakedown.layouts(profile)
+    places = shakedown.training_layouts(profile)
     assert [place.seed for place in places] == list(range(len(places)))
     assert all(p.profile.resources("judge") == Resources(10) for p in places)
     return [place.profile.resources("midtrain") for place in places]
@@ -51,7 +51,7 @@ def test_the_study_runs_every_kind_of_training_on_every_layout() -> None:
         assert {recipe["dtype"] for recipe in alike} == {"mixed", "bf16"}
         assert sum(bool(recipe.get("lora")) for recipe in alike) == 1
         assert sum(recipe.get("optimizer") == "adamw_8bit" for recipe in alike) == 1
-    assert {shakedown.seed_of(cell) for cell in cells} == {0, 1, 2}
+    assert {shakedown.training_seed(cell) for cell in cells} == {0, 1, 2}
     assert {"sft", "generate", "likelihood", "judge"} <= {cell.stage for cell in cells}
 
 
