@@ -74,7 +74,7 @@ def doctor(args: argparse.Namespace) -> int:
     failed = any(check.state == "failed" for check in report)
     if not args.json:
         print(show(report))
-    if args.shakedown and not failed:
+    if args.shakedown and study_file and not failed:
         rows = _shakedown(args, study_file)
         failed = any(row["state"] != shakedown.WORKS for row in rows)
     if args.json:

@@ -49,7 +49,7 @@ def training_layouts(profile: Profile) -> list[Layout]:
     full = profile.resources("midtrain")
     kind = str(full.gpus_per_node).rpartition(":")[0]
     one_gpu: int | str = (f"{kind}:1" if kind else 1) if full.gpus_per_node else 0
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "1 task": {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": one_gpu},
         "1 node": {"nodes": 1},
         "2 nodes": {"nodes": 2},

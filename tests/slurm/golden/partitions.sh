@@ -15,7 +15,7 @@
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
@@ -69,7 +69,7 @@ exit $status
 #SBATCH --partition=long
 #SBATCH --qos=long
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=1440
 
 # setup
@@ -124,7 +124,7 @@ exit $status
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=720
 
 # setup
@@ -179,7 +179,7 @@ exit $status
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
@@ -235,7 +235,7 @@ exit $status
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
@@ -289,7 +289,7 @@ exit $status
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=480
 
 # setup
@@ -342,7 +342,7 @@ exit $status
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
