@@ -449,6 +449,11 @@ def test_what_can_not_work_is_refused_before_a_download(
         assert cluster_env.main("", "") == 2
         message = capsys.readouterr().err
         assert all(word in message for word in words), message
+    # The packages are installed on the login node: an old one is refused before a node is asked.
+    login = cluster_env.Machine("login", "x86_64", "glibc 2.28", None)
+    monkeypatch.setattr(cluster_env, "this_machine", lambda: login)
+    monkeypatch.setattr(cluster_env, "node_of", never)
+    assert cluster_env.main("mine", "") == 2
     with pytest.raises(env.SetupError, match=r"no locks/cuda12-py3.*there are cuda12"):
         cluster_env.lock_of(12, "aarch64")
     failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver"
