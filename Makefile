@@ -4,8 +4,11 @@
 # make test-nightly           what takes too long for every day: trainings killed twenty times in a row
 # make slurm-packages         what the cluster tests want: Debian's Slurm (root); without it `make test` skips them
 # make test-slurm-versions    the cluster tests on Slurm 24.11 and 26.05 too (root; makes two small Debians once)
+# make cluster-env [CLUSTER=NAME]    the packages for GPU nodes, by their driver: .venv-cuda12/ or .venv-cuda13/
+# make locks                  resolve locks/ from requirements.txt and requirements-cuda12.txt again (needs PyPI)
+# make test-locks             whether each lock is complete and all of its files exist (needs PyPI, installs nothing)
 # make environment            only what the others make first: .venv/ (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk)
-# make clean                  remove .venv/, runs/ and results/
+# make clean                  remove .venv/, .venv-cuda*/, runs/ and results/
 # make PYTHON=/path/to/python3.12 ...    that Python makes the environment, instead of the first fit one on PATH
 
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -29,7 +32,7 @@ export XDG_CONFIG_HOME ?= $(CURDIR)/.venv/home/config
 export XDG_DATA_HOME ?= $(CURDIR)/.venv/home/data
 endif
 
-.PHONY: help environment study test test-fast test-nightly test-slurm-versions slurm-packages clean
+.PHONY: help environment study test test-fast test-nightly test-slurm-versions slurm-packages cluster-env locks test-locks clean
 
 help:
 	@sed -n "s/^# \(make .*\)/\1/p" Makefile
@@ -64,6 +67,21 @@ slurm-packages:
 	said=$$(apt-get update -qq 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) 2>&1) \
 	  || { echo "error: apt-get: $$(echo "$$said" | tail -n 1)"; exit 1; }
 
+# The GPU nodes' packages. CUDA=12 or CUDA=13 installs that set without a look at a driver.
+cluster-env: $(if $(CLUSTER),environment)
+	@for python in $(PYTHON); do \
+	  if "$$python" -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	    exec "$$python" -E -s tools/cluster_environment.py "$(CLUSTER)" "$(CUDA)"; \
+	  fi; \
+	done; \
+	echo "error: no Python 3.11 to 3.13 among $(PYTHON); name one: make PYTHON=/path/to/python3.12" >&2; exit 2
+
+locks: environment
+	@$(BIN)/python tools/locks.py
+
+test-locks: environment
+	@$(BIN)/python tools/locks.py --check
+
 # The first of PYTHON that starts and is 3.11 to 3.13 makes the environment, where it is missing or out of date.
 environment:
 	@for python in $(PYTHON); do \
@@ -74,4 +92,4 @@ environment:
 	echo "error: no Python 3.11 to 3.13 among $(PYTHON); install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2
 
 clean:
-	rm -rf .venv runs results
+	rm -rf .venv .venv-cuda12 .venv-cuda13 runs results

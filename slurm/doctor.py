@@ -21,7 +21,7 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import locked
 from core.paths import ROOT
-from core.stages import STAGE_INFO, STAGES, VLLM_STAGES
+from core.stages import STAGE_INFO, STAGES, TRAINING_STAGES, VLLM_STAGES
 from slurm import checks, slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import ask_cluster, gpus
@@ -32,15 +32,22 @@ from slurm.profile import Profile, Resources, load_profile
 from slurm.snapshot import snapshot
 
 # The most that a visiting job requests.
-MINUTES = 5
+MINUTES = 10
 MEM_GB = 16.0
+RANK_GB = 4.0  # for each further task on a node
 LATE_SECONDS = 30  # a shared folder may show a job's last file this long after the job
 LEAVE_SECONDS = 60  # to cancel and tidy up: longer than Slurm's KillWait on most clusters
 
 StagesByResources = dict[Resources, list[str]]
 
 
-def doctor(profile_path: Path, runs: Path, cells: list[Cell] | None, wait: float) -> list[Check]:
+def doctor(
+    profile_path: Path,
+    runs: Path,
+    cells: list[Cell] | None,
+    wait: float,
+    checkpoint_bytes: dict[str, int] | None = None,
+) -> list[Check]:
     """Check a cluster profile, Slurm, the runs folder and one node of each kind requested.
 
     Small jobs visit the nodes. Those that have not ended after `wait` seconds are cancelled and
@@ -51,6 +58,7 @@ def doctor(profile_path: Path, runs: Path, cells: list[Cell] | None, wait: float
         runs: The folder of the cells.
         cells: Those of a study, whose endpoints, keys and models are checked too. None: no study.
         wait: Seconds.
+        checkpoint_bytes: Size of the largest step checkpoint of each stage that trains.
 
     Raises:
         UserError: The profile has mistakes.
@@ -88,7 +96,9 @@ def doctor(profile_path: Path, runs: Path, cells: list[Cell] | None, wait: float
                 for resources, stages in by_resources.items()
                 if requests[resources].state != FAILED
             }
-            report += _visit_nodes(profile, runs.absolute(), cells or [], possible, wait)
+            report += _visit_nodes(
+                profile, runs.absolute(), cells or [], possible, wait, checkpoint_bytes or {}
+            )
         except UserError as error:
             report.append(checks.of_error("Slurm", error))
     return report
@@ -109,7 +119,12 @@ def show(report: list[Check]) -> str:
 
 
 def _visit_nodes(
-    profile: Profile, runs: Path, cells: list[Cell], by_resources: StagesByResources, wait: float
+    profile: Profile,
+    runs: Path,
+    cells: list[Cell],
+    by_resources: StagesByResources,
+    wait: float,
+    checkpoint_bytes: dict[str, int],
 ) -> list[Check]:
     try:
         with _temporary_folder(runs) as folder:
@@ -118,6 +133,8 @@ def _visit_nodes(
             code = snapshot(ROOT, folder / "slurm")
             visits = _visits(profile, by_resources, cells)
             for visit in visits:
+                sizes = [checkpoint_bytes.get(stage, 0) for stage in visit.stages]
+                visit.checkpoint_bytes = max(sizes)
                 _send(visit, _probe(visit, folder, code, token, cells), wait)
             _await(visits, folder, token, wait)
             return report + [check for visit in visits for check in report_visit(visit, folder)]
@@ -171,20 +188,21 @@ def _clean_up(folder: Path) -> None:
 def _visits(profile: Profile, by_resources: StagesByResources, cells: list[Cell]) -> list[Visit]:
     """One visit for each partition, constraint and kind of GPUs.
 
-    It goes to two nodes where one of its stages requests several.
+    It goes to two nodes where one of its stages requests several, with as many tasks on each as the
+    stage has: trainings have one a GPU.
     """
     groups: dict[tuple[str | None, str | None, int | str], list[Resources]] = defaultdict(list)
     for resources in by_resources:
         groups[resources.partition, resources.constraint, resources.gpus_per_node].append(resources)
     visits = []
     for (partition, constraint, gpus_per_node), group in groups.items():
-        largest = max(group, key=lambda resources: resources.nodes)
+        largest = max(group, key=lambda resources: (resources.nodes, resources.tasks_per_node))
+        mem_gb = MEM_GB + RANK_GB * (largest.tasks_per_node - 1)
         small = replace(
             largest,
             minutes=min(MINUTES, largest.minutes),
             nodes=min(2, largest.nodes),
-            tasks_per_node=1,
-            mem_gb=min(MEM_GB, largest.mem_gb) if largest.mem_gb else None,
+            mem_gb=min(mem_gb, largest.mem_gb) if largest.mem_gb else None,
         )
         gpu_words = f"GPUs {gpus_per_node}" if gpus_per_node else None
         words = [partition or "default partition", constraint, gpu_words]
@@ -240,6 +258,8 @@ def _probe(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell]
         addresses=tuple((host, int(port)) for host, port in hosts),
         paths=tuple(sorted(paths)),
         keys=tuple(checks.key_names(cells)),
+        trains=bool(set(TRAINING_STAGES) & set(visit.stages)),
+        vllm=bool(VLLM_STAGES & set(visit.stages)),
     )
 
 

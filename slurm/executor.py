@@ -9,9 +9,16 @@ from submitit import SlurmExecutor
 
 from slurm.profile import Profile, Resources
 
-SIGNAL_SECONDS = 90
-"""How long before its time limit a job is told to checkpoint."""
-_CACHES = {"HF_HOME": "huggingface", "VLLM_CACHE_ROOT": "vllm", "TRITON_CACHE_DIR": "triton"}
+# What libraries download or compile, and would do again in each job in a folder of the job's own.
+_CACHES = {
+    "HF_HOME": "huggingface",
+    "VLLM_CACHE_ROOT": "vllm",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "CUDA_CACHE_PATH": "cuda",
+    "TILELANG_CACHE_DIR": "tilelang",
+}
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -26,7 +33,7 @@ def executor(
     # The profile's `python` is a command; a path of ours may hold a blank.
     python = profile.python or shlex.quote(sys.executable)
     slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
-    slurm.update_parameters(**_parameters(name, resources, profile, code), **settings)
+    slurm.update_parameters(**_parameters(name, resources, profile, code, logs), **settings)
     return slurm
 
 
@@ -35,7 +42,14 @@ def script(slurm: SlurmExecutor, command: str = "true") -> str:
     return slurm._make_submission_file_text(command, "")
 
 
-def _parameters(name: str, resources: Resources, profile: Profile, code: Path) -> dict[str, Any]:
+def requeue_flag(logs: str | Path, job: str) -> str:
+    """The file by which a job asks the batch script to queue it again."""
+    return f"{logs}/requeue-{job}"
+
+
+def _parameters(
+    name: str, resources: Resources, profile: Profile, code: Path, logs: Path
+) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "job_name": name,
         "time": resources.minutes,
@@ -45,7 +59,7 @@ def _parameters(name: str, resources: Resources, profile: Profile, code: Path) -
         "array_parallelism": profile.array_parallelism,
         "wckey": None,  # submitit's own is refused where a site keeps a list of them
         # Slurm may signal up to a minute early, and a short limit must leave time to work.
-        "signal_delay_s": min(SIGNAL_SECONDS, resources.minutes * 60 // 3),
+        "signal_delay_s": min(profile.signal_seconds, resources.minutes * 60 // 3),
         # Slurm 22.05 and 23.02 do not pass --cpus-per-task on to srun. The second option ends the
         # other ranks when one dies.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--kill-on-bad-exit=1"],
@@ -54,7 +68,8 @@ def _parameters(name: str, resources: Resources, profile: Profile, code: Path) -
             "kill-on-invalid-dep": "yes",
             "requeue" if profile.requeue else "no-requeue": True,
         },
-        "setup": _setup(profile, code),
+        "setup": _setup(profile, code, logs),
+        "teardown": _teardown(profile, resources, logs),
     }
     if resources.gpus_per_node:
         parameters["gpus_per_node"] = resources.gpus_per_node
@@ -66,7 +81,7 @@ def _parameters(name: str, resources: Resources, profile: Profile, code: Path) -
     return parameters
 
 
-def _setup(profile: Profile, code: Path) -> list[str]:
+def _setup(profile: Profile, code: Path, logs: Path) -> list[str]:
     path = shlex.quote(str(code))
     lines = [
         *profile.setup,
@@ -79,6 +94,41 @@ def _setup(profile: Profile, code: Path) -> list[str]:
         lines.append(f'export TMPDIR="{profile.scratch}"')
     if profile.cache:
         lines += [f'export {name}="{profile.cache}/{folder}"' for name, folder in _CACHES.items()]
+    elif profile.scratch:
+        # The one cache that lies in TMPDIR; the others are in the home folder.
+        name = "TORCHINDUCTOR_CACHE_DIR"
+        lines.append(f'export {name}="${{{name}:-$HOME/.cache/torchinductor}}"')
     if profile.offline:
         lines += [f"export {name}=1" for name in _OFFLINE]
-    return lines
+    if profile.requeue:
+        lines.append(f"rm -f {_flag(logs)}")
+    # When Slurm stops the job, the shell stays until srun has ended, and does what follows it.
+    return [*lines, "trap : TERM"]
+
+
+def _flag(logs: Path) -> str:
+    return requeue_flag(shlex.quote(str(logs)), '"$SLURM_JOB_ID"')
+
+
+def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
+    """Shell lines after srun: remove TMPDIR, and queue the job again where it asked for that.
+
+    In a container there is no scontrol, so a job can't queue itself (`slurm.job`).
+    """
+    lines = ["status=$?"]
+    # A folder that is not of this job alone stays.
+    if profile.scratch and "SLURM_JOB_ID" in profile.scratch:
+        remove = f'rm -rf -- "{profile.scratch}"'
+        if (nodes := resources.nodes) > 1:
+            step = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
+            remove = f"timeout 60 {step} {remove} 2>/dev/null"
+        lines.append(remove)
+    if profile.requeue:
+        # A cancelled job is not RUNNING any more.
+        state = '"$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"'
+        lines += [
+            f"if rm {_flag(logs)} 2>/dev/null && [ {state} = RUNNING ]; then",
+            '  scontrol requeue "$SLURM_JOB_ID"',
+            "fi",
+        ]
+    return [*lines, "exit $status"]

@@ -1,5 +1,6 @@
 """Judge what doctor's small jobs reported from the nodes: one verdict per line of the report."""
 
+import math
 import re
 import sys
 from collections import defaultdict
@@ -36,14 +37,20 @@ class Visit:
     job: str | None = None
     refusal: str = ""
     queued: slurm_cli.Queued | None = None  # as last seen; None: it has ended
-    facts: list[Facts] = field(default_factory=list)  # one per node
+    checkpoint_bytes: int = 0  # of the largest step checkpoint; 0: no study, or no training
+    facts: list[Facts] = field(default_factory=list)  # one per task
     addresses: dict[str, list[str]] = field(default_factory=dict)  # host:port -> its stages
 
     @property
     def complete(self) -> bool:
-        """Whether every node has written every section."""
+        """Whether every task has written every section."""
         written = [set(facts["sections"]) <= set(facts) for facts in self.facts]
-        return len(written) == self.resources.nodes and all(written)
+        return len(written) == self.tasks and all(written)
+
+    @property
+    def tasks(self) -> int:
+        """Tasks on all nodes."""
+        return self.resources.nodes * self.resources.tasks_per_node
 
 
 def _error(facts: Facts, section: str, fix: str) -> Verdict | None:
@@ -99,12 +106,13 @@ def locks(facts: Facts, visit: Visit) -> Verdict | None:
 def python(facts: Facts, visit: Visit) -> Verdict | None:
     """Python's version against the one here, and Slurm's commands.
 
-    Jobs need those commands to find the first host, to requeue and to submit further jobs.
+    A job that submits further ones needs those commands. Requeueing and trainings over several
+    nodes do without them, as in a container.
     """
-    if missing := facts["commands"]:
-        state = FAILED if "scontrol" in missing else WARNING
-        fix = "setup: [module load slurm], or export PATH=..."
-        return state, f"no {', '.join(missing)} on PATH there", fix
+    if facts["commands"] and visit.profile.max_submit:
+        finding = f"no {', '.join(facts['commands'])} on PATH there: jobs can't submit further ones"
+        fix = "setup: [module load slurm]; in a container: submit again when half of the jobs ended"
+        return WARNING, finding, fix
     there = ".".join(map(str, facts["python"]))
     here = ".".join(map(str, sys.version_info[:3]))
     if facts["python"][:2] != list(sys.version_info[:2]):
@@ -121,7 +129,7 @@ def packages(facts: Facts, visit: Visit) -> Verdict | None:
     versions = ", ".join(f"{name} {version}" for name, version in imports["versions"].items())
     if imports["failed"]:
         finding = f"{imports['failed']}: {imports['why']} ({versions})"
-        return FAILED, finding, "pip install -r requirements.txt, for the python of the profile"
+        return FAILED, finding, "make cluster-env CLUSTER=NAME, and python: as it says at the end"
     return OK, f"{versions}; imported in {imports['seconds']:.0f} s", ""
 
 
@@ -178,11 +186,11 @@ def gpus(facts: Facts, visit: Visit) -> Verdict | None:
     driver = facts["gpus"]["driver"]
     cards = facts["gpus"]["cards"]
     if not built_for:
-        fix = "pip install -r requirements.txt"
+        fix = "make cluster-env CLUSTER=NAME, and python: as it says at the end"
         return FAILED, f"torch {torch} is built without CUDA", fix
     versions = f"torch {torch} for CUDA {built_for}, driver for CUDA {driver}"
     if driver and int(driver.split(".")[0]) < int(built_for.split(".")[0]):
-        fix = "ask the site for a newer driver, or another partition"
+        fix = "make cluster-env CLUSTER=NAME, which takes packages for that driver"
         return FAILED, f"the driver is too old: {versions}", fix
     requested = gpus_requested(visit.resources)
     if len(cards) < requested:
@@ -192,8 +200,43 @@ def gpus(facts: Facts, visit: Visit) -> Verdict | None:
     return OK, f"{len(cards)} x {name}, {gib} GiB; {versions}", ""
 
 
+def compiler(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the node can compile: Triton's launcher and vLLM need C and Python's headers."""
+    fix = "setup: [module load gcc], or a Python with its headers (Debian: gcc, python3-dev)"
+    if verdict := _error(facts, "compiler", fix):
+        return verdict
+    return OK, f"a C extension and a GPU kernel in {facts['compiler']['seconds']:.0f} s", ""
+
+
+def start_vllm(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether vLLM starts on a GPU and answers."""
+    fix = facts["vLLM"].get("fix") or "see the line; then doctor again"
+    if verdict := _error(facts, "vLLM", fix):
+        return verdict
+    return OK, f"starts and answers in {facts['vLLM']['seconds']:.0f} s", ""
+
+
+def write_rate(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether a training that is told to stop has time to write its checkpoint."""
+    if verdict := _error(facts, "write rate", "another --runs"):
+        return verdict
+    rate = facts["write rate"] * visit.resources.nodes
+    gb_a_second = (
+        f"{rate / 1e9:.2g} GB a second by {visit.resources.nodes} processes on the runs folder"
+    )
+    if not visit.checkpoint_bytes:
+        return OK, gb_a_second, ""
+    seconds = visit.checkpoint_bytes / rate
+    finding = f"{gb_a_second}: a step checkpoint of {visit.checkpoint_bytes / 1e9:.2g} GB takes "
+    finding += f"{seconds:.0f} s, signal_seconds is {visit.profile.signal_seconds}"
+    if seconds > visit.profile.signal_seconds:
+        fix = f"signal_seconds: {math.ceil(seconds * 1.5 / 30) * 30}, or another --runs"
+        return WARNING, finding, fix
+    return OK, finding, ""
+
+
 def all_reduce(facts: Facts, visit: Visit) -> Verdict | None:
-    """Whether an all-reduce over two nodes works."""
+    """Whether an all-reduce over all ranks works."""
     result = facts["all-reduce"]
     fix = "see packages"
     if "interfaces" in result:
@@ -204,7 +247,8 @@ def all_reduce(facts: Facts, visit: Visit) -> Verdict | None:
     if not result["right"]:
         return FAILED, f"a wrong sum by {backend}", "ask the site: the network or a GPU is broken"
     interface = visit.profile.interface or "guessed"
-    return OK, f"16 MiB in {result['seconds']:.2f} s by {backend}, interface {interface}", ""
+    took = f"16 MiB in {result['seconds']:.2f} s by {backend} over {result['ranks']} ranks"
+    return OK, f"{took}, interface {interface}", ""
 
 
 # Name of the line -> the section of the facts that it needs, and the function that judges it.
@@ -218,7 +262,10 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
     "keys": ("keys", keys),
     "models, data": ("paths", paths),
     "endpoints": ("addresses", addresses),
+    "write rate": ("write rate", write_rate),
     "GPUs": ("gpus", gpus),
+    "compiler": ("compiler", compiler),
+    "vLLM": ("vLLM", start_vllm),
     "all-reduce": ("all-reduce", all_reduce),
 }
 
@@ -240,10 +287,10 @@ def report_visit(visit: Visit, folder: Path) -> list[Check]:
             worst = max(hosts, key=lambda verdict: SEVERITY.index(verdict[0]))
             state, finding, fix = worst
             names = [name for verdict in hosts if verdict[0] == state for name in hosts[verdict]]
-            finding = f"{', '.join(names)}: {finding}"
+            finding = f"{', '.join(dict.fromkeys(names))}: {finding}"
             report.append(Check(f"{visit.label}: {line}", state, finding, fix))
-    if missing := visit.resources.nodes - len(visit.facts):
-        finding = f"{missing} of {visit.resources.nodes} nodes left nothing in {folder.parent}"
+    if missing := visit.tasks - len(visit.facts):
+        finding = f"{missing} of {visit.tasks} tasks left nothing in {folder.parent}"
         fix = LONGER if visit.queued else f"{NOT_SHARED}; or leave that node out"
         report.append(Check(f"{visit.label}: node", unanswered[0], finding, fix))
     return report

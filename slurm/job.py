@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit.helpers import DelayedSubmission
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from core.cell.log import log_to
 from core.cell.run import run_cell
+from slurm.executor import requeue_flag
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -37,6 +40,8 @@ class CellJob:
         if scratch := os.environ.get("TMPDIR"):
             # Here, because every node has a disk of its own.
             Path(scratch).mkdir(parents=True, exist_ok=True)
+        if not shutil.which("scontrol"):
+            SlurmJobEnvironment._requeue = _request_requeue  # type: ignore[assignment, method-assign]
         export_ranks(self.interface)
         rank = os.environ.get("RANK", "0")  # ranks above 0 write to Slurm's own log of the task
         failed = []
@@ -66,15 +71,26 @@ def _requeue() -> None:
     """Queue the job again after a training stopped for SIGTERM, unless Slurm is ending the job.
 
     Many clusters announce a preemption by SIGTERM, and do not restart a job that then ends by
-    itself. A cancelled job receives the same signal, but its state is no longer RUNNING.
+    itself. A cancelled job receives the same signal, but its state is no longer RUNNING. In a
+    container the batch script looks at the state.
     """
-    command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
-    state = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    if state != "RUNNING":
-        return
+    if shutil.which("squeue"):
+        command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
+        state = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        if state != "RUNNING":
+            return
     signal.raise_signal(signal.SIGUSR2)  # submitit requeues in rank 0, and ends the process
     # The other ranks wait: srun would end rank 0 as soon as one of them exits.
     time.sleep(60)
+
+
+def _request_requeue(environment: SlurmJobEnvironment, countdown: int) -> None:
+    """Have the batch script queue the job again, when this process has ended.
+
+    In place of submitit's own, which calls scontrol: a container lacks it.
+    """
+    Path(requeue_flag(os.environ["SUBMITIT_FOLDER"], os.environ["SLURM_JOB_ID"])).touch()
+    print(f"The batch script requeues the job ({countdown} remaining timeouts)", flush=True)
 
 
 def export_ranks(interface: str | None) -> None:
@@ -94,14 +110,10 @@ def export_ranks(interface: str | None) -> None:
         "WORLD_SIZE": str(world),
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(world // nodes),
-        "MASTER_ADDR": _first_host() if nodes > 1 else "127.0.0.1",
+        # submitit's parser: a container has no scontrol.
+        "MASTER_ADDR": SlurmJobEnvironment().hostnames[0] if nodes > 1 else "127.0.0.1",
         # Below the ephemeral ports (from 32768 on), any of which another program may be using.
         "MASTER_PORT": str(15000 + int(os.environ["SLURM_JOB_ID"]) % 15000),
     }
     if interface:
         os.environ |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
-
-
-def _first_host() -> str:
-    command = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -24,12 +25,16 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from core.cell.failures import explain
 from core.files import locked, write_atomically
 from slurm.job import export_ranks
 
 ANSWER_SECONDS = 60
 COLLECTIVE_SECONDS = 60
+MEET_SECONDS = 120  # the other ranks of a node wait this long for what the first one inspects
 IMPORT_SECONDS = 240
+START_SECONDS = 240
+WRITE_BYTES = 512 * 2**20  # to measure how fast the runs folder is written
 REPLACED_BYTES = 64 * 1024  # size of the file that is replaced while doctor reads it
 VERSIONS = ("torch", "vllm", "transformers", "submitit")
 # Prints a line per module: one that kills the interpreter is the first that is missing.
@@ -38,6 +43,12 @@ import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
     print("imported", name, flush=True)
+"""
+# Triton compiles its launcher in C, and the kernel for the GPU.
+_KERNEL = """
+import torch
+add = torch.compile(lambda x: x * 2 + 1)
+assert add(torch.ones(64, device="cuda")).sum().item() == 192
 """
 
 
@@ -58,6 +69,8 @@ class Probe:
     addresses: tuple[tuple[str, int], ...] = ()  # host and port
     paths: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()  # names of environment variables
+    trains: bool = False  # whether trainings run on these nodes
+    vllm: bool = False  # whether vLLM does
 
     def __call__(self) -> None:
         """Write facts-<job>-<rank>.json: section -> facts, or {"error": reason}."""
@@ -77,6 +90,10 @@ class Probe:
             write_atomically(Path(self.folder) / f"facts-{name}.json", json.dumps(facts))
 
     def _sections(self, rank: int, name: str) -> dict[str, Callable[[], Any]]:
+        """What this rank inspects: all of its node, or, after the node's first, the ranks alone."""
+        ranks = {"all-reduce": lambda: self._all_reduce(rank)} if "RANK" in os.environ else {}
+        if os.environ.get("SLURM_LOCALID", "0") != "0":
+            return ranks
         sections: dict[str, Callable[[], Any]] = {
             "shared": lambda: shared(Path(self.folder), self.token, name),
             "commands": missing_commands,
@@ -88,15 +105,29 @@ class Probe:
                 f"{host}:{port}": reach(host, port) for host, port in self.addresses
             },
         }
+        if self.trains:
+            sections["write rate"] = lambda: write_rate(Path(self.folder) / f"written-{name}")
         if self.gpus:
             sections["gpus"] = gpus
-        if "RANK" in os.environ:
-            sections["all-reduce"] = lambda: all_reduce(self.gpus > 0)
+            sections["compiler"] = lambda: compiler(self.folder)
+        sections |= ranks
         # All nodes share one environment, which takes long to import. It comes last, so that no
         # rank waits for it.
         if rank == 0:
             sections["packages"] = lambda: packages(self.modules)
+            if self.gpus and self.vllm:
+                sections["vLLM"] = lambda: start_vllm(Path(self.folder) / f"model-{name}")
         return sections
+
+    def _all_reduce(self, rank: int) -> dict[str, Any]:
+        job, world = os.environ["SLURM_JOB_ID"], int(os.environ["WORLD_SIZE"])
+        (Path(self.folder) / f"rank-{job}-{rank}").touch()
+        deadline = time.monotonic() + MEET_SECONDS
+        while len(list(Path(self.folder).glob(f"rank-{job}-*"))) < world:
+            if time.monotonic() > deadline:
+                break  # the error of the all-reduce says more
+            time.sleep(0.1)
+        return all_reduce(self.gpus > 0)
 
 
 def missing_commands() -> list[str]:
@@ -257,7 +288,7 @@ def gpus() -> dict[str, Any]:
 
 
 def all_reduce(nccl: bool) -> dict[str, Any]:
-    """All-reduce 16 MiB over the ranks, with the address and interface that trainings use.
+    """All-reduce 16 MiB over the ranks, one a GPU, by the address and interface of trainings.
 
     Returns `backend`, `right` (whether the sum is), and `seconds` of the second all-reduce; or
     `error`, with this node's network `interfaces`.
@@ -266,7 +297,10 @@ def all_reduce(nccl: bool) -> dict[str, Any]:
     import torch.distributed as dist
 
     cuda = nccl and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    device = torch.device("cpu")
+    if cuda:  # a task sees all GPUs of its node, or its own alone
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     backend = "nccl" if cuda else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
@@ -286,4 +320,81 @@ def all_reduce(nccl: bool) -> dict[str, Any]:
             "interfaces": interfaces,
         }
     world = int(os.environ["WORLD_SIZE"])
-    return {"backend": backend, "right": total == world * world, "seconds": seconds}
+    right = total == world * world
+    return {"backend": backend, "ranks": world, "right": right, "seconds": seconds}
+
+
+def write_rate(path: Path) -> float:
+    """Bytes a second at which one process writes a file of WRITE_BYTES, down to the disk."""
+    block = os.urandom(8 * 2**20)
+    started = time.monotonic()
+    with open(path, "wb") as file:
+        for _ in range(WRITE_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - started
+    path.unlink()
+    return WRITE_BYTES / seconds
+
+
+def compiler(folder: str) -> dict[str, Any]:
+    """Compile what Triton and vLLM compile on a node: a C file with Python.h, and a GPU kernel.
+
+    Returns `seconds`. Raises RuntimeError with the compiler's own error.
+    """
+    started = time.monotonic()
+    compile_extension(folder)
+    result = subprocess.run(
+        [sys.executable, "-c", _KERNEL], capture_output=True, text=True, timeout=START_SECONDS
+    )
+    if result.returncode:
+        raise RuntimeError(f"a compiled kernel does not run: {_last_line(result.stderr)}")
+    return {"seconds": time.monotonic() - started}
+
+
+def compile_extension(folder: str) -> None:
+    """Compile a C file that includes Python.h, by the compiler that Triton takes.
+
+    Raises RuntimeError where there is none, or where it fails.
+    """
+    # The order of triton.runtime.build.
+    names = [os.environ.get("CC"), "gcc", "clang"]
+    command = next((path for name in names if name and (path := shutil.which(name))), None)
+    if not command:
+        raise RuntimeError("no C compiler on PATH (CC, gcc or clang)")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        source = Path(scratch) / "one.c"
+        source.write_text(
+            "#include <Python.h>\nlong one(void) { return PyLong_AsLong(Py_None); }\n"
+        )
+        words = [
+            "-shared",
+            "-fPIC",
+            f"-I{sysconfig.get_path('include')}",
+            "-o",
+            f"{scratch}/one.so",
+        ]
+        result = subprocess.run([command, *words, source], capture_output=True, text=True)
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if "error" in line]
+        raise RuntimeError(f"{command}: {(errors or ['it failed'])[0]}")
+
+
+def start_vllm(folder: Path) -> dict[str, Any]:
+    """Start vLLM in a fresh process on a checkpoint of random weights, and answer one request.
+
+    Returns `seconds`, or `error` with the telling line.
+    """
+    started = time.monotonic()
+    command = [sys.executable, "-m", "core.inference.vllm_check", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+    if result.returncode:
+        failure, line = explain([(result.stdout + result.stderr).splitlines()])
+        reason = line or _last_line(result.stderr)
+        return {"error": reason.strip(), "fix": failure.fix if failure else ""}
+    return {"seconds": time.monotonic() - started}
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "no message")

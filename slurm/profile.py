@@ -93,11 +93,16 @@ class Profile:
     python: str | None = None
     """The command that starts Python in a job. None: the Python that submits."""
     setup: list[str] = Field(default_factory=list)
-    """Shell lines that run before Python, such as `module load cuda`."""
+    """Shell lines that run before Python, such as `module load gcc`."""
     scratch: str | None = None
-    """TMPDIR of jobs, on the node's own disk."""
+    """TMPDIR of jobs, on the node's own disk. It is removed at the end of a job if its name holds
+    $SLURM_JOB_ID."""
     cache: str | None = None
-    """Shared folder for what Hugging Face, vLLM and compilers download or build."""
+    """Shared folder for what Hugging Face, vLLM and compilers download or build. None: the
+    libraries' own folders in the home."""
+    signal_seconds: Count = 90
+    """How long before its time limit a job is told to stop: a training then writes a checkpoint,
+    of 12 bytes a parameter. `doctor` measures how fast the runs folder is written."""
     interface: Word | None = None
     """Network interface for trainings over several nodes, such as ib0."""
     offline: bool = False

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,18 @@ SCRIPT = ROOT / "tools/environment.py"
 
 
 def load(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("environment", file)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look a class' module up
     spec.loader.exec_module(module)
     return module
 
 
 env = load(SCRIPT)
+# It imports `environment`, which is loaded now.
+cluster_env = load(ROOT / "tools/cluster_environment.py")
+locks = load(ROOT / "tools/locks.py")
 
 # In place of the steps, which take the network and minutes.
 QUICK = """
@@ -382,3 +387,94 @@ def test_uvs_own_places_come_before_pips() -> None:
     assert environment == {"UV_DEFAULT_INDEX": "https://mine.example"}
     variables = env.for_uv({"index-url": "https://pips.example"}, environment, Path("/venv"))
     assert variables["UV_DEFAULT_INDEX"] == "https://mine.example"
+
+
+# The packages of GPU nodes
+
+
+def pins_of(text: str) -> dict[str, str]:
+    found = re.findall(r"^([\w.-]+)==([^\s\\;]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+@pytest.mark.parametrize("lock", locks.LOCKS, ids=str)
+def test_each_lock_has_the_pins_and_hashes(lock: tuple[int, str, str]) -> None:
+    """`make test-locks` asks the index as well, for all files and dependencies."""
+    text = locks.path_of(*lock).read_text()
+    wanted = pins_of((ROOT / locks.REQUIREMENTS[lock[0]]).read_text())
+    assert wanted.items() <= pins_of(text).items(), "make locks"
+    assert text.count("==") == len(pins_of(text)) > 250
+    blocks = re.split(r"\n(?=\S)", text.strip())
+    assert all("--hash=sha256:" in block for block in blocks)
+
+
+def test_three_lines_differ_between_the_sets() -> None:
+    pins = {cuda: pins_of((ROOT / name).read_text()) for cuda, name in locks.REQUIREMENTS.items()}
+    compilers = {"nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm"}  # of CUDA 13 alone
+    assert {name for name in pins[13] if pins[13][name] != pins[12].get(name)} == {
+        "torch",
+        "vllm",
+        "numpy",
+        *compilers,
+    }
+    assert pins[12].keys() == pins[13].keys() - compilers
+
+
+@pytest.mark.parametrize(
+    "driver, cuda",
+    [("580.65.06", 13), ("595.1", 13), ("570.86.15", 12), ("525.60.13", 12)],
+)
+def test_the_driver_chooses_the_lock(driver: str, cuda: int) -> None:
+    machine = cluster_env.Machine("n1", "x86_64", "glibc 2.36", driver)
+    number, reason = cluster_env.choose(machine)
+    assert number == cuda and driver in reason
+    assert cluster_env.lock_of(number, "x86_64").name.startswith(f"cuda{cuda}-py3")
+
+
+def test_what_can_not_work_is_refused_before_a_download(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*words: Any) -> None:
+        raise AssertionError("it installs")
+
+    monkeypatch.setattr(cluster_env, "install", never)
+    for libc, driver, words in (
+        ("glibc 2.28", "580.1", ["glibc 2.28", "2.31 or newer", "kit.def"]),
+        ("", "580.1", ["not glibc", "kit.def"]),
+        ("glibc 2.36", "470.57.02", ["470.57.02 is older than 525", "newer driver"]),
+        ("glibc 2.36", None, ["make cluster-env CLUSTER=NAME"]),
+    ):
+        machine = cluster_env.Machine("n1", "x86_64", libc, driver)
+        monkeypatch.setattr(cluster_env, "this_machine", lambda machine=machine: machine)
+        assert cluster_env.main("", "") == 2
+        message = capsys.readouterr().err
+        assert all(word in message for word in words), message
+    # The packages are installed on the login node: an old one is refused before a node is asked.
+    login = cluster_env.Machine("login", "x86_64", "glibc 2.28", None)
+    monkeypatch.setattr(cluster_env, "this_machine", lambda: login)
+    monkeypatch.setattr(cluster_env, "node_of", never)
+    assert cluster_env.main("mine", "") == 2
+    with pytest.raises(env.SetupError, match=r"no locks/cuda12-py3.*there are cuda12"):
+        cluster_env.lock_of(12, "aarch64")
+    failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver"
+    assert cluster_env.driver_version(failed) is None
+    assert cluster_env.driver_version("570.86.15\n570.86.15\n") == "570.86.15"
+
+
+def test_an_old_c_library_is_said_before_the_cpu_packages_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env, "glibc", lambda: "glibc 2.28")
+    monkeypatch.setattr(env, "ROOT", tmp_path)  # never the environment that runs this test
+    monkeypatch.setattr(env, "fingerprint", lambda root, base: "wanted")
+    monkeypatch.setattr(env, "make", lambda venv, base, wanted: None)
+    monkeypatch.setattr(env, "check_system", lambda: None)
+    assert env.main() == 2
+    assert "glibc 2.31 or newer" in capsys.readouterr().err
+
+
+def test_the_container_installs_a_lock_that_exists() -> None:
+    text = (ROOT / "slurm/containers/kit.def").read_text()
+    for cuda in locks.REQUIREMENTS:
+        name = f"locks/cuda{cuda}-py312.lock"
+        assert name.replace(str(cuda), "{{ CUDA }}", 1) in text and (ROOT / name).exists()

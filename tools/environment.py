@@ -34,6 +34,7 @@ INPUTS = (HASHES, TORCH, VLLM, f"{ALIAS}/pyproject.toml", "tools/environment.py"
 # Where PyTorch publishes its CPU wheels: what pytorch.org/get-started shows for Linux, Pip, CPU.
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 NEEDED_GB = 4
+GLIBC = (2, 31)  # what the wheels of llguidance are made for
 KEPT = ("cache", "lock")  # of .venv, when it is made again
 # pip's settings that say where packages come from. Others (user, target, prefix, require-hashes)
 # would lead the installation elsewhere or stop it.
@@ -61,6 +62,7 @@ def main() -> int:
         wanted = fingerprint(ROOT, base)
         if is_ready(venv, wanted):
             return 0
+        check_glibc(platform.node(), glibc())
         check_system()
         check_disk(venv)
         with only_one(venv):
@@ -119,6 +121,26 @@ def check_python() -> None:
             f"{sys.executable}: {here}; needs Linux on x86-64 with Python 3.11 to 3.13; "
             "name one with make PYTHON=/path/to/python3.11"
         )
+
+
+def check_glibc(name: str, libc: str) -> None:
+    """Refuse a C library that is too old, before anything is downloaded.
+
+    Args:
+        name: The machine.
+        libc: Such as "glibc 2.28": what `getconf GNU_LIBC_VERSION` prints.
+    """
+    match = re.search(r"(\d+)\.(\d+)", libc)
+    if not match or (int(match[1]), int(match[2])) < GLIBC:
+        raise SetupError(
+            f"{name}: its C library is {libc or 'not glibc'}; the packages need glibc "
+            f"{'.'.join(map(str, GLIBC))} or newer; use the container, slurm/containers/kit.def"
+        )
+
+
+def glibc() -> str:
+    """The C library of this machine."""
+    return os.confstr("CS_GNU_LIBC_VERSION") or ""
 
 
 def check_system() -> None:

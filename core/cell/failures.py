@@ -113,6 +113,13 @@ KNOWN_FAILURES = [
         "make room or choose another --runs",
     ),
     _known(
+        "no compiler",
+        r"Failed to find C compiler|no C compiler on PATH|Python\.h: No such file|"
+        r"InvalidCxxCompiler|No working C\+\+ compiler",
+        "setup: [module load gcc] in the cluster profile, or a Python with its headers "
+        "(Debian: gcc, g++, python3-dev)",
+    ),
+    _known(
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
         "run or submit again when the disk is well; another --runs if it stays",

@@ -3,10 +3,19 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from core.cell.identity import Cell
+from core.model_size import shape, trained
 from core.paths import ROOT
+from core.recipe import Training
+from core.stages import STAGE_INFO
+from study.commands import shakedown
 from study.spec import expand
 from study.spec.load import load_study
+
+SHAKEDOWN = ROOT / "studies/shakedown.yaml"
+SHAKEDOWN_WAITS = 6  # it takes twenty minutes or so, beside the queue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,22 +37,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=300,
         metavar="SECONDS",
-        help="time limit for the jobs that inspect nodes",
+        help="time limit for the jobs that inspect nodes; six times as long for a shakedown",
+    )
+    parser.add_argument(
+        "--shakedown",
+        action="store_true",
+        help="then run every GPU path once, by studies/shakedown.yaml or STUDY",
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="with --shakedown: set the profile's `measured`"
     )
     parser.add_argument("--json", action="store_true", help="print data instead of text")
+
+
+def step_checkpoint_bytes(cell: Cell) -> int:
+    """Size of one step checkpoint of a training: what it trains and the optimizer's moments."""
+    recipe = Training.from_settings(cell.settings["recipe"], cell.resources)
+    weight_bytes = 2 if recipe.dtype == "bf16" else 4
+    tensors = 2 if recipe.optimizer == "adamw_8bit" else 3  # the weight and its moments
+    return trained(shape(cell), recipe) * weight_bytes * tensors
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the report. Returns 1 where a check failed."""
     from slurm.doctor import doctor, show
 
-    cells = expand.in_order(expand.analysis(load_study(args.study))) if args.study else None
-    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait)
+    study_file = args.study or (SHAKEDOWN if args.shakedown else None)
+    cells = expand.in_order(expand.analysis(load_study(study_file))) if study_file else None
+    checkpoints: dict[str, int] = {}
+    for cell in cells or []:
+        if STAGE_INFO[cell.stage].trains:
+            size = step_checkpoint_bytes(cell)
+            checkpoints[cell.stage] = max(checkpoints.get(cell.stage, 0), size)
+    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait, checkpoints)
+    rows = []
+    failed = any(check.state == "failed" for check in report)
+    if not args.json:
+        print(show(report))
+    if args.shakedown and study_file and not failed:
+        rows = _shakedown(args, study_file)
+        failed = any(row["state"] != shakedown.WORKS for row in rows)
     if args.json:
-        rows = [
+        checks = [
             {"name": c.name, "state": c.state, "found": c.finding, "fix": c.fix} for c in report
         ]
-        print(json.dumps(rows, indent=1))
-    else:
-        print(show(report))
-    return 1 if any(check.state == "failed" for check in report) else 0
+        print(json.dumps({"checks": checks, "shakedown": rows} if rows else checks, indent=1))
+    return 1 if failed else 0
+
+
+def _shakedown(args: argparse.Namespace, study_file: Path) -> list[dict[str, Any]]:
+    """Run the shakedown, print its page and write what it measured. Returns its rows."""
+    rows = shakedown.shakedown(
+        study_file, args.cluster, args.runs.absolute(), SHAKEDOWN_WAITS * args.wait
+    )
+    if not args.json:
+        print(f"\n{shakedown.show(rows)}")
+    rates = shakedown.measured(rows)
+    if args.write and rates:
+        from slurm.profile import FOLDER
+
+        path = args.cluster if args.cluster.exists() else FOLDER / f"{args.cluster}.yaml"
+        shakedown.write_measured(path, rates)
+    return rows

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -55,7 +56,10 @@ WELL: dict[str, Any] = {
     "paths": [],
     "addresses": {"api.example.org:443": ""},
     "gpus": {"torch": "2", "built for": "12.8", "driver": "12.4", "cards": [["H100", 79]] * 4},
-    "all-reduce": {"backend": "nccl", "right": True, "seconds": 0.1},
+    "write rate": 1e9,
+    "compiler": {"seconds": 3.0},
+    "vLLM": {"seconds": 30.0},
+    "all-reduce": {"backend": "nccl", "ranks": 4, "right": True, "seconds": 0.1},
 }
 CHANGES = [
     ("shared folder", {"shared": {"same": False}}, "failed", "does not show"),
@@ -67,7 +71,10 @@ CHANGES = [
     ("locks", {"shared": {"doctor lock": "taken"}}, "warning", "between machines"),
     ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
     ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
-    ("python", {"commands": ["scontrol"]}, "failed", "scontrol"),
+    ("python", {"commands": ["scontrol"]}, "warning", "scontrol"),
+    ("write rate", {"write rate": 1e8}, "warning", "96 GB takes 960 s"),
+    ("compiler", {"compiler": {"error": "RuntimeError: no C compiler"}}, "failed", "no C compiler"),
+    ("vLLM", {"vLLM": {"error": "no space left on device"}}, "failed", "no space left"),
     (
         "packages",
         {"packages": {"failed": "vllm", "why": "ImportError: libcudart.so.12"}},
@@ -82,13 +89,14 @@ CHANGES = [
 
 
 def visit(facts: dict[str, Any]) -> Visit:
-    profile = Profile({"default": Resources(5)})
+    profile = Profile({"default": Resources(5)}, max_submit=10, signal_seconds=100)
     made = Visit(
         "gpu",
         Resources(5, gpus_per_node=4),
         ["judge"],
         profile,
         job="1",
+        checkpoint_bytes=96 * 10**9,
         addresses={"api.example.org:443": ["judge"]},
     )
     made.facts = [
@@ -133,4 +141,41 @@ def test_a_node_that_wrote_nothing_fails(tmp_path: Path) -> None:
     made = visit(WELL)
     made.resources = dataclasses.replace(made.resources, nodes=2)
     report = by_name(report_visit(made, tmp_path))
-    assert report["gpu: node"].state == "failed" and "1 of 2 nodes" in report["gpu: node"].finding
+    assert report["gpu: node"].state == "failed" and "1 of 2 tasks" in report["gpu: node"].finding
+
+
+def test_what_a_node_without_a_compiler_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(RuntimeError, match="no C compiler on PATH"):
+        probe.compile_extension(str(tmp_path))
+
+
+@pytest.mark.multiprocess
+def test_a_compiler_needs_the_headers_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc on this machine")
+    monkeypatch.setenv("CC", "gcc")
+    if (Path(probe.sysconfig.get_path("include")) / "Python.h").exists():
+        probe.compile_extension(str(tmp_path))
+    monkeypatch.setattr(probe.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(RuntimeError, match=r"gcc: .*Python\.h"):
+        probe.compile_extension(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_fast_a_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "WRITE_BYTES", 2 * 8 * 2**20)
+    assert probe.write_rate(tmp_path / "written") > 0 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.vllm
+def test_vllm_starts_on_the_checkpoint_of_doctor(tmp_path: Path) -> None:
+    assert probe.start_vllm(tmp_path / "model")["seconds"] > 0
+    (tmp_path / "file").touch()
+    refused = probe.start_vllm(tmp_path / "file")
+    assert refused["error"]

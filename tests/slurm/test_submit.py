@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from slurm.executor import executor
-from slurm.job import export_ranks
+from slurm.executor import script as batch_script
+from slurm.job import CellJob, export_ranks
 from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from tests.slurm.batch_script import BatchScript, split
@@ -334,7 +337,7 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.slurm
-def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "RANK",
         "WORLD_SIZE",
@@ -352,7 +355,7 @@ def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: 
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         monkeypatch.setenv(name, "")
-    fake.say("config", "gpu1\ngpu2\n")
+    monkeypatch.setenv("PATH", "/nowhere")  # as in a container, where there is no scontrol
     export_ranks("ib0")
     assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
         "3",
@@ -362,3 +365,66 @@ def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch, fake: 
     ]
     assert os.environ["MASTER_ADDR"] == "gpu1" and os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
     assert 15000 <= int(os.environ["MASTER_PORT"]) < 30000
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("state, requeued", [("RUNNING", True), ("CANCELLED", False)])
+def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
+    state: str, requeued: bool, tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container lacks Slurm's commands. The job leaves a file, and the shell outside acts."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(SlurmJobEnvironment, "_requeue", SlurmJobEnvironment._requeue)
+        patch.setenv("PATH", "/nowhere")
+        patch.setattr(sys, "path", list(sys.path))
+        CellJob(str(ROOT), ())()
+        SlurmJobEnvironment()._requeue(3)
+    flag = tmp_path / "requeue-7"
+    assert flag.exists(), "left over by a node that failed, which must not requeue the next run"
+    profile = Profile(
+        stages={"default": Resources(10)}, scratch=f"{tmp_path}/scratch-$SLURM_JOB_ID"
+    )
+    for name, body in {
+        "srun": f'mkdir "$TMPDIR"; [ ! -e {flag} ] && [ -e {tmp_path}/asks ] && touch {flag}; exit 9',
+        "squeue": f"echo {state}",
+        "scontrol": f'echo "$@" >> {tmp_path}/said',
+    }.items():
+        (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+    text = batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path))
+    for asks in (False, True):
+        (tmp_path / "asks").touch() if asks else None
+        assert subprocess.run(["bash", "-c", text]).returncode == 9, "srun's exit status"
+        assert not flag.exists() and not (tmp_path / "scratch-7").exists()
+        assert (tmp_path / "said").exists() == (asks and requeued)
+    if requeued:
+        assert (tmp_path / "said").read_text() == "requeue 7\n"
+
+
+@pytest.mark.usefixtures("fake")
+def test_caches_outlast_a_job_and_its_scratch_does_not(tmp_path: Path) -> None:
+    def of(**keys: Any) -> BatchScript:
+        profile = Profile(stages={"default": Resources(10)}, **keys)
+        return BatchScript.parse(
+            batch_script(executor("a", Resources(10), profile, tmp_path, tmp_path))
+        )
+
+    job = of(cache="/shared/cache", scratch="/tmp/$SLURM_JOB_ID", signal_seconds=150)
+    assert job.directives["signal"] == "USR2@150"
+    for name in (
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "VLLM_CACHE_ROOT",
+        "FLASHINFER_WORKSPACE_BASE",
+        "CUDA_CACHE_PATH",
+        "TILELANG_CACHE_DIR",
+        "HF_HOME",
+    ):
+        assert job.exports[name].startswith("/shared/cache/"), name
+    remove = 'rm -rf -- "/tmp/$SLURM_JOB_ID"'
+    assert remove in job.setup
+    home = of(scratch="/tmp/$SLURM_JOB_ID").exports["TORCHINDUCTOR_CACHE_DIR"]
+    assert "$HOME" in home, "torch's own is in TMPDIR"
+    shared = of(scratch="/scratch/shared")
+    assert not any("rm -rf" in line for line in shared.setup), "it is not of this job alone"

@@ -7,6 +7,7 @@ because a cluster reacts slowly. A training pauses after each step until it has 
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -75,10 +76,13 @@ class Study:
     code: Path
     cells: list[Cell]
     resources: Resources
+    python: str | None = None
 
     def submit(self) -> dict[str, Any]:
         profile = Profile(
-            stages={"default": self.resources}, setup=[f"export PYTHONPATH={self.base.parents[1]}"]
+            stages={"default": self.resources},
+            setup=[f"export PYTHONPATH={self.base.parents[1]}"],
+            python=self.python,
         )
         return submit([toy.MODEL, toy.DOCUMENTS, *self.cells], self.base, profile, "lab", self.code)
 
@@ -127,6 +131,10 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
         "controller": Study(runs / "controller/study", code, [FIRST, BEHIND], small),
         "requeued": Study(runs / "requeued/study", code, [FIRST], small),
         "told": Study(runs / "told/study", code, [FIRST], small),
+        # As in a container, where there are none of Slurm's commands.
+        "container": Study(
+            runs / "container/study", code, [FIRST], small, f"env PATH=/nowhere {sys.executable}"
+        ),
         "cancelled": Study(runs / "cancelled/study", code, [FIRST, SECOND], small),
         "preempted": Study(
             runs / "preempted/study",
@@ -176,9 +184,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     subprocess.run([lab, "fail", broken], check=True)
     job["limit"] = studies["limit"].start()
     ask("scontrol", "requeue", job["requeued"])
-    ask(
-        "scancel", "--signal=TERM", job["told"]
-    )  # all that a preemption is on many clusters, for a while
+    for name in ("told", "container"):  # all that a preemption is on many clusters, for a while
+        ask("scancel", "--signal=TERM", job[name])
     ask("scancel", f"{job['cancelled']}_1")
     urgent = ask(
         "sbatch",
@@ -197,7 +204,7 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     note(f"cancelled; preempting by {urgent.strip()}")
     facts = studies["cancelled"].submit()
     assert (facts["submitted"], facts["queued"]) == (1, 1)
-    pending = {"requeued": 1, "told": 1, "preempted": 1, "node": 1, "limit": 2}
+    pending = {"requeued": 1, "told": 1, "container": 1, "preempted": 1, "node": 1, "limit": 2}
     # What Slurm will start again is not submitted again.
     assert not any(studies[name].submit()["submitted"] for name in pending)
     studies["cancelled"].hurry()
@@ -230,6 +237,7 @@ LIVES = {
     "limit": [3],
     "requeued": [2],
     "told": [2],
+    "container": [2],
     "cancelled": [1, 2],
     "controller": [1, 1],
 }

@@ -21,11 +21,20 @@
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -50,11 +59,20 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -80,11 +98,20 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -110,11 +137,20 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -140,11 +176,20 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -170,11 +215,20 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -199,7 +253,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+
+# teardown
+status=$?
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

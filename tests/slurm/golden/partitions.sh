@@ -15,12 +15,12 @@
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -28,14 +28,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -55,12 +69,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --partition=long
 #SBATCH --qos=long
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=1440
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -68,14 +82,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -96,12 +124,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=720
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -109,14 +137,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+timeout 60 srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 rm -rf -- "/local/$SLURM_JOB_ID" 2>/dev/null
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -137,12 +179,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -150,14 +192,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=12 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -179,12 +235,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -192,14 +248,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -219,12 +289,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=480
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -232,14 +302,28 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -258,12 +342,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
 module purge
-module load cuda/12.8
+module load gcc
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -271,10 +355,25 @@ export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
 export TRITON_CACHE_DIR="/project/mygroup/cache/triton"
+export TORCHINDUCTOR_CACHE_DIR="/project/mygroup/cache/inductor"
+export FLASHINFER_WORKSPACE_BASE="/project/mygroup/cache/flashinfer"
+export CUDA_CACHE_PATH="/project/mygroup/cache/cuda"
+export TILELANG_CACHE_DIR="/project/mygroup/cache/tilelang"
 export HF_HUB_OFFLINE=1
 export HF_DATASETS_OFFLINE=1
 export TRANSFORMERS_OFFLINE=1
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+
+# teardown
+status=$?
+rm -rf -- "/local/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

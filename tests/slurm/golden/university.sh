@@ -15,11 +15,10 @@
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -27,11 +26,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=4 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -50,11 +63,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=720
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -62,11 +74,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -87,11 +113,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=480
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -99,11 +124,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -124,11 +163,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -136,11 +174,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -161,11 +213,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=120
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -173,11 +224,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=8 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -197,11 +262,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -209,11 +273,25 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
 
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
 #!/bin/bash
 
 # Parameters
@@ -232,11 +310,10 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
 #SBATCH --requeue
-#SBATCH --signal=USR2@90
+#SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
-module load cuda/12.8
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
@@ -244,7 +321,22 @@ export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
 export TRITON_CACHE_DIR="/home/jane/.cache/kit/triton"
+export TORCHINDUCTOR_CACHE_DIR="/home/jane/.cache/kit/inductor"
+export FLASHINFER_WORKSPACE_BASE="/home/jane/.cache/kit/flashinfer"
+export CUDA_CACHE_PATH="/home/jane/.cache/kit/cuda"
+export TILELANG_CACHE_DIR="/home/jane/.cache/kit/tilelang"
+rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
+trap : TERM
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /shared/runs/tiny/slurm/jobs/%j_%t_log.err --cpus-per-task=2 --kill-on-bad-exit=1 PYTHON -u -m submitit.core._submit /shared/runs/tiny/slurm/jobs
+
+
+# teardown
+status=$?
+rm -rf -- "/tmp/$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status

@@ -1,0 +1,71 @@
+"""Ask a GPU node of a cluster for its driver and C library, by a job of seconds.
+
+    python -m slurm.node CLUSTER
+
+`tools/cluster_environment.py` chooses the packages by the answer.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from core.errors import UserError
+from core.stages import TRAINING_STAGES, VLLM_STAGES
+from slurm import slurm_cli
+from slurm.cluster_limits import gpus
+from slurm.profile import Profile, Resources, load_profile
+
+WAIT_SECONDS = 3600
+# One answer a line: the packages are not there yet, so the node's Python is not asked.
+_QUESTIONS = (
+    "hostname; uname -m; getconf GNU_LIBC_VERSION; "
+    "nvidia-smi --query-gpu=driver_version --format=csv,noheader || true"
+)
+
+
+def ask_node(profile: Profile) -> dict[str, str]:
+    """`host`, `machine`, `glibc` and `driver` of a node that has the profile's GPUs.
+
+    Raises UserError where the profile requests no GPU, or Slurm gives no node.
+    """
+    resources = gpu_resources(profile)
+    options = ["--job-name=node", "--nodes=1", "--ntasks=1", "--time=5", "--quiet"]
+    # One GPU of the type that the profile names.
+    kind = str(resources.gpus_per_node).rpartition(":")[0]
+    options.append(f"--gpus-per-node={kind}:1" if kind else "--gpus-per-node=1")
+    for key in ("partition", "account", "qos", "constraint"):
+        if value := getattr(resources, key):
+            options.append(f"--{key}={value}")
+    with slurm_cli.clean_environment():
+        slurm_cli.require_slurm()
+        result = subprocess.run(
+            ["srun", *options, "sh", "-c", _QUESTIONS],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
+    lines = result.stdout.splitlines()
+    if result.returncode or len(lines) < 3:
+        reason = slurm_cli.last_line(result.stderr) or "no answer"
+        raise UserError(where="srun", what=reason, fix="correct the profile's stages with GPUs")
+    host, machine, glibc, *driver = lines
+    return {"host": host, "machine": machine, "glibc": glibc, "driver": "".join(driver[:1])}
+
+
+def gpu_resources(profile: Profile) -> Resources:
+    """What the first stage with GPUs requests. Raises UserError where none does."""
+    for stage in (*TRAINING_STAGES, *sorted(VLLM_STAGES)):
+        if gpus(resources := profile.resources(stage)):
+            return resources
+    raise UserError(
+        where="stages", what="no stage has gpus_per_node", fix="name the cluster's GPUs there"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(ask_node(load_profile(Path(sys.argv[1])))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

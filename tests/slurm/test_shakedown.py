@@ -1,0 +1,158 @@
+"""`doctor --shakedown`: its layouts, its page, what it writes into the profile, and a whole one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.cell.identity import Cell
+from slurm.profile import Profile, Resources, load_profile
+from study.commands import shakedown
+from study.commands.doctor import SHAKEDOWN
+from study.spec import expand
+from study.spec.load import load_study
+from tests.slurm.places import ROOT, Lab
+
+CELL = Cell("likelihood", "answers", {}, {}, {})
+
+
+def resources_of(gpus: int | str, nodes: int, tasks: int) -> list[Resources]:
+    full = Resources(60, gpus_per_node=gpus, nodes=nodes, tasks_per_node=tasks)
+    profile = Profile({"default": Resources(10), "midtrain": full, "sft": full})
+    places = shakedown.training_layouts(profile)
+    assert [place.seed for place in places] == list(range(len(places)))
+    assert all(p.profile.resources("judge") == Resources(10) for p in places)
+    return [place.profile.resources("midtrain") for place in places]
+
+
+def test_layouts_go_from_one_gpu_to_two_nodes() -> None:
+    assert [(r.nodes, r.tasks_per_node, r.gpus_per_node) for r in resources_of("h100:4", 1, 4)] == [
+        (1, 1, "h100:1"),
+        (1, 4, "h100:4"),
+        (2, 4, "h100:4"),
+    ]
+    assert [(r.nodes, r.tasks_per_node, r.gpus_per_node) for r in resources_of(0, 2, 2)] == [
+        (1, 1, 0),
+        (1, 2, 0),
+        (2, 2, 0),
+    ]
+    assert [(r.nodes, r.gpus_per_node) for r in resources_of(1, 1, 1)] == [(1, 1), (2, 1)]
+
+
+def test_the_study_runs_every_kind_of_training_on_every_layout() -> None:
+    cells = expand.in_order(expand.analysis(load_study(SHAKEDOWN)))
+    trained = [cell for cell in cells if cell.stage == "midtrain"]
+    recipes = [cell.settings["recipe"] | {"seed": cell.settings["seed"]} for cell in trained]
+    assert len(recipes) == 15
+    for seed in range(3):
+        alike = [recipe for recipe in recipes if recipe["seed"] == seed]
+        assert {recipe["dtype"] for recipe in alike} == {"mixed", "bf16"}
+        assert sum(bool(recipe.get("lora")) for recipe in alike) == 1
+        assert sum(recipe.get("optimizer") == "adamw_8bit" for recipe in alike) == 1
+    assert {shakedown.training_seed(cell) for cell in cells} == {0, 1, 2}
+    assert {"sft", "generate", "likelihood", "judge"} <= {cell.stage for cell in cells}
+
+
+# What each planted fault leaves at the end of a log -> words of the page.
+FAULTS = {
+    "no usable driver": (
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 12040).",
+        ["GPU driver too old", "requirements-cuda12.txt"],
+    ),
+    "no compiler": (
+        "RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
+        ["compiler", "module load gcc"],
+    ),
+    "a full cache": (
+        "OSError: [Errno 28] No space left on device: '/home/me/.cache/vllm/torch_compile_cache'",
+        ["no disk space", "make room"],
+    ),
+    "a wrong interface": (
+        "RuntimeError: [enforce fail at gloo/transport/tcp/device.cc:86] rp != nullptr. "
+        "Unable to find address for: nope0",
+        ["collective timeout", "nope0", "network interface"],
+    ),
+    "too little memory": (
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=5.0. Some of the step tasks died",
+        ["out of memory", "give the stage more memory"],
+    ),
+    "a killed rank": (
+        "srun: error: cpu2: task 1: Killed",
+        ["killed", "a rank that died"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_page_names_a_fault_and_its_cure(fault: str, tmp_path: Path) -> None:
+    from study.commands.status import look
+
+    line, words = FAULTS[fault]
+    folder = tmp_path / CELL.relpath
+    folder.mkdir(parents=True)
+    text = (
+        f"2026-11-29T21:00:00Z likelihood starts (process 7)\nTraceback:\n  File one.py\n{line}\n"
+    )
+    (folder / "log.txt").write_text(text)
+    (state,) = look([CELL], tmp_path, "studies/shakedown.yaml")["cells"]
+    page = shakedown.show([shakedown.judge(CELL, tmp_path, state, "1 task")])
+    assert page.startswith("fails")
+    for word in words:
+        assert word in page, page
+
+
+def test_the_page_says_what_works_and_how_fast() -> None:
+    rows = [
+        {"layout": "1 task", "what": "midtrain mixed", "state": "works", "finding": "", "fix": ""}
+        | {"tokens_per_second": 50_100.0, "flops": 4.1e14, "mfu": 0.417, "peak_gb": 61.5}
+        | {"compiled": True},
+        {
+            "layout": "2 nodes",
+            "what": "submission",
+            "state": "fails",
+            "finding": "one",
+            "fix": "two",
+        },
+    ]
+    page = shakedown.show(rows)
+    assert page.splitlines()[0].endswith("submission 2 nodes: one") and "two" in page
+    for word in ("50,100", "410", "41.7%", "61.5", "1 works, 0 still waits, 0 not run, 1 fails"):
+        assert word in page, page
+    assert shakedown.measured(rows) == {"training_flops": 4.1e14}
+    assert shakedown.measured(rows[1:]) == {}
+
+
+def test_what_is_measured_is_written_into_the_profile(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    text = (ROOT / "slurm/clusters/university.yaml").read_text()
+    path.write_text(text)
+    for flops in (3.1e14, 4.1e14):
+        shakedown.write_measured(path, {"training_flops": flops})
+    assert path.read_text().startswith(text) and path.read_text().count("measured:") == 1
+    assert load_profile(path).measured.training_flops == 4.1e14
+
+
+@pytest.mark.slurm
+@pytest.mark.nightly
+def test_a_shakedown_of_two_nodes_by_two_tasks(lab: Lab, tmp_path: Path) -> None:
+    """In miniature, on CPU ranks: all works, and the training that was stopped has resumed."""
+    two = {"minutes": 10, "cpus": 2, "mem_gb": 8.0, "nodes": 2, "tasks_per_node": 2}
+    small = {"minutes": 10, "cpus": 2, "mem_gb": 8.0}
+    cluster = tmp_path / "cluster.yaml"
+    stages: dict[str, Any] = {"default": small, "midtrain": two, "sft": two}
+    cluster.write_text(yaml.safe_dump({"partition": "cpu", "stages": stages}))
+    rows = shakedown.shakedown(
+        ROOT / "tests/small/shakedown.yaml", cluster, tmp_path / "runs", 1200
+    )
+    print(shakedown.show(rows))
+    assert {row["state"] for row in rows} == {"works"}
+    trained = {row["layout"]: row for row in rows if row["what"].startswith("midtrain")}
+    assert trained.keys() == {"1 task", "1 node", "2 nodes"}
+    assert trained["1 task"]["finding"] == "stopped and resumed"
+    ranks = []
+    for seed in range(3):
+        (path,) = (tmp_path / "runs/shakedown").glob(f"midtrain/*-s{seed}-*/manifest.json")
+        ranks.append(json.loads(path.read_text())["counts"]["ranks"])
+    assert ranks == [1, 2, 4]

@@ -1,0 +1,162 @@
+"""Make the environment of a cluster's GPU nodes, from the lock that their driver can run.
+
+    make cluster-env                  reads the driver of this machine
+    make cluster-env CLUSTER=NAME     reads that of a node, by a job with the profile's settings
+    make cluster-env CUDA=13          installs that set, whatever the driver is
+
+The environment is .venv-cuda12 or .venv-cuda13. A profile names it as
+`python: CHECKOUT/.venv-cuda13/bin/python`. It needs nothing but Python's standard library, and
+with CLUSTER the .venv of `make environment`, from which the job is submitted.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import environment as env
+from environment import ROOT, SetupError
+
+CUDA_DRIVERS = {13: 580, 12: 525}  # the oldest driver that runs each CUDA release
+NEEDED_GB = 20  # 9 GB installed, and as much in the installer's cache where links are impossible
+IMPORTS = (
+    "import torch, torchtune, torchao, transformers, vllm, lm_eval, inspect_evals, submitit; "
+    "print('torch', torch.__version__, 'for CUDA', torch.version.cuda, 'vllm', vllm.__version__)"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides which packages can run there."""
+
+    name: str
+    machine: str  # such as x86_64
+    glibc: str  # such as glibc 2.36
+    driver: str | None  # NVIDIA's driver, such as 570.86.15; None: there is none
+
+
+def main(cluster: str, cuda: str) -> int:
+    """Choose a lock and install it. Returns the exit code."""
+    try:
+        here = this_machine()
+        env.check_glibc(here.name, here.glibc)
+        target = node_of(cluster) if cluster else here
+        env.check_glibc(target.name, target.glibc)
+        number, reason = (int(cuda), "as asked") if cuda else choose(target)
+        lock = lock_of(number, target.machine)
+        print(f"{target.name}: {reason}\ninstalling {lock.relative_to(ROOT)}", flush=True)
+        install(lock, ROOT / f".venv-cuda{number}")
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def this_machine() -> Machine:
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        output = ""
+    return Machine(platform.node(), platform.machine(), env.glibc(), driver_version(output))
+
+
+def driver_version(output: str) -> str | None:
+    """The version in nvidia-smi's output; None where that is an error message or nothing."""
+    match = re.match(r"\d+(\.\d+)+$", output.strip().partition("\n")[0])
+    return match[0] if match else None
+
+
+def node_of(cluster: str) -> Machine:
+    """A GPU node of a cluster profile, asked by a small job."""
+    python = ROOT / ".venv/bin/python"
+    if not python.exists():
+        raise SetupError("CLUSTER needs .venv, from which the job is sent; make environment")
+    command = [str(python), "-m", "slurm.node", cluster]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        raise SetupError(f"no answer from a node of {cluster}:\n{env.last_lines(result.stderr)}")
+    facts = json.loads(result.stdout.splitlines()[-1])
+    driver = driver_version(facts["driver"])
+    return Machine(facts["host"], facts["machine"], facts["glibc"], driver)
+
+
+def choose(machine: Machine) -> tuple[int, str]:
+    """The CUDA release for a machine's driver, and why."""
+    if machine.driver is None:
+        raise SetupError(
+            f"{machine.name}: nvidia-smi shows no driver; name the cluster whose nodes have GPUs: "
+            "make cluster-env CLUSTER=NAME"
+        )
+    major = int(machine.driver.split(".")[0])
+    for cuda, oldest in CUDA_DRIVERS.items():
+        if major >= oldest:
+            return cuda, f"driver {machine.driver} runs CUDA {cuda} ({oldest} or newer)"
+    raise SetupError(
+        f"{machine.name}: driver {machine.driver} is older than {min(CUDA_DRIVERS.values())}, "
+        "which CUDA 12 needs, in a container too; ask the site for a newer driver, or another "
+        "partition"
+    )
+
+
+def lock_of(cuda: int, machine: str) -> Path:
+    """The lock of a CUDA release for this Python and a processor."""
+    suffix = "" if machine == "x86_64" else f"-{machine}"
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    lock = ROOT / f"locks/cuda{cuda}-{python}{suffix}.lock"
+    if not lock.exists():
+        names = ", ".join(sorted(path.stem for path in (ROOT / "locks").glob("*.lock")))
+        raise SetupError(f"no {lock.relative_to(ROOT)}; there are {names}")
+    return lock
+
+
+def install(lock: Path, venv: Path) -> None:
+    """Make `venv` from a lock with its hashes, import the main packages, and mark it ready."""
+    base = env.base_python()
+    digest = hashlib.sha256(f"{venv}\0{base}\0{sys.version}\0".encode() + lock.read_bytes())
+    wanted = digest.hexdigest()
+    free = shutil.disk_usage(venv.parent).free / 1e9
+    with env.only_one(venv):
+        if env.is_ready(venv, wanted):
+            print(f"{venv} is up to date")
+            return
+        if free < NEEDED_GB:
+            raise SetupError(f"{venv}: needs {NEEDED_GB} GB of disk, and {free:.1f} GB are free")
+        env.clear(venv)
+        temporary = venv / "tmp"
+        temporary.mkdir()
+        environment = env.clean(dict(os.environ)) | {"TMPDIR": str(temporary)}
+        python = str(venv / "bin/python")
+        with env.step(1, "Python and uv"):
+            env.run([base, "-m", "venv", str(venv)], environment)
+            settings = env.pip_settings(python, environment)
+            tools = temporary / "tools.txt"
+            pins = (ROOT / env.HASHES).read_text()
+            tools.write_text(env.pin("uv", pins) + env.pin("setuptools", pins))
+            pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+            env.run([*pip, "-r", str(tools)], env.for_pip(settings, environment))
+        uv = [str(venv / "bin/uv"), "pip", "install", "--python", python]
+        options = [*env.uv_options(settings), "--no-deps", "--no-build-isolation"]
+        with env.step(2, "setuptools of the lock"):
+            first = temporary / "setuptools.txt"
+            text = lock.read_text()
+            first.write_text(env.pin("setuptools", text) if "\nsetuptools==" in text else "")
+            variables = env.for_uv(settings, environment, venv)
+            env.run([*uv, *options, "--require-hashes", "-r", str(first)], variables)
+        with env.step(3, f"{text.count('==')} packages (9 GB)"):
+            env.run([*uv, *options, "--require-hashes", "-r", str(lock)], variables)
+        with env.step(4, "import of the main packages"):
+            env.run([python, "-c", IMPORTS], environment)
+        shutil.rmtree(temporary)
+        (venv / "ready").write_text(wanted)
+    print(f"python: {python}     in the cluster profile", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))
