@@ -106,6 +106,13 @@ def run(context: StageContext) -> dict[str, int | float]:
     }
 
 
+def preload() -> None:
+    """Import what `run` imports later."""
+    import inspect_ai  # noqa: F401
+
+    engine.preload()
+
+
 def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling) -> list[int]:
     """The seed of each answer: of each prompt (token ids), one for each epoch.
 

@@ -139,10 +139,16 @@ def check_lengths(lm: Any, lengths: Iterable[tuple[str, int, int]]) -> None:
     )
 
 
-def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
+def preload() -> None:
+    """Import vLLM as `open_engine` needs it, without starting an engine."""
     set_environment()
     with gc_disabled():  # an eighth of the import
-        from lm_eval.models.vllm_causallms import VLLM
+        import lm_eval.models.vllm_causallms  # noqa: F401
+
+
+def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
+    preload()
+    from lm_eval.models.vllm_causallms import VLLM
 
     if on_cpu():
         import torch
