@@ -109,6 +109,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 def preload() -> None:
     """Import what `run` imports later."""
     import inspect_ai  # noqa: F401
+    import inspect_evals._registry  # noqa: F401 (Inspect imports it to look for the task)
 
     engine.preload()
 

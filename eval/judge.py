@@ -91,7 +91,7 @@ def preload() -> None:
     """Import what `run` imports later."""
     import anyio  # noqa: F401
     import inspect_ai.log  # noqa: F401
-    import inspect_evals.anima  # noqa: F401
+    import inspect_evals._registry  # noqa: F401 (Inspect imports it to look for the judge)
     import openai  # noqa: F401
     import pandas  # noqa: F401
     import uvicorn  # noqa: F401

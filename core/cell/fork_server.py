@@ -32,6 +32,7 @@ from core.paths import ROOT
 
 POLL_SECONDS = 0.02
 INTERRUPTED = 128 + signal.SIGINT
+IMPORTS = -1  # stands for a child's number, when the server has imported everything
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,21 @@ class ForkServer:
     def start(self, folders: Sequence[Path], environment: dict[str, str]) -> "Child":
         """Run these cells one after another in a child; `environment` is added to its own."""
         number = next(self._numbers)
-        self.send(Batch(number, tuple(folders), environment))
+        self._send(Batch(number, tuple(folders), environment))
         return Child(self, number)
 
-    def send(self, message: object) -> None:
-        """Send to the server. That it is dead shows in its children's status."""
-        with contextlib.suppress(OSError):
+    def signal(self, number: int, signal_number: int) -> None:
+        """Send a signal to a child, unless it has ended."""
+        self._send((number, signal_number))
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(OSError):  # that it is dead shows in its children's status
             self._connection.send(message)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has imported everything, or died."""
+        return self.status(IMPORTS) is not None
 
     def status(self, number: int) -> int | None:
         """The exit status of a child, as Popen's returncode; None while it runs.
@@ -120,7 +129,7 @@ class Child:
 
     def send_signal(self, signal_number: int) -> None:
         """Send a signal, unless it has ended."""
-        self.server.send((self.number, signal_number))
+        self.server.signal(self.number, signal_number)
 
     def wait(self) -> int:
         """Block until it has ended; returns the exit status."""
@@ -144,6 +153,7 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
     error = _import(stages, Path(log_folder))
     # Else each child's collections would write to, and so copy, the pages of all that is imported.
     gc.freeze()
+    connection.send((IMPORTS, 0))
     children: dict[int, ForkProcess] = {}
     context = multiprocessing.get_context("fork")
     while True:

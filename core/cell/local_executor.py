@@ -147,6 +147,8 @@ class _Executor:
                 self._start(batch)
             if not self.running:
                 break  # all remaining cells need a failed cell
+            if len(self.running) < self.slots:
+                self._import_ahead()
             time.sleep(0.05)
             for job in list(self.running):
                 self._follow(job)
@@ -230,6 +232,15 @@ class _Executor:
             stages = [name for name in stages if STAGE_INFO[name].imports == group]
             server = self.servers[group] = ForkServer(stages, self.base / cell.relpath)
         return server
+
+    def _import_ahead(self) -> None:
+        """While a slot has nothing to do, import what later cells need."""
+        if all(server.ready for server in self.servers.values()):
+            later = sorted(self.todo.values(), key=lambda cell: GROUPS.index(_group(cell)))
+            groups = self.servers.keys()
+            cells = (cell for cell in later if STAGE_INFO[cell.stage].imports not in groups)
+            if cell := next(cells, None):
+                self._server(cell)
 
     def _end(self, job: Running, status: int) -> None:
         """Take note of a job's end."""
