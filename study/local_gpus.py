@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
 from core.errors import Problem, UserError
-from core.gpus import visible_gpus
 from core.model_size import memory, shape
 from core.stages import VLLM_STAGES
+from core.visible_gpus import visible_gpus
 from study.forecast.training_cost import is_training, recipe_of
 
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM: its GPUs are the product

@@ -150,7 +150,7 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
     # Ctrl-C reaches all processes of the terminal. The children act on it as the executor would.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(descriptor))
-    error = _import(stages, Path(log_folder))
+    _import(stages, Path(log_folder))
     # Else each child's collections would write to, and so copy, the pages of all that is imported.
     gc.freeze()
     connection.send((IMPORTS, 0))
@@ -163,7 +163,7 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
             except EOFError:
                 return
             if isinstance(message, Batch):
-                arguments = (message, error, connection, on_interrupt, os.getpid())
+                arguments = (message, connection, on_interrupt, os.getpid())
                 child = context.Process(target=_run, args=arguments)
                 child.start()
                 children[message.number] = child
@@ -177,20 +177,18 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
                 del children[number]
 
 
-def _import(stages: Sequence[str], log_folder: Path) -> Exception | None:
-    """Import the stages and what they need. Returns the error, which each batch then reports."""
+def _import(stages: Sequence[str], log_folder: Path) -> None:
+    """Import the stages and what they need.
+
+    What can't be imported is left to its cells, which then have the error in their logs.
+    """
     with log_to(log_folder):
-        try:
-            for stage in stages:
+        for stage in stages:
+            with contextlib.suppress(Exception):
                 preload(stage)
-        except Exception as error:
-            return error
-    return None
 
 
-def _run(
-    batch: Batch, error: Exception | None, connection: Connection, on_interrupt: Any, server: int
-) -> None:
+def _run(batch: Batch, connection: Connection, on_interrupt: Any, server: int) -> None:
     """A child: run the cells of a batch, and exit as `python -m study cell` would."""
     _die_with_parent()
     if os.getppid() != server:
@@ -200,17 +198,12 @@ def _run(
     os.environ.update(batch.environment)
     atexit._clear()  # what the imports have registered is for the server's end
     try:
-        if error:
-            with log_to(batch.folders[0]):
-                raise error
         if _uses_cuda():
             command = [sys.executable, "-m", "study", "cell", "--log", *map(str, batch.folders)]
             os.execv(sys.executable, command)
         status = run_cells(batch.folders)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except Exception:
-        status = 1
     atexit._run_exitfuncs()
     sys.exit(status)
 

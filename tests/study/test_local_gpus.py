@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from core import gpus
+from core import visible_gpus as smi
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.gpus import Gpu, visible_gpus
+from core.visible_gpus import Gpu, visible_gpus
 from study import local_gpus
 from study.spec.expand import analysis, in_order
 from study.spec.load import load_study
@@ -107,7 +107,7 @@ def test_the_driver_lists_the_gpus_and_the_environment_leaves_some(
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho '0, 81920'; echo '1, [N/A]'\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(gpus, "COMMAND", (str(tool), *gpus.COMMAND[1:]))
+    monkeypatch.setattr(smi, "COMMAND", (str(tool), *smi.COMMAND[1:]))
     environment = {} if names is None else {"CUDA_VISIBLE_DEVICES": names}
     assert visible_gpus(environment) == expected
     tool.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
