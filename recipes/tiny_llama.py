@@ -150,10 +150,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
     todo = deque[ast.AST]([tree])
     while todo:
         node = todo.popleft()
-        children = ast.iter_child_nodes(node)
-        todo.extend(
-            c for c in children if isinstance(c, ast.stmt | ast.excepthandler | ast.match_case)
-        )
+        todo.extend(c for c in ast.iter_child_nodes(node) if isinstance(c, STATEMENTS))
         yield node
 
 

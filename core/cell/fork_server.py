@@ -35,15 +35,6 @@ INTERRUPTED = 128 + signal.SIGINT
 IMPORTS = -1  # stands for a child's number, when the server has imported everything
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Cells for one child, in order, and the variables that its environment has besides."""
-
-    number: int
-    folders: tuple[Path, ...]
-    environment: dict[str, str]
-
-
 class ForkServer:
     """A server of some stages' cells, seen from the executor that starts it.
 
@@ -82,7 +73,7 @@ class ForkServer:
     def start(self, folders: Sequence[Path], environment: dict[str, str]) -> "Child":
         """Run these cells one after another in a child; `environment` is added to its own."""
         number = next(self._numbers)
-        self._send(Batch(number, tuple(folders), environment))
+        self._send((number, tuple(folders), environment))
         return Child(self, number)
 
     def signal(self, number: int, signal_number: int) -> None:
@@ -146,7 +137,7 @@ def _die_with_parent() -> None:
 
 
 def main(descriptor: str, log_folder: str, *stages: str) -> None:
-    """The server: import, then fork a child for each `Batch` until the executor closes."""
+    """The server: import, then fork a child for each batch until the executor closes."""
     # Ctrl-C reaches all processes of the terminal. The children act on it as the executor would.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(int(descriptor))
@@ -162,15 +153,15 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
                 message = connection.recv()
             except EOFError:
                 return
-            if isinstance(message, Batch):
-                arguments = (message, connection, on_interrupt, os.getpid())
-                child = context.Process(target=_run, args=arguments)
-                child.start()
-                children[message.number] = child
-            else:
-                number, signal_number = message
-                if number in children and children[number].exitcode is None:
-                    os.kill(children[number].pid or 0, signal_number)
+            match message:
+                case number, folders, environment:
+                    arguments = (folders, environment, connection, on_interrupt, os.getpid())
+                    children[number] = context.Process(target=_run, args=arguments)
+                    children[number].start()
+                case number, signal_number:
+                    child = children.get(number)
+                    if child and child.exitcode is None and child.pid:
+                        os.kill(child.pid, signal_number)
         for number, child in list(children.items()):
             if child.exitcode is not None:
                 connection.send((number, child.exitcode))
@@ -188,20 +179,26 @@ def _import(stages: Sequence[str], log_folder: Path) -> None:
                 preload(stage)
 
 
-def _run(batch: Batch, connection: Connection, on_interrupt: Any, server: int) -> None:
+def _run(
+    folders: Sequence[Path],
+    environment: dict[str, str],
+    connection: Connection,
+    on_interrupt: Any,
+    server: int,
+) -> None:
     """A child: run the cells of a batch, and exit as `python -m study cell` would."""
     _die_with_parent()
     if os.getppid() != server:
         os._exit(1)  # it died before the kernel had been asked
     signal.signal(signal.SIGINT, on_interrupt)
     connection.close()
-    os.environ.update(batch.environment)
+    os.environ.update(environment)
     atexit._clear()  # what the imports have registered is for the server's end
     try:
         if _uses_cuda():
-            command = [sys.executable, "-m", "study", "cell", "--log", *map(str, batch.folders)]
+            command = [sys.executable, "-m", "study", "cell", "--log", *map(str, folders)]
             os.execv(sys.executable, command)
-        status = run_cells(batch.folders)
+        status = run_cells(folders)
     except KeyboardInterrupt:
         status = INTERRUPTED
     atexit._run_exitfuncs()
@@ -218,7 +215,4 @@ def _uses_cuda() -> bool:
 
 
 if __name__ == "__main__":
-    # By its full name: a Batch that was sent is of that module, not of __main__.
-    from core.cell import fork_server
-
-    fork_server.main(*sys.argv[1:])
+    main(*sys.argv[1:])
