@@ -34,6 +34,8 @@ class StageInfo:
             that is not finished.
         shares_process: Whether ready cells of the group run one after another in one process of
             the local executor, because the start of a process (vLLM, Inspect) takes long.
+        import_group: Stages of one import group need the same imports, which a process of the local
+            executor does once for all of them. None: the job group.
         shards: Whether its cells only shard another cell's work. The number of shards is not part
             of that cell's identity.
         trains: Whether it trains a checkpoint with a recipe.
@@ -49,6 +51,7 @@ class StageInfo:
     shared_input: str | None = None
     follows_input: bool = False
     shares_process: bool = False
+    import_group: str | None = None
     shards: bool = False
     trains: bool = False
     profile_fallback: Stage | None = None
@@ -60,12 +63,17 @@ class StageInfo:
         """The job group: `job_group`, or the stage's own name."""
         return self.job_group or self.name
 
+    @property
+    def imports(self) -> str:
+        """The import group: `import_group`, or the job group."""
+        return self.import_group or self.group
+
 
 # In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
 STAGE_INFO: dict[str, StageInfo] = {
     info.name: info
     for info in (
-        StageInfo("model", "recipes.tiny_llama"),
+        StageInfo("model", "recipes.tiny_llama", import_group="train"),
         StageInfo("drafts", "sdf.drafts", shards=True, profile_fallback="documents", calls=True),
         StageInfo("documents", "sdf.documents", calls=True),
         StageInfo(
@@ -76,8 +84,8 @@ STAGE_INFO: dict[str, StageInfo] = {
             follows_input=True,
             shares_process=True,
         ),
-        StageInfo("midtrain", "recipes.finetune", trains=True),
-        StageInfo("sft", "recipes.finetune", trains=True),
+        StageInfo("midtrain", "recipes.finetune", import_group="train", trains=True),
+        StageInfo("sft", "recipes.finetune", import_group="train", trains=True),
         StageInfo(
             "generate",
             "eval.generate",

@@ -129,6 +129,14 @@ def cache_advice(facts: dict[str, Any], batch: list[list[int]], max_tokens: int)
     )
 
 
+def preload() -> None:
+    """Import what `run` imports later."""
+    import inspect_ai  # noqa: F401
+    import inspect_evals._registry  # noqa: F401 (Inspect imports it to look for the task)
+
+    engine.preload()
+
+
 def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling) -> list[int]:
     """The seed of each answer: of each prompt (token ids), one for each epoch.
 

@@ -88,6 +88,13 @@ def run(context: StageContext) -> dict[str, int | float]:
     }
 
 
+def preload() -> None:
+    """Import what `run` imports later."""
+    engine.preload()
+    import lm_eval.tasks  # noqa: F401
+    import pandas  # noqa: F401
+
+
 def write_scores(
     path: Path, samples: list[dict[str, Any]], key: str, parts: dict[str, str]
 ) -> None:

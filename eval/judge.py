@@ -87,6 +87,16 @@ def run(context: StageContext) -> dict[str, int | float]:
     }
 
 
+def preload() -> None:
+    """Import what `run` imports later."""
+    import anyio  # noqa: F401
+    import inspect_ai.log  # noqa: F401
+    import inspect_evals._registry  # noqa: F401 (Inspect imports it to look for the judge)
+    import openai  # noqa: F401
+    import pandas  # noqa: F401
+    import uvicorn  # noqa: F401
+
+
 def check_variant(scorer: Scorer, name: str, variant: str | None) -> None:
     """Raise UserError unless the scorer has this variant; None is the official score."""
     if variant is not None and variant not in scorer.VARIANTS:

@@ -90,6 +90,14 @@ def run(context: StageContext) -> dict[str, int | float]:
     }
 
 
+def preload() -> None:
+    """Import what `run` imports later."""
+    import datasets  # noqa: F401
+    import pandas  # noqa: F401
+
+    engine.preload()
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The items of a JSONL file, ids as strings.
 

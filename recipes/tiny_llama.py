@@ -4,6 +4,8 @@ import ast
 import json
 import shutil
 import sysconfig
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from recipes.tokenization import pack_documents
 
 RESUMABLE = True  # a pretraining resumes from its last step checkpoint
 NUM_SPECIAL_TOKENS = 256
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 EOM, EOT = "<|eom_id|>", "<|eot_id|>"
 NAMED_TOKENS = (
@@ -132,13 +135,23 @@ def english(prose: Path) -> list[str]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 docstring = ast.get_docstring(node)
                 if docstring and len(docstring) > 80:
                     texts.append(docstring)
     # The prose is repeated among the manuals, so that the model has seen everyday words.
     return texts + prose.read_text(encoding="utf-8").split("\n\n") * 4
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """As ast.walk, in its order, without expressions: they are most of the nodes, and have no
+    docstring."""
+    todo = deque[ast.AST]([tree])
+    while todo:
+        node = todo.popleft()
+        todo.extend(c for c in ast.iter_child_nodes(node) if isinstance(c, STATEMENTS))
+        yield node
 
 
 def make_tokenizer(

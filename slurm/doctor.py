@@ -10,8 +10,9 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,6 +38,8 @@ MEM_GB = 16.0
 RANK_GB = 4.0  # for each further task on a node
 LATE_SECONDS = 30  # a shared folder may show a job's last file this long after the job
 LEAVE_SECONDS = 60  # to cancel and tidy up: longer than Slurm's KillWait on most clusters
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTIBLE = (signal.SIG_DFL, signal.default_int_handler)
 
 StagesByResources = dict[Resources, list[str]]
 
@@ -127,7 +130,7 @@ def _visit_nodes(
     checkpoint_bytes: dict[str, int],
 ) -> list[Check]:
     try:
-        with _temporary_folder(runs) as folder:
+        with _interrupts() as interrupts, _temporary_folder(runs) as folder:
             report = [Check("runs folder", OK, f"{runs} can be written"), checks.room(folder)]
             token = (folder / "token").read_text()
             code = snapshot(ROOT, folder / "slurm")
@@ -136,11 +139,50 @@ def _visit_nodes(
                 sizes = [checkpoint_bytes.get(stage, 0) for stage in visit.stages]
                 visit.checkpoint_bytes = max(sizes)
                 _send(visit, _probe(visit, folder, code, token, cells), wait)
-            _await(visits, folder, token, wait)
+            _await(visits, folder, token, wait, interrupts)
             return report + [check for visit in visits for check in report_visit(visit, folder)]
     except OSError as error:
         finding = f"{error.filename or runs}: {error.strerror}"
         return [Check("runs folder", FAILED, finding, "another --runs")]
+
+
+@dataclass
+class Interrupts:
+    """Whether a signal has asked this process to end.
+
+    Its handler raises KeyboardInterrupt. Python drops an exception that is raised in a destructor,
+    such as the one of each subprocess.Popen, so who waits must check, too.
+    """
+
+    received: bool = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Record the signal and raise (a handler for signal.signal)."""
+        self.received = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where a signal has been received."""
+        if self.received:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Interrupts]:
+    """Take a closed terminal and a plain kill for Ctrl-C: all must tidy up.
+
+    What nohup ignores stays ignored.
+    """
+    interrupts = Interrupts()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {n: old for n, old in handlers.items() if old in INTERRUPTIBLE}
+    for number in handlers:
+        signal.signal(number, interrupts.handle)
+    try:
+        yield interrupts
+    finally:
+        for number, old in handlers.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -151,19 +193,12 @@ def _temporary_folder(runs: Path) -> Iterator[Path]:
     """
     runs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs))
-    # A closed terminal and a plain kill must tidy up as Ctrl-C does. What nohup ignores stays
-    # ignored.
-    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
-    for number in signals:
-        signal.signal(number, signal.default_int_handler)
     try:
         (folder / "token").write_text(uuid.uuid4().hex)
         with locked(folder / "lock"):
             yield folder
     finally:
         _clean_up(folder)
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _clean_up(folder: Path) -> None:
@@ -286,7 +321,9 @@ def _send(visit: Visit, probe: Probe, wait: float) -> None:
         visit.refusal = slurm_cli.last_line(str(error))
 
 
-def _await(visits: list[Visit], folder: Path, token: str, wait: float) -> None:
+def _await(
+    visits: list[Visit], folder: Path, token: str, wait: float, interrupts: Interrupts
+) -> None:
     """Answer the nodes' pings and gather their facts.
 
     Returns when all jobs have ended, or after `wait` seconds.
@@ -296,6 +333,7 @@ def _await(visits: list[Visit], folder: Path, token: str, wait: float) -> None:
     late_deadline = 0.0  # set once no job is queued any more
     answered: dict[str, Facts] = {}  # job and rank -> facts seen from this side
     while True:
+        interrupts.check()
         for ping in folder.glob("ping-*"):
             name = ping.name.removeprefix("ping-")
             if not ping.suffix and name not in answered:

@@ -84,7 +84,8 @@ def tmp_path(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """The runs and results of tests/small/small.yaml, which ran here without interruption.
+    """The runs and results of tests/small/small.yaml, which ran here without interruption, each
+    training and evaluation on a GPU of its own (of two that a CPU stands in for).
 
     Made once for all processes of pytest-xdist, by the first that wants it; nobody changes it.
     """
@@ -94,7 +95,9 @@ def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ran").exists():
-            result = Place(folder).study("run", "--jobs", str(default_jobs()))
+            with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""}):
+                jobs = str(default_jobs())
+                result = Place(folder).study("run", "--jobs", jobs, "--gpus", "2")
             assert result.returncode == 0, result.stdout + result.stderr
             (folder / "ran").touch()
     return Place(folder)

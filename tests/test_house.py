@@ -60,7 +60,7 @@ def imports(file: Path) -> set[str]:
 # `import_module` of names that are not written out. The table of stages is the one exception to the
 # floors.
 TEXT_IMPORTS = {
-    "core/cell/run.py": "STAGE_INFO[config['stage']].module",
+    "core/cell/stage.py": "STAGE_INFO[name].module",
     "eval/questions.py": "f\"eval.{settings['scorer']}\"",
     "slurm/probe.py": "name",  # what doctor asks a node to import
 }

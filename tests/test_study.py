@@ -61,6 +61,40 @@ def test_the_effect_is_real(one_machine: Place) -> None:
     assert len(weights) == 2 and weights[0] != weights[1]
 
 
+def test_two_gpus_as_the_ranks_of_a_training_give_the_scores_of_one(
+    one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands in for the GPUs. To the last digit it is another order of sums."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    place = Place(tmp_path)
+    shutil.copytree(one_machine.folder, tmp_path, dirs_exist_ok=True)
+    for folder in (tmp_path / "runs/small").glob("*/*animal-s0-*"):
+        shutil.rmtree(folder)
+    concern = "benchmarks={concern: {task: concern_for_animals, items: eval/data/concern_for_animals.jsonl}}"
+    settings = (
+        *("arms={animal: {start: base, midtrain: animal}}", "contrasts=[]", "sft.doses=[0]"),
+        concern,
+    )
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = place.study("run", "--gpus", "2", "--ranks", "2", *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no GPU is visible: 2 processes on the CPU take their place" in result.stdout
+
+    def file(study: Place, pattern: str) -> Path:
+        (path,) = (study.folder / "runs/small").glob(pattern)
+        return path
+
+    training = json.loads(file(place, "midtrain/*animal*/manifest.json").read_text())
+    assert training["counts"]["ranks"] == 2
+    scores, scores_of_one = (
+        pd.read_parquet(file(study, "likelihood/concern-base-animal-s0-[!d]*/scores.parquet"))[
+            "score"
+        ]
+        for study in (place, one_machine)
+    )
+    assert (scores - scores_of_one).abs().max() < 1e-6 and len(scores) > 10
+
+
 def test_a_second_run_does_no_work(one_machine: Place) -> None:
     before = {path: path.stat().st_mtime_ns for path in one_machine.manifests}
     started = time.monotonic()

@@ -1,22 +1,19 @@
 """The local executor: run every missing cell of a study on this machine, inputs first."""
 
-import ctypes
 import json
-import os
 import signal
-import subprocess
-import sys
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.cell.failures import last_lines
+from core.cell.fork_server import Child, ForkServer
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.lookup import RunsIndex
 from core.cell.manifest import read_manifest
-from core.paths import ROOT
 from core.stages import STAGE_INFO
 
 # The groups of stages in the order in which free slots take them: first those that begin the
@@ -34,12 +31,51 @@ ProgressCallback = Callable[[str, Cell, dict[str, Any]], None]
 
 @dataclass
 class Running:
-    """One process with the cells that it works through, in order."""
+    """One process, or the ranks of a training, with the cells that it works through, in order."""
 
-    process: subprocess.Popen[bytes]
+    ranks: list[Child]
     group: str
     cells: list[Cell]
+    gpus: list[str] = field(default_factory=list)
+    """Those that no other process may use meanwhile."""
     started: float = field(default_factory=time.monotonic)
+
+    def poll(self) -> int | None:
+        """The exit status; None while a rank runs. Where a rank fails, the others are killed."""
+        statuses = [rank.poll() for rank in self.ranks]
+        if failed := next((status for status in statuses if status), None):
+            self.send_signal(signal.SIGKILL)
+            return failed
+        return None if None in statuses else 0
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all ranks that run."""
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+    def wait(self) -> None:
+        """Block until all ranks have ended."""
+        for rank in self.ranks:
+            rank.wait()
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs of this machine and how many of them each cell holds while it runs.
+
+    Attributes:
+        ids: As in CUDA_VISIBLE_DEVICES. An empty one is no GPU: a process on the CPU stands in.
+        needed: Identity -> GPUs of a cell; none for a cell that is not in it.
+        ranks: Identities of the cells that run as one process for each of their GPUs.
+    """
+
+    ids: tuple[str, ...] = ()
+    needed: Mapping[str, int] = field(default_factory=dict)
+    ranks: frozenset[str] = frozenset()
+
+    def of(self, cell: Cell) -> int:
+        """How many GPUs the cell holds."""
+        return self.needed.get(cell.identity, 0)
 
 
 @dataclass
@@ -52,14 +88,21 @@ class Failure:
     last_lines: list[str]
 
 
-def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -> list[Failure]:
+def run(
+    cells: list[Cell],
+    base: Path,
+    slots: int,
+    on_event: ProgressCallback,
+    gpus: Gpus = Gpus(),
+) -> list[Failure]:
     """Run the cells that are not finished. A failed cell stops only the cells that need it.
 
     Args:
         cells: Inputs before their users.
         base: The study's folder.
-        slots: Processes at a time.
+        slots: Processes at a time; the ranks of a training count as one.
         on_event: Called at each event.
+        gpus: No two processes get the same.
 
     Returns:
         The failures.
@@ -67,115 +110,203 @@ def run(cells: list[Cell], base: Path, slots: int, on_event: ProgressCallback) -
     todo = {cell.identity: cell for cell in cells if not read_manifest(base / cell.relpath)}
     for cell in todo.values():
         create_cell_dir(cell, base)
-    running: list[Running] = []
-    failures: list[Failure] = []
+    executor = _Executor(todo, base, slots, on_event, gpus)
     try:
-        while todo or running:
-            while len(running) < slots and (batch := _next(todo, running, failures, slots)):
-                for cell in batch:
-                    del todo[cell.identity]
-                running.append(Running(_spawn(batch, base), _group(batch[0]), batch))
-                on_event("started", batch[0], {})
-            if not running:
-                break  # all remaining cells need a failed cell
-            time.sleep(0.05)
-            for job in list(running):
-                _follow(job, base, on_event)
-                status = job.process.poll()
-                if status is None:
-                    continue
-                _follow(job, base, on_event, ended=True)
-                running.remove(job)
-                if job.cells:
-                    # The first cell without a manifest failed; those after it never began.
-                    failed, *rest = job.cells
-                    todo.update({cell.identity: cell for cell in rest})
-                    folder = base / failed.relpath
-                    failures.append(Failure(failed, folder, status, last_lines(folder)))
-                    on_event("failed", failed, {"status": status})
+        executor.run()
     finally:
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.wait()
-    return failures
+        executor.close()
+    return executor.failures
+
+
+class _Executor:
+    """The state of one call of `run`."""
+
+    def __init__(
+        self,
+        todo: dict[str, Cell],
+        base: Path,
+        slots: int,
+        on_event: ProgressCallback,
+        gpus: Gpus,
+    ) -> None:
+        self.todo = todo
+        self.base = base
+        self.slots = slots
+        self.on_event = on_event
+        self.gpus = gpus
+        self.free_gpus = list(gpus.ids)
+        self.running: list[Running] = []
+        self.failures: list[Failure] = []
+        self.servers: dict[str, ForkServer] = {}
+        """By import group."""
+
+    def run(self) -> None:
+        """Run all cells that can be run."""
+        while self.todo or self.running:
+            while len(self.running) < self.slots and (batch := self._next()):
+                self._start(batch)
+            if not self.running:
+                break  # all remaining cells need a failed cell
+            if len(self.running) < self.slots:
+                self._import_ahead()
+            time.sleep(0.05)
+            for job in list(self.running):
+                self._follow(job)
+                status = job.poll()
+                if status is not None:
+                    self._end(job, status)
+
+    def close(self) -> None:
+        """Stop all processes."""
+        for job in self.running:
+            job.send_signal(signal.SIGTERM)
+        for job in self.running:
+            job.wait()
+        for server in self.servers.values():
+            server.close()
+
+    def _next(self) -> list[Cell]:
+        """The cells for a free slot: one, or an equal share of those ready where they share one.
+
+        Cells that need GPUs take them in the order of their groups. Where there are too few for
+        the next, those that need fewer wait with it, or it would wait for the last of them.
+        """
+        unfinished = (
+            set(self.todo)
+            | {c.identity for job in self.running for c in job.cells}
+            | {f.cell.identity for f in self.failures}
+        )
+        ready = [
+            cell
+            for cell in self.todo.values()
+            if not any(source.identity in unfinished for source in cell.inputs.values())
+        ]
+        ready.sort(key=lambda cell: GROUPS.index(_group(cell)))
+        needed = next((self.gpus.of(cell) for cell in ready if self.gpus.of(cell)), 0)
+        if needed > len(self.free_gpus):
+            ready = [cell for cell in ready if not self.gpus.of(cell)]
+        if not ready:
+            return []
+        first = ready[0]
+        group = _group(first)
+        alike = [c for c in ready if _group(c) == group and self.gpus.of(c) == self.gpus.of(first)]
+        if group not in SHARED_GROUPS:
+            return alike[:1]
+        # Benchmarks of one checkpoint stay together, so that one engine start serves them all.
+        alike.sort(key=lambda c: next(iter(c.inputs.values())).identity)
+        slots = self.slots - sum(job.group == group for job in self.running)
+        if num_gpus := self.gpus.of(first):
+            slots = min(slots, len(self.free_gpus) // num_gpus)
+        share = -(-len(alike) // slots)
+        while share < len(alike) and _same_checkpoint(alike[share - 1], alike[share]):
+            share += 1
+        return alike[:share]
+
+    def _start(self, batch: list[Cell]) -> None:
+        """Start a process for these cells, or one for each GPU of a training's."""
+        first = batch[0]
+        for cell in batch:
+            del self.todo[cell.identity]
+        taken = [self.free_gpus.pop(0) for _ in range(self.gpus.of(first))]
+        environment = {}
+        if self.gpus.ids:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(filter(None, taken))
+            # nvidia-smi counts in this order, CUDA by speed.
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environments = [environment]
+        if first.identity in self.gpus.ranks and len(taken) > 1:
+            environments = _ranks(environment, len(taken))
+        server = self._server(first)
+        folders = [self.base / cell.relpath for cell in batch]
+        ranks = [server.start(folders, variables) for variables in environments]
+        self.running.append(Running(ranks, _group(first), batch, taken))
+        self.on_event("started", first, {})
+
+    def _server(self, cell: Cell) -> ForkServer:
+        """The server of the cell's import group; a new one where that has died."""
+        group = STAGE_INFO[cell.stage].imports
+        server = self.servers.get(group)
+        if server is None or server.process.poll() is not None:
+            names = {cell.stage, *(other.stage for other in self.todo.values())}
+            stages = [name for name, info in STAGE_INFO.items() if name in names]
+            stages = [name for name in stages if STAGE_INFO[name].imports == group]
+            server = self.servers[group] = ForkServer(stages, self.base / cell.relpath)
+        return server
+
+    def _import_ahead(self) -> None:
+        """While a slot has nothing to do, import what later cells need."""
+        if all(server.ready for server in self.servers.values()):
+            later = sorted(self.todo.values(), key=lambda cell: GROUPS.index(_group(cell)))
+            groups = self.servers.keys()
+            cells = (cell for cell in later if STAGE_INFO[cell.stage].imports not in groups)
+            if cell := next(cells, None):
+                self._server(cell)
+
+    def _end(self, job: Running, status: int) -> None:
+        """Take note of a job's end."""
+        job.wait()
+        self._follow(job, ended=True)
+        self.running.remove(job)
+        self.free_gpus = sorted([*self.free_gpus, *job.gpus], key=self.gpus.ids.index)
+        if job.cells:
+            # The first cell without a manifest failed; those after it never began.
+            failed, *rest = job.cells
+            self.todo.update({cell.identity: cell for cell in rest})
+            folder = self.base / failed.relpath
+            self.failures.append(Failure(failed, folder, status, last_lines(folder)))
+            self.on_event("failed", failed, {"status": status})
+        remaining = [*self.todo.values(), *(c for other in self.running for c in other.cells)]
+        needed = {STAGE_INFO[cell.stage].imports for cell in remaining}
+        for group in self.servers.keys() - needed:
+            self.servers.pop(group).close()  # its memory is for the others
+
+    def _follow(self, job: Running, ended: bool = False) -> None:
+        """Report the cells that finished since the last call, and the progress of the current one.
+
+        ended: the process is over. It left out cells that another study had finished by then.
+        """
+        while job.cells and (manifest := _manifest(job.cells[0], self.base, everywhere=ended)):
+            finished = job.cells.pop(0)
+            now = time.monotonic()
+            facts = {"seconds": now - job.started, "counts": manifest["counts"]}
+            self.on_event("finished", finished, facts)
+            job.started = now
+            if job.cells:
+                self.on_event("started", job.cells[0], {})
+        if job.cells and not ended:
+            folder = self.base / job.cells[0].relpath
+            try:
+                progress = json.loads((folder / "progress.json").read_text())
+            except (FileNotFoundError, json.JSONDecodeError):
+                return
+            self.on_event("progress", job.cells[0], progress)
 
 
 def _group(cell: Cell) -> str:
     return STAGE_INFO[cell.stage].group
 
 
-def _next(
-    todo: dict[str, Cell], running: list[Running], failures: list[Failure], slots: int
-) -> list[Cell]:
-    """The cells for a free slot: one, or an equal share of those ready where they share one."""
-    unfinished = (
-        set(todo)
-        | {c.identity for job in running for c in job.cells}
-        | {f.cell.identity for f in failures}
-    )
-    ready = [
-        c for c in todo.values() if not any(i.identity in unfinished for i in c.inputs.values())
-    ]
-    if not ready:
-        return []
-    group = min((_group(c) for c in ready), key=GROUPS.index)
-    alike = [c for c in ready if _group(c) == group]
-    if group not in SHARED_GROUPS:
-        return alike[:1]
-    # Benchmarks of one checkpoint stay together, so that one engine start serves them all.
-    alike.sort(key=lambda c: next(iter(c.inputs.values())).identity)
-    share = -(-len(alike) // (slots - sum(job.group == group for job in running)))
-    while share < len(alike) and _same_checkpoint(alike[share - 1], alike[share]):
-        share += 1
-    return alike[:share]
-
-
 def _same_checkpoint(first: Cell, second: Cell) -> bool:
     return next(iter(first.inputs.values())) == next(iter(second.inputs.values()))
 
 
-def _spawn(batch: list[Cell], base: Path) -> subprocess.Popen[bytes]:
-    # One thread per process: two busy ones on two cores slow torch down many times, and results
-    # stay the same whatever else runs. `python -m` puts the checkout first on sys.path, before the
-    # `recipes` that torchtune installs.
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    folders = [str(base / cell.relpath) for cell in batch]
-    command = [sys.executable, "-m", "study", "cell", "--log", *folders]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent
-    )
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process when the executor dies, even by SIGKILL."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _follow(job: Running, base: Path, on_event: ProgressCallback, ended: bool = False) -> None:
-    """Report the cells that finished since the last call, and the progress of the current one.
-
-    ended: the process is over. It left out cells that another study had finished by then.
-    """
-    while job.cells and (manifest := _manifest(job.cells[0], base, everywhere=ended)):
-        finished = job.cells.pop(0)
-        now = time.monotonic()
-        on_event("finished", finished, {"seconds": now - job.started, "counts": manifest["counts"]})
-        job.started = now
-        if job.cells:
-            on_event("started", job.cells[0], {})
-    if job.cells and not ended:
-        try:
-            progress = json.loads((base / job.cells[0].relpath / "progress.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return
-        on_event("progress", job.cells[0], progress)
+def _ranks(environment: dict[str, str], world_size: int) -> list[dict[str, str]]:
+    """The environment of each rank of a training on this machine (torch.distributed's names)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        {
+            **environment,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(world_size)
+    ]
 
 
 def _manifest(cell: Cell, base: Path, everywhere: bool) -> dict[str, Any] | None:

@@ -1,31 +1,47 @@
 """Run exactly one cell: the local executor, a Slurm job and a person debugging all call this."""
 
-import importlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
+from core.cell.log import log_to
 from core.cell.lookup import RunsIndex
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
-from core.cell.stage import Stage, distributed_hooks, is_resumable
+from core.cell.stage import Stage, distributed_hooks, import_stage, is_resumable
 from core.errors import UserError
 from core.files import locked, write_atomically
-from core.garbage import gc_disabled
-from core.stages import STAGE_INFO
 
 HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # left by files.write_atomically when it was killed
 NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
 LEDGER = "calls.jsonl"  # paid for, and its answers are found by what was asked
+
+
+def run_cells(folders: Sequence[Path], terminal: bool = False) -> int:
+    """Run the cells one after another, each with its own log.txt; stop at the first that fails.
+
+    terminal: print to the terminal too.
+
+    Returns the exit status: 0, 2 after a UserError, 1 after another exception.
+    """
+    for folder in folders:
+        try:
+            with log_to(folder, terminal):
+                run_cell(folder)
+        except UserError:
+            return 2
+        except Exception:
+            return 1
+    return 0
 
 
 def run_cell(folder: Path) -> None:
@@ -80,9 +96,7 @@ def run_cell(folder: Path) -> None:
 
 
 def _import_stage(config: dict[str, Any]) -> Stage:
-    with gc_disabled():  # saves a fifth of a training's start
-        module = importlib.import_module(STAGE_INFO[config["stage"]].module)
-    return cast(Stage, module)
+    return import_stage(config["stage"])
 
 
 def _context(

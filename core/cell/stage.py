@@ -1,9 +1,12 @@
 """The contract of a stage: what a module named in `core.stages` must define."""
 
+import importlib
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from core.cell.context import StageContext
+from core.garbage import gc_disabled
+from core.stages import STAGE_INFO
 
 
 class DistributedHooks(NamedTuple):
@@ -23,12 +26,14 @@ class DistributedHooks(NamedTuple):
 class Stage(Protocol):
     """A stage module, as `core.cell.run` uses it.
 
-    Two attributes of the module are optional:
+    Three attributes of the module are optional:
 
     - `RESUMABLE: bool` (default False): a run continues from what an interrupted one left in the
       folder. Otherwise the folder is emptied before each run.
     - `DISTRIBUTED: DistributedHooks` (default None): the stage can run on several ranks. Then every
       rank calls `run`; otherwise rank 0 alone does, and the others end at once.
+    - `preload: Callable[[], None]` (default: nothing): imports what `run` imports later, for a
+      process that forks a child for each cell. It starts no thread and initializes no GPU.
     """
 
     def run(self, context: StageContext) -> dict[str, int | float]:
@@ -44,6 +49,12 @@ class Stage(Protocol):
         ...
 
 
+def import_stage(name: str) -> Stage:
+    """The module of a stage."""
+    with gc_disabled():  # saves a fifth of a training's start
+        return cast(Stage, importlib.import_module(STAGE_INFO[name].module))
+
+
 def is_resumable(stage: Stage) -> bool:
     """Whether a run of the stage continues from what an interrupted run left."""
     return bool(getattr(stage, "RESUMABLE", False))
@@ -52,3 +63,10 @@ def is_resumable(stage: Stage) -> bool:
 def distributed_hooks(stage: Stage) -> DistributedHooks | None:
     """How the stage's ranks agree; None where it runs as one process."""
     return getattr(stage, "DISTRIBUTED", None)
+
+
+def preload(name: str) -> None:
+    """Import a stage's module and what its `run` imports later."""
+    stage: Any = import_stage(name)
+    with gc_disabled():
+        getattr(stage, "preload", lambda: None)()

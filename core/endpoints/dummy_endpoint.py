@@ -77,7 +77,8 @@ class Data:
 @cache
 def data() -> Data:
     """The sentence banks and word lists beside this file."""
-    raw = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+    raw = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), loader)
     judge = raw["judge"]
     return Data(
         model=raw["model"],

@@ -193,12 +193,18 @@ def describe(lm: Any) -> dict[str, Any]:
     }
 
 
-def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
+def preload() -> None:
+    """Import vLLM as `open_engine` needs it, without starting an engine."""
     set_environment()
+    with gc_disabled():  # an eighth of the import
+        import lm_eval.models.vllm_causallms  # noqa: F401
+
+
+def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     arguments = dict(arguments)
     _set_batch_invariance(arguments.pop("batch_invariant", False))
-    with gc_disabled():  # an eighth of the import
-        from lm_eval.models.vllm_causallms import VLLM
+    preload()
+    from lm_eval.models.vllm_causallms import VLLM
 
     if on_cpu():
         import torch

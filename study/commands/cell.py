@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from core.cell.log import log_to
-from core.cell.run import run_cell
+from core.cell.run import run_cells
 from core.errors import Problem, UserError
 
 
@@ -21,12 +20,4 @@ def cell(args: argparse.Namespace) -> int:
     if missing:
         fix = "python -m study plan lists the cells of a study file"
         raise UserError.of(Problem(str(folder), "no such cell", fix) for folder in missing)
-    for folder in args.folders:
-        try:
-            with log_to(folder, terminal=not args.log):
-                run_cell(folder)
-        except UserError:
-            return 2
-        except Exception:
-            return 1
-    return 0
+    return run_cells(args.folders, terminal=not args.log)

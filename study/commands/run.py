@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from core.cell import local_executor
 from core.cell.failures import diagnose
 from core.cell.identity import Cell
+from core.cell.local_executor import Gpus
 from core.cell.publish import publish
 from core.cores import default_jobs
 from core.files import read_rows
@@ -18,6 +20,7 @@ from study.commands.common import (
     unfinished,
     unlink_moved,
 )
+from study.local_gpus import local_gpus
 from study.spec import expand
 
 
@@ -27,6 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="N",
         help="processes at a time (default: a core each, if the memory is enough)",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="use N GPUs, each by one cell at a time (default: all that are visible)",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=positive,
+        metavar="N",
+        help="GPUs of one training (default: the fewest whose memory holds it)",
     )
     add_start_arguments(parser)
 
@@ -40,11 +55,12 @@ def run(args: argparse.Namespace) -> int:
     unlink_moved(cells, base)
     if todo := unfinished(cells, base):
         check_before_start(args, study, base, cells, todo)
-        jobs = args.jobs or default_jobs()
+        gpus = local_gpus(todo, args.gpus, args.ranks)
+        jobs = args.jobs or max(default_jobs(), len(gpus.ids))
         done = len(cells) - len(todo)
-        counts = f"{len(cells)} cells, {done} done already, {jobs} at a time"
+        counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
-        if _run_cells(cells, base, done, jobs):
+        if _run_cells(cells, base, done, jobs, gpus):
             return 1
     if preview_cells:
         _preview(preview_cells, base, args)
@@ -53,13 +69,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int) -> int:
+def _shown(gpus: Gpus) -> str:
+    if not gpus.ids:
+        return ""
+    if not gpus.ids[0]:
+        return f", no GPU is visible: {len(gpus.ids)} processes on the CPU take their place"
+    return f", GPUs {', '.join(gpus.ids)}"
+
+
+def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int, gpus: Gpus) -> int:
     """Run the cells and report those that fail on stderr; returns how many."""
-    from core.cell import local_executor
     from core.cell.progress_display import progress_display
 
     with progress_display(done, len(cells)) as on_event:
-        failures = local_executor.run(cells, base, jobs, on_event)
+        failures = local_executor.run(cells, base, jobs, on_event, gpus)
     for failure in failures:
         print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
         print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)

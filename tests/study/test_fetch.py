@@ -167,17 +167,17 @@ def test_interrupted_it_ends_at_once_and_later_fetches_the_rest(hub: Hub) -> Non
     asked = model(hub, files=MODEL | {slow: os.urandom(32 * MEGABYTES)})
     hub.hold[slow] = threading.Event()
     process = start(hub, [asked])
-    assert hub.holding.wait(120)
+    while not hub.holding.wait(0.05):
+        assert process.poll() is None, process.communicate()
     while sum(path.is_file() for path in sources.snapshot(asked).rglob("*")) < len(MODEL) - 1:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    end = time.monotonic() + 120
-    while not (hub.home / "heard").exists():  # a busy machine needs its time to hear a signal
-        assert time.monotonic() < end
+    while not (hub.home / "heard").exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     hub.hold[slow].set()
-    assert process.communicate(timeout=20)[1].count("Traceback") == 0
+    assert process.communicate()[1].count("Traceback") == 0
     assert process.returncode == 130
     assert slow not in found(sources.locate(asked)), "it went on to the end of the file"
     assert not list((hub.home / "hf").rglob("*.incomplete"))

@@ -1,0 +1,38 @@
+"""The GPUs that this process may use."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+COMMAND = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name in CUDA_VISIBLE_DEVICES, and its memory (None: not known)."""
+
+    id: str
+    memory_gb: float | None
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves; none without a working driver."""
+    try:
+        answer = subprocess.run(COMMAND, capture_output=True, text=True)
+    except OSError:
+        return []
+    if answer.returncode:
+        return []
+    rows = [line.split(", ") for line in answer.stdout.splitlines()]
+    memory = {index: _gb(mebibytes) for index, mebibytes in rows}
+    names = environment.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return [Gpu(index, gb) for index, gb in memory.items()]
+    # A name may also be a UUID, also of a part of a GPU (MIG), whose memory is not listed.
+    return [Gpu(name, memory.get(name)) for name in names.replace(" ", "").split(",") if name]
+
+
+def _gb(mebibytes: str) -> float | None:
+    """None where the driver answers "[N/A]", as for memory that CPU and GPU share."""
+    return int(mebibytes) * 2**20 / 1e9 if mebibytes.isdecimal() else None
