@@ -46,7 +46,11 @@ for name in sys.argv[1:]:
 """
 # Triton compiles its launcher in C, and the kernel for the GPU.
 _KERNEL = """
+import sys
+sys.path.insert(0, sys.argv[1])
 import torch
+from core.gpu import check_capability
+check_capability()
 add = torch.compile(lambda x: x * 2 + 1)
 assert add(torch.ones(64, device="cuda")).sum().item() == 192
 """
@@ -109,7 +113,7 @@ class Probe:
             sections["write rate"] = lambda: write_rate(Path(self.folder) / f"written-{name}")
         if self.gpus:
             sections["gpus"] = gpus
-            sections["compiler"] = lambda: compiler(self.folder)
+            sections["compiler"] = lambda: compiler(self.folder, self.code)
         sections |= ranks
         # All nodes share one environment, which takes long to import. It comes last, so that no
         # rank waits for it.
@@ -338,7 +342,7 @@ def write_rate(path: Path) -> float:
     return WRITE_BYTES / seconds
 
 
-def compiler(folder: str) -> dict[str, Any]:
+def compiler(folder: str, code: str) -> dict[str, Any]:
     """Compile what Triton and vLLM compile on a node: a C file with Python.h, and a GPU kernel.
 
     Returns `seconds`. Raises RuntimeError with the compiler's own error.
@@ -346,7 +350,10 @@ def compiler(folder: str) -> dict[str, Any]:
     started = time.monotonic()
     compile_extension(folder)
     result = subprocess.run(
-        [sys.executable, "-c", _KERNEL], capture_output=True, text=True, timeout=START_SECONDS
+        [sys.executable, "-c", _KERNEL, code],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
     )
     if result.returncode:
         raise RuntimeError(f"a compiled kernel does not run: {_last_line(result.stderr)}")

@@ -182,11 +182,12 @@ def _wait(process: subprocess.Popen[bytes], base_url: str, key: str, model: str,
 
 def _ended(log: Path) -> UserError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = lines or ["exit status unknown"]
-    errors = vllm_log.errors(lines) or lines[-1:]
-    status = re.search(r"^exit status (\d+)$", lines[-1])
-    failure = diagnose("\n".join(errors), int(status[1]) if status else None)
-    reason = (vllm_log.first_error(lines) or lines[-1])[:300]
+    # Processes that outlive the server may print after its exit status.
+    statuses = [line for line in lines if re.search(r"^exit status \d+$", line)]
+    last = [*lines, "exit status unknown", *statuses][-1]
+    errors = vllm_log.errors(lines) or [last]
+    failure = diagnose("\n".join(errors), int(last.split()[-1]) if statuses else None)
+    reason = (vllm_log.first_error(lines) or last)[:300]
     return UserError(
         where=str(log),
         what=f"vLLM ended ({reason})",

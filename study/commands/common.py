@@ -91,7 +91,7 @@ def parallel_plans(profile: Any) -> dict[str, Layout]:
             stage_gpu(profile, stage),
             stage_rates(profile, stage),
             resources.mem_gb and resources.mem_gb * 2**30 / 1e9,
-            getattr(profile, "signal_seconds", None),
+            profile.signal_seconds,
         )
     return layouts
 
