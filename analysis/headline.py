@@ -38,6 +38,15 @@ def doses(row: Row) -> str:
     return f"{row['dose']} v {row['control_dose']}"
 
 
+def notes_of(row: Row) -> list[str]:
+    """What has to be read beside a contrast's verdict: its reason, a caution, a look's level."""
+    notes = [note for note in (row["reason"], row["caution"]) if note]
+    if row["level"] < 0.05:  # one of several looks
+        level = f"{100 - 100 * row['level']:.2f}"
+        notes.append(f"at the look at {row['look']} seeds; interval at {level} %")
+    return notes
+
+
 def crossing_text(crossing: Row) -> str:
     """`113 or 65, between 0 and 200`: both readings of a crossing, and the doses around it.
 
@@ -135,7 +144,7 @@ def _contrast_table(results: Results) -> str:
             percent(row["estimate"], "+"),
             interval(row, "+"),
             p_value(row["p_holm"]),
-            row["verdict"] + (f": {row['reason']}" if row["reason"] else ""),
+            ": ".join([row["verdict"], *filter(None, ["; ".join(notes_of(row))])]),
         ]
         for row in results["contrasts"]
     ]

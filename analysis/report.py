@@ -13,6 +13,7 @@ from analysis.headline import (
     dummy_note,
     interval,
     missing_lines,
+    notes_of,
     p_value,
     percent,
 )
@@ -141,6 +142,7 @@ def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]
         sentence=sentence,
         when=when,
         crossing_text=crossing_text,
+        notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
         p_value=lambda p: typeset(p_value(p)),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.headline import doses, dummy_note, interval, missing_lines, p_value, percent
+from analysis.headline import doses, dummy_note, interval, missing_lines, notes_of, p_value, percent
 from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
@@ -90,12 +90,7 @@ def contrasts_table(results: Results) -> str:
         "column is the paper's response-level Welch test, which takes all answers as independent: "
         "for comparison only, it never decides."
     )
-    notes = [
-        f"{row['name']}: {note}"
-        for row in results["contrasts"]
-        for note in (row["reason"], row["caution"])
-        if note
-    ]
+    notes = [f"{row['name']}: {note}" for row in results["contrasts"] for note in notes_of(row)]
     if notes:
         caption += f" Notes: {tex('; '.join(dict.fromkeys(notes)))}."
     sizes = {row["family"]: row["family_size"] for row in results["contrasts"]}
