@@ -57,6 +57,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     scorer, question_set = questions.load_questions(context)
     checkpoint = context.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], context.resources["engine"])
+    context.facts["engine"] = engine.describe(lm)
     texts = [row["question"] for row in question_set.questions]
     prompts, stop = encode(lm.tokenizer, texts, settings["prompt"])
     engine.check_lengths(

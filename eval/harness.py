@@ -64,6 +64,7 @@ def run(context: StageContext) -> dict[str, int | float]:
             settings["engine"],
             context.resources["engine"],
         )
+        context.facts["engine"] = engine.describe(lm)
         result, counts = evaluate(lm, group, context)
     key = f"{settings['metric']},{settings.get('filter') or 'none'}"
     tasks = group.get_all_tasks()

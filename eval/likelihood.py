@@ -62,6 +62,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     lm = engine.open_engine(
         context.inputs["checkpoint"] / "model", settings["engine"], context.resources["engine"]
     )
+    context.facts["engine"] = engine.describe(lm)
     samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
     context.progress(len(samples), len(items), "items")
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)

@@ -31,6 +31,7 @@ class StageContext:
         inputs: Role -> folder of a finished cell.
         report: Receives (done, total, unit) of each `progress`.
         warnings: Texts that go into the manifest.
+        facts: More entries of the manifest: what a result depends on that is no setting.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class StageContext:
     inputs: dict[str, Path]
     report: Callable[[int, int, str], None] | None = None
     warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def seed(self, *purpose: object) -> int:
         """A seed for one purpose within this cell: same cell and purpose, same seed."""

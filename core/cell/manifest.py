@@ -144,7 +144,8 @@ def write_manifest(
         config: Its config.yaml.
         started: When the run started (UTC, ISO 8601).
         ended: When it ended.
-        facts: More entries: `counts`, `warnings`, `files` (`core.cell.external_files.Record`).
+        facts: More entries: `counts`, `warnings`, `files` (`core.cell.external_files.Record`), and
+            those of the stage (`StageContext.facts`).
     """
     base = folder.parents[1]
     manifest = {

@@ -72,7 +72,7 @@ def run_cell(folder: Path) -> None:
         counts = stage.run(context)
         (folder / "progress.json").unlink(missing_ok=True)
         _check_again(folder, config, files)
-        facts = {"counts": counts, "warnings": context.warnings, "files": files}
+        facts = {**context.facts, "counts": counts, "warnings": context.warnings, "files": files}
         write_manifest(folder, config, started, _now(), **facts)
         if config["stage"] == "analysis":
             publish(folder)  # when a study runs as jobs, no command is there to publish it later

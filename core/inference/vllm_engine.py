@@ -5,9 +5,13 @@ is asked for. It is opened as lm-eval's own `VLLM` model: lm-eval uses it for li
 `.model` is the plain `vllm.LLM` that generates.
 """
 
+import contextlib
 import gc
+import multiprocessing
 import os
 import re
+import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -16,17 +20,29 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.garbage import collections_skipped, gc_disabled
+from core.inference import vllm_log
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
 
 
-# How vLLM and torch report too little memory. The next start then takes the next fraction.
-NO_MEMORY = re.compile(
-    r"out of memory|less than desired GPU memory|memory for the cache blocks", re.IGNORECASE
-)
+# How vLLM and torch report that less memory is free than was asked for. The next start then asks
+# for the next fraction.
+NO_MEMORY = re.compile(r"out of memory|less than desired \w+ memory", re.IGNORECASE)
 MEMORY_FRACTIONS = (1.0, 0.8, 0.6)
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.92  # vLLM's own
+# How vLLM reports that its share of the memory leaves too little for the cache. A smaller share
+# makes that worse.
+SMALL_CACHE = re.compile(r"memory for the cache blocks|available KV cache|even a single token")
+FEW_GPUS = re.compile(r"larger than the number of available GPUs")
+# What vLLM raises when a process that it started has failed: the cause is in that process' lines.
+IN_WORKER = re.compile(r"See (stack trace for root cause|root cause above)")
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
+# GPU memory that may stay when an engine has ended: workspaces of libraries. Weights and cache are
+# larger.
+REMAINING_BYTES = 2 << 30
+WORKER = "VllmWorker"  # in the name of a process that vLLM starts
+WORKER_SECONDS = 60  # for it to end
 _open: tuple[object, "VLLM"] | None = None
 
 
@@ -49,6 +65,11 @@ def set_environment() -> None:
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # FlashInfer's sampler is compiled at the start of the engine, which needs nvcc on the node.
+        # Requests with a seed, as all sampled ones are here, never use it.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        # Workers of tensor parallelism: a fork of a process with threads and CUDA may hang.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if on_cpu():
         values |= {
@@ -67,13 +88,15 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
 
     Args:
         checkpoint: A Hugging Face model folder.
-        settings: Arguments of `vllm.LLM` that change results: `dtype`, and perhaps others.
+        settings: Arguments of `vllm.LLM` that change results: `dtype`, and perhaps others. And
+            `batch_invariant`: whether answers must not depend on what else is in a batch.
         resources: Those that leave results alone: `max_model_len` (tokens of prompt and answer
             together), and perhaps gpu_memory_utilization, tensor_parallel_size and the like.
 
     Raises:
         UserError: There is no model in the folder, vLLM refuses it, the memory is too small even
-            for the smallest of MEMORY_FRACTIONS, or the dtype is not for this machine.
+            for the smallest of MEMORY_FRACTIONS, the dtype or batch_invariant is not for this
+            machine, or an earlier engine still holds GPU memory.
     """
     global _open
     if not (checkpoint / "config.json").exists():
@@ -100,6 +123,13 @@ def open_engine(checkpoint: Path, settings: dict[str, Any], resources: dict[str,
             # offset".
             "enable_chunked_prefill": False,
         }
+        if settings.get("batch_invariant"):
+            # vLLM has it for GPUs: none of the CPU build's attention supports it.
+            raise UserError(
+                where="engine.batch_invariant",
+                what="is not for vLLM's CPU build, which is installed here",
+                fix="leave it out: in float32 on CPUs an answer does not depend on its batch",
+            )
     arguments |= settings | resources
     key = (checkpoint.resolve(), files, sorted(arguments.items()))
     if _open and _open[0] == key:
@@ -139,8 +169,35 @@ def check_lengths(lm: Any, lengths: Iterable[tuple[str, int, int]]) -> None:
     )
 
 
+def describe(lm: Any) -> dict[str, Any]:
+    """For the manifest: what numbers of a GPU depend on beside the settings and the versions.
+
+    It holds the device, how many of them, their share of memory that vLLM takes, and how many
+    sequences and tokens can be in a batch.
+    """
+    import torch
+    from vllm.platforms import current_platform
+
+    config = lm.model.llm_engine.vllm_config
+    cache, scheduler = config.cache_config, config.scheduler_config
+    return {
+        "device": current_platform.get_device_name(),
+        "devices": config.parallel_config.world_size,
+        "cuda": torch.version.cuda,
+        "gpu_memory_utilization": None if on_cpu() else cache.gpu_memory_utilization,
+        "kv_cache_tokens": (cache.num_gpu_blocks or 0) * cache.block_size,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "max_model_len": config.model_config.max_model_len,
+        "enforce_eager": config.model_config.enforce_eager,
+        "batch_invariant": os.environ.get(BATCH_INVARIANT) == "1",
+    }
+
+
 def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
     set_environment()
+    arguments = dict(arguments)
+    _set_batch_invariance(arguments.pop("batch_invariant", False))
     with gc_disabled():  # an eighth of the import
         from lm_eval.models.vllm_causallms import VLLM
 
@@ -149,43 +206,133 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
 
         # A stage that ran earlier in this process may have chosen otherwise.
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    by_bytes = "kv_cache_memory_bytes" in arguments
-    memory = "kv_cache_memory_bytes" if by_bytes else "gpu_memory_utilization"
-    requested = arguments.get(memory, DEFAULT_GPU_MEMORY_UTILIZATION)
+    _check_freed()
+    checkpoint = checkpoint.absolute()
     for fraction in MEMORY_FRACTIONS:
-        size = int(requested * fraction) if by_bytes else requested * fraction
+        memory = _memory(arguments, fraction)
         # vLLM collects garbage five times while it starts; over everything imported so far that is
         # most of the start.
         gc.freeze()
+        log_end = vllm_log.size()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.chdir(checkpoint.parent):
                 # vLLM looks into every module there is, old ones too.
                 warnings.simplefilter("ignore", FutureWarning)
                 return VLLM(
-                    pretrained=str(checkpoint),
+                    # The key of vLLM's compiled code holds this path. The relative one is the same
+                    # for all checkpoints, so that only the first of a kind is compiled. All but the
+                    # weights is read by the whole path, by which libraries may remember it.
+                    pretrained=checkpoint.name,
+                    tokenizer=str(checkpoint),
+                    hf_config_path=str(checkpoint),
                     seed=0,  # for what no request seeds; every sampled request brings its own
                     batch_size=1 << 20,  # one batch for all requests of a task, scheduled by vLLM
                     enable_prefix_caching=False,  # results must not depend on earlier requests
                     use_tqdm_on_load=False,
-                    **arguments | {memory: size},
+                    **arguments | memory,
                 )
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:400]
+        except Exception as error:  # vLLM and its workers raise anything, a bare Exception too
+            reason = _reason(error, log_end)
             if not NO_MEMORY.search(reason):
-                raise UserError(
-                    where=str(checkpoint),
-                    what=f"vLLM can't load it: {reason}",
-                    fix="check the checkpoint and engine settings",
-                ) from error
-        print(f"vLLM finds too little memory with {memory} {size}: {reason}", flush=True)
+                traceback.print_exc()
+        # Not inside `except`: the exception holds what vLLM has allocated.
         _free()
-    raise UserError(
-        where="engine.options",
-        what=f"too little memory for {checkpoint}, also with {memory} {size} "
-        f"in place of {requested}: {reason}",
-        fix="see that nothing else uses the GPU, lower engine.max_model_len, or spread the model: "
-        "engine.options: {tensor_parallel_size: 2}",
-    )
+        if not NO_MEMORY.search(reason):
+            break
+        print(f"vLLM finds too little memory with {_shown(memory)}: {reason}", flush=True)
+    raise _refusal(checkpoint, reason, memory, fraction)
+
+
+def _memory(arguments: dict[str, Any], fraction: float) -> dict[str, float]:
+    """The arguments of memory, times a fraction.
+
+    vLLM compares gpu_memory_utilization with the free memory even where the cache's size is given.
+    """
+    share = arguments.get("gpu_memory_utilization", DEFAULT_GPU_MEMORY_UTILIZATION)
+    memory: dict[str, float] = {"gpu_memory_utilization": round(share * fraction, 3)}
+    if "kv_cache_memory_bytes" in arguments:
+        memory["kv_cache_memory_bytes"] = int(arguments["kv_cache_memory_bytes"] * fraction)
+    return memory
+
+
+def _shown(memory: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in memory.items())
+
+
+def _reason(error: Exception, log_end: int) -> str:
+    """Why a start failed: what vLLM raises, or the first error that its workers printed."""
+    text = f"{type(error).__name__}: {error}"
+    if IN_WORKER.search(text):
+        text = vllm_log.first_error(vllm_log.lines_since(log_end)) or text
+    return " ".join(text.split())[:400]
+
+
+def _refusal(checkpoint: Path, reason: str, memory: dict[str, float], fraction: float) -> UserError:
+    spread = "or spread the model: engine.options: {tensor_parallel_size: 2}"
+    if NO_MEMORY.search(reason) or (SMALL_CACHE.search(reason) and fraction < 1):
+        return UserError(
+            where="engine.options",
+            what=f"too little memory for {checkpoint}, also with {_shown(memory)}: {reason}",
+            fix=f"see that nothing else uses the GPU, lower engine.max_model_len, {spread}",
+        )
+    fix = "check the checkpoint and engine settings; lines of vLLM above in the log tell more"
+    if SMALL_CACHE.search(reason):
+        fix = f"raise gpu_memory_utilization in engine.options (now {_shown(memory)}), lower "
+        fix += f"engine.max_model_len, {spread}"
+    if FEW_GPUS.search(reason):
+        fix = "raise gpus_per_node of this stage in the cluster profile, or lower "
+        fix += "tensor_parallel_size in engine.options"
+    return UserError(where=str(checkpoint), what=f"vLLM can't load it: {reason}", fix=fix)
+
+
+def _set_batch_invariance(wanted: bool) -> None:
+    """Tell vLLM whether answers must not depend on their batch.
+
+    Always stated, whatever a shell's environment says. vLLM reads it when it is imported.
+
+    Raises:
+        UserError: vLLM runs otherwise in this process, or the GPU is too old.
+    """
+    value = str(int(wanted))
+    if "vllm" in sys.modules and os.environ.get(BATCH_INVARIANT, "0") != value:
+        raise UserError(
+            where="engine.batch_invariant",
+            what="vLLM runs with another value in this process",
+            fix="run the cell by itself: python -m study cell FOLDER",
+        )
+    os.environ[BATCH_INVARIANT] = value
+    if wanted:
+        from vllm.platforms import current_platform
+
+        if not current_platform.has_device_capability(80):
+            raise UserError(
+                where="engine.batch_invariant",
+                what="needs a GPU of compute capability 8.0 or higher",
+                fix="leave it out, or take an A100, H100 or newer",
+            )
+
+
+def _check_freed() -> None:
+    """Raise UserError where an engine that has ended still holds GPU memory.
+
+    The next one would start with less than it asks for, and answer in other batches.
+    """
+    workers = [child for child in multiprocessing.active_children() if WORKER in child.name]
+    for worker in workers:
+        worker.join(WORKER_SECONDS)
+    num_workers = sum(worker.is_alive() for worker in workers)
+    remaining = 0
+    if not on_cpu():
+        import torch
+
+        remaining = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
+    if num_workers or remaining > REMAINING_BYTES:
+        raise UserError(
+            where="vLLM",
+            what=f"an engine that has ended still holds {remaining / 2**30:.1f} GiB of GPU memory "
+            f"and {num_workers} worker processes",
+            fix="run or submit again: a new process begins with an empty GPU",
+        )
 
 
 def close() -> None:

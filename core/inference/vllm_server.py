@@ -20,6 +20,7 @@ from typing import Any
 from core.cell.failures import diagnose
 from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
+from core.inference import vllm_log
 from core.paths import ROOT
 
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiling it needs nvcc (core/inference/vllm_engine.py)
+    "VLLM_ENGINE_READY_TIMEOUT_S": str(START_SECONDS),  # vLLM's own is 600
 }
 # For vLLM's CPU build, whose defaults are for a machine of its own; core/inference/vllm_engine.py
 # gives the reason for each.
@@ -55,10 +58,6 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
 }
-# In the server's log: lines that report an error, lines that do not, and the prefix of a line.
-ERROR = re.compile(r"rror[:,] (?!\d+ validation error)")
-NO_ERROR = re.compile(r" (INFO|WARNING) \d")
-PREFIX = re.compile(r"^\(\w+ pid=\d+\) |[A-Z]+ [-\d]+ [:\d]+ \[\S+\] ")
 
 
 @contextmanager
@@ -108,7 +107,8 @@ def serve(
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],
             cwd=ROOT,
-            env={**environment, "VLLM_API_KEY": key},
+            # A shell's VLLM_BATCH_INVARIANT must not change grades or documents.
+            env={**environment, "VLLM_API_KEY": key, "VLLM_BATCH_INVARIANT": "0"},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -183,12 +183,10 @@ def _wait(process: subprocess.Popen[bytes], base_url: str, key: str, model: str,
 def _ended(log: Path) -> UserError:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = lines or ["exit status unknown"]
-    errors = [line for line in lines if ERROR.search(line) and not NO_ERROR.search(line)]
-    errors = errors or lines[-1:]
+    errors = vllm_log.errors(lines) or lines[-1:]
     status = re.search(r"^exit status (\d+)$", lines[-1])
     failure = diagnose("\n".join(errors), int(status[1]) if status else None)
-    # The first error is nearest to the cause; those after it are its consequences.
-    reason = " ".join(PREFIX.sub("", errors[0]).split())[:300]
+    reason = (vllm_log.first_error(lines) or lines[-1])[:300]
     return UserError(
         where=str(log),
         what=f"vLLM ended ({reason})",

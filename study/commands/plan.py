@@ -20,8 +20,9 @@ from study.commands.common import (
     positive,
     shown_names,
     study_args,
+    unfinished,
 )
-from study.forecast import corpus_cost, study_cost, training_cost
+from study.forecast import corpus_cost, inference_gpus, study_cost, training_cost
 from study.forecast.budget import check_budget, parse_budget
 from study.spec import expand
 from study.spec.benchmarks import num_questions
@@ -74,6 +75,7 @@ def plan(args: argparse.Namespace) -> None:
     compared = study_cost.compare(cells, base, layouts, profile)
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)
+    vllm_gpus = inference_gpus.compare(unfinished(cells, base), profile)
     if args.json:
         data: dict[str, Any] = {
             "study": study.study,
@@ -84,6 +86,7 @@ def plan(args: argparse.Namespace) -> None:
             "totals": totals,
             "compared": compared,
             "contaminated": contaminated,
+            "vllm_gpus": vllm_gpus,
             "replaced": [row.as_json() for row in remade],
         }
         data |= {"power": power_rows(study)} if args.power else {}
@@ -115,7 +118,7 @@ def plan(args: argparse.Namespace) -> None:
     print("\n" + study_cost.show(totals, compared))
     for problem in missing(sources(study), study_args(args)):
         print(f"warning: {problem}")
-    for line in training_cost.grouped(training, "warnings"):
+    for line in training_cost.grouped(training, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}")
     for row in contaminated:
         print(
@@ -123,7 +126,7 @@ def plan(args: argparse.Namespace) -> None:
             f"{row['corpus']}: {row['documents']} documents hold text of it ({row['hits']}); "
             f"set corpora.{row['corpus']}.exclude to a file with the ids in {row['exclude']}"
         )
-    for line in training_cost.grouped(training, "refused"):
+    for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"]:
         print(f"can't run: {line}")
     check_budget(totals, parse_budget(args.budget))
 

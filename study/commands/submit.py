@@ -20,6 +20,7 @@ from study.commands.common import (
     unfinished,
     unlink_moved,
 )
+from study.forecast import inference_gpus
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
 
@@ -46,11 +47,12 @@ def submit(args: argparse.Namespace) -> None:
     todo = unfinished(cells, base)
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
-    if refused := grouped(rows, "refused"):
+    vllm_gpus = inference_gpus.compare(todo, profile)
+    if refused := grouped(rows, "refused") + vllm_gpus["refused"]:
         fix = "change the cluster profile or the recipe"
         raise UserError.of(Problem("", line, fix) for line in refused)
     facts = submit(cells, base, profile, str(args.cluster))
-    for line in grouped(rows, "warnings"):
+    for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     if args.json:
         print(json.dumps(facts, indent=1))

@@ -31,7 +31,10 @@ OWN_OPTIONS = ("host", "port", "uds", "api_key", "model", "served_model_name")
 OWN_ENGINE = (
     "model",
     "pretrained",
+    "tokenizer",
+    "hf_config_path",
     "dtype",
+    "batch_invariant",
     "max_model_len",
     "seed",
     "batch_size",

@@ -66,7 +66,10 @@ def engine_arguments(engine: Engine) -> tuple[dict[str, Any], dict[str, Any]]:
     max_model_len is a resource: what does not fit is refused, and nothing is cut.
     """
     identity, speed = split_options(engine.options)
-    return {"dtype": engine.dtype, **identity}, {"max_model_len": engine.max_model_len, **speed}
+    # Only where it is set: a study that does not ask for it keeps its cells.
+    invariant = {"batch_invariant": True} if engine.batch_invariant else {}
+    settings = {"dtype": engine.dtype, **invariant, **identity}
+    return settings, {"max_model_len": engine.max_model_len, **speed}
 
 
 def endpoint_files(endpoint: Endpoint, key: str) -> dict[str, dict[str, Any]]:

@@ -268,6 +268,9 @@ class Engine:
     max_model_len: Count = 4096
     """Largest number of tokens of prompt and answer together. What does not fit is refused,
     nothing is cut. Not part of any cell's identity."""
+    batch_invariant: bool = False
+    """Whether an answer on a GPU must not depend on what else is in its batch
+    (VLLM_BATCH_INVARIANT; slower, compute capability 8.0 or higher). Not for CPUs."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Those that change its speed
     alone (SPEED_OPTIONS of study/spec/fingerprints.py) are not part of any cell's identity."""

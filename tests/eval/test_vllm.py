@@ -304,6 +304,10 @@ def test_likelihood_cell_repeats_exactly(checkpoints, tmp_path):
     scored(tmp_path / "two", checkpoints / "plain", items)
     for name in ("samples.jsonl", "scores.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    facts = context.facts["engine"]
+    assert facts["device"] == "cpu" and facts["devices"] == 1 and not facts["batch_invariant"]
+    assert facts["max_num_seqs"] > 0 and facts["max_model_len"] == 512
+    assert facts["kv_cache_tokens"] > 10_000
     table = pd.read_parquet(tmp_path / "one" / "scores.parquet")
     assert (
         " ".join(table.columns) == "question scenario dimension epoch judge score missing response"
@@ -411,34 +415,6 @@ def test_the_real_files_are_read_whole(checkpoints, tmp_path, name, count):
     )
 
 
-def test_too_little_memory_is_tried_with_less_and_then_reported(checkpoints, monkeypatch, capsys):
-    from lm_eval.models import vllm_causallms
-
-    asked = []
-
-    class Full:
-        def __init__(self, **arguments: Any) -> None:
-            asked.append(arguments["kv_cache_memory_bytes"])
-            if len(asked) < enough:
-                raise ValueError(
-                    "Free memory on device cuda:0 (9/80 GiB) is less than desired GPU memory "
-                    "utilization"
-                )
-
-    monkeypatch.setattr(vllm_causallms, "VLLM", Full)
-    engine.close()
-    enough, size = 3, 10 << 20
-    options = {"kv_cache_memory_bytes": size}
-    assert isinstance(engine._start(checkpoints / "plain" / "model", options), Full)
-    assert asked == [int(size * share) for share in engine.MEMORY_FRACTIONS]
-    assert capsys.readouterr().out.count("finds too little memory with kv_cache_memory_bytes") == 2
-    enough = 9
-    with pytest.raises(
-        UserError, match=r"too little memory for .*model, also with .*tensor_parallel_size"
-    ):
-        engine._start(checkpoints / "plain" / "model", options)
-
-
 def test_one_engine_at_a_time(checkpoints, tmp_path):
     plain = engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT)
     assert engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT) is plain
@@ -453,11 +429,45 @@ def test_one_engine_at_a_time(checkpoints, tmp_path):
     (tmp_path / "broken" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="vLLM can't load"):
         engine.open_engine(tmp_path / "broken", ENGINE, LIMIT)
+    torn = tiny_checkpoint.make(tmp_path / "torn") / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="vLLM can't load it: SafetensorError"):
+        engine.open_engine(tmp_path / "torn", ENGINE, LIMIT)
     assert engine._open is None
     if engine.on_cpu():
         with pytest.raises(UserError, match="set it to float32"):
             engine.open_engine(checkpoints / "plain" / "model", {"dtype": "bfloat16"}, LIMIT)
     assert engine.open_engine(checkpoints / "plain" / "model", ENGINE, LIMIT).max_length == 512
+
+
+def test_checkpoints_share_compiled_code_and_nothing_else(tmp_path):
+    """vLLM's key of compiled code is the same for two checkpoints with one architecture. Each has
+    its own weights, tokenizer and generation config, though they were loaded in one process."""
+    keys, facts = [], []
+    for name, seed, chat in (("one", 0, "{{ 1 }}"), ("two", 1, "{{ 2 }}")):
+        folder = tiny_checkpoint.make(
+            tmp_path / name / "model", seed, chat, max_new_tokens=seed + 7
+        )
+        lm = engine.open_engine(folder, ENGINE, LIMIT)
+        config = lm.model.llm_engine.vllm_config
+        keys.append(config.compute_hash())
+        [sample], _ = likelihood.evaluate(lm, "concern", [ITEM])
+        length = config.model_config.try_get_generation_config()["max_new_tokens"]
+        facts.append((sample["logprobs"][0], lm.tokenizer.chat_template, length))
+        assert lm.model.get_tokenizer().chat_template == chat
+    assert keys[0] == keys[1]
+    assert facts[0][0] != facts[1][0] and [fact[1:] for fact in facts] == [
+        ("{{ 1 }}", 7),
+        ("{{ 2 }}", 8),
+    ]
+    reference = reference_logprobs(folder, lm.tok_encode("Do fish feel pain?"))
+    prompt = {"prompt_token_ids": lm.tok_encode("Do fish feel pain?")}
+    from vllm import SamplingParams
+
+    once = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    [reply] = lm.model.generate([prompt], once, use_tqdm=False)
+    said = [next(iter(step.values())).logprob for step in reply.prompt_logprobs[1:]]
+    assert said == pytest.approx(reference, abs=1e-4), "of the second one's weights"
 
 
 def test_an_exported_model_says_in_vllm_what_it_said_in_training(tmp_path):
