@@ -57,7 +57,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     scorer, question_set = questions.load_questions(context)
     checkpoint = context.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], context.resources["engine"])
-    context.facts["engine"] = engine.describe(lm)
+    facts = context.facts["engine"] = engine.describe(lm)
     texts = [row["question"] for row in question_set.questions]
     prompts, stop = encode(lm.tokenizer, texts, settings["prompt"])
     engine.check_lengths(
@@ -72,6 +72,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     seeds = answer_seeds(checkpoint, prompts, sampling)
     batch = [prompt for prompt in prompts for _ in epochs]
     context.log(f"{len(batch)} answers from {checkpoint.name}")
+    if advice := cache_advice(facts, batch, sampling.max_tokens):
+        context.log(advice)
     replies = complete(lm, batch, seeds, sampling, stop)
     context.progress(len(replies), len(batch), "answers")
     answers = dict(zip(keys, replies, strict=True))
@@ -105,6 +107,26 @@ def run(context: StageContext) -> dict[str, int | float]:
         "distinct_answers": sum(distinct),
         "tokens": sum(reply.usage.output_tokens for reply in replies if reply.usage),
     }
+
+
+def cache_advice(facts: dict[str, Any], batch: list[list[int]], max_tokens: int) -> str | None:
+    """A line for the log where the engine's cache may not hold all answers that are begun at once.
+
+    vLLM then interrupts answers and computes them again later.
+
+    Args:
+        facts: Of the engine (`core.inference.vllm_engine.describe`).
+        batch: Token ids of the prompts.
+        max_tokens: The most tokens of one answer.
+    """
+    longest = max(map(len, batch)) + max_tokens
+    fitting = facts["kv_cache_tokens"] // longest
+    if fitting >= min(len(batch), facts["max_num_seqs"]):
+        return None
+    return (
+        f"the cache holds {fitting} answers of {longest} tokens: vLLM may interrupt others and "
+        f"compute them again; engine.options: {{max_num_seqs: {fitting}}} avoids it"
+    )
 
 
 def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling) -> list[int]:

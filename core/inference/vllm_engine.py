@@ -10,7 +10,6 @@ import gc
 import multiprocessing
 import os
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -37,13 +36,13 @@ SMALL_CACHE = re.compile(r"memory for the cache blocks|available KV cache|even a
 FEW_GPUS = re.compile(r"larger than the number of available GPUs")
 # What vLLM raises when a process that it started has failed: the cause is in that process' lines.
 IN_WORKER = re.compile(r"See (stack trace for root cause|root cause above)")
-BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
 # GPU memory that may stay when an engine has ended: workspaces of libraries. Weights and cache are
 # larger.
 REMAINING_BYTES = 2 << 30
 WORKER = "VllmWorker"  # in the name of a process that vLLM starts
 WORKER_SECONDS = 60  # for it to end
 _open: tuple[object, "VLLM"] | None = None
+_batch_invariant: bool | None = None  # of the engines that this process has started
 
 
 def on_cpu() -> bool:
@@ -190,7 +189,7 @@ def describe(lm: Any) -> dict[str, Any]:
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
         "max_model_len": config.model_config.max_model_len,
         "enforce_eager": config.model_config.enforce_eager,
-        "batch_invariant": os.environ.get(BATCH_INVARIANT) == "1",
+        "batch_invariant": bool(_batch_invariant),
     }
 
 
@@ -288,19 +287,21 @@ def _refusal(checkpoint: Path, reason: str, memory: dict[str, float], fraction: 
 def _set_batch_invariance(wanted: bool) -> None:
     """Tell vLLM whether answers must not depend on their batch.
 
-    Always stated, whatever a shell's environment says. vLLM reads it when it is imported.
+    Always stated, whatever a shell's environment says. The first engine of a process replaces
+    torch's kernels for good, and modules that it imports keep the value.
 
     Raises:
-        UserError: vLLM runs otherwise in this process, or the GPU is too old.
+        UserError: An engine ran otherwise in this process, or the GPU is too old.
     """
-    value = str(int(wanted))
-    if "vllm" in sys.modules and os.environ.get(BATCH_INVARIANT, "0") != value:
+    global _batch_invariant
+    if _batch_invariant not in (None, wanted):
         raise UserError(
             where="engine.batch_invariant",
-            what="vLLM runs with another value in this process",
+            what="an engine with another value ran in this process",
             fix="run the cell by itself: python -m study cell FOLDER",
         )
-    os.environ[BATCH_INVARIANT] = value
+    _batch_invariant = wanted
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(wanted))
     if wanted:
         from vllm.platforms import current_platform
 

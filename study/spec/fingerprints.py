@@ -24,7 +24,8 @@ LIMITS = (
     "completion_price",
     "timeout",
 )
-# Options of vLLM, as a server or in process, that change its speed, not its answers.
+# Options of vLLM, as a server or in process, that are for its speed. On GPUs they change batches,
+# and with them the last bits of answers: manifests record them, but they make no new cell.
 SPEED_OPTIONS = (
     "tensor_parallel_size",
     "pipeline_parallel_size",

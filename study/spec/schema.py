@@ -272,8 +272,8 @@ class Engine:
     """Whether an answer on a GPU must not depend on what else is in its batch
     (VLLM_BATCH_INVARIANT; slower, compute capability 8.0 or higher). Not for CPUs."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Those that change its speed
-    alone (SPEED_OPTIONS of study/spec/fingerprints.py) are not part of any cell's identity."""
+    """More arguments of vllm.LLM, such as {tensor_parallel_size: 2}. Those for its speed
+    (SPEED_OPTIONS of study/spec/fingerprints.py) are not part of any cell's identity."""
 
 
 @dataclass(config=STRICT, frozen=True)
