@@ -144,6 +144,8 @@ def test_a_server_samples_without_a_compiler_and_starts_as_long_as_the_kit_waits
 
     monkeypatch.setattr(vllm_server.subprocess, "Popen", Ended)
     monkeypatch.setattr(vllm_server.os, "killpg", lambda *_: None)
+    for name in ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_ENGINE_READY_TIMEOUT_S"):
+        monkeypatch.delenv(name, raising=False)  # an engine that ran before has set it
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")  # of somebody's shell
     with (
         pytest.raises(UserError, match="vLLM ended"),
