@@ -13,6 +13,11 @@ LOGS = {
         "Slurm: launch failed requeued held",
         "Slurm: JobHoldMaxRequeue",
     ],
+    "no compiler": [
+        "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
+        "/tmp/t/main.c:5:10: fatal error: Python.h: No such file or directory",
+        "torch._inductor.exc.InvalidCxxCompiler: No working C++ compiler found in config.cpp.cxx",
+    ],
     "dead dependency": ["Slurm: DependencyNeverSatisfied"],
     "refused by Slurm": [
         "Slurm: PartitionTimeLimit",
