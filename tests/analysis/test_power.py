@@ -16,7 +16,7 @@ TINY = ROOT / "studies/tiny.yaml"
 
 @pytest.mark.slow
 def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> None:
-    study = load_study(TINY, seeds=[0, 1, 2, 3])
+    study = load_study(TINY, overrides=["seeds=[0, 1, 2, 3]"])
     (row,) = rows(study)
     bench = study.benchmarks[row["benchmark"]]
     assert (row["seeds"], row["questions"], row["epochs"]) == (4, 26, bench.epochs) and bench.judge
@@ -25,10 +25,10 @@ def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> No
     assert row["power"] == {
         str(effect): power(effect, assumed, 4, 26) for effect in (0.062, 0.083, 0.109)
     }
-    (alone,) = rows(load_study(TINY, seeds=[0]))
+    (alone,) = rows(load_study(TINY, overrides=["seeds=[0]"]))
     assert alone["detectable"] is None and set(alone["power"].values()) == {None}
     nine_seeds = {
-        effect: rows(load_study(TINY, seeds=[*range(9)]))[0]["power"][effect]
+        effect: rows(load_study(TINY, overrides=[f"seeds={[*range(9)]}"]))[0]["power"][effect]
         for effect in row["power"]
     }
     assert all(nine_seeds[effect] > row["power"][effect] for effect in nine_seeds)

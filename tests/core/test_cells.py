@@ -148,7 +148,7 @@ def test_a_folder_with_outputs_but_no_manifest_is_not_finished_and_starts_clean(
             (context.folder / "out").write_text("x")
             return {"n": 1}
 
-    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    monkeypatch.setattr(run_cell, "import_stage", lambda name: Stage)
     run_cell.run_cell(folder)
     manifest = read_manifest(folder)
     assert manifest and set(manifest["outputs"]) == {"config.yaml", "out"}
@@ -175,7 +175,7 @@ def test_a_resumable_stage_finds_what_its_killed_run_left(
             present.update(path.name for path in context.folder.iterdir())
             return {}
 
-    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    monkeypatch.setattr(run_cell, "import_stage", lambda name: Stage)
     run_cell.run_cell(folder)
     assert {"steps", "calls.jsonl"} < present and "half.json.tmp12" not in present
 
@@ -199,7 +199,7 @@ def test_ranks_above_0_run_a_distributed_stage_when_rank_0_says_go(
 
     if not distributed:
         del Stage.DISTRIBUTED
-    monkeypatch.setattr(run_cell.importlib, "import_module", lambda name: Stage)
+    monkeypatch.setattr(run_cell, "import_stage", lambda name: Stage)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     run_cell.run_cell(folder)
@@ -243,7 +243,7 @@ def run(work):
     with open({str(tmp_path / "ran")!r}, "a") as f: f.write("x")
     time.sleep(0.5); return {{}}
 stage = types.SimpleNamespace(run=run)
-run_cell.importlib = types.SimpleNamespace(import_module=lambda name: stage)
+run_cell.import_stage = lambda name: stage
 run_cell.run_cell(Path({str(folder)!r}))
 """
     both = [

@@ -78,7 +78,7 @@ def test_step_checkpoints_wait_as_long_as_the_rest(
 def test_peak_memory_is_recorded_where_the_peak_flops_are_not_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H800")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Unlisted")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7e9)
     with torch.device("meta"):
         model = build(SHAPE_AS_CONFIG)

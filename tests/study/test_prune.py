@@ -130,7 +130,9 @@ def test_what_goes_and_what_stays_and_that_the_study_is_still_whole(
     assert small.changes() == []
     (note,) = [note for note in small.notes() if note.startswith("pruned on ")]
     assert file["date"] in note and note.endswith("and 3 more")
-    monkeypatch.setattr(engine, "_spawn", lambda *_: pytest.fail("a finished cell was run again"))
+    monkeypatch.setattr(
+        engine._Executor, "_start", lambda *_: pytest.fail("a finished cell was run again")
+    )
     assert engine.run(small.cells, small.base, 2, lambda *_: None) == []
     publish(small.base / small.last.relpath)
     assert content(results(small.base)) == published
