@@ -61,6 +61,7 @@ def test_the_effect_is_real(one_machine: Place) -> None:
     assert len(weights) == 2 and weights[0] != weights[1]
 
 
+@pytest.mark.nightly
 def test_two_gpus_as_the_ranks_of_a_training_give_the_scores_of_one(
     one_machine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

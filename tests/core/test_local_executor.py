@@ -300,6 +300,7 @@ def test_where_a_rank_fails_the_others_end_too(base: Path) -> None:
         psutil.Process(seen(bad, base)["pid"])
 
 
+@pytest.mark.nightly
 @pytest.mark.vllm
 @pytest.mark.parametrize("group", sorted({info.imports for info in STAGE_INFO.values()}))
 def test_what_a_group_imports_survives_a_fork(group: str) -> None:

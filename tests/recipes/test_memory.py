@@ -118,6 +118,7 @@ with process_group() as ranks:
 """
 
 
+@pytest.mark.nightly
 def test_no_rank_ever_holds_the_whole_model(base: Path, tmp_path: Path) -> None:
     """Four ranks; a model of Llama 3.2 1B's proportions, a quarter as wide: 310 MiB in fp32."""
     small = base / MODEL.relpath / "model"
