@@ -23,6 +23,8 @@ _FIRST = (
     "tests/slurm",
     "tests/test_rerun.py",
     "tests/test_study.py",
+    "tests/study/test_edit_sequences.py",
+    "tests/sdf/test_local_writer.py",
     "tests/eval",
     "tests/recipes",
     "tests/analysis",

@@ -173,6 +173,7 @@ def test_how_fast_a_folder_is_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert probe.write_rate(tmp_path / "written") > 0 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 @pytest.mark.vllm
 def test_vllm_starts_on_the_checkpoint_of_doctor(tmp_path: Path) -> None:
     assert probe.start_vllm(tmp_path / "model")["seconds"] > 0
