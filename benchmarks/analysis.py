@@ -71,7 +71,7 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
         "looks": [],
         "rows": rows,
         "missing": [],
-        "labels": [],
+        "labels": {},
         "claim_roles": {},
         "writers": [],
         "contrasts": [

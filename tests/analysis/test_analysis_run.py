@@ -13,6 +13,7 @@ import pytest
 from analysis.headline import headline
 from analysis.run import run
 from analysis.tables import tex
+from benchmarks import analysis as benchmark
 from core.cell.context import StageContext
 from core.errors import UserError
 from tests.analysis.small_study import edit, results_of, study
@@ -355,3 +356,9 @@ def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
         3,
         0,
     )
+
+
+@pytest.mark.slow
+def test_the_benchmarks_study_can_be_analyzed(tmp_path: Path) -> None:
+    context = benchmark.study(tmp_path, arms=3, seeds=2, questions=6, epochs=2)
+    assert results_of(context)["contrasts"]
