@@ -109,11 +109,12 @@ def contrast_bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[
             means[means["arm"] == arm].drop(columns="arm").assign(of_dose=means["dose"])
             for arm in contrast.arms
         )
-        if contrast.doses is not None:
-            # Rows are paired by a dose that both sides have: here that of the treatment.
-            first, second = contrast.doses
-            treatment = treatment[treatment["dose"] == first]
-            control = control[control["dose"] == second].assign(dose=first)
+        # Rows are paired by a dose that both sides have: that of the treatment.
+        pairs = contrast.dose_pairs(set(treatment["dose"]), set(control["dose"]))
+        of_treatment = {second: first for first, second in pairs}
+        treatment = treatment[treatment["dose"].isin(of_treatment.values())]
+        control = control[control["dose"].isin(of_treatment)]
+        control = control.assign(dose=control["dose"].map(of_treatment))
         keys = ["benchmark", "judge", "dose", "question"]
         paired = treatment.merge(control, on=keys, suffixes=("", "_control"))
         paired = paired[paired["benchmark"].isin(contrast.benchmarks)]

@@ -96,8 +96,8 @@ def contrast_rows(
     for contrast in declared:
         for benchmark in contrast.benchmarks:
             for doses in _planned_doses(contrast, benchmark, planned):
-                row = _contrast_row(table, means, contrast, benchmark, doses, unfinished, level)
                 sides = [] if doses is None else list(zip(contrast.arms, doses, strict=True))
+                row = _contrast_row(table, means, contrast, benchmark, sides, unfinished, level)
                 shares = [worst.shares.get((benchmark, *side), 0.0) for side in sides]
                 row["missing_treatment"], row["missing_control"] = shares or (None, None)
                 rows.append(row)
@@ -127,10 +127,7 @@ def _planned_doses(
         {dose for name, planned_arm, dose in planned if (name, planned_arm) == (benchmark, arm)}
         for arm in contrast.arms
     )
-    common = treatment & control
-    if contrast.only_doses is not None:
-        common &= set(contrast.only_doses)
-    return [(dose, dose) for dose in sorted(common)] or [None]
+    return [*contrast.dose_pairs(treatment, control)] or [None]
 
 
 def _contrast_row(
@@ -138,11 +135,11 @@ def _contrast_row(
     means: pd.DataFrame,
     contrast: Contrast,
     benchmark: str,
-    doses: tuple[int, int] | None,
+    sides: Sequence[tuple[str, int]],
     unfinished: Sequence[Row],
     level: float,
 ) -> Row:
-    sides = [] if doses is None else list(zip(contrast.arms, doses, strict=True))
+    dose, control_dose = (dose for _, dose in sides) if sides else (None, None)
     waiting = [
         checkpoint
         for checkpoint in unfinished
@@ -155,7 +152,7 @@ def _contrast_row(
     ]
     judge = None
     p_responses = None
-    if doses is None:
+    if not sides:
         result = Estimate(reason="the two arms were not planned at a common SFT dose")
     elif not all(len(scores) for scores in responses):
         result = Estimate(reason="not finished: " + "; ".join(map(checkpoint_name, waiting)))
@@ -172,8 +169,8 @@ def _contrast_row(
         "family": contrast.family,
         "paired": contrast.paired,
         "benchmark": benchmark,
-        "dose": doses and doses[0],
-        "control_dose": doses and doses[1],
+        "dose": dose,
+        "control_dose": control_dose,
         "p_holm": None,
         "verdict": "none",
         "p_response_level": p_responses,

@@ -102,14 +102,19 @@ Side = tuple[str, list[int]]  # an arm at some SFT doses
 
 
 def _compared_sides(wide: pd.DataFrame, contrast: Contrast) -> list[tuple[Side, Side]]:
-    """Treatment and control at each common dose and at all of them, or at the declared doses."""
-    if contrast.doses is not None:
-        treatment, control = zip(contrast.arms, ([dose] for dose in contrast.doses), strict=True)
-        return [(treatment, control)]
-    of_arm = (set(wide.loc[wide["arm"] == arm, "dose"]) for arm in contrast.arms)
-    common = sorted(map(int, set.intersection(*of_arm)))
-    choices = [[dose] for dose in common] + ([common] if len(common) > 1 else [])
-    return [((contrast.treatment, doses), (contrast.control, doses)) for doses in choices]
+    """Treatment and control at each pair of doses that are compared, and at all of them."""
+    treatment, control = (
+        set(wide.loc[wide["arm"] == arm, "dose"].map(int)) for arm in contrast.arms
+    )
+    pairs = contrast.dose_pairs(treatment, control)
+    choices = [[pair] for pair in pairs] + ([pairs] if len(pairs) > 1 else [])
+    return [
+        (
+            (contrast.treatment, [dose for dose, _ in choice]),
+            (contrast.control, [dose for _, dose in choice]),
+        )
+        for choice in choices
+    ]
 
 
 def krippendorff_alpha(grades: np.ndarray) -> float | None:

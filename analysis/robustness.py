@@ -127,15 +127,7 @@ def _doses(part: pd.DataFrame, contrast: Contrast) -> list[tuple[int, int] | Non
     treatment, control = (
         set(part.loc[part["arm"] == arm, "dose"].map(int)) for arm in contrast.arms
     )
-    pairs: list[tuple[int, int] | None] = []
-    if contrast.doses is None:
-        common = treatment & control
-        if contrast.only_doses is not None:
-            common &= set(contrast.only_doses)
-        pairs += [(dose, dose) for dose in sorted(common)]
-    elif contrast.doses[0] in treatment and contrast.doses[1] in control:
-        pairs.append(contrast.doses)
-    return pairs or [None]
+    return [*contrast.dose_pairs(treatment, control)] or [None]
 
 
 def _rows_of(table: pd.DataFrame, sides: Sides) -> pd.DataFrame:

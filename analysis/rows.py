@@ -21,6 +21,14 @@ def select(row: Row, keys: Iterable[str]) -> Row:
     return {key: row[key] for key in keys}
 
 
+def sides_of(contrast: Row) -> list[tuple[str, int]]:
+    """Arm and dose of the treatment and of the control of a contrast's row."""
+    return [
+        (contrast["treatment"], contrast["dose"]),
+        (contrast["control"], contrast["control_dose"]),
+    ]
+
+
 def to_jsonable(value: Any) -> Any:
     """Convert a nested value into JSON's own types.
 

@@ -13,7 +13,7 @@ from analysis.estimates import two_way
 from analysis.inference import benjamini_hochberg, equivalence, hierarchical_bootstrap, permutation
 from analysis.mixed import mixed_model
 from analysis.reference import Reference
-from analysis.rows import Row, fields, select
+from analysis.rows import Row, fields, select, sides_of
 from analysis.table import OVERALL, question_means
 
 RESAMPLES = 10_000
@@ -61,7 +61,7 @@ def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
     """One contrast by bootstrap, permutation and mixed model."""
     benchmark = contrast["benchmark"]
     (treatment, control), _ = contrast_arms(
-        (means, means), benchmark, _sides(contrast), contrast["paired"]
+        (means, means), benchmark, sides_of(contrast), contrast["paired"]
     )
     scenarios = scenarios_of(means, benchmark)
     fixed = (treatment.fixed, control.fixed)
@@ -71,7 +71,7 @@ def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
     else:
         questions = questions_of(means, benchmark)["question"].tolist()
         first, second = (
-            _answers(table, benchmark, arm, dose, questions) for arm, dose in _sides(contrast)
+            _answers(table, benchmark, arm, dose, questions) for arm, dose in sides_of(contrast)
         )
     bootstrap = hierarchical_bootstrap(first, second, scenarios, RESAMPLES, 0, fixed)
     mixed = mixed_model(treatment.scores, control.scores, scenarios, fixed)
@@ -100,13 +100,14 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
         if contrast["family"] != "primary" or contrast["estimate"] is None or part.empty:
             continue
         tests = []
+        sides = sides_of(contrast)
         for dimension, scores in part.groupby("dimension", sort=True):
             means = question_means(scores.assign(dimension=OVERALL))
             graded = set(zip(means["arm"], means["dose"], strict=True))
-            if not {*_sides(contrast)} <= graded:
+            if not {*sides} <= graded:
                 continue
             benchmark = contrast["benchmark"]
-            arms, _ = contrast_arms((means, means), benchmark, _sides(contrast), contrast["paired"])
+            arms, _ = contrast_arms((means, means), benchmark, sides, contrast["paired"])
             test = two_way(arms, scenarios_of(means, benchmark))
             row = select(contrast, ("name", *PLACE)) | {"dimension": dimension}
             row |= fields(test, ("estimate", "low", "high", "p", "questions", "reason"))
@@ -117,14 +118,6 @@ def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
         qs = benjamini_hochberg([row["p"] for row in tests])
         rows += [row | {"q": q} for row, q in zip(tests, qs, strict=True)]
     return rows
-
-
-def _sides(contrast: Row) -> list[tuple[str, int]]:
-    """Arm and dose of the treatment and of the control."""
-    return [
-        (contrast["treatment"], contrast["dose"]),
-        (contrast["control"], contrast["control_dose"]),
-    ]
 
 
 def _answers(

@@ -1,5 +1,6 @@
 """The settings of the analysis cell as typed objects."""
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,15 @@ class Contrast:
         if self.treatment_dose is None or self.control_dose is None:
             return None
         return self.treatment_dose, self.control_dose
+
+    def dose_pairs(self, treatment: Set[int], control: Set[int]) -> list[tuple[int, int]]:
+        """The doses (of treatment, of control) to compare, of those that each side has."""
+        if self.doses is not None:
+            return [self.doses] if self.doses[0] in treatment and self.doses[1] in control else []
+        common = treatment & control
+        if self.only_doses is not None:
+            common &= set(self.only_doses)
+        return [(dose, dose) for dose in sorted(common)]
 
     def row(self) -> Row:
         """The entries that name the contrast in a row of results.json."""

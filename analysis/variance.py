@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis.estimates import ALPHA
-from analysis.rows import Row, select
+from analysis.rows import Row, select, sides_of
 from analysis.settings import Costs
 from analysis.table import OVERALL
 
@@ -121,11 +121,7 @@ def next_data_rows(
         if contrast["family"] == "primary" and contrast["estimate"] is not None:
             primary.setdefault(contrast["benchmark"], contrast)
     for benchmark, contrast in primary.items():
-        sides = [
-            (contrast["treatment"], contrast["dose"]),
-            (contrast["control"], contrast["control_dose"]),
-        ]
-        result = components(table, benchmark, judges[benchmark], sides)
+        result = components(table, benchmark, judges[benchmark], sides_of(contrast))
         keys = ("name", "benchmark", "dose", "control_dose")
         row = select(contrast, keys) | {"unit": costs.unit}
         row |= result

@@ -9,14 +9,14 @@ COMMAND = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheade
 
 
 @dataclass(frozen=True)
-class Gpu:
+class VisibleGpu:
     """A GPU: its name in CUDA_VISIBLE_DEVICES, and its memory (None: not known)."""
 
     id: str
     memory_gb: float | None
 
 
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[VisibleGpu]:
     """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves; none without a working driver."""
     try:
         answer = subprocess.run(COMMAND, capture_output=True, text=True)
@@ -28,9 +28,11 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
     memory = {index: _gb(mebibytes) for index, mebibytes in rows}
     names = environment.get("CUDA_VISIBLE_DEVICES")
     if names is None:
-        return [Gpu(index, gb) for index, gb in memory.items()]
+        return [VisibleGpu(index, gb) for index, gb in memory.items()]
     # A name may also be a UUID, also of a part of a GPU (MIG), whose memory is not listed.
-    return [Gpu(name, memory.get(name)) for name in names.replace(" ", "").split(",") if name]
+    return [
+        VisibleGpu(name, memory.get(name)) for name in names.replace(" ", "").split(",") if name
+    ]
 
 
 def _gb(mebibytes: str) -> float | None:

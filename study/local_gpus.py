@@ -6,11 +6,9 @@ from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
 from core.errors import Problem, UserError
 from core.model_size import memory, shape
-from core.stages import VLLM_STAGES
 from core.visible_gpus import visible_gpus
+from study.forecast.inference_gpus import vllm_gpus
 from study.forecast.training_cost import is_training, recipe_of
-
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")  # of vLLM: its GPUs are the product
 
 
 def local_gpus(cells: Sequence[Cell], count: int | None, ranks: int | None) -> Gpus:
@@ -52,7 +50,7 @@ def local_gpus(cells: Sequence[Cell], count: int | None, ranks: int | None) -> G
     ranked = set()
     problems = []
     for cell in cells:
-        num_gpus = _vllm_gpus(cell)
+        num_gpus = vllm_gpus(cell)
         if is_training(cell):
             num_gpus = ranks or _fewest(cell, total, memory_gb)
             if num_gpus > 1:
@@ -65,21 +63,6 @@ def local_gpus(cells: Sequence[Cell], count: int | None, ranks: int | None) -> G
         raise UserError.of(problems)
     ids = tuple(gpu.id for gpu in used) or ("",) * total
     return Gpus(ids, needed, frozenset(ranked))
-
-
-def _vllm_gpus(cell: Cell) -> int:
-    """The GPUs of the vLLM that the cell runs; 0 where it runs none."""
-    address = cell.resources.get("address", {})
-    if cell.stage in VLLM_STAGES:
-        options = cell.settings["engine"] | cell.resources["engine"]
-    elif "path" in address:
-        options = address["options"]
-    else:
-        return 0
-    num_gpus = 1
-    for name in PARALLEL:
-        num_gpus *= options.get(name, 1)
-    return num_gpus
 
 
 def _fewest(cell: Cell, total: int, memory_gb: float | None) -> int:

@@ -27,9 +27,9 @@ def load(file: Path) -> ModuleType:
 
 
 env = load(SCRIPT)
-# It imports `environment`, which is loaded now.
-cluster_env = load(ROOT / "tools/cluster_environment.py")
 locks = load(ROOT / "tools/locks.py")
+# It imports `environment` and `locks`, which are loaded now.
+cluster_env = load(ROOT / "tools/cluster_environment.py")
 
 # In place of the steps, which take the network and minutes.
 QUICK = """

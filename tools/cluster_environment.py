@@ -23,6 +23,8 @@ from pathlib import Path
 import environment as env
 from environment import ROOT, SetupError
 
+import locks
+
 CUDA_DRIVERS = {13: 580, 12: 525}  # the oldest driver that runs each CUDA release
 NEEDED_GB = 20  # 9 GB installed, and as much in the installer's cache where links are impossible
 IMPORTS = (
@@ -107,9 +109,7 @@ def choose(machine: Machine) -> tuple[int, str]:
 
 def lock_of(cuda: int, machine: str) -> Path:
     """The lock of a CUDA release for this Python and a processor."""
-    suffix = "" if machine == "x86_64" else f"-{machine}"
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    lock = ROOT / f"locks/cuda{cuda}-{python}{suffix}.lock"
+    lock = locks.path_of(cuda, f"{sys.version_info.major}.{sys.version_info.minor}", machine)
     if not lock.exists():
         names = ", ".join(sorted(path.stem for path in (ROOT / "locks").glob("*.lock")))
         raise SetupError(f"no {lock.relative_to(ROOT)}; there are {names}")

@@ -4,9 +4,7 @@ import math
 from typing import Any
 
 from core.cell.identity import Cell
-
-# Options of vLLM that multiply the GPUs it takes.
-PARALLEL_OPTIONS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+from study.spec.fingerprints import PARALLEL_OPTIONS
 
 
 def compare(cells: list[Cell], profile: Any) -> dict[str, list[str]]:
@@ -20,7 +18,7 @@ def compare(cells: list[Cell], profile: Any) -> dict[str, list[str]]:
     from slurm.cluster_limits import gpus
 
     for stage, wanted in sorted(
-        {(cell.stage, wanted) for cell in cells if (wanted := _gpus(cell))}
+        {(cell.stage, wanted) for cell in cells if (wanted := vllm_gpus(cell))}
     ):
         held = gpus(profile.resources(stage))
         text = f"{stage}: vLLM is told to use {wanted} GPUs of a node, the cluster profile gives "
@@ -34,7 +32,7 @@ def compare(cells: list[Cell], profile: Any) -> dict[str, list[str]]:
     return texts
 
 
-def _gpus(cell: Cell) -> int:
+def vllm_gpus(cell: Cell) -> int:
     """GPUs that vLLM takes in a job of the cell; 0 where the cell runs no vLLM."""
     options = cell.resources.get("engine")
     address = cell.resources.get("address", {})

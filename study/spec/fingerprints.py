@@ -24,12 +24,12 @@ LIMITS = (
     "completion_price",
     "timeout",
 )
+# Options of vLLM that multiply the GPUs it takes.
+PARALLEL_OPTIONS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 # Options of vLLM, as a server or in process, that are for its speed. On GPUs they change batches,
 # and with them the last bits of answers: manifests record them, but they make no new cell.
 SPEED_OPTIONS = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
+    *PARALLEL_OPTIONS,
     "distributed_executor_backend",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",

@@ -80,6 +80,16 @@ def test_components_of_two_doses(contrast: Contrast, right: float) -> None:
     assert sum(variance for variance in variances.values() if variance) < 0.1**2
 
 
+def test_the_doses_of_a_contrast_hold_in_every_part() -> None:
+    contrast = Contrast("A - B", "A", "B", ("ahb",), "primary", only_doses=(200,))
+    long = table(("main", "other"))
+    main = long[long["judge"] == "main"]
+    rows = contrast_rows(main, question_means(main), [contrast], [])
+    rows += contrast_bounds(main, [contrast])
+    rows += differential_bias(long, {"ahb": "main"}, [contrast])
+    assert [(row["dose"], row["control_dose"]) for row in rows] == [(200, 200)] * 3
+
+
 def test_both_doses_are_shown() -> None:
     row: dict[str, Any] = {"dose": 200, "control_dose": 0, "verdict": "lower", "benchmark": "ahb"}
     row |= {"treatment": "A", "control": "A"}

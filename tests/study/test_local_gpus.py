@@ -9,7 +9,7 @@ import pytest
 from core import visible_gpus as smi
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.visible_gpus import Gpu, visible_gpus
+from core.visible_gpus import VisibleGpu, visible_gpus
 from study import local_gpus
 from study.spec.expand import analysis, in_order
 from study.spec.load import load_study
@@ -18,7 +18,7 @@ from tests.place import SMALL
 CELLS = in_order(analysis(load_study(SMALL)))
 
 
-def visible(monkeypatch: pytest.MonkeyPatch, *listed: Gpu) -> None:
+def visible(monkeypatch: pytest.MonkeyPatch, *listed: VisibleGpu) -> None:
     monkeypatch.setattr(local_gpus, "visible_gpus", lambda: list(listed))
 
 
@@ -34,7 +34,7 @@ def needs(cells: list[Cell], *options: int | None) -> dict[str, set[int]]:
 def test_trainings_and_vllm_hold_a_gpu_and_what_calls_an_api_holds_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    visible(monkeypatch, Gpu("0", 80.0), Gpu("1", 80.0))
+    visible(monkeypatch, VisibleGpu("0", 80.0), VisibleGpu("1", 80.0))
     counts = needs(CELLS, None, None)
     assert {stage for stage, numbers in counts.items() if numbers == {1}} == {
         *("midtrain", "sft", "generate", "likelihood")
@@ -49,7 +49,7 @@ def test_trainings_and_vllm_hold_a_gpu_and_what_calls_an_api_holds_none(
 def test_a_training_has_as_many_ranks_as_asked_for_or_as_its_memory_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    visible(monkeypatch, *(Gpu(str(number), 80.0) for number in range(4)))
+    visible(monkeypatch, *(VisibleGpu(str(number), 80.0) for number in range(4)))
     assert needs(CELLS, None, 2)["sft"] == {2}
     assert local_gpus.local_gpus(CELLS, 4, 2).ranks == {
         cell.identity for cell in CELLS if cell.stage in ("midtrain", "sft")
@@ -64,7 +64,7 @@ def test_a_training_has_as_many_ranks_as_asked_for_or_as_its_memory_needs(
     ):
         local_gpus.local_gpus([training], 1, None)
     assert needs([training], 1, 1) == {"midtrain": {1}}
-    visible(monkeypatch, Gpu("MIG-1", None))
+    visible(monkeypatch, VisibleGpu("MIG-1", None))
     assert needs([training], None, None) == {"midtrain": {1}}, "its memory is not known"
 
 
@@ -75,14 +75,14 @@ def test_vllm_holds_as_many_as_its_options_say(monkeypatch: pytest.MonkeyPatch) 
     address: dict[str, Any] = {"path": "/models/judge", "options": {}}
     judge = next(cell for cell in CELLS if cell.stage == "judge")
     judge = replace(judge, resources={**judge.resources, "address": address})
-    visible(monkeypatch, Gpu("0", 80.0), Gpu("1", 80.0))
+    visible(monkeypatch, VisibleGpu("0", 80.0), VisibleGpu("1", 80.0))
     assert needs([answers, judge], None, None) == {"generate": {2}, "judge": {1}}
     with pytest.raises(UserError, match=r"generate .*: needs 2 GPUs, there are 1; --gpus 2"):
         local_gpus.local_gpus([answers], 1, None)
 
 
 def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    visible(monkeypatch, Gpu("0", 80.0))
+    visible(monkeypatch, VisibleGpu("0", 80.0))
     with pytest.raises(UserError, match="--gpus 2: 1 are visible here; --gpus 1"):
         local_gpus.local_gpus(CELLS, 2, None)
     visible(monkeypatch)
@@ -95,14 +95,14 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (None, [Gpu("0", 85.899345920), Gpu("1", None)]),
-        ("1,0", [Gpu("1", None), Gpu("0", 85.899345920)]),
-        ("GPU-8f2", [Gpu("GPU-8f2", None)]),
+        (None, [VisibleGpu("0", 85.899345920), VisibleGpu("1", None)]),
+        ("1,0", [VisibleGpu("1", None), VisibleGpu("0", 85.899345920)]),
+        ("GPU-8f2", [VisibleGpu("GPU-8f2", None)]),
         ("", []),
     ],
 )
 def test_the_driver_lists_the_gpus_and_the_environment_leaves_some(
-    names: str | None, expected: list[Gpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: str | None, expected: list[VisibleGpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho '0, 81920'; echo '1, [N/A]'\n")
