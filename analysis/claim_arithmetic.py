@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from math import hypot, prod
 from pathlib import Path
 
-import yaml
 from scipy import stats
 
 from analysis.estimates import ALPHA
 from analysis.rows import Row
+from core.yaml_text import from_yaml
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Check:
 def published() -> dict[str, list[Row]]:
     """analysis/claims.yaml: `claims`, `counts`, `either`, `figures`; numbers are as printed."""
     text = Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8")
-    content: dict[str, list[Row]] = yaml.safe_load(text)
+    content: dict[str, list[Row]] = from_yaml(text)
     return content
 
 

@@ -17,6 +17,7 @@ from core.cell.external_files import stat_signatures
 from core.errors import UserError
 from core.files import write_atomically
 from core.stages import SHARDING_STAGES
+from core.yaml_text import from_yaml, to_yaml
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         "resources": cell.resources,
         "planned_stat": stat_signatures(cell.settings, cell.resources),
     }
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    text = to_yaml(config)
     path = folder / "config.yaml"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
@@ -123,19 +124,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = from_yaml(path.read_text(encoding="utf-8"))
+        inputs = {
+            role: source["identity"]
+            for role, source in config["inputs"].items()
+            if Path(source["cell"]).parent.name not in SHARDING_STAGES
+        }
+        is_own = _identity(config["stage"], config["settings"], inputs) == config["identity"]
     except OSError:
         raise UserError(
             where=str(folder),
             what="is not a cell: it has no config.yaml",
             fix="`plan STUDY` lists the cells",
         ) from None
-    inputs = {
-        role: source["identity"]
-        for role, source in config["inputs"].items()
-        if Path(source["cell"]).parent.name not in SHARDING_STAGES
-    }
-    if _identity(config["stage"], config["settings"], inputs) != config["identity"]:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError):
+        is_own = False
+    if not is_own:
         raise UserError(
             where=str(path),
             what="was edited by hand",

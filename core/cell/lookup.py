@@ -15,6 +15,7 @@ import yaml
 
 from core.cell.identity import Cell, relative_path
 from core.stages import STAGES
+from core.yaml_text import from_yaml
 
 
 class RunsIndex:
@@ -77,6 +78,6 @@ def _recorded_identity(path: Path) -> str | None:
     """The identity in a manifest or a config.yaml; None where it can't be read."""
     with suppress(OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
         text = path.read_text(encoding="utf-8")
-        record = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        record = json.loads(text) if path.suffix == ".json" else from_yaml(text)
         return str(record["identity"])
     return None

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
 from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
+from core.yaml_text import to_yaml
 from study.spec.checks import recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
@@ -50,7 +50,7 @@ def load_study(
 def dump_study(study: Study) -> str:
     """A study file that is read as `study`: without `extends`, and with what was overridden."""
     content = TypeAdapter(Study).dump_python(study, mode="json", exclude_defaults=True)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    return to_yaml(content, width=100)
 
 
 def _extended(

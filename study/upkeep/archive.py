@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
+from core.yaml_text import from_yaml
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
 PACKED = (
@@ -256,7 +255,7 @@ def _readme(
 
 def _extended(study_file: Path) -> list[Path]:
     """The study file, and the one beside it that it extends."""
-    other = yaml.safe_load(study_file.read_text(encoding="utf-8")).get("extends")
+    other = from_yaml(study_file.read_text(encoding="utf-8")).get("extends")
     return [study_file, study_file.parent / other] if other else [study_file]
 
 

@@ -24,6 +24,7 @@ from core.files import sha256
 from core.paths import ROOT
 from core.stages import STAGES
 from core.strict_yaml import did_you_mean
+from core.yaml_text import from_yaml
 
 Row = dict[str, Any]
 SCORE = ("benchmark", "arm", "seed", "dose")
@@ -146,7 +147,7 @@ def _row(relpath: str, base: Path) -> Row:
     pruned = read(folder / "pruned.json") or {"files": {}}
     config: Row = {}
     with suppress(OSError, yaml.YAMLError):  # of an edited one the hash tells
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     checks = [*_outputs(folder, manifest, pruned), *_external(manifest)] if manifest else []
     path = folder / "manifest.json"
     inputs = (manifest or config).get("inputs", {})

@@ -124,9 +124,19 @@ def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Pat
 def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:
     folder = create_cell_dir(Cell("midtrain", "m", {"lr": 1}), tmp_path)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "settings": {"lr": 2}}))
-    with pytest.raises(UserError, match="edited by hand"):
-        read_config(folder)
+    other_settings = yaml.safe_dump({**config, "settings": {"lr": 2}})
+    for edited in (other_settings, "settings: {lr: 2}", "- lr", "lr: [2", "", "inputs: [2]"):
+        (folder / "config.yaml").write_text(edited)
+        with pytest.raises(UserError, match="edited by hand"):
+            read_config(folder)
+
+
+def test_a_config_holds_every_text_that_a_study_file_can(tmp_path: Path) -> None:
+    """PyYAML reads a folded U+0085 back as a line feed."""
+    marks = "\t\n\r\x85\xa0\u2028\u2029\ufeff\ud7ff\U0001f404"
+    settings = {f"prompt {n}": f"A hen{mark}and a cow." for n, mark in enumerate(marks)}
+    folder = create_cell_dir(Cell("midtrain", "m", settings), tmp_path)
+    assert read_config(folder)["settings"] == settings
 
 
 @pytest.mark.multiprocess

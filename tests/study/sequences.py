@@ -28,6 +28,7 @@ from core.cell.manifest import read_manifest
 from core.cell.publish import publish, results
 from core.cell.run import run_cell
 from core.stages import STAGE_INFO
+from core.yaml_text import from_yaml
 from study.spec import fingerprints
 from study.spec.expand import analysis, in_order
 from study.spec.load import load_study
@@ -231,7 +232,7 @@ class Oracle:
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
     def _recipe(self, path: str) -> Json:
-        recipe = yaml.safe_load(Path(path).read_text())
+        recipe = from_yaml(Path(path).read_text())
         return {key: value for key, value in recipe.items() if key not in RUNTIME}
 
     def _corpus(self, name: str) -> str:
