@@ -1,7 +1,6 @@
 """Check a cluster before the first submission: one line per check, with a fix for each problem."""
 
 import contextlib
-import io
 import json
 import shutil
 import signal
@@ -16,8 +15,6 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import locked
@@ -26,7 +23,7 @@ from core.stages import STAGE_INFO, STAGES, TRAINING_STAGES, VLLM_STAGES
 from slurm import checks, slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import ask_cluster, gpus
-from slurm.executor import executor
+from slurm.executor import executor, submit
 from slurm.findings import Facts, Visit, ended, report_visit
 from slurm.probe import Probe, torn_reads
 from slurm.profile import Profile, Resources, load_profile
@@ -210,7 +207,7 @@ def _clean_up(folder: Path) -> None:
             jobs = [
                 job.job
                 for job in slurm_cli.queue()
-                if job.comment == folder.name or (folder / f"sent-{job.job}").exists()
+                if folder.name in job.comment or (folder / f"sent-{job.job}").exists()
             ]
             if not jobs:
                 break
@@ -309,16 +306,16 @@ def _send(visit: Visit, probe: Probe, wait: float) -> None:
         profile,
         Path(probe.code),
         folder / "jobs",
-        comment=folder.name,
+        group=f"{folder.name}-{visit.stages[0]}",
     )
     deadline = int(wait) + 60 * (visit.resources.minutes + 1)
     sender.parameters["additional_parameters"]["deadline"] = f"now+{deadline}"
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            visit.job = sender.submit(probe).job_id
+    result = submit(sender, [probe])
+    visit.job = slurm_cli.submitted_id(result)
+    if visit.job:
         (folder / f"sent-{visit.job}").touch()
-    except (FailedJobError, FailedSubmissionError) as error:
-        visit.refusal = slurm_cli.last_line(str(error))
+    else:
+        visit.refusal = slurm_cli.reason(result.stderr + result.stdout)
 
 
 def _await(

@@ -1,12 +1,16 @@
 """What one job requests from Slurm and how it starts, as settings of submitit."""
 
 import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
+from submitit.core.utils import DelayedSubmission
 
+from slurm import slurm_cli
 from slurm.profile import Profile, Resources
 
 # What libraries download or compile, and would do again in each job in a folder of the job's own.
@@ -22,19 +26,58 @@ _CACHES = {
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
-def executor(
-    name: str, resources: Resources, profile: Profile, code: Path, logs: Path, **settings: Any
-) -> SlurmExecutor:
-    """submitit's executor for jobs with the same resources.
+# SLURM_JOB_ID is the id of the whole array for its last task.
+_JOB = 'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
+# By these a shell that the profile's `setup` reads would change what Slurm's commands answer, or
+# the signal that submitit handles.
+_UNSET = " ".join(f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN"))
 
-    The jobs run `code` and keep script, log and pickle in `logs`. `settings`: further settings of
-    submitit, such as dependency.
+
+def executor(
+    name: str,
+    resources: Resources,
+    profile: Profile,
+    code: Path,
+    logs: Path,
+    group: str = "GROUP",
+    dependency: str | None = None,
+) -> SlurmExecutor:
+    """submitit's executor for the jobs of one group, for `submit`.
+
+    The jobs run `code` and keep script, log and pickle in `logs`. `group` is their comment, and
+    part of the names of script and pickles.
     """
     # The profile's `python` is a command; a path of ours may hold a blank.
     python = profile.python or shlex.quote(sys.executable)
     slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
-    slurm.update_parameters(**_parameters(name, resources, profile, code, logs), **settings)
+    slurm.update_parameters(
+        **_parameters(name, resources, profile, code, logs, group),
+        comment=group,
+        dependency=dependency,
+    )
     return slurm
+
+
+def submit(slurm: SlurmExecutor, calls: Sequence[Any]) -> subprocess.CompletedProcess[str]:
+    """Have sbatch queue picklable `calls`, as an array where there are several.
+
+    In place of submitit's own submission, which names the pickles by the job's id once sbatch has
+    answered: here a job finds its pickle by the name of its group, whether sbatch's answer came or
+    not, and whatever a site's wrapper made of it.
+
+    Returns what sbatch answered. Raises UserError where it is missing, or gives no answer in time.
+    """
+    group, folder = slurm.parameters["comment"], Path(slurm.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, call in enumerate(calls):
+        delayed = DelayedSubmission(call)
+        delayed.set_timeout(slurm.parameters["time"], slurm.max_num_timeout)
+        delayed.dump(folder / f"{group}_{index}.pkl")
+    if len(calls) > 1:
+        slurm.parameters["map_count"] = len(calls)
+    path = folder / f"{group}.sh"
+    path.write_text(script(slurm, slurm._submitit_command_str), encoding="utf-8")
+    return slurm_cli.call("sbatch", "--parsable", str(path))
 
 
 def script(slurm: SlurmExecutor, command: str = "true") -> str:
@@ -48,7 +91,7 @@ def requeue_flag(logs: str | Path, job: str) -> str:
 
 
 def _parameters(
-    name: str, resources: Resources, profile: Profile, code: Path, logs: Path
+    name: str, resources: Resources, profile: Profile, code: Path, logs: Path, group: str
 ) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -67,8 +110,10 @@ def _parameters(
             "chdir": str(code),
             "kill-on-invalid-dep": "yes",
             "requeue" if profile.requeue else "no-requeue": True,
+            # The limits of a login node (ulimit) are not meant for trainings.
+            "propagate": "NONE",
         },
-        "setup": _setup(profile, code, logs),
+        "setup": _setup(profile, code, logs, group),
         "teardown": _teardown(profile, resources, logs),
     }
     if resources.gpus_per_node:
@@ -81,14 +126,20 @@ def _parameters(
     return parameters
 
 
-def _setup(profile: Profile, code: Path, logs: Path) -> list[str]:
-    path = shlex.quote(str(code))
+def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
+    path, folder = shlex.quote(str(code)), shlex.quote(str(logs))
+    pickle = f'{folder}/"$job"_submitted.pkl'
     lines = [
         *profile.setup,
+        f"unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS {_UNSET}",
+        _JOB,
+        # A job that was queued again has a pickle of its own there: submitit counts its restarts.
+        f'[ -e {pickle} ] || ln -s {shlex.quote(group)}_"${{SLURM_ARRAY_TASK_ID:-0}}".pkl {pickle}',
         f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         # The same as in local runs, so that results do not depend on where a cell runs.
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"',
         "export PYTHONUNBUFFERED=1",
+        "export PYTHONUTF8=1",
     ]
     if profile.scratch:
         lines.append(f'export TMPDIR="{profile.scratch}"')
@@ -125,10 +176,10 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
         lines.append(remove)
     if profile.requeue:
         # A cancelled job is not RUNNING any more.
-        state = '"$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"'
+        state = '"$(squeue --noheader --jobs="$job" --format=%T)"'
         lines += [
             f"if rm {_flag(logs)} 2>/dev/null && [ {state} = RUNNING ]; then",
-            '  scontrol requeue "$SLURM_JOB_ID"',
+            '  scontrol requeue "$job"',
             "fi",
         ]
     return [*lines, "exit $status"]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from core.cell.log import log_to
 from core.cell.run import run_cell
+from slurm import slurm_cli
 from slurm.executor import requeue_flag
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -75,9 +75,10 @@ def _requeue() -> None:
     container the batch script looks at the state.
     """
     if shutil.which("squeue"):
-        command = ["squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T"]
-        state = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        if state != "RUNNING":
+        # Not SLURM_JOB_ID: for the last task of an array that is the id of the whole array.
+        job = SlurmJobEnvironment().job_id
+        state = slurm_cli.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").stdout
+        if state.split() != ["RUNNING"]:
             return
     signal.raise_signal(signal.SIGUSR2)  # submitit requeues in rank 0, and ends the process
     # The other ranks wait: srun would end rank 0 as soon as one of them exits.

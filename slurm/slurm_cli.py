@@ -16,14 +16,24 @@ from core.errors import UserError
 
 SECONDS = 60
 """Time limit of one call."""
-LEAK = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|PMI|PMIX|PALS|SUBMITIT)_?")
-"""Variables that an enclosing job would pass on to the jobs submitted from it."""
+LEAK = re.compile(
+    r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SACCTMGR|SPRIO|SSTAT|STRIGGER"
+    r"|PMI|PMIX|PALS|SUBMITIT)_"
+)
+"""Variables of a shell or an enclosing job that would change what Slurm's commands do or answer."""
+KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
+"""Those of them by which the commands reach the cluster."""
+CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")
 REQUIRED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
 _LOGIN_NODE = "submit from a login node of the cluster"
 _ANSWERING_STATE = re.compile(
     r"(idle|mixed|allocated|completing|planned|reserved)[^*]*$", re.MULTILINE
 )
+_ENDED = re.compile(
+    "COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|BOOT_FAIL|OUT_OF_ME|DEADLINE|REVOKED"
+)
+_SUBMITTED = re.compile(r"(?:.*Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?\s*$")
 _MESSAGE_PREFIX = re.compile(
     r"^((\w+: )?(error|fatal): |allocation failure: |Batch job submission failed: )+"
 )
@@ -36,6 +46,8 @@ class Queued:
     job: str  # 123, or 123_4
     state: str
     reason: str
+    name: str
+    command: str  # the path of the batch script
     comment: str
 
 
@@ -44,8 +56,40 @@ def queue() -> list[Queued]:
 
     Raises UserError where Slurm does not answer: an unknown queue is not an empty one.
     """
-    lines = ask("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r|%k").splitlines()
-    return [Queued(*line.strip().split("|", 3)) for line in lines if line.count("|") >= 3]
+    form = "--format=%i|%T|%r|%j|%o|%k"
+    lines = ask("squeue", "--me", "--noheader", "--array", form).splitlines()
+    return [Queued(*line.strip().split("|", 5)) for line in lines if line.count("|") >= 5]
+
+
+def controllers_jobs(ids: list[str]) -> list[Queued]:
+    """The jobs with these ids that have not ended, by the controller itself.
+
+    Some sites answer squeue from a copy that is a minute old.
+    """
+    jobs = []
+    for job_id in ids:
+        for line in call("scontrol", "--oneliner", "show", "job", job_id).stdout.splitlines():
+            facts = dict(re.findall(r"(\w+)=(\S*)", line))
+            if not _ENDED.match(facts.get("JobState", "COMPLETED")):
+                comment = re.search(r" Comment=(.*?)(?= \w+=|$)", line)
+                rest = (
+                    *(facts[key] for key in ("JobState", "Reason", "JobName")),
+                    facts.get("Command", ""),
+                    comment[1] if comment else "",
+                )
+                jobs += [Queued(job, *rest) for job in _task_ids(facts)]
+    return jobs
+
+
+def _task_ids(facts: dict[str, str]) -> list[str]:
+    """The ids of the tasks that one line of scontrol is about: `ArrayTaskId=0-2,5%4`."""
+    if "ArrayJobId" not in facts:
+        return [facts["JobId"]]
+    indices: list[int] = []
+    for part in facts["ArrayTaskId"].partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        indices += range(int(first), int(last or first) + 1)
+    return [f"{facts['ArrayJobId']}_{index}" for index in indices]
 
 
 def known_job_ids(jobs: list[str]) -> set[str]:
@@ -115,7 +159,7 @@ def test_submission(script: str) -> str | None:
     Uses sbatch --test-only, which queues nothing. It checks all but the limits on jobs.
     """
     result = call("sbatch", "--test-only", stdin=script)
-    return last_line(result.stderr) if result.returncode else None
+    return reason(result.stderr) if result.returncode else None
 
 
 def partition_unresponsive(partition: str | None) -> bool:
@@ -141,16 +185,37 @@ def scancel(jobs: list[str]) -> None:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Drop the variables of an enclosing job, except SLURM_CONF, and restore them at the end."""
+    """Drop what would change Slurm's commands or a job's, and restore it at the end."""
     before = dict(os.environ)
-    for name in before:
-        if LEAK.match(name) and name != "SLURM_CONF":
-            del os.environ[name]
+    for name in before.keys() - _clean_variables().keys():
+        del os.environ[name]
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _clean_variables() -> dict[str, str]:
+    variables = os.environ.items()
+    return {name: value for name, value in variables if name in KEPT or not LEAK.match(name)}
+
+
+def submitted_id(result: subprocess.CompletedProcess[str]) -> str | None:
+    """The job that `sbatch --parsable` says it has queued; None where it says none.
+
+    Sites' wrappers drop the option, and print lines of their own.
+    """
+    if result.returncode:
+        return None
+    ids = [match[1] for line in result.stdout.splitlines() if (match := _SUBMITTED.match(line))]
+    return ids[-1] if ids else None
+
+
+def reason(text: str) -> str:
+    """All that Slurm or a site's plugin says, as one line without the prefixes."""
+    lines = [_MESSAGE_PREFIX.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    return "; ".join(dict.fromkeys(lines)) or "it gave no reason"
 
 
 def last_line(text: str) -> str:
@@ -164,6 +229,7 @@ def require_slurm() -> None:
     missing = [name for name in REQUIRED if not shutil.which(name)]
     if missing:
         raise UserError(where=", ".join(missing), what="not on PATH", fix=_LOGIN_NODE)
+    _check_cluster()
 
 
 def ask(*command: str) -> str:
@@ -175,13 +241,36 @@ def ask(*command: str) -> str:
 
 
 def call(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command of Slurm. Raises UserError where it is missing or too slow."""
+    """Run a command of Slurm, in an environment that changes nothing of its answer.
+
+    `stdin`: None for none, so that a site's wrapper that asks something does not wait unseen.
+
+    Raises UserError where it is missing or too slow.
+    """
+    _check_cluster()
     try:
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(
+            command,
+            input=stdin or "",
+            env=_clean_variables(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
     except FileNotFoundError:
         raise UserError(where=command[0], what="not on PATH", fix=_LOGIN_NODE) from None
     except subprocess.TimeoutExpired:
         raise _no_answer(command[0], f"no answer within {SECONDS} s") from None
+
+
+def _check_cluster() -> None:
+    """Raise UserError where the shell chooses a cluster, which some commands would ask alone."""
+    if chosen := [name for name in CLUSTERS if os.environ.get(name)]:
+        raise UserError(
+            where=", ".join(chosen),
+            what="names a cluster, and jobs go to the one of this login node",
+            fix=f"unset {' '.join(chosen)}, on a login node of that cluster",
+        )
 
 
 def _no_answer(command: str, output: str) -> UserError:

@@ -108,7 +108,7 @@ def ask(base: Path) -> QueueState:
         trouble = f"the jobs are those of user {owner}, who must ask"
         return QueueState(record, jobs, trouble=trouble, cluster=cluster)
     try:
-        queue = slurm_cli.queue()
+        queue = submissions.ask_queue(groups)
     except UserError as error:
         problem = error.problems[0]
         trouble = str(Problem(problem.where, problem.what))

@@ -12,17 +12,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core import files
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
+from slurm import slurm_cli
 from slurm.profile import Profile
 from slurm.slurm_cli import Queued
 
 FILE = "jobs.jsonl"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
+CACHED_SECONDS = 600  # how old the copy may be from which a site answers squeue
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
@@ -34,6 +37,7 @@ class Group:
     kind: str
     tasks: list[list[str]]  # identities of each task's cells
     job: str | None = None
+    time: str = ""  # of the last event, UTC
 
     def task_ids(self, base: str | None) -> list[str]:
         """The ids of the tasks of job `base`. An array of one task is a plain job."""
@@ -42,20 +46,23 @@ class Group:
         return [f"{base}_{index}" for index in range(len(self.tasks))]
 
     def in_queue(self, queue: list[Queued]) -> dict[int, Queued]:
-        """Index of a task -> its job, for the jobs that have not ended.
+        """Index of a task -> its job, for the jobs that have not ended."""
+        own = {job.job: job for job in queue if self._has(job)}
+        bases = dict.fromkeys(job.split("_")[0] for job in own)
+        base = self.job if self.job in bases else next(iter(bases), None)
+        return {index: own[job] for index, job in enumerate(self.task_ids(base)) if job in own}
 
-        An id alone proves nothing: a cluster that was set up anew counts from 1 again. The comment
-        does, but some sites drop it.
+    def _has(self, job: Queued) -> bool:
+        """Whether a job is of this group: its comment or its script has the group's name.
+
+        Some sites replace comments, and run another script than the one that they are given. Then
+        its recorded id and its name decide. An id alone proves nothing: a cluster that was set up
+        anew counts from 1 again.
         """
-        base = self.job or next(
-            (job.job.split("_")[0] for job in queue if job.comment == self.name), None
-        )
-        candidates = {job.job: job for job in queue if job.comment in (self.name, "", "(null)")}
-        return {
-            index: candidates[job]
-            for index, job in enumerate(self.task_ids(base))
-            if job in candidates
-        }
+        if self.name in job.comment or self.name in job.command:
+            return True
+        job_name = f"{self.name.rpartition('-')[0]}-{self.kind}"
+        return job.job.split("_")[0] == self.job and job_name in job.name
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def write_cancelled(folder: Path, jobs: list[str]) -> None:
 
 
 def _write(folder: Path, event: str, **facts: Any) -> None:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    now = time.strftime(TIME, time.gmtime())
     line = json.dumps({"event": event, "time": now, **facts})
     with open(folder / FILE, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -122,9 +129,11 @@ def read(folder: Path) -> list[Group]:
     groups: dict[str, Group] = {}
     for event in _events(folder):
         if event["event"] == "submitting":
-            groups[event["group"]] = Group(event["group"], event["kind"], event["tasks"])
+            groups[event["group"]] = Group(
+                event["group"], event["kind"], event["tasks"], time=event["time"]
+            )
         elif event["event"] == "submitted" and (group := groups.get(event["group"])):
-            groups[group.name] = Group(group.name, group.kind, group.tasks, event["job"])
+            groups[group.name] = replace(group, job=event["job"], time=event["time"])
         elif event["event"] == "refused":
             groups.pop(event["group"], None)
     return list(groups.values())
@@ -145,6 +154,23 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
     damaged: list[Problem] = []  # cut short by a kill or a full disk; the queue has those jobs
     for _, event in files.read_rows(folder / FILE, damaged):
         yield event
+
+
+def ask_queue(groups: list[Group]) -> list[Queued]:
+    """The user's jobs that have not ended, those of `groups` for sure.
+
+    What was submitted in the last minutes and squeue does not list is looked up in the controller.
+
+    Raises UserError where Slurm does not answer.
+    """
+    queue = slurm_cli.queue()
+    since = time.strftime(TIME, time.gmtime(time.time() - CACHED_SECONDS))
+    unlisted = [
+        group.job
+        for group in groups
+        if group.job and group.time > since and not group.in_queue(queue)
+    ]
+    return queue + slurm_cli.controllers_jobs(unlisted)
 
 
 def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:

@@ -1,7 +1,6 @@
 """Submit the missing cells of a study as one dependency graph of job arrays."""
 
-import contextlib
-import io
+import re
 import sys
 import time
 import uuid
@@ -10,22 +9,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from slurm import arrays as array_plan
+from slurm import executor as executors
 from slurm import slurm_cli, submissions
 from slurm.arrays import Array, Task
-from slurm.executor import executor, script
 from slurm.job import CellJob
 from slurm.profile import Profile, Resources
 from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot
 
 COMPLETING_SECONDS = 30
+# After these the controller may have queued the job, or will.
+_UNSURE = re.compile("timed out|no answer|Zero Bytes|[Uu]nable to contact|Unexpected message")
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class Target:
         return self.base / "slurm"
 
     def executor(self, kind: str, resources: Resources, **settings: Any) -> Any:
-        """submitit's executor for jobs of one kind. `settings`: further settings of submitit."""
+        """submitit's executor for jobs of one kind. `settings`: its group and dependency."""
         name = f"{self.base.name}-{kind}"
         logs = self.records / "jobs"
-        return executor(name, resources, self.profile, self.code, logs, **settings)
+        return executors.executor(name, resources, self.profile, self.code, logs, **settings)
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
     """
     deadline = time.monotonic() + COMPLETING_SECONDS
     while True:
-        queue = slurm_cli.queue()
+        queue = submissions.ask_queue(groups)
         jobs = submissions.in_queue(groups, queue).values()
         if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
             return queue
@@ -213,7 +212,8 @@ def _send(
             jobs[array] = _sbatch(array.kind, array.resources, calls, identities, target, after)
         except UserError as error:
             problem = error.problems[0]
-            raise UserError(where=problem.where, what=problem.what, fix=_so_far(sent)) from None
+            fix = "; ".join(filter(None, (problem.fix, _so_far(sent))))
+            raise UserError(where=problem.where, what=problem.what, fix=fix) from None
         facts = {
             "job": jobs[array],
             "stage": array.kind,
@@ -248,7 +248,7 @@ def _check(arrays: list[Array], target: Target) -> None:
             )
     refusals = []
     for resources, kind in kinds.items():
-        if reason := slurm_cli.test_submission(script(target.executor(kind, resources))):
+        if reason := slurm_cli.test_submission(executors.script(target.executor(kind, resources))):
             fields = ", ".join(f"{k} {v}" for k, v in asdict(resources).items() if v)
             fix = "change the cluster profile"
             if slurm_cli.partition_unresponsive(resources.partition):
@@ -307,16 +307,25 @@ def _sbatch(
     """
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
     submissions.write_submitting(target.records, group, kind, identities, after)
-    array_executor = target.executor(kind, resources, comment=group, dependency=after)
+    job, said = None, ""
     try:
-        # submitit prints sbatch's message before it raises; the user gets it from the error.
-        with contextlib.redirect_stderr(io.StringIO()):
-            submitted = array_executor.submit_array(calls)
-    except (FailedJobError, FailedSubmissionError) as error:
-        submissions.write_refused(target.records, group, str(error))
-        reason = slurm_cli.last_line(str(error))
-        raise UserError(where=f"{kind} jobs", what=f"sbatch refused: {reason}") from None
-    job: str = submitted[0].job_id.split("_")[0]
+        result = executors.submit(
+            target.executor(kind, resources, group=group, dependency=after), calls
+        )
+        job, said = slurm_cli.submitted_id(result), result.stderr + result.stdout
+    except UserError as error:  # no answer in time
+        said = error.problems[0].what
+    # The queue decides: sites put wrappers around sbatch, and after a time-out the job may be in.
+    listed = submissions.Group(group, kind, identities, job).in_queue(slurm_cli.queue())
+    job = next((queued.job.split("_")[0] for queued in listed.values()), job)
+    if job is None:
+        reason = slurm_cli.reason(said)
+        if _UNSURE.search(reason):
+            # It stays on record as submitted: if it comes in later, the next submission finds it.
+            fix = "it may be queued all the same; the same command in a minute finds out"
+            raise UserError(where=f"{kind} jobs", what=f"sbatch: {reason}", fix=fix)
+        submissions.write_refused(target.records, group, reason)
+        raise UserError(where=f"{kind} jobs", what=f"sbatch refused: {reason}")
     submissions.write_submitted(target.records, group, job)
     return job
 

@@ -34,10 +34,10 @@ if [ -f "refuse-$n" ]; then
   echo "sbatch: error: Batch job submission failed: $(cat "refuse-$n")" >&2
   exit 1
 fi
-cp "$1" "$n.sh"
+cp "${@: -1}" "$n.sh"
 size=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$n.sh")
 if [ -n "$size" ]; then seq -f "${n}_%.0f" 0 "$size"; else echo "$n"; fi >> submitted
-echo "Submitted batch job $n"
+echo "$n"
 """,
     # All that was ever submitted is known, but for what the file "forgotten" lists.
     "squeue": """
@@ -47,8 +47,8 @@ case "$*" in
 *) cat queue ;;
 esac
 """,
-    "scontrol": "cat config\n",
-    "scancel": 'echo "$@" >> cancelled\n',
+    "scontrol": '[ "$1" != show ] || cat config\n',
+    "scancel": 'echo "$@" >> cancelled; for job; do sed -i "/^$job|/d" queue; done\n',
     "srun": "exit 1\n",
     "sacctmgr": "cat limits\n",
     "sinfo": "cat nodes\n",
@@ -61,7 +61,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     (folder / "bin").mkdir()
     for name, body in _FAKE.items():
         path = folder / "bin" / name
-        enter = '[ "$1" != --test-only ] && [ -e "${1:-}" ] && set -- "$(realpath "$1")" "${@:2}"\n'
+        enter = '[ -e "${@: -1}" ] && set -- "${@:1:$#-1}" "$(realpath "${@: -1}")"\n'
         path.write_text(f"#!/bin/bash\n{enter}cd {folder}\n{body}")
         path.chmod(0o755)
     for file, text in {

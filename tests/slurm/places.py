@@ -64,8 +64,9 @@ class Fake:
         return [BatchScript.parse(p.read_text()) for p in sorted(self.folder.glob("[0-9]*.sh"))]
 
     def in_queue(self, *lines: str) -> None:
-        """Set squeue's answer: lines of JOB|STATE|REASON|COMMENT."""
-        (self.folder / "queue").write_text("".join(line + "\n" for line in lines))
+        """Set squeue's answer: lines of JOB|STATE|REASON|NAME|COMMENT."""
+        form = "{}|{}|{}|{}|/batch.sh|{}\n".format
+        (self.folder / "queue").write_text("".join(form(*line.split("|")) for line in lines))
 
     def say(self, file: str, text: str) -> None:
         (self.folder / file).write_text(text)

@@ -289,7 +289,9 @@ def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
     assert {row["state"] for row in study.look()["cells"]} == {"to do"}, (
         "nobody knows more, so nothing is claimed"
     )
-    fake.in_queue("7|RUNNING|None|g7", "9|PENDING|QOSMaxGRESPerJob|g9", "10|PENDING|Priority|g10")
+    fake.in_queue(
+        "7|RUNNING|None|s-x|g7", "9|PENDING|QOSMaxGRESPerJob|s-x|g9", "10|PENDING|Priority|s-x|g10"
+    )
     data = study.look()
     assert [row["state"] for row in data["cells"] if row["state"] != "to do"] == [
         "running",
@@ -307,17 +309,17 @@ def test_a_job_whose_input_left_the_queue_unfinished_never_starts(
     gone = study.cell("gone")
     study.record("7", [gone])
     study.record("8", [study.cell("next", gone)])
-    fake.in_queue("8|PENDING|Dependency|g8")
+    fake.in_queue("8|PENDING|Dependency|s-x|g8")
     rows = {row["cell"]: row for row in study.look()["cells"]}
     assert rows["gone"]["state"] == "to do" and rows["next"]["cause"] == "dead dependency"
-    fake.in_queue("7|PENDING|Priority|g7", "8|PENDING|Dependency|g8")
+    fake.in_queue("7|PENDING|Priority|s-x|g7", "8|PENDING|Dependency|s-x|g8")
     assert {row["state"] for row in study.look()["cells"]} == {"queued"}
 
 
 def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> None:
     study.cell("left-over")
     study.record("9", [], kind=submissions.CONTINUE)
-    fake.in_queue("9|PENDING|Dependency|g9")
+    fake.in_queue("9|PENDING|Dependency|s-x|g9")
     data = study.look()
     assert (
         data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)

@@ -32,7 +32,7 @@ def reproducible(script: str, kit: Kit, fake: Fake) -> str:
     """A script without what differs from run to run."""
     script = script.replace(str(kit.folder), "/shared").replace(str(fake.folder), "/fake")
     script = re.sub(r"code-[0-9a-f]{12}", "code-HASH", script)
-    script = re.sub(r"(--comment=\w+)-[0-9a-f]{12}", r"\1-GROUP", script)
+    script = re.sub(r"\btiny-[0-9a-f]{12}", "tiny-GROUP", script)
     return re.sub(r"('[^']+'|\S+) -u -m submitit", "PYTHON -u -m submitit", script)
 
 
@@ -101,7 +101,8 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
             if job["tasks"] == 1
             else [f"{job['job']}_{k}" for k in range(job["tasks"])]
         )
-        queue += [f"{i}|PENDING|{'Dependency' if job['after'] else 'Priority'}|" for i in ids]
+        reason, name = "Dependency" if job["after"] else "Priority", f"tiny-{job['stage']}"
+        queue += [f"{i}|PENDING|{reason}|{name}|(null)" for i in ids]
     fake.in_queue(*queue)
     second = kit.done("submit", study=TINY)
     assert second["submitted"] == 0 and second["queued"] == 71 and second["jobs"] == []
@@ -141,12 +142,18 @@ def test_what_sbatch_never_answered_is_found_by_its_comment(kit: Kit, fake: Fake
             if job["tasks"] == 1
             else [f"{job['job']}_{k}" for k in range(job["tasks"])]
         )
-        queue += [f"{i}|PENDING|None|{group[job['job']]}" for i in ids]
+        queue += [f"{i}|PENDING|None|renamed|{group[job['job']]}" for i in ids]
     fake.in_queue(*queue)
     assert kit.done("submit")["submitted"] == 0
-    # The same ids with another comment: jobs of a cluster that counts from 1 again, or others.
     record.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    fake.in_queue(*[line.rsplit("|", 1)[0] + "|mine" for line in queue])
+    # A site that replaces comments, and adds to names.
+    kinds = {line["group"]: line["kind"] for line in lines if line["event"] == "submitting"}
+    words = [line.split("|") for line in queue]
+    ours = [[*rest, f"dept-small-{kinds[comment]}", "site"] for *rest, _, comment in words]
+    fake.in_queue(*map("|".join, ours))
+    assert kit.done("submit")["submitted"] == 0
+    # The same ids with another comment and name: jobs of a cluster that counts from 1 again.
+    fake.in_queue(*["|".join([*rest, "mine", "mine"]) for *rest, _, _ in words])
     assert (
         kit.done("cancel")["cancelled"] == [] and kit.done("submit")["submitted"] == facts["cells"]
     )
@@ -195,7 +202,7 @@ def test_a_thousand_cells_go_in(kit: Kit, fake: Fake) -> None:
 def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path) -> None:
     profile = {"stages": {"default": {"minutes": 5}}, "max_array": 4, "max_submit": 30}
     (tmp_path / "capped.yaml").write_text(yaml.safe_dump(profile))
-    fake.in_queue("9|RUNNING|None|other", "10|RUNNING|None|other")
+    fake.in_queue("9|RUNNING|None|x|other", "10|RUNNING|None|x|other")
     facts = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
     assert max(job["tasks"] for job in facts["jobs"]) <= 4
     assert sum(job["tasks"] for job in facts["jobs"]) == 27, (
@@ -206,8 +213,8 @@ def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path
     first = [job["job"] for job in facts["jobs"]][: (len(facts["jobs"]) + 1) // 2]
     assert fake.scripts[-1].directives["dependency"] == f"afterany:{':'.join(first)}"
     # Another submission meanwhile may queue one job less, and adds no second continuation.
-    others = [f"{n}|RUNNING|None|other" for n in range(5)]
-    fake.in_queue(f"{facts['continues']}|PENDING|Dependency|", *others)
+    others = [f"{n}|RUNNING|None|x|other" for n in range(5)]
+    fake.in_queue(f"{facts['continues']}|PENDING|Dependency|tiny-continue|", *others)
     assert kit.done("status", study=TINY)["submits"] == facts["continues"]
     again = kit.done("submit", "--cluster", str(tmp_path / "capped.yaml"), study=TINY)
     assert (

@@ -130,10 +130,14 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     studies = {
         "controller": Study(runs / "controller/study", code, [FIRST, BEHIND], small),
         "requeued": Study(runs / "requeued/study", code, [FIRST], small),
-        "told": Study(runs / "told/study", code, [FIRST], small),
+        "told": Study(runs / "told/study", code, [FIRST, SECOND], small),
         # As in a container, where there are none of Slurm's commands.
         "container": Study(
-            runs / "container/study", code, [FIRST], small, f"env PATH=/nowhere {sys.executable}"
+            runs / "container/study",
+            code,
+            [FIRST, SECOND],
+            small,
+            f"env PATH=/nowhere {sys.executable}",
         ),
         "cancelled": Study(runs / "cancelled/study", code, [FIRST, SECOND], small),
         "preempted": Study(
@@ -152,7 +156,12 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
 
     job = {name: studies[name].start() for name in studies if name != "limit"}
     until(
-        lambda: all(studies[name].trains() for name in job) and studies["cancelled"].trains(SECOND)
+        lambda: all(
+            studies[name].trains(cell)
+            for name in job
+            for cell in studies[name].cells
+            if cell is not BEHIND
+        )
     )
     note("all train")
 
@@ -211,7 +220,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
 
     def look() -> bool:
         for name, times in list(pending.items()):
-            if studies[name].log().count("resumes after step") >= times:
+            trainings = [cell for cell in studies[name].cells if cell is not BEHIND]
+            if all(studies[name].log(c).count("resumes after step") >= times for c in trainings):
                 note(f"{name} goes on")
                 studies[name].hurry()
                 del pending[name]
@@ -247,8 +257,8 @@ LIVES = {
     "preempted": [2],
     "limit": [3, 1],
     "requeued": [2],
-    "told": [2],
-    "container": [2],
+    "told": [2, 2],
+    "container": [2, 2],
     "cancelled": [1, 2],
     "controller": [1, 1],
 }

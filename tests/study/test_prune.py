@@ -235,13 +235,13 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
     shutil.rmtree(folder)
     identity = small.cells[3].identity
     events = [
-        {"event": "submitting", "group": "g", "kind": "sft", "tasks": [[identity]]},
-        {"event": "submitted", "group": "g", "job": "7"},
+        {"event": "submitting", "time": "", "group": "g", "kind": "sft", "tasks": [[identity]]},
+        {"event": "submitted", "time": "", "group": "g", "job": "7"},
     ]
     record = put(
         small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events)
     )
-    queue = [slurm_cli.Queued("7", "PENDING", "Priority", "g")]
+    queue = [slurm_cli.Queued("7", "PENDING", "Priority", "s-sft", "", "g")]
     monkeypatch.setattr(slurm_cli, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):
         prune(rows, small.cells, small.base, queue=queue_of(small.base))

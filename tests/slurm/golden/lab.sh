@@ -13,14 +13,19 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=10
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -31,8 +36,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -51,14 +56,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=10
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -69,8 +79,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -90,14 +100,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=20
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -108,8 +123,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -129,14 +144,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=20
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -147,8 +167,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -168,14 +188,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=10
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -186,8 +211,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -207,14 +232,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=10
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -225,8 +255,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -245,14 +275,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@90
 #SBATCH --time=5
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 rm -f /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID"
 trap : TERM
 
@@ -263,7 +298,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status

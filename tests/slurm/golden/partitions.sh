@@ -14,6 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=60
@@ -21,9 +22,13 @@
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -46,8 +51,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -67,6 +72,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=long
+#SBATCH --propagate=NONE
 #SBATCH --qos=long
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
@@ -75,9 +81,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -100,8 +110,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -123,6 +133,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=720
@@ -130,9 +141,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -155,8 +170,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 timeout 60 srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 rm -rf -- "/local/$SLURM_JOB_ID" 2>/dev/null
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -178,6 +193,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=preempt
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=240
@@ -185,9 +201,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -210,8 +230,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -234,6 +254,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=60
@@ -241,9 +262,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -266,8 +291,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -288,6 +313,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=480
@@ -295,9 +321,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -320,8 +350,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -341,6 +371,7 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=60
@@ -348,9 +379,13 @@ exit $status
 # setup
 module purge
 module load gcc
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/local/$SLURM_JOB_ID"
 export HF_HOME="/project/mygroup/cache/huggingface"
 export VLLM_CACHE_ROOT="/project/mygroup/cache/vllm"
@@ -373,7 +408,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status

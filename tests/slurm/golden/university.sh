@@ -14,14 +14,19 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -41,8 +46,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -62,14 +67,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=720
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -89,8 +99,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -112,14 +122,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=480
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -139,8 +154,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -162,14 +177,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -189,8 +209,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -212,14 +232,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=gpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=120
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -239,8 +264,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -261,14 +286,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=240
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -288,8 +318,8 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
 #!/bin/bash
@@ -309,14 +339,19 @@ exit $status
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/runs/tiny/slurm/jobs/%j_0_log.out
 #SBATCH --partition=cpu
+#SBATCH --propagate=NONE
 #SBATCH --requeue
 #SBATCH --signal=USR2@300
 #SBATCH --time=60
 
 # setup
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
+export PYTHONUTF8=1
 export TMPDIR="/tmp/$SLURM_JOB_ID"
 export HF_HOME="/home/jane/.cache/kit/huggingface"
 export VLLM_CACHE_ROOT="/home/jane/.cache/kit/vllm"
@@ -336,7 +371,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job"
 fi
 exit $status
