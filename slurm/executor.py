@@ -10,6 +10,7 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission
 
+from core.errors import UserError
 from slurm import slurm_cli
 from slurm.profile import Profile, Resources
 
@@ -46,7 +47,15 @@ def executor(
 
     The jobs run `code` and keep script, log and pickle in `logs`. `group` is their comment, and
     part of the names of script and pickles.
+
+    Raises UserError where Slurm would not write to `logs`.
     """
+    if set("%\\\n") & set(str(logs)):
+        raise UserError(
+            where=str(logs),
+            what="Slurm reads % and \\ in the path of a log as patterns",
+            fix="give a runs folder without them: --runs",
+        )
     # The profile's `python` is a command; a path of ours may hold a blank.
     python = profile.python or shlex.quote(sys.executable)
     slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
@@ -73,15 +82,15 @@ def submit(slurm: SlurmExecutor, calls: Sequence[Any]) -> subprocess.CompletedPr
         delayed = DelayedSubmission(call)
         delayed.set_timeout(slurm.parameters["time"], slurm.max_num_timeout)
         delayed.dump(folder / f"{group}_{index}.pkl")
-    if len(calls) > 1:
-        slurm.parameters["map_count"] = len(calls)
     path = folder / f"{group}.sh"
-    path.write_text(script(slurm, slurm._submitit_command_str), encoding="utf-8")
+    path.write_text(script(slurm, slurm._submitit_command_str, len(calls)), encoding="utf-8")
     return slurm_cli.call("sbatch", "--parsable", str(path))
 
 
-def script(slurm: SlurmExecutor, command: str = "true") -> str:
-    """The batch script that sbatch would be given for a job that runs `command`."""
+def script(slurm: SlurmExecutor, command: str = "true", tasks: int = 1) -> str:
+    """The batch script that sbatch would be given for a job, or an array of `tasks`."""
+    if tasks > 1:
+        slurm.parameters["map_count"] = tasks
     return slurm._make_submission_file_text(command, "")
 
 

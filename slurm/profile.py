@@ -168,12 +168,18 @@ def load_profile(path: Path) -> Profile:
 
 
 def _expand_variables(profile: Profile) -> Profile:
-    """Fill in $USER and the like in `python` and `cache`.
+    """Fill in ~, and in `python` and `cache` $USER and the like.
 
-    Variables of the node ($SLURM_JOB_ID in `scratch`) are left for the job's shell.
+    Variables of the node ($SLURM_JOB_ID in `scratch`) are left for the job's shell, which leaves a
+    ~ in quotes as it is.
     """
+
+    def home(path: str | None) -> str | None:
+        return path and os.path.expanduser(path)
+
     return replace(
         profile,
-        python=profile.python and os.path.expandvars(profile.python),
-        cache=profile.cache and os.path.expandvars(profile.cache),
+        python=home(profile.python and os.path.expandvars(profile.python)),
+        cache=home(profile.cache and os.path.expandvars(profile.cache)),
+        scratch=home(profile.scratch),
     )

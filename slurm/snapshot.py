@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from core.cell.manifest import code_version
+from core.git import git
 
 NOT_CODE = {"runs", "results", "__pycache__"}
 
@@ -45,12 +45,10 @@ def _files(checkout: Path) -> list[str]:
 
     Paths with a part that starts with a dot are left out: files with keys (.env) and .venv.
     """
-    command = ["git", "-C", str(checkout), "ls-files", "-z"]
-    command += ["--cached", "--others", "--exclude-standard"]
-    try:
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if output is not None:
         listed = output.split("\0")
-    except (OSError, subprocess.CalledProcessError):
+    else:
         listed = []
         for parent, folders, names in os.walk(checkout):
             folders[:] = [f for f in folders if f not in NOT_CODE and not f.startswith(".")]

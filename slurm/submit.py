@@ -4,6 +4,7 @@ import re
 import sys
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot
 
 COMPLETING_SECONDS = 30
+_BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|[Uu]nable to contact")
 # After these the controller may have queued the job, or will.
 _UNSURE = re.compile("timed out|no answer|Zero Bytes|[Uu]nable to contact|Unexpected message")
 
@@ -236,8 +238,10 @@ def _check(arrays: list[Array], target: Target) -> None:
     Raises UserError with one problem per refused request.
     """
     kinds: dict[Resources, str] = {}
+    tasks: dict[Resources, int] = defaultdict(int)
     for array in arrays:
         kinds.setdefault(array.resources, array.kind)
+        tasks[array.resources] = max(tasks[array.resources], len(array.tasks))
     if not slurm_cli.has_accounts():
         names = sorted({name for r in kinds if (name := r.account or r.qos)})
         if names:
@@ -248,9 +252,12 @@ def _check(arrays: list[Array], target: Target) -> None:
             )
     refusals = []
     for resources, kind in kinds.items():
-        if reason := slurm_cli.test_submission(executors.script(target.executor(kind, resources))):
+        script = executors.script(target.executor(kind, resources), tasks=tasks[resources])
+        if reason := slurm_cli.test_submission(script):
             fields = ", ".join(f"{k} {v}" for k, v in asdict(resources).items() if v)
             fix = "change the cluster profile"
+            if _BUSY.search(reason):
+                fix = "the controller is busy: the same command later"
             if slurm_cli.partition_unresponsive(resources.partition):
                 fix = "no node of that partition answers now (sinfo): submit again when one does"
             refusals.append(Problem(f"{kind} jobs", f"{reason}; requested: {fields}", fix))

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.place import ROOT, Place
+from tests.waiting import HANGS
 
 pytestmark = pytest.mark.e2e
 
@@ -73,7 +74,7 @@ def test_killed_anywhere_and_continued_it_gives_the_same_bytes(
         interrupted += engine.poll() is None
         engine.send_signal(signal.SIGKILL)
         engine.wait()
-        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=5)
+        _, alive = psutil.wait_procs(_working_in(tmp_path), timeout=HANGS)
         assert not alive, "a cell outlived its engine"
     assert interrupted >= len(KILLS) - 1
     assert all(place.begun(stage) for stage in KILLS)

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
-import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from core.cell.identity import relative_path
 from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
 from core.files import sha256, write_atomically
+from core.git import git
 from core.paths import ROOT
 
 # Recorded in every manifest; a package that is not installed is left out.
@@ -196,26 +198,28 @@ def _hashes(folder: Path) -> dict[str, str]:
 def code_version(root: Path = ROOT) -> dict[str, Any]:
     """The checkout's `commit` and whether files differ from it (`dirty`).
 
-    Both are None where git or the history is missing. Studies and cluster profiles are not code:
-    what a cell takes of them is in its config.
+    `dirty` is None where git or the history is missing, and `commit` too, but in what `git archive`
+    packed. Studies and cluster profiles are not code: what a cell takes of them is in its config.
     """
     snapshot = root / "code.json"  # written into the copy of the code that submitted jobs run from
     if snapshot.exists():
         version_of_snapshot: dict[str, Any] = json.loads(snapshot.read_text())
         return version_of_snapshot
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout
+    parts = (".", ":(exclude)studies", ":(exclude)slurm/clusters")
+    changed = git(root, "status", "--porcelain", "--", *parts)
+    commit = git(root, "rev-parse", "HEAD")
+    if changed is None or commit is None:
+        return {"commit": _commit_of_archive(root), "dirty": None}
+    return {"commit": commit.strip(), "dirty": bool(changed.strip())}
 
-    try:
-        changed = git(
-            "status", "--porcelain", "--", ".", ":(exclude)studies", ":(exclude)slurm/clusters"
-        )
-        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(changed.strip())}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+
+def _commit_of_archive(root: Path) -> str | None:
+    """The commit that `git archive`, and so a downloaded zip, writes into core/commit.txt."""
+    with suppress(OSError):
+        text = (root / "core/commit.txt").read_text().strip()
+        return text if re.fullmatch("[0-9a-f]{40,64}", text) else None
+    return None
 
 
 def installed(package: str) -> str | None:

@@ -228,6 +228,13 @@ def _sources(
     return {name: file for name, file in sorted(sources.items()) if file.is_file()}
 
 
+_CHANGES = {
+    True: "with changes that were not committed",
+    False: "as committed",
+    None: "git was not there to tell changes",
+}
+
+
 def _readme(
     study_file: Path,
     base: Path,
@@ -246,8 +253,8 @@ def _readme(
     return README.format(
         study=base.name,
         analysis=analysis,
-        commit=code["commit"],
-        dirty="with changes that were not committed" if code["dirty"] else "as committed",
+        commit=code["commit"] or "unknown",
+        dirty=_CHANGES[code["dirty"]],
         samples="" if samples else excluded,
         replaced=list_of_replaced,
     ).encode()

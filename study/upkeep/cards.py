@@ -235,7 +235,7 @@ def _citation(what: str, cell: FinishedCell) -> str:
         cell=cell,
         identity=cell.manifest["identity"],
         ended=cell.manifest["ended"],
-        commit=code["commit"],
+        commit=code["commit"] or "unknown",
         dirty=", with uncommitted changes" if code["dirty"] else "",
     )
 

@@ -204,8 +204,10 @@ def _version_notes(manifest: Row, code: Row, packages: dict[str, str | None]) ->
             texts.append(f"{name} was {then} and is {now}")
     before = str(manifest["code"]["commit"])[:8]
     after = str(code["commit"])[:8]
-    if before != after:
+    if before != after and manifest["code"]["commit"]:
         texts.append(f"the code was {before} and is {after}")
+    if manifest["code"]["commit"] is None:
+        texts.append("no record of the code's commit")
     if manifest["code"]["dirty"]:
         texts.append("the code was none that a commit holds")
     return texts

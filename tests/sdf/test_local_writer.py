@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.eval import tiny_checkpoint
+from tests.waiting import until
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzĠ."  # Ġ: a space, as byte-level tokenizers write it
 
@@ -74,13 +73,6 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "study", "cell", "--log", str(folder)], cwd=ROOT)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.05)
-
-
 def session_of(model: Path) -> list[int]:
     """The processes of the session in which a server of this model runs."""
     stats = {}
@@ -109,12 +101,12 @@ def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
 ) -> None:
     folder = create_cell_dir(cell, tmp_path / "runs")
     ledger, job = folder / "calls.jsonl", run(folder)
-    wait_for(lambda: read_ledger(ledger)[0] or job.poll() is not None)
+    until(lambda: read_ledger(ledger)[0] or job.poll() is not None)
     server = session_of(model)
     assert len(server) >= 3 and job.pid not in server, "shell, server and engine"
     job.send_signal(signal.SIGKILL)
     job.wait()
-    wait_for(lambda: not any(map(alive, server)), 20)
+    until(lambda: not any(map(alive, server)))
     kept = read_ledger(ledger)[0]
     assert run(folder).wait() == 0, (folder / "log.txt").read_text()[-2000:]
     assert not session_of(model)
@@ -173,5 +165,5 @@ def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
         shell, *others = sorted(session_of(model))
         for pid in others:
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not alive(shell), 20)
+        until(lambda: not alive(shell), 20)
         raise UserError(what="no answer")

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.place import ROOT, SMALL
 from tests.slurm.batch_script import BatchScript
+from tests.waiting import until
 
 CLUSTER = ROOT / "tests/small/cluster.yaml"
 
@@ -89,7 +89,4 @@ class Lab:
 
     def wait(self) -> None:
         """Until nothing is queued."""
-        end = time.monotonic() + 600  # a busy machine is slow, not wrong
-        while self.jobs():
-            assert time.monotonic() < end, self.ask("squeue", "--array")
-            time.sleep(0.3)
+        until(lambda: not self.jobs(), lambda: self.ask("squeue", "--array"))

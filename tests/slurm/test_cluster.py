@@ -18,6 +18,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.place import ROOT, SMALL, Place
 from tests.slurm.places import Kit, Lab
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -119,24 +120,18 @@ def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alo
     assert kit.done("submit", *seeds)["submitted"] == 0
 
     (model,) = kit.base.glob("model/*")
-    end = time.monotonic() + 300
-    while "starts" not in ((model / "log.txt").read_text() if (model / "log.txt").exists() else ""):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    log = model / "log.txt"
+    until(lambda: log.exists() and "starts" in log.read_text())
     job = jobs[0]["job"]
     lab.ask("scancel", "--signal=USR2", job)
-    while "Restarts=1" not in lab.ask("scontrol", "show", "job", job):
-        assert time.monotonic() < end, lab.ask("scontrol", "show", "job", job)
-        time.sleep(0.2)
+    until(lambda: "Restarts=1" in lab.ask("scontrol", "show", "job", job))
     assert kit.done("submit", *seeds)["submitted"] == 0, (
         "a job that waits to start again is in the queue"
     )
 
     cancelled = kit.done("cancel", *seeds)["cancelled"]
     assert job in cancelled and other not in cancelled
-    while set(lab.jobs()) != {other}:
-        assert time.monotonic() < end + 20, lab.jobs()
-        time.sleep(0.2)
+    until(lambda: set(lab.jobs()) == {other}, lab.jobs)
     again = kit.done("submit", *seeds)
     assert again["submitted"] + again["finished"] == again["cells"] and again["queued"] == 0
     kit.done("cancel", *seeds)
@@ -248,9 +243,7 @@ def test_slurm_waits_as_the_plan_assumes(lab: Lab) -> None:
         *sbatch, "--array=0-3", f"--dependency=aftercorr:{first}", "--wrap=sleep 0.5"
     ).strip()
     order: list[set[str]] = []
-    end = time.monotonic() + 300
     while jobs := lab.jobs():
-        assert time.monotonic() < end
         order.append({job for job in jobs if job.startswith(second)})
         assert (
             not {f"{second}_2", f"{second}_3", f"{second}_1"} - set(jobs)

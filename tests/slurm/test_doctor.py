@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from slurm.profile import Profile, Resources, load_profile
 from study.spec import expand
 from study.spec.load import load_study
 from tests.slurm.places import ROOT, SMALL, Lab
+from tests.waiting import until
 
 ROOTED = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 # A job of this stage alone imports nothing heavy.
@@ -182,12 +182,8 @@ def drained(lab: Lab) -> Iterator[None]:
         yield
     finally:
         lab.ask("scontrol", "update", "nodename=cpu1,cpu2", "state=resume")
-        end = time.monotonic() + 300
-        while set(states := lab.ask("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T").split()) != {
-            "idle"
-        }:
-            assert time.monotonic() < end, states
-            time.sleep(0.2)
+        states = ("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T")
+        until(lambda: set(lab.ask(*states).split()) == {"idle"}, lambda: lab.ask(*states))
 
 
 @pytest.mark.slurm
@@ -212,10 +208,7 @@ def test_a_job_that_waits_is_not_checked_and_not_left_behind(lab: Lab, tmp_path:
                 cwd=ROOT,
                 stderr=subprocess.PIPE,
             )
-            end = time.monotonic() + 300
-            while not lab.jobs():
-                assert time.monotonic() < end and call.poll() is None
-                time.sleep(0.1)
+            until(lambda call=call: lab.jobs() or call.poll() is not None)
             (job,) = lab.jobs()
             assert "Deadline=N/A" not in lab.ask("scontrol", "show", "job", job), (
                 "Slurm drops it, whatever happens"

@@ -37,11 +37,9 @@ def test_continuations_submit_all_cells_within_the_limit(lab: Lab, tmp_path: Pat
     cells = corpora(6)
     facts = submit(cells, tmp_path / "runs/limit", PROFILE, "lab")
     assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
-    end = time.monotonic() + 300
     most = 0
     while jobs := lab.jobs():
         most = max(most, len(jobs))
-        assert time.monotonic() < end, lab.ask("squeue")
         time.sleep(0.2)
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
     assert all(read_manifest(tmp_path / "runs/limit" / cell.relpath) for cell in cells), logs

@@ -11,11 +11,14 @@ from core.errors import UserError
 from slurm import cancel as cancel_module
 from slurm import slurm_cli, submissions
 from slurm.cancel import cancel
+from slurm.profile import load_profile
 from slurm.submit import submit
+from tests.place import ROOT
 from tests.slurm.places import Fake, Kit, Lab
 from tests.slurm.test_limit import PROFILE, corpora
 
 pytestmark = pytest.mark.slurm
+TINY = ROOT / "studies/tiny.yaml"
 
 # Each makes one of the commands answer or do something else.
 SETTINGS = {
@@ -170,3 +173,45 @@ def test_jobs_that_stay_after_scancel_are_named(
         for j in group.in_queue(slurm_cli.queue()).values()
     ]
     assert problem.fix == f"scancel {' '.join(jobs)}"
+
+
+def test_all_that_a_site_says_reaches_the_person(kit: Kit, fake: Fake) -> None:
+    """A site's plugin gives its reason first, Slurm ends with one of its own."""
+    said = "sbatch: error: --mem is not allowed here, it comes with the cores"
+    fake.say("reject", f"{said}\nsbatch: error: Batch job submission failed: Unspecified error\n")
+    (line, *_) = kit.refused("submit")
+    assert "--mem is not allowed here, it comes with the cores; Unspecified error" in line
+    fake.say("reject", "sbatch: error: Slurm temporarily unable to accept job, sleeping\n")
+    assert kit.refused("submit")[0].endswith("the same command later")
+    assert not fake.scripts
+
+
+def test_the_check_asks_for_the_arrays_that_will_come(kit: Kit, fake: Fake) -> None:
+    """Some sites have no arrays."""
+    sbatch = fake.folder / "bin/sbatch"
+    sbatch.write_text(
+        sbatch.read_text().replace(
+            "  cat >/dev/null\n",
+            "  ! grep -q '^#SBATCH --array' || { echo 'no arrays on this system' >&2; exit 1; }\n",
+        )
+    )
+    lines = kit.refused("submit", study=TINY)
+    assert any("no arrays on this system" in line for line in lines)
+    assert not fake.scripts
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_runs_folder_that_slurm_takes_for_a_pattern_is_refused(kit: Kit) -> None:
+    for name in ("100%job", "a\\b"):
+        (line,) = kit.refused("submit", "--runs", str(kit.folder / name))
+        assert name in line and "--runs" in line
+
+
+def test_a_home_in_a_profile_is_filled_in(tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        "stages: {default: {minutes: 5}}\nscratch: ~/tmp/$SLURM_JOB_ID\ncache: ~/cache\n"
+    )
+    loaded = load_profile(profile)
+    assert loaded.scratch == f"{Path.home()}/tmp/$SLURM_JOB_ID"
+    assert loaded.cache == f"{Path.home()}/cache"

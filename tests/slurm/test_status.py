@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from slurm import submissions
 from study.commands.status import look, print_status, show
 from tests.place import ROOT
 from tests.slurm.places import CLUSTER, Fake, Kit, Lab
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -96,31 +96,19 @@ class Submitted:
     def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:
         return look(self.cells, self.base, "s.yaml", ends)
 
-    def until(self, expected: dict[str, str], seconds: float = 300) -> dict[str, dict[str, Any]]:
+    def until(self, expected: dict[str, str]) -> dict[str, dict[str, Any]]:
         """Rows by cell, once they are in these states."""
-        end = time.monotonic() + seconds
-        while True:
-            data = self.look()
-            different = {
-                r["cell"]: r["state"] for r in data["cells"] if r["state"] != expected[r["cell"]]
-            }
-            if not different:
-                break
-            assert time.monotonic() < end, (different, show(data))
-            time.sleep(0.3)
-        return {row["cell"]: row for row in data["cells"]}
+
+        def states() -> dict[str, str]:
+            return {row["cell"]: row["state"] for row in self.look()["cells"]}
+
+        until(lambda: states().items() <= expected.items(), lambda: show(self.look()))
+        return {row["cell"]: row for row in self.look()["cells"]}
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Submitted:
     return Submitted(tmp_path)
-
-
-def wait(condition: Callable[[], object], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
@@ -150,9 +138,9 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     cell("not-submitted", n)
     job(HUNGRY, cell("hungry")) if lab.accounting else None
 
-    wait(lambda: {lab.jobs().get(j) for j in (running, stopped, again)} == {"RUNNING"})
+    until(lambda: {lab.jobs().get(j) for j in (running, stopped, again)} == {"RUNNING"})
     log = study.base / "slurm/jobs" / f"{again}_0_log.out"
-    wait(lambda: log.exists() and log.read_text())
+    until(lambda: log.exists() and log.read_text())
     lab.ask("scancel", stopped, never)
     lab.ask("scontrol", "requeue", again)
     expected = {
@@ -201,7 +189,7 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
     assert rows["held"]["next"] == f"scontrol release {held}"
     if lab.accounting:
         assert rows["never-began"]["job"] == never
-        wait(lambda: study.until(expected)["wordless"]["last_lines"] == ["Slurm: FAILED"])
+        until(lambda: study.until(expected)["wordless"]["last_lines"] == ["Slurm: FAILED"])
 
     # The commands that it gives are followed one after another, until none releases a job.
     assert (
@@ -209,7 +197,7 @@ def test_every_state_of_a_job(lab: Lab, study: Submitted) -> None:
         and "2 cells are blocked by it" in screen
     )
     lab.ask(*study.look()["next"].split())
-    wait(lambda: held not in lab.jobs())
+    until(lambda: held not in lab.jobs())
     assert study.look()["next"] == AGAIN
 
 
@@ -221,7 +209,7 @@ def test_a_queue_that_does_not_answer_is_unknown_and_never_failed(
     study.job("true", study.cell("queued"), options="--hold")
     study.finished("made")
     study.until({"locked": "running", "begun": "running", "queued": "blocked", "made": "done"})
-    wait(lambda: len(list(study.base.glob("documents/*/log.txt"))) == 2)
+    until(lambda: len(list(study.base.glob("documents/*/log.txt"))) == 2)
     conf = (
         (lab.folder / "etc/slurm.conf").read_text().replace("MessageTimeout=10", "MessageTimeout=2")
     )

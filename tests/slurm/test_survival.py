@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from slurm.submit import submit
 from tests.slurm.places import Fake, Kit, Lab
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -57,15 +57,6 @@ BEHIND = Cell(
     {"start": FIRST, "documents": toy.DOCUMENTS},
     SAVES,
 )
-
-
-def until(condition: Callable[[], Any], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, subprocess.run(
-            ["squeue", "--array"], capture_output=True, text=True
-        ).stdout
-        time.sleep(0.2)
 
 
 @dataclass

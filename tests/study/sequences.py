@@ -29,14 +29,16 @@ from core.cell.publish import publish, results
 from core.cell.run import run_cell
 from core.stages import STAGE_INFO
 from core.yaml_text import from_yaml
+from study.commands.common import unlink_moved
 from study.spec import fingerprints
 from study.spec.expand import analysis, in_order
 from study.spec.load import load_study
 from tests.study import hash_stage
 
 Json = dict[str, Any]
-# Made again when names change, or what they check: in seconds, and nothing is paid.
-CHEAP = ("analysis", "contamination")
+# Made again when names change, or what they check, or a model's path: in seconds, and nothing is
+# paid.
+CHEAP = ("analysis", "contamination", "model")
 RUNTIME = ("micro_batch_size", "checkpoint_minutes", "compile")
 QUESTION = {"language": "en", "tags": ["Care"], "variables": "", "translation": ""}
 DIMENSION = {"dimension": "Care", "scoring": "binary", "observable_indicators": "x"}
@@ -166,6 +168,7 @@ class EditedStudy:
         hash_stage.runs.clear()
         hash_stage.kill_after[:] = [] if kill_after is None else [kill_after]
         last = analysis(study, base)
+        unlink_moved(in_order(last), base)
         try:
             for cell in in_order(last):
                 if not read_manifest(base / cell.relpath):

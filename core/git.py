@@ -1,0 +1,44 @@
+"""What git says of a checkout, whatever the shell or a folder above it says to git."""
+
+import os
+import subprocess
+from pathlib import Path
+
+_SETTINGS = (
+    # New files are code too, whatever the user's settings show of them.
+    *("-c", "status.showUntrackedFiles=normal"),
+    # A checkout of a colleague's: its code is run anyway.
+    *("-c", "safe.directory=*", "-c", "core.fsmonitor=false"),
+)
+
+
+def git(checkout: Path, *words: str) -> str | None:
+    """The output of a git command in `checkout`.
+
+    None where git is missing or fails, or where the repository is another's: a folder above holds
+    it, and it has no file of the checkout.
+    """
+    top = _output(checkout, "rev-parse", "--show-toplevel")
+    if top is None:
+        return None
+    if Path(top.strip()) != checkout.resolve() and not _output(checkout, "ls-files", "--", "."):
+        return None
+    return _output(checkout, *words)
+
+
+def _output(checkout: Path, *words: str) -> str | None:
+    # Dotfile managers set GIT_DIR, hooks GIT_INDEX_FILE.
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    command = ["git", "-C", str(checkout), *_SETTINGS, *words]
+    try:
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
