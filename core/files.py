@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +90,7 @@ def append(file: io.FileIO, lines: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+def locked(path: Path, shared: bool = False, wait: bool | float = True) -> Iterator[bool]:
     """Hold the lock (flock) of the file `path` for the time of the `with` block.
 
     The kernel drops the lock when its holder dies, however it dies. A process that locks a file
@@ -98,7 +99,8 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool
     Args:
         path: The lock file. An exclusive lock makes it where it is missing.
         shared: Take a shared lock: it goes together with other shared locks and changes nothing.
-        wait: Wait for the holder. Otherwise the block runs at once, with or without the lock.
+        wait: Wait for the holder, or for so many seconds. Then, or at once, the block runs with or
+            without the lock.
 
     Yields:
         Whether the lock is held; always True with `wait`.
@@ -110,14 +112,24 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[bool
     descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        held = True
-        try:
-            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = False
-        yield held
+        yield _flock(descriptor, kind, wait)
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int, wait: bool | float) -> bool:
+    if wait is True:
+        fcntl.flock(descriptor, kind)
+        return True
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.5)
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -46,6 +46,11 @@ KNOWN_FAILURES = [
         "cancel it, submit again",
     ),
     _known(
+        "duplicate",
+        r"another process is running this cell",
+        "nothing to do: the other job, or the person who runs it, keeps the result",
+    ),
+    _known(
         "time limit",
         r"due to time limit|requeued because: timed-out|Slurm: TIMEOUT",
         "raise the stage's minutes in the cluster profile; it continues",

@@ -23,6 +23,8 @@ from core.files import locked, write_atomically
 
 HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # left by files.write_atomically when it was killed
 NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
+JOB_WAIT_SECONDS = 300
+"""How long a job waits for another process that runs the same cell."""
 LEDGER = "calls.jsonl"  # paid for, and its answers are found by what was asked
 
 
@@ -152,6 +154,8 @@ def _cell_lock(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """Hold the cell's locks, waiting for their holders.
 
     Two processes must never write one folder, nor two studies make one cell at the same time.
+
+    Raises UserError in a job of Slurm where the holder needs long: the job's GPUs would be idle.
     """
     of_all_studies = folder.parents[2] / ".locks" / f"{config['stage']}-{config['identity'][:16]}"
     of_all_studies.parent.mkdir(exist_ok=True)
@@ -159,7 +163,13 @@ def _cell_lock(folder: Path, config: dict[str, Any]) -> Iterator[None]:
         for lock in (folder / ".lock", of_all_studies):
             if not stack.enter_context(locked(lock, wait=False)):
                 print(f"{folder} is being run by another process; waiting for it", flush=True)
-                stack.enter_context(locked(lock))
+                wait = JOB_WAIT_SECONDS if "SLURM_JOB_ID" in os.environ else True
+                if not stack.enter_context(locked(lock, wait=wait)):
+                    raise UserError(
+                        where=str(folder),
+                        what="another process is running this cell",
+                        fix="nothing to do: that one keeps the result; this job frees its GPUs",
+                    )
         yield
 
 

@@ -18,7 +18,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, code_version, read_manifest, write_manifest
 from core.cell.stage import DistributedHooks
 from core.errors import UserError
-from core.files import sha256, write_atomically
+from core.files import locked, sha256, write_atomically
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -261,6 +261,17 @@ run_cell.run_cell(Path({str(folder)!r}))
     ]
     assert [p.wait() for p in both] == [0, 0]
     assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_a_job_does_not_wait_long_for_another_that_runs_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold its GPUs idle."""
+    folder = create_cell_dir(Cell("documents", "d", {}), tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(run_cell, "JOB_WAIT_SECONDS", 0.1)
+    with locked(folder / ".lock"), pytest.raises(UserError, match="another process is running"):
+        run_cell.run_cell(folder)
 
 
 @pytest.mark.multiprocess

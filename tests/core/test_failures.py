@@ -24,6 +24,10 @@ LOGS = {
         "Slurm: QOSMaxGRESPerJob",
         "Slurm: InvalidAccount",
     ],
+    "duplicate": [
+        "error: /r/s/sft/a: another process is running this cell; nothing to do: that one keeps the "
+        "result; this job frees its GPUs"
+    ],
     "time limit": [
         f"{SLURMSTEPD} DUE TO TIME LIMIT ***\nsrun: error: cpu1: task 0: Terminated",
         # 26.05 writes another beginning.
