@@ -54,7 +54,7 @@ class Arm:
         used = [number for number, has in zip(self.replicates, graded, strict=True) if has]
         return tuple(Counter(used).values())
 
-    def without(self, row: int) -> "Arm":
+    def drop_seed(self, row: int) -> "Arm":
         """The arm without one seed, by its row."""
         replicates = self.replicates and self.replicates[:row] + self.replicates[row + 1 :]
         return replace(self, scores=np.delete(self.scores, row, axis=0), replicates=replicates)

@@ -217,7 +217,7 @@ def _without_seed(data: Data, sides: Sides) -> Iterator[tuple[str, Estimate]]:
     for side, (arm, seeds) in enumerate(zip(data.arms, data.seeds, strict=True)):
         for n, seed in enumerate(seeds):
             fewer = [*data.arms]
-            fewer[side] = arm.without(n)
+            fewer[side] = arm.drop_seed(n)
             name = f"seed {seed}" if sides.paired else f"{sides.arms[side][0]} seed {seed}"
             yield name, two_way(fewer, data.scenarios)
 

@@ -95,7 +95,7 @@ def test_a_missing_grade_is_of_the_run_alone() -> None:
     assert means[0, 4] == treatment[3, 4] and means[0, 3] == averaged(treatment)[0, 3]
     lost[3, 4] = np.nan
     assert np.isnan(Arm(lost, replicates=SIX).of_corpora()[0, 4])
-    assert Arm(lost, replicates=SIX).without(3).replicates == (0, 1, 2, 1, 2)
+    assert Arm(lost, replicates=SIX).drop_seed(3).replicates == (0, 1, 2, 1, 2)
     with np.errstate(all="raise"):
         two_way([Arm(lost, replicates=SIX), Arm(control, replicates=SIX)], np.arange(12))
 
