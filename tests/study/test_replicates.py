@@ -66,6 +66,7 @@ def test_replays_and_checks_are_of_the_replicate_that_was_trained_on() -> None:
 
 
 def test_the_first_replicate_is_the_corpus_that_is_written_once() -> None:
+    assert by_name(cells_of(), "documents")["animal"].settings["seed"] == 0
     once = {cell.name: cell.identity for cell in cells_of()}
     several = {cell.name: cell.identity for cell in cells_of(*THREE)}
     assert several["animal.replicate0"] == once["animal"]
