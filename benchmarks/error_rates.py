@@ -1,7 +1,7 @@
 """Type I error and coverage of the deciding test on studies that look like real ones.
 
     python -m benchmarks.error_rates [--studies 4000]
-        about 5 minutes on one core
+        about 4 minutes on one core
     python -m benchmarks.error_rates --runs-as-seeds
         the designs with replicates of a corpus, with the runs on one taken as independent
 
