@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.rows import Row
 from analysis.settings import Contrast
-from analysis.table import CHECKPOINT, OVERALL, question_means
+from analysis.table import CHECKPOINT, OVERALL, REPLICATE, question_means
 
 ARM = ["benchmark", "judge", "dose", "arm"]
 RESPONSE = [*CHECKPOINT, "judge", "question", "epoch"]
@@ -42,6 +42,9 @@ def worst_cases(table: pd.DataFrame) -> WorstCases:
     scenarios = part[["benchmark", "question", "scenario"]].drop_duplicates()
     overall = overall.merge(scenarios, on=["benchmark", "question"])
     overall["seed"] = overall["seed"].astype("Int64").mask(overall["seed"] < 0)
+    if REPLICATE in part:
+        checkpoints = part[[*CHECKPOINT, REPLICATE]].drop_duplicates()
+        overall = overall.merge(checkpoints, how="left", on=CHECKPOINT)
     failed, passed = (question_means(overall.assign(score=overall[end])) for end in ("low", "high"))
     return WorstCases(failed, passed, shares)
 

@@ -5,6 +5,7 @@ The arithmetic of the paper's own figures is in analysis.claim_arithmetic.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from analysis.claim_arithmetic import published, published_difference
@@ -140,7 +141,11 @@ def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Mat
     row = _empty_row(claim)
     measure = claim["measure"]
     row["difference"] = published_difference(claim["published"])[0]
-    values = {corpus["name"]: corpus[measure] for corpus in results["corpora"]}
+    of_replicates: dict[str, list[float]] = {}  # `animal.replicate1` is one of `animal`
+    for corpus in results["corpora"]:
+        if corpus[measure] is not None:
+            of_replicates.setdefault(corpus["name"].partition(".")[0], []).append(corpus[measure])
+    values = {name: mean(measures) for name, measures in of_replicates.items()}
     lacking = []
     for side, score in (("treatment", "score_treatment"), ("control", "score_control")):
         row[side] = roles.get(claim[side])

@@ -17,7 +17,7 @@ from analysis.estimates import (
 from analysis.rows import Row, fields
 from analysis.settings import Contrast
 from analysis.share_interval import share_interval
-from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, score_matrix
+from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, replicates_of, score_matrix
 from analysis.verdicts import decide
 
 UNEQUAL = 3  # times: standard deviations over seeds farther apart are a caution
@@ -52,6 +52,7 @@ def arm_rows(means: pd.DataFrame) -> list[Row]:
         row["mean"] = mean.estimate
         row |= fields(mean, ("low", "high", "se", "df", "seed_se", "question_se"))
         row["seeds"] = mean.seeds[0] if mean.seeds else 0
+        row["corpora"] = mean.corpora[0] if mean.corpora else None
         row["fixed"] = arm.fixed
         row["questions"] = mean.questions
         row["scenarios"] = mean.clusters
@@ -74,8 +75,10 @@ def contrast_rows(
     `estimate`, `low`, `high` and `se` are in score units (0..1), treatment minus control; the
     interval is at 1 - `level`. `verdict`, `p_holm` and `family_size`: see analysis.verdicts.
     `missing_treatment` and `missing_control` are the shares of each arm's grades that are missing.
-    `reference` has the terms of the distribution that estimate / se is compared with
-    (analysis.reference). `caution`: what the test can't hold here, None where nothing.
+    `treatment_corpora` and `control_corpora` have the runs on each replicate of the arm's corpus,
+    None where it was written once. `reference` has the terms of the distribution that estimate / se
+    is compared with (analysis.reference). `caution`: what the test can't hold here, None where
+    nothing.
 
     `paired` contrasts are of arms that share their midtraining runs: differences are taken within
     seeds, and `control_seeds` is then `treatment_seeds`.
@@ -163,8 +166,9 @@ def _contrast_row(
         p_responses = response_level_p(*responses)
 
     treatment_seeds, control_seeds = result.seeds or (0, 0)
+    treatment_corpora, control_corpora = result.corpora or (None, None)
     if contrast.paired:
-        control_seeds = treatment_seeds
+        control_seeds, control_corpora = treatment_seeds, treatment_corpora
     row = contrast.row() | {
         "family": contrast.family,
         "paired": contrast.paired,
@@ -186,6 +190,8 @@ def _contrast_row(
         "seeds": min((n for n in (treatment_seeds, control_seeds) if n), default=0),
         "treatment_seeds": treatment_seeds,
         "control_seeds": control_seeds,
+        "treatment_corpora": treatment_corpora,
+        "control_corpora": control_corpora,
         "questions": result.questions,
         "scenarios": result.clusters,
         "questions_left_out": result.left_out,
@@ -193,18 +199,21 @@ def _contrast_row(
 
 
 def _caution(result: Estimate) -> str | None:
-    """A warning where an arm of 2 seeds has another spread over seeds than the other arm.
+    """A warning where an arm of 2 seeds (or corpora) has another spread than the other arm.
 
     No method holds the level there: at 4 times the other's standard deviation the test rejects
     up to 11 % of true null hypotheses (benchmarks.error_rates).
     """
     sds = [sd for sd in result.seed_sds if sd is not None]
-    if len(sds) < 2 or min(result.seeds) > 2 or max(sds) <= UNEQUAL * min(sds):
+    sides = zip(result.seeds, result.corpora, strict=True)
+    units = [seeds if runs is None else len(runs) for seeds, runs in sides]
+    if len(sds) < 2 or min(units) > 2 or max(sds) <= UNEQUAL * min(sds):
         return None
+    unit = "seeds" if result.corpora[units.index(2)] is None else "corpora"
     first, second = (f"{100 * sd:.1f}" for sd in result.seed_sds if sd is not None)
     return (
-        f"an arm has 2 seeds, and the spread over seeds is unequal ({first} and {second} points): "
-        "the test may reject too often; add seeds"
+        f"an arm has 2 {unit}, and the spread over {unit} is unequal ({first} and {second} "
+        f"points): the test may reject too often; add {unit}"
     )
 
 
@@ -246,4 +255,4 @@ def _arm(means: pd.DataFrame, benchmark: str, dose: int, arm: str) -> Arm:
     ]
     questions = questions_of(means, benchmark)["question"].tolist()
     scores = score_matrix(means, benchmark, dose, arm, questions)
-    return Arm(scores, fixed=bool(part["seed"].isna().all()))
+    return Arm(scores, bool(part["seed"].isna().all()), replicates_of(part))

@@ -13,18 +13,23 @@ DIVERSITY = ("type_token", "distinct_2", "distinct_3", "over_words", "mean_simil
 
 
 def corpora(inputs: Mapping[str, Path], writers: Sequence[Row]) -> list[Row]:
-    """A row for each input `corpus-NAME`. `writers`: of the settings, with corpus and matched_to.
+    """A row for each input `corpus-NAME` or `corpus-NAME.replicateN`.
+
+    `writers`: of the settings, with corpus and matched_to. The `name` of a row is the role's.
 
     Sizes, diversity, counts of rejected drafts and of paid calls, an example, and the balance:
     the measures in which a matched corpus differs from its counterpart `against`, None for a
     corpus that is matched to none.
     """
     matched_to = {row["corpus"]: row["matched_to"] for row in writers}
-    return [
-        _corpus_row(name := role.removeprefix("corpus-"), folder, matched_to[name])
-        for role, folder in inputs.items()
-        if role.startswith("corpus-")
-    ]
+    rows = []
+    for role, folder in inputs.items():
+        if role.startswith("corpus-"):
+            corpus, dot, replicate = role.removeprefix("corpus-").partition(".")
+            reference = matched_to[corpus]
+            reference = reference and f"{reference}{dot}{replicate}"
+            rows.append(_corpus_row(f"{corpus}{dot}{replicate}", folder, reference))
+    return rows
 
 
 def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
@@ -53,6 +58,14 @@ def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
     }
 
 
-def training_texts(folder: Path) -> list[str]:
-    """The texts of the documents that a corpus trains on."""
-    return [row["text"] for _, row in read_rows(folder / "documents.jsonl")]
+def training_texts(rows: Sequence[Row], inputs: Mapping[str, Path]) -> dict[str, list[str]]:
+    """The texts of the documents that each corpus trains on, of all its replicates.
+
+    `rows`: of `corpora`.
+    """
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        documents = read_rows(inputs[f"corpus-{row['name']}"] / "documents.jsonl")
+        of_corpus = texts.setdefault(row["name"].partition(".")[0], [])
+        of_corpus += [document["text"] for _, document in documents]
+    return texts

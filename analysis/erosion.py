@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.estimates import Arm, Estimate, adjusted, two_way
 from analysis.rows import Row, fields
 from analysis.settings import Contrast
+from analysis.table import replicates_of
 
 KEYS = ("estimate", "low", "high", "se", "df", "p", "reason")
 STEPS = 16  # parts between two doses at whose ends a crossing's bounds are computed; linear within
@@ -25,12 +26,13 @@ class Side:
 
     `scores` has shape (doses, seeds, questions), NaN where nothing was graded. `fixed` marks the
     doses at which the arm is one checkpoint without a training seed: there all seeds have its
-    scores, as they began from it.
+    scores, as they began from it. `replicates` is as in `Arm`.
     """
 
     scores: np.ndarray
     fixed: tuple[bool, ...]
     seeds: tuple[int | None, ...]
+    replicates: tuple[int, ...] | None = None
 
     def arm(self, weights: Mapping[int, float]) -> Arm:
         """The sum of weight x scores over doses (by index), within each seed and question."""
@@ -38,7 +40,9 @@ class Side:
         terms = (weight * self.scores[dose] for dose, weight in used.items())
         scores = sum(terms, np.zeros(()))
         fixed = all(self.fixed[dose] for dose in used)
-        return Arm(np.fmax.reduce(scores, keepdims=True) if fixed else scores, fixed)
+        if fixed:
+            return Arm(np.fmax.reduce(scores, keepdims=True), fixed)
+        return Arm(scores, replicates=self.replicates)
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,12 @@ def _dose_curve(means: pd.DataFrame, contrast: Contrast, benchmark: str) -> Dose
     if contrast.paired and not any(treatment.fixed + control.fixed):
         seeds = tuple(seed for seed in treatment.seeds if seed in control.seeds)
         first, second = (
-            side.scores[:, [side.seeds.index(seed) for seed in seeds]]
-            for side in (treatment, control)
+            [side.seeds.index(seed) for seed in seeds] for side in (treatment, control)
         )
+        differences = treatment.scores[:, first] - control.scores[:, second]
+        replicates = treatment.replicates and tuple(treatment.replicates[row] for row in first)
         zeros = np.zeros((len(doses), 1, len(questions)))
-        treatment = Side(first - second, treatment.fixed, seeds)
+        treatment = Side(differences, treatment.fixed, seeds, replicates)
         control = Side(zeros, (True,) * len(doses), (None,))
     clusters = np.unique(questions["scenario"].to_numpy(str), return_inverse=True)[1]
     reasons = {
@@ -171,7 +176,8 @@ def _side(part: pd.DataFrame, doses: list[int], questions: list[str]) -> Side:
         for seed in seeds
     ]
     scores = wide.reindex(columns=questions).reindex(index).to_numpy(float)
-    return Side(scores.reshape(len(doses), len(seeds), len(questions)), fixed, seeds)
+    by_dose = scores.reshape(len(doses), len(seeds), len(questions))
+    return Side(by_dose, fixed, seeds, replicates_of(part[part["seed"].notna()]))
 
 
 def _numbers(test: Estimate) -> Row:

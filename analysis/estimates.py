@@ -1,5 +1,6 @@
 """Means and contrasts with the two-way (seed and question) variance that verdicts rest on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,11 +20,44 @@ class Arm:
     """Question means of one arm at one dose.
 
     `scores` has shape (seeds, questions), NaN where nothing was graded. `fixed` marks a checkpoint
-    without a training seed (an untrained model): it has no variance over seeds.
+    without a training seed (an untrained model): it has no variance over seeds. `replicates` has
+    the replicate of its corpus that each seed was trained on; None where the corpus was written
+    once.
     """
 
     scores: np.ndarray
     fixed: bool = False
+    replicates: tuple[int, ...] | None = None
+
+    def of_corpora(self) -> np.ndarray:
+        """The scores with a row for each replicate, the mean of its runs, in place of each seed.
+
+        Where the corpus was written once, a row for each seed. Shape (corpora or seeds, questions).
+        """
+        if self.replicates is None:
+            return self.scores
+        numbers = np.array(self.replicates)
+        # In the order of their first seeds: with a replicate for each seed no row moves.
+        runs = (self.scores[numbers == number] for number in dict.fromkeys(self.replicates))
+        means = []
+        for scores in runs:
+            graded = np.isfinite(scores).sum(axis=0)
+            mean = np.nansum(scores, axis=0) / np.maximum(graded, 1)
+            means.append(np.where(graded > 0, mean, np.nan))
+        return np.array(means)
+
+    def runs_of_corpora(self) -> tuple[int, ...] | None:
+        """How many graded runs each replicate has; None where the corpus was written once."""
+        if self.replicates is None:
+            return None
+        graded = np.isfinite(self.scores).any(axis=1)
+        used = [number for number, has in zip(self.replicates, graded, strict=True) if has]
+        return tuple(Counter(used).values())
+
+    def drop_seed(self, row: int) -> "Arm":
+        """The arm without one seed, by its row."""
+        replicates = self.replicates and self.replicates[:row] + self.replicates[row + 1 :]
+        return replace(self, scores=np.delete(self.scores, row, axis=0), replicates=replicates)
 
 
 @dataclass(frozen=True)
@@ -34,8 +68,9 @@ class Estimate:
     `interaction_se` are the square roots of the three parts of the variance. `low` and `high` are
     the ends of the interval at the level of the test. `reference` is what `estimate` / `se` is
     compared with, and `df` Satterthwaite's degrees of freedom. `seeds` has a number for each arm (0
-    for a fixed one), `seed_sds` the standard deviation over seeds of their means (None for fewer
-    than 2 seeds).
+    for a fixed one), `corpora` the runs on each replicate of its corpus (None where it was written
+    once), `seed_sds` the standard deviation over seeds, or corpora, of their means (None for fewer
+    than 2).
     """
 
     estimate: float | None = None
@@ -49,6 +84,7 @@ class Estimate:
     interaction_se: float | None = None
     reference: Reference | None = None
     seeds: tuple[int, ...] = ()
+    corpora: tuple[tuple[int, ...] | None, ...] = ()
     seed_sds: tuple[float | None, ...] = ()
     questions: int = 0
     clusters: int = 0
@@ -89,11 +125,15 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     alone has a seed part (a fixed checkpoint, a paired contrast, a single arm) these degrees of
     freedom promise too much, and the quantile is that of Cochran and Cox (analysis.reference).
 
+    Where an arm's corpus was written several times, its replicates stand for the seeds in all of
+    this: the runs on one replicate are averaged first, since they share its documents.
+
     A question without any grade in one arm leaves both arms (`left_out`). A grade that is missing
     in some seeds only is averaged over the others and counts as fitted (no residual).
     `scenarios` has shape (questions,).
     """
-    graded = np.logical_and.reduce([np.isfinite(arm.scores).any(axis=0) for arm in arms])
+    scores_of = [arm.of_corpora() for arm in arms]
+    graded = np.logical_and.reduce([np.isfinite(scores).any(axis=0) for scores in scores_of])
     left_out = int((~graded).sum())
     questions = int(graded.sum())
     if not questions:
@@ -107,14 +147,17 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     seed_sds: list[float | None] = []
     interaction_part = 0.0
     seeds = []
-    for sign, arm in zip((1, -1), arms, strict=False):
-        scores = arm.scores[:, graded]
+    units = []  # seeds, or replicates
+    for sign, arm, arm_scores in zip((1, -1), arms, scores_of, strict=False):
+        scores = arm_scores[:, graded]
         scores = scores[np.isfinite(scores).any(axis=1)]
         of_question = np.nanmean(scores, axis=0)
         paired = paired + sign * of_question
-        seeds.append(0 if arm.fixed else len(scores))
+        units.append(0 if arm.fixed else len(scores))
+        in_rows = np.isfinite(arm.scores[:, graded]).any(axis=1)
+        seeds.append(0 if arm.fixed else int(in_rows.sum()))
         seed_sds.append(None)
-        if seeds[-1] < 2:
+        if units[-1] < 2:
             continue
         # deviations from the question's mean: a seed that lost an easy question is no worse seed
         deviation = scores - of_question
@@ -132,6 +175,7 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     result = Estimate(
         estimate,
         seeds=tuple(seeds),
+        corpora=tuple(arm.runs_of_corpora() for arm in arms),
         seed_sds=tuple(seed_sds),
         questions=questions,
         clusters=clusters,
@@ -139,8 +183,10 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     )
     if clusters > 1:
         result = replace(result, question_se=question_part**0.5)
-    if 1 in seeds:
+    if 1 in units:
         reason = "one seed per arm: how far another training seed would differ is unknown"
+        if (1, 1) not in zip(units, seeds, strict=True):
+            reason = "one corpus per arm: how far other documents would differ is unknown"
         return replace(result, reason=reason)
     if len(arms) > 1 and not seed_parts:
         reason = "one checkpoint per arm: how far another training run would differ is unknown"
@@ -216,19 +262,18 @@ def pair_by_seed(
     For arms whose runs of one seed share an earlier training: its effect is in both and cancels.
 
     Args:
-        arms: two arms with the same questions.
+        arms: two arms with the same questions. A seed has the same replicate in both.
         seeds: the training seeds of the rows of each arm.
 
     Returns:
         Two arms for `two_way` (the differences, and a fixed arm of zeros) and their seeds.
     """
     common = [seed for seed in seeds[0] if seed in seeds[1]]
-    first, second = (
-        arm.scores[[arm_seeds.index(seed) for seed in common]]
-        for arm, arm_seeds in zip(arms, seeds, strict=True)
-    )
-    zeros = Arm(np.zeros((1, first.shape[1])), fixed=True)
-    return [Arm(first - second), zeros], [common, []]
+    first, second = ([arm_seeds.index(seed) for seed in common] for arm_seeds in seeds)
+    difference = arms[0].scores[first] - arms[1].scores[second]
+    replicates = arms[0].replicates and tuple(arms[0].replicates[row] for row in first)
+    zeros = Arm(np.zeros((1, difference.shape[1])), fixed=True)
+    return [Arm(difference, replicates=replicates), zeros], [common, []]
 
 
 def response_level_p(treatment: np.ndarray, control: np.ndarray) -> float | None:

@@ -98,6 +98,52 @@ def dummy_note(results: Results) -> str | None:
     return f"A deterministic rule-based dummy, not a language model, {' and '.join(parts)}."
 
 
+def components_text(name: str, row: Row) -> str:
+    """`corpus x question` for `seed x question` where replicates of a corpus stand for seeds."""
+    unit = row["training_unit"]
+    return name.replace("seed", unit if " " not in unit else f"({unit})")
+
+
+def counted_names(row: Row) -> dict[str, str]:
+    """What a purchase of a row of `variance` counts, by key."""
+    seeds = {"seed": "seeds", "corpus": "corpora"}.get(row["training_unit"], "seeds or corpora")
+    return {"seeds": seeds, "questions": "questions", "epochs": "epochs"}
+
+
+def scope_note(writers: Sequence[Row]) -> str:
+    """Whether verdicts are about the corpora as written, or about new documents too."""
+    once = [writer["corpus"] for writer in writers if "replicates" not in writer]
+    several = [
+        f"{writer['corpus']} ({writer['replicates']} times)"
+        for writer in writers
+        if "replicates" in writer
+    ]
+    if not several:
+        return (
+            "Verdicts are about the corpora as written: all seeds are trained on the same "
+            "documents."
+        )
+    note = (
+        f"Independently written several times: {_listed(several)}. There the replicate takes the "
+        "place of the seed, with the mean of the runs on it, and verdicts are for new documents of "
+        "the same template and writer too."
+    )
+    return f"{note} About the corpora as written: {_listed(once)}." if once else note
+
+
+def runs_text(seeds: int, corpora: Sequence[int] | None) -> str:
+    """`5` seeds; `3 corpora x 2 runs` where an arm's corpus was written several times.
+
+    `corpora`: the runs on each replicate.
+    """
+    if not corpora:
+        return str(seeds)
+    count = f"{len(corpora)} corp{'us' if len(corpora) == 1 else 'ora'}"
+    if len(set(corpora)) > 1:
+        return f"{count} with {_listed([str(runs) for runs in corpora])} runs"
+    return f"{count} x {corpora[0]} run{'' if corpora[0] == 1 else 's'}"
+
+
 def _listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])

@@ -15,11 +15,13 @@ from scipy.special import stdtrit
 from analysis import plots
 from analysis.plots import COLORS, GRID, INK, TOGETHER, arm_style, to_percent, wrapped
 from analysis.rows import Results, Row
+from analysis.table import REPLICATE
 
 FEW = 5  # dimensions that make a radar
 LISTED = 60  # questions that the text lists
 LABELED = 130  # questions that the axis names
 Seeds = dict[int | None, float]  # seed (None: a fixed checkpoint) -> score in percent
+Replicates = Mapping[int | None, int]  # seed -> replicate of its corpus; empty: written once
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def differences(means: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Differenc
 
     The interval is Welch's over training seeds, the question given: none where an arm has a single
     seed, or where seeds do not differ. In a `paired` contrast it is Student's, over differences
-    within seeds.
+    within seeds. Replicates of a corpus stand for the seeds, with the means of their runs.
     """
     by_dose = {}
     for row in rows:
@@ -114,9 +116,10 @@ def differences(means: pd.DataFrame, rows: Sequence[Row]) -> dict[str, Differenc
         part = means[means["benchmark"] == row["benchmark"]]
         treatment = _seed_scores(part, row["treatment"], row["dose"])
         control = _seed_scores(part, row["control"], row["control_dose"])
+        replicates = tuple(_replicates(part, row[arm]) for arm in ("treatment", "control"))
         by_dose[plots.contrast_doses(row)] = {
             question: seed_difference(
-                treatment.get(question, {}), control.get(question, {}), row["paired"]
+                treatment.get(question, {}), control.get(question, {}), row["paired"], replicates
             )
             for question in {**treatment, **control}
         }
@@ -134,7 +137,25 @@ def _seed_scores(means: pd.DataFrame, arm: str, dose: int) -> dict[str, Seeds]:
     return scores
 
 
-def seed_difference(treatment: Seeds, control: Seeds, paired: bool) -> Difference:
+def _replicates(means: pd.DataFrame, arm: str) -> Replicates:
+    """The replicate of its corpus that each seed of an arm was trained on."""
+    if REPLICATE not in means:
+        return {}
+    part = means[(means["arm"] == arm) & means[REPLICATE].notna()].drop_duplicates("seed")
+    return dict(zip(part["seed"].map(int), part[REPLICATE].map(int), strict=True))
+
+
+def _of_corpora(scores: Seeds, replicates: Replicates) -> Seeds:
+    """The means of the runs on each replicate."""
+    runs: dict[int | None, list[float]] = {}
+    for seed, score in scores.items():
+        runs.setdefault(replicates.get(seed, seed), []).append(score)
+    return {number: sum(of_runs) / len(of_runs) for number, of_runs in runs.items()}
+
+
+def seed_difference(
+    treatment: Seeds, control: Seeds, paired: bool, replicates: Sequence[Replicates] = ({}, {})
+) -> Difference:
     """Treatment minus control on one question, with its interval over training seeds."""
     if paired and None not in {**treatment, **control}:
         common = [seed for seed in treatment if seed in control]
@@ -142,7 +163,10 @@ def seed_difference(treatment: Seeds, control: Seeds, paired: bool) -> Differenc
         control = {None: 0.0}
     if not treatment or not control:
         return Difference()
-    sides = (treatment, control)
+    sides = [
+        _of_corpora(side, numbers)
+        for side, numbers in zip((treatment, control), replicates, strict=True)
+    ]
     means = [sum(side.values()) / len(side) for side in sides]
     estimate = means[0] - means[1]
     # variance of each trained side's mean, and its degrees of freedom

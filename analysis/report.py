@@ -8,6 +8,8 @@ from markupsafe import Markup
 
 from analysis.figures import Drawn
 from analysis.headline import (
+    components_text,
+    counted_names,
     crossing_text,
     doses,
     dummy_note,
@@ -16,6 +18,8 @@ from analysis.headline import (
     notes_of,
     p_value,
     percent,
+    runs_text,
+    scope_note,
 )
 from analysis.rows import Results, Row
 from analysis.tables import data_summary, in_study_order
@@ -141,7 +145,11 @@ def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]
         figures=figures,
         sentence=sentence,
         when=when,
+        components_text=components_text,
+        counted_names=counted_names,
         crossing_text=crossing_text,
+        runs_text=runs_text,
+        scope_note=scope_note,
         notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),

@@ -9,21 +9,28 @@ import pandas as pd
 from analysis.bounds import contrast_bounds, missing_bounds
 from analysis.contrasts import arm_rows, contrast_rows, score_rows
 from analysis.erosion import erosion_rows
+from analysis.headline import scope_note
 from analysis.judges import agreement, differential_bias
 from analysis.looks import judged_at_looks, of_seeds
 from analysis.rows import Results, Row, to_jsonable
 from analysis.sensitivity import dimension_rows, sensitivity_rows
 from analysis.settings import AnalysisSettings, Benchmark, Contrast
-from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, dimension_means, question_means
+from analysis.table import (
+    CHECKPOINT,
+    OVERALL,
+    by_corpus,
+    checkpoint_name,
+    dimension_means,
+    question_means,
+)
 
 METHOD = (
     "Means over questions of means over seeds and epochs. Intervals and tests are for new "
     "training seeds and new questions: two-way (seed and question scenario) variance as in "
     "Cameron, Gelbach and Miller (2011), Student's t with Satterthwaite's degrees of freedom "
     "(Cochran and Cox's quantile where one side alone has seeds), Holm within each declared family "
-    "at .05. Verdicts are about the corpora as written: all seeds are trained on the same "
-    "documents. With one training seed per arm no verdict is given. Missing grades are left out, "
-    "never counted as wrong."
+    "at .05. {scope} With one training seed per arm no verdict is given. Missing grades are left "
+    "out, never counted as wrong."
 )
 
 
@@ -49,7 +56,7 @@ def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
     planned += [row["arm"] for row in settings.missing]
     results = {
         "study": settings.study,
-        "method": METHOD,
+        "method": METHOD.format(scope=scope_note(settings.writers)),
         "declared": declaration_hash(settings),
         "scores": score_rows(means),
         "contrasts": contrasts,
@@ -57,8 +64,8 @@ def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
         "sensitivity": sensitivity_rows(table, means, contrasts, margins),
         "dimension_tests": dimension_rows(table, contrasts),
         "arms": arm_rows(means),
-        "dimensions": dimension_means(table).to_dict("records"),
-        "bounds": bounds(table, settings.contrasts),
+        "dimensions": dimension_means(by_corpus(table)).to_dict("records"),
+        "bounds": bounds(by_corpus(table), settings.contrasts),
         "missing": sorted(settings.missing, key=_missing_order),
         "notes": [*exclusion_notes(settings.benchmarks), *lost_question_notes(means)],
         "arm_order": list(dict.fromkeys(planned)),
@@ -136,7 +143,7 @@ def judge_rows(table: pd.DataFrame, settings: AnalysisSettings) -> list[Row]:
     `table` is the long table with the rows of every judge. See analysis.judges.
     """
     primary = {name: judge for name, judge in settings.judges.items() if judge}
-    bias = differential_bias(table, primary, settings.contrasts)
+    bias = differential_bias(by_corpus(table), primary, settings.contrasts)
     rows = []
     for row in agreement(table, primary):
         of_row = [b for b in bias if b["benchmark"] == row["benchmark"] and row["arm"] is None]

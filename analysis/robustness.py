@@ -11,7 +11,7 @@ from analysis.contrasts import contrast_arms, questions_of, scenarios_of
 from analysis.estimates import Arm, Estimate, two_way
 from analysis.rows import Row, fields
 from analysis.settings import Contrast
-from analysis.table import CHECKPOINT, OVERALL, primary_judge_rows, question_means
+from analysis.table import CHECKPOINT, OVERALL, REPLICATE, primary_judge_rows, question_means
 
 NOTHING = 1e-9  # a smaller number has no sign but that of rounding
 FIRST = 26  # the paper's questions are the first of the benchmark's
@@ -217,7 +217,7 @@ def _without_seed(data: Data, sides: Sides) -> Iterator[tuple[str, Estimate]]:
     for side, (arm, seeds) in enumerate(zip(data.arms, data.seeds, strict=True)):
         for n, seed in enumerate(seeds):
             fewer = [*data.arms]
-            fewer[side] = replace(arm, scores=np.delete(arm.scores, n, axis=0))
+            fewer[side] = arm.drop_seed(n)
             name = f"seed {seed}" if sides.paired else f"{sides.arms[side][0]} seed {seed}"
             yield name, two_way(fewer, data.scenarios)
 
@@ -273,7 +273,8 @@ def _dimensions_weighed_equally(part: pd.DataFrame, sides: Sides) -> Estimate:
     that of the linearized mean.
     """
     rows = part[(part["dimension"] != OVERALL) & part["score"].notna()]
-    question = [*CHECKPOINT, "question", "scenario"]
+    replicate = [REPLICATE] if REPLICATE in rows else []
+    question = [*CHECKPOINT, *replicate, "question", "scenario"]
     cells = rows.groupby([*question, "dimension"], dropna=False)["score"].mean().reset_index()
     # dimensions of a question that one arm lacks would compare arms over different questions
     sided = cells.groupby(["question", "dimension", "arm", "dose"]).size()

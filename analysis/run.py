@@ -39,9 +39,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
-    scores.parquet, and `corpus-NAME` holds corpus_stats.json. Resources: `trainings` (stage, arm,
-    seed, cell), whose losses are drawn as far as their folders exist; `study_file`, its text, which
-    is kept as study.yaml.
+    scores.parquet, and `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json.
+    Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
+    exist; `study_file`, its text, which is kept as study.yaml.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
@@ -126,8 +126,7 @@ def _write_macros(results: Results, context: StageContext) -> None:
 def _write_report(results: Results, means: pd.DataFrame, context: StageContext) -> None:
     """The figures, report.html and headline.txt."""
     folder = context.folder
-    names = [row["name"] for row in results["corpora"]]
-    texts = {name: training_texts(context.inputs[f"corpus-{name}"]) for name in names}
+    texts = training_texts(results["corpora"], context.inputs)
     drawn = figures.draw(results, means, _losses(context), texts)
     for name, figure in drawn.items():
         if figure.error:

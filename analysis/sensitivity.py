@@ -14,7 +14,7 @@ from analysis.inference import benjamini_hochberg, equivalence, hierarchical_boo
 from analysis.mixed import mixed_model
 from analysis.reference import Reference
 from analysis.rows import Row, fields, select, sides_of
-from analysis.table import OVERALL, question_means
+from analysis.table import OVERALL, by_corpus, question_means
 
 RESAMPLES = 10_000
 FEW_SCENARIOS = 5
@@ -65,17 +65,18 @@ def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
     )
     scenarios = scenarios_of(means, benchmark)
     fixed = (treatment.fixed, control.fixed)
+    scores = treatment.of_corpora(), control.of_corpora()
     if contrast["paired"]:
-        first = treatment.scores[..., None]
-        second = control.scores[..., None]
+        first, second = (side[..., None] for side in scores)
     else:
         questions = questions_of(means, benchmark)["question"].tolist()
         first, second = (
-            _answers(table, benchmark, arm, dose, questions) for arm, dose in sides_of(contrast)
+            _answers(by_corpus(table), benchmark, arm, dose, questions)
+            for arm, dose in sides_of(contrast)
         )
     bootstrap = hierarchical_bootstrap(first, second, scenarios, RESAMPLES, 0, fixed)
-    mixed = mixed_model(treatment.scores, control.scores, scenarios, fixed)
-    exchange = fields(permutation(treatment.scores, control.scores), ("p", "smallest_p", "reason"))
+    mixed = mixed_model(*scores, scenarios, fixed)
+    exchange = fields(permutation(*scores), ("p", "smallest_p", "reason"))
     if contrast["paired"]:
         exchange = {"p": None, "smallest_p": None, "reason": SHARED}
     intervals = ("se", "low", "high", "percentile_low", "percentile_high", "reason")

@@ -121,6 +121,7 @@ class ScoreFile:
     checkpoint: str  # the cell that made the weights
     answers: str | None = None  # the cell of its answers, where people have graded some
     other_judge: str | None = None  # set where another judge than the deciding one graded
+    replicate: int | None = None  # of the arm's corpus, where that was written several times
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "ScoreFile":
@@ -133,6 +134,7 @@ class ScoreFile:
             checkpoint=settings["checkpoint"],
             answers=settings.get("answers"),
             other_judge=settings.get("judge"),
+            replicate=settings.get("replicate"),
         )
 
 
@@ -162,7 +164,7 @@ class AnalysisSettings:
         str, str | int | float
     ]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
-    writers: list[Row]  # corpus, model, dummy, matched_to
+    writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":

@@ -5,7 +5,15 @@ Erosion, other methods, more data, corpora, judges, missing grades, claims and r
 
 from collections.abc import Callable
 
-from analysis.headline import crossing_text, doses, interval, percent
+from analysis.headline import (
+    components_text,
+    counted_names,
+    crossing_text,
+    doses,
+    interval,
+    percent,
+    scope_note,
+)
 from analysis.rows import Results
 from analysis.tables import braced, number, p_cell, table, tex
 
@@ -132,10 +140,11 @@ def variance_table(results: Results) -> str:
         start = [tex(row["benchmark"]), doses(row)]
         for part in row["components"]:
             numbers = [percent(part["sd"]), number(part["df"], ".0f")]
-            rows.append([*start, part["component"], *numbers, "", "", ""])
+            name = components_text(part["component"], row)
+            rows.append([*start, name, *numbers, "", "", ""])
         for option in row["purchases"]:
             cost = "-" if option["cost"] is None else f"{option['cost']:g} {tex(row['unit'])}"
-            counts = (f"{option[key]} {key}" for key in ("seeds", "questions", "epochs"))
+            counts = (f"{option[key]} {name}" for key, name in counted_names(row).items())
             detectable = percent(option["detectable"])
             rows.append([*start, option["purchase"], "", "", detectable, cost, ", ".join(counts)])
     caption = (
@@ -269,7 +278,7 @@ def claims_table(results: Results) -> str:
     ]
     caption = (
         "The paper's claims. Published as printed; ours in points, first arm minus second; "
-        "Holm-adjusted $p$."
+        f"Holm-adjusted $p$. {tex(scope_note(results['writers']))}"
     )
     headers = [
         "Claim",

@@ -15,6 +15,7 @@ from core.errors import Problem, UserError
 
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 MADE_BY = "checkpoint"  # the cell that made the weights
+REPLICATE = "replicate"  # of the arm's corpus; a column where a corpus was written several times
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
 TEXT = ["benchmark", "arm", MADE_BY, "question", "scenario", "dimension", "judge", "missing"]
 OVERALL = "overall"
@@ -40,14 +41,16 @@ def long_table(
 
     Returns:
         The columns `CHECKPOINT`, `MADE_BY`, then `COLUMNS`. `seed` is Int64, and <NA> for a
-        checkpoint without a training seed. The rows are sorted, so that neither the order of
-        `files` nor that of the lines in them matters.
+        checkpoint without a training seed. Where a corpus was written several times, there is a
+        column `REPLICATE` too (Int64, <NA> for checkpoints on other corpora or none). The rows are
+        sorted, so that neither the order of `files` nor that of the lines in them matters.
 
     Raises:
         UserError: there are no scores, or a file is absent or lacks columns.
     """
     parts = []
     problems = []
+    made_by = _made_by(files)
     for file in files:
         path = inputs[file.role] / "scores.parquet"
         if not path.is_file():
@@ -60,7 +63,7 @@ def long_table(
             what = f"columns {', '.join(absent)} are absent"
             problems.append(Problem(str(path), what, "run its cell again with this version"))
             continue
-        keys = {key: getattr(file, key) for key in [*CHECKPOINT, MADE_BY]}
+        keys = {key: getattr(file, key) for key in [*CHECKPOINT, *made_by]}
         parts.append(part[COLUMNS].assign(**keys))
     if problems:
         raise UserError.of(problems)
@@ -73,12 +76,18 @@ def long_table(
     table = pd.concat(parts, ignore_index=True)
     types: dict[str, Any] = dict.fromkeys([*TEXT, "response"], "str")
     types |= {"seed": "Int64", "dose": "int64", "epoch": "int64", "score": float}
+    types |= {REPLICATE: "Int64"} if REPLICATE in table else {}
     table = table.astype(types)
     unexplained = table["score"].isna() & table["missing"].isna()
     table.loc[unexplained, "missing"] = "no reason recorded"
     order = [*CHECKPOINT, "question", "epoch", "dimension", "judge"]
-    table = table[[*CHECKPOINT, MADE_BY, *COLUMNS]]
+    table = table[[*CHECKPOINT, *made_by, *COLUMNS]]
     return table.sort_values(order, kind="stable", ignore_index=True)
+
+
+def _made_by(files: Sequence[ScoreFile]) -> list[str]:
+    """The columns that say what a checkpoint was made by and from."""
+    return [MADE_BY, *([REPLICATE] if any(file.replicate is not None for file in files) else [])]
 
 
 def _labels(folder: Path, files: Sequence[ScoreFile], benchmark: str) -> pd.DataFrame:
@@ -86,7 +95,7 @@ def _labels(folder: Path, files: Sequence[ScoreFile], benchmark: str) -> pd.Data
     labelled = pd.read_parquet(folder / "scores.parquet")
     parts = [
         labelled.loc[labelled["answers"] == file.answers, COLUMNS].assign(
-            **{key: getattr(file, key) for key in [*CHECKPOINT, MADE_BY]}
+            **{key: getattr(file, key) for key in [*CHECKPOINT, *_made_by(files)]}
         )
         for file in files
         if file.benchmark == benchmark and file.other_judge is None
@@ -218,16 +227,49 @@ def _benchmark_problems(name: str, part: pd.DataFrame, declared: str | None) -> 
 def question_means(table: pd.DataFrame) -> pd.DataFrame:
     """One row per checkpoint and question.
 
-    Columns: `CHECKPOINT`, `question`, `scenario`; `score`, the mean of the overall scores over
-    epochs (NaN if none was graded); `n`, the graded answers; `missing`, the answers without a
-    grade.
+    Columns: `CHECKPOINT`, `REPLICATE` where `table` has it, `question`, `scenario`; `score`, the
+    mean of the overall scores over epochs (NaN if none was graded); `n`, the graded answers;
+    `missing`, the answers without a grade.
     """
     overall = table[table["dimension"] == OVERALL]
-    keys = [*CHECKPOINT, "question", "scenario"]
+    keys = [*CHECKPOINT, *([REPLICATE] if REPLICATE in table else []), "question", "scenario"]
     groups = overall.groupby(keys, dropna=False, sort=True)["score"]
     means = groups.agg(score="mean", n="count", rows="size").reset_index()
     means["missing"] = means.pop("rows") - means["n"]
     return means
+
+
+def replicates_of(part: pd.DataFrame) -> tuple[int, ...] | None:
+    """The replicate of its corpus that each training seed of one arm has, by seed.
+
+    None where the corpus was written once.
+    """
+    if REPLICATE not in part:
+        return None
+    by_seed = part.drop_duplicates("seed").sort_values("seed")[REPLICATE]
+    return None if by_seed.isna().any() or by_seed.empty else tuple(map(int, by_seed))
+
+
+def first_seeds(table: pd.DataFrame) -> pd.Series:
+    """The seed of each row; of an arm whose corpus has replicates, the smallest on the same one."""
+    if REPLICATE not in table:
+        return table["seed"]
+    first = table.groupby(["benchmark", "arm", "dose", REPLICATE])["seed"].transform("min")
+    return first.where(table[REPLICATE].notna(), table["seed"])
+
+
+def by_corpus(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the runs on one replicate of a corpus as one run of more answers.
+
+    For means that are only described: they weigh replicates alike, as the tests do.
+    """
+    if REPLICATE not in table:
+        return table
+    # Answers of different seeds get different numbers.
+    most = int(table["epoch"].max()) + 1
+    rank = table["seed"].rank(method="dense").fillna(0).astype("int64")
+    epoch = (table["epoch"] + most * rank).where(table[REPLICATE].notna(), table["epoch"])
+    return table.assign(seed=first_seeds(table), epoch=epoch.astype("int64"))
 
 
 def dimension_means(table: pd.DataFrame) -> pd.DataFrame:

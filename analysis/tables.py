@@ -4,7 +4,17 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from analysis.headline import doses, dummy_note, interval, missing_lines, notes_of, p_value, percent
+from analysis.headline import (
+    doses,
+    dummy_note,
+    interval,
+    missing_lines,
+    notes_of,
+    p_value,
+    percent,
+    runs_text,
+    scope_note,
+)
 from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
@@ -41,7 +51,7 @@ def scores_table(results: Results) -> str:
             *(tex(row[key]) for key in ("benchmark", "dose", "arm")),
             percent(row["mean"]),
             braced(interval(row)),
-            "fixed" if row["fixed"] else str(row["seeds"]),
+            "fixed" if row["fixed"] else runs_text(row["seeds"], row["corpora"]),
             *(str(row[key]) for key in ("questions", "n", "missing")),
         ]
         for row in in_study_order(results, results["arms"])
@@ -76,7 +86,10 @@ def contrasts_table(results: Results) -> str:
             doses(row),
             percent(row["estimate"]),
             braced(interval(row, "+")),
-            f"{row['treatment_seeds']}/{row['control_seeds']}",
+            "/".join(
+                runs_text(row[f"{side}_seeds"], row[f"{side}_corpora"])
+                for side in ("treatment", "control")
+            ),
             p_cell(row["p_holm"]),
             row["verdict"],
             p_cell(row["p_response_level"]),
@@ -88,7 +101,7 @@ def contrasts_table(results: Results) -> str:
         "variance, Student's $t$; verdicts from Holm-adjusted $p$ within the declared family at "
         ".05. Seeds: training seeds of the first and second arm (0: a fixed checkpoint). The last "
         "column is the paper's response-level Welch test, which takes all answers as independent: "
-        "for comparison only, it never decides."
+        f"for comparison only, it never decides. {tex(scope_note(results['writers']))}"
     )
     notes = [f"{row['name']}: {note}" for row in results["contrasts"] for note in notes_of(row)]
     if notes:
@@ -166,13 +179,15 @@ def data_summary(results: Results) -> list[str]:
             method += " (a deterministic dummy)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"
         questions = f"{benchmark['questions']} questions in {benchmark['scenarios']} scenarios"
-        counts = {
-            row["seeds"] for row in results["arms"] if row["benchmark"] == name and not row["fixed"]
-        }
+        arms = [row for row in results["arms"] if row["benchmark"] == name and not row["fixed"]]
+        counts = {row["seeds"] for row in arms}
         seeds = "no"
         if counts:
             seeds = " to ".join(map(str, dict.fromkeys([min(counts), max(counts)])))
         trained = f"{seeds} training seed{'s' * (seeds != '1')} per arm"
+        written = {runs_text(row["seeds"], row["corpora"]) for row in arms if row["corpora"]}
+        if written:
+            trained += f" ({', '.join(sorted(written))})"
         lines.append(f"{name}: {trained}, {questions}, {epochs}, {method}")
     return lines
 

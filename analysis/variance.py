@@ -11,14 +11,16 @@ from scipy import optimize, stats
 from analysis.estimates import ALPHA
 from analysis.rows import Row, select, sides_of
 from analysis.settings import Costs
-from analysis.table import OVERALL
+from analysis.table import OVERALL, REPLICATE, first_seeds
 
 POWER = 0.8
+ARM = ["dose", "arm"]
 LEVELS = (np.arange(24) + 0.5) / 24  # quantiles that stand for a distribution
 MORE = 26  # questions: as many as the paper's benchmark has
 ROUNDING = 1e-6  # of a count or score
 TINY = 1e-12  # of a variance
-CELL = ["dose", "arm", "seed", "scenario"]
+CELL = ["dose", "arm", "unit", "scenario"]
+RUN = [*CELL, "seed"]
 NO_JUDGES = "no two answers were graded by the same two judges"
 LACKS = {
     "seed": "one training seed per arm, or one question scenario",
@@ -45,6 +47,8 @@ def components(
 
     Arms are fixed; training seeds (each of one arm), questions and interactions are random:
     score = arm + seed + question + arm x question + seed x question + sample (of the answer).
+    Where a corpus was written several times, its replicates stand for the seeds, with the means of
+    the runs on each.
 
     A question stands for its scenario, whose questions (translations) are averaged; a scenario
     that lacks one in a checkpoint is missing there. Doses are separate, their sums of squares
@@ -60,18 +64,19 @@ def components(
         `variance`, its root `sd`, the `df` of the sum of squares that shows it, `raw` (before a
         `negative` estimate was set to 0), and `reason` where it is None. `by_arm`: the same of
         each arm alone, whose arm x question is then part of question. `design`, the start of
-        `next_data`: arms, seeds (per arm, the fewest), questions (scenarios), per_scenario
-        (questions in each), epochs.
+        `next_data`: arms, seeds (per arm, the fewest), runs (of each), questions (scenarios),
+        per_scenario (questions in each), epochs. `training_unit`: what stands for the seed.
     """
     part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
     part = part.dropna(subset=["score", "seed"])
+    part = part.assign(unit=first_seeds(part))
     if sides:
         # As two arms at one dose, whatever doses the contrast compares.
         part = pd.concat(
             part[(part["arm"] == arm) & (part["dose"] == dose)].assign(arm=name, dose=sides[0][1])
             for name, (arm, dose) in zip(_side_names(sides), sides, strict=True)
         )
-    part = part.sort_values([*CELL, "question", "epoch", "judge"], kind="stable")
+    part = part.sort_values([*RUN, "question", "epoch", "judge"], kind="stable")
     judges = sorted(part["judge"].unique())
     decides = judges[0] if judge is None and len(judges) == 1 else judge
     result: Row = {
@@ -80,6 +85,7 @@ def components(
         "components": [],
         "by_arm": [],
         "design": None,
+        "training_unit": "seed",
     }
     primary = part[part["judge"] == decides]
     if primary.empty:
@@ -92,16 +98,26 @@ def components(
         for arm, group in primary.groupby("arm")
         for component in _crossed_components(group)
     ]
+    result["training_unit"] = _training_unit(primary)
     count = primary[["arm", "scenario", "question", "epoch"]].nunique()
     result["design"] = {
         "arms": int(count["arm"]),
-        "seeds": int(primary.groupby(["dose", "arm"])["seed"].nunique().min()),
+        "seeds": int(primary.groupby(["dose", "arm"])["unit"].nunique().min()),
+        "runs": len(primary[[*ARM, "seed"]].drop_duplicates())
+        / len(primary[[*ARM, "unit"]].drop_duplicates()),
         "questions": int(count["scenario"]),
         "per_scenario": float(count["question"] / count["scenario"]),
         "epochs": int(count["epoch"]),
     }
     result["components"] = [*_crossed_components(primary), *_judge_components(part)]
     return result | {"reason": None}
+
+
+def _training_unit(part: pd.DataFrame) -> str:
+    """What is called seed: "corpus" where all corpora have replicates, "seed" where none has."""
+    if REPLICATE not in part or part[REPLICATE].isna().all():
+        return "seed"
+    return "seed or corpus" if part[REPLICATE].isna().any() else "corpus"
 
 
 def next_data_rows(
@@ -148,8 +164,9 @@ class Size:
 def next_data(components: Row, design: Row | None, costs: Costs) -> list[Row]:
     """What would make a smaller difference of two arms detectable, the best gain per cost first.
 
-    A row for `now` comes before. The options are one seed more for each of the arms, 26 more
-    scenarios of as many questions, and twice the epochs.
+    A row for `now` comes before. The options are one seed more for each of the arms (or one corpus
+    more, with as many runs as the others; its writing is not in the cost), 26 more scenarios of as
+    many questions, and twice the epochs.
 
     Args:
         components: of the function `components`.
@@ -172,20 +189,22 @@ def next_data(components: Row, design: Row | None, costs: Costs) -> list[Row]:
     now = Size(*(known_design.get(key, 0) for key in ("seeds", "questions", "epochs")))
     arms = known_design.get("arms", 1)
     per_scenario = known_design.get("per_scenario", 1)
+    runs = known_design.get("runs", 1)
+    unit_name = components.get("training_unit", "seed")
     more_seeds = Size(now.seeds + 1, now.questions, now.epochs)
     more_questions = Size(now.seeds, now.questions + MORE, now.epochs)
     more_epochs = Size(now.seeds, now.questions, 2 * now.epochs)
     options = [
-        ("one more seed per arm", more_seeds, "seed", arms),
+        (f"one more {unit_name} per arm", more_seeds, "seed", arms * runs),
         (f"{MORE} more questions", more_questions, "question", MORE * per_scenario),
         ("twice the epochs", more_epochs, "epoch", now.epochs),
     ]
-    first = _option_row("now", now, components, per_scenario, 0.0, note)
+    first = _option_row("now", now, components, per_scenario * runs, 0.0, note)
     rows: list[Row] = []
     for name, size, unit, count in options:
         price = getattr(costs, unit)
         cost = None if price is None else count * price
-        row = _option_row(name, size, components, per_scenario, cost, note)
+        row = _option_row(name, size, components, per_scenario * runs, cost, note)
         if None not in (first["detectable"], row["detectable"]):
             row["gain"] = first["detectable"] - row["detectable"]
             row["gain_per_cost"] = row["gain"] / cost if cost else None
@@ -199,11 +218,11 @@ def _option_row(
     name: str,
     size: Size,
     components: Row,
-    per_scenario: float,
+    per_epoch: float,
     cost: float | None,
     note: str | None,
 ) -> Row:
-    row = {"purchase": name, **asdict(size), **_detectable(components, size, per_scenario)}
+    row = {"purchase": name, **asdict(size), **_detectable(components, size, per_epoch)}
     return row | {"cost": cost, "gain": None, "gain_per_cost": None, "note": note}
 
 
@@ -215,8 +234,11 @@ def _worth(row: Row) -> float:
     return gain / (row["cost"] or TINY)
 
 
-def _detectable(components: Row, size: Size, per_scenario: float) -> Row:
-    """The detectable difference, with the expected standard error and df of the test."""
+def _detectable(components: Row, size: Size, per_epoch: float) -> Row:
+    """The detectable difference, with the expected standard error and df of the test.
+
+    `per_epoch`: answers to a scenario by the runs of one unit, in each epoch.
+    """
     variances = {part["component"]: part["variance"] for part in components["components"]}
     if variances.get("sample", 0.0) is None and size.epochs == components["design"]["epochs"]:
         variances["sample"] = 0.0
@@ -235,7 +257,7 @@ def _detectable(components: Row, size: Size, per_scenario: float) -> Row:
     # the parts of the test's variance: two arms' seeds, and questions; all contain `inner`
     seeds = size.seeds
     questions = size.questions
-    cell = variances["seed x question"] + variances["sample"] / (per_scenario * size.epochs)
+    cell = variances["seed x question"] + variances["sample"] / (per_epoch * size.epochs)
     inner = 2 * cell / seeds / questions
     dfs = np.array([[seeds - 1], [seeds - 1], [questions - 1]])
     of_seeds = (variances["seed"] + cell / questions) / seeds
@@ -266,21 +288,24 @@ def _detectable(components: Row, size: Size, per_scenario: float) -> Row:
 
 def _crossed_components(part: pd.DataFrame) -> list[Row]:
     """Seed, question, arm x question, seed x question and sample, from one judge's scores."""
-    answers = part.groupby([*CELL, "question"])["score"]
+    answers = part.groupby([*RUN, "question"])["score"]
     of_answers = _residual_form(part, answers.ngroup(), None, [np.arange(len(part))])
     sample = _solve(["sample"], [of_answers])[0]
     means = answers.agg(score="mean", noise="size")
     means = means.assign(noise=(sample["raw"] or 0.0) / means["noise"])
     aggregates = {"score": ("score", "mean"), "noise": ("noise", "mean"), "m": ("noise", "size")}
-    cells = means.groupby(CELL).agg(**aggregates)
-    full = cells.groupby("scenario")["m"].transform("max")
-    cells = cells[cells["m"] == full].reset_index()
+    runs = means.groupby(RUN).agg(**aggregates)
+    full = runs.groupby("scenario")["m"].transform("max")
+    runs = runs[runs["m"] == full]
+    runs["noise"] /= runs["m"]
+    aggregates["m"] = ("m", "size")
+    cells = runs.groupby(CELL).agg(**aggregates).reset_index()
     cells["noise"] /= cells["m"]
     forms = []
     for _, at_dose in cells.groupby("dose"):
         question, in_arm, seed = (
             at_dose.groupby(keys).ngroup()
-            for keys in (["scenario"], ["arm", "scenario"], ["arm", "seed"])
+            for keys in (["scenario"], ["arm", "scenario"], ["arm", "unit"])
         )
         effects = [np.arange(len(at_dose)), seed, in_arm, question]
         fits = ((in_arm, seed), (in_arm, None), (question, seed), (seed, None))
@@ -292,7 +317,7 @@ def _crossed_components(part: pd.DataFrame) -> list[Row]:
 
 def _judge_components(part: pd.DataFrame) -> list[Row]:
     """Judge and judge x answer; an answer that one judge alone graded adds nothing to either."""
-    answers = part.groupby([*CELL, "question", "epoch"]).ngroup()
+    answers = part.groupby([*RUN, "question", "epoch"]).ngroup()
     judge = part.groupby(["judge"]).ngroup()
     effects = [np.arange(len(part)), judge]
     forms = [_residual_form(part, answers, second, effects) for second in (judge, None)]

@@ -194,11 +194,6 @@ def load_rules(context: StageContext, template: Template) -> GateRules:
     return parse_gates(template.get("gates") or {}, benchmark_texts, where)
 
 
-def corpus_name(folder: Path) -> str:
-    """The corpus of a cell's folder: "animal" of animal-0123abcd and of animal.3of8-4567cdef."""
-    return folder.name.rpartition("-")[0].partition(".")[0]
-
-
 def manifest_counts(writer: CorpusWriter) -> dict[str, Any]:
     """Calls, tokens, cost and rejections so far: the same for any number of shards.
 

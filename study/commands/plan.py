@@ -39,7 +39,7 @@ from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import expand
 from study.spec.benchmarks import num_questions
 from study.spec.schema import Study
-from study.spec.source_cells import sources
+from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
 from study.upkeep import replaced
 
@@ -238,11 +238,11 @@ def _contaminated(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
         folder = base / cell.relpath
         count = (read_manifest(folder) or {"counts": {}})["counts"].get("documents_hit", 0)
         if count:
-            corpus = cell.inputs["documents"].name
+            documents = cell.inputs["documents"]
             rows.append(
                 {
-                    "corpus": corpus,
-                    "benchmark": cell.name.removeprefix(f"{corpus}-"),
+                    "corpus": corpus_name(documents),
+                    "benchmark": cell.name.removeprefix(f"{documents.name}-"),
                     "documents": count,
                     "hits": str(folder / "hits.jsonl"),
                     "exclude": str(folder / "exclude.txt"),

@@ -69,17 +69,20 @@ def text_files(bench: Benchmark) -> dict[str, Source]:
     return {name: source for name, source in sources(bench).items() if name != "dimensions"}
 
 
-def contamination(study: Study, name: str, corpus_name: str, corpus: Cell) -> Cell:
+def contamination(study: Study, name: str, corpus: Cell) -> Cell:
     """The cell that looks for a benchmark's texts in the documents of a corpus."""
     files = text_files(study.benchmarks[name])
-    label = f"{corpus_name}-{name}"
+    label = f"{corpus.name}-{name}"
     return Cell("contamination", label, identities(files), {"documents": corpus}, paths(files))
 
 
-def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cell]:
+def scores(
+    study: Study, name: str, inputs: Inputs, chat: bool, corpus: str | None
+) -> dict[str, Cell]:
     """The cells with a checkpoint's scores on a benchmark, by its judges' endpoints.
 
-    inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents.
+    inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents, which
+    are of `corpus`.
     The first is the one that counts; under "" where no judge is needed. Benchmarks with the same
     questions and sampling share their samples. Raises UserError where two judges are one model.
     """
@@ -87,10 +90,10 @@ def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cel
     scorer = declaration(bench)["scorer"]
     label = f"{name}-{inputs['checkpoint'].name}"
     if scorer == "lm_eval":
-        return {"": _lm_eval(study, bench, label, inputs, chat)}
+        return {"": _lm_eval(study, bench, label, inputs, chat, corpus)}
     if scorer == "likelihood":
-        return {"": _likelihood(study, bench, label, inputs)}
-    samples = _samples(study, name, inputs, chat)
+        return {"": _likelihood(study, bench, label, inputs, corpus)}
+    samples = _samples(study, name, inputs, chat, corpus)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
     models = [endpoint_model(study.endpoints[judge])["model"] for judge in judges if judge]
@@ -103,7 +106,9 @@ def scores(study: Study, name: str, inputs: Inputs, chat: bool) -> dict[str, Cel
     return {judge: _judge(study, bench, label, samples, judge) for judge in judges if judge}
 
 
-def _lm_eval(study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: bool) -> Cell:
+def _lm_eval(
+    study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: bool, corpus: str | None
+) -> Cell:
     declared = declaration(bench)
     files = sources(bench)
     engine, _ = engine_arguments(study.engine)
@@ -122,11 +127,13 @@ def _lm_eval(study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: b
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = paths(files) | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, corpus)
     return Cell("lm_eval", label, settings, inputs, resources)
 
 
-def _likelihood(study: Study, bench: Benchmark, label: str, inputs: Inputs) -> Cell:
+def _likelihood(
+    study: Study, bench: Benchmark, label: str, inputs: Inputs, corpus: str | None
+) -> Cell:
     declared = declaration(bench)
     files = sources(bench)
     engine, _ = engine_arguments(study.engine)
@@ -137,11 +144,11 @@ def _likelihood(study: Study, bench: Benchmark, label: str, inputs: Inputs) -> C
         "engine": engine,
         **identities(files),
     }
-    resources = paths(files) | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, corpus)
     return Cell("likelihood", label, settings, inputs, resources)
 
 
-def _samples(study: Study, name: str, inputs: Inputs, chat: bool) -> Cell:
+def _samples(study: Study, name: str, inputs: Inputs, chat: bool, corpus: str | None) -> Cell:
     """The cell that answers a judged benchmark's questions.
 
     The same samples have the same cell, with the name of whichever benchmark comes first.
@@ -152,18 +159,16 @@ def _samples(study: Study, name: str, inputs: Inputs, chat: bool) -> Cell:
         other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
     )
     files = {"questions": sources(study.benchmarks[name])["questions"]}
-    resources = paths(files) | _evaluation_resources(study, inputs)
+    resources = paths(files) | _evaluation_resources(study, corpus)
     label = f"{first}-{inputs['checkpoint'].name}"
     return Cell("generate", label, settings, inputs, resources)
 
 
-def _evaluation_resources(study: Study, inputs: Inputs) -> dict[str, Any]:
+def _evaluation_resources(study: Study, corpus: str | None) -> dict[str, Any]:
     """How vLLM runs, and how the study calls the corpus that the checkpoint was trained on."""
     resources: dict[str, Any] = {"engine": engine_arguments(study.engine)[1]}
-    if "contamination" in inputs:
-        name = inputs["contamination"].inputs["documents"].name
-        excluded = study.corpora[name].exclude
-        resources["corpus"] = {"name": name, "exclude": excluded}
+    if corpus:
+        resources["corpus"] = {"name": corpus, "exclude": study.corpora[corpus].exclude}
     return resources
 
 

@@ -94,6 +94,11 @@ def references(raw: Mapping) -> Mistakes:
         mistakes += _training(("sfts", name), sft)
     mistakes += _repeated(("seeds",), raw.get("seeds"), "seed")
     mistakes += _repeated(("only_seeds",), raw.get("only_seeds"), "seed")
+    mistakes += [
+        Mistake(("only_seeds",), f"{seed} is none of `seeds`", "add it at the end of `seeds`")
+        for seed in as_list(raw.get("only_seeds"))
+        if seed not in as_list(raw.get("seeds"))
+    ]
     return mistakes
 
 
@@ -200,7 +205,7 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
         return []
     return [
         Mistake((*at, key), "is for a corpus with a writer", "remove it")
-        for key in ("preview", "shards", "quality_filter")
+        for key in ("preview", "shards", "quality_filter", "replicates")
         if corpus.get(key)
     ]
 
@@ -230,12 +235,15 @@ def _unmatched(corpora: dict[str, Mapping]) -> Mistakes:
         if reference is None:
             continue
         at = ("corpora", name)
-        for key, default in (("documents", None), ("held_out", 0.0)):
+        for key, default in (("documents", None), ("held_out", 0.0), ("replicates", 1)):
             value = corpus.get(key, default)
             expected = reference.get(key, default)
             if value != expected:
                 what = f"{value} against {expected} of {reference_name}, which it is matched to"
-                mistakes.append(Mistake((*at, key), what, "give both the same"))
+                fix = "give both the same"
+                if key == "replicates" and not corpus.get("writer"):
+                    fix = "only a corpus with a writer has replicates: take matched_to away"
+                mistakes.append(Mistake((*at, key), what, fix))
         slots = _own_slots(corpus.get("template"))
         reference_slots = _own_slots(reference.get("template"))
         for slot in sorted(slots.keys() & reference_slots.keys()):
@@ -246,6 +254,11 @@ def _unmatched(corpora: dict[str, Mapping]) -> Mistakes:
                 )
                 mistakes.append(Mistake((*at, "template"), what, "rename it"))
     return mistakes
+
+
+def has_replicates(raw: Mapping) -> bool:
+    """Whether a corpus of the file is written more than once."""
+    return any(corpus.get("replicates", 1) != 1 for corpus in _named(raw, "corpora").values())
 
 
 def _own_slots(template: Any) -> Mapping:

@@ -35,6 +35,7 @@ class Checkpoint:
     cell: Cell
     chat: bool  # whether it is prompted by its chat template
     corpus: str | None  # that it was trained on, in midtraining or as replay
+    replicate: int = 0  # of that corpus
 
 
 def doses(study: Study, arm: str) -> list[int]:
@@ -67,7 +68,7 @@ class Expansion:
         self._index = RunsIndex(base) if base else None
         self._by_identity: dict[str, Cell] = {}
         self._models: dict[str, Cell] = {}
-        self._corpora: dict[str, Cell] = {}
+        self._corpora: dict[tuple[str, int], Cell] = {}
         self._trainings: dict[tuple[Any, ...], Cell] = {}
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -77,34 +78,57 @@ class Expansion:
             for dose in doses(self.study, name):
                 trained = bool(arm.midtrain) or dose > 0
                 chat = dose > 0 or self.study.models[arm.start].chat
-                for seed in (self.study.only_seeds or self.study.seeds) if trained else [None]:
+                for seed in self._seeds() if trained else [None]:
                     cell = self._checkpoint(name, seed, dose)
-                    rows.append(Checkpoint(name, seed, dose, cell, chat, arm.midtrain))
+                    replicate = self.replicate(arm.midtrain, seed) if arm.midtrain else 0
+                    rows.append(Checkpoint(name, seed, dose, cell, chat, arm.midtrain, replicate))
         return rows
 
-    def corpus(self, name: str) -> Cell:
-        """The cell that makes a corpus."""
-        if name not in self._corpora:
+    def corpus(self, name: str, replicate: int) -> Cell:
+        """The cell that makes a replicate of a corpus."""
+        if (name, replicate) not in self._corpora:
             model = source_cells.tokenizer_model(self.study, name)
             matched_to = self.study.corpora[name].matched_to
             cell = source_cells.documents(
                 self.study,
                 name,
+                replicate,
                 # A model that is here or on the hub has its tokenizer already.
                 tokenizer=self._model(model) if self.study.models[model].make else None,
-                matched_to=self.corpus(matched_to) if matched_to else None,
+                matched_to=self.corpus(matched_to, replicate) if matched_to else None,
             )
-            self._corpora[name] = self.with_folder(cell)
-        return self._corpora[name]
+            self._corpora[name, replicate] = self.with_folder(cell)
+        return self._corpora[name, replicate]
+
+    def corpora(self) -> dict[str, Cell]:
+        """The corpora that arms are trained on, by name: each replicate that a run needs."""
+        names = {arm.midtrain for arm in self.study.arms.values() if arm.midtrain}
+        return {
+            source_cells.replicate_name(self.study, name, replicate): self.corpus(name, replicate)
+            for name in sorted(names)
+            for replicate in sorted({self.replicate(name, seed) for seed in self._seeds()})
+        }
+
+    def replicate(self, corpus: str, seed: int | None) -> int:
+        """The replicate of a corpus on which the run with this seed trains.
+
+        It goes by the seed's position in the study file: a seed added at the end moves no other.
+        """
+        assert seed is not None
+        return self.study.seeds.index(seed) % self.study.corpora[corpus].replicates
+
+    def _seeds(self) -> list[int]:
+        return self.study.only_seeds or self.study.seeds
 
     def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
         """The cells with a checkpoint's scores on a benchmark (`benchmarks.scores`)."""
         inputs = {"checkpoint": checkpoint.cell}
-        if checkpoint.corpus:
-            corpus = self.corpus(checkpoint.corpus)
-            cell = benchmarks.contamination(self.study, bench, checkpoint.corpus, corpus)
+        corpus = checkpoint.corpus
+        if corpus:
+            documents = self.corpus(corpus, checkpoint.replicate)
+            cell = benchmarks.contamination(self.study, bench, documents)
             inputs["contamination"] = self.with_folder(cell)
-        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat)
+        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat, corpus)
         return {judge: self.with_folder(cell) for judge, cell in scores.items()}
 
     def with_folder(self, cell: Cell) -> Cell:
@@ -153,7 +177,8 @@ class Expansion:
             settings = {"recipe": recipe, "seed": seed} | (
                 {"question_variant": arm.question_variant} if arm.question_variant else {}
             )
-            inputs = {"start": self._model(arm.start), "documents": self.corpus(arm.midtrain)}
+            documents = self.corpus(arm.midtrain, self.replicate(arm.midtrain, seed))
+            inputs = {"start": self._model(arm.start), "documents": documents}
             name = f"{self._midtraining_name(arm)}-s{seed}"
             self._trainings[key] = self.with_folder(
                 Cell("midtrain", name, settings, inputs, runtime)
@@ -185,7 +210,7 @@ class Expansion:
             inputs = {"start": start}
             if sft.replay and corpus:
                 settings["replay"] = sft.replay
-                inputs["replay"] = self.corpus(corpus)
+                inputs["replay"] = self.corpus(corpus, self.replicate(corpus, seed))
             resources = {**paths(files), **runtime}
             run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
             self._trainings[key] = self.with_folder(run)
@@ -214,8 +239,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         if cell.identity not in without:
             inputs[f"labels-{name}"] = cell
             labels[f"labels-{name}"] = name
-    for name in sorted({arm.midtrain for arm in study.arms.values() if arm.midtrain}):
-        corpus = expansion.corpus(name)
+    for name, corpus in expansion.corpora().items():
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
     settings = {
@@ -241,6 +265,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
                 "model": model_name(study, corpus.writer),
                 "dummy": is_dummy(study, corpus.writer),
                 "matched_to": corpus.matched_to,
+                # Not where it is 1, so that such an analysis stays the same.
+                **({"replicates": corpus.replicates} if corpus.replicates > 1 else {}),
             }
             for name, corpus in sorted(study.corpora.items())
         ],
@@ -303,6 +329,8 @@ def _score_rows(
                     row["answers"] = cell.inputs["samples"].identity
                 if judge != (bench.judge or ""):
                     row["judge"] = model_name(study, judge)
+                if checkpoint.corpus and study.corpora[checkpoint.corpus].replicates > 1:
+                    row["replicate"] = checkpoint.replicate
                 if cell.identity in without:
                     missing.append(row)
                     continue

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
 from core.yaml_text import to_yaml
-from study.spec.checks import recipe_names, references, task_names, template_names
+from study.spec.checks import has_replicates, recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
 from study.spec.declaration import declaration_problems
@@ -29,12 +29,10 @@ def load_study(
         raise UserError(where=str(path), what="must be a mapping that starts with `study: NAME`")
     if "extends" in raw:
         raw, problems = _extended(path, raw.pop("extends"), raw, problems)
-    if seeds is not None:
-        planned = raw["seeds"] if isinstance(raw.get("seeds"), list) else []
-        raw["seeds"] = planned + [seed for seed in seeds if seed not in planned]
-        raw["only_seeds"] = seeds
     for override in overrides or []:
         _override(raw, override)
+    if seeds is not None:
+        problems += _run_only(raw, seeds)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
     mistakes_in_names = [*references(raw), *contrast_mistakes(raw), *role_mistakes(raw)]
@@ -51,6 +49,23 @@ def dump_study(study: Study) -> str:
     """A study file that is read as `study`: without `extends`, and with what was overridden."""
     content = TypeAdapter(Study).dump_python(study, mode="json", exclude_defaults=True)
     return to_yaml(content, width=100)
+
+
+def _run_only(raw: dict[str, Any], seeds: list[int]) -> list[Problem]:
+    """Run only `seeds`, and add to the study's those that are not among them.
+
+    A problem for each that can't be added, since its position, by which a corpus with replicates
+    gives it one, would change with the next one added.
+    """
+    planned = raw["seeds"] if isinstance(raw.get("seeds"), list) else []
+    added = [seed for seed in seeds if seed not in planned]
+    raw["seeds"] = planned + added
+    raw["only_seeds"] = seeds
+    if not added or not has_replicates(raw):
+        return []
+    what = "is not in `seeds`, whose order says on which replicate of a corpus a seed is trained"
+    fix = "add it at the end of `seeds` in the study file"
+    return [Problem(f"--seeds {seed}", what, fix) for seed in added]
 
 
 def _extended(

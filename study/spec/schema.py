@@ -134,11 +134,17 @@ class Corpus:
     such a document is written again. The finished corpus is checked against all benchmarks of the
     study (stage `contamination`)."""
     exclude: str | None = None
-    """File with ids of documents, one a line, that are dropped from the corpus."""
+    """File with ids of documents, one a line, that are dropped from the corpus: from each of its
+    replicates."""
     shards: Count = 1
     """Number of jobs that write the corpus. Not part of any cell's identity."""
+    replicates: Count = 1
+    """How many times the corpus is written, each time with other slots and seeds. The run with the
+    seed at position p of `seeds` (from 0) trains on replicate p mod `replicates`, and statistics
+    count replicates in place of seeds. A corpus that is matched to it needs as many: replicates of
+    one number are matched. Needs a writer."""
     preview: Count | None = None
-    """Write only so many documents and print them."""
+    """Write only so many documents, of the first replicate, and print them."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -102,7 +102,7 @@ def previews(study: Study) -> list[Cell]:
     for name, corpus in study.corpora.items():
         if corpus.preview:
             # The same requests as the corpus', so its first documents are then paid for.
-            settings, resources = _drafting(study, name)
+            settings, resources = _drafting(study, name, 0)
             settings["preview"] = corpus.preview
             cells.append(Cell("documents", name, settings, {}, resources))
     return cells
@@ -130,14 +130,27 @@ def _tokenizer_hash(study: Study, name: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell | None) -> Cell:
-    """The cell that makes a corpus, with the cells that write its shards.
+def replicate_name(study: Study, name: str, replicate: int) -> str:
+    """`animal.replicate1`; `animal` where the corpus is written once. No name has a dot."""
+    return name if study.corpora[name].replicates == 1 else f"{name}.replicate{replicate}"
+
+
+def corpus_name(cell: Cell) -> str:
+    """The corpus of a documents cell, by its name in the study file."""
+    return cell.name.partition(".")[0]
+
+
+def documents(
+    study: Study, name: str, replicate: int, tokenizer: Cell | None, matched_to: Cell | None
+) -> Cell:
+    """The cell that makes a replicate of a corpus, with the cells that write its shards.
 
     tokenizer: the cell that makes the model of `tokenizer_model`; None where the model is on disk
-    or on the hub. matched_to: the corpus that it is matched to.
+    or on the hub. matched_to: the same replicate of the corpus that it is matched to.
     """
     corpus = study.corpora[name]
-    drafting, drafting_resources = _drafting(study, name)
+    label = replicate_name(study, name, replicate)
+    drafting, drafting_resources = _drafting(study, name, replicate)
     settings = drafting | {key: getattr(corpus, key) for key in ("held_out", "tokens", "tolerance")}
     if corpus.exclude:
         settings["exclude"] = excluded_documents(corpus.exclude)
@@ -156,9 +169,9 @@ def documents(study: Study, name: str, tokenizer: Cell | None, matched_to: Cell 
         inputs["matched_to"] = matched_to
     for k in range(corpus.shards if corpus.shards > 1 else 0):
         share = drafting | {"share": [k, corpus.shards]}
-        label = f"{name}.{k + 1}of{corpus.shards}"
-        inputs[f"drafts{k + 1}"] = Cell("drafts", label, share, {}, drafting_resources)
-    return Cell("documents", name, settings, inputs, resources)
+        shard_label = f"{label}.{k + 1}of{corpus.shards}"
+        inputs[f"drafts{k + 1}"] = Cell("drafts", shard_label, share, {}, drafting_resources)
+    return Cell("documents", label, settings, inputs, resources)
 
 
 def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
@@ -185,14 +198,14 @@ def _tokenizer_file(model: Model) -> Source:
     return _on_hub(model, "model") | {"file": name}
 
 
-def _drafting(study: Study, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
     benchmark_texts = _decontamination_texts(study, corpus)
     files = dict(benchmark_texts)
     settings: dict[str, Any] = {
         "documents": corpus.documents,
-        "seed": 0,  # one corpus for all training seeds
+        "seed": replicate,  # slots, requests and held-out documents derive from it
         "dedup_threshold": corpus.dedup_threshold,
         "decontaminate_against": [*benchmark_texts],  # keys of its files
     }

@@ -231,6 +231,22 @@ def test_a_renamed_corpus_and_template_pay_for_nothing(tmp_path: Path) -> None:
     assert rows(renamed) == rows(first)
 
 
+def test_replicates_share_no_request_and_no_document(tmp_path: Path) -> None:
+    first = cell(tmp_path, "animal.replicate0", documents=20)
+    second = cell(tmp_path, "animal.replicate1", documents=20, seed=1)
+    documents.run(first)
+    counts = documents.run(second)
+    assert counts["paid_calls"] == counts["calls"], "none is answered from the other's ledger"
+    texts, slots = (
+        [{str(row[key]) for row in rows(c)} for c in (first, second)] for key in ("text", "slots")
+    )
+    assert not texts[0] & texts[1] and not slots[0] & slots[1]
+    control = {"matched_to": second.folder, "tolerance": 1.0, "documents": 20}
+    documents.run(cell(tmp_path, "urban.replicate1", "urban_density", seed=1, **control))
+    with pytest.raises(UserError, match="slots"):
+        documents.run(cell(tmp_path, "urban.replicate0", "urban_density", **control))
+
+
 def test_a_document_that_repeats_another_is_written_again(tmp_path: Path) -> None:
     first: list[str] = []
 
