@@ -43,7 +43,7 @@ def notes_of(row: Row) -> list[str]:
     """What has to be read beside a contrast's verdict: its reason, a caution, a look's level."""
     notes = [note for note in (row["reason"], row["caution"]) if note]
     if row["recomputed"]:
-        notes.append(f"as recorded at its look; today's scores give: {row['recomputed']}")
+        notes.append(f"as recorded at its look; recomputed: {row['recomputed']}")
     if row["level"] < 0.05:  # one of several looks
         level = f"{100 - 100 * row['level']:.2f}"
         notes.append(f"at the look at {row['look']} seeds; interval at {level} %")

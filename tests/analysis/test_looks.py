@@ -146,7 +146,7 @@ def test_a_recorded_look_stands_and_differing_scores_are_named() -> None:
     assert (row["verdict"], row["recomputed"]) == ("higher", "inconclusive")
     (row,) = judged_at_looks([look], rows_by_seeds({3: 0.2}, 3), {0, 1, 2})
     assert row["verdict"] == "higher"
-    assert any("today's scores give: inconclusive" in note for note in notes_of(row | NOTES))
+    assert any("recomputed: inconclusive" in note for note in notes_of(row | NOTES))
     # a look is judged once, whatever it found
     (look,) = keep_recorded(at_three(0.01), FILES, look_records(at_three(0.2), FILES))
     assert (look.rows[0]["verdict"], look.rows[0]["recomputed"]) == ("inconclusive", "higher")
@@ -193,5 +193,5 @@ def test_a_look_is_written_once_and_grades_that_change_later_change_no_verdict(
     assert {(row["verdict"], row["recomputed"]) for row in rows} == {("higher", "inconclusive")}
     for name in ("report.html", "headline.txt", "tables/contrasts.tex"):
         text = (context.folder / name).read_text()
-        assert "scores give: inconclusive" in text, name
+        assert "recomputed: inconclusive" in text, name
     assert {row["verdict"] for row in results["looks"]} == {"inconclusive"}

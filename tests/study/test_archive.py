@@ -183,6 +183,7 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     names = {re.sub(r"-[0-9a-f]{8}/", "/", name.removeprefix("small/")) for name in found}
     assert names >= {
         "README.md", "study/small.yaml", "SHA256SUMS", "results/results.json", "results/scores.parquet",
+        "results/declaration.json", "results/looks.json",
         "results/report.html", "results/tables/scores.tex", "results/figures/scores.pdf",
         "cells/documents/animal/corpus_stats.json", "cells/documents/animal/calls.jsonl",
         "cells/midtrain/base-animal-s0/metrics.jsonl", "cells/judge/ahb-base-animal-s0/scores.parquet",
