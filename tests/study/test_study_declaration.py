@@ -92,12 +92,18 @@ def test_it_is_written_once_and_before_the_first_evaluation_is_finished(tmp_path
     assert declare(study, other, cells_of(study, other)) is None
 
 
+def _write(base: Path, content: dict[str, Any], read: Path) -> None:
+    write_declaration(base, content)
+    read.write_bytes((base / FILE).read_bytes())
+
+
 @pytest.mark.multiprocess
-def test_of_two_processes_at_once_one_declares(tmp_path: Path) -> None:
+def test_of_several_processes_at_once_one_declares(tmp_path: Path) -> None:
     contents = [{"seeds": [n] * 2000} for n in range(8)]
+    copies = [tmp_path / str(n) for n in range(8)]
     processes = [
-        FORK.Process(target=write_declaration, args=(tmp_path / "s", content))
-        for content in contents
+        FORK.Process(target=_write, args=(tmp_path / "s", content, copy))
+        for content, copy in zip(contents, copies, strict=True)
     ]
     for process in processes:
         process.start()
@@ -105,6 +111,7 @@ def test_of_two_processes_at_once_one_declares(tmp_path: Path) -> None:
         process.join()
     record = read_declaration(tmp_path / "s")
     assert record and record["declared"] in contents
+    assert {copy.read_bytes() for copy in copies} == {(tmp_path / "s" / FILE).read_bytes()}
 
 
 def test_an_edited_declaration_is_refused(tmp_path: Path) -> None:
