@@ -13,6 +13,7 @@ from analysis.estimates import ALPHA
 from analysis.rows import Row
 from analysis.settings import ScoreFile
 from analysis.verdicts import DECIDED
+from core.declaration import lock_of
 from core.files import locked, sha256, write_atomically
 
 FILE = "looks.json"
@@ -166,7 +167,7 @@ def record_looks(
     Each gets `scores_sha256`, a hash of the score files (`scores`: their folders by role) that it
     rests on.
     """
-    with locked(base / f".{FILE}.lock"):
+    with locked(lock_of(base, FILE)):
         before = read_looks(base)
         recorded = {_record_key(record) for record in before}
         added = []

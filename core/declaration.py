@@ -22,10 +22,17 @@ def short(sha256: str) -> str:
     return sha256[:12]
 
 
+def lock_of(base: Path, name: str) -> Path:
+    """The lock of a file that is written once for the study in `base`; its folder is made."""
+    locks = base.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"{base.name}-{name}"
+
+
 def write_declaration(base: Path, content: dict[str, Any]) -> None:
     """Write the declaration of the study in `base`, unless there is one."""
     base.mkdir(parents=True, exist_ok=True)
-    with locked(base / f".{FILE}.lock"):
+    with locked(lock_of(base, FILE)):
         if (base / FILE).exists():
             return
         record = {
