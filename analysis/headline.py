@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from analysis.declaration import declaration_lines
 from analysis.rows import Results, Row
 
 
@@ -41,6 +42,8 @@ def doses(row: Row) -> str:
 def notes_of(row: Row) -> list[str]:
     """What has to be read beside a contrast's verdict: its reason, a caution, a look's level."""
     notes = [note for note in (row["reason"], row["caution"]) if note]
+    if row["recomputed"]:
+        notes.append(f"as recorded at its look; recomputed: {row['recomputed']}")
     if row["level"] < 0.05:  # one of several looks
         level = f"{100 - 100 * row['level']:.2f}"
         notes.append(f"at the look at {row['look']} seeds; interval at {level} %")
@@ -149,9 +152,15 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
-def headline(results: Results) -> str:
-    """Plain text: arms x benchmarks at each dose, contrasts with verdicts, and what is missing."""
+def headline(results: Results, dates: str) -> str:
+    """Plain text: arms x benchmarks at each dose, contrasts with verdicts, and what is missing.
+
+    `dates`: the line of `declaration.dates_line`.
+    """
     text = [
+        *declaration_lines(results),
+        dates,
+        "",
         f"Study {results['study']}: scores in percent, "
         "mean [95 % interval for new seeds and questions]",
         _score_table(results),

@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.declaration import declaration_lines
 from analysis.figures import Drawn
 from analysis.headline import (
     components_text,
@@ -108,10 +109,13 @@ def typeset(number: str) -> str:
     return "–" if number == "-" else number.replace("-", "−")
 
 
-def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]) -> str:
+def report(
+    results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str], dates: str
+) -> str:
     """The page as HTML.
 
-    `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped.
+    `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped. `dates`:
+    the line of `declaration.dates_line`.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -135,6 +139,8 @@ def report(results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str]
     return environment.get_template("report.html.j2").render(
         results=results,
         title=title(results),
+        declaration=declaration_lines(results),
+        dates=dates,
         dummy=dummy_note(results),
         data_summary=data_summary(results),
         missing=missing_lines(results),

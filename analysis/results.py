@@ -1,7 +1,5 @@
 """results.json from the long table: pure functions of the scores and of what the study declared."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -11,7 +9,13 @@ from analysis.contrasts import arm_rows, contrast_rows, score_rows
 from analysis.erosion import erosion_rows
 from analysis.headline import scope_note
 from analysis.judges import agreement, differential_bias
-from analysis.looks import judged_at_looks, of_seeds
+from analysis.looks import (
+    judged_at_looks,
+    keep_recorded,
+    look_records,
+    of_seeds,
+    take_looks,
+)
 from analysis.rows import Results, Row, to_jsonable
 from analysis.sensitivity import dimension_rows, sensitivity_rows
 from analysis.settings import AnalysisSettings, Benchmark, Contrast
@@ -34,10 +38,13 @@ METHOD = (
 )
 
 
-def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
+def analyze(
+    table: pd.DataFrame, settings: AnalysisSettings, recorded_looks: Sequence[Row] = ()
+) -> Results:
     """The part of results.json that rests on the deciding judge's scores and on nothing else.
 
-    `table` holds the rows of the deciding judges (see `table.primary_judge_rows`).
+    `table` holds the rows of the deciding judges (see `table.primary_judge_rows`),
+    `recorded_looks` is the content of looks.json.
     """
     means = question_means(table)
 
@@ -49,17 +56,20 @@ def analyze(table: pd.DataFrame, settings: AnalysisSettings) -> Results:
         return contrast_rows(*parts, settings.contrasts, unfinished, level)
 
     finished = set(means["seed"].dropna().astype(int))
-    contrasts = judged_at_looks(of_look, settings.looks, settings.seeds, finished)
+    looks = take_looks(of_look, settings.looks, settings.seeds)
+    files = settings.score_files
+    contrasts = judged_at_looks(keep_recorded(looks, files, recorded_looks), of_look, finished)
     margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
     erosion = erosion_rows(means, settings.contrasts)
-    planned = [file.arm for file in settings.score_files]
+    planned = [file.arm for file in files]
     planned += [row["arm"] for row in settings.missing]
     results = {
         "study": settings.study,
         "method": METHOD.format(scope=scope_note(settings.writers)),
-        "declared": declaration_hash(settings),
+        "declaration": settings.declaration,
         "scores": score_rows(means),
         "contrasts": contrasts,
+        "looks": look_records(looks, files),
         "erosion": [row for row in erosion if len(row["doses"]) > 1],
         "sensitivity": sensitivity_rows(table, means, contrasts, margins),
         "dimension_tests": dimension_rows(table, contrasts),
@@ -92,17 +102,6 @@ def benchmark_row(benchmark: Benchmark, table: pd.DataFrame) -> Row:
         "epochs": 0 if part.empty else part["epoch"].nunique(),
         "judge": benchmark.judge if part.empty else part["judge"].iloc[0],
     }
-
-
-def declaration_hash(settings: AnalysisSettings) -> str:
-    """sha256 of what is declared before any data.
-
-    These are the contrasts with their families and margins, the excluded questions, and the roles.
-    """
-    contrasts = [contrast.declaration() for contrast in settings.contrasts]
-    excluded = {name: list(ids) for name, ids in settings.excluded.items()}
-    text = json.dumps([contrasts, excluded, settings.claim_roles], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def exclusion_notes(benchmarks: Mapping[str, Benchmark]) -> list[str]:

@@ -1,14 +1,21 @@
 """The analysis stage: scores of every finished checkpoint in; results, tables, report out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, looks
 from analysis.claim_arithmetic import arithmetic
 from analysis.claims import claim_rows
 from analysis.corpora import corpora, training_texts
+from analysis.declaration import (
+    copy_declaration,
+    dates_line,
+    declaration_lines,
+    first_score,
+)
 from analysis.examples import examples
 from analysis.headline import dummy_note, headline, missing_lines
 from analysis.losses import LossHistory, read_losses
@@ -41,18 +48,25 @@ def run(context: StageContext) -> dict[str, int | float]:
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
     scores.parquet, and `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json.
     Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
-    exist; `study_file`, its text, which is kept as study.yaml.
+    exist; `study_file`, its text, which is kept as study.yaml. The study's folder holds
+    declaration.json, and looks.json, to which finished looks are added.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
     """
     settings = AnalysisSettings.parse(context.settings)
+    base = context.folder.parents[1]
+    declared = copy_declaration(base, settings.declaration, context.folder)
     table = long_table(settings.score_files, context.inputs, settings.labels)
     table = drop_excluded(table, settings.excluded)
     primary = primary_judge_rows(table, settings.other_judges)
     check_table(primary, settings.judges)
 
-    results = analyze(primary, settings)
+    # Without a declaration nobody knows which looks were planned.
+    results = analyze(primary, settings, looks.read_looks(base) if declared else [])
+    if declared:
+        looks.record_looks(base, results["looks"], settings.score_files, context.inputs)
+        shutil.copyfile(base / looks.FILE, context.folder / looks.FILE)
     results["notes"] += unused_labels(settings.score_files, context.inputs, settings.labels)
     _add_further_results(results, table, settings, context.inputs)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
@@ -66,7 +80,8 @@ def run(context: StageContext) -> dict[str, int | float]:
         (context.folder / "study.yaml").write_text(text, encoding="utf-8")
     _write_tables(results, context.folder / "tables")
     _write_macros(results, context)
-    _write_report(results, question_means(primary), context)
+    scored = first_score(context.inputs[file.role] for file in settings.score_files)
+    _write_report(results, question_means(primary), context, dates_line(declared, scored))
     return {
         "checkpoints": len(results["scores"]),
         "checkpoints_missing": len(results["missing"]),
@@ -118,12 +133,12 @@ def _write_macros(results: Results, context: StageContext) -> None:
         for line in error.lines:
             context.warn(f"no macros.tex: {line}")
         return
-    notes = [dummy_note(results), *missing_lines(results)]
+    notes = [*declaration_lines(results), dummy_note(results), *missing_lines(results)]
     comments = "".join(f"% {note}\n" for note in notes if note)
     (context.folder / "macros.tex").write_text(comments + text, encoding="utf-8")
 
 
-def _write_report(results: Results, means: pd.DataFrame, context: StageContext) -> None:
+def _write_report(results: Results, means: pd.DataFrame, context: StageContext, dates: str) -> None:
     """The figures, report.html and headline.txt."""
     folder = context.folder
     texts = training_texts(results["corpora"], context.inputs)
@@ -132,8 +147,8 @@ def _write_report(results: Results, means: pd.DataFrame, context: StageContext) 
         if figure.error:
             context.warn(f"figures/{name}: {figure.error}")
     svgs = figures.save(drawn, folder / "figures")
-    (folder / "report.html").write_text(report(results, drawn, svgs), encoding="utf-8")
-    (folder / "headline.txt").write_text(headline(results) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(report(results, drawn, svgs, dates), encoding="utf-8")
+    (folder / "headline.txt").write_text(headline(results, dates) + "\n", encoding="utf-8")
 
 
 def _losses(context: StageContext) -> list[LossHistory]:

@@ -65,18 +65,6 @@ class Contrast:
         """The entries that name the contrast in a row of results.json."""
         return {"name": self.name, "treatment": self.treatment, "control": self.control}
 
-    def declaration(self) -> Row:
-        """What is declared before any data, as it is hashed."""
-        return {
-            **self.row(),
-            "benchmarks": list(self.benchmarks),
-            "family": self.family,
-            "treatment_dose": self.treatment_dose,
-            "control_dose": self.control_dose,
-            "doses": self.only_doses and list(self.only_doses),
-            "margin": self.margin,
-        }
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -155,6 +143,7 @@ class AnalysisSettings:
     study: str
     seeds: list[int]  # that are planned, in the order in which they are run
     looks: list[int]  # numbers of seeds at which the study is judged; empty: all
+    declaration: Row | None  # sha256, and differences of the study file from it; None: no record
     score_files: list[ScoreFile]
     missing: list[Row]  # planned checkpoints without scores: arm, seed, dose, benchmark
     labels: dict[str, str]  # role of a file with grades by people -> benchmark
@@ -174,6 +163,7 @@ class AnalysisSettings:
             study=settings["study"],
             seeds=settings["seeds"],
             looks=settings["looks"],
+            declaration=settings["declaration"],
             score_files=[ScoreFile.parse(row) for row in settings["rows"]],
             missing=settings["missing"],
             labels=settings["labels"],

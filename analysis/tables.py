@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from analysis.declaration import declaration_note
 from analysis.headline import (
     doses,
     dummy_note,
@@ -220,7 +221,7 @@ def table(
     The caption is followed by the basis of the numbers and by what is missing. `columns` is
     LaTeX's column format; "-" in a cell prints as a dash.
     """
-    notes = [f"{tex('. '.join(data_summary(results)))}."]
+    notes = [f"{tex('. '.join(data_summary(results)))}.", tex(declaration_note(results))]
     dummy = dummy_note(results)
     if dummy:
         notes.append(tex(dummy))

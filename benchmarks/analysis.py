@@ -69,6 +69,7 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
         "study": "large",
         "seeds": [*range(seeds)],
         "looks": [],
+        "declaration": None,
         "rows": rows,
         "missing": [],
         "labels": {},

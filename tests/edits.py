@@ -22,6 +22,7 @@ from core.files import write_atomically
 from core.paths import ROOT
 from study.spec import expand
 from study.spec.load import load_study
+from study.spec.study_declaration import declare
 
 Raw = dict[str, Any]
 Edit = Callable[[Raw], None]
@@ -51,6 +52,8 @@ def expanded(raw: Raw, runs: Path) -> list[Cell]:
 
 def finish(raw: Raw, runs: Path) -> None:
     """Make all cells of the study finished, as far as a plan can see."""
+    cells = expanded(raw, runs)
+    declare(load_study(runs.with_name("study.yaml")), runs / raw["study"], cells)
     for cell in unfinished(raw, runs):
         folder = runs / raw["study"] / cell.relpath
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.declaration import DATES
+
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "tests/small/small.yaml"
+
+
+def comparable(path: Path) -> bytes:
+    """A file of the results without its line of dates, which differs between runs of one study."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if DATES.encode() not in line)
 
 
 @dataclass

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from analysis import looks
+from core import declaration
 from tests.place import ROOT, SMALL, Place
 from tests.study.edits import EDITS
 from tests.study.sequences import EditedStudy, Json
@@ -85,6 +87,13 @@ class RealStudy(EditedStudy):
         """The results of the same study file in an empty runs folder."""
         runs = self.folder / "fresh/runs"
         subprocess.run(self._command(runs), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return self.undeclared(runs)
+
+    def undeclared(self, runs: Path) -> Path:
+        """The results without what the study declared, and judged, before its edits."""
+        for name in (declaration.FILE, looks.FILE):
+            (runs / self.spec["study"] / name).unlink(missing_ok=True)
+        subprocess.run(self._command(runs), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         return runs.with_name("results") / self.spec["study"]
 
     def _command(self, runs: Path) -> list[str]:
@@ -110,6 +119,6 @@ def test_a_real_sequence_ends_as_a_fresh_run(seed: int, one_machine: Place, tmp_
         if choose.random() < 0.5:
             study.run(kill_after=choose.randrange(3))
         study.run()
-    mine, fresh = study.runs.with_name("results") / study.spec["study"], study.fresh()
+    mine, fresh = study.undeclared(study.runs), study.fresh()
     for name in ("results.json", "scores.parquet", "tables/scores.tex", "tables/contrasts.tex"):
         assert (mine / name).read_bytes() == (fresh / name).read_bytes(), (name, names)

@@ -31,7 +31,7 @@ def archive(args: argparse.Namespace) -> None:
     study, base = load(args)
     typed = study_args(args)
     rows = lineage(published(base, typed), base, hashes=False)
-    if differences := find_differences(study, rows):
+    if differences := find_differences(study, base, rows):
         raise UserError(
             where=str(args.study),
             what=f"the published results are of another version of it: {'; '.join(differences)}",

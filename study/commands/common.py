@@ -14,6 +14,7 @@ from typing import Any
 from core.cell.external_files import check_unchanged
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
+from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
@@ -166,6 +167,16 @@ def _missing_keys(cells: list[Cell]) -> list[Problem]:
         Problem("", f"{name} {what}", f"export {name}=...")
         for name in sorted(name for name in names if name and not os.environ.get(name))
     ]
+
+
+def show_declaration(base: Path) -> None:
+    """Print the hash of the study's declaration, and how a third party can date it."""
+    if record := read_declaration(base):
+        tag = f"declared-{base.name}-{short(record['sha256'])}"
+        text = shlex.quote(f"{base.name} declared, sha256 {record['sha256']}")
+        print(f"declared as {record['sha256']} ({relative_to_cwd(base / FILE)})")
+        print("to have a third party date it, push a tag:")
+        print(f"  git tag -a {tag} -m {text} && git push origin {tag}")
 
 
 def show_results(results: Path, args: argparse.Namespace) -> None:

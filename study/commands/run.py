@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from core.cell import local_executor
 from core.cell.failures import diagnose
@@ -16,12 +17,15 @@ from study.commands.common import (
     check_before_start,
     load,
     positive,
+    show_declaration,
     show_results,
     unfinished,
     unlink_moved,
 )
 from study.local_gpus import local_gpus
 from study.spec import expand
+from study.spec.schema import Study
+from study.spec.study_declaration import EVALUATIONS, declare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
         done = len(cells) - len(todo)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
-        if _run_cells(cells, base, done, jobs, gpus):
+        failed = _run_cells(study, cells, base, done, jobs, gpus)
+        if not args.json:
+            show_declaration(base)
+        if failed:
             return 1
     if preview_cells:
         _preview(preview_cells, base, args)
@@ -77,11 +84,22 @@ def _shown(gpus: Gpus) -> str:
     return f", GPUs {', '.join(gpus.ids)}"
 
 
-def _run_cells(cells: list[Cell], base: Path, done: int, jobs: int, gpus: Gpus) -> int:
-    """Run the cells and report those that fail on stderr; returns how many."""
+def _run_cells(
+    study: Study, cells: list[Cell], base: Path, done: int, jobs: int, gpus: Gpus
+) -> int:
+    """Run the cells and report those that fail on stderr; returns how many.
+
+    The study is declared when its first evaluation starts.
+    """
     from core.cell.progress_display import progress_display
 
-    with progress_display(done, len(cells)) as on_event:
+    with progress_display(done, len(cells)) as show:
+
+        def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+            if event == "started" and cell.stage in EVALUATIONS:
+                declare(study, base, cells)
+            show(event, cell, facts)
+
         failures = local_executor.run(cells, base, jobs, on_event, gpus)
     for failure in failures:
         print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from core.cell.publish import results
+from core.declaration import read_declaration
 from core.errors import Problem, UserError
 from study.commands.common import (
     add_start_arguments,
@@ -16,6 +17,7 @@ from study.commands.common import (
     load,
     parallel_plans,
     relative_to_cwd,
+    show_declaration,
     study_args,
     unfinished,
     unlink_moved,
@@ -23,6 +25,7 @@ from study.commands.common import (
 from study.forecast import inference_gpus
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
+from study.spec.study_declaration import EVALUATIONS, declare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +54,17 @@ def submit(args: argparse.Namespace) -> None:
     if refused := grouped(rows, "refused") + vllm_gpus["refused"]:
         fix = "change the cluster profile or the recipe"
         raise UserError.of(Problem("", line, fix) for line in refused)
+    if any(cell.stage in EVALUATIONS for cell in todo):
+        declare(study, base, cells)
     facts = submit(cells, base, profile, str(args.cluster))
     for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     if args.json:
-        print(json.dumps(facts, indent=1))
+        declaration = (read_declaration(base) or {}).get("sha256")
+        print(json.dumps(facts | {"declaration": declaration}, indent=1))
     else:
         print(_show(facts, study_args(args), relative_to_cwd(results(base))))
+        show_declaration(base)
 
 
 def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:

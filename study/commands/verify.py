@@ -31,7 +31,7 @@ def verify(args: argparse.Namespace) -> int:
         return 0
     rows = lineage(published(base, typed_study), base)
     changes = find_changes(rows, base, typed_study)
-    if differences := find_differences(study, rows):
+    if differences := find_differences(study, base, rows):
         what = f"the published results are of another version of it: {'; '.join(differences)}"
         changes.append(
             {

@@ -10,7 +10,8 @@ from core.cell.lookup import RunsIndex
 from core.errors import UserError
 from core.recipe import Training, split_recipe
 from core.stages import SHARDING_STAGES, STAGES
-from study.spec import benchmarks, source_cells
+from study.spec import benchmarks, source_cells, study_declaration
+from study.spec.doses import doses, sft_of
 from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
 from study.spec.load import dump_study
 from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
@@ -38,19 +39,6 @@ class Checkpoint:
     replicate: int = 0  # of that corpus
 
 
-def doses(study: Study, arm: str) -> list[int]:
-    """The doses of SFT at which an arm is evaluated."""
-    sft = sft_of(study, arm)
-    selected = study.arms[arm].doses
-    return [dose for dose in (sft.doses if sft else [0]) if selected is None or dose in selected]
-
-
-def sft_of(study: Study, arm: str) -> Sft | None:
-    """The instruction tuning of an arm."""
-    name = study.arms[arm].sft
-    return study.sfts[name] if name else study.sft
-
-
 class Expansion:
     """The cells of one study, built forwards: inputs before their users, each cell once.
 
@@ -70,6 +58,11 @@ class Expansion:
         self._models: dict[str, Cell] = {}
         self._corpora: dict[tuple[str, int], Cell] = {}
         self._trainings: dict[tuple[Any, ...], Cell] = {}
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those that were asked for so far, and their inputs."""
+        return [*self._by_identity.values()]
 
     def checkpoints(self) -> list[Checkpoint]:
         """Every (arm, seed, dose) of the study with the cell that makes it."""
@@ -242,11 +235,13 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     for name, corpus in expansion.corpora().items():
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
+    declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
-        # Their order counts where looks take the first of them.
-        "seeds": study.seeds if study.looks else sorted(study.seeds),
-        "looks": study.looks,
+        # Those that were declared: what the file adds later was not planned.
+        "seeds": declared["seeds"],
+        "looks": declared["looks"],
+        "declaration": declaration,
         "rows": rows,
         "missing": missing,
         "labels": labels,

@@ -331,7 +331,8 @@ class Study:
     """Name of the study and of its folder in runs/ and results/."""
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """Training seeds: one run per arm and seed. All of them are planned, and verdicts before all
-    have run are interim."""
+    have run are interim. Seeds that are added after the first score were not planned
+    (docs/statistics.md)."""
     models: dict[Name, Model]
     """Start models."""
     arms: dict[Name, Arm]

@@ -82,6 +82,8 @@ README = """# Replication archive of the study `{study}`
   reply, tokens and cost
 - `cells/.../scores.parquet`: scores of a checkpoint
 - an input whose path begins with `../` was made in another study; it is below `cells/` here too
+- `results/declaration.json`: what was declared before the first score, and when;
+  `results/looks.json`: the verdicts of the looks that were taken
 - `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
   report, as they were published
 - `sha256sum -c SHA256SUMS` checks all files
@@ -94,7 +96,7 @@ What judges reply may quote a few words of either, and the report shows a few of
 In the kit's folder, at commit {commit} ({dirty}), with its environment (`make environment`):
 
 ```python
-import json, pandas, yaml
+import json, pathlib, pandas, yaml
 from analysis.results import analyze
 from analysis.settings import AnalysisSettings
 from analysis.table import primary_judge_rows
@@ -103,7 +105,9 @@ archive = "PATH/{study}"
 config = yaml.safe_load(open(f"{{archive}}/cells/{analysis}/config.yaml"))
 settings = AnalysisSettings.parse(config["settings"])
 table = pandas.read_parquet(f"{{archive}}/results/scores.parquet")
-results = analyze(primary_judge_rows(table, settings.other_judges), settings)
+looks = pathlib.Path(f"{{archive}}/results/looks.json")
+looks = json.loads(looks.read_text()) if looks.exists() else []
+results = analyze(primary_judge_rows(table, settings.other_judges), settings, looks)
 published = json.load(open(f"{{archive}}/results/results.json"))
 print({{name: results[name] == published[name] for name in results}})
 ```

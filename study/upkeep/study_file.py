@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
@@ -15,7 +16,7 @@ from study.upkeep.provenance import Row
 MAX_DIFFERENCES = 8
 
 
-def find_differences(study: Study, rows: list[Row]) -> list[str]:
+def find_differences(study: Study, base: Path, rows: list[Row]) -> list[str]:
     """How the study's cells differ from those that the published results were made of.
 
     Results of an unfinished study differ in nothing where only cells are missing that they list as
@@ -23,6 +24,7 @@ def find_differences(study: Study, rows: list[Row]) -> list[str]:
 
     Args:
         study: The study file as it is now, and the files that it names.
+        base: The study's folder.
         rows: Of `provenance.lineage`; the published analysis is the last.
 
     Returns:
@@ -30,9 +32,9 @@ def find_differences(study: Study, rows: list[Row]) -> list[str]:
     """
     published = {_identity(row) for row in rows}
     try:
-        complete = expand.analysis(study)
+        complete = expand.analysis(study, base)
         missing = {cell.identity for cell in complete.inputs.values()} - published
-        expected = expand.analysis(study, without=missing)
+        expected = expand.analysis(study, base, without=missing)
     except (OSError, UserError) as error:  # a file that it names is gone, for one
         return [f"its cells can't be planned: {error}"]
     if expected.identity == _identity(rows[-1]):

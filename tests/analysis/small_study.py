@@ -1,6 +1,7 @@
 """A small finished study on disk, ready to be analyzed, and changes of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from analysis.run import run
 from core.cell.context import StageContext
+from core.declaration import content_sha256, write_declaration
 
 COLUMNS = ["question", "scenario", "dimension", "epoch", "judge", "score", "missing", "response"]
 
@@ -49,6 +51,7 @@ def study(
         "study": "tiny",
         "seeds": [*range(seeds)],
         "looks": [],
+        "declaration": None,
         "rows": [],
         "missing": [],
         "contrasts": [
@@ -115,6 +118,18 @@ def study(
     out = folder / "out"
     out.mkdir()
     return StageContext(out, "identity", settings, {}, inputs)
+
+
+def declared_study(folder: Path, differences: Sequence[str] = ()) -> StageContext:
+    """A `study` in a folder of its own with a declaration, from which its file differs so."""
+    context = study(folder)
+    context.folder = folder / "runs/tiny/analysis/tiny"
+    context.folder.mkdir(parents=True)
+    content = {"seeds": context.settings["seeds"]}
+    write_declaration(folder / "runs/tiny", content)
+    declaration = {"sha256": content_sha256(content), "differences": [*differences]}
+    context.settings["declaration"] = declaration
+    return context
 
 
 def edit(context: StageContext, role: str, change: Any) -> None:

@@ -33,7 +33,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
         and "animal, seed 1, dose 200, on concern" in gone["reason"]
     )
     name = "urban, seed 2, dose 200, on ahb"
-    texts = [(context.folder / "report.html").read_text(), headline(results)]
+    texts = [(context.folder / "report.html").read_text(), headline(results, "")]
     texts += [path.read_text() for path in (context.folder / "tables").glob("*.tex")]
     assert len(texts) == 10 and all(name in text for text in texts)
     assert pd.read_parquet(context.folder / "scores.parquet").attrs["missing"] == results["missing"]
@@ -82,7 +82,7 @@ def test_one_seed_per_arm_has_no_verdict_and_says_why(tmp_path):
         assert row["reason"].startswith("one seed per arm")
     assert "one seed per arm" in (context.folder / "report.html").read_text()
     assert "one seed per arm" in (context.folder / "tables" / "contrasts.tex").read_text()
-    assert "one seed per arm" in headline(results)
+    assert "one seed per arm" in headline(results, "")
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
     assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
     assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
     assert (
-        "9 answers" in headline(results)
+        "9 answers" in headline(results, "")
         and "9 answers" in (context.folder / "report.html").read_text()
     )
 

@@ -1,5 +1,7 @@
 """Verdicts of unfinished studies are interim, and looks at some of the seeds spend .05 together."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,19 @@ import pytest
 from scipy import stats
 
 from analysis.estimates import ALPHA
-from analysis.looks import judged_at_looks, levels
+from analysis.headline import notes_of
+from analysis.looks import (
+    FILE,
+    Look,
+    judged_at_looks,
+    keep_recorded,
+    levels,
+    look_records,
+    take_looks,
+)
 from analysis.rows import Row
-from tests.analysis.small_study import drop, edit, results_of, study
+from analysis.settings import ScoreFile
+from tests.analysis.small_study import declared_study, drop, edit, results_of, study
 
 
 def rows_by_seeds(p_of: dict[int, float], finished: int) -> Any:
@@ -22,6 +34,7 @@ def rows_by_seeds(p_of: dict[int, float], finished: int) -> Any:
         p = min(1.0, p_of[n] * ALPHA / level)
         counts = {"seeds": n, "treatment_seeds": n, "control_seeds": n}
         row = {"name": "c", "benchmark": "b", "dose": 0, "control_dose": 0, "unfinished": 0}
+        row |= {"treatment": "t", "control": "u", "family": "primary", "estimate": 0.1}
         verdict = "higher" if p <= ALPHA else "inconclusive"
         return [row | counts | {"p_holm": p, "verdict": verdict, "reason": None}]
 
@@ -29,9 +42,9 @@ def rows_by_seeds(p_of: dict[int, float], finished: int) -> Any:
 
 
 def verdict(p_of: dict[int, float], finished: int, looks: list[int], planned: int = 5) -> Row:
-    seeds = [*range(planned)]
-    rows = judged_at_looks(rows_by_seeds(p_of, finished), looks, seeds, set(range(finished)))
-    return rows[0]
+    rows_of = rows_by_seeds(p_of, finished)
+    taken = take_looks(rows_of, looks, [*range(planned)])
+    return judged_at_looks(taken, rows_of, set(range(finished)))[0]
 
 
 def test_levels_are_the_increments_of_lan_and_demets() -> None:
@@ -112,3 +125,73 @@ def test_a_verdict_that_lost_grades_make_hangs_on_them(tmp_path: Path) -> None:
     for row in rows:
         assert row["verdict"] == "hangs on missing grades", row
         assert "filled against and for animal" in row["reason"]
+
+
+FILES = [
+    ScoreFile(f"{arm}{seed}", arm, seed, 0, "b", f"{arm}{seed}")
+    for arm in "tu"
+    for seed in (0, 1, 2)
+]
+
+
+def at_three(p: float) -> list[Look]:
+    return take_looks(rows_by_seeds({3: p}, 3), [], [0, 1, 2])
+
+
+def test_a_recorded_look_stands_and_differing_scores_are_named() -> None:
+    records = look_records(at_three(0.01), FILES)
+    assert [(row["verdict"], row["seeds"]) for row in records] == [("higher", [0, 1, 2])]
+    (look,) = keep_recorded(at_three(0.2), FILES, records)
+    (row,) = look.rows
+    assert (row["verdict"], row["recomputed"]) == ("higher", "inconclusive")
+    (row,) = judged_at_looks([look], rows_by_seeds({3: 0.2}, 3), {0, 1, 2})
+    assert row["verdict"] == "higher"
+    assert any("recomputed: inconclusive" in note for note in notes_of(row | NOTES))
+    # a look is judged once, whatever it found
+    (look,) = keep_recorded(at_three(0.01), FILES, look_records(at_three(0.2), FILES))
+    assert (look.rows[0]["verdict"], look.rows[0]["recomputed"]) == ("inconclusive", "higher")
+    (look,) = keep_recorded(at_three(0.02), FILES, records)
+    assert look.rows[0]["recorded"] and look.rows[0]["recomputed"] is None
+    # other models have a look of their own
+    others = [replace(file, checkpoint=f"new {file.role}") for file in FILES]
+    (look,) = keep_recorded(at_three(0.2), others, records)
+    assert look.rows[0]["verdict"] == "inconclusive" and not look.rows[0]["recorded"]
+
+
+NOTES = {"caution": None}
+
+
+def test_a_look_is_recorded_when_all_its_contrasts_are_finished() -> None:
+    (look,) = at_three(0.01)
+    other = look.rows[0] | {"name": "d", "unfinished": 1}
+    assert not look_records([replace(look, rows=[*look.rows, other])], FILES)
+    rows = [*look.rows, other | {"unfinished": 0, "verdict": "hangs on missing grades"}]
+    assert [row["name"] for row in look_records([replace(look, rows=rows)], FILES)] == ["c"]
+
+
+@pytest.mark.slow
+def test_a_look_is_written_once_and_grades_that_change_later_change_no_verdict(
+    tmp_path: Path, undrawn: None
+) -> None:
+    context = declared_study(tmp_path)
+    assert {row["verdict"] for row in results_of(context)["contrasts"]} == {"higher"}
+    base = context.folder.parents[1]
+    written = (base / FILE).read_bytes()
+    assert (context.folder / FILE).read_bytes() == written
+    records = json.loads(written)
+    assert [(row["benchmark"], row["dose"], row["verdict"]) for row in records] == [
+        (benchmark, dose, "higher") for benchmark in ("ahb", "concern") for dose in (0, 200)
+    ]
+    digests = {row["scores_sha256"] for row in records}
+    assert len(digests) == 4 and all(len(digest) == 64 for digest in digests)
+    rng = np.random.default_rng(0)
+    for role in context.inputs:
+        edit(context, role, lambda frame: frame.assign(score=rng.integers(0, 2, len(frame)) / 1))
+    results = results_of(context)
+    assert (base / FILE).read_bytes() == written
+    rows = results["contrasts"]
+    assert {(row["verdict"], row["recomputed"]) for row in rows} == {("higher", "inconclusive")}
+    for name in ("report.html", "headline.txt", "tables/contrasts.tex"):
+        text = (context.folder / name).read_text()
+        assert "recomputed: inconclusive" in text, name
+    assert {row["verdict"] for row in results["looks"]} == {"inconclusive"}

@@ -21,6 +21,7 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import expand as plan
 from study.spec.load import load_study
+from study.spec.study_declaration import declare
 from study.upkeep.archive import _clean, archive, cells_behind
 
 pytestmark = pytest.mark.multiprocess
@@ -43,9 +44,10 @@ def finished(runs: Path, *overrides: str) -> Path:
     from analysis.run import run
 
     base = runs / "small"
-    for number, cell in enumerate(
-        plan.in_order(plan.analysis(load_study(SMALL, None, list(overrides))))
-    ):
+    study = load_study(SMALL, None, list(overrides))
+    cells = plan.in_order(plan.analysis(study))
+    declare(study, base, cells)
+    for number, cell in enumerate(cells):
         folder, counts = create_cell_dir(cell, base), {}
         (folder / "log.txt").write_text(f"in {base}\n")
         if cell.stage in ("model", "midtrain", "sft"):
@@ -181,6 +183,7 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     names = {re.sub(r"-[0-9a-f]{8}/", "/", name.removeprefix("small/")) for name in found}
     assert names >= {
         "README.md", "study/small.yaml", "SHA256SUMS", "results/results.json", "results/scores.parquet",
+        "results/declaration.json", "results/looks.json",
         "results/report.html", "results/tables/scores.tex", "results/figures/scores.pdf",
         "cells/documents/animal/corpus_stats.json", "cells/documents/animal/calls.jsonl",
         "cells/midtrain/base-animal-s0/metrics.jsonl", "cells/judge/ahb-base-animal-s0/scores.parquet",

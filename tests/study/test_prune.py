@@ -72,6 +72,12 @@ def put(path: Path, text: str = "x") -> Path:
     return path
 
 
+def test_what_was_declared_and_judged_stays(small: Small) -> None:
+    records = [put(small.base / name) for name in ("declaration.json", "looks.json")]
+    assert prune(plan(small.cells, small.base), small.cells, small.base, others=True) == []
+    assert all(record.read_text() == "x" for record in records)
+
+
 def test_the_plan_changes_nothing_and_counts_every_byte(small: Small) -> None:
     put(small.folder("midtrain/base-animal") / "steps/10/part", "12345")
     put(small.folder("generate/ahb-base-animal-s0-d80") / "temporary-x/log", "123")

@@ -35,7 +35,7 @@ def edited(tmp_path: Path, **changes: object) -> Path:
 
 def differences(base: Path, study_file: Path, *overrides: str) -> list[str]:
     rows = lineage(published(base, ""), base, hashes=False)
-    return find_differences(load_study(study_file, None, list(overrides)), rows)
+    return find_differences(load_study(study_file, None, list(overrides)), base, rows)
 
 
 @pytest.mark.parametrize("path", [SMALL, *STUDIES], ids=lambda path: path.stem)
@@ -93,7 +93,7 @@ def test_results_of_an_unfinished_study_are_of_its_file(base: Path, tmp_path: Pa
     rows = lineage(published(base, ""), base, hashes=False)
     kept = [row for row in rows[:-1] if (row["manifest"] or {})["identity"] != min(left_out)]
     last = {"stage": "analysis", "config": {}, "manifest": {"identity": partial.identity}}
-    assert not find_differences(study, [*kept, last])
+    assert not find_differences(study, base, [*kept, last])
 
 
 def test_verify_and_archive_refuse_an_edited_study_file(
