@@ -201,7 +201,7 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     se = variance**0.5
     if se < 1e-9:
         return replace(result, reason=NO_VARIATION)
-    question_df = _jackknife_df(tuple(np.bincount(cluster).tolist()))
+    question_df = jackknife_df(tuple(np.bincount(cluster).tolist()))
     parts = [*seed_parts, (question_part, question_df)]
     df = variance**2 / sum(part**2 / part_df for part, part_df in parts)
     one_sided = len(seed_parts) == 1
@@ -227,7 +227,7 @@ def _jackknife(values: np.ndarray, cluster: np.ndarray) -> float:
 
 
 @lru_cache
-def _jackknife_df(sizes: tuple[int, ...]) -> float:
+def jackknife_df(sizes: tuple[int, ...]) -> float:
     """Satterthwaite's degrees of freedom of `_jackknife` for clusters of these sizes.
 
     Values are taken as independent and of one variance, the working model of Bell and McCaffrey
@@ -236,11 +236,20 @@ def _jackknife_df(sizes: tuple[int, ...]) -> float:
     if len(set(sizes)) == 1:
         return len(sizes) - 1
     n = np.array(sizes, float)
-    # The deviations of the means without a cluster, as a linear map of the clusters' sums.
-    deviations = (1 - np.eye(len(n))) / (n.sum() - n)[:, None] - 1 / n.sum()
-    root = np.sqrt(n)
-    form = root[:, None] * (deviations.T @ deviations) * root
+    form = jackknife_form(n, np.sqrt(n))
     return float(np.trace(form) ** 2 / (form**2).sum())
+
+
+def jackknife_form(sizes: np.ndarray, sd: np.ndarray) -> np.ndarray:
+    """The matrix of the quadratic form that `_jackknife` is, times clusters / (clusters - 1).
+
+    It is of independent standard normal variables, for clusters of `sizes` whose sums have the
+    standard deviations `sd`.
+    """
+    # The deviations of the means without a cluster, as a linear map of the clusters' sums.
+    deviations = (1 - np.eye(len(sizes))) / (sizes.sum() - sizes)[:, None] - 1 / sizes.sum()
+    form: np.ndarray = sd[:, None] * (deviations.T @ deviations) * sd
+    return form
 
 
 def adjusted(ps: Sequence[float | None], method: str) -> list[float | None]:

@@ -1,6 +1,6 @@
 """Methods beside the deciding test.
 
-Bootstrap, permutation, equivalence, false discovery rate and power. Verdicts rest on
+Bootstrap, permutation, equivalence and false discovery rate. Verdicts rest on
 analysis.estimates.two_way alone.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from analysis.estimates import ALPHA, Arm, adjusted, two_way
 from analysis.reference import Reference
@@ -288,68 +288,3 @@ def benjamini_hochberg(ps: Sequence[float | None]) -> list[float | None]:
     stays None and counts as p = 1, as it does in the families of contrasts.
     """
     return adjusted(ps, "fdr_bh")
-
-
-@dataclass(frozen=True)
-class Variances:
-    """Standard deviations in score units, as in the study's own power simulation (2026).
-
-    `question` cancels in a contrast. `sampling` is of one graded answer, and `epochs` of them make
-    a question mean.
-    """
-
-    question: float = 0.25
-    arm_question: float = 0.08
-    seed: float = 0.03
-    seed_question: float = 0.05
-    sampling: float = 0.22
-    epochs: int = 30
-
-
-def power(effect: float, variances: Variances, seeds: int, questions: int) -> float:
-    """Probability that two_way rejects at .05 when the arms differ by `effect` (score units).
-
-    `seeds` is the number in each arm; `questions` counts scenarios. Integrates the test's own rule
-    over the chi-square distributions of its seed and question parts with normal terms (midpoints
-    of equal shares), the interaction part at its expected value. NaN with fewer than two seeds or
-    questions, where two_way makes no test.
-    """
-    if min(seeds, questions) < 2:
-        return math.nan
-    # the interaction part, which is in both other parts
-    cell = variances.seed_question**2 + variances.sampling**2 / variances.epochs
-    interaction = cell / (seeds * questions)
-    seed_part = variances.seed**2 / seeds + interaction
-    question_part = 2 * (variances.arm_question**2 / questions + interaction)
-    over_seeds = seed_part * _chi_square_midpoints(40, seeds - 1) / (seeds - 1)
-    over_questions = question_part * _chi_square_midpoints(10, questions - 1) / (questions - 1)
-    treatment, control, question = np.meshgrid(over_seeds, over_seeds, over_questions)
-    variance = treatment + control + question - 2 * interaction
-    variance = np.maximum(np.maximum(variance, treatment + control), question)
-    seed_terms = (treatment**2 + control**2) / (seeds - 1)
-    df = variance**2 / (seed_terms + question**2 / (questions - 1))
-    half = stats.t.ppf(1 - ALPHA / 2, df) * variance**0.5
-    spread = (2 * seed_part + question_part - 2 * interaction) ** 0.5
-    above = stats.norm.sf((half - effect) / spread)
-    below = stats.norm.cdf((-half - effect) / spread)
-    return float((above + below).mean())
-
-
-def _chi_square_midpoints(n: int, df: int) -> np.ndarray:
-    """The midpoints of `n` equal shares of a chi-square distribution; shape (n,)."""
-    quantiles: np.ndarray = stats.chi2.ppf((np.arange(n) + 0.5) / n, df)
-    return quantiles
-
-
-def detectable(variances: Variances, seeds: int, questions: int, share: float = 0.8) -> float:
-    """The difference (score units) that two_way finds with probability `share`.
-
-    NaN where it makes no test.
-    """
-    if min(seeds, questions) < 2:
-        return math.nan
-
-    def excess(effect: float) -> float:
-        return power(effect, variances, seeds, questions) - share
-
-    return float(optimize.brentq(excess, 0, 9))

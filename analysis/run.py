@@ -20,6 +20,7 @@ from analysis.examples import examples
 from analysis.headline import dummy_note, headline, missing_lines
 from analysis.losses import LossHistory, read_losses
 from analysis.macros import macros
+from analysis.next_data import next_data_rows
 from analysis.report import report
 from analysis.results import analyze, judge_rows
 from analysis.robustness import robustness_rows
@@ -36,7 +37,6 @@ from analysis.table import (
     unused_labels,
 )
 from analysis.tables import TABLES
-from analysis.variance import next_data_rows
 from core.cell.context import StageContext
 from core.cell.lookup import input_folder
 from core.errors import UserError

@@ -139,30 +139,38 @@ def variance_table(results: Results) -> str:
     for row in results["variance"]:
         start = [tex(row["benchmark"]), doses(row)]
         for part in row["components"]:
-            numbers = [percent(part["sd"]), number(part["df"], ".0f")]
+            upper = None if part["upper"] is None else part["upper"] ** 0.5
+            numbers = [percent(part["sd"]), percent(upper), number(part["df"], ".0f")]
             name = components_text(part["component"], row)
-            rows.append([*start, name, *numbers, "", "", ""])
+            rows.append([*start, name, *numbers, "", "", "", ""])
         for option in row["purchases"]:
             cost = "-" if option["cost"] is None else f"{option['cost']:g} {tex(row['unit'])}"
             counts = (f"{option[key]} {name}" for key, name in counted_names(row).items())
-            detectable = percent(option["detectable"])
-            rows.append([*start, option["purchase"], "", "", detectable, cost, ", ".join(counts)])
+            detectable = [percent(option[key]) for key in ("detectable", "detectable_at_upper")]
+            sizes = ", ".join(counts)
+            rows.append([*start, option["purchase"], "", "", "", *detectable, cost, sizes])
+        if row["settled"] is False:
+            rows.append([*start, "order not settled", *[""] * 7])
     caption = (
-        "Variance components (standard deviations in points, with the degrees of freedom that "
-        "show them) and the smallest difference of two arms that the two-way test would find in "
-        "80\\,\\% of studies: now, and after a further purchase, the best gain per cost first."
+        "Variance components (standard deviations in points, their one-sided 95\\,\\% upper "
+        "limits, and the degrees of freedom that show them) and the smallest difference of two "
+        "arms that the two-way test would find in 80\\,\\% of studies: now, and after a further "
+        "purchase, the best gain per cost first. At limit: with the variance over seeds at its "
+        "upper limit. Not settled: the order is another there."
     )
     headers = [
         "Benchmark",
         "SFT dose",
         "Component or purchase",
         "SD",
+        "Upper limit",
         "df",
         "Detectable",
+        "At limit",
         "Cost",
         "Then",
     ]
-    return table(headers, rows, "lrlrrrrl", caption, "tab:variance", results)
+    return table(headers, rows, "lrlrrrrrrl", caption, "tab:variance", results)
 
 
 def corpora_table(results: Results) -> str:

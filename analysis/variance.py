@@ -1,27 +1,25 @@
-"""Variance components of the scores, and what more data would make detectable."""
+"""Variance components of the scores, with their upper limits."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, stats
+from scipy import stats
 
-from analysis.estimates import ALPHA
-from analysis.rows import Row, select, sides_of
-from analysis.settings import Costs
+from analysis.planned_test import Kind
+from analysis.rows import Row
 from analysis.table import OVERALL, REPLICATE, first_seeds
 
-POWER = 0.8
 ARM = ["dose", "arm"]
-LEVELS = (np.arange(24) + 0.5) / 24  # quantiles that stand for a distribution
-MORE = 26  # questions: as many as the paper's benchmark has
-ROUNDING = 1e-6  # of a count or score
+ROUNDING = 1e-6  # of a count
+UPPER = 0.95  # one-sided level of the upper limits
+NO_SEED = -1  # stands for the training seed of a fixed checkpoint
 TINY = 1e-12  # of a variance
 CELL = ["dose", "arm", "unit", "scenario"]
 RUN = [*CELL, "seed"]
 NO_JUDGES = "no two answers were graded by the same two judges"
+NOT_PAIRED = "no answer has grades in both arms for one training seed"
 LACKS = {
     "seed": "one training seed per arm, or one question scenario",
     "seed x question": "one training seed per arm, or one question scenario",
@@ -36,6 +34,7 @@ def components(
     benchmark: str,
     judge: str | None = None,
     sides: Sequence[tuple[str, int]] = (),
+    kind: Kind = "free",
 ) -> Row:
     """Variance components of one benchmark's overall scores, in squared score units.
 
@@ -44,6 +43,9 @@ def components(
         benchmark: its name.
         judge: the one that decides; None: the only one.
         sides: (arm, dose) of both sides of a contrast, and nothing else; empty: all arms and doses.
+        kind: of the contrast. With `fixed` the side without a training seed counts as an arm with
+            one. With `paired` the components are those of the difference within seeds, halved: of
+            one side, without what both sides share.
 
     Arms are fixed; training seeds (each of one arm), questions and interactions are random:
     score = arm + seed + question + arm x question + seed x question + sample (of the answer).
@@ -52,8 +54,8 @@ def components(
 
     A question stands for its scenario, whose questions (translations) are averaged; a scenario
     that lacks one in a checkpoint is missing there. Doses are separate, their sums of squares
-    added; checkpoints without a training seed are left out. Henderson's method III (Biometrics 9,
-    1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the residual sum of
+    added; other checkpoints without a training seed are left out. Henderson's method III
+    (Biometrics 9, 1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the residual sum of
     squares of each fit, with one more effect each, is set equal to its expectation over the cells
     that exist. In a balanced design this is the analysis of variance's estimator. With missing
     cells it stays unbiased, and a seed that lost an easy question isn't a worse one.
@@ -62,13 +64,17 @@ def components(
         `components`: seed, question, arm x question, seed x question, sample; over answers that
         several judges graded, judge (how far their means differ) and judge x answer. Each has
         `variance`, its root `sd`, the `df` of the sum of squares that shows it, `raw` (before a
-        `negative` estimate was set to 0), and `reason` where it is None. `by_arm`: the same of
+        `negative` estimate was set to 0), `upper` (its one-sided 95 % limit: `_upper_limit`) and
+        `reason` where it is None. `by_arm`: the same of
         each arm alone, whose arm x question is then part of question. `design`, the start of
         `next_data`: arms, seeds (per arm, the fewest), runs (of each), questions (scenarios),
         per_scenario (questions in each), epochs. `training_unit`: what stands for the seed.
     """
     part = table[(table["benchmark"] == benchmark) & (table["dimension"] == OVERALL)]
-    part = part.dropna(subset=["score", "seed"])
+    part = part.dropna(subset=["score"])
+    if kind == "fixed":
+        part = part.assign(seed=part["seed"].fillna(NO_SEED))
+    part = part.dropna(subset=["seed"])
     part = part.assign(unit=first_seeds(part))
     if sides:
         # As two arms at one dose, whatever doses the contrast compares.
@@ -82,34 +88,42 @@ def components(
     result: Row = {
         "benchmark": benchmark,
         "judge": decides,
+        "kind": kind,
         "components": [],
         "by_arm": [],
         "design": None,
         "training_unit": "seed",
     }
     primary = part[part["judge"] == decides]
-    if primary.empty:
+    trained = primary[primary["seed"] != NO_SEED]
+    if trained.empty:
         reason = "no checkpoint with a training seed has grades"
         if len(judges) > 1:
             reason = f"several judges graded ({', '.join(judges)}): name the one that decides"
         return result | {"reason": reason}
     result["by_arm"] = [
         {"arm": str(arm), **component}
-        for arm, group in primary.groupby("arm")
+        for arm, group in trained.groupby("arm")
         for component in _crossed_components(group)
     ]
-    result["training_unit"] = _training_unit(primary)
-    count = primary[["arm", "scenario", "question", "epoch"]].nunique()
+    result["training_unit"] = _training_unit(trained)
+    count = trained[["arm", "scenario", "question", "epoch"]].nunique()
     result["design"] = {
         "arms": int(count["arm"]),
-        "seeds": int(primary.groupby(["dose", "arm"])["unit"].nunique().min()),
-        "runs": len(primary[[*ARM, "seed"]].drop_duplicates())
-        / len(primary[[*ARM, "unit"]].drop_duplicates()),
+        "seeds": int(trained.groupby(ARM)["unit"].nunique().min()),
+        "runs": len(trained[[*ARM, "seed"]].drop_duplicates())
+        / len(trained[[*ARM, "unit"]].drop_duplicates()),
         "questions": int(count["scenario"]),
         "per_scenario": float(count["question"] / count["scenario"]),
         "epochs": int(count["epoch"]),
     }
-    result["components"] = [*_crossed_components(primary), *_judge_components(part)]
+    if kind == "paired":
+        differences = _differences(primary)
+        if differences.empty:
+            return result | {"reason": NOT_PAIRED}
+        result["components"] = [*_paired_components(differences), *_judge_components(part)]
+    else:
+        result["components"] = [*_crossed_components(primary), *_judge_components(part)]
     return result | {"reason": None}
 
 
@@ -120,170 +134,10 @@ def _training_unit(part: pd.DataFrame) -> str:
     return "seed or corpus" if part[REPLICATE].isna().any() else "corpus"
 
 
-def next_data_rows(
-    table: pd.DataFrame,
-    contrasts: Sequence[Row],
-    judges: Mapping[str, str | None],
-    costs: Costs,
-) -> list[Row]:
-    """Components and the worth of more data for each benchmark with a primary contrast.
-
-    They are of the benchmark's first primary contrast, at its first dose with numbers. `judges`
-    maps a benchmark to the judge that decides.
-    """
-    rows: list[Row] = []
-    primary: dict[str, Row] = {}
-    for contrast in contrasts:
-        if contrast["family"] == "primary" and contrast["estimate"] is not None:
-            primary.setdefault(contrast["benchmark"], contrast)
-    for benchmark, contrast in primary.items():
-        result = components(table, benchmark, judges[benchmark], sides_of(contrast))
-        keys = ("name", "benchmark", "dose", "control_dose")
-        row = select(contrast, keys) | {"unit": costs.unit}
-        row |= result
-        row["purchases"] = next_data(result, result["design"], costs)
-        rows.append(row)
-    return rows
-
-
 def _side_names(sides: Sequence[tuple[str, int]]) -> list[str]:
     """The arms, with their doses where one arm is compared with itself."""
     arms = [arm for arm, _ in sides]
     return arms if len(set(arms)) == len(arms) else [f"{arm} at {dose}" for arm, dose in sides]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much data a study has for the comparison of two arms."""
-
-    seeds: int  # training seeds per arm
-    questions: int  # scenarios
-    epochs: int  # answers per question
-
-
-def next_data(components: Row, design: Row | None, costs: Costs) -> list[Row]:
-    """What would make a smaller difference of two arms detectable, the best gain per cost first.
-
-    A row for `now` comes before. The options are one seed more for each of the arms (or one corpus
-    more, with as many runs as the others; its writing is not in the cost), 26 more scenarios of as
-    many questions, and twice the epochs.
-
-    Args:
-        components: of the function `components`.
-        design: `components["design"]`, or a planned one.
-        costs: of one more seed, question and epoch.
-
-    Returns:
-        Rows with the sizes after the purchase; `detectable`, the difference (score units) that the
-        deciding test (analysis.estimates.two_way, 5 %, two-sided) finds in 80 % of studies, `se`
-        and `df`; `cost`; `gain`, how much less is detectable than now; `gain_per_cost`; `note`,
-        the components estimated below 0; `reason` where a number is None.
-
-    The test's mean squares are scaled chi-squares, from which it takes its variance and degrees of
-    freedom (`df` is at the expectations, which alone promise too much for few seeds). Components
-    count as known, though those of few seeds are rough.
-    """
-    negative = [row["component"] for row in components["components"] if row["negative"]]
-    note = f"estimated below 0, taken as 0: {', '.join(negative)}" if negative else None
-    known_design = design or {}
-    now = Size(*(known_design.get(key, 0) for key in ("seeds", "questions", "epochs")))
-    arms = known_design.get("arms", 1)
-    per_scenario = known_design.get("per_scenario", 1)
-    runs = known_design.get("runs", 1)
-    unit_name = components.get("training_unit", "seed")
-    more_seeds = Size(now.seeds + 1, now.questions, now.epochs)
-    more_questions = Size(now.seeds, now.questions + MORE, now.epochs)
-    more_epochs = Size(now.seeds, now.questions, 2 * now.epochs)
-    options = [
-        (f"one more {unit_name} per arm", more_seeds, "seed", arms * runs),
-        (f"{MORE} more questions", more_questions, "question", MORE * per_scenario),
-        ("twice the epochs", more_epochs, "epoch", now.epochs),
-    ]
-    first = _option_row("now", now, components, per_scenario * runs, 0.0, note)
-    rows: list[Row] = []
-    for name, size, unit, count in options:
-        price = getattr(costs, unit)
-        cost = None if price is None else count * price
-        row = _option_row(name, size, components, per_scenario * runs, cost, note)
-        if None not in (first["detectable"], row["detectable"]):
-            row["gain"] = first["detectable"] - row["detectable"]
-            row["gain_per_cost"] = row["gain"] / cost if cost else None
-        if row["reason"] is None and price is None:
-            row["reason"] = f"the cost of one {unit} is not given"
-        rows.append(row)
-    return [first, *sorted(rows, key=_worth, reverse=True)]
-
-
-def _option_row(
-    name: str,
-    size: Size,
-    components: Row,
-    per_epoch: float,
-    cost: float | None,
-    note: str | None,
-) -> Row:
-    row = {"purchase": name, **asdict(size), **_detectable(components, size, per_epoch)}
-    return row | {"cost": cost, "gain": None, "gain_per_cost": None, "note": note}
-
-
-def _worth(row: Row) -> float:
-    """Gain per cost; infinite for a free option and for one that makes a first verdict possible."""
-    if row["detectable"] is None or row["cost"] is None:
-        return -np.inf
-    gain: float = np.inf if row["gain"] is None else row["gain"]
-    return gain / (row["cost"] or TINY)
-
-
-def _detectable(components: Row, size: Size, per_epoch: float) -> Row:
-    """The detectable difference, with the expected standard error and df of the test.
-
-    `per_epoch`: answers to a scenario by the runs of one unit, in each epoch.
-    """
-    variances = {part["component"]: part["variance"] for part in components["components"]}
-    if variances.get("sample", 0.0) is None and size.epochs == components["design"]["epochs"]:
-        variances["sample"] = 0.0
-    reasons = [components["reason"]] if components["reason"] else []
-    if size.seeds < 2:
-        reasons.append("one training seed per arm")
-    if size.questions < 2:
-        reasons.append("one question scenario")
-    for name, reason in LACKS.items():
-        if variances.get(name, 0.0) is None:
-            reasons.append(f"{name} is unknown: {reason}")
-    row: Row = {"detectable": None, "se": None, "df": None}
-    if reasons:
-        return row | {"reason": reasons[0]}
-
-    # the parts of the test's variance: two arms' seeds, and questions; all contain `inner`
-    seeds = size.seeds
-    questions = size.questions
-    cell = variances["seed x question"] + variances["sample"] / (per_epoch * size.epochs)
-    inner = 2 * cell / seeds / questions
-    dfs = np.array([[seeds - 1], [seeds - 1], [questions - 1]])
-    of_seeds = (variances["seed"] + cell / questions) / seeds
-    of_questions = 2 * variances["arm x question"] / questions + inner
-    parts = np.array([[of_seeds], [of_seeds], [of_questions]])
-    se = (parts.sum() - inner) ** 0.5
-    if se < ROUNDING:
-        return row | {"reason": "the scores vary neither over seeds nor over questions"}
-
-    def test(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The test's degrees of freedom and the smallest difference it finds significant."""
-        total = parts.sum(axis=0) - inner
-        variance = np.maximum.reduce([total, parts[0] + parts[1], parts[2]])
-        df = variance**2 / (parts**2 / dfs).sum(axis=0)
-        return df, stats.t.ppf(1 - ALPHA / 2, df) * variance**0.5
-
-    scaled = (part * stats.chi2.ppf(LEVELS, df) / df for part, df in zip(parts, dfs, strict=True))
-    drawn = np.reshape(np.meshgrid(*scaled), (3, -1))
-    reach = test(drawn)[1] / se
-    phi = stats.norm.cdf
-
-    def excess_power(ratio: float) -> float:
-        return float((phi(ratio - reach) + phi(-ratio - reach)).mean() - POWER)
-
-    ratio = optimize.brentq(excess_power, 0, 2 * reach.max() + 9)
-    return {"detectable": ratio * se, "se": se, "df": float(test(parts)[0][0]), "reason": None}
 
 
 def _crossed_components(part: pd.DataFrame) -> list[Row]:
@@ -311,8 +165,27 @@ def _crossed_components(part: pd.DataFrame) -> list[Row]:
         fits = ((in_arm, seed), (in_arm, None), (question, seed), (seed, None))
         forms.append([_residual_form(at_dose, first, second, effects) for first, second in fits])
     names = ["seed x question", "seed", "arm x question", "question"]
-    in_seed, seed_row, in_arm_row, question_row = _solve(names, np.sum(forms, axis=0).tolist())
+    noise = float(cells["noise"].mean())
+    summed = np.sum(forms, axis=0).tolist()
+    in_seed, seed_row, in_arm_row, question_row = _solve(names, summed, noise)
     return [seed_row, question_row, in_arm_row, in_seed, sample]
+
+
+def _differences(part: pd.DataFrame) -> pd.DataFrame:
+    """The difference of two arms within seeds, over the root of 2, as the scores of one arm."""
+    answer = ["seed", "scenario", "question", "epoch"]
+    first, second = (group.set_index(answer)["score"] for _, group in part.groupby("arm"))
+    differences = ((first - second) / 2**0.5).dropna().rename("score").reset_index()
+    # A seed is trained on the same replicate of a corpus in both arms.
+    units = part.groupby("seed")["unit"].min()
+    return differences.assign(arm="difference", dose=0, unit=differences["seed"].map(units))
+
+
+def _paired_components(differences: pd.DataFrame) -> list[Row]:
+    """Components from `_differences`, in which the question's own effect cancels."""
+    seed, question, in_arm, in_seed, sample = _crossed_components(differences)
+    cancelled = in_arm | {"component": "question", "reason": "cancels within seeds"}
+    return [seed, cancelled, question | {"component": "arm x question"}, in_seed, sample]
 
 
 def _judge_components(part: pd.DataFrame) -> list[Row]:
@@ -359,10 +232,11 @@ def _residual_form(
     return form
 
 
-def _solve(names: Sequence[str], forms: Sequence[Sequence[float]]) -> list[Row]:
+def _solve(names: Sequence[str], forms: Sequence[Sequence[float]], noise: float = 0.0) -> list[Row]:
     """The variances with which each form of `_residual_form` is as expected, one by one.
 
-    `names` are the effects, in the order of the coefficients in `forms`.
+    `names` are the effects, in the order of the coefficients in `forms`; `noise` is the variance
+    that each score has besides, whose expectation the forms leave out.
     """
     rows = []
     raw = np.zeros(len(names))
@@ -376,15 +250,57 @@ def _solve(names: Sequence[str], forms: Sequence[Sequence[float]]) -> list[Row]:
         absorbed_df = 0.0 if i == 0 else forms[2][1] if i == 3 else forms[0][1]
         df = round(coefficients[0] - absorbed_df, 6)
         variance = None if value is None else max(value, 0.0)
+        upper = None
+        if value is not None:
+            subtracted, subtracted_df = _subtracted(i, forms, noise)
+            weight = df / coefficients[i]
+            upper = weight * _upper_limit(value / weight, subtracted, df, subtracted_df)
         rows.append(
             {
                 "component": name,
                 "variance": variance,
                 "raw": value,
                 "sd": None if variance is None else variance**0.5,
+                "upper": upper,
                 "df": df if identified else None,
                 "negative": (value or 0.0) < 0,
                 "reason": None if identified else LACKS.get(name, NO_JUDGES),
             }
         )
     return rows
+
+
+def _subtracted(i: int, forms: Sequence[Sequence[float]], noise: float) -> tuple[float, float]:
+    """The mean square that effect `i` is estimated over, and its degrees of freedom.
+
+    It is that of the first effect, but for the last of four that of the third. The first effect is
+    estimated over the noise, which many more degrees of freedom show: it counts as known.
+    """
+    if i == 0:
+        return noise, np.inf
+    residual, df = forms[0][0], forms[0][1]
+    more_df = forms[2][1] - df if i == 3 else 0.0
+    if more_df > ROUNDING:
+        return max((forms[2][0] - residual) / more_df + noise, 0.0), more_df
+    return (max(residual / df + noise, 0.0), df) if df > ROUNDING else (noise, np.inf)
+
+
+def _upper_limit(difference: float, subtracted: float, df: float, subtracted_df: float) -> float:
+    """The one-sided 95 % upper limit of the difference of two expected mean squares, at least 0.
+
+    `difference` of the mean squares estimates it; `subtracted` is the second of them. Modified
+    large-sample limit of Ting, Burdick, Graybill, Jeyaratnam and Lu (J. Stat. Comput. Simul. 35,
+    1990); Burdick and Graybill, "Confidence Intervals on Variance Components" (1992), 3.3. It is
+    exact where the second is known, and for one mean square alone that of the chi-squared
+    distribution.
+    """
+    first = max(difference + subtracted, 0.0)
+    of_first = df / stats.chi2.ppf(1 - UPPER, df) - 1
+    if np.isinf(subtracted_df):
+        return float(max(difference + of_first * first, 0.0))
+    of_second = 1 - subtracted_df / stats.chi2.isf(1 - UPPER, subtracted_df)
+    ratio = stats.f.ppf(1 - UPPER, df, subtracted_df)
+    crossed = ((1 - ratio) ** 2 - (of_first * ratio) ** 2 - of_second**2) / ratio
+    squares = (of_first * first) ** 2 + (of_second * subtracted) ** 2
+    root = max(squares + crossed * first * subtracted, 0.0) ** 0.5
+    return max(float(difference + root), 0.0)

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import run as stage
-from analysis.inference import Variances
+from analysis.planned_test import Variances
 from core.cell.context import StageContext
 
 DIMENSIONS = [f"dimension {n}" for n in range(13)]

@@ -27,7 +27,8 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
-from analysis.inference import Variances, hierarchical_bootstrap
+from analysis.inference import hierarchical_bootstrap
+from analysis.planned_test import Variances
 from benchmarks.calibration import study
 
 ARMS = 12

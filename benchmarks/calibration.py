@@ -1,4 +1,4 @@
-"""Error rates and power of each method of the analysis, on simulated studies.
+"""Error rates of each method of the analysis, on simulated studies.
 
     python -m benchmarks.calibration [--studies 2000]
         about 20 minutes on one core
@@ -10,22 +10,21 @@ score is
 
     .5 + question + effect of the arm + arm x question + seed + seed x question + sampling
 
-with the standard deviations of `analysis.inference.Variances`, those of the study's own power
+with the standard deviations of `analysis.planned_test.Variances`, those of the study's own power
 simulation: question .25, arm x question .08, seed .03, seed x question .05, one answer with its
 grade .22, and 30 answers to a question. None of them has been measured on the models of the study
 yet. Intervals are of 95 %, tests two-sided at .05.
 """
 
 import argparse
-from dataclasses import replace
 
 import numpy as np
 from tabulate import tabulate
 
 from analysis.estimates import ALPHA, Arm, response_level_p, two_way
-from analysis.inference import Variances, detectable, hierarchical_bootstrap, permutation, power
+from analysis.inference import hierarchical_bootstrap, permutation
 from analysis.mixed import mixed_model
-from analysis.power import EFFECTS
+from analysis.planned_test import Variances
 
 SEEDS = (3, 5, 8)
 QUESTIONS = (26, 115)
@@ -111,28 +110,6 @@ def _errors_in_study(
     return row
 
 
-def detected_share(
-    effect: float, seeds: int, questions: int, studies: int, variances: Variances | None = None
-) -> float:
-    """Share of studies with a planted effect in which the deciding test finds it.
-
-    It has to reject and the estimate has to have the right sign.
-    """
-    variances = variances or Variances()
-    # the mean of normal answers is normal: it is drawn in place of them
-    sampling = variances.sampling / variances.epochs**0.5
-    means = replace(variances, sampling=sampling, epochs=1)
-    hits = 0
-    for number in range(studies):
-        rng = np.random.default_rng([1, seeds, questions, number])
-        arms = study(rng, seeds, questions, effect, means)
-        test = two_way([Arm(arm[..., 0]) for arm in arms], np.arange(questions))
-        assert test.p is not None
-        assert test.estimate is not None
-        hits += test.p < ALPHA and test.estimate > 0
-    return hits / studies
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--studies", type=int, default=2000)
@@ -141,7 +118,6 @@ def main() -> None:
     args = parser.parse_args()
     designs = [(questions, seeds) for questions in QUESTIONS for seeds in SEEDS]
     print_error_rates(designs, args.studies, args.resamples, min(args.mixed, args.studies))
-    print_power(designs, args.studies)
 
 
 def print_error_rates(
@@ -183,24 +159,6 @@ def print_error_rates(
         "mixed: none, %",
     ]
     print(tabulate(rows, headers, floatfmt=".1f"))
-
-
-def print_power(designs: list[tuple[int, int]], studies: int) -> None:
-    """A table of the deciding test's power by simulation and by formula."""
-    print(
-        f"\nPower, %: two-way over {studies} studies / the formula's. "
-        "Detectable: at 80 %, by the formula.\n"
-    )
-    rows = []
-    for questions, seeds in designs:
-        row: list[object] = [questions, seeds]
-        for effect in EFFECTS:
-            share = detected_share(effect, seeds, questions, studies)
-            formula = power(effect, Variances(), seeds, questions)
-            row.append(f"{100 * share:.1f} / {100 * formula:.1f}")
-        rows.append([*row, f"{detectable(Variances(), seeds, questions):.3f}"])
-    effects = [f"+{effect}" for effect in EFFECTS]
-    print(tabulate(rows, ["questions", "seeds", *effects, "detectable"]))
 
 
 if __name__ == "__main__":

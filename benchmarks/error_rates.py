@@ -10,9 +10,9 @@ Grades are 0 or 1. The probability of a 1 is the normal distribution function of
     level + question + arm x scenario + seed + seed x question (+ corpus)
 
 where every term is normal. In these units the standard deviations are `PROBIT`, which at a
-probability of .5 are those of `analysis.inference.Variances`. An arm with training seeds is scaled
-so that its mean over seeds is that of an arm without: the null hypothesis holds exactly. What is
-graded is the mean of `EPOCHS` answers.
+probability of .5 are those of `analysis.planned_test.Variances`. An arm with training seeds is
+scaled so that its mean over seeds is that of an arm without: the null hypothesis holds exactly.
+What is graded is the mean of `EPOCHS` answers.
 """
 
 import argparse

@@ -37,7 +37,6 @@ from study.forecast.assumptions import ASSUMED_GPU
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import expand
-from study.spec.benchmarks import num_questions
 from study.spec.schema import Study
 from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
@@ -52,7 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trainings as on this cluster, by its profile",
     )
     parser.add_argument(
-        "--power", action="store_true", help="the power of the study's primary contrasts"
+        "--power",
+        action="store_true",
+        help="the power of the study's contrasts on judged benchmarks",
+    )
+    parser.add_argument(
+        "--variances",
+        type=Path,
+        metavar="RESULTS",
+        help="--power by the variance components of a former study, such as "
+        "results/pilot/results.json",
     )
     parser.add_argument(
         "--layout",
@@ -97,6 +105,8 @@ def plan(args: argparse.Namespace) -> None:
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)
     vllm_gpus = inference_gpus.compare(unfinished(cells, base), profile)
+    if args.power or args.variances:
+        power, power_tables = power_of(study, cells[-1], args.variances)
     if args.json:
         data: dict[str, Any] = {
             "study": study.study,
@@ -111,7 +121,7 @@ def plan(args: argparse.Namespace) -> None:
             "vllm_gpus": vllm_gpus,
             "replaced": [row.as_json() for row in remade],
         }
-        data |= {"power": power_rows(study)} if args.power else {}
+        data |= {"power": power} if args.power or args.variances else {}
         return print(json.dumps(data, indent=1))
     print(_cell_table(rows))
     print(f"\n{len(rows)} cells, {len(finished)} done, in {base}. ~: estimated until it has run.")
@@ -131,10 +141,8 @@ def plan(args: argparse.Namespace) -> None:
         )
     if written:
         print("\n" + _written_table(written))
-    if args.power:
-        from analysis import power
-
-        print("\n" + power.show(power_rows(study)))
+    if args.power or args.variances:
+        print("\n" + power_tables)
     print("\n" + study_cost.show(totals, compared))
     for problem in missing(sources(study), study_args(args)):
         print(f"warning: {problem}")
@@ -179,20 +187,19 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
     return "\n\n".join(tables.values())
 
 
-def power_rows(study: Study) -> list[dict[str, Any]]:
-    """The power of the study's primary contrasts on judged benchmarks (`analysis.power`)."""
-    from analysis import power  # scipy takes a second to import
+def power_of(
+    study: Study, analysis: Cell, variances: Path | None
+) -> tuple[list[dict[str, Any]], str]:
+    """The power of the study's contrasts on judged benchmarks (`analysis.power`), and its tables.
 
-    designs = [
-        power.Design(
-            contrast.name, name, len(study.seeds), questions, study.benchmarks[name].epochs
-        )
-        for contrast in study.contrasts
-        if contrast.family == "primary"
-        for name in contrast.benchmarks
-        if (questions := num_questions(study.benchmarks[name])) is not None
-    ]
-    return power.rows(designs)
+    `analysis` is the study's last cell, `variances` the results.json of a former study.
+    """
+    from analysis import power  # scipy takes a second to import
+    from study.forecast.planned_contrasts import planned_contrasts
+
+    pilot = power.read_pilot(variances) if variances else None
+    rows = power.rows(planned_contrasts(study, analysis), pilot)
+    return rows, power.show(rows, pilot)
 
 
 def state(cell: Cell, base: Path) -> str:

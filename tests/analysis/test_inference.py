@@ -1,4 +1,4 @@
-"""Other methods and power: by hand, against scipy and statsmodels, and by brute force."""
+"""Other methods: by hand, against scipy and statsmodels, and by brute force."""
 
 import tracemalloc
 import warnings
@@ -11,14 +11,8 @@ from statsmodels.stats.weightstats import ttost_ind
 
 from analysis import inference
 from analysis.estimates import Arm, two_way
-from analysis.inference import (
-    Variances,
-    detectable,
-    equivalence,
-    hierarchical_bootstrap,
-    permutation,
-    power,
-)
+from analysis.inference import equivalence, hierarchical_bootstrap, permutation
+from analysis.planned_test import Variances
 from analysis.reference import Reference
 from benchmarks import bootstrap, calibration
 from core.errors import UserError
@@ -284,30 +278,3 @@ def test_benjamini_hochberg_by_hand_counts_tests_that_could_not_be_made():
     *result, none = inference.benjamini_hochberg([0.01, 0.04, 0.03, None])
     assert result == pytest.approx([0.04, 0.16 / 3, 0.16 / 3]) and none is None
     assert inference.benjamini_hochberg([]) == []
-
-
-def test_power_of_a_huge_design_is_the_normal_formula():
-    variances, n = Variances(), 4000
-    error = (2 * (0.03**2 + (0.08**2 + 0.05**2 / n + 0.22**2 / 30 / n)) / n) ** 0.5
-    expected = stats.norm.sf(1.96 - 2) + stats.norm.cdf(-1.96 - 2)
-    assert power(2 * error, variances, n, n) == pytest.approx(expected, abs=0.003)
-    assert detectable(variances, n, n) == pytest.approx((1.96 + 0.8416) * error, rel=0.005)
-    # only seed x question: half of the two parts' sum is what both contain
-    crossed = Variances(arm_question=0, seed=0, seed_question=0.1, sampling=0)
-    assert power(3 * 2**0.5 * 0.1 / n, crossed, n, n) == pytest.approx(
-        stats.norm.sf(1.96 - 3), abs=0.01
-    )
-    assert power(2, variances, 3, 26) == pytest.approx(1)
-    assert power(-0.1, variances, 3, 26) == pytest.approx(power(0.1, variances, 3, 26))
-
-
-@pytest.mark.parametrize(("seeds", "questions"), [(3, 26), (5, 115)])
-def test_power_is_that_of_the_deciding_test(seeds, questions):
-    effect = detectable(Variances(), seeds, questions)
-    share = calibration.detected_share(effect, seeds, questions, 600)
-    print(f"{seeds} seeds, {questions} questions: {effect:.3f} found in {share:.3f}")
-    assert share == pytest.approx(0.8, abs=0.06)
-    assert 0.03 < power(0.0, Variances(), seeds, questions) < 0.055
-    assert np.isnan(detectable(Variances(), 1, questions)) and np.isnan(
-        power(0.1, Variances(), seeds, 1)
-    )

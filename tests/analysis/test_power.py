@@ -1,44 +1,182 @@
-"""plan --power gives the deciding test's formula for the study's seeds, questions and epochs."""
+"""plan --power: each contrast by its own formula, over its family, by assumed or a pilot's variances."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis.inference import Variances, detectable, power
+from analysis.planned_test import Design, Scenarios, Variances, planned_test
+from analysis.power import PlannedContrast, rows, show
 from core.paths import ROOT
 from study.cli import main
-from study.commands.plan import power_rows as rows
+from study.forecast.planned_contrasts import planned_contrasts
+from study.spec import expand
 from study.spec.load import load_study
+from study.spec.schema import Study
+from tests.eval.test_questions import jsonl
 
 TINY = ROOT / "studies/tiny.yaml"
+PLANNED = PlannedContrast(
+    contrast="animal - urban",
+    family="primary",
+    family_size=8,
+    benchmark="ahb",
+    task="ahb_original",
+    doses=((0, 0), (800, 800)),
+    kind="free",
+    seeds=5,
+    sizes=(1,) * 26,
+    is_fetched=False,
+    epochs=30,
+)
+
+
+def planned(study: Study) -> list[PlannedContrast]:
+    return planned_contrasts(study, expand.analysis(study))
+
+
+def pilot(kind: str = "free", benchmark: str = "ahb", **upper: float) -> dict[str, Any]:
+    """Results with components of a third of the assumed standard deviations."""
+    assumed = {"seed": 0.03, "arm x question": 0.08, "seed x question": 0.05, "sample": 0.22}
+    parts = [
+        {"component": name, "variance": (sd / 3) ** 2, "upper": upper.get(name, sd) ** 2, "df": 4}
+        for name, sd in assumed.items()
+    ]
+    row = {"benchmark": benchmark, "kind": kind, "components": parts}
+    benchmarks = {"ahb": {"task": "ahb_original"}, "first": {"task": "ahb_original"}}
+    return {"study": "pilot", "variance": [row], "benchmarks": benchmarks}
 
 
 @pytest.mark.slow
-def test_rows_are_the_formula_for_judged_benchmarks_of_primary_contrasts() -> None:
-    study = load_study(TINY, overrides=["seeds=[0, 1, 2, 3]"])
-    (row,) = rows(study)
-    bench = study.benchmarks[row["benchmark"]]
-    assert (row["seeds"], row["questions"], row["epochs"]) == (4, 26, bench.epochs) and bench.judge
-    assumed = Variances(epochs=bench.epochs)
-    assert row["detectable"] == detectable(assumed, 4, 26)
-    assert row["power"] == {
-        str(effect): power(effect, assumed, 4, 26) for effect in (0.062, 0.083, 0.109)
+def test_contrasts_of_the_papers_study() -> None:
+    """Families are counted with all doses; fixed checkpoints and shared midtrainings are told."""
+    entries = {
+        (entry.contrast, entry.benchmark, entry.kind): entry
+        for entry in planned(load_study(ROOT / "studies/paper.yaml"))
     }
-    (alone,) = rows(load_study(TINY, overrides=["seeds=[0]"]))
-    assert alone["detectable"] is None and set(alone["power"].values()) == {None}
-    nine_seeds = {
-        effect: rows(load_study(TINY, overrides=[f"seeds={[*range(9)]}"]))[0]["power"][effect]
-        for effect in row["power"]
-    }
-    assert all(nine_seeds[effect] > row["power"][effect] for effect in nine_seeds)
+    first = entries["E3 animal - urban (Base)", "ahb", "free"]
+    assert next(iter(entries.values())) == first
+    assert (first.family, first.family_size, len(first.doses), first.seeds) == ("primary", 8, 4, 5)
+    assert first.sizes == (1,) * 26 and not first.is_fetched
+    assert entries["E2 erosion", "ahb", "paired"].doses == ((5000, 0),)
+    untrained = "E2 documents - untrained Instruct"
+    assert entries[untrained, "ahb", "fixed"].doses == ((0, 0),)
+    assert entries[untrained, "ahb", "free"].doses == ((2500, 2500), (5000, 5000))
+    alpaca = entries["E4 Alpaca alone", "anima", "fixed"]
+    assert (alpaca.doses, alpaca.family_size, alpaca.sizes) == (((5000, 0),), 4, (1,) * 115)
 
 
+@pytest.mark.slow
+def test_the_alpha_is_over_the_family_and_beside_05() -> None:
+    (row,) = rows([PLANNED])
+    design = Design(5, Scenarios.equal(26), "free")
+    alone = planned_test(Variances(), design)
+    in_family = planned_test(Variances(), design, 0.05 / 8)
+    assert alone and in_family
+    assert (row["alone"]["alpha"], row["in_family"]["alpha"]) == (0.05, 0.05 / 8)
+    assert row["alone"]["detectable"] == alone.detectable()
+    assert row["in_family"]["power"]["0.062"] == in_family.power(0.062)
+    assert row["in_family"]["power"]["0.062"] < 0.6 * row["alone"]["power"]["0.062"]
+    curve = row["in_family"]["curve"]
+    assert list(curve) == [str(seeds) for seeds in range(2, 11)]
+    assert curve["5"] == in_family.detectable()
+    assert sorted(curve.values(), reverse=True) == list(curve.values())
+    text = show([row])
+    assert "primary, 8 tests" in text and "0, 800" in text and "26?" in text
+    assert f"{100 * alone.detectable():.1f} / {100 * in_family.detectable():.1f}" in text
+    (alone_row,) = rows([replace(PLANNED, seeds=1)])
+    assert alone_row["alone"]["detectable"] is None and "- / -" in show([alone_row])
+
+
+def test_a_look_spends_a_part_of_the_familys_level() -> None:
+    study = load_study(TINY, overrides=["seeds=[0, 1, 2, 3, 4]", "looks=[3, 5]"])
+    (row,) = rows(planned(study))
+    assert row["in_family"]["alpha"] == pytest.approx(0.0386 / row["family_size"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_pilots_components_move_the_numbers() -> None:
+    """At its estimates and at their upper limits, which here are what is assumed otherwise."""
+    assumed = rows([PLANNED])[0]["alone"]["detectable"]
+    estimates, limits = rows([PLANNED], pilot())
+    assert (estimates["variances"], limits["variances"]) == ("pilot", "pilot, upper limits")
+    assert limits["alone"]["detectable"] == pytest.approx(assumed)
+    assert estimates["alone"]["detectable"] == pytest.approx(assumed / 3)
+    text = show([estimates, limits], pilot())
+    assert "seed x question" in text and "1.7" in text and "5.0" in text and "one-sided" in text
+    # a benchmark of another name and the same task; a paired contrast as if nothing were shared
+    renamed = rows([replace(PLANNED, kind="paired")], pilot(benchmark="first"))
+    assert renamed[0]["variances"] == "pilot"
+    test = planned_test(Variances(), Design(5, Scenarios.equal(26), "paired"))
+    assert test and renamed[1]["alone"]["detectable"] == pytest.approx(test.detectable())
+
+
+@pytest.mark.slow
+def test_components_that_do_not_fit_are_not_used() -> None:
+    """Those of another task; of a paired contrast, without what its sides share; unknown ones."""
+    incomplete = pilot()
+    incomplete["variance"][0]["components"][1]["variance"] = None
+    other = replace(PLANNED, benchmark="anima", task="anima")
+    for contrast, results in (
+        (other, pilot()),
+        (PLANNED, pilot(kind="paired")),
+        (PLANNED, incomplete),
+    ):
+        (row,) = rows([contrast], results)
+        assert row["variances"] == "assumed"
+        assert "planned_test.py." in show([row], results)
+
+
+def test_translations_are_no_questions_of_their_own(tmp_path: Path) -> None:
+    """Scenarios are counted in the benchmark's file, without the questions that are excluded."""
+    questions = [
+        {"id": i, "question": f"text {i}", "tags": ["Harm"], "translation": f"scenario {i % 9}"}
+        for i in range(12)
+    ]
+    questions = [row | {"variables": None, "language": "en"} for row in questions]
+    path = jsonl(tmp_path / "questions.jsonl", questions)
+    changes = [f"benchmarks.ahb.questions={path}", "benchmarks.ahb.exclude=['8']"]
+    (entry,) = planned(load_study(TINY, overrides=changes))
+    assert sorted(entry.sizes) == [1] * 5 + [2] * 3 and entry.is_fetched
+    (row,) = rows([entry])
+    assert (row["questions"], row["scenarios"]) == (11, 8)
+    assert "8  " in show([row]) and "8?" not in show([row])
+
+
+@pytest.mark.slow
 def test_plan_shows_it_where_it_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["plan", str(TINY), "--runs", str(tmp_path)]
-    assert main(words) == 0 and "detectable" not in capsys.readouterr().out
-    assert main([*words, "--power"]) == 0 and "detectable, points" in capsys.readouterr().out
-    assert main([*words, "--power", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["power"][0]["seeds"] == len(load_study(TINY).seeds)
+    assert main(words) == 0 and "etectable" not in capsys.readouterr().out
+    assert main([*words, "--power"]) == 0
+    assert "primary, 4 tests" in capsys.readouterr().out, "2 doses on 2 benchmarks"
+    (tmp_path / "results.json").write_text(json.dumps(pilot()))
+    words += ["--json", "--variances", str(tmp_path / "results.json")]
+    assert main(words) == 0
+    power = json.loads(capsys.readouterr().out)["power"]
+    assert [row["variances"] for row in power] == ["pilot", "pilot, upper limits"]
+    assert power[0]["seeds"] == len(load_study(TINY).seeds)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (None, "no such file"),
+        ("[1]", "no results of a study"),
+        ("{", "no results of a study"),
+        ('{"study": "s", "variance": [{"components": [{}]}]}', "an older version wrote it"),
+    ],
+)
+def test_results_without_components_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, what: str
+) -> None:
+    path = tmp_path / "results.json"
+    if text:
+        path.write_text(text)
+    words = ["plan", str(TINY), "--runs", str(tmp_path), "--variances", str(path)]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert what in message and str(path) in message

@@ -11,10 +11,10 @@ from analysis.contrasts import contrast_rows
 from analysis.estimates import ALPHA
 from analysis.headline import doses
 from analysis.judges import differential_bias
+from analysis.next_data import next_data_rows
 from analysis.report import sentence, when
 from analysis.settings import Contrast, Costs
 from analysis.table import OVERALL, question_means
-from analysis.variance import next_data_rows
 
 EROSION = Contrast("erosion", "A", "A", ("ahb",), "primary", treatment_dose=200, control_dose=0)
 CROSSED = Contrast("crossed", "A", "B", ("ahb",), "primary", treatment_dose=200, control_dose=0)

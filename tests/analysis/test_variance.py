@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
+from scipy import stats
 from statsmodels.stats.anova import anova_lm
 
-from analysis.estimates import Arm, two_way
+from analysis.estimates import Arm, pair_by_seed, two_way
+from analysis.next_data import next_data, settled
 from analysis.settings import Costs
-from analysis.variance import components, next_data
+from analysis.variance import _upper_limit, components
 
 SD = {
     "seed": 0.05,
@@ -67,10 +69,10 @@ def bought(result: dict[str, Any], costs: Costs = COSTS, **design: Any) -> Any:
 
 def known_components(*sd: float) -> dict[str, Any]:
     rows = [
-        {"component": c, "variance": x**2, "negative": False}
+        {"component": c, "variance": x**2, "upper": 4 * x**2, "negative": False}
         for c, x in zip(SD, sd or SD.values(), strict=True)
     ]
-    return {"reason": None, "design": DESIGN, "components": rows}
+    return {"reason": None, "design": DESIGN, "kind": "free", "components": rows}
 
 
 def raw(result: dict[str, Any], *names: str) -> list[float]:
@@ -287,3 +289,83 @@ def test_detectable_differences_are_those_of_the_studys_plan_and_of_simulated_st
         for treatment, other in studies
     ]
     assert np.mean(result) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.slow
+def test_upper_limits_hold_in_95_percent_of_studies():
+    """Also of a seed variance of 0, and of one that few degrees of freedom show."""
+    rng = np.random.default_rng(0)
+    for seed_variance, df in ((0.0, 4), (0.02, 4), (0.2, 2), (1.0, 8)):
+        first = (0.1 + seed_variance) * rng.chisquare(df, 1500) / df
+        second = 0.1 * rng.chisquare(50, 1500) / 50
+        limits = [
+            _upper_limit(a - b, b, df, 50) for a, b in zip(first.tolist(), second, strict=True)
+        ]
+        share = np.mean(np.array(limits) >= seed_variance)
+        assert share > 0.93 and (seed_variance == 0 or share < 0.97)
+    # one mean square alone: its chi-squared limit
+    assert _upper_limit(2.0, 0.0, 4, np.inf) == pytest.approx(2 * 4 / stats.chi2.ppf(0.05, 4))
+
+
+def test_upper_limits_stand_beside_the_estimates():
+    rows = of(long(simulated(1, 2, 3, 26, 4)))["components"]
+    seed, question, in_arm, in_seed, sample = rows[:5]
+    squares = {row["component"]: row["raw"] for row in rows}
+    cell = squares["seed x question"] + squares["sample"] / 4
+    # E of the seeds' mean square: cell + 26 seed, on 4 df, over the cells' on 2 x 2 x 25
+    limit = _upper_limit(26 * squares["seed"], cell, 4, 100) / 26
+    assert (seed["upper"], seed["df"]) == (pytest.approx(limit), 4)
+    assert sample["upper"] == pytest.approx(
+        sample["variance"] * 468 / stats.chi2.ppf(0.05, 468), rel=1e-6
+    )
+    for row in (question, in_arm, in_seed):
+        assert row["variance"] < row["upper"] < 3 * row["variance"] + 0.01
+
+
+def test_paired_components_are_those_of_the_difference():
+    """What the runs of a seed share is in neither side's component."""
+    scores = simulated(7, 2, 4, 12, 3)
+    scores += np.random.default_rng(8).normal(0, 0.5, (1, 4, 1, 1))
+    sides = [("arm 0", 0), ("arm 1", 0)]
+    paired = of(long(scores), sides=sides, kind="paired")
+    free = of(long(scores), sides=sides)
+    assert paired["kind"] == "paired" and paired["design"] == free["design"]
+    assert raw(paired, "seed")[0] < 0.02 < 0.1 < raw(free, "seed")[0]
+    assert paired["components"][1]["reason"] == "cancels within seeds"
+    # as the test has it: the parts of the variance of the difference within seeds
+    arms, _ = pair_by_seed([Arm(arm.mean(2)) for arm in scores], [[*range(4)]] * 2)
+    test = two_way(arms, np.arange(12))
+    now = bought(paired)[0]
+    assert now["se"] == pytest.approx(test.se) and now["df"] == pytest.approx(test.df)
+    assert bought(free)[0]["detectable"] > 1.5 * now["detectable"]
+
+
+def test_a_fixed_checkpoint_is_priced_as_the_test_has_it():
+    scores = simulated(9, 2, 4, 40, 3)
+    table = long(scores)
+    fixed = table[(table["arm"] == "arm 0") | (table["seed"] == 0)].copy()
+    fixed.loc[fixed["arm"] == "arm 1", "seed"] = pd.NA
+    result = of(fixed, sides=[("arm 0", 0), ("arm 1", 0)], kind="fixed")
+    arms = [Arm(scores[0].mean(2)), Arm(scores[1, :1].mean(2), fixed=True)]
+    test = two_way(arms, np.arange(40))
+    now = bought(result)[0]
+    assert (now["se"], now["df"]) == (pytest.approx(test.se), pytest.approx(test.df))
+    assert result["design"]["arms"] == 1, "one more seed is one more training"
+    assert [row["arm"] for row in result["by_arm"]] == ["arm 0"] * 5
+
+
+def test_an_order_that_the_seeds_upper_limit_turns_round_is_not_settled():
+    small = known_components(0.001, 0.25, 0.08, 0.06, 0.15)
+    costs = Costs(seed=1.0, question=0.05, epoch=2.0)
+    now, *rest = bought(small, costs)
+    assert now["detectable_at_upper"] == pytest.approx(now["detectable"], rel=0.01)
+    assert settled([now, *rest]) is True
+    small["components"][0]["upper"] = 0.2**2
+    now, *rest = bought(small, costs)
+    assert rest[0]["purchase"] == "26 more questions"
+    best = max(rest, key=lambda row: row["gain_per_cost_at_upper"])
+    assert best["purchase"] == "one more seed per arm"
+    assert settled([now, *rest]) is False
+    small["components"][0]["upper"] = None
+    assert settled(bought(small, costs)) is None
+    assert settled(bought(known_components(), Costs(seed=1.0))) is None, "one price is no order"

@@ -1,0 +1,98 @@
+"""The declared contrasts on judged benchmarks, as `analysis.power` takes them."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from analysis.looks import levels
+from analysis.planned_test import Kind
+from analysis.power import PlannedContrast
+from analysis.settings import AnalysisSettings, Contrast
+from core.cell.context import StageContext
+from core.cell.identity import Cell
+from eval.questions import load_questions
+from study.spec.benchmarks import declaration, num_questions, sources
+from study.spec.schema import Benchmark, Study
+from study.spec.sources import locate
+
+Planned = dict[tuple[str, str, int], bool]  # (benchmark, arm, dose) -> has training seeds
+
+
+def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
+    """Every contrast on a judged benchmark, those of the primary family first.
+
+    `analysis` is the study's last cell. Doses at which a contrast has another kind are another
+    entry. Families are counted with the tests on benchmarks that no judge grades.
+    """
+    settings = AnalysisSettings.parse(analysis.settings)
+    checkpoints = [
+        *((file.benchmark, file.arm, file.dose, file.seed) for file in settings.score_files),
+        *((row["benchmark"], row["arm"], row["dose"], row["seed"]) for row in settings.missing),
+    ]
+    planned = {(name, arm, dose): seed is not None for name, arm, dose, seed in checkpoints}
+    level = levels(settings.looks or [len(settings.seeds)])[-1]
+    sizes: Counter[str] = Counter()
+    entries = []
+    for contrast in settings.contrasts:
+        for name in contrast.benchmarks:
+            kinds = _kinds(contrast, name, planned)
+            sizes[contrast.family] += max(1, sum(map(len, kinds.values())))
+            bench = study.benchmarks[name]
+            if (scenarios := _scenario_sizes(name, bench)) is None:
+                continue
+            for kind, doses in kinds.items():
+                entry = PlannedContrast(
+                    contrast=contrast.name,
+                    family=contrast.family,
+                    family_size=0,
+                    benchmark=name,
+                    task=bench.task,
+                    doses=tuple(doses),
+                    kind=kind,
+                    seeds=len(settings.seeds),
+                    sizes=scenarios[0],
+                    is_fetched=scenarios[1],
+                    epochs=bench.epochs,
+                    level=level,
+                )
+                entries.append(entry)
+    entries = [replace(entry, family_size=sizes[entry.family]) for entry in entries]
+    return sorted(entries, key=lambda entry: entry.family != "primary")
+
+
+def _kinds(contrast: Contrast, name: str, planned: Planned) -> dict[Kind, list[tuple[int, int]]]:
+    """The doses of the contrast on a benchmark by its kind there."""
+    treatment, control = (
+        {dose for bench, arm, dose in planned if (bench, arm) == (name, side)}
+        for side in contrast.arms
+    )
+    kinds: dict[Kind, list[tuple[int, int]]] = {}
+    for doses in contrast.dose_pairs(treatment, control):
+        sides = zip(contrast.arms, doses, strict=True)
+        is_trained = [planned[name, arm, dose] for arm, dose in sides]
+        kind: Kind = "free" if all(is_trained) else "fixed"
+        kinds.setdefault("paired" if contrast.paired else kind, []).append(doses)
+    return kinds
+
+
+def _scenario_sizes(name: str, bench: Benchmark) -> tuple[tuple[int, ...], bool] | None:
+    """The number of questions of each scenario, and whether the file is here to count them.
+
+    None where no judge grades the benchmark, or nothing is known of its questions.
+    """
+    count = num_questions(bench)
+    if count is None:
+        return None
+    path = locate(sources(bench)["questions"])
+    if not path.exists():
+        return (1,) * (count - len(bench.exclude)), False
+    declared = declaration(bench)
+    settings = {"scorer": declared["scorer"], "rows": declared["rows"]}
+    resources = {"files": {"questions": str(path)}}
+    _, question_set = load_questions(StageContext(Path(), name, settings, resources, {}))
+    counts = Counter(
+        scenario
+        for question, scenario in question_set.scenarios.items()
+        if question not in bench.exclude
+    )
+    return tuple(counts.values()), True
