@@ -82,6 +82,18 @@ def published_difference(printed: Row) -> tuple[float, float]:
     return difference, printed.get("step", slack)
 
 
+def largest_errors(printed: Row) -> list[float]:
+    """The largest standard errors that the two scores can have, in percent, from `n` answers each.
+
+    A difference alone leaves the scores open; the error is largest at a half.
+    """
+    n = printed["n"]
+    means = [
+        number(printed[side]) / 100 if side in printed else 0.5 for side in ("treatment", "control")
+    ]
+    return [100 * (mean * (1 - mean) / (n - 1)) ** 0.5 for mean in means]
+
+
 def _checks_of_answers(printed: Row) -> Iterator[Check]:
     """Largest errors, smallest t and largest p from two scores and `n` answers.
 
@@ -90,11 +102,7 @@ def _checks_of_answers(printed: Row) -> Iterator[Check]:
     if "n" not in printed:
         return
     n = printed["n"]
-    # a difference alone leaves the levels open; the error is largest at a half
-    means = [
-        number(printed[side]) / 100 if side in printed else 0.5 for side in ("treatment", "control")
-    ]
-    errors = [100 * (mean * (1 - mean) / (n - 1)) ** 0.5 for mean in means]
+    errors = largest_errors(printed)
     difference, slack = published_difference(printed)
     t = abs(difference) / hypot(*errors)
     least_t = (abs(difference) - slack) / hypot(*errors)

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from analysis.claim_arithmetic import published, published_difference
+from analysis.claim_size import SIZE_KEYS, size_row
 from analysis.estimates import ALPHA, adjusted
 from analysis.headline import dummy_note
 from analysis.reference import Reference
@@ -19,7 +20,6 @@ ROLES = ("treatment", "control", "dose", "control_dose", "benchmark")
 # copied from the row of the matching contrast
 CONTRAST_KEYS = ("estimate", "low", "high", "p_holm", "seeds", "questions")
 OTHER_KEYS = (
-    "difference",
     "score_treatment",
     "score_control",
     "margin",
@@ -50,18 +50,22 @@ def claim_rows(
         claims: None: those of claims.yaml.
 
     Returns:
-        Rows with the claim's fields, `published` as text and its `difference`; the study's names
-        of the `ROLES`; `score_treatment`, `score_control`, `estimate` (their difference), `low` and
-        `high`
-        (95 %; all in score units), `p_holm`, `seeds`, `questions`, `margin`, `p_equivalence`;
-        `verdict` and `reason`. A value that doesn't exist is None.
+        Rows with the claim's fields, `published` as text; the study's names of the `ROLES`;
+        `score_treatment`, `score_control`, `estimate` (their difference), `low` and `high` (95 %;
+        all in score units), `p_holm`, `seeds`, `questions`, `margin`, `p_equivalence`; the
+        `SIZE_KEYS` of analysis.claim_size; `verdict` and `reason`. A value that doesn't exist is
+        None.
 
     `reproduced` and `contradicted` need the deciding test after Holm, in or against the claimed
-    direction. A claim of no difference is reproduced where two one-sided tests (Schuirmann, J.
-    Pharmacokinet. Biopharm. 15, 1987) within the margin agree after Holm over all such claims,
-    else contradicted where the deciding test finds a difference; without a margin it is
-    `inconclusive`. `not run`: a role, the contrast or its scores are lacking. `none`: one seed per
-    arm, a dummy, a claim of unknown direction, or a claim on corpora gives no verdict.
+    direction. A reproduced difference whose interval lies below the published one is
+    `reproduced, smaller`. One that is shown to be less than the paper's own test had 33 % power to
+    find (after Holm over all such claims) is `too small`, whether or not the deciding test finds
+    it. A claim of no difference is reproduced where two one-sided tests (Schuirmann, J.
+    Pharmacokinet. Biopharm. 15, 1987) within the margin agree after Holm over all such claims, and
+    contradicted where the deciding test finds a difference whose interval lies outside the margin;
+    without a margin it is `inconclusive`. `not run`: a role, the contrast or its scores are
+    lacking. `none`: one seed per arm, a dummy, a claim of unknown direction, or a claim on corpora
+    gives no verdict.
     """
     matches = [
         _corpus_match(claim, results, roles)
@@ -71,10 +75,12 @@ def claim_rows(
     ]
     rows = [match.row for match in matches]
     unchanged = [row for row in rows if row["direction"] == "none" and row["margin"] is not None]
+    sized = [row for row in rows if row["small_effect"] is not None]
     # a test that could not be made still counts, as in the study's own families
-    corrected = adjusted([row["p_equivalence"] for row in unchanged], "holm")
-    for row, p in zip(unchanged, corrected, strict=True):
-        row["p_equivalence"] = p
+    for family, key in ((unchanged, "p_equivalence"), (sized, "p_too_small")):
+        corrected = adjusted([row[key] for row in family], "holm")
+        for row, p in zip(family, corrected, strict=True):
+            row[key] = p
     note = dummy_note(results)
     for match in matches:
         row = match.row
@@ -88,15 +94,13 @@ def _empty_row(claim: Row) -> Row:
     keys = ("id", "experiment", "statement", "direction", "notes")
     row = {key: claim[key] for key in keys}
     row["published"] = _published_text(claim["published"])
-    return row | dict.fromkeys([*ROLES, *CONTRAST_KEYS, *OTHER_KEYS])
+    return row | dict.fromkeys([*ROLES, *CONTRAST_KEYS, *SIZE_KEYS, *OTHER_KEYS])
 
 
 def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Match:
     """A claim on scores, answered by a declared contrast."""
     row = _empty_row(claim)
-    printed = claim["published"]
-    if "treatment" in printed or "difference" in printed:
-        row["difference"] = published_difference(printed)[0] / printed.get("scale", 100)
+    row |= size_row(claim["published"], claim["direction"], None)
     names = {key: claim[key] for key in ROLES if key in claim}
     row |= {key: roles.get(name) for key, name in names.items()}
     row["margin"] = roles.get(claim.get("margin", ""))
@@ -124,6 +128,7 @@ def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Matc
     row |= {key: contrast[key] for key in CONTRAST_KEYS}
     if contrast["estimate"] is None:
         return Match(row | {"verdict": "not run", "reason": contrast["reason"]})
+    row |= size_row(claim["published"], claim["direction"], contrast)
     reference = Reference.of_row(contrast)
     if row["margin"] is not None and reference is not None:
         distance = row["margin"] - abs(contrast["estimate"])
@@ -190,22 +195,35 @@ def _verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
         return "interim", contrast["reason"]
     if contrast["verdict"] == HANGS:
         return "inconclusive", HANGS
+    if row["direction"] == "none":
+        return _no_difference_verdict(row, contrast)
+    if contrast["verdict"] == OPPOSITE[row["direction"]]:
+        return "contradicted", None
+    is_there = contrast["verdict"] == row["direction"]
+    if row["p_too_small"] is not None and row["p_too_small"] <= ALPHA:
+        least = f"{100 * row['small_effect']:.1f} points"
+        also = "; the deciding test finds it" if is_there else ""
+        reason = f"less than {least}, which the paper's test had 33 % power to find{also}"
+        return "too small", reason
+    if not is_there:
+        return "inconclusive", "the deciding test is undecided"
+    if row["share_high"] is not None and row["share_high"] < 1:
+        return "reproduced, smaller", "its interval lies below the published difference"
+    return "reproduced", None
+
+
+def _no_difference_verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
+    """The verdict on a claim of no difference, and the reason."""
+    margin = row["margin"]
     differs = contrast["verdict"] in OPPOSITE
-    claims_no_difference = row["direction"] == "none"
-    if claims_no_difference and row["margin"] is None:
-        reason = "no equivalence margin is declared"
-        if differs:
-            reason += "; the deciding test finds a difference"
-        return "inconclusive", reason
-    if claims_no_difference:
-        reproduced = row["p_equivalence"] <= ALPHA
-        undecided = "not shown to lie within the margin"
-    else:
-        reproduced = contrast["verdict"] == row["direction"]
-        undecided = "the deciding test is undecided"
-    if not reproduced and not differs:
-        return "inconclusive", undecided
-    return "reproduced" if reproduced else "contradicted", None
+    difference_found = "; the deciding test finds a difference" if differs else ""
+    if margin is None:
+        return "inconclusive", f"no equivalence margin is declared{difference_found}"
+    if row["p_equivalence"] <= ALPHA:
+        return "reproduced", None
+    if differs and (contrast["low"] > margin or contrast["high"] < -margin):
+        return "contradicted", None
+    return "inconclusive", f"not shown to lie within the margin, nor outside{difference_found}"
 
 
 def _published_text(printed: Row) -> str:

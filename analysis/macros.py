@@ -54,7 +54,8 @@ def macros(results: Results) -> str:
     `Seeds`) by arm, benchmark and dose; contrasts (`Contrast`, `ContrastLow`, `ContrastHigh`,
     `PHolm`, `PResponses`, `ContrastSeeds`, `Verdict`) by name, benchmark and dose; `Questions`,
     `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`, `MedianWords` by
-    corpus; `StudyName`. A number that is None prints as a dash, and its comment says why. The
+    corpus; `ClaimVerdict`, `ClaimShare`, `ClaimShareLow`, `ClaimShareHigh` by claim on scores;
+    `StudyName`. A number that is None prints as a dash, and its comment says why. The
     order is that of the results.
 
     Raises UserError if two names come out the same, as for arms a-b and a_b.
@@ -107,6 +108,9 @@ def _all_macros(results: Results) -> Iterator[Macro]:
         yield from _contrast_macros(row)
     for row in results.get("corpora", []):
         yield from _corpus_macros(row)
+    for row in results.get("claims", []):
+        if row["benchmark"]:
+            yield from _claim_macros(row)
 
 
 def _benchmark_macros(name: str, benchmark: Row) -> Iterator[Macro]:
@@ -157,6 +161,20 @@ def _corpus_macros(row: Row) -> Iterator[Macro]:
     words = None if row["median_words"] is None else round(row["median_words"])
     meaning = f"words of its median document, {row['name']}"
     yield Macro(("median words", row["name"]), _count(words), meaning)
+
+
+def _claim_macros(row: Row) -> Iterator[Macro]:
+    claim = f"the claim {row['id']}"
+    reason = "" if row["reason"] is None else f": {row['reason']}"
+    verdict = "no verdict" if row["verdict"] == "none" else tex(row["verdict"])
+    yield Macro(("claim verdict", row["id"]), verdict, f"verdict on {claim}{reason}")
+    for key, meaning in (
+        ("share", "difference here over the published one"),
+        ("share_low", "lower end of the interval of that"),
+        ("share_high", "upper end of the interval of that"),
+    ):
+        name = f"claim {key.replace('_', ' ')}"
+        yield Macro((name, row["id"]), _points(row[key]), f"{meaning}, percent, {claim}")
 
 
 def _dose_words(row: Row) -> tuple[object, ...]:

@@ -97,8 +97,8 @@ class PlannedTest:
 
     Its parts of the variance are independent scaled chi-squared variables, from which the test
     takes its variance and its quantile: Student's t with Satterthwaite's degrees of freedom for a
-    free contrast, Cochran and Cox's quantile where one part alone varies over seeds. The estimate is
-    normal and independent of them. The interaction part is taken at its expected value.
+    free contrast, Cochran and Cox's quantile where one part alone varies over seeds. The estimate
+    is normal and independent of them. The interaction part is taken at its expected value.
 
     A fixed checkpoint differs from question to question as a checkpoint of a trained arm does.
 

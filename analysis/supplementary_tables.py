@@ -14,7 +14,7 @@ from analysis.headline import (
     percent,
     scope_note,
 )
-from analysis.rows import Results
+from analysis.rows import Results, Row
 from analysis.tables import braced, number, p_cell, table, tex
 
 
@@ -267,6 +267,10 @@ def bounds_table(results: Results) -> str:
     return table(headers, rows, "lrllr" + "S[table-format=3.1]" * 3, caption, "tab:bounds", results)
 
 
+# Of a claim, beside that of its contrast, with their signs.
+CLAIM_INTERVALS = (("share", ""), ("predicted", "+"))
+
+
 def claims_table(results: Results) -> str:
     """The paper's claims beside this study's numbers.
 
@@ -277,6 +281,7 @@ def claims_table(results: Results) -> str:
             *(tex(row[key]) for key in ("id", "statement", "published")),
             percent(row["estimate"], "+"),
             braced(interval(row, "+")),
+            *(braced(interval(_ends(row, key), sign)) for key, sign in CLAIM_INTERVALS),
             p_cell(row["p_holm"]),
             row["verdict"],
             tex(row["reason"] or ""),
@@ -286,7 +291,10 @@ def claims_table(results: Results) -> str:
     ]
     caption = (
         "The paper's claims. Published as printed; ours in points, first arm minus second; "
-        f"Holm-adjusted $p$. {tex(scope_note(results['writers']))}"
+        "Holm-adjusted $p$. Of published: the interval over the published difference, in percent. "
+        "Predicted: the 95\\,\\% prediction interval of Patil, Peng and Leek (2016). Too small: "
+        "less than the paper's test had 33\\,\\% power to find (Simonsohn, 2015). "
+        f"{tex(scope_note(results['writers']))}"
     )
     headers = [
         "Claim",
@@ -294,13 +302,19 @@ def claims_table(results: Results) -> str:
         "Published",
         "Points",
         "95\\,\\% interval",
+        "Of published",
+        "Predicted",
         "$p$ (Holm)",
         "Verdict",
         "Why",
     ]
-    return table(
-        headers, rows, "lp{4.5cm}lS[table-format=-3.1]rrlp{3cm}", caption, "tab:claims", results
-    )
+    columns = "lp{4.5cm}lS[table-format=-3.1]rrrrlp{3cm}"
+    return table(headers, rows, columns, caption, "tab:claims", results)
+
+
+def _ends(row: Row, key: str) -> Row:
+    """The interval `key` of a claim's row."""
+    return {"low": row[f"{key}_low"], "high": row[f"{key}_high"]}
 
 
 def arithmetic_table(results: Results) -> str:

@@ -55,9 +55,9 @@ def components(
     A question stands for its scenario, whose questions (translations) are averaged; a scenario
     that lacks one in a checkpoint is missing there. Doses are separate, their sums of squares
     added; other checkpoints without a training seed are left out. Henderson's method III
-    (Biometrics 9, 1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the residual sum of
-    squares of each fit, with one more effect each, is set equal to its expectation over the cells
-    that exist. In a balanced design this is the analysis of variance's estimator. With missing
+    (Biometrics 9, 1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the
+    residual sum of squares of each fit, with one more effect each, is set equal to its expectation
+    over the cells that exist. In a balanced design this is the analysis of variance's estimator. With missing
     cells it stays unbiased, and a seed that lost an easy question isn't a worse one.
 
     Returns:

@@ -5,11 +5,13 @@ import re
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from analysis import claim_arithmetic
 from analysis.claim_arithmetic import half, number
+from analysis.claim_size import published_error, size_row
 from analysis.claims import claim_rows
 from analysis.verdicts import HANGS
 
@@ -36,9 +38,9 @@ def contrast(**changed: Any) -> dict[str, Any]:
     }
     row |= {
         "family": "primary",
-        "estimate": 0.2,
-        "low": 0.1,
-        "high": 0.3,
+        "estimate": 0.3,
+        "low": 0.2,
+        "high": 0.4,
         "se": 0.04,
         "df": 9.0,
         "reference": [[1.0, 9.0]],
@@ -133,7 +135,7 @@ def test_published_value_stands_beside_ours():
     assert (result["published"], result["direction"]) == ("76.8 / 40.4", "higher")
     assert result["difference"] == pytest.approx(0.364)
     assert [result[key] for key in ("estimate", "low", "high", "p_holm", "seeds", "questions")] == [
-        0.2, 0.1, 0.3, 0.002, 3, 26,
+        0.3, 0.2, 0.4, 0.002, 3, 26,
     ]  # fmt: skip
     assert (result["treatment"], result["control"], result["dose"], result["control_dose"]) == (
         "doc",
@@ -162,12 +164,12 @@ def test_a_contrast_declared_the_other_way_round_is_turned():
         "treatment": "qa",
         "control": "doc",
         "estimate": -0.2,
-        "low": -0.31,
+        "low": -0.41,
         "high": -0.1,
         "verdict": "lower",
     }
     result = row("e2.before_sft", contrast(**other))
-    assert (result["estimate"], result["low"], result["high"]) == (0.2, 0.1, 0.31)
+    assert (result["estimate"], result["low"], result["high"]) == (0.2, 0.1, 0.41)
     assert (result["verdict"], result["score_treatment"]) == ("reproduced", 0.7)
 
 
@@ -178,7 +180,7 @@ def test_two_doses_of_one_arm():
     )
     assert row("e2.erosion", declared)["verdict"] == "reproduced"
     result = row("e2.erosion", contrast(control="doc", dose=0, control_dose=5000))
-    assert (result["verdict"], result["estimate"], result["dose"]) == ("reproduced", -0.2, 5000)
+    assert (result["verdict"], result["estimate"], result["dose"]) == ("reproduced", -0.3, 5000)
     same_dose = row("e2.erosion", contrast(control="doc"))
     assert (same_dose["verdict"], same_dose["reason"]) == (
         "not run",
@@ -253,7 +255,15 @@ def test_no_difference_needs_the_margin():
     [
         ({"se": 0.03}, "inconclusive"),  # 4 / 3 standard errors from the margin
         ({"estimate": -0.045}, "inconclusive"),  # half a standard error
-        ({"estimate": -0.2, "verdict": "lower", "p_holm": 0.001}, "contradicted"),
+        (
+            {"estimate": -0.2, "low": -0.3, "high": -0.1, "verdict": "lower", "p_holm": 0.001},
+            "contradicted",
+        ),
+        # a difference, and perhaps a small one: its interval reaches into the margin
+        (
+            {"estimate": -0.09, "low": -0.14, "high": -0.04, "verdict": "lower", "p_holm": 0.001},
+            "inconclusive",
+        ),
         (
             {"estimate": 0.01, "se": 0.002, "verdict": "higher", "p_holm": 0.01},
             "reproduced",
@@ -273,6 +283,126 @@ def test_no_difference_needs_the_margin():
 )
 def test_verdict_on_no_difference(changed, verdict):
     assert row("e2.sft_5000", contrast(**SAME | changed))["verdict"] == verdict
+
+
+def size(**changed: Any) -> dict[str, Any]:
+    """e2.before_sft, whose published difference is .364, by a contrast with these numbers."""
+    return row("e2.before_sft", contrast(**changed))
+
+
+def test_the_share_of_the_published_size() -> None:
+    result = size()
+    assert [result[key] for key in ("share", "share_low", "share_high")] == pytest.approx(
+        [0.3 / 0.364, 0.2 / 0.364, 0.4 / 0.364]
+    )
+    assert result["verdict"] == "reproduced"
+    eroded = contrast(control="doc", dose=5000, estimate=-0.2, low=-0.3, high=-0.1, verdict="lower")
+    result = row("e2.erosion", eroded)  # published: -.246
+    assert [result[key] for key in ("share", "share_low", "share_high")] == pytest.approx(
+        [0.2 / 0.246, 0.1 / 0.246, 0.3 / 0.246]
+    )
+    for name in ("e2.sft_5000", "e3.before_sft"):
+        assert row(name)["share"] is None, "no difference is claimed, or none is printed"
+    assert size(**ONE_SEED)["share"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "reason"),
+    [
+        ({"estimate": 0.2, "low": 0.1, "high": 0.3}, "reproduced, smaller", "below the published"),
+        # the paper's test had 33 % power for 3.5 points
+        (
+            {"estimate": 0.01, "low": 0.002, "high": 0.018, "se": 0.004},
+            "too small",
+            "less than 3.5 points, which the paper's test had 33 % power to find; the deciding",
+        ),
+        (UNSURE | {"estimate": 0.001, "low": -0.01, "high": 0.012, "se": 0.005}, "too small", "33"),
+        # not shown to be less: one standard error below
+        (UNSURE | {"estimate": 0.001, "se": 0.034}, "inconclusive", "undecided"),
+        (
+            {"estimate": -0.1, "low": -0.2, "high": -0.05, "verdict": "lower", "se": 0.02},
+            "contradicted",
+            None,
+        ),
+    ],
+)
+def test_a_difference_of_another_size(
+    changed: dict[str, Any], verdict: str, reason: str | None
+) -> None:
+    result = size(**changed)
+    assert result["verdict"] == verdict
+    assert result["reason"] is None if reason is None else reason in result["reason"]
+
+
+def test_what_the_paper_could_hardly_have_seen_by_hand() -> None:
+    """33 % power of a two-sided test at .05: 1.96 - .44 = 1.52 standard errors.
+
+    The errors: 9.4 / 3.76 points by the printed t, which is more than scores of 780 answers can
+    have (2.489); 10.9 / 5.67 by a one-sided t; 7 / 4.096 by p = .000045; the largest where nothing
+    is printed.
+    """
+    errors = {
+        name: published_error(claim(name)[0]["published"])
+        for name in ("e5.grok", "e3.sft_5000", "e2.neutral", "e2.before_sft", "e2.sft_5000")
+    }
+    largest = (0.768 * 0.232 / 779 + 0.404 * 0.596 / 779) ** 0.5
+    near_half = (0.522 * 0.478 / 779 + 0.517 * 0.483 / 779) ** 0.5
+    assert list(errors.values()) == pytest.approx(
+        [0.02489, 0.109 / 5.67, 0.07 / 4.0937, largest, near_half], rel=1e-3
+    )
+    assert size()["small_effect"] == pytest.approx((1.95996 - 0.43991) * largest, rel=1e-4)
+    one_sided = size_row(claim("e3.sft_5000")[0]["published"], "higher", None)
+    assert one_sided["small_effect"] == pytest.approx((1.64485 - 0.43991) * 0.109 / 5.67, rel=1e-4)
+    assert published_error(claim("e6.power")[0]["published"]) is None
+    # the power of the paper's own test at that difference
+    power = stats.nct.sf(stats.t.isf(0.025, 1558), 1558, size()["small_effect"] / largest)
+    assert power == pytest.approx(0.33, abs=2e-3)
+
+
+def test_the_prediction_interval_adds_both_errors() -> None:
+    result = size()
+    error = (0.768 * 0.232 / 779 + 0.404 * 0.596 / 779) ** 0.5
+    half = ((1.95996 * error) ** 2 + (stats.t.isf(0.025, 9) * 0.04) ** 2) ** 0.5
+    assert (result["predicted_low"], result["predicted_high"]) == (
+        pytest.approx(0.364 - half),
+        pytest.approx(0.364 + half),
+    )
+    same = row("e2.sft_5000", contrast(**SAME))
+    assert same["predicted_low"] < 0.005 < same["predicted_high"]
+    assert row("e2.before_sft")["predicted_low"] is None
+
+
+@pytest.mark.slow
+def test_prediction_intervals_hold_a_repetition() -> None:
+    """The published difference of 780 answers each, and a study of few seeds of the same."""
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(1500):
+        published_ones = rng.binomial(780, (0.5, 0.4))
+        treatment, control = (f"{100 * ones / 780:.2f}" for ones in published_ones)
+        printed = {"treatment": treatment, "control": control}
+        se = 0.03 * (rng.chisquare(4) / 4) ** 0.5
+        result = size_row(
+            printed | {"n": 780},
+            "higher",
+            contrast(estimate=rng.normal(0.1, 0.03), se=se, reference=[[1.0, 4.0]]),
+        )
+        estimate = rng.normal(0.1, 0.03)
+        inside.append(result["predicted_low"] < estimate < result["predicted_high"])
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+
+
+def test_sizes_are_corrected_over_all_such_claims() -> None:
+    """A p of .03 shows one claim to be too small, and not one of two."""
+    roles = ROLES | {"qa_neutral": "neutral", "e2n_dose": 0}
+    se = (size()["small_effect"] - 0.001) / float(stats.t.isf(0.03, 9))
+    small = contrast(**UNSURE | {"estimate": 0.001, "se": se})
+    assert row("e2.before_sft", small)["verdict"] == "too small"
+    result, other = claim_rows(
+        results(small), roles, [*claim("e2.before_sft"), *claim("e2.neutral")]
+    )
+    assert (result["p_too_small"], result["verdict"]) == (pytest.approx(0.06), "inconclusive")
+    assert (other["p_too_small"], other["verdict"]) == (None, "not run")
 
 
 @pytest.mark.slow
@@ -304,7 +434,7 @@ def test_a_stand_in_never_gives_a_verdict():
         assert (
             result["verdict"] == "none"
             and "dummy" in result["reason"]
-            and result["estimate"] == 0.2
+            and result["estimate"] == 0.3
         )
         assert row("e2.before_sft", **changed)["verdict"] == "not run"
 
@@ -312,7 +442,7 @@ def test_a_stand_in_never_gives_a_verdict():
 def test_an_unknown_direction_gives_no_verdict():
     roles = ROLES | {"ai_documents": "doc", "non_ai_documents": "qa", "e1_sft": 0}
     result = row("e1.ai", contrast(), roles=roles)
-    assert (result["verdict"], result["estimate"]) == ("none", 0.2) and "direction" in result[
+    assert (result["verdict"], result["estimate"]) == ("none", 0.3) and "direction" in result[
         "reason"
     ]
 

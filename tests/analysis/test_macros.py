@@ -205,6 +205,24 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
     assert line.endswith(f"none, {reason}")
 
 
+def test_claims_on_scores_have_macros() -> None:
+    sized = {"id": "e2.sft_2500", "benchmark": "ahb", "verdict": "reproduced, smaller"}
+    sized |= {"share": 0.61, "share_low": 0.3, "share_high": 0.92, "reason": "its interval"}
+    untested = sized | {"id": "e1.ai", "verdict": "none", "share": None, "reason": None}
+    corpus = sized | {"id": "e2.tokens", "benchmark": None}
+    lines = [
+        LINE.fullmatch(line)
+        for line in macros(results(claims=[sized, untested, corpus])).split("\n")
+    ]
+    values = {line[1]: line[2] for line in lines if line and line[1].startswith("Claim")}
+    assert values["ClaimVerdictETwoSftTwoFiveZeroZero"] == "reproduced, smaller"
+    assert values["ClaimShareETwoSftTwoFiveZeroZero"] == "61.0"
+    assert values["ClaimShareHighETwoSftTwoFiveZeroZero"] == "92.0"
+    assert values["ClaimVerdictEOneAi"] == "no verdict"
+    assert values["ClaimShareEOneAi"] == r"\mbox{--}"
+    assert not any("Tokens" in name for name in values)
+
+
 def test_deterministic_and_from_the_json_file():
     result = results()
     assert macros(result) == macros(json.loads(json.dumps(to_jsonable(result)))) and macros(
