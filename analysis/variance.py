@@ -52,12 +52,12 @@ def components(
     Where a corpus was written several times, its replicates stand for the seeds, with the means of
     the runs on each.
 
-    A question stands for its scenario, whose questions (translations) are averaged; a scenario
-    that lacks one in a checkpoint is missing there. Doses are separate, their sums of squares
-    added; other checkpoints without a training seed are left out. Henderson's method III
-    (Biometrics 9, 1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the
-    residual sum of squares of each fit, with one more effect each, is set equal to its expectation
-    over the cells that exist. In a balanced design this is the analysis of variance's estimator. With missing
+    A question stands for its scenario, whose questions (translations) are averaged; a scenario that
+    lacks one in a checkpoint is missing there. Doses are separate, their sums of squares added;
+    other checkpoints without a training seed are left out. Henderson's method III (Biometrics 9,
+    1953; Searle, Casella and McCulloch, "Variance Components", 1992, ch. 5): the residual sum of
+    squares of each fit, with one more effect each, is set equal to its expectation over the cells
+    that exist. In a balanced design this is the analysis of variance's estimator. With missing
     cells it stays unbiased, and a seed that lost an easy question isn't a worse one.
 
     Returns:
@@ -251,7 +251,7 @@ def _solve(names: Sequence[str], forms: Sequence[Sequence[float]], noise: float 
         df = round(coefficients[0] - absorbed_df, 6)
         variance = None if value is None else max(value, 0.0)
         upper = None
-        if value is not None:
+        if value is not None and df >= 1:
             subtracted, subtracted_df = _subtracted(i, forms, noise)
             weight = df / coefficients[i]
             upper = weight * _upper_limit(value / weight, subtracted, df, subtracted_df)

@@ -1,5 +1,6 @@
 """A contrast of two SFT doses has its own numbers in every part of the results."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,24 @@ def test_components_of_two_doses(contrast: Contrast, right: float) -> None:
     assert (row["design"]["arms"], row["design"]["seeds"]) == (2, 3)
     variances = {part["component"]: part["variance"] for part in row["components"]}
     assert sum(variance for variance in variances.values() if variance) < 0.1**2
+
+
+def test_more_data_is_priced_by_the_contrasts_kind() -> None:
+    """A benchmark has a row for each kind of its primary contrasts."""
+    long = table()
+    paired = replace(EROSION, name="within", paired=True)
+    fixed = long.copy()
+    fixed.loc[(fixed["arm"] == "B") & (fixed["dose"] == 0), "seed"] = pd.NA
+    fixed = fixed.drop_duplicates(["arm", "dose", "seed", "question", "epoch"])
+    rows = contrast_rows(fixed, question_means(fixed), [paired, CROSSED], [])
+    priced = next_data_rows(fixed, rows, {"ahb": "main"}, Costs())
+    assert [(row["name"], row["kind"]) for row in priced] == [
+        ("within", "paired"),
+        ("crossed", "fixed"),
+    ]
+    for row, contrast in zip(priced, rows, strict=True):
+        now = row["purchases"][0]
+        assert now["se"] == pytest.approx(contrast["se"], rel=0.02)
 
 
 def test_the_doses_of_a_contrast_hold_in_every_part() -> None:
