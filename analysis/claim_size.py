@@ -57,7 +57,7 @@ def size_row(printed: Row, direction: str | None, contrast: Row | None) -> Row:
     if error is not None and is_directional:
         critical = stats.norm.isf(ALPHA / printed.get("sided", 2))
         row["small_effect"] = float(critical - stats.norm.isf(SMALL_POWER)) * error
-    reference = contrast and Reference.of_row(contrast)
+    reference = None if contrast is None else Reference.of_row(contrast)
     if contrast is None or reference is None:
         return row
     if is_directional:
