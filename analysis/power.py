@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -38,7 +38,8 @@ class PlannedContrast:
     task: str
     doses: tuple[tuple[int, int], ...]  # of treatment and control
     kind: Kind
-    seeds: int  # per arm
+    seeds: int  # per arm; of a corpus with replicates, those
+    runs: float  # on each replicate of such a corpus, else 1
     sizes: tuple[int, ...]  # questions of each scenario
     is_fetched: bool  # else each question counts as a scenario of its own
     epochs: int  # answers per question
@@ -81,7 +82,10 @@ def rows(planned: Sequence[PlannedContrast], pilot: Results | None = None) -> li
     """
     result = []
     for contrast in planned:
-        design = Design(contrast.seeds, Scenarios.of_sizes(contrast.sizes), contrast.kind)
+        scenarios = Scenarios.of_sizes(contrast.sizes)
+        # The runs on one replicate of a corpus are one run of more answers.
+        scenarios = replace(scenarios, per_scenario=scenarios.per_scenario * contrast.runs)
+        design = Design(contrast.seeds, scenarios, contrast.kind)
         row: Row = {
             "contrast": contrast.contrast,
             "family": contrast.family,
@@ -90,6 +94,7 @@ def rows(planned: Sequence[PlannedContrast], pilot: Results | None = None) -> li
             "doses": [list(doses) for doses in contrast.doses],
             "kind": contrast.kind,
             "seeds": contrast.seeds,
+            "runs": contrast.runs,
             "questions": sum(contrast.sizes),
             "scenarios": len(contrast.sizes),
             "is_fetched": contrast.is_fetched,
@@ -159,7 +164,7 @@ def show(rows: Sequence[Row], pilot: Results | None = None) -> str:
     powers = [
         [
             *label,
-            row["seeds"],
+            f"{row['seeds']}{'' if row['runs'] == 1 else ' corpora'}",
             f"{row['scenarios']}{'' if row['is_fetched'] else '?'}",
             row["epochs"],
             _pair(row, "detectable"),
@@ -235,6 +240,8 @@ def _notes(rows: Sequence[Row], pilot: Results | None) -> list[str]:
         notes.append(f"assumed: the variances of analysis/planned_test.py{beside}.")
     if pilot:
         notes.append("upper limits: one-sided, of 95 %, of all components at once.")
+    if any(row["runs"] > 1 for row in rows):
+        notes.append("corpora: replicates of a corpus, which count in place of the seeds.")
     if not all(row["is_fetched"] for row in rows):
         notes.append("?: not fetched; each question counts as a scenario of its own.")
     return notes

@@ -15,7 +15,8 @@ from study.spec.benchmarks import declaration, num_questions, sources
 from study.spec.schema import Benchmark, Study
 from study.spec.sources import locate
 
-Planned = dict[tuple[str, str, int], bool]  # (benchmark, arm, dose) -> has training seeds
+# (benchmark, arm, dose) -> training seeds or, of a corpus with replicates, those; 0 without any.
+Planned = dict[tuple[str, str, int], int]
 
 
 def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
@@ -25,11 +26,7 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
     entry. Families are counted with the tests on benchmarks that no judge grades.
     """
     settings = AnalysisSettings.parse(analysis.settings)
-    checkpoints = [
-        *((file.benchmark, file.arm, file.dose, file.seed) for file in settings.score_files),
-        *((row["benchmark"], row["arm"], row["dose"], row["seed"]) for row in settings.missing),
-    ]
-    planned = {(name, arm, dose): seed is not None for name, arm, dose, seed in checkpoints}
+    planned = _planned(study, analysis)
     level = levels(settings.looks or [len(settings.seeds)])[-1]
     sizes: Counter[str] = Counter()
     entries = []
@@ -41,6 +38,9 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
             if (scenarios := _scenario_sizes(name, bench)) is None:
                 continue
             for kind, doses in kinds.items():
+                sides = zip(contrast.arms, doses[0], strict=True)
+                counts = [planned[name, arm, dose] for arm, dose in sides]
+                units = min(filter(None, counts), default=0)
                 entry = PlannedContrast(
                     contrast=contrast.name,
                     family=contrast.family,
@@ -49,7 +49,8 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
                     task=bench.task,
                     doses=tuple(doses),
                     kind=kind,
-                    seeds=len(settings.seeds),
+                    seeds=units,
+                    runs=len(settings.seeds) / units if units else 1,
                     sizes=scenarios[0],
                     is_fetched=scenarios[1],
                     epochs=bench.epochs,
@@ -58,6 +59,19 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
                 entries.append(entry)
     entries = [replace(entry, family_size=sizes[entry.family]) for entry in entries]
     return sorted(entries, key=lambda entry: entry.family != "primary")
+
+
+def _planned(study: Study, analysis: Cell) -> Planned:
+    units: dict[tuple[str, str, int], set[tuple[str, int]]] = {}
+    for row in (*analysis.settings["rows"], *analysis.settings["missing"]):
+        at = units.setdefault((row["benchmark"], row["arm"], row["dose"]), set())
+        if row["seed"] is None:
+            continue
+        if row.get("replicate") is None:
+            at |= {("seed", seed) for seed in study.seeds}
+        else:
+            at.add(("replicate", row["replicate"]))
+    return {key: len(at) for key, at in units.items()}
 
 
 def _kinds(contrast: Contrast, name: str, planned: Planned) -> dict[Kind, list[tuple[int, int]]]:

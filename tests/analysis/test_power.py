@@ -27,6 +27,7 @@ PLANNED = PlannedContrast(
     doses=((0, 0), (800, 800)),
     kind="free",
     seeds=5,
+    runs=1,
     sizes=(1,) * 26,
     is_fetched=False,
     epochs=30,
@@ -94,6 +95,16 @@ def test_a_look_spends_a_part_of_the_familys_level() -> None:
     study = load_study(TINY, overrides=["seeds=[0, 1, 2, 3, 4]", "looks=[3, 5]"])
     (row,) = rows(planned(study))
     assert row["in_family"]["alpha"] == pytest.approx(0.0386 / row["family_size"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_replicates_of_a_corpus_count_in_place_of_seeds() -> None:
+    changes = ["seeds=[0, 1, 2, 3]", "corpora.animal.replicates=2", "corpora.urban.replicates=2"]
+    (entry,) = planned(load_study(TINY, overrides=changes))
+    assert (entry.seeds, entry.runs) == (2, 2)
+    (row,), (twice,) = rows([entry]), rows([replace(entry, runs=1, epochs=2 * entry.epochs)])
+    assert row["alone"]["detectable"] == pytest.approx(twice["alone"]["detectable"])
+    assert "2 corpora" in show([row]) and "in place of the seeds" in show([row])
 
 
 @pytest.mark.slow
