@@ -17,12 +17,13 @@ from analysis.erosion import erosion_rows
 from analysis.estimates import Arm, pair_by_seed, two_way
 from analysis.headline import runs_text, scope_note
 from analysis.looks import levels
+from analysis.next_data import next_data
 from analysis.profiles import differences
 from analysis.robustness import robustness_rows
 from analysis.sensitivity import sensitivity_rows
 from analysis.settings import Contrast
 from analysis.table import by_corpus, dimension_means, question_means
-from analysis.variance import components, next_data
+from analysis.variance import components
 from core.cell.context import StageContext
 from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
