@@ -1,11 +1,12 @@
 """From the long table to rows of results.json: scores, arms, and contrasts with their verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 import pandas as pd
 
 from analysis.bounds import WorstCases, worst_cases
+from analysis.contrast_details import cohens_d, prediction_interval, question_signs
 from analysis.estimates import (
     ALPHA,
     Arm,
@@ -17,7 +18,15 @@ from analysis.estimates import (
 from analysis.rows import Row, fields
 from analysis.settings import Contrast
 from analysis.share_interval import share_interval
-from analysis.table import CHECKPOINT, OVERALL, checkpoint_name, replicates_of, score_matrix
+from analysis.table import (
+    CHECKPOINT,
+    OVERALL,
+    checkpoint_name,
+    dimension_normalized_averages,
+    grade_counts,
+    replicates_of,
+    score_matrix,
+)
 from analysis.verdicts import decide
 
 UNEQUAL = 3  # times: standard deviations over seeds farther apart are a caution
@@ -36,12 +45,24 @@ def score_rows(means: pd.DataFrame) -> list[Row]:
     return [{str(key): value for key, value in row.items()} for row in scores.to_dict("records")]
 
 
-def arm_rows(means: pd.DataFrame) -> list[Row]:
+def arm_rows(
+    table: pd.DataFrame, means: pd.DataFrame, normalized_benchmarks: Set[str] = frozenset()
+) -> list[Row]:
     """One row per benchmark, dose and arm: the mean, its interval for new seeds and questions.
 
-    The interval is `share_interval`'s where all scores lie between 0 and 1.
+    The interval is `share_interval`'s where all scores lie between 0 and 1. `n` counts the graded
+    answers, `missing` those without a grade, `grades` and `missing_grades` single grades
+    (`table.grade_counts`).
+
+    Args:
+        table: the rows of the deciding judges.
+        means: `table.question_means` of them.
+        normalized_benchmarks: those that have a `dimension_normalized_avg`; None elsewhere.
     """
-    counts = means.groupby(["benchmark", "dose", "arm"])[["n", "missing"]].sum().reset_index()
+    keys = ["benchmark", "dose", "arm"]
+    counts = means.groupby(keys)[["n", "missing"]].sum().join(grade_counts(table)).reset_index()
+    of_benchmarks = [rows["benchmark"].isin(normalized_benchmarks) for rows in (table, means)]
+    normalized = dimension_normalized_averages(table[of_benchmarks[0]], means[of_benchmarks[1]])
     rows = []
     for count in counts.to_dict("records"):
         arm = _arm(means, count["benchmark"], count["dose"], count["arm"])
@@ -57,8 +78,8 @@ def arm_rows(means: pd.DataFrame) -> list[Row]:
         row["questions"] = mean.questions
         row["scenarios"] = mean.clusters
         row["reason"] = mean.reason
-        row["n"] = count["n"]
-        row["missing"] = count["missing"]
+        row |= {key: count[key] for key in ("n", "missing", "grades", "missing_grades")}
+        row["dimension_normalized_avg"] = normalized.get(tuple(count[key] for key in keys))
         rows.append(row)
     return rows
 
@@ -78,7 +99,9 @@ def contrast_rows(
     `treatment_corpora` and `control_corpora` have the runs on each replicate of the arm's corpus,
     None where it was written once. `reference` has the terms of the distribution that estimate / se
     is compared with (analysis.reference). `caution`: what the test can't hold here, None where
-    nothing.
+    nothing. `prediction_low` and `prediction_high`, `cohens_d`, `questions_opposite` and
+    `questions_equal`: see analysis.contrast_details. `answers_*` counts each arm's graded answers,
+    `grades_*` its single grades (`table.grade_counts`).
 
     `paired` contrasts are of arms that share their midtraining runs: differences are taken within
     seeds, and `control_seeds` is then `treatment_seeds`.
@@ -94,6 +117,7 @@ def contrast_rows(
     planned = {(row["benchmark"], row["arm"], row["dose"]) for row in unfinished}
     planned |= set(keys.itertuples(index=False, name=None))
     worst = worst_cases(table)
+    grades = grade_counts(table)["grades"]
     rows = []
     filled = []
     for contrast in declared:
@@ -103,6 +127,8 @@ def contrast_rows(
                 row = _contrast_row(table, means, contrast, benchmark, sides, unfinished, level)
                 shares = [worst.shares.get((benchmark, *side), 0.0) for side in sides]
                 row["missing_treatment"], row["missing_control"] = shares or (None, None)
+                of_sides = [int(grades.get((benchmark, dose, arm), 0)) for arm, dose in sides]
+                row["grades_treatment"], row["grades_control"] = of_sides or (0, 0)
                 rows.append(row)
                 filled.append(_filled(contrast, benchmark, sides, worst) if any(shares) else [])
     decide(rows, filled, level)
@@ -155,6 +181,8 @@ def _contrast_row(
     ]
     judge = None
     p_responses = None
+    signs = (0, 0)
+    arms: list[Arm] = []
     if not sides:
         result = Estimate(reason="the two arms were not planned at a common SFT dose")
     elif not all(len(scores) for scores in responses):
@@ -162,6 +190,7 @@ def _contrast_row(
     else:
         arms, _ = contrast_arms((means, means), benchmark, sides, contrast.paired)
         result = two_way(arms, scenarios_of(means, benchmark), level)
+        signs = question_signs(arms, result.estimate)
         judge = part["judge"].iloc[0]
         p_responses = response_level_p(*responses)
 
@@ -183,6 +212,17 @@ def _contrast_row(
     }
     row |= fields(result, ("estimate", "low", "high", "se", "df", "p"))
     row |= fields(result, ("seed_se", "question_se", "interaction_se", "reason"))
+    answers = [int(np.isfinite(scores).sum()) for scores in responses] or [0, 0]
+    prediction = prediction_interval(result, arms) or (None, None)
+    row |= {
+        "prediction_low": prediction[0],
+        "prediction_high": prediction[1],
+        "cohens_d": cohens_d(result.estimate, responses),
+        "questions_opposite": signs[0],
+        "questions_equal": signs[1],
+        "answers_treatment": answers[0],
+        "answers_control": answers[1],
+    }
     return row | {
         "reference": result.reference and result.reference.terms,
         "caution": _caution(result),

@@ -67,10 +67,10 @@ class Estimate:
     A number that the data can't give is None, and `reason` says why. `seed_se`, `question_se` and
     `interaction_se` are the square roots of the three parts of the variance. `low` and `high` are
     the ends of the interval at the level of the test. `reference` is what `estimate` / `se` is
-    compared with, and `df` Satterthwaite's degrees of freedom. `seeds` has a number for each arm (0
-    for a fixed one), `corpora` the runs on each replicate of its corpus (None where it was written
-    once), `seed_sds` the standard deviation over seeds, or corpora, of their means (None for fewer
-    than 2).
+    compared with, and `df` Satterthwaite's degrees of freedom (`question_df` those of the question
+    part). `seeds` has a number for each arm (0 for a fixed one), `corpora` the runs on each
+    replicate of its corpus (None where it was written once), `seed_sds` the standard deviation over
+    seeds, or corpora, of their means (None for fewer than 2).
     """
 
     estimate: float | None = None
@@ -82,6 +82,7 @@ class Estimate:
     seed_se: float | None = None
     question_se: float | None = None
     interaction_se: float | None = None
+    question_df: float | None = None
     reference: Reference | None = None
     seeds: tuple[int, ...] = ()
     corpora: tuple[tuple[int, ...] | None, ...] = ()
@@ -197,20 +198,34 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
     if clusters < 2:
         reason = "one scenario only: nothing can be said about new questions"
         return replace(result, reason=reason)
-    variance = max(seed_part + question_part - interaction_part, seed_part, question_part)
-    se = variance**0.5
-    if se < 1e-9:
+    if max(seed_part, question_part) < 1e-18:
         return replace(result, reason=NO_VARIATION)
     question_df = jackknife_df(tuple(np.bincount(cluster).tolist()))
-    parts = [*seed_parts, (question_part, question_df)]
-    df = variance**2 / sum(part**2 / part_df for part, part_df in parts)
-    one_sided = len(seed_parts) == 1
-    reference = Reference.of_parts(*parts) if one_sided else Reference(((1.0, df),))
+    se, df, reference = combine_parts(seed_parts, (question_part, question_df), interaction_part)
     half = reference.quantile(level) * se
     # a single mean is described, not tested against 0
     p = reference.p(estimate / se) if len(arms) > 1 else None
-    interval = {"low": estimate - half, "high": estimate + half}
-    return replace(result, se=se, df=df, reference=reference, p=p, **interval)
+    result = replace(result, low=estimate - half, high=estimate + half, p=p)
+    return replace(result, se=se, df=df, question_df=question_df, reference=reference)
+
+
+def combine_parts(
+    seed_parts: Sequence[tuple[float, float]],
+    question_part: tuple[float, float],
+    interaction_part: float,
+) -> tuple[float, float, Reference]:
+    """Standard error, Satterthwaite's degrees of freedom and reference distribution: see `two_way`.
+
+    `seed_parts` and `question_part` are parts of the variance with their degrees of freedom.
+    """
+    seed_part = sum(part for part, _ in seed_parts)
+    sum_of_parts = seed_part + question_part[0] - interaction_part
+    variance = max(sum_of_parts, seed_part, question_part[0])
+    parts = [*seed_parts, question_part]
+    df = variance**2 / sum(part**2 / part_df for part, part_df in parts)
+    one_sided = len(seed_parts) == 1
+    reference = Reference.of_parts(*parts) if one_sided else Reference(((1.0, df),))
+    return variance**0.5, df, reference
 
 
 def _jackknife(values: np.ndarray, cluster: np.ndarray) -> float:

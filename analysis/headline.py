@@ -23,6 +23,17 @@ def interval(row: Row, sign: str = "") -> str:
     return f"[{percent(row['low'], sign)}, {percent(row['high'], sign)}]"
 
 
+def prediction(row: Row) -> str:
+    """The prediction interval of a row of contrasts, written as `interval`."""
+    ends = {"low": row["prediction_low"], "high": row["prediction_high"]}
+    return interval(ends, "+")
+
+
+def of_total(counts: Sequence[int] | None) -> str:
+    """`28 of 30`; a dash for None."""
+    return "-" if counts is None else f"{counts[0]} of {counts[1]}"
+
+
 def p_value(p: float | None) -> str:
     """Three decimals, `< .001` below that; a dash for None."""
     if p is None:

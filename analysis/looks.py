@@ -147,7 +147,23 @@ def judged_at_looks(looks: Sequence[Look], rows_of: RowsOf, finished: Set[int]) 
 
 def of_seeds(table: pd.DataFrame, seeds: set[int] | None) -> pd.DataFrame:
     """The rows of a table with these training seeds, or without one; None: all."""
-    return table if seeds is None else table[table["seed"].isna() | table["seed"].isin(seeds)]
+    if seeds is None:
+        return table
+    chosen = table["seed"].isna() | table["seed"].isin(seeds)
+    return table if chosen.all() else table[chosen]
+
+
+def tables_of_looks(
+    table: pd.DataFrame, contrasts: Sequence[Row], seeds: Sequence[int]
+) -> dict[int | None, pd.DataFrame]:
+    """`look` of the rows of contrasts -> the part of a table that such rows rest on.
+
+    `seeds`: the planned training seeds, in the order in which they are run.
+    """
+    return {
+        look: of_seeds(table, None if look is None else set(seeds[:look]))
+        for look in {row["look"] for row in contrasts}
+    }
 
 
 def read_looks(base: Path) -> list[Row]:

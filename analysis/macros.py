@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.headline import p_value, percent
+from analysis.headline import of_total, p_value, percent
 from analysis.rows import Results, Row
 from analysis.tables import tex
 from core.errors import Problem, UserError
@@ -51,12 +51,14 @@ def macros(results: Results) -> str:
     r"""The contents of macros.tex from results.json.
 
     A line `\newcommand{\Name}{value}% meaning` for each number. Scores (`Score`, `Low`, `High`,
-    `Seeds`) by arm, benchmark and dose; contrasts (`Contrast`, `ContrastLow`, `ContrastHigh`,
-    `PHolm`, `PResponses`, `ContrastSeeds`, `Verdict`) by name, benchmark and dose; `Questions`,
-    `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`, `MedianWords` by
-    corpus; `ClaimVerdict`, `ClaimShare`, `ClaimShareLow`, `ClaimShareHigh` by claim on scores;
-    `StudyName`. A number that is None prints as a dash, and its comment says why. The
-    order is that of the results.
+    `Seeds`, `Answers`, `Grades`, `DimensionNormalizedAvg`) by arm, benchmark and dose; contrasts
+    (`Contrast`, `ContrastLow`, `ContrastHigh`, `PredictionLow`, `PredictionHigh`, `ContrastP`,
+    `ContrastDf`, `PHolm`, `FamilySize`, `PResponses`, `CohensD`, `OppositeQuestions`,
+    `HoldsWithoutSeed` and its like, `ContrastSeeds`, `Verdict`) by name, benchmark and dose;
+    `Questions`, `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`,
+    `MedianWords` by corpus; `ClaimVerdict`, `ClaimShare`, `ClaimShareLow`, `ClaimShareHigh` by
+    claim on scores; `StudyName`. A number that is None prints as a dash, and its comment says why.
+    The order is that of the results.
 
     Raises UserError if two names come out the same, as for arms a-b and a_b.
     """
@@ -128,6 +130,13 @@ def _arm_macros(row: Row) -> Iterator[Macro]:
     yield Macro(("score", *parts), _points(row["mean"]), mean)
     yield from _interval_macros(row, ("low", *parts), ("high", *parts))
     yield Macro(("seeds", *parts), _count(row["seeds"]), f"training seeds of {scored}{fixed}")
+    for key, counted in (("n", "answers"), ("grades", "grades")):
+        meaning = f"{'graded ' if key == 'n' else ''}{counted} of {scored}"
+        yield Macro((counted, *parts), _count(row[key]), meaning)
+    if row["dimension_normalized_avg"] is not None:
+        official = f"official dimension_normalized_avg of {scored}, percent"
+        value = _points(row["dimension_normalized_avg"])
+        yield Macro(("dimension normalized avg", *parts), value, official)
 
 
 def _contrast_macros(row: Row) -> Iterator[Macro]:
@@ -140,8 +149,27 @@ def _contrast_macros(row: Row) -> Iterator[Macro]:
     verdict = "no verdict" if row["verdict"] == "none" else tex(row["verdict"])
     yield Macro(("contrast", *parts), _points(row["estimate"]), estimate)
     yield from _interval_macros(row, ("contrast low", *parts), ("contrast high", *parts))
+    new_run = "prediction interval for one new training run of each arm"
+    for key, end in (("prediction_low", "lower"), ("prediction_high", "upper")):
+        meaning = f"{end} end of its 95 % {new_run}{_reason(row, key)}"
+        yield Macro((key.replace("_", " "), *parts), _points(row[key]), meaning)
+    p = f"its unadjusted p{_reason(row, 'p')}"
+    yield Macro(("contrast p", *parts), _p(row["p"]), p)
+    df = f"degrees of freedom of its test{_reason(row, 'df')}"
+    yield Macro(("contrast df", *parts), _decimal(row["df"], ".1f"), df)
     yield Macro(("p holm", *parts), _p(row["p_holm"]), p_holm)
+    size = f"tests of its family {row['family']}"
+    yield Macro(("family size", *parts), _count(row["family_size"]), size)
     yield Macro(("p responses", *parts), _p(row["p_response_level"]), p_responses)
+    d = f"its Cohen's d{_reason(row, 'cohens_d')}"
+    yield Macro(("cohens d", *parts), _decimal(row["cohens_d"], ".2f"), d)
+    opposite = f"questions of its {row['questions']} that differ with the other sign"
+    yield Macro(("opposite questions", *parts), _count(row["questions_opposite"]), opposite)
+    for kind, holds in row["holds"].items():
+        choice = "by another judge" if kind == "judge" else f"without one {kind}"
+        meaning = f"in how many estimates {choice} the verdict holds{'' if holds else ': none'}"
+        name = f"holds {choice.replace('one ', '')}"
+        yield Macro((name, *parts), of_total(holds) if holds else NOTHING, meaning)
     yield Macro(("contrast seeds", *parts), _count(row["seeds"]), seeds)
     yield Macro(("verdict", *parts), verdict, f"verdict on {compared}")
 
@@ -199,7 +227,7 @@ def _scored(row: Row, arms: str) -> str:
 
 
 def _reason(row: Row, key: str) -> str:
-    return f": none, {row['reason']}" if row[key] is None else ""
+    return f": none, {row['reason'] or 'no variation'}" if row[key] is None else ""
 
 
 def _points(value: float | None) -> str:
@@ -214,6 +242,11 @@ def _p(value: float | None) -> str:
         return NOTHING
     text = p_value(value)
     return f"\\ensuremath{{{text if text.startswith('<') else f'= {text}'}}}"
+
+
+def _decimal(value: float | None, form: str) -> str:
+    """A number in Python's format `form`."""
+    return NOTHING if value is None else f"\\ensuremath{{{value:{form}}}}"
 
 
 def _count(value: int | None) -> str:

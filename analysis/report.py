@@ -17,8 +17,10 @@ from analysis.headline import (
     interval,
     missing_lines,
     notes_of,
+    of_total,
     p_value,
     percent,
+    prediction,
     runs_text,
     scope_note,
 )
@@ -159,5 +161,8 @@ def report(
         notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
+        prediction=lambda row: typeset(prediction(row).replace(", ", " to ")),
+        of_total=of_total,
+        typeset=typeset,
         p_value=lambda p: typeset(p_value(p)),
     )

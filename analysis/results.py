@@ -36,6 +36,8 @@ METHOD = (
     "at .05. {scope} With one training seed per arm no verdict is given. Missing grades are left "
     "out, never counted as wrong."
 )
+# Tasks of eval/benchmarks whose official scorer has a dimension_normalized_avg.
+NORMALIZED_TASKS = ("ahb_original", "anima")
 
 
 def analyze(
@@ -61,6 +63,7 @@ def analyze(
     contrasts = judged_at_looks(keep_recorded(looks, files, recorded_looks), of_look, finished)
     margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
     erosion = erosion_rows(means, settings.contrasts)
+    normalized = {name for name, row in settings.benchmarks.items() if row.task in NORMALIZED_TASKS}
     planned = [file.arm for file in files]
     planned += [row["arm"] for row in settings.missing]
     results = {
@@ -71,9 +74,9 @@ def analyze(
         "contrasts": contrasts,
         "looks": look_records(looks, files),
         "erosion": [row for row in erosion if len(row["doses"]) > 1],
-        "sensitivity": sensitivity_rows(table, means, contrasts, margins),
-        "dimension_tests": dimension_rows(table, contrasts),
-        "arms": arm_rows(means),
+        "sensitivity": sensitivity_rows(table, means, contrasts, margins, settings.seeds),
+        "dimension_tests": dimension_rows(table, contrasts, settings.seeds),
+        "arms": arm_rows(table, means, normalized),
         "dimensions": dimension_means(by_corpus(table)).to_dict("records"),
         "bounds": bounds(by_corpus(table), settings.contrasts),
         "missing": sorted(settings.missing, key=_missing_order),

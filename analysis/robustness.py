@@ -1,119 +1,124 @@
-"""Each primary contrast estimated again with one choice changed at a time."""
+"""Each contrast estimated again with one choice changed at a time."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
-from analysis.contrasts import contrast_arms, questions_of, scenarios_of
-from analysis.estimates import Arm, Estimate, two_way
-from analysis.rows import Row, fields
-from analysis.settings import Contrast
+from analysis.estimates import Estimate, two_way
+from analysis.leave_one_out import (
+    Data,
+    contrast_data,
+    count_holding,
+    without_question,
+    without_scenario,
+    without_seed,
+)
+from analysis.looks import tables_of_looks
+from analysis.rows import Row, fields, select, sides_of
 from analysis.table import CHECKPOINT, OVERALL, REPLICATE, primary_judge_rows, question_means
 
 NOTHING = 1e-9  # a smaller number has no sign but that of rounding
 FIRST = 26  # the paper's questions are the first of the benchmark's
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The two arms of a contrast, each at a dose."""
-
-    treatment: tuple[str, int]
-    control: tuple[str, int]
-    paired: bool  # by seed
-
-    @property
-    def arms(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        return self.treatment, self.control
-
-
-@dataclass(frozen=True)
-class Data:
-    """Both arms' question means.
-
-    The columns of `arms` are `questions`, `scenarios` has theirs; `seeds` are the rows of each arm.
-    """
-
-    arms: list[Arm]
-    seeds: list[list[int]]
-    questions: list[str]
-    scenarios: np.ndarray
-
-    def test(self) -> Estimate:
-        return two_way(self.arms, self.scenarios)
+PLACE = ("name", "benchmark", "dose", "control_dose")
+LEFT_OUT = {kind: f"one {kind} left out" for kind in ("seed", "question", "scenario")}
+JUDGE = "judge "  # begins the variant of another judge
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A contrast under one other choice; `which` is what a range's farthest estimate leaves out."""
+    """A contrast under one other choice.
+
+    `tests` are the estimates that each leave out one thing, where `estimate` is the one of them
+    that is farthest from the contrast's, and `which` the thing that it leaves out.
+    """
 
     name: str
     estimate: Estimate
     which: str | None = None
+    tests: tuple[Estimate, ...] = ()
 
 
 def robustness_rows(
     table: pd.DataFrame,
-    declared: Sequence[Contrast],
+    contrasts: Sequence[Row],
     other_judges: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
 ) -> list[Row]:
-    """One row per contrast of the family "primary", benchmark, pair of doses and variant.
+    """A row per variant of each row of contrasts.
 
-    The rows are described and never decide.
+    The rows are described and never decide. Each rests on the seeds that its contrast rests on.
 
     Args:
         table: the long table with the rows of every judge. It may have two more columns:
             `language` of the question and `length` of the response, in any unit.
-        declared: the contrasts of the study.
+        contrasts: the rows of analysis.contrasts.
         other_judges: benchmark -> the judges beside the deciding one.
+        seeds: the planned training seeds, in the order in which they are run.
 
     A row has `name`, `benchmark`, `dose`, `control_dose`, `variant`; `estimate`, `low`, `high`
     (treatment minus control in score units, 95 % of the two-way variance), `p` (unadjusted),
     `questions`, `seeds` (of the trained arm with fewer), `sign_same` (as in `all`; None where a
-    sign is unknown or 0), `which`, `reason` (why there is no number, or what limits it). Variants:
+    sign is unknown or 0), `which`, `reason` (why there is no number, or what limits it), `holds`
+    (in how many estimates the verdict of the contrast holds, and their number: see
+    leave_one_out.count_holding; None where there is no verdict). Variants:
 
     - `all`: as declared;
     - `first 26 questions` by id, which are the paper's, where there are more;
     - `English questions`, or without `language` `one question per scenario`: the first by id;
-    - `one question left out`, `one seed left out`: `low` to `high` is the range of all such
-      estimates; `estimate` is the one farthest from `all`, which leaves out `which`; `p` is the
-      largest;
+    - `one seed left out`, `one question left out`, and `one scenario left out` where a scenario has
+      several questions: `low` to `high` is the range of all such estimates; `estimate` is the one
+      farthest from `all`, which leaves out `which`; `p` is the largest;
     - `judge NAME`: this one decides, over what it graded;
     - `length held equal`: scores less slope x (length - mean length), with the slope within arm
       and question as in the analysis of covariance (Fisher, "Statistical methods for research
       workers", 1932), taken as known;
     - `dimensions weigh the same`: the mean of the dimensions' means in place of the overall
       scores.
+
+    Contrasts of other families than "primary" have those that leave out one thing, and the judges.
     """
-    primary = primary_judge_rows(table, other_judges)
+    of_looks = tables_of_looks(table, contrasts, seeds)
+    primary = {
+        look: primary_judge_rows(part, other_judges)
+        for look, part in of_looks.items()
+        if any(row["family"] == "primary" and row["look"] == look for row in contrasts)
+    }
+    means = {look: _means_by_judge(part, other_judges) for look, part in of_looks.items()}
     rows = []
-    for contrast in declared:
-        if contrast.family != "primary":
-            continue
-        for benchmark in contrast.benchmarks:
-            part = primary[primary["benchmark"] == benchmark]
-            all_judges = table[table["benchmark"] == benchmark]
-            for doses in _doses(part, contrast):
-                row = {
-                    "name": contrast.name,
-                    "benchmark": benchmark,
-                    "dose": doses and doses[0],
-                    "control_dose": doses and doses[1],
-                }
-                if doses is None:
-                    variants = [Variant("all", Estimate(reason="no scores of both arms"))]
-                else:
-                    treatment, control = zip(contrast.arms, doses, strict=True)
-                    sides = Sides(treatment, control, contrast.paired)
-                    judges = other_judges[benchmark]
-                    variants = list(
-                        _variants(_rows_of(part, sides), _rows_of(all_judges, sides), sides, judges)
-                    )
-                rows += [row | _row(variant, variants[0].estimate) for variant in variants]
+    for contrast in contrasts:
+        look = contrast["look"]
+        variants = _variants(contrast, means[look], other_judges[contrast["benchmark"]])
+        if contrast["family"] == "primary" and contrast["estimate"] is not None:
+            part = primary[look]
+            part = _rows_of(part[part["benchmark"] == contrast["benchmark"]], contrast)
+            variants += _primary_variants(contrast, part, means[look][""])
+        base = variants[0].estimate
+        row = select(contrast, PLACE)
+        rows += [row | _row(variant, base, contrast) for variant in variants]
     return rows
+
+
+def holds_of(contrast: Row, rows: Sequence[Row]) -> Row:
+    """In how many estimates without one seed, question, scenario or judge the verdict holds.
+
+    `seed`, `question`, `scenario`, `judge`: [how many, of how many], or None where nothing can be
+    left out or there is no verdict. Without its judge a contrast is decided by each other one.
+    Scenarios of one question each are left out with their questions.
+
+    Args:
+        contrast: a row of contrasts.
+        rows: `robustness_rows`.
+    """
+    of_contrast = [row for row in rows if select(row, PLACE) == select(contrast, PLACE)]
+    holds = {row["variant"]: row["holds"] for row in of_contrast}
+    result: Row = {kind: holds.get(variant) for kind, variant in LEFT_OUT.items()}
+    if LEFT_OUT["scenario"] not in holds:
+        result["scenario"] = result["question"]
+    judged = [of for variant, of in holds.items() if variant.startswith(JUDGE) and of]
+    result["judge"] = [sum(of[0] for of in judged), len(judged)] if judged else None
+    return result
 
 
 def natural(question: str) -> list[tuple[int, int, str]]:
@@ -122,24 +127,26 @@ def natural(question: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _doses(part: pd.DataFrame, contrast: Contrast) -> list[tuple[int, int] | None]:
-    """The pairs of doses with scores of both arms; [None] where there is none."""
-    treatment, control = (
-        set(part.loc[part["arm"] == arm, "dose"].map(int)) for arm in contrast.arms
-    )
-    return [*contrast.dose_pairs(treatment, control)] or [None]
+def _means_by_judge(
+    table: pd.DataFrame, other_judges: Mapping[str, Sequence[str]]
+) -> dict[str, pd.DataFrame]:
+    """`table.question_means` of each other judge's rows; of the deciding ones' under ""."""
+    overall = table[table["dimension"] == OVERALL]
+    names = sorted({judge for judges in other_judges.values() for judge in judges})
+    means = {judge: question_means(overall[overall["judge"] == judge]) for judge in names}
+    return {"": question_means(primary_judge_rows(overall, other_judges))} | means
 
 
-def _rows_of(table: pd.DataFrame, sides: Sides) -> pd.DataFrame:
-    (arm, dose), (control, control_dose) = sides.arms
+def _rows_of(table: pd.DataFrame, contrast: Row) -> pd.DataFrame:
+    (arm, dose), (control, control_dose) = sides_of(contrast)
     treated = (table["arm"] == arm) & (table["dose"] == dose)
     return table[treated | (table["arm"] == control) & (table["dose"] == control_dose)]
 
 
-def _row(variant: Variant, base: Estimate) -> Row:
+def _row(variant: Variant, base: Estimate, contrast: Row) -> Row:
     """The row of a variant; `base` is the estimate as declared."""
     result = variant.estimate
-    ends = [result.estimate] if variant.which is None else [result.low, result.high]
+    ends = [result.low, result.high] if variant.tests else [result.estimate]
     signs = {_sign(end) for end in [base.estimate, *ends]}
     row: Row = {"variant": variant.name}
     row |= fields(result, ("estimate", "low", "high", "p", "questions"))
@@ -147,6 +154,7 @@ def _row(variant: Variant, base: Estimate) -> Row:
     row["which"] = variant.which
     row["reason"] = result.reason
     row["sign_same"] = None if 0 in signs else len(signs) == 1
+    row["holds"] = count_holding(contrast, variant.tests or [result])
     return row
 
 
@@ -157,45 +165,56 @@ def _sign(value: float | None) -> int:
 
 
 def _variants(
-    part: pd.DataFrame, all_judges: pd.DataFrame, sides: Sides, judges: Sequence[str]
-) -> Iterator[Variant]:
-    """The variants of one contrast at one pair of doses, `all` first.
-
-    `part` has the rows of the deciding judge, `all_judges` those of every judge; `judges` are the
-    other ones.
-    """
-    data = _data(part, sides)
+    contrast: Row, means: Mapping[str, pd.DataFrame], judges: Sequence[str]
+) -> list[Variant]:
+    """The variants of any contrast, `all` first. `means` are by judge; `judges` the other ones."""
+    if contrast["estimate"] is None:
+        return [Variant("all", Estimate(reason=contrast["reason"]))]
+    data = contrast_data(means[""], contrast)
     base = data.test()
-    yield Variant("all", base)
+    variants = [
+        Variant("all", base),
+        _range(LEFT_OUT["seed"], base, without_seed(data)),
+        _range(LEFT_OUT["question"], base, without_question(data)),
+    ]
+    if len(set(data.scenarios)) < len(data.questions):
+        variants.append(_range(LEFT_OUT["scenario"], base, without_scenario(data)))
+    graded = _rows_of(means[""], contrast)
+    graded = graded[graded["benchmark"] == contrast["benchmark"]]
+    for judge in judges:
+        other = _rows_of(means[judge], contrast)
+        other = other[other["benchmark"] == contrast["benchmark"]]
+        variants.append(Variant(JUDGE + judge, _by_other_judge(graded, other, contrast)))
+    if not judges and contrast["family"] == "primary":
+        reason = "one judge only graded this benchmark"
+        variants.append(Variant("another judge", Estimate(reason=reason)))
+    return variants
+
+
+def _primary_variants(contrast: Row, part: pd.DataFrame, means: pd.DataFrame) -> list[Variant]:
+    """The further variants of a primary contrast.
+
+    `part` has the deciding judge's rows of its benchmark and arms.
+    """
+    data = contrast_data(means, contrast)
     order = sorted(range(len(data.questions)), key=lambda n: natural(data.questions[n]))
     reason = f"there are no more than {FIRST} questions"
-    yield _subset(f"first {FIRST} questions", data, order[:FIRST], reason)
+    variants = [_subset(f"first {FIRST} questions", data, order[:FIRST], reason)]
     if "language" in part:
         names = part["language"].astype(str).str.lower()
         language = dict(zip(part["question"], names, strict=True))
         english = [n for n in order if language[data.questions[n]].startswith("en")]
-        yield _subset("English questions", data, english, "all questions are in English")
+        variants.append(_subset("English questions", data, english, "all questions are in English"))
     else:
         first = {data.scenarios[n]: n for n in reversed(order)}
         reason = "no scenario has two questions"
-        yield _subset("one question per scenario", data, list(first.values()), reason)
-    yield _range("one question left out", base, _without_question(data))
-    yield _range("one seed left out", base, _without_seed(data, sides))
-    for judge in judges:
-        graded = all_judges[all_judges["judge"] == judge]
-        yield Variant(f"judge {judge}", _by_other_judge(part, graded, sides))
-    if not judges:
-        yield Variant("another judge", Estimate(reason="one judge only graded this benchmark"))
-    yield Variant("length held equal", _length_held_equal(part, sides))
-    yield Variant("dimensions weigh the same", _dimensions_weighed_equally(part, sides))
-
-
-def _data(part: pd.DataFrame, sides: Sides) -> Data:
-    means = question_means(part)
-    benchmark = part["benchmark"].iloc[0]
-    arms, seeds = contrast_arms((means, means), benchmark, sides.arms, sides.paired)
-    questions = questions_of(means, benchmark)["question"].tolist()
-    return Data(arms, seeds, questions, scenarios_of(means, benchmark))
+        chosen = list(first.values())
+        variants.append(_subset("one question per scenario", data, chosen, reason))
+    return [
+        *variants,
+        Variant("length held equal", _length_held_equal(part, contrast)),
+        Variant("dimensions weigh the same", _dimensions_weighed_equally(part, contrast)),
+    ]
 
 
 def _subset(name: str, data: Data, indices: Sequence[int], reason: str) -> Variant:
@@ -205,21 +224,6 @@ def _subset(name: str, data: Data, indices: Sequence[int], reason: str) -> Varia
     columns = sorted(indices)
     arms = [replace(arm, scores=arm.scores[:, columns]) for arm in data.arms]
     return Variant(name, two_way(arms, data.scenarios[columns]))
-
-
-def _without_question(data: Data) -> Iterator[tuple[str, Estimate]]:
-    for n, question in enumerate(data.questions):
-        fewer = [replace(arm, scores=np.delete(arm.scores, n, axis=1)) for arm in data.arms]
-        yield f"question {question}", two_way(fewer, np.delete(data.scenarios, n))
-
-
-def _without_seed(data: Data, sides: Sides) -> Iterator[tuple[str, Estimate]]:
-    for side, (arm, seeds) in enumerate(zip(data.arms, data.seeds, strict=True)):
-        for n, seed in enumerate(seeds):
-            fewer = [*data.arms]
-            fewer[side] = arm.drop_seed(n)
-            name = f"seed {seed}" if sides.paired else f"{sides.arms[side][0]} seed {seed}"
-            yield name, two_way(fewer, data.scenarios)
 
 
 def _range(name: str, base: Estimate, tests: Iterable[tuple[str, Estimate]]) -> Variant:
@@ -233,23 +237,23 @@ def _range(name: str, base: Estimate, tests: Iterable[tuple[str, Estimate]]) -> 
     values = [value for _, _, value in defined]
     ps = [test.p for _, test, _ in defined if test.p is not None]
     p = max(ps) if len(ps) == len(defined) else None
-    return Variant(name, replace(farthest, low=min(values), high=max(values), p=p), which)
+    range_of_all = replace(farthest, low=min(values), high=max(values), p=p)
+    return Variant(name, range_of_all, which, tuple(test for _, test, _ in defined))
 
 
-def _by_other_judge(part: pd.DataFrame, other: pd.DataFrame, sides: Sides) -> Estimate:
-    decided, graded = (
-        int(rows.loc[rows["dimension"] == OVERALL, "score"].count()) for rows in (part, other)
-    )
-    if not graded:
+def _by_other_judge(graded: pd.DataFrame, other: pd.DataFrame, contrast: Row) -> Estimate:
+    """The contrast by another judge's question means, of the same arms as the deciding `graded`."""
+    answers, other_answers = int(graded["n"].sum()), int(other["n"].sum())
+    if not other_answers:
         return Estimate(reason="this judge gave no overall scores")
-    result = _data(other, sides).test()
-    if result.reason is None and graded < decided:
-        reason = f"graded {graded} answers, the deciding judge {decided}"
+    result = contrast_data(other, contrast).test()
+    if result.reason is None and other_answers < answers:
+        reason = f"graded {other_answers} answers, the deciding judge {answers}"
         return replace(result, reason=reason)
     return result
 
 
-def _length_held_equal(part: pd.DataFrame, sides: Sides) -> Estimate:
+def _length_held_equal(part: pd.DataFrame, contrast: Row) -> Estimate:
     if "length" not in part:
         return Estimate(reason="the table has no lengths of responses")
     graded = part["score"].notna() & part["length"].notna()
@@ -262,10 +266,10 @@ def _length_held_equal(part: pd.DataFrame, sides: Sides) -> Estimate:
         return Estimate(reason="lengths do not vary within arm and question")
     slope = float((centered["length"] * centered["score"]).sum()) / spread
     held = values["score"] - slope * (values["length"] - values["length"].mean())
-    return _data(rows.assign(score=held), sides).test()
+    return contrast_data(question_means(rows.assign(score=held)), contrast).test()
 
 
-def _dimensions_weighed_equally(part: pd.DataFrame, sides: Sides) -> Estimate:
+def _dimensions_weighed_equally(part: pd.DataFrame, contrast: Row) -> Estimate:
     """The contrast of the means of dimension means.
 
     A question's score becomes the mean of dimension means plus the question's own contribution to
@@ -293,4 +297,4 @@ def _dimensions_weighed_equally(part: pd.DataFrame, sides: Sides) -> Estimate:
     by_question = cells.groupby(question, dropna=False)
     scores = by_question.agg(score=("score", "sum"), mean=("mean", "first")).reset_index()
     scores = scores.assign(score=scores["score"] + scores["mean"], dimension=OVERALL)
-    return _data(scores, sides).test()
+    return contrast_data(question_means(scores), contrast).test()

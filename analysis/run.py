@@ -17,13 +17,14 @@ from analysis.declaration import (
     first_score,
 )
 from analysis.examples import examples
+from analysis.flow import flow_rows
 from analysis.headline import dummy_note, headline, missing_lines
 from analysis.losses import LossHistory, read_losses
 from analysis.macros import macros
 from analysis.next_data import next_data_rows
 from analysis.report import report
 from analysis.results import analyze, judge_rows
-from analysis.robustness import robustness_rows
+from analysis.robustness import holds_of, robustness_rows
 from analysis.rows import Results, to_jsonable
 from analysis.settings import AnalysisSettings
 from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
@@ -48,8 +49,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
     scores.parquet, and `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json.
     Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
-    exist; `study_file`, its text, which is kept as study.yaml. The study's folder holds
-    declaration.json, and looks.json, to which finished looks are added.
+    exist; `unfinished`, the cells that the checkpoints without scores need (see `flow.flow_rows`);
+    `study_file`, its text, which is kept as study.yaml. The study's folder holds declaration.json,
+    and looks.json, to which finished looks are added.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
@@ -58,6 +60,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     base = context.folder.parents[1]
     declared = copy_declaration(base, settings.declaration, context.folder)
     table = long_table(settings.score_files, context.inputs, settings.labels)
+    unfinished = context.resources.get("unfinished", [])
+    flow = flow_rows(table, settings, unfinished, base)
     table = drop_excluded(table, settings.excluded)
     primary = primary_judge_rows(table, settings.other_judges)
     check_table(primary, settings.judges)
@@ -67,6 +71,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     if declared:
         looks.record_looks(base, results["looks"], settings.score_files, context.inputs)
         shutil.copyfile(base / looks.FILE, context.folder / looks.FILE)
+    results["flow"] = flow
     results["notes"] += unused_labels(settings.score_files, context.inputs, settings.labels)
     _add_further_results(results, table, settings, context.inputs)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
@@ -106,8 +111,10 @@ def _add_further_results(
     claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)
     results["arithmetic"] = to_jsonable(arithmetic()) if claims else []
-    robustness = robustness_rows(table, settings.contrasts, settings.other_judges)
+    robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)
     results["robustness"] = to_jsonable(robustness)
+    for contrast in contrasts:
+        contrast["holds"] = holds_of(contrast, results["robustness"])
 
 
 def _write_data(results: Results, table: pd.DataFrame, folder: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.contrasts import contrast_arms, questions_of, scenarios_of
 from analysis.estimates import two_way
 from analysis.inference import benjamini_hochberg, equivalence, hierarchical_bootstrap, permutation
+from analysis.looks import tables_of_looks
 from analysis.mixed import mixed_model
 from analysis.reference import Reference
 from analysis.rows import Row, fields, select, sides_of
@@ -27,26 +28,31 @@ def sensitivity_rows(
     means: pd.DataFrame,
     contrasts: Sequence[Row],
     margins: Mapping[str, float],
+    seeds: Sequence[int],
 ) -> list[Row]:
     """One row per contrast row of the family "primary" or with a margin, where it has a number.
 
     A row has `bootstrap` (se, low, high, percentile_low, percentile_high), `permutation` (p,
     smallest_p), `mixed` (estimate, low, high, p, at_zero) and `equivalence` (margin, p,
     equivalent, low, high: of 90 %), each with its `reason` where it has no number: see
-    analysis.inference and analysis.mixed.
+    analysis.inference and analysis.mixed. Each rests on the seeds that its contrast rests on.
 
     Args:
         table: the rows of the deciding judges.
         means: `table.question_means` of them.
         contrasts: the rows of analysis.contrasts.
         margins: contrast name -> equivalence margin in score units.
+        seeds: the planned training seeds, in the order in which they are run.
     """
+    tables = tables_of_looks(table, contrasts, seeds)
+    means_of = tables_of_looks(means, contrasts, seeds)
     rows = []
     for contrast in contrasts:
         margin = margins.get(contrast["name"])
         if contrast["estimate"] is None or not (contrast["family"] == "primary" or margin):
             continue
-        row = select(contrast, ("name", "family", *PLACE)) | _methods(table, means, contrast)
+        parts = tables[contrast["look"]], means_of[contrast["look"]]
+        row = select(contrast, ("name", "family", *PLACE)) | _methods(*parts, contrast)
         row["equivalence"] = None
         if margin:
             reference = Reference.of_row(contrast)
@@ -87,17 +93,20 @@ def _methods(table: pd.DataFrame, means: pd.DataFrame, contrast: Row) -> Row:
     }
 
 
-def dimension_rows(table: pd.DataFrame, contrasts: Sequence[Row]) -> list[Row]:
-    """Each primary contrast dimension by dimension, by the two-way test.
+def dimension_rows(
+    table: pd.DataFrame, contrasts: Sequence[Row], seeds: Sequence[int]
+) -> list[Row]:
+    """Each primary contrast dimension by dimension, by the two-way test over its own seeds.
 
     `q` is p adjusted for the false discovery rate by Benjamini and Hochberg's method, over the
     dimensions of one contrast, benchmark and dose. A dimension of fewer than FEW_SCENARIOS has no
     interval: it would be wider than any difference can be.
     """
+    tables = tables_of_looks(table[table["dimension"] != OVERALL], contrasts, seeds)
     rows: list[Row] = []
     for contrast in contrasts:
-        of_benchmark = table["benchmark"] == contrast["benchmark"]
-        part = table[of_benchmark & (table["dimension"] != OVERALL)]
+        part = tables[contrast["look"]]
+        part = part[part["benchmark"] == contrast["benchmark"]]
         if contrast["family"] != "primary" or contrast["estimate"] is None or part.empty:
             continue
         tests = []

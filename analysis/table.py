@@ -287,6 +287,46 @@ def dimension_means(table: pd.DataFrame) -> pd.DataFrame:
     return means.merge(missing.rename("missing").reset_index(), on=keys)
 
 
+def grade_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """By benchmark, dose and arm the `grades` given and the `missing_grades`.
+
+    A grade is a score on one dimension of one answer, or the answer's only score where its
+    benchmark has no dimensions. The grades of a dimension that is graded once per animal count as
+    one: the table has their mean.
+    """
+    keys = ["benchmark", "dose", "arm"]
+    is_dimension = table["dimension"] != OVERALL
+    with_dimensions = set(table.loc[is_dimension, "benchmark"])
+    part = table[is_dimension | ~table["benchmark"].isin(with_dimensions)]
+    scores = part.groupby(keys)["score"]
+    return pd.DataFrame(
+        {"grades": scores.count(), "missing_grades": scores.size() - scores.count()}
+    )
+
+
+def dimension_normalized_averages(table: pd.DataFrame, means: pd.DataFrame) -> pd.Series:
+    """Anima's `dimension_normalized_avg` by benchmark, dose and arm.
+
+    Of each checkpoint it is the mean over dimensions of means over questions of means over epochs;
+    of an arm, the mean over its checkpoints. inspect_evals weighs dimensions by
+    `default_weighting`, which the table does not have. A benchmark with other weights than 1 is
+    left out: the overall scores of its fully graded questions are no plain means of dimensions.
+    `means`: `question_means` of the table.
+    """
+    keys = [*CHECKPOINT, "question"]
+    table, means = (rows.assign(seed=rows["seed"].fillna(-1)) for rows in (table, means))
+    part = table[table["dimension"] != OVERALL]
+    of_dimension = part.groupby([*keys, "dimension"])["score"].agg(["mean", "count", "size"])
+    complete = (of_dimension["count"] == of_dimension["size"]).groupby(keys).all()
+    plain = of_dimension["mean"].groupby(keys).mean()[complete]
+    differs = (means.set_index(keys)["score"] - plain).abs() > 1e-9
+    weighted = differs.groupby("benchmark").any()
+    dimensions = of_dimension["mean"].groupby([*CHECKPOINT, "dimension"]).mean()
+    checkpoints = dimensions.groupby(CHECKPOINT).mean()
+    arms = checkpoints.groupby(["benchmark", "dose", "arm"]).mean()
+    return arms[~arms.index.get_level_values("benchmark").isin(weighted.index[weighted])]
+
+
 def score_matrix(
     means: pd.DataFrame, benchmark: str, dose: int, arm: str, questions: list[str]
 ) -> np.ndarray:

@@ -5,20 +5,24 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from analysis.declaration import declaration_note
+from analysis.flow import ANSWERS, STAGES
 from analysis.headline import (
     doses,
     dummy_note,
     interval,
     missing_lines,
     notes_of,
+    of_total,
     p_value,
     percent,
+    prediction,
     runs_text,
     scope_note,
 )
 from analysis.rows import Results, Row
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
+COUNTED = ("answers", "grades")
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -52,8 +56,9 @@ def scores_table(results: Results) -> str:
             *(tex(row[key]) for key in ("benchmark", "dose", "arm")),
             percent(row["mean"]),
             braced(interval(row)),
+            percent(row["dimension_normalized_avg"]),
             "fixed" if row["fixed"] else runs_text(row["seeds"], row["corpora"]),
-            *(str(row[key]) for key in ("questions", "n", "missing")),
+            *(str(row[key]) for key in ("questions", "n", "missing", "grades")),
         ]
         for row in in_study_order(results, results["arms"])
     ]
@@ -61,7 +66,9 @@ def scores_table(results: Results) -> str:
         "Scores in percent: mean over questions of means over seeds and epochs, with a 95\\,\\% "
         "interval for new seeds and new questions (two-way variance, Student's $t$); none for an "
         "arm with one training seed. ``fixed'': one checkpoint without a training seed, so its "
-        "interval is for new questions only."
+        "interval is for new questions only. By dimension: the official "
+        "\\texttt{dimension\\_normalized\\_avg}, the mean of dimension means. An answer has a "
+        "grade on each of its dimensions."
     )
     headers = [
         "Benchmark",
@@ -69,13 +76,15 @@ def scores_table(results: Results) -> str:
         "Arm",
         "Score",
         "95\\,\\% interval",
+        "By dimension",
         "Seeds",
         "Questions",
-        "Grades",
+        "Answers",
         "No grade",
+        "Grades",
     ]
-    columns = "lrlS[table-format=3.1]rrrrr"
-    return table(headers, rows, columns, caption, "tab:scores", results)
+    columns = "lrlS[table-format=3.1]rS[table-format=3.1]rrrrr"
+    return table(headers, rows, columns, caption, "tab:scores", results, is_wide=True)
 
 
 def contrasts_table(results: Results) -> str:
@@ -91,7 +100,10 @@ def contrasts_table(results: Results) -> str:
                 runs_text(row[f"{side}_seeds"], row[f"{side}_corpora"])
                 for side in ("treatment", "control")
             ),
+            number(row["df"], ".1f"),
+            p_cell(row["p"]),
             p_cell(row["p_holm"]),
+            tex(f"{row['family']} ({row['family_size']})"),
             row["verdict"],
             p_cell(row["p_response_level"]),
         ]
@@ -99,18 +111,15 @@ def contrasts_table(results: Results) -> str:
     ]
     caption = (
         "Declared contrasts in percentage points. Interval and test: two-way (seed and question) "
-        "variance, Student's $t$; verdicts from Holm-adjusted $p$ within the declared family at "
-        ".05. Seeds: training seeds of the first and second arm (0: a fixed checkpoint). The last "
-        "column is the paper's response-level Welch test, which takes all answers as independent: "
-        f"for comparison only, it never decides. {tex(scope_note(results['writers']))}"
+        "variance, Student's $t$ with df degrees of freedom; verdicts from Holm-adjusted $p$ "
+        "within the declared family (its number of tests) at .05. Seeds: training seeds of the "
+        "first and second arm (0: a fixed checkpoint). The last column is the paper's "
+        "response-level Welch test, which takes all answers as independent: for comparison only, "
+        f"it never decides. {tex(scope_note(results['writers']))}"
     )
     notes = [f"{row['name']}: {note}" for row in results["contrasts"] for note in notes_of(row)]
     if notes:
         caption += f" Notes: {tex('; '.join(dict.fromkeys(notes)))}."
-    sizes = {row["family"]: row["family_size"] for row in results["contrasts"]}
-    if sizes:
-        families = ", ".join(f"{family} ({size})" for family, size in sizes.items())
-        caption += f" Families and their tests: {tex(families)}."
     headers = [
         "Contrast",
         "Benchmark",
@@ -118,12 +127,65 @@ def contrasts_table(results: Results) -> str:
         "Points",
         "95\\,\\% interval",
         "Seeds",
+        "df",
+        "$p$",
         "$p$ (Holm)",
+        "Family (tests)",
         "Verdict",
-        "$p$ (responses)",
+        "Paper's $p$",
     ]
-    columns = "llrS[table-format=-3.1]rrrlr"
-    return table(headers, rows, columns, caption, "tab:contrasts", results)
+    columns = "p{2.2cm}lrS[table-format=-3.1]rrrrrp{1.3cm}p{1.5cm}r"
+    return table(headers, rows, columns, caption, "tab:contrasts", results, is_wide=True)
+
+
+def contrast_details_table(results: Results) -> str:
+    """What is reported of the contrasts beside their verdicts."""
+    rows = [
+        [
+            tex(row["name"]).replace(" - ", " $-$ "),
+            tex(row["benchmark"]),
+            doses(row),
+            braced(prediction(row)),
+            braced(number(row["cohens_d"], "+.2f")),
+            of_total((row["questions_opposite"], row["questions"])),
+            *(of_total(row["holds"][kind]) for kind in ("seed", "question", "scenario", "judge")),
+            *(f"{row[f'{kind}_treatment']}/{row[f'{kind}_control']}" for kind in COUNTED),
+        ]
+        for row in results["contrasts"]
+    ]
+    caption = (
+        "The declared contrasts beside their verdicts; nothing here decides. One new run: 95\\,\\% "
+        "prediction interval in points for one new training run of each arm, on new questions. "
+        "$d$: Cohen's $d$, the difference over the standard deviation of single answers. Opposite: "
+        "questions whose difference has the other sign. Seed, question, scenario: in how many "
+        "estimates without one of them the verdict holds, with the other tests of the family as "
+        "they are. Judge: in how many by another judge. Answers and grades of the first and second "
+        "arm."
+    )
+    headers = ["Contrast", "Benchmark", "SFT dose", "One new run", "$d$", "Opposite"]
+    headers += ["Seed", "Question", "Scenario", "Judge"]
+    headers += ["Answers", "Grades"]
+    columns = "p{2.2cm}lrrrrrrrrrr"
+    return table(headers, rows, columns, caption, "tab:details", results, is_wide=True)
+
+
+def flow_table(results: Results) -> str:
+    """How many checkpoints and answers of each arm come from planned to analysed."""
+    rows = [
+        [
+            *(tex(row[key]) for key in ("benchmark", "arm")),
+            *(str(row[key]) for key in (*STAGES, *ANSWERS)),
+        ]
+        for row in results["flow"]
+    ]
+    caption = (
+        "From planned to analysed. Checkpoints (seeds $\\times$ SFT doses) that were planned, and "
+        "that have weights, answers and scores; answers of the last, those to questions that the "
+        "study file excludes, those without a grade, and those analysed."
+    )
+    headers = ["Benchmark", "Arm", "Planned", "Trained", "Evaluated", "Graded"]
+    headers += ["Answers", "Excluded", "No grade", "Analysed"]
+    return table(headers, rows, "llrrrrrrrr", caption, "tab:flow", results, is_wide=True)
 
 
 def dimensions_table(results: Results) -> str:
@@ -152,6 +214,8 @@ def dimensions_table(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "scores": scores_table,
     "contrasts": contrasts_table,
+    "contrast_details": contrast_details_table,
+    "flow": flow_table,
     "dimensions": dimensions_table,
 }
 
@@ -215,11 +279,13 @@ def table(
     caption: str,
     label: str,
     results: Results,
+    is_wide: bool = False,
 ) -> str:
     """One LaTeX table.
 
     The caption is followed by the basis of the numbers and by what is missing. `columns` is
-    LaTeX's column format; "-" in a cell prints as a dash.
+    LaTeX's column format; "-" in a cell prints as a dash. A wide table is set in small type with
+    narrow gaps, so that it fits a page of A4.
     """
     notes = [f"{tex('. '.join(data_summary(results)))}.", tex(declaration_note(results))]
     dummy = dummy_note(results)
@@ -243,4 +309,7 @@ def table(
     # LaTeX leaves no distance below a caption, as it expects captions under their tables
     distance = "\\setlength{\\belowcaptionskip}{0.5em}\n\\caption{"
     spaced = body.replace("\\caption{", distance, 1)
+    if is_wide:
+        narrow = "\\footnotesize\\setlength{\\tabcolsep}{2pt}\n\\begin{tabular}"
+        spaced = spaced.replace("\\begin{tabular}", narrow, 1)
     return f"{PREAMBLE}\n{spaced}"

@@ -6,17 +6,20 @@ from analysis.estimates import ALPHA, Estimate, adjusted
 from analysis.rows import Row
 
 DECIDED = ("higher", "lower")
+INCONCLUSIVE = "inconclusive"
+JUDGED = (*DECIDED, INCONCLUSIVE)
 HANGS = "hangs on missing grades"
 
 
 def decide(rows: Sequence[Row], worst_cases: Sequence[Sequence[Estimate]], level: float) -> None:
-    """Add `p_holm`, `family_size`, `verdict` and perhaps a `reason` to the rows of contrasts.
+    """Add `p_holm`, `family_size`, `p_needed`, `verdict` and perhaps a `reason` to the rows.
 
     `p_holm` is by Holm over every test declared in the family, times .05 / `level`: it is compared
-    with .05 at any level. A test that could not be made counts with p = 1. The verdict is `higher`
-    or `lower` at .05, else `inconclusive`. It is `none` where there is no test. Where grades are
-    missing the whole family is tested again with them filled, all its contrasts alike: against and
-    for the treatments. A verdict that such a test changes is HANGS.
+    with .05 at any level. A test that could not be made counts with p = 1. `p_needed` is the
+    largest unadjusted p that Holm rejects, with the other tests of the family as they are. The
+    verdict is `higher` or `lower` at .05, else `inconclusive`. It is `none` where there is no test.
+    Where grades are missing the whole family is tested again with them filled, all its contrasts
+    alike: against and for the treatments. A verdict that such a test changes is HANGS.
 
     Args:
         rows: of analysis.contrasts.
@@ -35,9 +38,10 @@ def decide(rows: Sequence[Row], worst_cases: Sequence[Sequence[Estimate]], level
         for position, n in enumerate(numbers):
             row = rows[n]
             row["family_size"] = len(numbers)
+            others = [rows[other]["p"] for other in numbers if other != n]
+            row["p_needed"] = _p_needed(others, level)
             row["p_holm"], row["verdict"] = as_graded[position]
-            others = {verdicts[position] for verdicts in filled}
-            if row["verdict"] != "none" and others - {row["verdict"]}:
+            if row["verdict"] != "none" and {of[position] for of in filled} - {row["verdict"]}:
                 row["verdict"] = HANGS
                 row["reason"] = (
                     f"with the missing grades filled against and for {row['treatment']}: "
@@ -63,6 +67,19 @@ def _verdicts(
             verdicts.append((None, "none"))
             continue
         p_holm = min(1.0, p * ALPHA / level)
-        decided = DECIDED[0] if estimate > 0 else DECIDED[1]
-        verdicts.append((p_holm, decided if p_holm <= ALPHA else "inconclusive"))
+        verdicts.append((p_holm, direction(estimate) if p_holm <= ALPHA else INCONCLUSIVE))
     return verdicts
+
+
+def direction(estimate: float) -> str:
+    """The verdict that a test finds which rejects."""
+    return DECIDED[0] if estimate > 0 else DECIDED[1]
+
+
+def _p_needed(others: Sequence[float | None], level: float) -> float:
+    """The largest p that Holm rejects beside the p of `others` in the family."""
+    tests = len(others) + 1
+    for rejected, p in enumerate(sorted(1.0 if p is None else p for p in others)):
+        if p > level / (tests - rejected):
+            return level / (tests - rejected)
+    return level

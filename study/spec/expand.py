@@ -223,7 +223,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     expansion = Expansion(study, base)
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
     inputs: dict[str, Cell] = {}
-    rows, missing = _score_rows(expansion, evaluated, without, inputs)
+    rows, missing, unfinished = _score_rows(expansion, evaluated, without, inputs)
     labels = {}
     for name, bench in sorted(study.benchmarks.items()):
         if not bench.labels:
@@ -269,6 +269,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     }
     resources = {
         "trainings": _trainings(evaluated),
+        "unfinished": unfinished,
         "study_file": dump_study(study),  # kept with its results
         **paths(ANALYSIS_FILES),
     }
@@ -303,11 +304,15 @@ def _score_rows(
     evaluated: list[Checkpoint],
     without: Set[str],
     inputs: dict[str, Cell],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the table of scores, and those whose cell is left out. Adds the cells to `inputs`."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the table of scores, those whose cell is left out, and what these need.
+
+    Adds the cells to `inputs`. What a row needs is where the cells of its weights and answers lie.
+    """
     study = expansion.study
     rows = []
     missing = []
+    unfinished = []
     for checkpoint in evaluated:
         for name, bench in sorted(study.benchmarks.items()):
             if not _is_asked(bench, checkpoint):
@@ -328,12 +333,22 @@ def _score_rows(
                     row["replicate"] = checkpoint.replicate
                 if cell.identity in without:
                     missing.append(row)
+                    needed = {
+                        "weights": checkpoint.cell,
+                        "answers": cell.inputs.get("samples", cell),
+                    }
+                    unfinished.append({name: _source(of_row) for name, of_row in needed.items()})
                     continue
                 # Two cells may have one name.
                 role = f"{cell.stage}-{cell.identity[:16]}"
                 inputs[role] = cell
                 rows.append({"role": role, **row})
-    return rows, missing
+    return rows, missing, unfinished
+
+
+def _source(cell: Cell) -> dict[str, str]:
+    """Where a cell lies, as an analysis looks for it."""
+    return {"cell": cell.relpath, "identity": cell.identity}
 
 
 def _row_order(checkpoint: Checkpoint) -> tuple[Any, ...]:
@@ -392,8 +407,7 @@ def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
             is_sft = cell.stage != "midtrain"
             stage = f"SFT on {cell.settings['dose']} rows" if is_sft else cell.stage
             facts = {"stage": stage, "arm": row.arm, "seed": row.seed}
-            source = {"cell": cell.relpath, "identity": cell.identity}
-            rows.setdefault(cell.identity, facts | source)
+            rows.setdefault(cell.identity, facts | _source(cell))
     return list(rows.values())
 
 

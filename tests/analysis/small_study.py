@@ -147,6 +147,9 @@ def drop(context: StageContext, role: str) -> dict[str, Any]:
     context.settings["rows"].remove(row)
     entry = {key: row[key] for key in ("arm", "seed", "dose", "benchmark")}
     context.settings["missing"].append(entry)
+    cell = {"cell": "sft/none-00000000", "identity": "0" * 64}
+    needed = {"weights": cell, "answers": cell}
+    context.resources.setdefault("unfinished", []).append(needed)
     return entry
 
 

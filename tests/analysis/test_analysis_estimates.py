@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis.estimates import Arm, response_level_p, two_way
-from benchmarks.error_rates import DESIGNS, LEVELS, lower_limit, rejections
+from benchmarks.error_rates import DESIGNS, lower_limit, rejections
 
 
 def responses(
@@ -218,14 +218,22 @@ def test_a_dominant_scenario_has_a_larger_standard_error_than_inspects():
     assert 1 < estimate.df < 2  # 43 questions, 30 of them in one scenario
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "design", [design for design in DESIGNS if not design.is_known_to_fail], ids=lambda d: d.name
+    "design",
+    [
+        # families have up to 16 tests a study
+        pytest.param(
+            design, marks=pytest.mark.nightly if design.contrasts > 1 else pytest.mark.slow
+        )
+        for design in DESIGNS
+        if not design.is_known_to_fail
+    ],
+    ids=lambda design: design.name,
 )
 def test_the_deciding_test_holds_its_levels_in_each_design(design):
     """With 400 studies a design; `python -m benchmarks.error_rates` takes 4,000."""
     studies = 400
-    for level, share in zip(LEVELS, rejections(design, studies), strict=True):
+    for level, share in zip(design.levels, rejections(design, studies), strict=True):
         limit = 0.06 if level == 0.05 else 1.5 * level
         assert lower_limit(share, studies) < limit, (level, share)
 

@@ -35,7 +35,7 @@ def test_missing_checkpoints_are_listed_everywhere(tmp_path):
     name = "urban, seed 2, dose 200, on ahb"
     texts = [(context.folder / "report.html").read_text(), headline(results, "")]
     texts += [path.read_text() for path in (context.folder / "tables").glob("*.tex")]
-    assert len(texts) == 10 and all(name in text for text in texts)
+    assert len(texts) == 12 and all(name in text for text in texts)
     assert pd.read_parquet(context.folder / "scores.parquet").attrs["missing"] == results["missing"]
     assert any(name in warning for warning in context.warnings)
 

@@ -118,6 +118,8 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
     made = (
         "scores",
         "contrasts",
+        "contrast_details",
+        "flow",
         "dimensions",
         "robustness",
         "erosion",
@@ -172,7 +174,9 @@ def test_a_margin_tests_equivalence(tmp_path):
         assert row["equivalence"]["equivalent"] and row["equivalence"]["margin"] == 0.9
         assert -0.9 < row["equivalence"]["low"] < row["equivalence"]["high"] < 0.9
     assert all(row["margin"]["dose"] is None and row["half"] for row in results["erosion"])
-    assert results["dimension_tests"] == results["robustness"] == results["variance"] == []
+    assert results["dimension_tests"] == results["variance"] == []
+    variants = {row["variant"] for row in results["robustness"]}
+    assert variants == {"all", "one seed left out", "one question left out"}
 
 
 @pytest.mark.slow
@@ -234,6 +238,10 @@ def test_excluded_questions_count_nowhere_and_are_told(tmp_path):
     context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
     results = results_of(context)
     assert results["notes"] == ["ahb: the study file leaves out 2 questions: q000, q003"]
+    (flow,) = (
+        row for row in results["flow"] if (row["arm"], row["benchmark"]) == ("animal", "ahb")
+    )
+    assert (flow["answers"], flow["excluded"], flow["analysed"]) == (144, 24, 120)
     assert results["benchmarks"]["ahb"]["questions"] == 10
     assert {"q000", "q003"}.isdisjoint(
         pd.read_parquet(context.folder / "scores.parquet").query("benchmark == 'ahb'").question

@@ -178,7 +178,7 @@ def test_means_are_those_of_the_report(lost):
     table = study(1, lost)
     result = rows_of(table)
     means = question_means(table)
-    for row in arm_rows(means):
+    for row in arm_rows(table, means):
         assert result[row["arm"], OVERALL]["mean"] == pytest.approx(row["mean"])
     for row in dimension_means(table).to_dict("records"):
         assert result[row["arm"], row["dimension"]]["mean"] == pytest.approx(row["score"])

@@ -25,6 +25,7 @@ def arm(name: str, **changed: Any) -> dict[str, Any]:
         "high": 0.61,
         "seeds": 3,
     }
+    row |= {"n": 780, "grades": 2910, "dimension_normalized_avg": None}
     return row | {"fixed": False, "reason": None} | changed
 
 
@@ -43,6 +44,15 @@ def contrast(**changed: Any) -> dict[str, Any]:
         "low": -0.07,
         "high": 0.008,
         "seeds": 3,
+        "prediction_low": -0.1,
+        "prediction_high": 0.04,
+        "p": 0.0041,
+        "df": 5.23,
+        "family_size": 3,
+        "cohens_d": -0.12,
+        "questions_opposite": 7,
+        "questions": 26,
+        "holds": {"seed": [5, 6], "question": [26, 26], "scenario": [26, 26], "judge": None},
     }
     return (
         row
@@ -63,7 +73,7 @@ def results(**changed: Any) -> dict[str, Any]:
     result = {
         "study": "tiny_1",
         "benchmarks": {"ahb": benchmark},
-        "arms": [arm("animal"), arm("urban", dose=5000)],
+        "arms": [arm("animal"), arm("urban", dose=5000, dimension_normalized_avg=0.484)],
     }
     return result | {"contrasts": [contrast()], "corpora": [corpus]} | changed
 
@@ -98,14 +108,30 @@ def test_every_number_by_hand():
         "LowAnimalAhbDoseZero": "50.0",
         "HighAnimalAhbDoseZero": "61.0",
         "SeedsAnimalAhbDoseZero": "3",
+        "AnswersAnimalAhbDoseZero": "780",
+        "GradesAnimalAhbDoseZero": r"2\,910",
         "ScoreUrbanAhbDoseFiveZeroZeroZero": "55.7",
         "LowUrbanAhbDoseFiveZeroZeroZero": "50.0",
         "HighUrbanAhbDoseFiveZeroZeroZero": "61.0",
         "SeedsUrbanAhbDoseFiveZeroZeroZero": "3",
+        "AnswersUrbanAhbDoseFiveZeroZeroZero": "780",
+        "GradesUrbanAhbDoseFiveZeroZeroZero": r"2\,910",
+        "DimensionNormalizedAvgUrbanAhbDoseFiveZeroZeroZero": "48.4",
         "ContrastAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-3.1}",
         "ContrastLowAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-7.0}",
         "ContrastHighAnimalMinusUrbanAhbDoseZero": "0.8",
+        "PredictionLowAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-10.0}",
+        "PredictionHighAnimalMinusUrbanAhbDoseZero": "4.0",
+        "ContrastPAnimalMinusUrbanAhbDoseZero": r"\ensuremath{= .004}",
+        "ContrastDfAnimalMinusUrbanAhbDoseZero": r"\ensuremath{5.2}",
         "PHolmAnimalMinusUrbanAhbDoseZero": r"\ensuremath{= .012}",
+        "FamilySizeAnimalMinusUrbanAhbDoseZero": "3",
+        "CohensDAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-0.12}",
+        "OppositeQuestionsAnimalMinusUrbanAhbDoseZero": "7",
+        "HoldsWithoutSeedAnimalMinusUrbanAhbDoseZero": "5 of 6",
+        "HoldsWithoutQuestionAnimalMinusUrbanAhbDoseZero": "26 of 26",
+        "HoldsWithoutScenarioAnimalMinusUrbanAhbDoseZero": "26 of 26",
+        "HoldsByAnotherJudgeAnimalMinusUrbanAhbDoseZero": r"\mbox{--}",
         "PResponsesAnimalMinusUrbanAhbDoseZero": r"\ensuremath{< .001}",
         "ContrastSeedsAnimalMinusUrbanAhbDoseZero": "3",
         "VerdictAnimalMinusUrbanAhbDoseZero": "inconclusive",
@@ -165,7 +191,7 @@ def test_two_names_that_come_out_the_same_are_an_error(names):
     with pytest.raises(UserError) as error:
         macros(results(arms=[arm(name) for name in names]))
     problems = error.value.problems
-    assert len(problems) == 4 and all(name in problems[0].what for name in names)
+    assert len(problems) == 6 and all(name in problems[0].what for name in names)
 
 
 def test_one_contrast_at_several_doses_and_across_doses():

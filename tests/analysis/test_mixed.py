@@ -1,8 +1,13 @@
 """The mixed model: R's numbers, the two-way test's, refusals; all methods on simulated data."""
 
+import json
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import mixed
@@ -105,6 +110,90 @@ def test_numbers_are_those_of_lmertest(name):
     }
     assert result.at_zero == (("run",) if name == "zero" else ())
     assert result.low < result.estimate < result.high
+
+
+# Fits each design of a table; `trained` is 0 in rows of a fixed checkpoint, which has no run effect.
+R_SCRIPT = """
+suppressMessages(library(lmerTest))
+control <- lmerControl(optCtrl = list(xtol_abs = 1e-12, ftol_abs = 1e-12,
+                                      xtol_rel = 1e-12, ftol_rel = 1e-14))
+files <- commandArgs(trailingOnly = TRUE)
+rows <- sapply(files, function(file) {
+  d <- read.csv(file, colClasses = c(run = "factor", scenario = "factor", question = "factor",
+                                     arm_scenario = "factor", arm_question = "factor"))
+  terms <- "(0 + trained | run) + (1 | scenario) + (1 | arm_scenario)"
+  if (nlevels(d$question) > nlevels(d$scenario))
+    terms <- paste(terms, "+ (1 | question) + (1 | arm_question)")
+  m <- suppressMessages(lmer(as.formula(paste("score ~ arm +", terms)), d, control = control))
+  sprintf("[%.12g, %.12g, %.12g, %.12g]", coef(summary(m))["arm", 1], coef(summary(m))["arm", 2],
+          coef(summary(m))["arm", 3], coef(summary(m))["arm", 5])
+})
+cat("[", paste(rows, collapse = ", "), "]")
+"""
+
+
+def designs() -> list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[bool, bool]]]:
+    """Twenty designs: seeds, scenarios of several questions, lost scores, fixed checkpoints."""
+    result = []
+    for number in range(20):
+        rng = np.random.default_rng([7, number])
+        seeds = int(rng.integers(2, 7)), int(rng.integers(2, 7))
+        several = number % 4 == 1
+        scenarios = np.repeat(np.arange(int(rng.integers(12, 30))), 2 if several else 1)
+        treatment, control, _ = planted(100 + number, seeds, scenarios, run=0.05)
+        fixed = (False, number % 4 == 3)
+        if fixed[1]:
+            control = control[:1]
+        if number % 4 == 2:
+            treatment[rng.random(treatment.shape) < 0.1] = np.nan
+        result.append((treatment, control, scenarios, fixed))
+    return result
+
+
+def long_form(
+    arms: tuple[np.ndarray, np.ndarray], scenarios: np.ndarray, fixed: tuple[bool, bool]
+) -> pd.DataFrame:
+    rows = []
+    for arm, scores, is_fixed in zip((1, 0), arms, fixed, strict=True):
+        for seed, question in np.argwhere(np.isfinite(scores)):
+            scenario = scenarios[question]
+            row = {"arm": arm, "run": f"{arm}-{seed}", "trained": 1 - is_fixed}
+            row |= {"scenario": scenario, "question": question}
+            row |= {"arm_scenario": f"{arm}-{scenario}", "arm_question": f"{arm}-{question}"}
+            rows.append(row | {"score": scores[seed, question]})
+    return pd.DataFrame(rows)
+
+
+def has_lmertest() -> bool:
+    """Whether R is here with lme4 and lmerTest."""
+    if not shutil.which("Rscript"):
+        return False
+    command = ["Rscript", "-e", "library(lmerTest)"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.nightly
+@pytest.mark.multiprocess
+def test_equals_lmertest_in_twenty_designs(tmp_path: Path) -> None:
+    if not has_lmertest():
+        pytest.skip("no R with lmerTest: apt-get install r-cran-lme4 r-cran-lmertest")
+    files = []
+    for number, (*arms, scenarios, fixed) in enumerate(designs()):
+        files.append(tmp_path / f"{number}.csv")
+        long_form((arms[0], arms[1]), scenarios, fixed).to_csv(files[-1], index=False)
+    script = tmp_path / "fit.R"
+    script.write_text(R_SCRIPT)
+    command = ["Rscript", str(script), *map(str, files)]
+    fitted = subprocess.run(command, capture_output=True, text=True)
+    assert fitted.returncode == 0, fitted.stderr
+    in_r = json.loads(fitted.stdout)
+    assert len(in_r) == 20
+    for number, (expected, design) in enumerate(zip(in_r, designs(), strict=True)):
+        result = mixed_model(*design)
+        numbers = (result.estimate, result.se, result.df, result.p)
+        assert result.reason is None
+        assert numbers[:2] == pytest.approx(expected[:2], rel=5e-4), number
+        assert numbers[2:] == pytest.approx(expected[2:], rel=5e-3), number
 
 
 def test_equals_the_two_way_test_on_a_balanced_design():

@@ -10,13 +10,13 @@ import pytest
 
 from analysis.contrasts import contrast_rows
 from analysis.estimates import Arm, two_way
-from analysis.robustness import natural, robustness_rows
+from analysis.robustness import holds_of, natural, robustness_rows
 from analysis.rows import to_jsonable
+from analysis.sensitivity import dimension_rows, sensitivity_rows
 from analysis.settings import Contrast
-from analysis.table import OVERALL, dimension_means, question_means
+from analysis.table import OVERALL, dimension_means, primary_judge_rows, question_means
 
 CONTRAST = Contrast("A - B", "A", "B", ("ahb",), "primary")
-JUDGES: dict[str, list[str]] = {"ahb": []}
 KEYS = (
     "name",
     "benchmark",
@@ -64,10 +64,25 @@ def square(
 OF, AGAINST = [[0.5, 0.7, 0.9], [0.7, 0.9, 0.8]], [[0.2, 0.4, 0.3], [0.2, 0.6, 0.7]]
 
 
+def contrasts_of(
+    data: pd.DataFrame, declared: list[Contrast], others: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    """The rows of contrasts, which rest on all seeds."""
+    main = primary_judge_rows(data, {"ahb": others})
+    rows = contrast_rows(main, question_means(main), declared, [])
+    return [row | {"look": None} for row in rows]
+
+
+def rows_of(
+    data: pd.DataFrame, declared: list[Contrast], others: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
+    return robustness_rows(data, contrasts_of(data, declared, others), {"ahb": others}, [])
+
+
 def variants(
     data: pd.DataFrame, others: tuple[str, ...] = (), **changed: Any
 ) -> dict[str, dict[str, Any]]:
-    rows = robustness_rows(data, [replace(CONTRAST, **changed)], {"ahb": list(others)})
+    rows = rows_of(data, [replace(CONTRAST, **changed)], others)
     json.dumps(to_jsonable(rows), allow_nan=False)
     return {row["variant"]: row for row in rows}
 
@@ -332,7 +347,7 @@ def test_dimensions_of_every_question_give_the_study_s_own_interval():
 
 def test_doses_families_and_arms_without_scores():
     data = pd.concat([square(OF, AGAINST), square(AGAINST, OF).assign(dose=5000)])
-    rows = robustness_rows(data, [CONTRAST, replace(CONTRAST, family="E2")], JUDGES)
+    rows = rows_of(data, [CONTRAST])
     assert [(row["dose"], row["estimate"]) for row in rows if row["variant"] == "all"] == [
         (0, pytest.approx(0.35)),
         (5000, pytest.approx(-0.35)),
@@ -340,14 +355,11 @@ def test_doses_families_and_arms_without_scores():
     across = variants(data, treatment_dose=5000, control_dose=0, control="A")
     assert (across["all"]["dose"], across["all"]["control_dose"]) == (5000, 0)
     assert across["all"]["estimate"] == pytest.approx(-0.35)
-    assert robustness_rows(data, [replace(CONTRAST, family="E2")], JUDGES) == []
+    assert {*variants(data, family="E2")} == {"all", "one seed left out", "one question left out"}
     for nothing in ({"control": "C"}, {"treatment_dose": 200, "control_dose": 0}):
         (row,) = variants(data, **nothing).values()
-        assert (row["estimate"], row["sign_same"], row["reason"]) == (
-            None,
-            None,
-            "no scores of both arms",
-        )
+        assert (row["estimate"], row["sign_same"], row["holds"]) == (None, None, None)
+        assert row["reason"]
 
 
 def test_ungraded_answers_give_reasons():
@@ -361,6 +373,67 @@ def test_order_of_rows_does_not_matter():
     rng = np.random.default_rng(5)
     data = square(rng.random((3, 30)), rng.random((3, 30)), [str(n) for n in range(30)])
     shuffled = data.sample(frac=1, random_state=2).reset_index(drop=True)
-    assert to_jsonable(robustness_rows(data, [CONTRAST], JUDGES)) == to_jsonable(
-        robustness_rows(shuffled, [CONTRAST], JUDGES)
-    )
+    assert to_jsonable(rows_of(data, [CONTRAST])) == to_jsonable(rows_of(shuffled, [CONTRAST]))
+
+
+def test_how_often_a_verdict_holds_by_hand():
+    """A is better by .4 on ten questions in nine scenarios, and by more on none.
+
+    Without seed 2 of A, which alone is bad, it is better; the second judge finds nothing.
+    """
+    rng = np.random.default_rng(7)
+    noise = rng.normal(0, 0.01, (2, 3, 10))
+    of = np.full((3, 10), 0.8) + noise[0]
+    against = np.full((3, 10), 0.4) + noise[1]
+    data = square(of, against)
+    data["scenario"] = data["question"].where(data["question"] != "q1", "q0")
+    other = data.assign(judge="second", score=0.5 + rng.normal(0, 0.01, len(data)))
+    data = pd.concat([data, other])
+    (contrast,) = contrasts_of(data, [CONTRAST], ("second",))
+    rows = robustness_rows(data, [contrast], {"ahb": ("second",)}, [])
+    assert contrast["verdict"] == "higher"
+    assert holds_of(contrast, rows) == {
+        "seed": (6, 6),
+        "question": (10, 10),
+        "scenario": (9, 9),
+        "judge": [0, 1],
+    }
+    # with p so near to what is needed that it is lost without any question
+    close = contrast | {"p_needed": contrast["p"]}
+    rows = robustness_rows(data, [close], {"ahb": ("second",)}, [])
+    lost = [two_way_without(data, question) > contrast["p"] for question in range(10)]
+    assert holds_of(close, rows)["question"] == (10 - sum(lost), 10)
+    assert 0 < sum(lost) <= 10
+    for verdict in ("interim", "none", "hangs on missing grades"):
+        rows = robustness_rows(data, [contrast | {"verdict": verdict}], {"ahb": ("second",)}, [])
+        assert set(holds_of(contrast, rows).values()) == {None}
+
+
+def two_way_without(data: pd.DataFrame, question: int) -> float:
+    main = data[(data["judge"] == "main") & (data["question"] != f"q{question}")]
+    (row,) = contrasts_of(main, [CONTRAST])
+    return row["p"]
+
+
+def test_a_range_of_one_scenario_is_that_of_its_questions():
+    """Two questions of s differ by .4 and .3, one of t by .35: without s .35, without t .35."""
+    data = square(OF, AGAINST)
+    data["scenario"] = data["question"].map({"q0": "s", "q1": "s", "q2": "t"})
+    row = variants(data)["one scenario left out"]
+    assert (row["low"], row["high"]) == pytest.approx((0.35, 0.35))
+    assert row["which"] in ("scenario s", "scenario t")
+
+
+def test_rows_rest_on_the_seeds_of_their_look():
+    """A third seed of A that is bad was added after the look."""
+    data = square([*OF, [0.0, 0.0, 0.0]], [*AGAINST, [0.5, 0.5, 0.5]])
+    first = data[data["seed"] < 2]
+    rows = [contrasts_of(first, [CONTRAST])[0] | {"look": 2}]
+    at_look = robustness_rows(data, rows, {"ahb": ()}, [0, 1, 2])
+    assert to_jsonable(at_look) == to_jsonable(rows_of(first, [CONTRAST]))
+    (means_of_look,) = sensitivity_rows(data, question_means(data), rows, {}, [0, 1, 2])
+    (expected,) = sensitivity_rows(first, question_means(first), rows, {}, [0, 1])
+    assert means_of_look == expected
+    dimensions = data.assign(dimension="Harm")
+    (row,) = dimension_rows(dimensions, rows, [0, 1, 2])
+    assert row["estimate"] == pytest.approx(rows[0]["estimate"])

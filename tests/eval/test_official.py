@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analysis.table import dimension_normalized_averages, question_means
 from core.cell.context import StageContext
 from core.endpoints import dummy_endpoint
 from core.files import sha256
@@ -124,6 +125,10 @@ def test_every_number_is_the_official_tasks_own(where: Path, tmp_path: Path) -> 
     assert ours == theirs and {"overall_mean", "dimension_normalized_avg"} < set(ours)
     assert 0.1 < ours["overall_mean"] < 0.9, "so that it could differ"
     table = pd.read_parquet(cell / "scores.parquet")
+    row = {"benchmark": "anima", "dose": 0, "arm": "a", "seed": 0}
+    keyed = table.assign(**row)
+    average = dimension_normalized_averages(keyed, question_means(keyed))
+    assert average["anima", 0, "a"] == pytest.approx(theirs["dimension_normalized_avg"], abs=1e-12)
     means = table.groupby(["dimension", "question"]).score.mean().groupby("dimension").mean()
     dimensions = {
         row["dimension"] for row in map(json.loads, files["dimensions"].read_text().splitlines())
