@@ -145,19 +145,16 @@ def test_official_averages_are_of_the_tasks_that_anima_grades() -> None:
 
 
 def test_flow_from_planned_to_analysed(tmp_path: Path) -> None:
-    """Of three runs one is not trained, one trained and answered but not graded."""
+    """Of three runs one is not trained, and one trained but not evaluated."""
     context = study(tmp_path, doses=(0,))
     for role in ("animal-1-0-ahb", "animal-2-0-ahb"):
         drop(context, role)
     base = tmp_path / "runs/small"
-    for stage in ("sft", "generate"):
-        folder = base / stage / "animal-11111111"
-        folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"identity": "1" * 64}))
-    context.resources["unfinished"][0] = {
-        name: {"cell": f"{stage}/animal-11111111", "identity": "1" * 64}
-        for name, stage in (("weights", "sft"), ("answers", "generate"))
-    }
+    folder = base / "sft/animal-11111111"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"identity": "1" * 64}))
+    trained = {"cell": "sft/animal-11111111", "identity": "1" * 64}
+    context.resources["unfinished"][0]["weights"] = trained
     settings = AnalysisSettings.parse(context.settings)
     scores = pd.read_parquet(context.inputs["animal-0-0-ahb"] / "scores.parquet")
     scores.loc[scores["question"] == "q001", "score"] = np.nan
@@ -169,7 +166,7 @@ def test_flow_from_planned_to_analysed(tmp_path: Path) -> None:
     )
     (row,) = (row for row in rows if (row["arm"], row["benchmark"]) == ("animal", "ahb"))
     checkpoints = [row[stage] for stage in ("planned", "trained", "evaluated", "graded")]
-    assert checkpoints == [3, 2, 2, 1]
+    assert checkpoints == [3, 2, 1, 1]
     assert (row["answers"], row["excluded"], row["ungraded"], row["analysed"]) == (24, 0, 2, 22)
 
 
