@@ -33,6 +33,8 @@ _FIRST = (
 
 # A shell starts a job in the background with SIGINT ignored, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# As `make` does: threads of linear algebra on few cores take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # `make test-fast` runs what has none of these markers (pyproject.toml).
 _NOT_FAST = {"slurm", "vllm", "multiprocess", "e2e", "nightly"}
