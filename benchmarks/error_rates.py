@@ -1,7 +1,7 @@
 """Type I error and coverage of the deciding test on studies that look like real ones.
 
     python -m benchmarks.error_rates [--studies 4000] [--only TEXT]
-        about 10 minutes on one core; --only: designs whose name contains the text
+        about 7 minutes on one core; --only: designs whose name contains the text
     python -m benchmarks.error_rates --runs-as-seeds
         the designs with replicates of a corpus, with the runs on one taken as independent
 
