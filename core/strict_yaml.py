@@ -252,6 +252,7 @@ def _plain(message: str) -> str:
         ("valid array", "valid list"),
         ("an object", "a mapping"),
         (" after validation", ""),
+        ("Value error, ", ""),
     ):
         message = message.replace(word, replacement)
     return message[0].lower() + message[1:]

@@ -1,11 +1,12 @@
 """A cluster profile (slurm/clusters/*.yaml) as dataclasses, read strictly."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import UserError
@@ -20,6 +21,15 @@ Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 
 
+def _check_gpus(request: int | str) -> int | str:
+    if not re.fullmatch(r"([^\s:]+:)?\d+", str(request)):
+        raise ValueError("must be a count, or a type and a count, such as h100:8")
+    return request
+
+
+Gpus = Annotated[int | str, AfterValidator(_check_gpus)]
+
+
 @dataclass(config=_STRICT, frozen=True)
 class Resources:
     """What one job of a stage requests from Slurm."""
@@ -30,7 +40,7 @@ class Resources:
     """Nodes of the job."""
     tasks_per_node: Count = 1
     """Processes on each node: one per GPU for a training over several GPUs."""
-    gpus_per_node: int | Word = 0
+    gpus_per_node: Gpus = 0
     """A count, or a type and a count, such as h100:8."""
     gpu_type: Word | None = None
     """Type of the GPUs for the forecast, such as h100, in place of the profile's. None: the type in

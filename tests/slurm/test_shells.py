@@ -215,3 +215,15 @@ def test_a_home_in_a_profile_is_filled_in(tmp_path: Path) -> None:
     loaded = load_profile(profile)
     assert loaded.scratch == f"{Path.home()}/tmp/$SLURM_JOB_ID"
     assert loaded.cache == f"{Path.home()}/cache"
+
+
+@pytest.mark.parametrize("gpus", ["-2", "h100:-2", "'h100:'", "h100", "'a b:2'"])
+def test_a_number_of_gpus_that_is_none_is_a_mistake_of_the_profile(
+    tmp_path: Path, gpus: str
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(f"stages: {{default: {{minutes: 5, gpus_per_node: {gpus}}}}}\n")
+    with pytest.raises(
+        UserError, match=r"mine.yaml:1: stages.default.gpus_per_node: .*such as h100:8"
+    ):
+        load_profile(profile)
