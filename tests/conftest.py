@@ -27,7 +27,6 @@ _FIRST = (
     "tests/sdf/test_local_writer.py",
     "tests/eval",
     "tests/recipes",
-    "tests/analysis",
 )
 
 

@@ -14,6 +14,11 @@ from slurm import submissions
 from study.spec import benchmarks
 from study.spec.schema import Benchmark
 
+
+def training_texts(folder: Path) -> list[str]:
+    return corpora.training_texts([{"name": "a"}], {"corpus-a": folder})["a"]
+
+
 TEXT = "A hen.\u2028A cow.\u0085A fish."
 
 QUESTION = {
@@ -53,7 +58,7 @@ def _anima(path: Path) -> list[dict[str, Any]]:
         (QUESTION, "questions.jsonl", lambda path: rubric.read({"questions": path}).questions),
         (QUESTION, "questions.jsonl", lambda path: [None] * (_num_questions(path) or 0)),
         (ITEM, "items.jsonl", likelihood.read),
-        ({"text": TEXT}, "documents.jsonl", lambda path: corpora.training_texts(path.parent)),
+        ({"text": TEXT}, "documents.jsonl", lambda path: training_texts(path.parent)),
         ({"text": TEXT}, "corpus.jsonl", lambda path: list(prepare.read_jsonl(path, "text"))),
         ({"step": 1, "loss": 1.0, "note": TEXT}, "metrics.jsonl", metrics.read),
         ({"step": 1, "loss": 1.0, "note": TEXT}, "metrics.jsonl", losses._read_curve),

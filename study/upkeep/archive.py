@@ -98,6 +98,8 @@ In the kit's folder, at commit {commit} ({dirty}), with its environment (`make e
 ```python
 import json, pathlib, pandas, yaml
 from analysis.results import analyze
+from analysis.robustness import holds_of, robustness_rows
+from analysis.rows import to_jsonable
 from analysis.settings import AnalysisSettings
 from analysis.table import primary_judge_rows
 
@@ -108,6 +110,10 @@ table = pandas.read_parquet(f"{{archive}}/results/scores.parquet")
 looks = pathlib.Path(f"{{archive}}/results/looks.json")
 looks = json.loads(looks.read_text()) if looks.exists() else []
 results = analyze(primary_judge_rows(table, settings.other_judges), settings, looks)
+contrasts = results["contrasts"]
+checks = to_jsonable(robustness_rows(table, contrasts, settings.other_judges, settings.seeds))
+for row in contrasts:
+    row["holds"] = holds_of(row, checks)
 published = json.load(open(f"{{archive}}/results/results.json"))
 print({{name: results[name] == published[name] for name in results}})
 ```
