@@ -133,6 +133,13 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs, long({arm: averaged(scores) for arm, scores in arms.items()}, {})
 
 
+def robustness_of(table: pd.DataFrame) -> dict[str, Any]:
+    """Rows by variant."""
+    (row,) = contrast_rows(table, question_means(table), [CONTRAST], [])
+    rows = robustness_rows(table, [row | {"look": None}], {"ahb": ()}, [])
+    return {row["variant"]: row for row in rows}
+
+
 def test_every_method_takes_replicates_in_place_of_seeds(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
@@ -142,7 +149,7 @@ def test_every_method_takes_replicates_in_place_of_seeds(
         means = question_means(table)
         (row,) = contrast_rows(table, means, [CONTRAST], [])
         (erosion,) = erosion_rows(means, [CONTRAST])
-        robust = {row["variant"]: row for row in robustness_rows(table, [CONTRAST], {"ahb": ()})}
+        robust = robustness_of(table)
         (other,) = sensitivity_rows(table, means, [row], {})
         part = components(table, "ahb")
         profile = differences(means, [row])
@@ -164,7 +171,7 @@ def test_every_method_takes_replicates_in_place_of_seeds(
 def test_a_left_out_run_leaves_its_replicate_to_the_others(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
-    rows = {row["variant"]: row for row in robustness_rows(tables[0], [CONTRAST], {"ahb": ()})}
+    rows = robustness_of(tables[0])
     estimates = []
     for side in (0, 1):
         for seed in range(6):
