@@ -201,6 +201,7 @@ def _contrast_row(
     row = contrast.row() | {
         "family": contrast.family,
         "paired": contrast.paired,
+        "differences": list(contrast.differences),
         "benchmark": benchmark,
         "dose": dose,
         "control_dose": control_dose,

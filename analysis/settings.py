@@ -25,6 +25,7 @@ class Contrast:
     only_doses: tuple[int, ...] | None = None  # of those that both have
     margin: float | None = None  # of equivalence, score units (0..1), above 0
     paired: bool = False  # runs of one seed share their midtraining in both arms
+    differences: tuple[str, ...] = ()  # settings in which the arms differ, such as recipe.lr
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "Contrast":
@@ -39,6 +40,7 @@ class Contrast:
             only_doses=settings.get("doses") and tuple(settings["doses"]),
             margin=settings.get("margin"),
             paired=bool(settings.get("paired")),
+            differences=tuple(settings.get("differences", ())),
         )
 
     @property

@@ -91,7 +91,7 @@ def contrasts_table(results: Results) -> str:
     """The declared contrasts in percentage points, by the deciding test and the paper's test."""
     rows = [
         [
-            tex(row["name"]).replace(" - ", " $-$ "),
+            tex(row["name"]).replace(" - ", " $-$ ") + _varied(row),
             tex(row["benchmark"]),
             doses(row),
             percent(row["estimate"]),
@@ -112,8 +112,9 @@ def contrasts_table(results: Results) -> str:
     caption = (
         "Declared contrasts in percentage points. Interval and test: two-way (seed and question) "
         "variance, Student's $t$ with df degrees of freedom; verdicts from Holm-adjusted $p$ "
-        "within the declared family (its number of tests) at .05. Seeds: training seeds of the "
-        "first and second arm (0: a fixed checkpoint). The last column is the paper's "
+        "within the declared family (its number of tests) at .05. Under each name: in what its "
+        "arms differ. Seeds: training seeds of the first and second arm (0: a fixed checkpoint). "
+        "The last column is the paper's "
         "response-level Welch test, which takes all answers as independent: for comparison only, "
         f"it never decides. {tex(scope_note(results['writers']))}"
     )
@@ -136,6 +137,12 @@ def contrasts_table(results: Results) -> str:
     ]
     columns = "p{2.2cm}lrS[table-format=-3.1]rrrrrp{1.3cm}p{1.5cm}r"
     return table(headers, rows, columns, caption, "tab:contrasts", results, is_wide=True)
+
+
+def _varied(row: Row) -> str:
+    """In what the arms of a contrast differ, as a line below its name."""
+    units = dict.fromkeys(key.partition(".")[0] for key in row["differences"])
+    return f"\\newline ({tex(', '.join(units))})" if units else ""
 
 
 def contrast_details_table(results: Results) -> str:

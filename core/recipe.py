@@ -57,7 +57,8 @@ class Training:
     """A training recipe (recipes/*.yaml)."""
 
     seq_len: Count
-    """Midtraining: tokens a row. SFT: the longest conversation, in tokens."""
+    """Tokens of a row of documents end to end, or the longest text of a row of its own: a longer
+    conversation is refused, a longer document is cut."""
 
     epochs: Count
     """Passes over the rows."""
@@ -66,10 +67,12 @@ class Training:
     """Peak learning rate."""
 
     tokens_per_step: Count | None = None
-    """Midtraining: tokens an optimizer step, in packed rows of seq_len tokens, over all ranks."""
+    """Midtraining on documents end to end: tokens an optimizer step over all ranks, in rows of
+    seq_len tokens."""
 
     global_batch_size: Count | None = None
-    """SFT: conversations an optimizer step, over all ranks (global batch size)."""
+    """Conversations an optimizer step, over all ranks (global batch size). In place of
+    tokens_per_step: documents, a document a row."""
 
     max_steps: Count | None = None
     """Optimizer steps at most, though the epochs would give more. None: no limit."""
@@ -123,8 +126,8 @@ class Training:
     """Rows that a rank runs at once (micro-batch size). None: its whole share of a step."""
 
     packed: bool = False
-    """SFT: several conversations in a row of up to seq_len tokens. They don't attend to each other,
-    and a step has the same ones. (Documents are always packed.)"""
+    """With global_batch_size: several texts in a row of up to seq_len tokens. They don't attend to
+    each other, and a step has the same ones."""
 
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 30
     """Minutes between step checkpoints. 0: one after every optimizer step."""
@@ -213,13 +216,16 @@ def training_mistakes(recipe: Training) -> Problems:
     """Fields of a recipe that contradict each other, each valid by itself: (key, what is wrong)."""
     problems: Problems = []
     if bool(recipe.tokens_per_step) == bool(recipe.global_batch_size):
-        text = "needs exactly one of tokens_per_step (documents), global_batch_size (conversations)"
+        text = (
+            "needs exactly one of tokens_per_step (documents end to end), global_batch_size "
+            "(conversations, or a document a row)"
+        )
         problems.append(((), text))
     elif recipe.tokens_per_step and recipe.tokens_per_step % recipe.seq_len:
         text = f"{recipe.tokens_per_step} is not a multiple of seq_len {recipe.seq_len}"
         problems.append((("tokens_per_step",), text))
     if recipe.packed and recipe.tokens_per_step:
-        text = "is for conversations (global_batch_size); documents are always packed"
+        text = "is for global_batch_size; with tokens_per_step documents are always end to end"
         problems.append((("packed",), text))
     if not recipe.eval_every:
         text = "needs eval_every, the updates between two looks at the held-out loss"

@@ -20,6 +20,8 @@ from recipes.model import read_config
 from recipes.rows import Rows
 from recipes.tokenization import (
     Messages,
+    cut_texts,
+    documents_as_rows,
     encode_conversations,
     encode_documents,
     load_tokenizer,
@@ -63,9 +65,16 @@ def _document_rows(
     folder = context.folder / "rows"
     held_out_folder = context.folder / "rows_held_out"
     held_out_file = corpus / "held_out.jsonl"
+    write = pack_documents if recipe.tokens_per_step else documents_as_rows
     if ranks.rank == 0:
         texts = read_jsonl(corpus / "documents.jsonl", "text")
-        pack_documents(folder, texts, tokenizer, recipe.seq_len)
+        write(folder, texts, tokenizer, recipe.seq_len)
+        cut, cut_tokens = cut_texts(folder)
+        if cut:
+            context.warn(
+                f"{cut} documents have more tokens than the recipe's seq_len {recipe.seq_len} and "
+                f"are cut there: {cut_tokens:,} tokens are not trained on"
+            )
     if recipe.eval_every:
         if not held_out_file.exists():
             raise UserError(
@@ -75,12 +84,13 @@ def _document_rows(
             )
         if ranks.rank == 0:
             texts = read_jsonl(held_out_file, "text")
-            pack_documents(held_out_folder, texts, tokenizer, recipe.seq_len)
+            write(held_out_folder, texts, tokenizer, recipe.seq_len)
     ranks.barrier()
-    rows = Rows.load(folder, recipe.seq_len, tokenizer.pad_token_id)
+    row_tokens = recipe.seq_len if recipe.tokens_per_step else None
+    rows = Rows.load(folder, row_tokens, tokenizer.pad_token_id)
     if not recipe.eval_every:
         return rows, None
-    held_out = Rows.load(held_out_folder, recipe.seq_len, tokenizer.pad_token_id)
+    held_out = Rows.load(held_out_folder, row_tokens, tokenizer.pad_token_id)
     return rows, held_out.first(min(len(held_out), recipe.eval_rows))
 
 

@@ -86,6 +86,22 @@ def pack_documents(
     return Rows.load(folder, seq_len, tokenizer.pad_token_id)
 
 
+def documents_as_rows(
+    folder: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, seq_len: int
+) -> Rows:
+    """A document a row, as BOS text EOS; one of more than `seq_len` tokens is cut there."""
+    if not (folder / "index.json").exists():
+        encoded = ((ids, None) for ids in encode_documents(texts, tokenizer))
+        _write(folder, encoded, longest=seq_len)
+    return Rows.load(folder, None, tokenizer.pad_token_id)
+
+
+def cut_texts(folder: Path) -> tuple[int, int]:
+    """How many documents `documents_as_rows` cut, and the tokens of them that were dropped."""
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    return index["cut_texts"], index["cut_tokens"]
+
+
 def encode_documents(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[np.ndarray]:
@@ -222,18 +238,27 @@ def _encode_conversation(
     return np.array(ids, np.uint32), np.array(loss_mask)
 
 
-def _write(folder: Path, texts: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> None:
+def _write(
+    folder: Path,
+    texts: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    longest: int | None = None,
+) -> None:
     """Write the files that Rows.load maps; index.json last: it exists when they are complete.
 
-    `texts`: token ids, and which of them are trained (None: all).
+    `texts`: token ids, and which of them are trained (None: all). Of a text of more than `longest`
+    tokens the rest is dropped.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     offsets: list[int] = []
-    total = 0
+    total = cut = cut_tokens = 0
     mask_file = folder / "loss_mask.bin"
     with open(folder / "tokens.bin", "wb") as tokens, open(mask_file, "wb") as masks:
         for ids, loss_mask in texts:
+            if longest and len(ids) > longest:
+                cut += 1
+                cut_tokens += len(ids) - longest
+                ids = ids[:longest]
             tokens.write(ids.data)
             masks.write(b"" if loss_mask is None else loss_mask.data)
             total += len(ids)
@@ -251,5 +276,5 @@ def _write(folder: Path, texts: Iterable[tuple[np.ndarray, np.ndarray | None]]) 
     for path in folder.iterdir():  # on the disk before index.json is, should the machine go down
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    index = {"texts": len(offsets), "tokens": total}
+    index = {"texts": len(offsets), "tokens": total, "cut_texts": cut, "cut_tokens": cut_tokens}
     write_atomically(folder / "index.json", json.dumps(index))

@@ -71,7 +71,7 @@ EDITS: list[tuple[str, Edit, int | None]] = [
     ("an arm's name", renamed("arms", "base_random", "any_text"), 1),
     ("one more seed", setting("seeds", [0, 1, 2, 3, 4, 5]), None),
     ("one more dose of two arms", one_more_dose, None),
-    ("one more untrained arm's dose", setting("arms.base.doses", [0, 800, 5000]), None),
+    ("one more untrained arm's dose", setting("arms.base.doses", [0, 800, 4000]), None),
     ("answers' epochs of ahb", setting("benchmarks.ahb.epochs", 31), None),
     ("judge of ahb", setting("benchmarks.ahb.judge", "haiku"), None),
     ("one more benchmark", setting("benchmarks.concern", {"task": "concern_for_animals"}), None),

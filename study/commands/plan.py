@@ -36,7 +36,7 @@ from study.forecast import (
 from study.forecast.assumptions import ASSUMED_GPU
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
-from study.spec import expand
+from study.spec import contrast_arms, expand
 from study.spec.schema import Study
 from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results/pilot/results.json",
     )
     parser.add_argument(
+        "--contrasts",
+        action="store_true",
+        help="every setting in which the two arms of each contrast differ, and nothing else",
+    )
+    parser.add_argument(
         "--layout",
         type=positive,
         nargs="+",
@@ -83,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> None:
     """Print the cells, the forecasts and what prevents the study from running."""
     study, base = load(args)
+    if args.contrasts:
+        return show_contrasts(study, args.json)
     cells = expand.in_order(expand.analysis(study, base))
     if args.layout:
         return print(layout_tables(cells, base, args.layout, args.gpus_per_node))
@@ -163,6 +170,17 @@ def plan(args: argparse.Namespace) -> None:
     for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"]:
         print(f"can't run: {line}")
     check_budget(totals, parse_budget(args.budget))
+
+
+def show_contrasts(study: Study, as_json: bool) -> None:
+    """Print what each contrast varies. Raises UserError where it is more than it declares."""
+    evaluated = expand.Expansion(study).checkpoints()
+    rows = contrast_arms.audit(evaluated, study.contrasts)
+    if as_json:
+        return print(json.dumps(rows, indent=1))
+    for row in rows:
+        print(f"{row['contrast']}\n  {row['text']}{': CONFOUNDED' if row['confounded'] else ''}")
+    contrast_arms.check(evaluated, study.contrasts)
 
 
 def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node: int) -> str:

@@ -53,22 +53,35 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
         lengths, _ = _read_data(cell.resources["files"]["data"])
         tokens = rows * sum(lengths) // max(1, len(lengths))
     elif "question_variant" in cell.settings:
-        rows = cell.inputs["documents"].settings["documents"] * recipe.epochs
+        pairs = cell.inputs["documents"].settings["documents"]
+        rows = (pairs - round(recipe.held_out * pairs)) * recipe.epochs
         tokens = rows * (ASKED + ANSWERED)
     else:
-        corpus = corpus_tokens(cell.inputs["documents"].settings)
-        rows = -(-corpus // recipe.seq_len) * recipe.epochs
-        tokens = corpus * recipe.epochs
+        corpus = cell.inputs["documents"].settings
+        tokens = corpus_tokens(corpus) * recipe.epochs
+        rows = _document_rows(recipe, trained_documents(corpus), corpus_tokens(corpus))
+        rows *= recipe.epochs
     full_steps = -(-rows // recipe.rows_per_step)
     steps = min(full_steps, recipe.max_steps or full_steps)
     return steps, tokens if steps == full_steps else tokens * steps // full_steps
 
 
+def _document_rows(recipe: Training, documents: int, tokens: int) -> int:
+    """Rows of so many documents with so many tokens: a document each, or end to end."""
+    return documents if recipe.global_batch_size else -(-tokens // recipe.seq_len)
+
+
+def trained_documents(settings: dict[str, Any]) -> int:
+    """Documents of a corpus that are trained on: those that are not held out."""
+    documents: int = settings["documents"]
+    held_out: int = round(settings["held_out"] * documents)
+    return documents - held_out
+
+
 def corpus_tokens(settings: dict[str, Any]) -> int:
     """Tokens of a corpus that are trained on, stated or by its number of documents."""
-    trained_on = settings["documents"] - round(settings["held_out"] * settings["documents"])
     served_by = settings.get("writer", {}).get("served_by", "url")
-    tokens: int = settings["tokens"] or trained_on * TOKENS_PER_DOCUMENT[served_by]
+    tokens: int = settings["tokens"] or trained_documents(settings) * TOKENS_PER_DOCUMENT[served_by]
     return tokens
 
 
@@ -110,7 +123,9 @@ def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
     else:
         corpus = cell.inputs["documents"].settings
         share = corpus["held_out"]
-        held_out = -(-round(corpus_tokens(corpus) * share / (1 - share)) // recipe.seq_len)
+        documents = corpus["documents"] - trained_documents(corpus)
+        tokens = round(corpus_tokens(corpus) * share / (1 - share))
+        held_out = _document_rows(recipe, documents, tokens)
     # One before the first step, and one after the last.
     evaluations = 1 + -(-steps // recipe.eval_every)
     return evaluations, min(held_out, recipe.eval_rows)
@@ -123,10 +138,16 @@ def padding(cell: Cell, ranks: int) -> float:
     those that a rank runs at once.
     """
     recipe = recipe_of(cell)
-    if "question_variant" in cell.settings:
+    if "question_variant" in cell.settings or (
+        cell.stage == "midtrain" and recipe.global_batch_size and not recipe.packed
+    ):
         return 0.0  # not known before they are written
     if cell.stage == "midtrain":
-        tokens = corpus_tokens(cell.inputs["documents"].settings)
+        corpus = cell.inputs["documents"].settings
+        if recipe.packed:
+            mean = corpus_tokens(corpus) // max(1, trained_documents(corpus))
+            return _packed_padding([min(mean, recipe.seq_len)], recipe, ranks)
+        tokens = corpus_tokens(corpus)
         positions = -(-tokens // recipe.seq_len) * recipe.seq_len
     else:
         lengths, _ = _read_data(cell.resources["files"]["data"])

@@ -1,7 +1,7 @@
 """A study as cells: which there are, what each needs, in an order in which they can run."""
 
 from collections.abc import Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,19 @@ from core.cell.lookup import RunsIndex
 from core.errors import UserError
 from core.recipe import Training, split_recipe
 from core.stages import SHARDING_STAGES, STAGES
-from study.spec import benchmarks, source_cells, study_declaration
+from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
+from study.spec.checkpoint import Checkpoint, midtraining_of
 from study.spec.doses import doses, sft_of
 from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
 from study.spec.load import dump_study
-from study.spec.schema import Arm, Benchmark, Contrast, Sft, Study
+from study.spec.schema import Arm, Benchmark, Sft, Study
 from study.spec.sources import Source, identities, paths
 
-# The recipe key that sets the size of an optimizer step, by stage.
-STEP_SIZE_KEYS = {"midtrain": "tokens_per_step", "sft": "global_batch_size"}
 # What the analysis reads of the checkout: the paper's claims and the page of the report.
 ANALYSIS_FILES: dict[str, Source] = {
     "claims": {"path": "analysis/claims.yaml"},
     "page": {"path": "analysis/report.html.j2"},
 }
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One model to evaluate: an arm at a dose of SFT."""
-
-    arm: str
-    seed: int | None  # None where no training of ours made it
-    dose: int
-    cell: Cell
-    chat: bool  # whether it is prompted by its chat template
-    corpus: str | None  # that it was trained on, in midtraining or as replay
-    replicate: int = 0  # of that corpus
 
 
 class Expansion:
@@ -218,10 +204,11 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
 
     `base`: as of `Expansion`. `without`: identities of score cells to leave out (they are then
     listed as missing), for a report of an unfinished study. Raises UserError where a recipe or a
-    benchmark does not fit.
+    benchmark does not fit, or the arms of a contrast differ in more than it varies.
     """
     expansion = Expansion(study, base)
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
+    contrast_arms.check(evaluated, study.contrasts)
     inputs: dict[str, Cell] = {}
     rows, missing, unfinished = _score_rows(expansion, evaluated, without, inputs)
     labels = {}
@@ -247,7 +234,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         "labels": labels,
         "claim_roles": study.claim_roles,
         "contrasts": [
-            asdict(contrast) | {"paired": _paired(evaluated, contrast)}
+            asdict(contrast) | contrast_arms.facts(evaluated, contrast)
             for contrast in study.contrasts
         ],
         "costs": asdict(study.costs),
@@ -372,36 +359,11 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
     }
 
 
-def _paired(evaluated: list[Checkpoint], contrast: Contrast) -> bool:
-    """Whether runs of one seed share their midtraining in both arms.
-
-    They are then compared within seeds.
-    """
-
-    def midtrainings(arm: str, dose: int | None) -> dict[int, Cell | None]:
-        return {
-            row.seed: _midtraining_of(row.cell)
-            for row in evaluated
-            if row.seed is not None and row.arm == arm and dose in (None, row.dose)
-        }
-
-    treatment = midtrainings(contrast.treatment, contrast.treatment_dose)
-    control = midtrainings(contrast.control, contrast.control_dose)
-    pairs = [(treatment[seed], control[seed]) for seed in treatment.keys() & control.keys()]
-    return bool(pairs) and all(a and b and a.identity == b.identity for a, b in pairs)
-
-
-def _midtraining_of(cell: Cell) -> Cell | None:
-    while cell.stage == "sft":
-        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
-    return cell if cell.stage == "midtrain" else None
-
-
 def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
     """Where the losses of the arms' trainings lie; of arms that share one, the first is named."""
     rows: dict[str, dict[str, Any]] = {}
     for row in evaluated:
-        for cell in (_midtraining_of(row.cell), row.cell.inputs.get("run", row.cell)):
+        for cell in (midtraining_of(row.cell), row.cell.inputs.get("run", row.cell)):
             if cell is None or cell.stage == "model":
                 continue
             is_sft = cell.stage != "midtrain"
@@ -420,11 +382,10 @@ def _is_asked(bench: Benchmark, checkpoint: Checkpoint) -> bool:
 def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A recipe's settings that are identity, and how it runs (core.recipe.RUNTIME_KEYS)."""
     recipe = load_recipe_once(path, Training)
-    key = STEP_SIZE_KEYS[stage]
-    if not recipe[key]:
+    if stage == "sft" and not recipe["global_batch_size"]:
         raise UserError(
             where=path,
-            what=f"a recipe for {stage} needs {key}",
+            what="a recipe for sft needs global_batch_size",
             fix="give it, or name another recipe",
         )
     return split_recipe(recipe)

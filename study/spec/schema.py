@@ -282,6 +282,10 @@ class Engine:
     (SPEED_OPTIONS of study/spec/fingerprints.py) are not part of any cell's identity."""
 
 
+# Units of `study.spec.contrast_arms`, or what is below them.
+VARIED = r"^(corpus|start|recipe|sft|dose)(\.[a-z0-9_]+)*$"
+
+
 @dataclass(config=STRICT, frozen=True)
 class Contrast:
     """A difference between two arms, declared before the data exist."""
@@ -305,6 +309,10 @@ class Contrast:
     """Only these of the doses that both arms have."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Margin of equivalence in score units: a smaller difference does not matter."""
+    varies: list[Annotated[str, Field(pattern=VARIED)]] | None = None
+    """What differs between the arms: corpus, start, recipe.KEY, sft or dose, each with all that is
+    below it. More is a mistake of the study file, because the difference is then no effect of one
+    thing. By default one of them may differ. `plan --contrasts` lists what does."""
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -61,12 +61,12 @@ def test_contrasts_of_the_papers_study() -> None:
     assert next(iter(entries.values())) == first
     assert (first.family, first.family_size, len(first.doses), first.seeds) == ("primary", 8, 4, 5)
     assert first.sizes == (1,) * 26 and not first.is_fetched
-    assert entries["E2 erosion", "ahb", "paired"].doses == ((5000, 0),)
+    assert entries["E2 erosion", "ahb", "paired"].doses == ((4000, 0),)
     untrained = "E2 documents - untrained Instruct"
     assert entries[untrained, "ahb", "fixed"].doses == ((0, 0),)
-    assert entries[untrained, "ahb", "free"].doses == ((2500, 2500), (5000, 5000))
+    assert entries[untrained, "ahb", "free"].doses == ((2250, 2250), (4000, 4000))
     alpaca = entries["E4 Alpaca alone", "anima", "fixed"]
-    assert (alpaca.doses, alpaca.family_size, alpaca.sizes) == (((5000, 0),), 4, (1,) * 115)
+    assert (alpaca.doses, alpaca.family_size, alpaca.sizes) == (((4000, 0),), 4, (1,) * 115)
 
 
 @pytest.mark.slow

@@ -18,30 +18,30 @@ PAPER = ROOT / "studies/paper.yaml"
 # Each row of the paper's experiments: arms, what they start from and are midtrained on, doses,
 # benchmarks.
 EXPERIMENTS = {
-    "E1": (["linked", "not_linked"], "base", ["linked", "not_linked"], {0, 5000}, {"ahb", "anima"}),
+    "E1": (["linked", "not_linked"], "base", ["linked", "not_linked"], {0, 4000}, {"ahb", "anima"}),
     "E2": (
         ["instruct_animal", "instruct_qa"],
         "instruct",
         ["animal", "qa"],
-        {0, 2500, 5000},
+        {0, 2250, 4000},
         {"ahb"},
     ),
-    "E2n": (["instruct_qa_neutral"], "instruct", ["qa"], {0, 2500, 5000}, {"ahb"}),
+    "E2n": (["instruct_qa_neutral"], "instruct", ["qa"], {0, 2250, 4000}, {"ahb"}),
     "E3 Base": (
         ["base_animal", "base_urban"],
         "base",
         ["animal", "urban"],
-        {0, 800, 5000},
+        {0, 800, 4000},
         {"ahb", "human"},
     ),
     "E3 Instruct": (
         ["instruct_animal", "instruct_urban"],
         "instruct",
         ["animal", "urban"],
-        {0, 800, 5000},
+        {0, 800, 4000},
         {"human"},
     ),
-    "E4": (["base", "base_helpsteer"], "base", [None, None], {5000}, {"ahb"}),
+    "E4": (["base", "base_helpsteer"], "base", [None, None], {4000}, {"ahb"}),
     "E5": (
         ["writer_gemini", "writer_grok", "writer_haiku"],
         "base",
@@ -60,7 +60,7 @@ EXPERIMENTS = {
         ["instruct", "instruct_animal"],
         "instruct",
         [None, "animal"],
-        {0, 5000},
+        {0, 4000},
         {"hellaswag"},
     ),
 }
@@ -136,18 +136,11 @@ def test_it_expands_quickly_and_shares_what_is_the_same(paper: Study) -> None:
     )
 
 
-def test_the_faithful_track_is_the_same_study_with_the_printed_values(paper: Study) -> None:
-    main, lora = paper, load_study(ROOT / "studies/paper_lora.yaml")
-    assert _scored("paper") == scored(lora) and main.contrasts == lora.contrasts
+def test_the_faithful_track_is_the_same_study(paper: Study) -> None:
+    lora = load_study(ROOT / "studies/paper_lora.yaml")
+    assert _scored("paper") == scored(lora) and paper.contrasts == lora.contrasts
     trained = [c for c in plan.in_order(plan.analysis(lora)) if c.stage in ("midtrain", "sft")]
-    ranks = {
-        c.name.rpartition("-s")[0]: c.settings["recipe"]["lora"]["rank"]
-        for c in trained
-        if c.stage == "midtrain"
-    }
     assert all(c.settings["recipe"]["lora"] for c in trained)
-    assert ranks["base-animal"] == 128 and ranks["instruct-animal_llama3_1_8b_lora_documents"] == 32
-    assert {c.settings["recipe"]["lora"]["rank"] for c in trained if c.stage == "sft"} == {16}
 
 
 def test_a_study_that_extends_another_may_take_keys_away(tmp_path: Path) -> None:
