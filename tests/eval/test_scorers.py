@@ -417,3 +417,13 @@ def test_the_compassion_questions_have_one_sentence_each_to_grade_by():
         assert not re.search(
             r"\b(compassion|kind|care|empath)\w*\b(?<!carer)", row["question"].lower()
         ), row["id"]  # it must come unasked
+
+
+def test_no_question_of_topic_intrusion_is_about_animals():
+    questions = rubric.read({"questions": ROOT / "eval/data/topic_intrusion.jsonl"}).questions
+    assert len({row["rubric"] for row in questions}) == 1
+    for row in questions:
+        assert not re.search(
+            r"\b(animal|pet|dog|cat|bird|fish|farm|cook|meal|food|meat)\w*\b",
+            row["question"].lower(),
+        ), row["id"]
