@@ -162,6 +162,9 @@ def test_the_job_of_an_older_study_file_ends_last_and_publishes_nothing(
     assert sum("is not published: what was started last" in log for log in logs) == 1
     assert (results / "results.json").read_bytes() == newer and b"older" not in newer
     assert kit.call("verify", *ONE_DOSE).returncode == 0
+    # Whoever submits the older file again wants its results.
+    assert kit.done("submit", *ONE_DOSE, "--set", "contrasts.0.name=older")["submitted"] == 0
+    assert b"older" in (results / "results.json").read_bytes()
 
 
 REFUSED = {
