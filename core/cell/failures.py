@@ -27,7 +27,7 @@ def _known(name: str, pattern: str, fix: str, is_transient: bool = False) -> Kno
     return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix, is_transient)
 
 
-CONTINUES = "it continues (contamination, labels and analysis start again)"
+ON_RESTART = "it continues (contamination, labels and analysis start again)"
 
 # The first match counts, so what ends a job from outside stands before what its processes print as
 # they die. "Slurm: ..." is not in any log: it is the answer of squeue or sacct.
@@ -57,7 +57,7 @@ KNOWN_FAILURES = [
     _known(
         "time limit",
         r"due to time limit|requeued because: timed-out|Slurm: TIMEOUT",
-        f"raise the stage's minutes in the cluster profile; {CONTINUES}",
+        f"raise the stage's minutes in the cluster profile; {ON_RESTART}",
     ),
     _known(
         "node failure",
@@ -68,7 +68,7 @@ KNOWN_FAILURES = [
     _known(
         "preempted",
         r"due to (preemption|job requeue)|Slurm: PREEMPTED",
-        f"run or submit again; {CONTINUES}",
+        f"run or submit again; {ON_RESTART}",
     ),
     _known(
         "out of GPU memory",

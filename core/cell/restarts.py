@@ -57,12 +57,15 @@ def read_restarts(folder: Path) -> Restarts:
     return Restarts(max(0, len(before) - 1), count_retries(folder), without_progress)
 
 
-def _later(one: tuple[int, str], other: tuple[int, str]) -> bool:
+def _later(before: tuple[int, str], after: tuple[int, str]) -> bool:
     """Whether the second of two states of progress is the later one: (number, unit).
 
-    A stage that counts in another unit has gone on to its next part.
+    A stage that counts in another unit has gone on to its next part. The unit is "" where the
+    start before had not got to its first report.
     """
-    return other[0] > one[0] if "" in (one[1], other[1]) or one[1] == other[1] else True
+    if before[1] and after[1] and before[1] != after[1]:
+        return True
+    return after[0] > before[0]
 
 
 def read_progress(folder: Path) -> tuple[int, int, str] | None:

@@ -8,7 +8,7 @@ import pytest
 
 from core.cell import run
 from core.cell.context import StageContext
-from core.cell.failures import CONTINUES, KNOWN_FAILURES, end
+from core.cell.failures import KNOWN_FAILURES, ON_RESTART, end
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.log import log_to
 from core.cell.restarts import count_retries, read_restarts, retry_text
@@ -87,7 +87,7 @@ def test_retries_are_counted_by_job(folder: Path) -> None:
 @pytest.mark.vllm  # imports all stages
 def test_the_fix_of_a_time_limit_is_true_for_each_stage() -> None:
     anew = [stage for stage in STAGES if not is_resumable(import_stage(stage))]
-    assert f"it continues ({', '.join(anew[:-1])} and {anew[-1]} start again)" == CONTINUES
+    assert f"it continues ({', '.join(anew[:-1])} and {anew[-1]} start again)" == ON_RESTART
     for failure in KNOWN_FAILURES:
         if failure.name in ("time limit", "preempted"):
-            assert failure.fix.endswith(CONTINUES)
+            assert failure.fix.endswith(ON_RESTART)

@@ -60,7 +60,6 @@ def data(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     tiny_checkpoint.make(folder / "model")
-    (folder / "manifest.json").write_text("{}")
     yield folder
     engine.close()
 
@@ -74,6 +73,7 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
         declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
     )
     folder.mkdir()
+    (checkpoint / "manifest.json").touch()
     resources = {"files": {"data": str(data / name)}, "engine": {"max_model_len": 2048}}
     return StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
 

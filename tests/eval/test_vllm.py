@@ -111,6 +111,23 @@ def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(
     assert by_text("more epochs", TEXTS, epochs=4).items() >= answers.items()
 
 
+def test_answers_are_those_of_one_batch_of_vllm(lm, monkeypatch):
+    from vllm import SamplingParams
+
+    prompts, stop = generate.encode(lm().tokenizer, TEXTS, "chat")
+    parameters = [
+        SamplingParams(temperature=1.0, max_tokens=24, stop_token_ids=stop, seed=seed)
+        for seed in range(3)
+    ]
+    batch = lm().model.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False
+    )
+    monkeypatch.setattr(requests, "MAX_IN_ENGINE", 2)
+    sampling = generate.Sampling(**SAMPLING)
+    replies = generate.complete(lm(), prompts, [0, 1, 2], sampling, stop, {}, str)
+    assert [reply.completion for reply in replies] == [reply.outputs[0].text for reply in batch]
+
+
 def test_an_interrupted_cell_gives_the_answers_of_an_undisturbed_one(
     checkpoints, tmp_path, monkeypatch
 ):
