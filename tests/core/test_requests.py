@@ -107,6 +107,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(
     assert len(second.asked) == 3 and told == [2, 3, 4, 5]
     with ResultFile(tmp_path, "a checkpoint", ENGINE) as results:
         assert len(results) == 5 and results.engines == [ENGINE]
+    assert "cut off" not in (tmp_path / REQUESTS).read_text(), "the next line stands alone"
 
 
 def test_results_are_written_at_an_exception_and_the_engine_is_left_empty(

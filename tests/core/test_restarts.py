@@ -1,6 +1,7 @@
 """Restarts of a cell, as its log and progress.json tell them."""
 
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,6 @@ from core.cell import run
 from core.cell.context import StageContext
 from core.cell.failures import KNOWN_FAILURES, ON_RESTART, end
 from core.cell.identity import Cell, create_cell_dir
-from core.cell.log import log_to
 from core.cell.restarts import count_retries, read_restarts, retry_text
 from core.cell.stage import import_stage, is_resumable
 from core.stages import STAGES
@@ -37,7 +37,11 @@ def start(
 
     module = SimpleNamespace(run=stage, RESUMABLE=resumable)
     monkeypatch.setattr(run, "_import_stage", lambda config: module)
-    with pytest.raises(TimeoutError), log_to(folder):
+    with (
+        pytest.raises(TimeoutError),
+        open(folder / "log.txt", "a") as log,
+        redirect_stdout(log),
+    ):
         run.run_cell(folder)
 
 
