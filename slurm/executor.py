@@ -194,7 +194,7 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
         )
         if profile.retries:
             retry = f"{_python(profile)} -m slurm.retry {shlex.quote(str(logs))} {profile.retries}"
-            lines.append(f"[ $status = 0 ] || ! running || {retry}")
+            lines.append(f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running || {retry}")
         lines += [
             f"if rm {_flag(logs)} 2>/dev/null && running; then",
             '  scontrol requeue "$job"',

@@ -37,7 +37,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -82,7 +82,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -128,7 +128,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -174,7 +174,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -220,7 +220,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -266,7 +266,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -311,7 +311,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi

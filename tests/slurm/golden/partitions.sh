@@ -52,7 +52,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -113,7 +113,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -175,7 +175,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 timeout 60 srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 rm -rf -- "/local/$SLURM_JOB_ID" 2>/dev/null
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -237,7 +237,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -300,7 +300,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -361,7 +361,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -421,7 +421,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi

@@ -47,7 +47,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -102,7 +102,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -159,7 +159,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -216,7 +216,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -273,7 +273,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -329,7 +329,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
@@ -384,7 +384,7 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
-[ $status = 0 ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
