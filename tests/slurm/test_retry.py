@@ -1,5 +1,6 @@
 """Which failures of a job are retried, and how often: without Slurm."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,12 @@ from submitit.core.utils import DelayedSubmission
 
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.restarts import read_restarts
+from slurm.executor import executor, script
 from slurm.job import CellJob
+from slurm.profile import Profile, Resources
 from slurm.retry import retry
+from tests.place import ROOT
+from tests.slurm.places import Fake
 
 JOB = "12_3"
 KILLED = "srun: error: node1: task 1: Killed"
@@ -107,3 +112,27 @@ def test_what_ended_an_earlier_run_of_the_job_is_no_cause(logs: Path, cells: lis
 def test_jobs_that_run_no_cells_are_not_retried(logs: Path) -> None:
     DelayedSubmission(print, "a job that submits others").dump(logs / "14_submitted.pkl")
     assert retry(logs, "14", 2) == []
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("retries", [2, 0])
+def test_the_batch_script_queues_a_job_again_whose_process_was_killed(
+    logs: Path, cells: list[Path], fake: Fake, monkeypatch: pytest.MonkeyPatch, retries: int
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    one, _ = cells
+    (one / "log.txt").write_text(f"{STARTS}\n")
+    (logs / f"{JOB}_submitted.pkl").rename(logs / "GROUP_0.pkl")
+    for name, body in {
+        "srun": f"echo '{KILLED}' >> {logs}/7_0_log.err; exit 137",
+        "squeue": "echo RUNNING",
+        "scontrol": f'echo "$@" >> {logs}/told',
+    }.items():
+        (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+    profile = Profile(stages={"default": Resources(10)}, retries=retries)
+    text = script(executor("job", Resources(10), profile, ROOT, logs))
+    for _ in range(3):
+        assert subprocess.run(["bash", "-c", text]).returncode == 137
+    told = (logs / "told").read_text() if retries else ""
+    assert told == "requeue 7\n" * retries
+    assert (one / "log.txt").read_text().count(" retry ") == retries
