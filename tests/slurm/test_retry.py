@@ -59,6 +59,11 @@ def test_a_killed_process_is_retried_twice(logs: Path, cells: list[Path]) -> Non
     assert retry(logs, "13", 2) == [str(one)], "a job that was submitted again counts anew"
 
 
+def test_a_killed_srun_is_a_killed_process(logs: Path, cells: list[Path]) -> None:
+    bash = "/spool/job12/slurm_script: line 34:    42 Killed                  srun --unbuffered"
+    assert failed(logs, cells[0], slurm=bash) == [str(cells[0])]
+
+
 @pytest.mark.parametrize(
     "line",
     [

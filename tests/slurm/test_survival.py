@@ -258,7 +258,8 @@ def rank_of(job: str) -> int:
     """The process that trains in a job, by its number here: nodes number theirs by themselves."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            is_rank = b"submitit.core._submit" in (process / "cmdline").read_bytes()
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            is_rank = b"python" in command[0] and b"submitit.core._submit" in command  # not srun
             variables = (process / "environ").read_bytes().split(b"\0")
             if is_rank and {f"SLURM_JOB_ID={job}".encode(), b"SLURM_PROCID=0"} <= {*variables}:
                 return int(process.name)
