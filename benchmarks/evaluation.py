@@ -35,6 +35,7 @@ from benchmarks import training, writer
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.inference import vllm_engine as engine
+from core.inference.requests import Request, Result, run_requests
 from eval import anima, questions
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -127,6 +128,8 @@ def replaced(target: Any, **attributes: Any) -> Iterator[None]:
 
 
 def generate(folder: Path, rounds: int) -> None:
+    from vllm import TokensPrompt
+
     from eval import generate as stage
 
     cell = planned(folder, *PAPER)["generate", "ahb-m0"]
@@ -135,16 +138,16 @@ def generate(folder: Path, rounds: int) -> None:
         cell.settings["engine"],
         cell.resources["engine"],
     )
-    generate_with_vllm = lm.model.generate
-    requests: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    asked: list[Request] = []
 
-    def recording(*arguments: Any, **options: Any) -> Any:
-        requests.append((arguments, options))
-        return generate_with_vllm(*arguments, **options)
+    def recording(lm: Any, requests: list[Request], *others: Any) -> list[Result]:
+        asked.extend(requests)
+        return run_requests(lm, requests, *others)
 
-    with replaced(lm.model, generate=recording):
+    with replaced(stage, run_requests=recording):
         again(cell, folder)
-    [(arguments, options)] = requests
+    prompts = [TokensPrompt(prompt_token_ids=request.prompt) for request in asked]
+    parameters = [request.parameters for request in asked]
 
     def kit() -> Facts:
         seconds: Facts = {}
@@ -157,7 +160,7 @@ def generate(folder: Path, rounds: int) -> None:
     compare(
         rounds,
         kit=kit,
-        vLLM_alone=lambda: lm.model.generate(*arguments, **options),
+        vLLM_alone=lambda: lm.model.generate(prompts, parameters, use_tqdm=False),
     )
 
 

@@ -133,10 +133,15 @@ def markdown(rows: list[list[Any]], headers: list[str]) -> str:
 
 def failures() -> str:
     rows = [
-        [known.name, known.fix, f"`{known.pattern.pattern}`".replace("|", r"\|")]
+        [
+            known.name,
+            known.fix,
+            "yes" if known.is_transient else "",
+            f"`{known.pattern.pattern}`".replace("|", r"\|"),
+        ]
         for known in KNOWN_FAILURES
     ]
-    return markdown(rows, ["cause", "fix", "sign in a log (regular expression)"])
+    return markdown(rows, ["cause", "fix", "retried", "sign in a log (regular expression)"])
 
 
 def commands() -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -11,11 +12,15 @@ from core.cell.context import StageContext, derive_seed
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.inference import vllm_engine as engine
+from core.inference.requests import Request, Result, open_results, run_requests
 from eval import contamination, questions
 
 if TYPE_CHECKING:
     from inspect_ai.dataset import Dataset
     from inspect_ai.model import ModelOutput
+    from vllm import RequestOutput
+
+RESUMABLE = True  # finished answers are read from requests.jsonl
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,7 @@ class Sampling:
 
 
 def run(context: StageContext) -> dict[str, int | float]:
-    """Answer every question `epochs` times in one vLLM batch; write `samples.eval`, an unscored
-    Inspect log.
+    """Answer every question `epochs` times; write `samples.eval`, an unscored Inspect log.
 
     Settings: scorer (a module of eval), files {questions: identity}, rows (expected, or None),
     sampling (`Sampling`), prompt ("chat" for the checkpoint's own chat template, otherwise a format
@@ -53,11 +57,11 @@ def run(context: StageContext) -> dict[str, int | float]:
     """
     settings = context.settings
     sampling = Sampling(**settings["sampling"])
+    questions.remove_temporary(context.folder)
     contamination.check(context)
     scorer, question_set = questions.load_questions(context)
     checkpoint = context.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], context.resources["engine"])
-    facts = context.facts["engine"] = engine.describe(lm)
     texts = [row["question"] for row in question_set.questions]
     prompts, stop = encode(lm.tokenizer, texts, settings["prompt"])
     engine.check_lengths(
@@ -72,10 +76,18 @@ def run(context: StageContext) -> dict[str, int | float]:
     seeds = answer_seeds(checkpoint, prompts, sampling)
     batch = [prompt for prompt in prompts for _ in epochs]
     context.log(f"{len(batch)} answers from {checkpoint.name}")
-    if advice := cache_advice(facts, batch, sampling.max_tokens):
-        context.log(advice)
-    replies = complete(lm, batch, seeds, sampling, stop)
-    context.progress(len(replies), len(batch), "answers")
+    with open_results(context, lm) as results:
+        if advice := cache_advice(context.facts["engine"], batch, sampling.max_tokens):
+            context.log(advice)
+        replies = complete(
+            lm,
+            batch,
+            seeds,
+            sampling,
+            stop,
+            results,
+            lambda number: context.progress(number, len(batch), "answers"),
+        )
     answers = dict(zip(keys, replies, strict=True))
     distinct = [
         len({answers[row["id"], epoch].completion for epoch in epochs})
@@ -210,47 +222,65 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
 
 
 def complete(
-    lm: Any, batch: list[list[int]], seeds: list[int], sampling: Sampling, stop: list[int]
+    lm: Any,
+    batch: list[list[int]],
+    seeds: list[int],
+    sampling: Sampling,
+    stop: list[int],
+    results: dict[str, Result],
+    report: Callable[[int], None],
 ) -> list["ModelOutput"]:
     """One sampled continuation of each prompt in `batch` (token ids), with one seed a prompt.
 
     All sampling settings are given explicitly, so that none comes from the checkpoint's
     generation_config.json. Its end tokens do end an answer, as do those of `stop`.
+
+    `results` holds the answers that were given before; new ones are added. `report` is called with
+    the number of answers so far.
     """
     from inspect_ai.model import ModelOutput, ModelUsage
-    from vllm import SamplingParams, TokensPrompt
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    parameters = [
-        SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=0,
-            min_p=0.0,
-            repetition_penalty=1.0,
-            max_tokens=sampling.max_tokens,
-            stop_token_ids=list(stop),
-            seed=seed,
+    requests = [
+        Request(
+            prompt,
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=0,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=list(stop),
+                seed=seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
         )
-        for seed in seeds
+        for prompt, seed in zip(batch, seeds, strict=True)
     ]
-    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in batch]
     replies = []
-    for request in lm.model.generate(prompts, parameters, use_tqdm=False):
-        output = request.outputs[0]
+    answers = run_requests(lm, requests, results, _answer, report)
+    for prompt, answer in zip(batch, answers, strict=True):
         reply = ModelOutput.from_content(
-            "vllm",
-            output.text,
-            stop_reason="max_tokens" if output.finish_reason == "length" else "stop",
+            "vllm", answer["text"], stop_reason="max_tokens" if answer["cut"] else "stop"
         )
-        prompt_tokens = len(request.prompt_token_ids)
-        output_tokens = len(output.token_ids)
         reply.usage = ModelUsage(
-            input_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            total_tokens=prompt_tokens + output_tokens,
+            input_tokens=len(prompt),
+            output_tokens=answer["tokens"],
+            total_tokens=len(prompt) + answer["tokens"],
         )
         replies.append(reply)
     return replies
+
+
+def _answer(request: Request, output: "RequestOutput") -> Result:
+    answer = output.outputs[0]
+    return {
+        "text": answer.text,
+        "tokens": len(answer.token_ids),
+        "cut": answer.finish_reason == "length",
+    }
 
 
 def write_log(
@@ -294,7 +324,7 @@ def write_log(
     sampling = record["sampling"]
     with (
         questions.private_home(path.parent),
-        tempfile.TemporaryDirectory(dir=path.parent) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=questions.TEMPORARY) as temporary,
     ):
         [log] = eval(
             Task(dataset=dataset, solver=recorded_answers(), name=task),

@@ -16,15 +16,15 @@ from typing import Any
 from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.inference import vllm_engine as engine
+from core.inference.requests import Result, open_results
 from eval import contamination
 from eval.generate import encode
 from eval.patches import datasets_cache
-from eval.questions import TEMPORARY
+from eval.questions import TEMPORARY, remove_temporary
 
 ROOT = "harness"  # the group that holds the tasks of a cell
-# Requests at a time: vLLM's log-probabilities take about 0.5 kB of memory for each prompt token.
-BATCH = 2048
 SNAPSHOT = "fetch a complete snapshot of the data set"
+RESUMABLE = True  # finished requests are read from requests.jsonl
 
 
 def run(context: StageContext) -> dict[str, int | float]:
@@ -50,6 +50,7 @@ def run(context: StageContext) -> dict[str, int | float]:
             fit the engine.
     """
     engine.set_environment()
+    remove_temporary(context.folder)
     contamination.check(context)
     settings = context.settings
     progress_bars = contextlib.redirect_stderr(io.StringIO())
@@ -64,8 +65,8 @@ def run(context: StageContext) -> dict[str, int | float]:
             settings["engine"],
             context.resources["engine"],
         )
-        context.facts["engine"] = engine.describe(lm)
-        result, counts = evaluate(lm, group, context)
+        with open_results(context, lm) as results:
+            result, counts = evaluate(lm, group, context, results)
     key = f"{settings['metric']},{settings.get('filter') or 'none'}"
     tasks = group.get_all_tasks()
     samples = [
@@ -274,8 +275,12 @@ def _task_problems(task: Any, settings: dict[str, Any]) -> list[Problem]:
     return problems
 
 
-def evaluate(lm: Any, group: Any, context: StageContext) -> tuple[Any, dict[str, int]]:
+def evaluate(
+    lm: Any, group: Any, context: StageContext, results: dict[str, Result]
+) -> tuple[Any, dict[str, int]]:
     """lm-eval's results, and counts: requests, tokens (read and written).
+
+    `results`: of requests that have ended; new ones are added.
 
     A prompt begins with the tokenizer's begin-of-text token, whatever the tokenizer does by
     default. With `chat` a prompt is what the chat template makes and nothing else. Both are as in
@@ -310,7 +315,7 @@ def evaluate(lm: Any, group: Any, context: StageContext) -> tuple[Any, dict[str,
         context.progress(num_requests, total, "requests")
 
     bos = "" if chat else tokenizer.bos_token or ""
-    model = TaskModel(lm, bos, BATCH, report)
+    model = TaskModel(lm, bos, results, report)
     # Its seeds are fixed, and choose the same examples for every checkpoint.
     result = simple_evaluate(
         model,

@@ -4,7 +4,6 @@ explicit judge."""
 import contextlib
 import json
 import math
-import shutil
 import statistics
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -52,8 +51,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     settings = context.settings
     variant = settings["variant"]
-    for leftover in context.folder.glob(f"{questions.TEMPORARY}*"):
-        shutil.rmtree(leftover)
+    questions.remove_temporary(context.folder)
     scorer, question_set = questions.load_questions(context)
     check_variant(scorer, settings["scorer"], variant)
     if repairs := {kind: count for kind, count in question_set.repairs.items() if count}:

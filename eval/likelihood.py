@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.files import read_rows
 from core.inference import vllm_engine as engine
+from core.inference.requests import Result, open_results
 from eval import contamination
 from eval.questions import data_file
 
 CONTEXT = "Question: {question}\nAnswer:"
+RESUMABLE = True  # finished requests are read from requests.jsonl
 LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
 
 
@@ -62,9 +65,16 @@ def run(context: StageContext) -> dict[str, int | float]:
     lm = engine.open_engine(
         context.inputs["checkpoint"] / "model", settings["engine"], context.resources["engine"]
     )
-    context.facts["engine"] = engine.describe(lm)
-    samples, tokens = evaluate(lm, settings["task"], items, settings["per_token"])
-    context.progress(len(samples), len(items), "items")
+    num_requests = sum(len(item["choices"]) for item in items)
+    with open_results(context, lm) as results:
+        samples, tokens = evaluate(
+            lm,
+            settings["task"],
+            items,
+            settings["per_token"],
+            results,
+            lambda number: context.progress(number, num_requests, "requests"),
+        )
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     (context.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = [
@@ -161,9 +171,17 @@ def _as_item(row: dict[str, Any], line: int) -> dict[str, Any]:
 
 
 def evaluate(
-    lm: Any, task: str, items: list[dict[str, Any]], per_token: bool = False
+    lm: Any,
+    task: str,
+    items: list[dict[str, Any]],
+    per_token: bool,
+    results: dict[str, Result],
+    report: Callable[[int], None],
 ) -> tuple[list[dict[str, Any]], int]:
     """lm-eval's result for each item, in order, and the number of tokens read.
+
+    `results` holds those of requests that have ended; new ones are added. `report` is called with
+    the number of requests answered so far.
 
     A sample holds id, answer, logprobs (nats, one for each choice), tokens (of each choice), score,
     acc and acc_norm, and with `per_token` log_odds_per_token (nats, of the matching choice to the
@@ -178,6 +196,8 @@ def evaluate(
     import datasets
     import lm_eval
     from lm_eval.tasks import TaskManager
+
+    from eval.task_model import TaskModel
 
     bos = lm.tokenizer.bos_token or ""
     rows = [
@@ -216,11 +236,12 @@ def evaluate(
         # `simple_evaluate` would also describe the system and its packages, which takes as long as
         # a small model's answers.
         manager = TaskManager(include_defaults=False)
-        result = lm_eval.evaluate(lm, manager.load([declaration]), bootstrap_iters=0)
+        model = TaskModel(lm, bos, results, report)
+        result = lm_eval.evaluate(model, manager.load([declaration]), bootstrap_iters=0)
     assert result
-    results = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
+    in_order = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []
-    for item, row, lengths_of_item, sample in zip(items, rows, lengths, results, strict=True):
+    for item, row, lengths_of_item, sample in zip(items, rows, lengths, in_order, strict=True):
         context_length = len(lm.tok_encode(row["context"]))
         sizes = [length - context_length for length in lengths_of_item]
         samples.append(_scored_sample(item, sample, sizes, per_token))

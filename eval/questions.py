@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,12 @@ def data_file(path: str) -> Path:
             fix="name your own in the study file",
         )
     return data_files[0]
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary folders that a killed process left in a cell's folder."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover)
 
 
 @contextlib.contextmanager

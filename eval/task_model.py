@@ -1,11 +1,15 @@
 """lm-eval's vLLM model over an engine that is already open, with prompts as in training."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from lm_eval.models.vllm_causallms import VLLM
+from vllm import RequestOutput, SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from core.errors import UserError
+from core.inference.requests import Request, Result, run_requests
 from core.inference.vllm_engine import check_lengths
 from eval.patches import require_version
 
@@ -16,15 +20,16 @@ class TaskModel(VLLM):
     - A text begins with the begin-of-text token `bos` exactly once, whatever the tokenizer does by
       default. With chat templates `bos` is "": the template writes the token itself.
     - `VLLM` cuts a prompt that does not fit the engine, silently. Here it raises UserError.
-    - Requests and tokens are counted, and reported after each batch.
+    - Finished requests are kept in `results`, and are not computed again.
+    - Requests and tokens are counted, and requests are reported as they end.
 
     It overrides private methods of lm-eval, so its version is checked (`eval.patches`).
 
     Args:
         opened: The open engine, whose state is shared: a second one is not started.
         bos: The begin-of-text token, as text.
-        batch_size: Requests that are given to vLLM at a time.
-        report: Called after each batch with the number of requests answered so far.
+        results: Of requests that have ended; new ones are added.
+        report: Called with the number of requests answered so far.
 
     Attributes:
         num_requests: Requests answered so far.
@@ -32,11 +37,15 @@ class TaskModel(VLLM):
     """
 
     def __init__(
-        self, opened: VLLM, bos: str, batch_size: int, report: Callable[[int], None]
+        self,
+        opened: VLLM,
+        bos: str,
+        results: dict[str, Result],
+        report: Callable[[int], None],
     ) -> None:
         require_version("lm_eval")
         self.__dict__.update(vars(opened))  # VLLM.__init__ would start another engine
-        self.batch_size = batch_size
+        self._results = results
         self.num_requests = 0
         self.num_tokens = 0
         self._bos = bos
@@ -82,26 +91,61 @@ class TaskModel(VLLM):
                 for label, (_, context, choice) in zip(self._labels, requests, strict=True)
             ),
         )
-        results: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-            requests, disable_tqdm=disable_tqdm
+        parameters = SamplingParams(
+            temperature=0,
+            prompt_logprobs=1,
+            max_tokens=1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return results
+        asked = [
+            Request(context + choice, parameters, len(context)) for _, context, choice in requests
+        ]
+        # As lm-eval does: where memory is short, it shows at once.
+        longest_first = sorted(asked, key=lambda request: -len(request.prompt))
+        self._run(longest_first, self._likelihood)
+        results = (self._results[request.key] for request in asked)
+        return [(result["logprob"], result["greedy"]) for result in results]
+
+    def _likelihood(self, request: Request, output: RequestOutput) -> Result:
+        logprob, greedy = self._parse_logprobs(request.prompt, output, request.context)
+        return {"logprob": logprob, "greedy": greedy, "tokens": len(output.outputs[0].token_ids)}
 
     def _model_generate(
         self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None
     ) -> Any:
+        """The answers, as far as `generate_until` reads them."""
+        asked = []
+        for prompt, parameters in zip(requests, sampling_params, strict=True):
+            parameters.output_kind = RequestOutputKind.FINAL_ONLY
+            asked.append(Request(prompt, parameters))
+        results = self._run(asked, _answer)
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(text=result["text"])]) for result in results
+        ]
+
+    def _run(
+        self, requests: list[Request], read: Callable[[Request, RequestOutput], Result]
+    ) -> list[Result]:
         bos_id = self.tokenizer.bos_token_id
-        if any(bos_id in ids[1:] for ids in requests):
+        if any(bos_id in request.prompt[1:] for request in requests):
             raise UserError(
                 what="a begin-of-text token stands inside a prompt",
                 fix="correct the data or the chat template",
             )
-        replies = super()._model_generate(requests, generate, sampling_params)
+        before = self.num_requests
+        results = run_requests(
+            self, requests, self._results, read, lambda number: self._report(before + number)
+        )
         self.num_requests += len(requests)
-        self.num_tokens += sum(map(len, requests))
-        self.num_tokens += sum(len(reply.outputs[0].token_ids) for reply in replies)
-        self._report(self.num_requests)
-        return replies
+        self.num_tokens += sum(len(request.prompt) for request in requests)
+        self.num_tokens += sum(result["tokens"] for result in results)
+        return results
+
+
+def _answer(request: Request, output: RequestOutput) -> Result:
+    answer = output.outputs[0]
+    return {"text": answer.text, "tokens": len(answer.token_ids)}
 
 
 def _label(request: Any) -> str:

@@ -56,9 +56,7 @@ def executor(
             what="Slurm reads % and \\ in the path of a log as patterns",
             fix="give a runs folder without them: --runs",
         )
-    # The profile's `python` is a command; a path of ours may hold a blank.
-    python = profile.python or shlex.quote(sys.executable)
-    slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
+    slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=_python(profile))
     slurm.update_parameters(
         **_parameters(name, resources, profile, code, logs, group),
         comment=group,
@@ -135,6 +133,11 @@ def _parameters(
     return parameters
 
 
+def _python(profile: Profile) -> str:
+    """The command that starts Python. A path of ours may hold a blank."""
+    return profile.python or shlex.quote(sys.executable)
+
+
 def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
     path, folder = shlex.quote(str(code)), shlex.quote(str(logs))
     pickle = f'{folder}/"$job"_submitted.pkl'
@@ -171,9 +174,10 @@ def _flag(logs: Path) -> str:
 
 
 def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
-    """Shell lines after srun: remove TMPDIR, and queue the job again where it asked for that.
+    """Shell lines after srun: remove TMPDIR, and queue the job again where it should be.
 
-    In a container there is no scontrol, so a job can't queue itself (`slurm.job`).
+    In a container there is no scontrol, so a job can't queue itself (`slurm.job`). A process that
+    was killed can't anywhere (`slurm.retry`).
     """
     lines = ["status=$?"]
     # A folder that is not of this job alone stays.
@@ -185,9 +189,14 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
         lines.append(remove)
     if profile.requeue:
         # A cancelled job is not RUNNING any more.
-        state = '"$(squeue --noheader --jobs="$job" --format=%T)"'
+        lines.append(
+            'running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }'
+        )
+        if profile.retries:
+            retry = f"{_python(profile)} -m slurm.retry {shlex.quote(str(logs))} {profile.retries}"
+            lines.append(f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running || {retry}")
         lines += [
-            f"if rm {_flag(logs)} 2>/dev/null && [ {state} = RUNNING ]; then",
+            f"if rm {_flag(logs)} 2>/dev/null && running; then",
             '  scontrol requeue "$job"',
             "fi",
         ]

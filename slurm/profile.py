@@ -120,6 +120,9 @@ class Profile:
     """Whether compute nodes lack internet access. Libraries then do not try to connect."""
     requeue: Annotated[int, Field(ge=0)] = 20
     """How many time limits one job may reach. 0: a job is never requeued, whatever ends it."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often one job is queued again after a failure that passes by itself: of a node, a GPU or
+    the network, or a killed process. 0: never. Other failures are not retried."""
     array_parallelism: Count = 256
     """Tasks of one array that run at the same time."""
     max_array: Count | None = None

@@ -14,16 +14,20 @@ class KnownFailure:
         name: Its name in `status`.
         pattern: What shows it in a log.
         fix: What to do.
+        is_transient: Whether it passes by itself, so that a job is queued again (slurm.retry).
     """
 
     name: str
     pattern: re.Pattern[str]
     fix: str
+    is_transient: bool = False
 
 
-def _known(name: str, pattern: str, fix: str) -> KnownFailure:
-    return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix)
+def _known(name: str, pattern: str, fix: str, is_transient: bool = False) -> KnownFailure:
+    return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix, is_transient)
 
+
+ON_RESTART = "it continues (contamination, labels and analysis start again)"
 
 # The first match counts, so what ends a job from outside stands before what its processes print as
 # they die. "Slurm: ..." is not in any log: it is the answer of squeue or sacct.
@@ -53,17 +57,18 @@ KNOWN_FAILURES = [
     _known(
         "time limit",
         r"due to time limit|requeued because: timed-out|Slurm: TIMEOUT",
-        "raise the stage's minutes in the cluster profile; it continues",
+        f"raise the stage's minutes in the cluster profile; {ON_RESTART}",
     ),
     _known(
         "node failure",
         r"due to node failure|node failure on|Slurm: (NODE|BOOT)_FAIL",
         "run or submit again; leave the node out if it repeats",
+        is_transient=True,
     ),
     _known(
         "preempted",
         r"due to (preemption|job requeue)|Slurm: PREEMPTED",
-        "run or submit again; it continues",
+        f"run or submit again; {ON_RESTART}",
     ),
     _known(
         "out of GPU memory",
@@ -99,6 +104,7 @@ KNOWN_FAILURES = [
         r"finds no CUDA device|busy or unavailable",
         "run or submit again; if it is the same node again, leave it out and tell its "
         "administrators",
+        is_transient=True,
     ),
     _known(
         "collective timeout",
@@ -106,6 +112,7 @@ KNOWN_FAILURES = [
         r"Connection closed by peer|ranks came within",
         "a rank died or the network is slow: look at the other ranks' logs; set the network "
         "interface",
+        is_transient=True,
     ),
     _known(
         "port in use",
@@ -177,8 +184,9 @@ KNOWN_FAILURES = [
     ),
     _known(
         "killed",
-        r"tasks? [\d,-]+: Killed",
+        r"tasks? [\d,-]+: Killed|\d+ Killed +srun ",
         "often memory: give the stage more; or a rank that died: look at the others' logs",
+        is_transient=True,
     ),
 ]
 STOPPED = _known(
@@ -189,7 +197,7 @@ STOPPED = _known(
 _ERROR = re.compile(r"error|exception|fatal|\*\*\*|^Slurm: ", re.IGNORECASE | re.MULTILINE)
 # How a run of a cell begins in its log.txt, and a job in submitit's log. Lines before are of an
 # earlier run.
-_START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
+_START = re.compile(r" starts \(process \d+[,)]| - Starting with JobEnvironment")
 _END_BYTES = 1 << 16
 _LAST_LINES = 8  # of a log, which count first
 _EARLIER_LINES = 400  # of a log, of which errors alone count

@@ -48,7 +48,11 @@ PACKAGES = (
 RECORDS = {"config.yaml", "speed.jsonl", "calls.jsonl"}
 # The key of the files from outside to which a cell links, so that its users read them.
 LINKED = "model"
-NOT_OUTPUTS = {"manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"}
+REQUESTS = "requests.jsonl"  # results of vLLM's requests, until the manifest is written
+NOT_OUTPUTS = {
+    *("manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"),
+    REQUESTS,
+}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

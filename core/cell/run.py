@@ -15,8 +15,9 @@ from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
 from core.cell.log import log_to
 from core.cell.lookup import RunsIndex
-from core.cell.manifest import check_inputs, read_manifest, write_manifest
+from core.cell.manifest import REQUESTS, check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
+from core.cell.restarts import start_text
 from core.cell.stage import Stage, distributed_hooks, import_stage, is_resumable
 from core.errors import UserError
 from core.files import locked, write_atomically
@@ -82,8 +83,9 @@ def run_cell(folder: Path) -> None:
         context = _context(folder, config, _progress_file(folder / "progress.json"))
         files = check_planned(folder, config)
         stage = _import_stage(config)
+        starts = start_text(folder, os.getpid())
         _remove_leftovers(folder, resumable=is_resumable(stage))
-        context.log(f"{config['stage']} {config['name']} starts (process {os.getpid()})")
+        context.log(f"{config['stage']} {config['name']} {starts}")
         started = _now()
         if hooks:
             hooks.sync("go")
@@ -92,6 +94,7 @@ def run_cell(folder: Path) -> None:
         _check_again(folder, config, files)
         facts = {**context.facts, "counts": counts, "warnings": context.warnings, "files": files}
         write_manifest(folder, config, started, _now(), **facts)
+        (folder / REQUESTS).unlink(missing_ok=True)  # not before: a kill here would lose them all
         if config["stage"] == "analysis":
             _publish(context)
         context.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))

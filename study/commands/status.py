@@ -20,6 +20,7 @@ from tabulate import tabulate
 from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
+from core.cell.restarts import read_progress, read_restarts
 from core.files import locked, owner
 from study.commands.common import load, seconds, shown_names, start_command, study_args
 from study.spec import expand
@@ -210,8 +211,8 @@ def _rows(
         if state == "blocked" and blocker:
             roots[cell.identity] = roots.get(blocker.identity, blocker.relpath)
             row["behind"] = roots[cell.identity]
-        if state in ("running", "queued", "failed") and (progress := _progress(folder)):
-            row["progress"] = progress
+        if state in ("running", "queued", "failed"):
+            row |= _progress(folder)
         lock = folder / ".lock"
         if state == "running" and lock.exists():
             row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
@@ -297,12 +298,19 @@ def _locked(path: Path) -> bool:
         return False  # no file, or a disk without locks
 
 
-def _progress(folder: Path) -> str | None:
-    try:
-        progress = json.loads((folder / "progress.json").read_text())
-        return f"{progress['done']:,} of {progress['total']:,} {progress['unit']}"
-    except (OSError, ValueError):
-        return None
+def _progress(folder: Path) -> Row:
+    """How far a cell is, and its restarts, where it has any."""
+    row: Row = {}
+    if progress := read_progress(folder):
+        row["progress"] = f"{progress[0]:,} of {progress[1]:,} {progress[2]}"
+    restarts = read_restarts(folder)
+    if restarts.count:
+        row |= {
+            "restarts": restarts.count,
+            "retries": restarts.retries,
+            "without_progress": restarts.without_progress,
+        }
+    return row
 
 
 def show(data: dict[str, Any]) -> str:
@@ -325,7 +333,7 @@ def show(data: dict[str, Any]) -> str:
         lines += [f"What is queued is unknown: {data['trouble']}", ""]
     if data["user"]:
         lines += [f"These are the files and jobs of user {data['user']}: you can read them.", ""]
-    lines += [*_going(rows, data), *_failing(rows), f"next: {data['next']}"]
+    lines += [*_going(rows, data), *_restarts(rows), *_failing(rows), f"next: {data['next']}"]
     return "\n".join(lines)
 
 
@@ -348,6 +356,27 @@ def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
     if data["driver"]:
         lines.append(f"to do:   job {data['driver']}, of slurm/study.sbatch, submits the study")
     return [*lines, ""] if lines else []
+
+
+def _restarts(rows: list[Row]) -> list[str]:
+    """How often jobs were restarted, and what gets nowhere."""
+    restarted = [row for row in rows if "restarts" in row]
+    if not restarted:
+        return []
+    count = sum(row["restarts"] for row in restarted)
+    retries = sum(row["retries"] for row in restarted)
+    lines = [
+        f"restarts: {count}, of {len(restarted)} cells; {retries} of them retries of a failure"
+    ]
+    stuck = [row for row in restarted if row["without_progress"] and row["state"] != "failed"]
+    for row in stuck[:MAX_CAUSES]:
+        lines.append(
+            f"warning: {row['stage']} {row['cell']}: no progress between its last two starts "
+            f"({row.get('progress', 'none yet')})"[:WIDTH]
+        )
+    if stuck:
+        lines.append("  fix: raise the stage's minutes in the cluster profile, or see its log.txt")
+    return [*lines, ""]
 
 
 def _duration(seconds: int) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ import yaml
 
 from core.cell.context import StageContext
 from core.errors import UserError
+from core.inference import requests
 from core.inference import vllm_engine as engine
 from eval import harness
 from tests.eval import tiny_checkpoint
@@ -71,6 +73,7 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
         declared | {"task": name, "engine": ENGINE, "num_fewshot": 0, "max_tokens": 24} | others
     )
     folder.mkdir()
+    (checkpoint / "manifest.json").touch()
     resources = {"files": {"data": str(data / name)}, "engine": {"max_model_len": 2048}}
     return StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
 
@@ -82,6 +85,7 @@ def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]
     context = cell(*which, **others)
     counts = harness.run(context)
     assert sorted(path.name for path in context.folder.iterdir()) == [
+        "requests.jsonl",
         "samples.jsonl",
         "scores.parquet",
     ]
@@ -93,15 +97,14 @@ def ran(*which: Any, **others: Any) -> tuple[dict[str, Any], list[dict[str, Any]
 
 def asked(*which: Any, **others: Any) -> tuple[list[list[int]], list[Any]]:
     """The token ids that vLLM was given by a cell, in its order, and their sampling parameters."""
-    from vllm import LLM
+    from vllm.v1.engine.llm_engine import LLMEngine
 
-    with mock.patch.object(LLM, "generate", autospec=True, side_effect=LLM.generate) as generate:
+    with mock.patch.object(
+        LLMEngine, "add_request", autospec=True, side_effect=LLMEngine.add_request
+    ) as add_request:
         ran(*which, **others)
-    calls = [call.args[1] for call in generate.call_args_list]
-    ways = [call.kwargs["sampling_params"] for call in generate.call_args_list]
-    return [prompt["prompt_token_ids"] for call in calls for prompt in call], [
-        way for call in ways for way in call
-    ]
+    calls = [call.args for call in add_request.call_args_list]
+    return [prompt["prompt_token_ids"] for _, _, prompt, _ in calls], [call[3] for call in calls]
 
 
 def reference(checkpoint: Path, context: str, choice: str) -> float:
@@ -266,7 +269,7 @@ def test_a_cell_repeats_exactly(checkpoint, data, tmp_path, monkeypatch):
     """Whatever the engine did before, and however requests are put together."""
     for name, shots in (("truthfulqa_mc2", 0), ("gsm8k", 5)):
         ran(tmp_path / f"{name} one", checkpoint, data, name, num_fewshot=shots)
-        monkeypatch.setattr(harness, "BATCH", 2)
+        monkeypatch.setattr(requests, "MAX_IN_ENGINE", 2)
         ran(tmp_path / f"{name} between", checkpoint, data, "arc_challenge", num_fewshot=3, limit=5)
         ran(tmp_path / f"{name} two", checkpoint, data, name, num_fewshot=shots)
         for file in ("samples.jsonl", "scores.parquet"):
@@ -276,13 +279,33 @@ def test_a_cell_repeats_exactly(checkpoint, data, tmp_path, monkeypatch):
         monkeypatch.undo()
 
 
-def test_requests_go_to_the_engine_in_batches(checkpoint, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "BATCH", 10)
+@pytest.mark.parametrize("name", ["hellaswag", "gsm8k"])
+def test_an_interrupted_cell_continues_and_gives_the_same_bytes(
+    checkpoint, data, tmp_path, monkeypatch, name
+):
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    prompts, _ = asked(tmp_path / "whole", checkpoint, data, name)
+    monkeypatch.setattr(requests, "MAX_IN_ENGINE", 2)  # requests that have not begun are left
+    context = cell(tmp_path / "cut", checkpoint, data, name)
+    context.report = lambda number, *_: 1 // (2 - number)
+    with pytest.raises(ZeroDivisionError):
+        harness.run(context)
+    with mock.patch.object(
+        LLMEngine, "add_request", autospec=True, side_effect=LLMEngine.add_request
+    ) as add_request:
+        harness.run(replace(context, report=None))
+    assert add_request.call_count == len(prompts) - 2
+    for file in ("samples.jsonl", "scores.parquet"):
+        assert (tmp_path / "whole" / file).read_bytes() == (context.folder / file).read_bytes()
+
+
+def test_requests_are_reported_as_they_end(checkpoint, data, tmp_path):
     told = []
     context = cell(tmp_path / "one", checkpoint, data, "hellaswag")
     context.report = lambda *progress: told.append(progress)
     counts = harness.run(context)
-    assert told == [(10, 16, "requests"), (16, 16, "requests")]
+    assert told == [(number, 16, "requests") for number in range(17)]
     lengths = [
         len(f"Feeding a {a}: The {a} waits by gate {i}. It ") + 1 for i, a in enumerate(ANIMALS[:4])
     ]
@@ -395,18 +418,18 @@ WRONG = {
 
 @pytest.mark.parametrize("words", WRONG)
 def test_a_mismatch_is_reported_before_anything_is_generated(checkpoint, data, tmp_path, words):
-    from vllm import LLM
+    from vllm.v1.engine.llm_engine import LLMEngine
 
     others = {"name": "hellaswag"} | WRONG[words]
     name = others.pop("name")
     with (
         mock.patch.dict(BENCHMARKS, nothing=BENCHMARKS["hellaswag"]),
-        mock.patch.object(LLM, "generate") as generate,
+        mock.patch.object(LLMEngine, "add_request") as add_request,
     ):
         context = cell(tmp_path / "one", checkpoint, data, name, **others)
         with pytest.raises(UserError, match=words) as error:
             harness.run(context)
     [problem] = error.value.problems
     assert problem.where and problem.fix and "\n" not in str(problem)
-    assert not generate.called
-    assert not list(context.folder.iterdir())
+    assert not add_request.called
+    assert {path.name for path in context.folder.iterdir()} <= {"requests.jsonl"}

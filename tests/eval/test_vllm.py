@@ -3,14 +3,17 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.cell.context import StageContext
+from core.cell.manifest import REQUESTS
 from core.errors import UserError
 from core.files import sha256
+from core.inference import requests
 from core.inference import vllm_engine as engine
 from eval import generate, likelihood
 from tests.eval import tiny_checkpoint
@@ -52,12 +55,13 @@ def generated(
     checkpoint: Path,
     texts: list[str] = TEXTS,
     max_model_len: int = 512,
+    report: Callable[[int, int, str], None] | None = None,
     **sampling: Any,
 ):
     """The counts, the answers by (question, epoch) and the warnings of a generate cell."""
     from inspect_ai.log import read_eval_log
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     path = folder.parent / "questions.jsonl"
     path.write_text(
         "".join(
@@ -72,7 +76,9 @@ def generated(
     }
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
     resources = {"files": {"questions": str(path)}, "engine": {"max_model_len": max_model_len}}
-    context = StageContext(folder, folder.name, settings, resources, {"checkpoint": checkpoint})
+    context = StageContext(
+        folder, folder.name, settings, resources, {"checkpoint": checkpoint}, report
+    )
     counts = generate.run(context)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
@@ -85,7 +91,7 @@ def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
     assert counts["distinct_answers"] == len(set(answers.values())) == 9 and not warnings
     assert 9 < counts["tokens"] <= 9 * SAMPLING["max_tokens"]
     assert generated(tmp_path / "two", checkpoints / "plain")[1] == answers
-    assert not [path for path in (tmp_path / "one").iterdir() if path.name != "samples.eval"]
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"samples.eval", REQUESTS}
     other = generated(tmp_path / "other", checkpoints / "other")[1]
     assert not set(other.values()) & set(answers.values()), "another checkpoint, other seeds"
 
@@ -103,6 +109,49 @@ def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(
         answers.items()
     )
     assert by_text("more epochs", TEXTS, epochs=4).items() >= answers.items()
+
+
+def test_answers_are_those_of_one_batch_of_vllm(lm, monkeypatch):
+    from vllm import SamplingParams
+
+    prompts, stop = generate.encode(lm().tokenizer, TEXTS, "chat")
+    parameters = [
+        SamplingParams(temperature=1.0, max_tokens=24, stop_token_ids=stop, seed=seed)
+        for seed in range(3)
+    ]
+    batch = lm().model.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts], parameters, use_tqdm=False
+    )
+    monkeypatch.setattr(requests, "MAX_IN_ENGINE", 2)
+    sampling = generate.Sampling(**SAMPLING)
+    replies = generate.complete(lm(), prompts, [0, 1, 2], sampling, stop, {}, str)
+    assert [reply.completion for reply in replies] == [reply.outputs[0].text for reply in batch]
+
+
+def test_an_interrupted_cell_gives_the_answers_of_an_undisturbed_one(
+    checkpoints, tmp_path, monkeypatch
+):
+    """Whatever number of requests is in the engine, and however often the cell starts."""
+    undisturbed = generated(tmp_path / "undisturbed", checkpoints / "plain")
+    begins = []
+
+    def interrupted(after: int) -> Callable[[int, int, str], None]:
+        def report(number: int, total: int, unit: str) -> None:
+            begins.append(number)
+            if number == after:
+                raise TimeoutError
+
+        return report
+
+    for in_engine, after in ((2, 3), (1, 4), (100, 6)):
+        monkeypatch.setattr(requests, "MAX_IN_ENGINE", in_engine)
+        begins.clear()
+        with pytest.raises(TimeoutError):
+            generated(tmp_path / "cut", checkpoints / "plain", report=interrupted(after))
+    assert begins[0] == 4, "the third start continues where the second was"
+    begins.clear()
+    assert generated(tmp_path / "cut", checkpoints / "plain", report=interrupted(-1)) == undisturbed
+    assert begins == [6, 7, 8, 9]
 
 
 def test_equal_epochs_are_warned_of(checkpoints, tmp_path):
@@ -148,7 +197,7 @@ def test_raw_prompt_begins_once(tmp_path, adds_bos, prompt):
 
 def test_an_answer_stops_at_the_stop_tokens(lm):
     replies = generate.complete(
-        lm(), [[1, 2, 3]], [0], generate.Sampling(**SAMPLING), stop=list(range(256))
+        lm(), [[1, 2, 3]], [0], generate.Sampling(**SAMPLING), list(range(256)), {}, str
     )
     assert replies[0].usage.output_tokens == 1 and replies[0].stop_reason == "stop"
 
@@ -162,7 +211,9 @@ def test_seeded_requests_outgrow_one_scheduling_step(lm):
         [[1] * 300] * count,
         list(range(count)),
         generate.Sampling(1.0, 1.0, max_tokens=1),
-        stop=[],
+        [],
+        {},
+        str,
     )
     assert len(replies) == count
 
@@ -235,8 +286,12 @@ ITEM = {
 }
 
 
+def evaluate(lm, items=(ITEM,)):
+    return likelihood.evaluate(lm, "concern", list(items), False, {}, lambda number: None)
+
+
 def test_likelihood_is_that_of_transformers(checkpoints, lm):
-    [sample], tokens = likelihood.evaluate(lm(), "concern", [ITEM])
+    [sample], tokens = evaluate(lm())
     tokenizer, totals = lm().tokenizer, []
     context = [
         tokenizer.bos_token_id,
@@ -259,18 +314,16 @@ def test_likelihood_is_that_of_transformers(checkpoints, lm):
 def test_order_of_choices_does_not_matter(lm):
     turned = ITEM | {"id": 8, "choices": ITEM["choices"][::-1], "answer": 1}
     wrong = ITEM | {"id": 9, "answer": 1}
-    (one, other, opposite), _ = likelihood.evaluate(lm(), "concern", [ITEM, turned, wrong])
+    (one, other, opposite), _ = evaluate(lm(), [ITEM, turned, wrong])
     assert one["score"] == other["score"] and one["logprobs"] == other["logprobs"][::-1]
     assert one["score"] + opposite["score"] == pytest.approx(1)
 
 
 def test_begin_of_text_does_not_depend_on_the_tokenizer(checkpoints, lm, tmp_path):
     """A tokenizer that adds no begin-of-text token by itself gives the same likelihoods."""
-    before, _ = likelihood.evaluate(lm(), "concern", [ITEM])
+    before, _ = evaluate(lm())
     tiny_checkpoint.make(tmp_path / "model", adds_bos=False)
-    after, _ = likelihood.evaluate(
-        engine.open_engine(tmp_path / "model", ENGINE, LIMIT), "concern", [ITEM]
-    )
+    after, _ = evaluate(engine.open_engine(tmp_path / "model", ENGINE, LIMIT))
     assert before == after
 
 
@@ -403,9 +456,8 @@ def test_the_real_files_are_read_whole(checkpoints, tmp_path, name, count):
     assert not any(
         item["question"].startswith("Question") or item["question"].endswith(":") for item in items
     )
-    samples, tokens = likelihood.evaluate(
+    samples, tokens = evaluate(
         engine.open_engine(checkpoints / "plain" / "model", ENGINE, {"max_model_len": 2048}),
-        name,
         items[:40],
     )
     assert (
@@ -451,7 +503,7 @@ def test_checkpoints_share_compiled_code_and_nothing_else(tmp_path):
         lm = engine.open_engine(folder, ENGINE, LIMIT)
         config = lm.model.llm_engine.vllm_config
         keys.append(config.compute_hash())
-        [sample], _ = likelihood.evaluate(lm, "concern", [ITEM])
+        [sample], _ = evaluate(lm)
         length = config.model_config.try_get_generation_config()["max_new_tokens"]
         facts.append((sample["logprobs"][0], lm.tokenizer.chat_template, length))
         assert lm.model.get_tokenizer().chat_template == chat

@@ -33,7 +33,7 @@ def reproducible(script: str, kit: Kit, fake: Fake) -> str:
     script = script.replace(str(kit.folder), "/shared").replace(str(fake.folder), "/fake")
     script = re.sub(r"code-[0-9a-f]{12}", "code-HASH", script)
     script = re.sub(r"\btiny-[0-9a-f]{12}", "tiny-GROUP", script)
-    return re.sub(r"('[^']+'|\S+) -u -m submitit", "PYTHON -u -m submitit", script)
+    return re.sub(r"('[^']+'|\S+) (-u -m submitit|-m slurm.retry)", r"PYTHON \2", script)
 
 
 @pytest.mark.slurm

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
             Resources(10, cpus=10, partition="scavenge", constraint="cpu"),
         ),
         "node": Study(runs / "node/study", code, [FIRST], Resources(10, partition="gpu")),
+        "killed": Study(runs / "killed/study", code, [FIRST], small),
         "limit": Study(runs / "limit/study", code, [FIRST, BEHIND], small),
     }
     began = time.monotonic()
@@ -186,6 +188,7 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     ask("scontrol", "requeue", job["requeued"])
     for name in ("told", "container"):  # all that a preemption is on many clusters, for a while
         ask("scancel", "--signal=TERM", job[name])
+    os.kill(rank_of(job["killed"]), 9)  # as the kernel, or a person, does
     ask("scancel", f"{job['cancelled']}_1")
     urgent = ask(
         "sbatch",
@@ -204,7 +207,16 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     note(f"cancelled; preempting by {urgent.strip()}")
     facts = studies["cancelled"].submit()
     assert (facts["submitted"], facts["queued"]) == (1, 1)
-    pending = {"requeued": 1, "told": 1, "container": 1, "preempted": 1, "node": 1, "limit": 2}
+    until(lambda: " retry 1 of 2 of job " in studies["killed"].log())
+    pending = {
+        "killed": 1,
+        "requeued": 1,
+        "told": 1,
+        "container": 1,
+        "preempted": 1,
+        "node": 1,
+        "limit": 2,
+    }
     # What Slurm will start again is not submitted again.
     assert not any(studies[name].submit()["submitted"] for name in pending)
     studies["cancelled"].hurry()
@@ -242,6 +254,18 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     return studies
 
 
+def rank_of(job: str) -> int:
+    """The process that trains in a job, by its number here: nodes number theirs by themselves."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            is_rank = b"python" in command[0] and b"submitit.core._submit" in command  # not srun
+            variables = (process / "environ").read_bytes().split(b"\0")
+            if is_rank and {f"SLURM_JOB_ID={job}".encode(), b"SLURM_PROCID=0"} <= {*variables}:
+                return int(process.name)
+    raise AssertionError(f"no process of job {job}")
+
+
 # How often each of a study's trainings begins.
 LIVES = {
     "node": [2],
@@ -251,6 +275,7 @@ LIVES = {
     "told": [2, 2],
     "container": [2, 2],
     "cancelled": [1, 2],
+    "killed": [2],
     "controller": [1, 1],
 }
 

@@ -17,6 +17,7 @@ import pytest
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.log import log_to
+from core.cell.restarts import retry_text
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.stages import STAGE_INFO
@@ -126,6 +127,27 @@ def test_an_error_of_the_kit_is_shown_with_its_cure_and_once(runner: Runner) -> 
     text = show(look(CELLS, runner.base, "s.yaml"))
     assert "documents a: see the error" in text
     assert text.count(f"  | error: model: is cut short; {cure}\n") == 1
+
+
+def test_restarts_are_counted_and_those_that_get_nowhere_are_warned_of(runner: Runner) -> None:
+    a, b, _ = DOCUMENTS
+    runner.fail((a, OSError()), (b, OSError()))
+    with (runner.base / b.relpath / "log.txt").open("a") as log:
+        log.write("2026-01-01T00:00:00Z " + retry_text("7", 1, 2, "killed") + "\n")
+    with runner.running(a):
+        (row, *_) = look(CELLS, runner.base, "s.yaml")["cells"]
+        assert (row["restarts"], row["without_progress"]) == (1, False), "it has begun to write"
+    with runner.running(a):
+        assert "no progress" not in show(look(CELLS, runner.base, "s.yaml"))
+    with runner.running(a), runner.running(b):
+        data = look(CELLS, runner.base, "s.yaml")
+        text = show(data)
+    assert "restarts: 4, of 2 cells; 1 of them retries of a failure\n" in text
+    assert (
+        "warning: documents a: no progress between its last two starts (12 of 1,240 documents)\n"
+        "  fix: raise the stage's minutes in the cluster profile, or see its log.txt\n"
+    ) in text
+    assert "documents b: no progress" not in text
 
 
 def test_a_study_from_nothing_to_its_end(runner: Runner) -> None:

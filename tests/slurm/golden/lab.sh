@@ -36,7 +36,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -79,7 +81,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -123,7 +127,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -167,7 +173,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -211,7 +219,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -255,7 +265,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -298,7 +310,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status

@@ -46,7 +46,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -99,7 +101,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -154,7 +158,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -209,7 +215,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -264,7 +272,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -318,7 +328,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
@@ -371,7 +383,9 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+[ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
 fi
 exit $status
