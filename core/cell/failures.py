@@ -83,6 +83,19 @@ KNOWN_FAILURES = [
         "run or submit again",
     ),
     _known(
+        "setup ended",
+        r"setup in the cluster profile ended the job's shell",
+        "a line of setup, or of a file that it reads, has exit or exec (`exec zsh`): leave it out "
+        "of setup, or guard it for interactive shells",
+    ),
+    _known(
+        "no such folder",
+        r"couldn't chdir to|\bcd: .*: (No such file or directory|Permission denied)|"
+        r"Slurm: \w+ without a log",
+        "the node cannot open that folder by this path: --runs on a disk that nodes see by the "
+        "same path",
+    ),
+    _known(
         "GPU driver too old",
         r"driver on your system is too old|driver version is insufficient",
         "install requirements-cuda12.txt, which older drivers run, or have the driver updated",

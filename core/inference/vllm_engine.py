@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.cores import omp_threads
 from core.errors import UserError
 from core.garbage import collections_skipped, gc_disabled
 from core.inference import vllm_log
@@ -210,7 +211,7 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
         import torch
 
         # A stage that ran earlier in this process may have chosen otherwise.
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(omp_threads())
     _check_freed()
     checkpoint = checkpoint.absolute()
     for fraction in MEMORY_FRACTIONS:

@@ -399,10 +399,11 @@ def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
         "scontrol": f'echo "$@" >> {tmp_path}/said',
     }.items():
         (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-    text = batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path))
+    script = tmp_path / "script"
+    script.write_text(batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path)))
     for asks in (False, True):
         (tmp_path / "asks").touch() if asks else None
-        assert subprocess.run(["bash", "-c", text]).returncode == 9, "srun's exit status"
+        assert subprocess.run(["bash", str(script)]).returncode == 9, "srun's exit status"
         assert not flag.exists() and not (tmp_path / "scratch-7").exists()
         assert (tmp_path / "said").exists() == (asks and requeued)
     if requeued:
