@@ -45,6 +45,8 @@ def clear() -> None:
         del os.environ[name]
     # Two busy processes on two cores slow torch down many times, and one thread sums in one order.
     os.environ["OMP_NUM_THREADS"] = "1"
+    AT_START.clear()
+    AT_START.update(numeric(os.environ))
 
 
 def shell_line() -> str:
@@ -58,4 +60,5 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 AT_START = numeric(os.environ)
-"""Those of this process as it began. What a stage sets later is the same for all cells."""
+"""Those of this process as it began, or after `clear`. What a stage sets later is the same for all
+cells."""

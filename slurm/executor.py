@@ -12,6 +12,7 @@ from submitit.core.utils import DelayedSubmission
 
 from core import numeric_environment
 from core.errors import UserError
+from core.paths import as_seen_on_nodes
 from slurm import slurm_cli
 from slurm.profile import Profile, Resources
 
@@ -76,7 +77,7 @@ def executor(
             fix="give a runs folder without them: --runs",
         )
     # The profile's `python` is a command; a path of ours may hold a blank.
-    python = profile.python or shlex.quote(sys.executable)
+    python = profile.python or shlex.quote(str(as_seen_on_nodes(Path(sys.executable))))
     slurm = SlurmExecutor(logs, max_num_timeout=profile.requeue, python=python)
     slurm.update_parameters(
         **_parameters(name, resources, profile, code, logs, group),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,14 @@ class KnownFailure:
 
 def _known(name: str, pattern: str, fix: str) -> KnownFailure:
     return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix)
+
+
+def _lift(option: str, value: str = "unlimited") -> str:
+    """What to do about a limit of the shell or the node."""
+    return (
+        f"`ulimit {option} {value}` in setup of the cluster profile, or in your shell; where that "
+        "is refused, ask the site"
+    )
 
 
 # The first match counts, so what ends a job from outside stands before what its processes print as
@@ -71,10 +80,24 @@ KNOWN_FAILURES = [
         r"less than desired GPU memory|no available memory for the cache blocks",
         "fewer rows at a time, a smaller max_model_len, or more GPUs",
     ),
+    _known("limit on addresses", r"a limit of \d+ bytes of address space", _lift("-v")),
+    _known("limit on CPU time", r"CPU time limit exceeded|SIGXCPU", _lift("-t")),
+    _known(
+        "limit on file size",
+        r"File too large|File size limit exceeded|SIGXFSZ",
+        _lift("-f"),
+    ),
+    _known("limit on open files", r"Too many open files", _lift("-n", "65536")),
+    _known(
+        "limit on processes",
+        r"can't start new thread|(pthread_create|Thread creation) failed|"
+        r"fork: .*Resource temporarily unavailable|BlockingIOError: \[Errno 11\]",
+        _lift("-u"),
+    ),
     _known(
         "out of memory",
         r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|"
-        r"can't allocate memory|MemoryError",
+        r"can't allocate memory|MemoryError|bad_alloc",
         "give the stage more memory, or fewer --jobs at a time",
     ),
     _known(
@@ -114,6 +137,17 @@ KNOWN_FAILURES = [
         "administrators",
     ),
     _known(
+        "no such interface",
+        r"no such network interface",
+        "interface: one that the nodes have (ip -brief address there) in the cluster profile",
+    ),
+    _known(
+        "unknown node name",
+        r"cannot resolve the name of the job's first node",
+        "tell the site that its nodes do not resolve each other's names, or nodes: 1 in the "
+        "cluster profile",
+    ),
+    _known(
         "collective timeout",
         r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
         r"Connection closed by peer|ranks came within",
@@ -141,6 +175,11 @@ KNOWN_FAILURES = [
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
         "run or submit again when the disk is well; another --runs if it stays",
+    ),
+    _known(
+        "no locks",
+        r"flock: [A-Z]",
+        "--runs on a file system that has locks (Lustre: mount option flock)",
     ),
     _known(
         "rate limit",
@@ -206,7 +245,12 @@ _START = re.compile(r" starts \(process \d+\)| - Starting with JobEnvironment")
 _END_BYTES = 1 << 16
 _LAST_LINES = 8  # of a log, which count first
 _EARLIER_LINES = 400  # of a log, of which errors alone count
-_KILLED_STATUS = (-9, 137)
+# Exit status of a process -> the failure. Negative, or from 128 on: it ended by a signal.
+_BY_STATUS = {
+    **dict.fromkeys((-signal.SIGKILL, 128 + signal.SIGKILL), "out of memory"),  # by the kernel
+    **dict.fromkeys((-signal.SIGXCPU, 128 + signal.SIGXCPU), "limit on CPU time"),
+    **dict.fromkeys((-signal.SIGXFSZ, 128 + signal.SIGXFSZ), "limit on file size"),
+}
 
 
 def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
@@ -222,8 +266,8 @@ def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
     for failure in KNOWN_FAILURES:
         if failure.pattern.search(log):
             return failure
-    if status in _KILLED_STATUS:  # the kernel's out-of-memory killer writes nothing into the log
-        return next(failure for failure in KNOWN_FAILURES if failure.name == "out of memory")
+    if name := _BY_STATUS.get(status or 0):  # none of these writes anything into the log
+        return next(failure for failure in KNOWN_FAILURES if failure.name == name)
     return STOPPED if log and status is None and not _ERROR.search(log) else None
 
 

@@ -21,7 +21,8 @@ from core.cell.failures import diagnose
 from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
 from core.inference import vllm_log
-from core.paths import ROOT
+from core.inference.vllm_engine import SOCKET_NAME_BYTES
+from core.paths import ROOT, socket_folder
 
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
 START_SECONDS = 1800
@@ -108,7 +109,12 @@ def serve(
             ["sh", "-c", SHELL, "sh", *command],
             cwd=ROOT,
             # A shell's VLLM_BATCH_INVARIANT must not change grades or documents.
-            env={**environment, "VLLM_API_KEY": key, "VLLM_BATCH_INVARIANT": "0"},
+            env={
+                **environment,
+                "VLLM_API_KEY": key,
+                "VLLM_BATCH_INVARIANT": "0",
+                "VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES),
+            },
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

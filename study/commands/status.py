@@ -19,6 +19,7 @@ from tabulate import tabulate
 from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
+from core.errors import UserError
 from core.files import locked
 from study.commands.common import load, seconds, shown_names, study_args
 from study.spec import expand
@@ -271,7 +272,7 @@ def _locked(path: Path) -> bool:
     try:
         with locked(path, shared=True, wait=False) as free:
             return not free
-    except OSError:
+    except (OSError, UserError):
         return False  # no file, or a disk without locks
 
 

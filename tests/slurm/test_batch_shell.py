@@ -9,7 +9,7 @@ from core.cell.failures import diagnose
 from slurm.executor import executor
 from slurm.executor import script as batch_script
 from slurm.profile import Profile, Resources
-from tests.slurm.places import Fake
+from tests.slurm.places import Fake, Kit
 
 pytestmark = pytest.mark.slurm
 
@@ -92,3 +92,16 @@ def test_a_node_that_has_no_such_folder_says_so(tmp_path: Path, fake: Fake) -> N
     assert result.returncode != 0
     failure = diagnose(result.stderr)
     assert failure and failure.name == "no such folder" and "runs" in failure.fix
+
+
+def test_a_home_that_is_a_link_keeps_its_name_in_jobs(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes may resolve the link otherwise. Python says where it leads here."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Kit(tmp_path / "here").done("submit", "--runs", str(tmp_path / "here/runs"))
+    scripts = [path.read_text() for path in fake.folder.glob("[0-9]*.sh")]
+    assert scripts and not any(f"{tmp_path}/here" in text for text in scripts)
+    assert f"#SBATCH --chdir={tmp_path}/home/runs/small/slurm/code-" in scripts[0]
