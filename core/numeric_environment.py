@@ -51,7 +51,7 @@ def clear() -> None:
 
 def shell_line() -> str:
     """A line of bash that does the same but for OMP_NUM_THREADS, at the beginning of a job."""
-    cases = f"{'|'.join(OTHERS)}) ;; {'|'.join(PATTERNS)}) unset \"$name\" ;;"
+    cases = f'{"|".join(OTHERS)}) ;; {"|".join(PATTERNS)}) unset "$name" ;;'
     return f"for name in $(compgen -e); do case $name in {cases} esac; done"
 
 

@@ -163,8 +163,8 @@ def shared(folder: Path, token: str, name: str) -> dict[str, Any]:
     Returns `same` (whether doctor's token is in it), `seconds` until doctor's answer to a ping
     shows (by this node's clock alone; None: it does not), by how many seconds this node's clock is
     `ahead` of doctor's, which writes its time into the answer, and `doctor lock` and `own lock`
-    (held, taken, or an error). Meanwhile a file is replaced again and again, for doctor to read; an error
-    of that is in `rename`.
+    (held, taken, or an error). Meanwhile a file is replaced again and again, for doctor to read; an
+    error of that is in `rename`.
     """
     facts: dict[str, Any] = {"same": (folder / "token").read_text() == token}
     replaced = folder / f"replaced-{name}"

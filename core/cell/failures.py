@@ -113,8 +113,7 @@ KNOWN_FAILURES = [
     ),
     _known(
         "no such folder",
-        r"couldn't chdir to|\bcd: .*: (No such file or directory|Permission denied)|"
-        r"Slurm: \w+ without a log",
+        r"couldn't chdir to|\bcd: .*/code-\w+: |Slurm: \w+ without a log",
         "the node cannot open that folder by this path: --runs on a disk that nodes see by the "
         "same path",
     ),

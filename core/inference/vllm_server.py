@@ -103,18 +103,14 @@ def serve(
         resources["path"],
         *command_line_options(options),
     ]
-    environment = {**ENVIRONMENT, **(CPU_ENVIRONMENT if on_cpu else {}), **os.environ}
+    sockets = {"VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES)}
+    environment = ENVIRONMENT | sockets | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],
             cwd=ROOT,
             # A shell's VLLM_BATCH_INVARIANT must not change grades or documents.
-            env={
-                **environment,
-                "VLLM_API_KEY": key,
-                "VLLM_BATCH_INVARIANT": "0",
-                "VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES),
-            },
+            env={**environment, "VLLM_API_KEY": key, "VLLM_BATCH_INVARIANT": "0"},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -88,7 +88,7 @@ def test_a_proxy_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr(client, "RETRIES", 0)
-    with pytest.raises(UserError, match="no answer .*calls go out by HTTPS_PROXY"):
+    with pytest.raises(UserError, match=r"no answer .*calls go out by HTTPS_PROXY"):
         write(Endpoint("https://llm.invalid/v1", "key", "m"), tmp_path / "calls.jsonl", 9, 1)
 
 

@@ -206,8 +206,18 @@ with log_to(Path(sys.argv[1])):
     [
         ("RLIMIT_AS", 2**30, "bytearray(2**31)", "limit on addresses"),
         ("RLIMIT_CPU", 1, "while True: pass", "limit on CPU time"),
-        ("RLIMIT_FSIZE", 2**20, "open(sys.argv[1] + '/a', 'wb').write(bytes(2**21))", "limit on file size"),
-        ("RLIMIT_NOFILE", 64, "files = [open('/dev/null') for _ in range(99)]", "limit on open files"),
+        (
+            "RLIMIT_FSIZE",
+            2**20,
+            "open(sys.argv[1] + '/a', 'wb').write(bytes(2**21))",
+            "limit on file size",
+        ),
+        (
+            "RLIMIT_NOFILE",
+            64,
+            "files = [open('/dev/null') for _ in range(99)]",
+            "limit on open files",
+        ),
     ],
 )
 def test_a_limit_of_the_shell_is_the_cause_of_what_it_ends(

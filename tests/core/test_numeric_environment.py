@@ -17,7 +17,14 @@ from tests.slurm.test_limit import corpora
 def test_names_that_say_where_files_are_stay() -> None:
     names = ("TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "VLLM_HOST_IP", "VLLM_API_KEY", "OMPI_COMM")
     assert not numeric(dict.fromkeys(names, "x"))
-    names = ("MKL_NUM_THREADS", "KMP_AFFINITY", "VLLM_USE_V1", "PYTORCH_JIT", "CUDNN_X", "NCCL_ALGO")
+    names = (
+        "MKL_NUM_THREADS",
+        "KMP_AFFINITY",
+        "VLLM_USE_V1",
+        "PYTORCH_JIT",
+        "CUDNN_X",
+        "NCCL_ALGO",
+    )
     assert numeric(dict.fromkeys(names, "x")).keys() == {*names}
 
 

@@ -1,15 +1,19 @@
 """The batch script, whatever the lines of `setup` and the shell of the person do."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.cell.failures import diagnose
+from core.cell.manifest import read_manifest
 from slurm.executor import executor
 from slurm.executor import script as batch_script
 from slurm.profile import Profile, Resources
-from tests.slurm.places import Fake, Kit
+from slurm.submit import submit
+from tests.slurm.places import Fake, Kit, Lab
+from tests.slurm.test_limit import PROFILE, corpora
 
 pytestmark = pytest.mark.slurm
 
@@ -18,9 +22,9 @@ def run(
     folder: Path, fake: Fake, setup: list[str], srun: str = "pwd; env"
 ) -> subprocess.CompletedProcess[str]:
     """Run a job's script on this machine; in place of srun, shell commands."""
-    code, logs = folder / "the code", folder / "jobs"
+    code, logs = folder / "a blank/code-1", folder / "jobs"
     for path in (code, logs):
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     (fake.folder / "bin/srun").write_text(f"#!/bin/bash\n{srun}\n")
     profile = Profile(stages={"default": Resources(10)}, setup=setup)
     path = folder / "slurm_script"
@@ -37,8 +41,8 @@ def test_jobs_run_the_copy_of_the_code_wherever_setup_goes(tmp_path: Path, fake:
     """`python -m` imports modules of the current folder first."""
     result = run(tmp_path, fake, ['cd "$SLURM_SUBMIT_DIR"', "cd /"])
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0] == str(tmp_path / "the code")
-    assert variables(result)["PYTHONPATH"].split(":")[0] == str(tmp_path / "the code")
+    assert result.stdout.splitlines()[0] == str(tmp_path / "a blank/code-1")
+    assert variables(result)["PYTHONPATH"].split(":")[0] == str(tmp_path / "a blank/code-1")
 
 
 @pytest.mark.parametrize("line", ["exit 0", "exec true", "exit 3", ". ./profile", "kill -9 $$"])
@@ -88,7 +92,7 @@ def test_variables_that_change_numbers_come_from_the_profile_alone(
 
 
 def test_a_node_that_has_no_such_folder_says_so(tmp_path: Path, fake: Fake) -> None:
-    result = run(tmp_path, fake, [f"mv '{tmp_path}/the code' {tmp_path}/moved"])
+    result = run(tmp_path, fake, [f"mv '{tmp_path}/a blank/code-1' {tmp_path}/moved"])
     assert result.returncode != 0
     failure = diagnose(result.stderr)
     assert failure and failure.name == "no such folder" and "runs" in failure.fix
@@ -105,3 +109,36 @@ def test_a_home_that_is_a_link_keeps_its_name_in_jobs(
     scripts = [path.read_text() for path in fake.folder.glob("[0-9]*.sh")]
     assert scripts and not any(f"{tmp_path}/here" in text for text in scripts)
     assert f"#SBATCH --chdir={tmp_path}/home/runs/small/slurm/code-" in scripts[0]
+
+
+def test_on_a_cluster_setup_may_go_elsewhere_but_not_end_the_shell(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    for package in ("core", "slurm"):
+        (checkout / package).mkdir(parents=True)
+        (checkout / package / "__init__.py").write_text("raise SystemExit('the live checkout')")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (cell,) = corpora(1)
+    setups = {"elsewhere": f"cd {checkout}", "ended": "exec true", "limited": "ulimit -t 1"}
+    for name, line in setups.items():
+        submit([cell], tmp_path / name / "s", replace(PROFILE, setup=[line]), "lab")
+    lab.wait()
+    logs = {
+        name: "\n".join(p.read_text() for p in (tmp_path / name / "s/slurm/jobs").glob("*_log.*"))
+        for name in setups
+    }
+    manifest = read_manifest(tmp_path / "elsewhere/s" / cell.relpath)
+    assert manifest, logs["elsewhere"]
+    assert manifest["environment"] == {"OMP_NUM_THREADS": "1"}
+    assert not read_manifest(tmp_path / "ended/s" / cell.relpath)
+    for name, cause in {"ended": "setup ended", "limited": "limit on CPU time"}.items():
+        failure = diagnose(logs[name], 1)
+        assert failure and failure.name == cause, logs[name]
+    if lab.accounting:
+        (job,) = [
+            path.name.split("_")[0] for path in (tmp_path / "ended/s/slurm/jobs").glob("*_log.err")
+        ]
+        states = lab.ask("sacct", "--noheader", "--allocations", "--format=State", f"--jobs={job}")
+        assert states.split() == ["FAILED"]

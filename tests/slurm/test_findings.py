@@ -89,7 +89,12 @@ CHANGES = [
     ),
     (
         "all-reduce",
-        {"all-reduce": {"error": "GLOO_SOCKET_IFNAME=x: no such network interface", "fix": "unset"}},
+        {
+            "all-reduce": {
+                "error": "GLOO_SOCKET_IFNAME=x: no such network interface",
+                "fix": "unset",
+            }
+        },
         "failed",
         "no such network interface",
     ),
