@@ -35,22 +35,31 @@ _OUT_OF_ADDRESSES = re.compile(
 )
 
 
-def tight() -> list[tuple[str, str]]:
-    """The limits of this process that a cell may reach.
+def lift() -> None:
+    """Lift this process's soft limits to the hard ones, which only the site can lift.
 
-    Each as the command that lifts it, where the site allows that, and in words.
+    At a hard limit of CPU time the kernel kills without a word; a second before it sends SIGXCPU.
     """
-    pairs = []
     for limit in LIMITS:
-        value, _ = resource.getrlimit(limit.number)
-        if value != resource.RLIM_INFINITY and (limit.least is None or value < limit.least):
-            command = f"ulimit {limit.option} {limit.least or 'unlimited'}"
-            pairs.append((command, f"{value} {limit.name} (ulimit {limit.option})"))
-    return pairs
+        soft, hard = resource.getrlimit(limit.number)
+        if limit.number == resource.RLIMIT_CPU and hard != resource.RLIM_INFINITY:
+            resource.setrlimit(limit.number, (max(1, hard - 1), hard))
+        elif soft != hard:
+            resource.setrlimit(limit.number, (hard, hard))
+
+
+def tight() -> list[str]:
+    """The hard limits of this process that a cell may reach, in words."""
+    texts = []
+    for limit in LIMITS:
+        _, hard = resource.getrlimit(limit.number)
+        if hard != resource.RLIM_INFINITY and (limit.least is None or hard < limit.least):
+            texts.append(f"{hard} {limit.name} (ulimit {limit.option})")
+    return texts
 
 
 def note(error: Exception) -> str | None:
     """Says that a limit, not the machine's memory, is what an error is about."""
     if not _OUT_OF_ADDRESSES.search(f"{type(error).__name__}: {error}"):
         return None
-    return next((f"a limit of {text}" for _, text in tight() if "ulimit -v" in text), None)
+    return next((f"a limit of {text}" for text in tight() if "ulimit -v" in text), None)

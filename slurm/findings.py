@@ -124,9 +124,8 @@ def python(facts: Facts, visit: Visit) -> Verdict | None:
 
 def limits(facts: Facts, visit: Visit) -> Verdict | None:
     """Whether a limit of the node (ulimit) may end a job."""
-    if pairs := facts["limits"]:
-        commands, texts = zip(*pairs, strict=True)
-        fix = f"setup: [{', '.join(commands)}] in the profile, or ask the site"
+    if texts := facts["limits"]:
+        fix = "ask the site to lift them for jobs (LimitCPU and the like of slurmd's service)"
         return WARNING, f"may end jobs: {', '.join(texts)}", fix
     return OK, "no ulimit that jobs reach", ""
 

@@ -26,11 +26,11 @@ def _known(name: str, pattern: str, fix: str) -> KnownFailure:
     return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix)
 
 
-def _lift(option: str, value: str = "unlimited") -> str:
-    """What to do about a limit of the shell or the node."""
+def _lift(option: str) -> str:
+    """What to do about a limit of the shell or the node. Soft limits are lifted by the kit."""
     return (
-        f"`ulimit {option} {value}` in setup of the cluster profile, or in your shell; where that "
-        "is refused, ask the site"
+        f"a hard limit of `ulimit {option}`: on this machine start from a shell that does not set "
+        "it; on nodes ask the site, whose slurmd sets it"
     )
 
 
@@ -87,7 +87,7 @@ KNOWN_FAILURES = [
         r"File too large|File size limit exceeded|SIGXFSZ",
         _lift("-f"),
     ),
-    _known("limit on open files", r"Too many open files", _lift("-n", "65536")),
+    _known("limit on open files", r"Too many open files", _lift("-n")),
     _known(
         "limit on processes",
         r"can't start new thread|(pthread_create|Thread creation) failed|"

@@ -193,9 +193,11 @@ def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:
 LIMITED = """
 import resource, sys, threading
 from pathlib import Path
+from core import shell_limits
 from core.cell.log import log_to
 with log_to(Path(sys.argv[1])):
-    resource.setrlimit(resource.{limit}, ({value}, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.{limit}, ({value}, {value}))
+    shell_limits.lift()
     {code}
 """
 
@@ -205,7 +207,7 @@ with log_to(Path(sys.argv[1])):
     ("limit", "value", "code", "name"),
     [
         ("RLIMIT_AS", 2**30, "bytearray(2**31)", "limit on addresses"),
-        ("RLIMIT_CPU", 1, "while True: pass", "limit on CPU time"),
+        ("RLIMIT_CPU", 2, "while True: pass", "limit on CPU time"),
         (
             "RLIMIT_FSIZE",
             2**20,
@@ -229,6 +231,15 @@ def test_a_limit_of_the_shell_is_the_cause_of_what_it_ends(
     failure = diagnose("\n".join(log.splitlines()[-8:]), status)
     assert failure and failure.name == name, log
     assert "ulimit -" in failure.fix
+
+
+@pytest.mark.multiprocess
+def test_soft_limits_are_lifted() -> None:
+    code = "import resource\nfrom core import shell_limits\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (9, resource.RLIM_INFINITY))\n"
+    code += "shell_limits.lift()\nassert not shell_limits.tight()\n"
+    code += "assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def explained(*logs: str, slurm_reason: str = "") -> tuple[str | None, str | None]:

@@ -83,7 +83,7 @@ CHANGES = [
     ("clock", {"shared": {"ahead": -600.0}}, "warning", "600.0 s behind"),
     (
         "limits",
-        {"limits": [["ulimit -t unlimited", "600 seconds of CPU time (ulimit -t)"]]},
+        {"limits": ["600 seconds of CPU time (ulimit -t)"]},
         "warning",
         "600 seconds of CPU time",
     ),
