@@ -53,9 +53,10 @@ def http_client(url: str) -> "openai.DefaultAsyncHttpxClient":
         return openai.DefaultAsyncHttpxClient(trust_env=not is_loopback(url))
     except (ImportError, OSError, ValueError) as error:
         names = variables(url, CERTIFICATES if isinstance(error, OSError) else PROXIES)
-        # A socks proxy needs a package; its message says which.
+        if not names:
+            raise
         raise UserError(
-            where=", ".join(names) or url,
+            where=", ".join(names),
             what=f"calls to {url} can't go out by it: {error}",
             fix=f"unset {' '.join(names)}, or in jobs another value in setup of the cluster "
             "profile (a socks proxy: pip install httpx2[socks])",
