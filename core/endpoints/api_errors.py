@@ -131,9 +131,9 @@ def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
         return "no answer (timeout)", f"see that the server is up, or raise timeout, {rerun}"
     if isinstance(error, openai.APIConnectionError):
         kind = CERTIFICATES if "certificate" in message.lower() else PROXIES
-        ways = variables(endpoint.base_url, kind)
-        by = f", calls go out by {', '.join(ways)}" if ways else ""
-        see = f"{' and '.join(ways)} holds on this machine, " if ways else ""
+        names = variables(endpoint.base_url, kind)
+        by = f", calls go out by {', '.join(names)}" if names else ""
+        see = f"{' and '.join(names)} holds on this machine, " if names else ""
         return (
             f"no answer ({message}){by}",
             f"see that {see}the server is up and base_url is right, {rerun}",
