@@ -38,7 +38,8 @@ _OUT_OF_ADDRESSES = re.compile(
 def lift() -> None:
     """Lift this process's soft limits to the hard ones, which only the site can lift.
 
-    At a hard limit of CPU time the kernel kills with SIGKILL, whose cause no log shows. SIGXCPU comes a second before.
+    At a hard limit of CPU time the kernel sends SIGKILL, and no log shows why. A second before it
+    sends SIGXCPU.
     """
     for limit in LIMITS:
         soft, hard = resource.getrlimit(limit.number)
