@@ -22,6 +22,15 @@ def default_jobs() -> int:
     return max(1, min(usable_cpus(), by_memory))
 
 
+def omp_threads() -> int:
+    """Threads of a process's computations, by OMP_NUM_THREADS; 1 where it is no number.
+
+    A list, such as 4,2, is of nested regions: the first counts.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(first)) if first.isdecimal() else 1
+
+
 def usable_cpus(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> int:
     """Cores this process may use, at least 1: the fewest of its affinity, its cgroups' quotas and
     its Slurm job's."""

@@ -145,13 +145,22 @@ def locked(path: Path, shared: bool = False, wait: bool | float = True) -> Itera
         Whether the lock is held; always True with `wait`.
 
     Raises:
-        OSError: The file can't be opened, or its file system has no locks.
+        OSError: The file can't be opened.
+        UserError: Its file system has no locks.
     """
     # NFS wants a file that is open for writing for an exclusive lock.
     descriptor = os.open(path, os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        yield _flock(descriptor, kind, wait)
+        try:
+            is_held = _flock(descriptor, kind, wait)
+        except OSError as error:
+            raise UserError(
+                where=str(path),
+                what=f"flock: {error.strerror}",
+                fix="--runs on a file system that has locks (Lustre: mount option flock)",
+            ) from None
+        yield is_held
     finally:
         os.close(descriptor)
 
@@ -169,6 +178,16 @@ def _flock(descriptor: int, kind: int, wait: bool | float) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.5)
+
+
+def file_system_time(descriptor: int) -> float:
+    """Seconds since 1970 by the clock of the file system that holds an open file.
+
+    All nodes that write to it agree on that, whatever their own clocks say: a server of files (NFS)
+    sets this time. Lustre takes it from the node.
+    """
+    os.utime(descriptor)  # to now
+    return os.fstat(descriptor).st_mtime
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -1,10 +1,36 @@
-"""Paths: the checkout, and paths of study files relative to it."""
+"""Paths: the checkout, paths of study files relative to it, and folders that fit."""
 
+import os
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+SOCKET_BYTES = 107
+"""Of the path of a Unix socket (sockaddr_un of Linux, without the last zero)."""
+
+
+def as_seen_on_nodes(path: Path) -> Path:
+    """An absolute path as other machines know it.
+
+    A home may be a link that each machine resolves in its own way: below it a path begins with the
+    home's name, not with where the link leads here.
+    """
+    home = Path(os.path.expanduser("~"))  # Path.home() raises where a container has no home
+    target = home.resolve()
+    return home / path.relative_to(target) if path.is_relative_to(target) else path
+
+
+ROOT = as_seen_on_nodes(Path(__file__).resolve().parents[1])
 
 
 def resolve(path: str) -> Path:
     """A path of a study file: relative to the checkout unless absolute."""
     return ROOT / path
+
+
+def socket_folder(name_bytes: int) -> str:
+    """The folder for temporary files, or /tmp where the path of a socket there would be too long.
+
+    name_bytes: length of the sockets' names.
+    """
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) + 1 + name_bytes <= SOCKET_BYTES else "/tmp"

@@ -22,6 +22,7 @@ from torchtune.modules import TransformerDecoder
 
 from core.cell.context import StageContext, derive_seed
 from core.cell.stage import DistributedHooks
+from core.cores import omp_threads
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
 from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
@@ -273,7 +274,7 @@ class Trainer:
 
     def _set_deterministic(self) -> None:
         # A fixed number of threads: sums, and so weights, must not depend on this machine's cores.
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+        torch.set_num_threads(omp_threads())
         # On a GPU some kernels have no deterministic form; a resumed run may differ in the last
         # bits.
         on_gpu = self.ranks.device.type == "cuda"

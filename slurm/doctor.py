@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.files import locked
+from core.files import locked, write_atomically
 from core.paths import ROOT
 from core.stages import STAGE_INFO, STAGES, TRAINING_STAGES, VLLM_STAGES
 from slurm import checks, slurm_cli
@@ -334,7 +334,7 @@ def _await(
         for ping in folder.glob("ping-*"):
             name = ping.name.removeprefix("ping-")
             if not ping.suffix and name not in answered:
-                (folder / f"pong-{name}").touch()
+                write_atomically(folder / f"pong-{name}", repr(time.time()))
                 torn = torn_reads(folder / f"replaced-{name}")
                 answered[name] = {"back": ping.read_text() == token, "torn": torn}
         for visit in visits:

@@ -10,7 +10,9 @@ from typing import Any
 from submitit import SlurmExecutor
 from submitit.core.utils import DelayedSubmission
 
+from core import numeric_environment
 from core.errors import UserError
+from core.paths import as_seen_on_nodes
 from slurm import slurm_cli
 from slurm.profile import Profile, Resources
 
@@ -32,6 +34,24 @@ _JOB = 'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_
 # By these a shell that the profile's `setup` reads would change what Slurm's commands answer, or
 # the signal that submitit handles.
 _UNSET = " ".join(f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN"))
+SETUP_ENDED = "error: a line of setup in the cluster profile ended the job's shell"
+# The script runs itself once more in a second shell, which says when it is past the profile's
+# lines. One of these, or of a file that they read, may end that shell with status 0 (`exit`) or put
+# another program in its place (`exec zsh`); a job that did nothing must not count as COMPLETED.
+_OUTER_SHELL = f"""\
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "{SETUP_ENDED} (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL"""
 
 
 def executor(
@@ -135,14 +155,20 @@ def _parameters(
 
 def _python(profile: Profile) -> str:
     """The command that starts Python. A path of ours may hold a blank."""
-    return profile.python or shlex.quote(sys.executable)
+    return profile.python or shlex.quote(str(as_seen_on_nodes(Path(sys.executable))))
 
 
 def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
     path, folder = shlex.quote(str(code)), shlex.quote(str(logs))
     pickle = f'{folder}/"$job"_submitted.pkl'
     lines = [
+        _OUTER_SHELL,
+        numeric_environment.shell_line(),
         *profile.setup,
+        "kill -USR1 $PPID",
+        # Sites' examples begin with `cd $SLURM_SUBMIT_DIR`, which is the checkout: Python would
+        # import its modules.
+        f"builtin cd {path} || exit",
         f"unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS {_UNSET}",
         _JOB,
         # A job that was queued again has a pickle of its own there: submitit counts its restarts.

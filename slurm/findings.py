@@ -16,6 +16,7 @@ from slurm.profile import Profile, Resources
 
 # A file that shows later than this makes a job miss what the one before it wrote.
 SLOW_SECONDS = 5
+CLOCK_SECONDS = 2
 
 NOISE = re.compile(r"Exited with exit code|Terminating|STEP \S+ ON .* CANCELLED|Force Terminated")
 LONGER = "give it longer: --wait SECONDS"
@@ -119,6 +120,27 @@ def python(facts: Facts, visit: Visit) -> Verdict | None:
         fix = "python: the same in the profile as the one that submits"
         return WARNING, f"Python {there}, but {here} here", fix
     return OK, f"Python {there}", ""
+
+
+def limits(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether a limit of the node (ulimit) may end a job."""
+    if texts := facts["limits"]:
+        fix = "ask the site to lift them for jobs (LimitCPU and the like of slurmd's service)"
+        return WARNING, f"may end jobs: {', '.join(texts)}", fix
+    return OK, "no ulimit that jobs reach", ""
+
+
+def clock(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether the node's clock agrees with this machine's."""
+    if (ahead := facts["shared"].get("ahead")) is None:
+        return None
+    way = "ahead of" if ahead > 0 else "behind"
+    finding = f"{abs(ahead):.1f} s {way} this machine's clock"
+    # It is known to half of the time that the answer took.
+    if abs(ahead) > CLOCK_SECONDS + facts["shared"]["seconds"]:
+        fix = "tell the site (chronyc tracking there): times in logs are wrong, and on Lustre "
+        return WARNING, finding, fix + "rates of calls too"
+    return OK, finding, ""
 
 
 def packages(facts: Facts, visit: Visit) -> Verdict | None:
@@ -238,7 +260,7 @@ def write_rate(facts: Facts, visit: Visit) -> Verdict | None:
 def all_reduce(facts: Facts, visit: Visit) -> Verdict | None:
     """Whether an all-reduce over all ranks works."""
     result = facts["all-reduce"]
-    fix = "see packages"
+    fix = result.get("fix") or "see packages"
     if "interfaces" in result:
         fix = "interface: the network between the nodes (ip -brief address there)"
     if verdict := _error(facts, "all-reduce", fix):
@@ -257,6 +279,8 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
     "rename": ("shared", rename),
     "locks": ("shared", locks),
     "python": ("python", python),
+    "limits": ("limits", limits),
+    "clock": ("shared", clock),
     "packages": ("packages", packages),
     "scratch, cache": ("writable", writable),
     "keys": ("keys", keys),

@@ -16,6 +16,7 @@ from core.cell.log import log_to
 from core.cell.run import run_cell
 from slurm import slurm_cli
 from slurm.executor import requeue_flag
+from slurm.rendezvous import check_interfaces, first_address
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -99,6 +100,8 @@ def export_ranks(interface: str | None) -> None:
 
     All tasks derive the same address without communication: the first host of the job, and a port
     from the job's id. `interface`: the network interface for NCCL and gloo.
+
+    Raises UserError where this node does not resolve the first host or has no such interface.
     """
     for name in _RANKS:
         os.environ.pop(name, None)
@@ -112,9 +115,12 @@ def export_ranks(interface: str | None) -> None:
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(world // nodes),
         # submitit's parser: a container has no scontrol.
-        "MASTER_ADDR": SlurmJobEnvironment().hostnames[0] if nodes > 1 else "127.0.0.1",
+        "MASTER_ADDR": (
+            first_address(SlurmJobEnvironment().hostnames[0]) if nodes > 1 else "127.0.0.1"
+        ),
         # Below the ephemeral ports (from 32768 on), any of which another program may be using.
         "MASTER_PORT": str(15000 + int(os.environ["SLURM_JOB_ID"]) % 15000),
     }
     if interface:
         os.environ |= {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
+    check_interfaces()

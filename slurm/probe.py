@@ -25,7 +25,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from core import shell_limits
 from core.cell.failures import explain
+from core.errors import UserError
 from core.files import locked, write_atomically
 from slurm.job import export_ranks
 
@@ -81,9 +83,13 @@ class Probe:
         sys.path.insert(0, self.code)
         rank = int(os.environ.get("SLURM_PROCID", 0))
         name = f"{os.environ['SLURM_JOB_ID']}-{rank}"
-        export_ranks(self.interface)
         facts: dict[str, Any] = {"host": socket.gethostname()}
-        sections = self._sections(rank, name)
+        network: UserError | None = None
+        try:
+            export_ranks(self.interface)
+        except UserError as error:
+            network = error
+        sections = self._sections(rank, name, network)
         facts["sections"] = list(sections)
         for section, inspect in sections.items():
             try:
@@ -93,15 +99,27 @@ class Probe:
                 facts[section] = {"error": message.splitlines()[0]}
             write_atomically(Path(self.folder) / f"facts-{name}.json", json.dumps(facts))
 
-    def _sections(self, rank: int, name: str) -> dict[str, Callable[[], Any]]:
-        """What this rank inspects: all of its node, or, after the node's first, the ranks alone."""
-        ranks = {"all-reduce": lambda: self._all_reduce(rank)} if "RANK" in os.environ else {}
+    def _sections(
+        self, rank: int, name: str, network: UserError | None
+    ) -> dict[str, Callable[[], Any]]:
+        """What this rank inspects: all of its node, or, after the node's first, the ranks alone.
+
+        network: why the ranks can't find each other.
+        """
+        ranks: dict[str, Callable[[], Any]] = {}
+        if network:
+            problem = network.problems[0]
+            verdict = {"error": f"{problem.where}: {problem.what}", "fix": problem.fix}
+            ranks = {"all-reduce": lambda: verdict}
+        elif "RANK" in os.environ:
+            ranks = {"all-reduce": lambda: self._all_reduce(rank)}
         if os.environ.get("SLURM_LOCALID", "0") != "0":
             return ranks
         sections: dict[str, Callable[[], Any]] = {
             "shared": lambda: shared(Path(self.folder), self.token, name),
             "commands": missing_commands,
             "python": lambda: list(sys.version_info[:3]),
+            "limits": shell_limits.tight,
             "writable": lambda: writable(self.writable),
             "keys": lambda: [key for key in self.keys if not os.environ.get(key)],
             "paths": lambda: [path for path in self.paths if not os.path.exists(path)],
@@ -143,9 +161,10 @@ def shared(folder: Path, token: str, name: str) -> dict[str, Any]:
     """Facts about the shared `folder`, seen from this node.
 
     Returns `same` (whether doctor's token is in it), `seconds` until doctor's answer to a ping
-    shows (by this node's clock alone; None: it does not), and `doctor lock` and `own lock` (held,
-    taken, or an error). Meanwhile a file is replaced again and again, for doctor to read; an error
-    of that is in `rename`.
+    shows (by this node's clock alone; None: it does not), by how many seconds this node's clock is
+    `ahead` of doctor's, which writes its time into the answer, and `doctor lock` and `own lock`
+    (held, taken, or an error). Meanwhile a file is replaced again and again, for doctor to read; an
+    error of that is in `rename`.
     """
     facts: dict[str, Any] = {"same": (folder / "token").read_text() == token}
     replaced = folder / f"replaced-{name}"
@@ -159,6 +178,8 @@ def shared(folder: Path, token: str, name: str) -> dict[str, Any]:
     while not pong.exists() and time.monotonic() - started < ANSWER_SECONDS:
         time.sleep(0.02)
     facts["seconds"] = time.monotonic() - started if pong.exists() else None
+    if facts["seconds"] is not None:
+        facts["ahead"] = time.time() - facts["seconds"] / 2 - float(pong.read_text())
     time.sleep(1)  # doctor is still reading
     stop.set()
     thread.join(10)
@@ -171,6 +192,8 @@ def _try_lock(path: Path) -> str | None:
     try:
         with locked(path, wait=False) as free:
             return "taken" if free else "held"
+    except UserError as error:
+        return error.problems[0].what.removeprefix("flock: ")
     except OSError as error:
         return error.strerror
 

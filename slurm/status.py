@@ -146,6 +146,9 @@ def jobs(
         job = queue.jobs[cell.identity]
         state = "unknown" if queue.trouble else "over"
         reason = ends.get(job, "")
+        if reason.startswith("FAILED") and not logs.get(job):
+            # Slurm makes the log before it starts anything of the job.
+            reason += f" without a log in {queue.record.with_name('jobs')}"
         if queued := queue.queued.get(cell.identity):
             state = _queued_state(queued, cell.identity in will_run)
             reason = queued.reason if cell.identity in will_run else "DependencyNeverSatisfied"

@@ -8,6 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 try:
+    from core import numeric_environment
+
+    numeric_environment.clear()  # before any library reads them
     from study.cli import main
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] in ("core", "study"):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def _known(name: str, pattern: str, fix: str, is_transient: bool = False) -> Kno
 
 
 ON_RESTART = "it continues (contamination, labels and analysis start again)"
+
+
+def _lift(option: str) -> str:
+    """What to do about a limit of the shell or the node. Soft limits are lifted by the kit."""
+    return (
+        f"a hard limit of `ulimit {option}`: on this machine start from a shell that does not set "
+        "it; on nodes ask the site, whose slurmd sets it"
+    )
+
 
 # The first match counts, so what ends a job from outside stands before what its processes print as
 # they die. "Slurm: ..." is not in any log: it is the answer of squeue or sacct.
@@ -76,16 +86,42 @@ KNOWN_FAILURES = [
         r"less than desired GPU memory|no available memory for the cache blocks",
         "fewer rows at a time, a smaller max_model_len, or more GPUs",
     ),
+    _known("limit on addresses", r"a limit of \d+ bytes of address space", _lift("-v")),
+    _known("limit on CPU time", r"CPU time limit exceeded|SIGXCPU", _lift("-t")),
+    _known(
+        "limit on file size",
+        r"File too large|File size limit exceeded|SIGXFSZ",
+        _lift("-f"),
+    ),
+    _known("limit on open files", r"Too many open files", _lift("-n")),
+    _known(
+        "limit on processes",
+        r"can't start new thread|(pthread_create|Thread creation) failed|"
+        r"fork: .*Resource temporarily unavailable|BlockingIOError: \[Errno 11\]",
+        _lift("-u"),
+    ),
     _known(
         "out of memory",
         r"oom[-_ ]kill|out[ _]of[ _]memory|exceeded (job|step)? ?memory limit|"
-        r"can't allocate memory|MemoryError",
+        r"can't allocate memory|MemoryError|bad_alloc",
         "give the stage more memory, or fewer --jobs at a time",
     ),
     _known(
         "cancelled",
         r"\*\*\* JOB \d+ .*CANCELLED AT \S+ \*\*\*|Slurm: CANCELLED by",
         "run or submit again",
+    ),
+    _known(
+        "setup ended",
+        r"setup in the cluster profile ended the job's shell",
+        "a line of setup, or of a file that it reads, has exit or exec (`exec zsh`): leave it out "
+        "of setup, or guard it for interactive shells",
+    ),
+    _known(
+        "no such folder",
+        r"couldn't chdir to|\bcd: .*/code-\w+: |Slurm: \w+ without a log",
+        "the node cannot open that folder by this path: --runs on a disk that nodes see by the "
+        "same path",
     ),
     _known(
         "GPU driver too old",
@@ -105,6 +141,17 @@ KNOWN_FAILURES = [
         "run or submit again; if it is the same node again, leave it out and tell its "
         "administrators",
         is_transient=True,
+    ),
+    _known(
+        "no such interface",
+        r"no such network interface",
+        "interface: one that the nodes have (ip -brief address there) in the cluster profile",
+    ),
+    _known(
+        "unknown node name",
+        r"cannot resolve the name of the job's first node",
+        "tell the site that its nodes do not resolve each other's names, or nodes: 1 in the "
+        "cluster profile",
     ),
     _known(
         "collective timeout",
@@ -135,6 +182,11 @@ KNOWN_FAILURES = [
         "disk fault",
         r"read-only file system|input/output error|stale file handle",
         "run or submit again when the disk is well; another --runs if it stays",
+    ),
+    _known(
+        "no locks",
+        r"flock: [A-Z]",
+        "--runs on a file system that has locks (Lustre: mount option flock)",
     ),
     _known(
         "rate limit",
@@ -201,7 +253,12 @@ _START = re.compile(r" starts \(process \d+[,)]| - Starting with JobEnvironment"
 _END_BYTES = 1 << 16
 _LAST_LINES = 8  # of a log, which count first
 _EARLIER_LINES = 400  # of a log, of which errors alone count
-_KILLED_STATUS = (-9, 137)
+# Exit status of a process -> the failure. Negative, or from 128 on: it ended by a signal.
+_BY_STATUS = {
+    **dict.fromkeys((-signal.SIGKILL, 128 + signal.SIGKILL), "out of memory"),  # by the kernel
+    **dict.fromkeys((-signal.SIGXCPU, 128 + signal.SIGXCPU), "limit on CPU time"),
+    **dict.fromkeys((-signal.SIGXFSZ, 128 + signal.SIGXFSZ), "limit on file size"),
+}
 
 
 def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
@@ -217,8 +274,8 @@ def diagnose(log: str, status: int | None = None) -> KnownFailure | None:
     for failure in KNOWN_FAILURES:
         if failure.pattern.search(log):
             return failure
-    if status in _KILLED_STATUS:  # the kernel's out-of-memory killer writes nothing into the log
-        return next(failure for failure in KNOWN_FAILURES if failure.name == "out of memory")
+    if name := _BY_STATUS.get(status or 0):  # none of these writes anything into the log
+        return next(failure for failure in KNOWN_FAILURES if failure.name == name)
     return STOPPED if log and status is None and not _ERROR.search(log) else None
 
 

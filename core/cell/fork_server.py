@@ -32,6 +32,12 @@ from core.paths import ROOT
 
 POLL_SECONDS = 0.02
 INTERRUPTED = 128 + signal.SIGINT
+# A shell that ran torchrun, or a job's, may have these. Only the executor makes ranks here, all of
+# them on this machine.
+OF_RANKS = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
+}
 IMPORTS = -1  # stands for a child's number, when the server has imported everything
 
 
@@ -53,7 +59,7 @@ class ForkServer:
         # stay the same whatever else runs. `python -m` puts the checkout first on sys.path, before
         # the `recipes` that torchtune installs.
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in OF_RANKS},
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "PYTHONUNBUFFERED": "1",
             # torch then asks NVML, not CUDA, whether there are GPUs: CUDA does not survive a fork.

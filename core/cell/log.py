@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core import shell_limits
 from core.errors import UserError
 
 
@@ -36,7 +37,9 @@ def log_to(folder: Path, terminal: bool = False) -> Iterator[None]:
     except UserError as error:
         print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
         raise
-    except Exception:
+    except Exception as error:
+        if note := shell_limits.note(error):
+            error.add_note(note)
         traceback.print_exc()
         raise
     finally:

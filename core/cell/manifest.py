@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from core import numeric_environment
 from core.cell.external_files import check_unchanged
 from core.cell.hash_cache import remembered_sha256
 from core.cell.identity import relative_path
@@ -182,6 +183,7 @@ def write_manifest(
         "host": platform.node(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "code": code_version(),
+        "environment": numeric_environment.AT_START,
         "packages": {name: number for name in PACKAGES if (number := installed(name))}
         | {"python": platform.python_version()},
     }

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from core import shell_limits
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
@@ -58,6 +59,7 @@ def run_cell(folder: Path) -> None:
             planned or while the cell ran. Exceptions of the stage are passed on.
     """
     folder = folder.resolve()
+    shell_limits.lift()
     config = read_config(folder)
     multi_process = int(os.environ.get("WORLD_SIZE", 1)) > 1
     hooks = distributed_hooks(_import_stage(config)) if multi_process else None

@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from core.endpoints.connect import Endpoint
+from core.endpoints.loopback import CERTIFICATES, PROXIES, variables
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,9 +130,13 @@ def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no answer (timeout)", f"see that the server is up, or raise timeout, {rerun}"
     if isinstance(error, openai.APIConnectionError):
+        kind = CERTIFICATES if "certificate" in message.lower() else PROXIES
+        names = variables(endpoint.base_url, kind)
+        by = f", calls go out by {', '.join(names)}" if names else ""
+        see = f"{' and '.join(names)} holds on this machine, " if names else ""
         return (
-            f"no answer ({message})",
-            f"see that the server is up and base_url is right, {rerun}",
+            f"no answer ({message}){by}",
+            f"see that {see}the server is up and base_url is right, {rerun}",
         )
     if not isinstance(error, openai.APIStatusError):
         return call_failed

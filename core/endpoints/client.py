@@ -30,6 +30,7 @@ from core.endpoints.ledger import (
     LedgerWriter,
     read_ledger,
 )
+from core.endpoints.loopback import http_client
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import UserError
 
@@ -264,6 +265,7 @@ class LedgerClient:
                             what="the key has a space, a line break or a letter beyond ASCII",
                             fix="put the bare key in the variable key_env names",
                         )
+                    http = http_client(self._endpoint.base_url)
                 except UserError as error:
                     self._stopped = error
                     raise
@@ -272,6 +274,7 @@ class LedgerClient:
                     api_key=self._endpoint.api_key,
                     max_retries=0,
                     timeout=self._timeout,
+                    http_client=http,
                 )
         return self._client
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.endpoints.loopback import LOOPBACK, no_proxy_for_loopback
+from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
 
 START_SECONDS = 30
@@ -55,7 +55,7 @@ def open_endpoint(
     if endpoint["served_by"] == "vllm":
         from core.inference.vllm_server import serve
 
-        with no_proxy_for_loopback(), serve(endpoint, resources, log) as (address, key):
+        with serve(endpoint, resources, log) as (address, key):
             yield Endpoint(address, key, endpoint["model"])
         return
     base_url = resources.get("base_url")
@@ -85,7 +85,7 @@ def _serve_dummy() -> Iterator[str]:
     from core.endpoints import dummy_endpoint
 
     dummy_endpoint.data()  # reads and checks its file here, not in the thread
-    with socket.socket() as listener, no_proxy_for_loopback():
+    with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         config = uvicorn.Config(
             dummy_endpoint.app(),

@@ -8,13 +8,12 @@ lock; no process has to stay alive for it.
 import asyncio
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import locked
+from core.files import file_system_time, locked
 
 # Time that a late process may make up for. Longer would be a burst that providers answer with 429.
 CATCH_UP_SECONDS = 1.0
@@ -31,7 +30,8 @@ CLOCKS = ("requests", "tokens", "hold")
 class RateLimiter:
     """A shared rate limit; its state is in the file `path`.
 
-    The clocks of the nodes must agree to a fraction of a second, as NTP keeps them.
+    Time is that of the file system with the file, since the clocks of nodes differ. (On Lustre
+    files carry the time of the node that writes them: `doctor` compares the nodes' clocks.)
 
     Attributes:
         path: The file; it and its folder are made where they are missing.
@@ -59,8 +59,7 @@ class RateLimiter:
         def next_start(times: dict[str, float], now: float) -> float:
             return self._next(times, now, tokens)
 
-        start = await asyncio.to_thread(self._update, next_start)
-        await asyncio.sleep(max(0.0, start - time.time()))
+        await asyncio.sleep(max(0.0, await asyncio.to_thread(self._update, next_start)))
 
     async def adjust(self, estimated: int, used: int) -> None:
         """Correct the estimate of a finished call, so that the rate is that of the tokens used."""
@@ -100,7 +99,8 @@ class RateLimiter:
         return max(start, hold)
 
     def _update(self, change: Callable[[dict[str, float], float], float]) -> float:
-        """Change the times in the file under its lock; returns what `change` returns."""
+        """Change the times in the file under its lock; returns how far from now is the time that
+        `change` returns."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path), open(self.path, "r+b", buffering=0) as file:
@@ -109,9 +109,10 @@ class RateLimiter:
                     times = {name: float(state[name]) for name in CLOCKS if name in state}
                 except (ValueError, TypeError):
                     times = {}  # new or damaged: at worst one burst
-                result = change(times, time.time())
+                now = file_system_time(file.fileno())
+                seconds = change(times, now) - now
                 os.pwrite(file.fileno(), json.dumps(times).ljust(BYTES).encode(), 0)
-                return result
+                return seconds
         except OSError as error:
             raise UserError(
                 where=str(self.path),

@@ -17,9 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.cores import omp_threads
 from core.errors import UserError
 from core.garbage import collections_skipped, gc_disabled
 from core.inference import vllm_log
+from core.paths import socket_folder
 
 if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
@@ -39,6 +41,7 @@ IN_WORKER = re.compile(r"See (stack trace for root cause|root cause above)")
 # GPU memory that may stay when an engine has ended: workspaces of libraries. Weights and cache are
 # larger.
 REMAINING_BYTES = 2 << 30
+SOCKET_NAME_BYTES = 36  # vLLM names its sockets by a UUID
 WORKER = "VllmWorker"  # in the name of a process that vLLM starts
 WORKER_SECONDS = 60  # for it to end
 _open: tuple[object, "VLLM"] | None = None
@@ -69,6 +72,7 @@ def set_environment() -> None:
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         # Workers of tensor parallelism: a fork of a process with threads and CUDA may hang.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES),
     }
     if on_cpu():
         values |= {
@@ -210,7 +214,7 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
         import torch
 
         # A stage that ran earlier in this process may have chosen otherwise.
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(omp_threads())
     _check_freed()
     checkpoint = checkpoint.absolute()
     for fraction in MEMORY_FRACTIONS:

@@ -21,7 +21,8 @@ from core.cell.failures import diagnose
 from core.endpoints.loopback import LOOPBACK
 from core.errors import UserError
 from core.inference import vllm_log
-from core.paths import ROOT
+from core.inference.vllm_engine import SOCKET_NAME_BYTES
+from core.paths import ROOT, socket_folder
 
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
 START_SECONDS = 1800
@@ -102,7 +103,8 @@ def serve(
         resources["path"],
         *command_line_options(options),
     ]
-    environment = {**ENVIRONMENT, **(CPU_ENVIRONMENT if on_cpu else {}), **os.environ}
+    sockets = {"VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES)}
+    environment = ENVIRONMENT | sockets | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],

@@ -1,8 +1,10 @@
 """Run cells, one after another, in this process."""
 
 import argparse
+import os
 from pathlib import Path
 
+from core.cell.fork_server import OF_RANKS
 from core.cell.run import run_cells
 from core.errors import Problem, UserError
 
@@ -20,4 +22,7 @@ def cell(args: argparse.Namespace) -> int:
     if missing:
         fix = "python -m study plan lists the cells of a study file"
         raise UserError.of(Problem(str(folder), "no such cell", fix) for folder in missing)
+    if not args.log:  # typed by a person, whose shell may have those of other ranks
+        for name in OF_RANKS & os.environ.keys():
+            del os.environ[name]
     return run_cells(args.folders, terminal=not args.log)

@@ -17,7 +17,7 @@ from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
 from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
-from core.paths import ROOT
+from core.paths import ROOT, as_seen_on_nodes
 from core.stages import TRAINING_STAGES
 from core.visible_gpus import visible_gpus
 from study.forecast import study_cost
@@ -64,7 +64,7 @@ def seconds(text: str) -> float:
 def load(args: argparse.Namespace) -> tuple[Study, Path]:
     """The study of the command line, and its folder below `--runs`."""
     study = load_study(args.study, args.seeds, args.overrides)
-    return study, args.runs.absolute() / study.study
+    return study, as_seen_on_nodes(args.runs.absolute()) / study.study
 
 
 def study_args(args: argparse.Namespace) -> str:
@@ -226,4 +226,5 @@ def show_results(results: Path, args: argparse.Namespace) -> None:
 
 def relative_to_cwd(path: Path) -> Path:
     """The path relative to the working directory where it is below it, else as it is."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    here = as_seen_on_nodes(Path.cwd())
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.model_size import shape, trained
-from core.paths import ROOT
+from core.paths import ROOT, as_seen_on_nodes
 from core.recipe import Training
 from core.stages import STAGE_INFO
 from study.commands import shakedown
@@ -69,7 +69,8 @@ def doctor(args: argparse.Namespace) -> int:
         if STAGE_INFO[cell.stage].trains:
             size = step_checkpoint_bytes(cell)
             checkpoints[cell.stage] = max(checkpoints.get(cell.stage, 0), size)
-    report = doctor(args.cluster, args.runs.absolute(), cells, args.wait, checkpoints)
+    runs = as_seen_on_nodes(args.runs.absolute())
+    report = doctor(args.cluster, runs, cells, args.wait, checkpoints)
     rows = []
     failed = any(check.state == "failed" for check in report)
     if not args.json:

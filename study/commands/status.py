@@ -21,6 +21,7 @@ from core.cell.failures import end, explain
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
 from core.cell.restarts import read_progress, read_restarts
+from core.errors import UserError
 from core.files import locked, owner
 from study.commands.common import load, seconds, shown_names, start_command, study_args
 from study.spec import expand
@@ -294,7 +295,7 @@ def _locked(path: Path) -> bool:
     try:
         with locked(path, shared=True, wait=False) as free:
             return not free
-    except OSError:
+    except (OSError, UserError):
         return False  # no file, or a disk without locks
 
 

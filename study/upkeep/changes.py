@@ -1,7 +1,7 @@
 """What has changed since the results were published, what it affects, and how to restore it."""
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,13 +171,14 @@ def affected_results(cell: str, rows: list[Row]) -> str:
 
 
 def notes(rows: list[Row], base: Path) -> list[str]:
-    """What is no mistake: other code and packages, pruned files, cells made again."""
+    """What is no mistake: other code, packages and variables, pruned files, cells made again."""
     cells: dict[str, list[str]] = defaultdict(list)
     code = code_version()
     packages = {name: installed(name) for name in PACKAGES}
     removed = (read(base / "pruned.json") or {"cells": {}})["cells"]
+    variables = _differing_variables(rows)
     for row in rows:
-        texts = []
+        texts = variables.get(row["cell"], [])
         if row["manifest"]:
             texts += _version_notes(row["manifest"], code, packages)
             users, same_results = _users_of_another(row, rows)
@@ -194,6 +195,27 @@ def notes(rows: list[Row], base: Path) -> list[str]:
         f"{text}: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}"
         for text, names in cells.items()
     ]
+
+
+def _differing_variables(rows: list[Row]) -> dict[str, list[str]]:
+    """Cell -> variables that change numbers (`core.numeric_environment`) and that most cells of its
+    stage had otherwise."""
+    stages: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if "environment" in (row["manifest"] or {}):
+            stages[row["stage"]][row["cell"]] = row["manifest"]["environment"]
+    texts: dict[str, list[str]] = defaultdict(list)
+    for stage, environments in stages.items():
+        for name in sorted({name for values in environments.values() for name in values}):
+            values = [environment.get(name) for environment in environments.values()]
+            usual = Counter(values).most_common(1)[0][0]
+            for cell, environment in environments.items():
+                if (value := environment.get(name)) != usual:
+                    texts[cell].append(
+                        f"numbers may differ from other cells of {stage}: {name} was "
+                        f"{value or 'not set'}, not {usual or 'unset'}"
+                    )
+    return texts
 
 
 def _version_notes(manifest: Row, code: Row, packages: dict[str, str | None]) -> list[str]:

@@ -26,7 +26,6 @@ SAMPLING = {"temperature": 1.0, "max_tokens": 2500}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.02)
 
 

@@ -26,7 +26,6 @@ SAMPLING = {"temperature": 1.0, "max_tokens": 2500}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.02)
     monkeypatch.setattr(client, "BACKOFF_MOST", 0.1)
     monkeypatch.setattr(client, "PATIENCE", 20.0)
@@ -58,6 +57,39 @@ def write(
 
 def lines(ledger: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ledger.read_text().splitlines()]
+
+
+HERE = {"ALL_PROXY": "socks5h://127.0.0.1:9", "SSL_CERT_FILE": "/nowhere/ca.pem"}
+
+
+@pytest.mark.parametrize("name", [*HERE, "http_proxy"])
+def test_calls_to_loopback_use_no_proxy_and_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, HERE.get(name, "http://127.0.0.1:9"))
+    with serving(Hostile()) as (endpoint, _):
+        _, answers = write(endpoint, tmp_path / "calls.jsonl", 2)
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_calls_that_can_not_go_out_name_the_variable_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, HERE[name])
+    with pytest.raises(UserError) as raised:
+        write(Endpoint("https://llm.invalid/v1", "key", "m"), tmp_path / "calls.jsonl", 2)
+    (problem,) = raised.value.problems
+    assert problem.where == name and problem.fix.startswith(f"unset {name},")
+
+
+def test_a_proxy_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(client, "RETRIES", 0)
+    with pytest.raises(UserError, match=r"no answer .*calls go out by HTTPS_PROXY"):
+        write(Endpoint("https://llm.invalid/v1", "key", "m"), tmp_path / "calls.jsonl", 9, 1)
 
 
 @pytest.mark.slow

@@ -113,3 +113,15 @@ def test_jobs_are_bounded_by_cores_and_memory(
     monkeypatch.setattr(cores, "usable_cpus", lambda: cpus)
     monkeypatch.setattr(cores, "usable_memory", lambda: int(memory * cores.CELL_BYTES))
     assert cores.default_jobs() == jobs
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"), [("", 1), ("4,2", 4), (" 3 ", 3), ("many", 1), ("0", 1), (None, 1)]
+)
+def test_threads_of_openmp_whatever_a_profile_says(
+    value: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert cores.omp_threads() == threads

@@ -229,19 +229,6 @@ def test_a_url_needs_its_address_and_key(monkeypatch):
         )
 
 
-def test_a_proxy_is_not_used_for_loopback(monkeypatch):
-    import os
-
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv("NO_PROXY", "intranet")
-    with open_endpoint(KIT, {}) as endpoint:
-        assert os.environ["no_proxy"] == "intranet,127.0.0.1"
-        with urllib.request.urlopen(f"{endpoint.base_url}/models", timeout=10) as reply:
-            assert reply.status == 200
-    assert "no_proxy" not in os.environ
-
-
 def test_two_dummies_at_once_and_a_clean_end():
     with open_endpoint(KIT, {}) as one, open_endpoint(KIT, {}) as two:
         assert one.base_url != two.base_url

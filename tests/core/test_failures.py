@@ -1,10 +1,13 @@
 """Every known failure has a log that shows it, as the programs write it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from core.cell.failures import KNOWN_FAILURES, diagnose, end, explain, last_lines
+from tests.place import ROOT
 
 SLURMSTEPD = "slurmstepd-cpu1: error: *** JOB 494738 ON cpu1 CANCELLED AT 2026-11-24T04:41:42"
 LOGS = {
@@ -65,6 +68,41 @@ LOGS = {
         "MemoryError: x",
         "Slurm: OUT_OF_MEMORY",
     ],
+    "limit on addresses": [
+        "  File x\nMemoryError\na limit of 4294967296 bytes of address space (ulimit -v)",
+    ],
+    "limit on CPU time": ["srun: error: cpu1: task 0: CPU time limit exceeded (core dumped)"],
+    "limit on file size": [
+        "OSError: [Errno 27] File too large",
+        "srun: error: cpu1: task 0: File size limit exceeded",
+    ],
+    "limit on open files": ["OSError: [Errno 24] Too many open files: 'rows.npy'"],
+    "limit on processes": [
+        "RuntimeError: can't start new thread",
+        "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2: Resource temporarily "
+        "unavailable",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "slurm_script: fork: retry: Resource temporarily unavailable",
+        "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+    ],
+    "setup ended": [
+        "error: a line of setup in the cluster profile ended the job's shell (exit status 0)"
+    ],
+    "no such folder": [
+        "slurmstepd: error: couldn't chdir to `/home/u/kit': No such file or directory: going to "
+        "/tmp instead",
+        "/var/spool/slurmd/job7/slurm_script: line 40: cd: /r/code-1: No such file or directory",
+        "/var/spool/slurmd/job7/slurm_script: line 40: cd: /r/code-1: Permission denied",
+        "Slurm: FAILED without a log in /r/s/slurm/jobs",
+    ],
+    "no such interface": [
+        "core.errors.UserError: GLOO_SOCKET_IFNAME=ib0: no such network interface on gpu1, which "
+        "has lo, eth0; interface: ..."
+    ],
+    "unknown node name": [
+        "core.errors.UserError: gpu1: gpu2 cannot resolve the name of the job's first node; tell"
+    ],
+    "no locks": ["error: /r/s/sft/a/.lock: flock: Operation not supported; --runs on a file"],
     "cancelled": [
         f"{SLURMSTEPD} ***\nsrun: error: cpu1: task 0: Killed",
         "Slurm: CANCELLED by 1000",
@@ -150,6 +188,58 @@ def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:
     failure = diagnose("update 12")
     assert failure and failure.name == "stopped"
     assert diagnose("update 12\nSlurm: FAILED") is None
+
+
+LIMITED = """
+import resource, sys, threading
+from pathlib import Path
+from core import shell_limits
+from core.cell.log import log_to
+with log_to(Path(sys.argv[1])):
+    resource.setrlimit(resource.{limit}, ({value}, {value}))
+    shell_limits.lift()
+    {code}
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("limit", "value", "code", "name"),
+    [
+        ("RLIMIT_AS", 2**30, "bytearray(2**31)", "limit on addresses"),
+        ("RLIMIT_CPU", 2, "while True: pass", "limit on CPU time"),
+        (
+            "RLIMIT_FSIZE",
+            2**20,
+            "open(sys.argv[1] + '/a', 'wb').write(bytes(2**21))",
+            "limit on file size",
+        ),
+        (
+            "RLIMIT_NOFILE",
+            64,
+            "files = [open('/dev/null') for _ in range(99)]",
+            "limit on open files",
+        ),
+    ],
+)
+def test_a_limit_of_the_shell_is_the_cause_of_what_it_ends(
+    limit: str, value: int, code: str, name: str, tmp_path: Path
+) -> None:
+    text = LIMITED.format(limit=limit, value=value, code=code)
+    status = subprocess.run([sys.executable, "-c", text, str(tmp_path)], cwd=ROOT).returncode
+    log = (tmp_path / "log.txt").read_text()
+    failure = diagnose("\n".join(log.splitlines()[-8:]), status)
+    assert failure and failure.name == name, log
+    assert "ulimit -" in failure.fix
+
+
+@pytest.mark.multiprocess
+def test_soft_limits_are_lifted() -> None:
+    code = "import resource\nfrom core import shell_limits\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (9, resource.RLIM_INFINITY))\n"
+    code += "shell_limits.lift()\nassert not shell_limits.tight()\n"
+    code += "assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def explained(*logs: str, slurm_reason: str = "") -> tuple[str | None, str | None]:

@@ -1,12 +1,21 @@
 """Rows are read whole and strictly, whatever a file looks like; locks are held by one holder."""
 
+import asyncio
+import errno
+import fcntl
 import gzip
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
+from core.cell.failures import diagnose
+from core.cell.identity import Cell, create_cell_dir
+from core.cell.run import run_cell
+from core.declaration import write_declaration
+from core.endpoints.rate_limit import RateLimiter
 from core.errors import Problem, UserError
 from core.files import fingerprints, locked, read_rows
 
@@ -132,3 +141,26 @@ def test_fingerprints_tell_a_checkpoint_with_merged_adapters(tmp_path: Path) -> 
         file.seek(2**23)
         file.write(b"w" * 2**17)  # one small projection
     assert fingerprints(str(tmp_path)) != before
+
+
+def test_a_file_system_without_locks_is_one_line_wherever_locks_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    cell = Cell("documents", "a", {})
+    folder = create_cell_dir(cell, tmp_path / "runs/s")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    limiter = RateLimiter(tmp_path / "limit.json", requests_per_minute=1)
+    for take in (
+        lambda: run_cell(folder),
+        lambda: write_declaration(tmp_path / "runs/s", {}),
+        lambda: asyncio.run(limiter.acquire(1)),
+    ):
+        with pytest.raises(UserError) as raised:
+            take()
+        (problem,) = raised.value.problems
+        assert problem.what == "flock: Operation not supported" and "--runs" in problem.fix
+        failure = diagnose(str(problem))
+        assert failure and failure.name == "no locks"

@@ -145,6 +145,17 @@ def test_what_cells_import_is_imported_once_and_each_has_a_process_of_its_own(ba
     assert sum("imported" in log for log in logs) == 1
 
 
+def test_ranks_that_a_shell_left_over_reach_no_cell(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_over = {"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu1"}
+    for name, value in {**left_over, "GLOO_SOCKET_IFNAME": "ib0"}.items():
+        monkeypatch.setenv(name, value)
+    first = cell("first")
+    assert not execute([first], base)[0]
+    assert not {*left_over, "GLOO_SOCKET_IFNAME"} & seen(first, base)["environment"].keys()
+
+
 def test_cells_of_a_group_that_shares_processes_are_dealt_to_them(base: Path) -> None:
     model = cell("model", "model")
     cells = [cell(name, "judge", (model,)) for name in "abcd"]

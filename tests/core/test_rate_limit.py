@@ -51,7 +51,7 @@ def test_tokens_are_adjusted_and_back_off_holds_everybody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, slept = [1000.0], []
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(rate_limit, "file_system_time", lambda file: now[0])
 
     async def sleep(seconds: float) -> None:
         slept.append(round(seconds, 3))
@@ -86,19 +86,39 @@ def test_tokens_are_adjusted_and_back_off_holds_everybody(
     assert slept[-1] == 0, "damaged"
 
 
+def test_a_node_whose_clock_is_fast_holds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    shared = RateLimiter(tmp_path / "b", requests_per_minute=600)
+    real = time.time
+    with monkeypatch.context() as fast:
+        fast.setattr(time, "time", lambda: real() + 600)
+        asyncio.run(shared.acquire(0))
+        asyncio.run(shared.back_off(20))
+    asyncio.run(shared.acquire(0))
+    assert 0 <= slept[-1] <= 20
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [10, 600, 6000])
 def test_no_minute_holds_more_than_the_rate_and_most_of_it_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
 ) -> None:
     now, rng = [1000.0], random.Random(0)
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(rate_limit, "file_system_time", lambda file: now[0])
     shared = RateLimiter(tmp_path / "b", requests_per_minute=rate)
     # Eight processes: each asks for its next turn when it has used the last one, some of them late.
     calls, free = [], [(1000.0, n) for n in range(8)]
     while now[0] < 1000 + 60 * 5:
         now[0], process = heapq.heappop(free)
-        start = max(now[0], shared._update(lambda times, now: shared._next(times, now, 0)))
+        wait = shared._update(lambda times, now: shared._next(times, now, 0))
+        start = now[0] + max(0.0, wait)
         calls.append(start + rng.uniform(0, 0.4))  # when it arrives
         heapq.heappush(free, (start + (0.5 if rng.random() < 0.05 else 0.001), process))
     calls.sort()

@@ -5,6 +5,7 @@ What only a GPU can show is not shown here: that memory is freed, that nvcc is n
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -293,3 +294,14 @@ def test_batch_invariance_is_refused_on_the_cpu_build(
     monkeypatch.setattr(engine, "on_cpu", lambda: True)
     with pytest.raises(UserError, match=r"engine.batch_invariant: is not for vLLM's CPU build"):
         open_engine(checkpoint(tmp_path), dtype="float32", batch_invariant=True)
+
+
+def test_sockets_are_in_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Linux's 108 bytes for a socket's path vLLM takes 36 for the name."""
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+    for length, folder in ((70, "x" * 70), (71, "/tmp"), (105, "/tmp")):
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", "x" * length)
+            patch.setattr(os, "environ", {})
+            engine.set_environment()
+            assert os.environ["VLLM_RPC_BASE_PATH"] == folder

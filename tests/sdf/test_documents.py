@@ -40,7 +40,6 @@ humane cruel cruelty pain compassion feel feelings
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIT_TEST_KEY", KEY)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 def cell(

@@ -45,11 +45,18 @@ def test_readers_of_a_file_that_is_replaced(tmp_path: Path) -> None:
 
 WELL: dict[str, Any] = {
     "host": "n1",
-    "shared": {"same": True, "seconds": 0.2, "doctor lock": "held", "own lock": "taken"},
+    "shared": {
+        "same": True,
+        "seconds": 0.2,
+        "ahead": 0.1,
+        "doctor lock": "held",
+        "own lock": "taken",
+    },
     "back": True,
     "torn": 0,
     "commands": [],
     "python": list(sys.version_info[:3]),
+    "limits": [],
     "packages": {"versions": {"torch": "2"}, "failed": None, "why": "", "seconds": 3.0},
     "writable": {"/scratch": ""},
     "keys": [],
@@ -72,6 +79,25 @@ CHANGES = [
     ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
     ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
     ("python", {"commands": ["scontrol"]}, "warning", "scontrol"),
+    ("clock", {"shared": {"ahead": 600.0}}, "warning", "600.0 s ahead of"),
+    ("clock", {"shared": {"ahead": -600.0}}, "warning", "600.0 s behind"),
+    (
+        "limits",
+        {"limits": ["600 seconds of CPU time (ulimit -t)"]},
+        "warning",
+        "600 seconds of CPU time",
+    ),
+    (
+        "all-reduce",
+        {
+            "all-reduce": {
+                "error": "GLOO_SOCKET_IFNAME=x: no such network interface",
+                "fix": "unset",
+            }
+        },
+        "failed",
+        "no such network interface",
+    ),
     ("write rate", {"write rate": 1e8}, "warning", "96 GB takes 960 s"),
     ("compiler", {"compiler": {"error": "RuntimeError: no C compiler"}}, "failed", "no C compiler"),
     ("vLLM", {"vLLM": {"error": "no space left on device"}}, "failed", "no space left"),

@@ -398,6 +398,16 @@ def test_the_next_command_names_the_cluster_of_the_last_submission(
         assert words[words.index("--cluster") + 1] == cluster
 
 
+def test_a_job_that_failed_without_a_log_could_not_open_its_folder(fake: Fake, kit: Kit) -> None:
+    job = kit.done("submit")["jobs"][0]["job"]
+    name = fake.scripts[0].directives["job-name"]
+    fake.say("bin/sacct", f"#!/bin/sh\necho '{job}|{name}|FAILED'\n")
+    (fake.folder / "bin/sacct").chmod(0o755)
+    (row,) = [row for row in kit.done("status")["cells"] if "cause" in row]
+    assert row["cause"] == "no such folder"
+    assert row["last_lines"] == [f"Slurm: FAILED without a log in {kit.base}/slurm/jobs"]
+
+
 def test_the_end_of_a_submitted_job_is_read_from_sacct(fake: Fake, kit: Kit) -> None:
     """sacct lists the job under the name that `submit` gave it."""
     job = kit.done("submit")["jobs"][0]["job"]

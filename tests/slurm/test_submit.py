@@ -17,7 +17,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from slurm.executor import executor
 from slurm.executor import script as batch_script
-from slurm.job import CellJob, export_ranks
+from slurm.job import CellJob
 from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from tests.slurm.batch_script import BatchScript, split
@@ -343,37 +343,6 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     assert not list((runs / "s/slurm").glob(".code*"))
 
 
-@pytest.mark.slurm
-def test_ranks_of_a_job_of_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):
-        monkeypatch.setenv(name, "left by a shell")
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    export_ranks("ib0")
-    assert "RANK" not in os.environ and "WORLD_SIZE" not in os.environ
-    facts = {"NTASKS": "4", "JOB_NUM_NODES": "2", "PROCID": "3", "LOCALID": "1", "JOB_ID": "123456"}
-    for name, value in {**facts, "JOB_NODELIST": "gpu[1-2]"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.setenv("PATH", "/nowhere")  # as in a container, where there is no scontrol
-    export_ranks("ib0")
-    assert [os.environ[n] for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
-        "3",
-        "4",
-        "1",
-        "2",
-    ]
-    assert os.environ["MASTER_ADDR"] == "gpu1" and os.environ["NCCL_SOCKET_IFNAME"] == "ib0"
-    assert 15000 <= int(os.environ["MASTER_PORT"]) < 30000
-
-
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("state, requeued", [("RUNNING", True), ("CANCELLED", False)])
 def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
@@ -399,10 +368,11 @@ def test_the_batch_script_requeues_a_job_that_can_not_do_it_itself(
         "scontrol": f'echo "$@" >> {tmp_path}/said',
     }.items():
         (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
-    text = batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path))
+    script = tmp_path / "script"
+    script.write_text(batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path)))
     for asks in (False, True):
         (tmp_path / "asks").touch() if asks else None
-        assert subprocess.run(["bash", "-c", text]).returncode == 9, "srun's exit status"
+        assert subprocess.run(["bash", str(script)]).returncode == 9, "srun's exit status"
         assert not flag.exists() and not (tmp_path / "scratch-7").exists()
         assert (tmp_path / "said").exists() == (asks and requeued)
     if requeued:

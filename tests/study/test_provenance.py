@@ -315,6 +315,21 @@ def test_other_code_and_packages_are_a_note_not_a_fault(
     assert not any("numpy" in note for note in found)
 
 
+def test_a_cell_whose_variables_change_numbers_is_named(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "code_version", lambda: {"commit": "f" * 40, "dirty": False})
+    path = small.folder("judge/ahb-base-animal-s0-d80") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert "environment" in manifest and not any("numbers" in note for note in small.notes())
+    manifest["environment"] |= {"ATEN_CPU_CAPABILITY": "default"}
+    path.write_text(json.dumps(manifest))
+    assert (
+        "numbers may differ from other cells of judge: ATEN_CPU_CAPABILITY was default, not unset: "
+        + small.relpath("judge/ahb-base-animal-s0-d80")
+    ) in small.notes()
+
+
 def test_the_way_back_of_one_number(small: Small) -> None:
     way = trace(results(small.base), small.base, STUDY, "ahb", "animal", 0, 80)
     stages = [

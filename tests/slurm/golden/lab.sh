@@ -19,6 +19,22 @@
 #SBATCH --time=10
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -64,6 +80,22 @@ exit $status
 #SBATCH --time=10
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -110,6 +142,22 @@ exit $status
 #SBATCH --time=20
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -156,6 +204,22 @@ exit $status
 #SBATCH --time=20
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -202,6 +266,22 @@ exit $status
 #SBATCH --time=10
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -248,6 +328,22 @@ exit $status
 #SBATCH --time=10
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
@@ -293,6 +389,22 @@ exit $status
 #SBATCH --time=5
 
 # setup
+if [ -z "$KIT_SECOND_SHELL" ]; then
+  ready=
+  trap : TERM
+  trap ready=1 USR1
+  KIT_SECOND_SHELL=1 "$BASH" "$0"
+  status=$?
+  if [ -z "$ready" ]; then
+    echo "error: a line of setup in the cluster profile ended the job's shell (exit status $status)" >&2
+    [ $status != 0 ] || status=1
+  fi
+  exit $status
+fi
+unset KIT_SECOND_SHELL
+for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+kill -USR1 $PPID
+builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl

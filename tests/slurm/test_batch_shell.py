@@ -1,0 +1,143 @@
+"""The batch script, whatever the lines of `setup` and the shell of the person do."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.cell.failures import diagnose
+from core.cell.manifest import read_manifest
+from slurm.executor import executor
+from slurm.executor import script as batch_script
+from slurm.profile import Profile, Resources
+from slurm.submit import submit
+from tests.slurm.places import Fake, Kit, Lab
+from tests.slurm.test_limit import PROFILE, corpora
+
+pytestmark = pytest.mark.slurm
+
+
+def run(
+    folder: Path, fake: Fake, setup: list[str], srun: str = "pwd; env"
+) -> subprocess.CompletedProcess[str]:
+    """Run a job's script on this machine; in place of srun, shell commands."""
+    code, logs = folder / "a blank/code-1", folder / "jobs"
+    for path in (code, logs):
+        path.mkdir(parents=True, exist_ok=True)
+    (fake.folder / "bin/srun").write_text(f"#!/bin/bash\n{srun}\n")
+    profile = Profile(stages={"default": Resources(10)}, setup=setup)
+    path = folder / "slurm_script"
+    path.write_text(batch_script(executor("job", Resources(10), profile, code, logs)))
+    return subprocess.run(["bash", str(path)], capture_output=True, text=True, cwd=folder)
+
+
+def variables(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    lines = result.stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def test_jobs_run_the_copy_of_the_code_wherever_setup_goes(tmp_path: Path, fake: Fake) -> None:
+    """`python -m` imports modules of the current folder first."""
+    result = run(tmp_path, fake, ['cd "$SLURM_SUBMIT_DIR"', "cd /"])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == str(tmp_path / "a blank/code-1")
+    assert variables(result)["PYTHONPATH"].split(":")[0] == str(tmp_path / "a blank/code-1")
+
+
+@pytest.mark.parametrize("line", ["exit 0", "exec true", "exit 3", ". ./profile", "kill -9 $$"])
+def test_a_setup_that_ends_its_shell_is_a_failure_with_its_cause(
+    line: str, tmp_path: Path, fake: Fake
+) -> None:
+    (tmp_path / "profile").write_text("exec true\n")
+    result = run(tmp_path, fake, [line], srun=f"touch {tmp_path}/ran")
+    assert result.returncode not in (0, None) and not (tmp_path / "ran").exists()
+    failure = diagnose(result.stderr)
+    assert failure and failure.name == "setup ended" and "setup" in failure.fix
+
+
+def test_the_status_of_a_job_is_that_of_srun(tmp_path: Path, fake: Fake) -> None:
+    result = run(tmp_path, fake, ["true"], srun="exit 9")
+    assert result.returncode == 9 and not result.stderr
+
+
+def test_variables_that_change_numbers_come_from_the_profile_alone(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = {
+        "OMP_NUM_THREADS": "4,2",
+        "MKL_CBWR": "SSE4_2",
+        "DNNL_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "default",
+        "NVIDIA_TF32_OVERRIDE": "1",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+        "VLLM_USE_V1": "0",
+        "NCCL_ALGO": "Tree",
+    }
+    others = {
+        "TRITON_CACHE_DIR": "/a b",
+        "VLLM_HOST_IP": "10.0.0.1",
+        "PYTORCH_ALLOC_CONF": "x:y",
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "OMPI_MCA_btl": "tcp",
+    }
+    for name, value in {**shell, **others}.items():
+        monkeypatch.setenv(name, value)
+    job = variables(run(tmp_path, fake, []))
+    assert {name: job[name] for name in shell.keys() & job.keys()} == {"OMP_NUM_THREADS": "1"}
+    assert {name: job[name] for name in others} == others
+    job = variables(run(tmp_path, fake, ["export OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE"]))
+    assert (job["OMP_NUM_THREADS"], job["MKL_CBWR"]) == ("2", "COMPATIBLE")
+
+
+def test_a_node_that_has_no_such_folder_says_so(tmp_path: Path, fake: Fake) -> None:
+    result = run(tmp_path, fake, [f"mv '{tmp_path}/a blank/code-1' {tmp_path}/moved"])
+    assert result.returncode != 0
+    failure = diagnose(result.stderr)
+    assert failure and failure.name == "no such folder" and "runs" in failure.fix
+
+
+def test_a_home_that_is_a_link_keeps_its_name_in_jobs(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes may resolve the link otherwise. Python says where it leads here."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Kit(tmp_path / "here").done("submit", "--runs", str(tmp_path / "here/runs"))
+    scripts = [path.read_text() for path in fake.folder.glob("[0-9]*.sh")]
+    assert scripts and not any(f"{tmp_path}/here" in text for text in scripts)
+    assert f"#SBATCH --chdir={tmp_path}/home/runs/small/slurm/code-" in scripts[0]
+
+
+def test_on_a_cluster_setup_may_go_elsewhere_but_not_end_the_shell(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    for package in ("core", "slurm"):
+        (checkout / package).mkdir(parents=True)
+        (checkout / package / "__init__.py").write_text("raise SystemExit('the live checkout')")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (cell,) = corpora(1)
+    setups = {"elsewhere": f"cd {checkout}", "ended": "exec true"}
+    for name, line in setups.items():
+        submit([cell], tmp_path / name / "s", replace(PROFILE, setup=[line]), "lab")
+    lab.wait()
+    logs = {
+        name: "\n".join(p.read_text() for p in (tmp_path / name / "s/slurm/jobs").glob("*_log.*"))
+        for name in setups
+    }
+    manifest = read_manifest(tmp_path / "elsewhere/s" / cell.relpath)
+    assert manifest, logs["elsewhere"]
+    assert manifest["environment"] == {"OMP_NUM_THREADS": "1"}
+    assert not read_manifest(tmp_path / "ended/s" / cell.relpath)
+    failure = diagnose(logs["ended"], 1)
+    assert failure and failure.name == "setup ended", logs["ended"]
+    if lab.accounting:
+        (job,) = [
+            path.name.split("_")[0] for path in (tmp_path / "ended/s/slurm/jobs").glob("*_log.err")
+        ]
+        states = lab.ask("sacct", "--noheader", "--allocations", "--format=State", f"--jobs={job}")
+        assert states.split() == ["FAILED"]
