@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from core.cell.failures import end, explain
+from core.cell.heartbeat import stalled
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.files import locked
@@ -35,6 +36,11 @@ WIDTH = 98
 # Commands for a job that stays in the queue, by the name of its failure. They come first.
 RELEASE_COMMANDS = {"held job": "scontrol release", "refused by Slurm": "scancel"}
 MAX_IDS = 20  # in one such command
+# For what a person other than the user has to change: commands that show it.
+SHOW_COMMANDS = {
+    "held by an administrator": "scontrol show job {}",
+    "hours used up": "sshare --long",
+}
 
 Row = dict[str, Any]
 
@@ -122,6 +128,8 @@ def look(
     counts = Counter(row["state"] for row in rows)
     by_stage = Counter((row["stage"], row["state"]) for row in rows)
     submits = queue.submits if queue else None
+    broken = queue.broken if queue and counts["to do"] else None
+    again += " --until-done" if broken else ""
     goes_on = bool(counts["running"] or counts["queued"] or counts["unknown"] or submits)
     # A continuation submits the cells that are `to do`. Without Slurm, a second `run` would only
     # wait for the running one.
@@ -133,6 +141,7 @@ def look(
         "base": str(base),
         "trouble": queue.trouble if queue else None,
         "submits": submits,
+        "broken": broken,
         "stages": [
             {"stage": stage, **{state: by_stage[stage, state] for state in STATES}}
             for stage in dict.fromkeys(cell.stage for cell in cells)
@@ -193,6 +202,8 @@ def _rows(
             row["behind"] = roots[cell.identity]
         if state in ("running", "queued", "failed") and (progress := _progress(folder)):
             row["progress"] = progress
+        if state == "running" and (finding := stalled(folder)):
+            row["stalled"] = finding
         lock = folder / ".lock"
         if state == "running" and lock.exists():
             row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
@@ -243,6 +254,8 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
         row |= {"cause": failure.name, "fix": failure.fix}
         if job and failure.name in RELEASE_COMMANDS:
             row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
+        if job and failure.name in SHOW_COMMANDS:
+            row["next"] = SHOW_COMMANDS[failure.name].format(job.job)
     return row
 
 
@@ -254,8 +267,14 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool) -> str:
     for name, command in RELEASE_COMMANDS.items():
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
+    stalled = next((row for row in rows if "stalled" in row and "job" in row), None)
+    if stalled:
+        return f"scontrol requeue {stalled['job']}"
     if any(row["state"] == "unknown" for row in rows):
         return f"python -m study status {named}"
+    waits = [row["next"] for row in rows if row.get("cause") in SHOW_COMMANDS]
+    if waits and not any(row["state"] in ("failed", "to do") for row in rows):
+        return str(waits[0])
     if again:
         return again
     return (
@@ -301,11 +320,12 @@ def show(data: dict[str, Any]) -> str:
     ]
     if data["trouble"]:
         lines += [f"What is queued is unknown: {data['trouble']}", ""]
-    lines += [*_going(rows, data["submits"]), *_failing(rows), f"next: {data['next']}"]
+    going = _going(rows, data["submits"], data["broken"])
+    lines += [*going, *_failing(rows), f"next: {data['next']}"]
     return "\n".join(lines)
 
 
-def _going(rows: list[Row], submits: str | None) -> list[str]:
+def _going(rows: list[Row], submits: str | None, broken: str | None) -> list[str]:
     lines = []
     running = [row for row in rows if row["state"] == "running"]
     for row in running[:MAX_RUNNING]:
@@ -314,6 +334,9 @@ def _going(rows: list[Row], submits: str | None) -> list[str]:
         if "job" in row:
             facts.append(f"job {row['job']}")
         lines.append(f"running: {row['stage']} {row['cell']}: {', '.join(facts)}"[:WIDTH])
+    for row in running:
+        if "stalled" in row:
+            lines.append(f"stalled: {row['stage']} {row['cell']}: {row['stalled']}")
     if len(running) > MAX_RUNNING:
         lines.append(f"running: and {len(running) - MAX_RUNNING} more")
     reasons = Counter(row["reason"] for row in rows if row["state"] == "queued").most_common()
@@ -321,6 +344,8 @@ def _going(rows: list[Row], submits: str | None) -> list[str]:
         lines.append("queued:  " + "; ".join(f"{count} for {what}" for what, count in reasons))
     if submits:
         lines.append(f"to do:   job {submits} submits more when others have ended")
+    if broken:
+        lines.append(f"to do:   {broken}")
     return [*lines, ""] if lines else []
 
 

@@ -1,4 +1,4 @@
-"""Submit all missing cells to Slurm, then exit."""
+"""Submit all missing cells to Slurm, then exit; or go on until the study is done."""
 
 import argparse
 import json
@@ -36,12 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a profile of slurm/clusters, or a file",
     )
+    parser.add_argument(
+        "--until-done",
+        action="store_true",
+        help="stay, and submit what remains as the limits on jobs allow (in tmux or screen)",
+    )
     add_start_arguments(parser)
 
 
-def submit(args: argparse.Namespace) -> None:
+def submit(args: argparse.Namespace) -> int:
+    """Submit, and print what was. Returns 1 where --until-done ends with cells that failed."""
     from slurm.profile import load_profile
     from slurm.submit import submit
+    from slurm.until_done import until_done
 
     study, base = load(args)
     profile = load_profile(args.cluster)
@@ -56,7 +63,16 @@ def submit(args: argparse.Namespace) -> None:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
-    facts = submit(cells, base, profile, str(args.cluster))
+    if args.until_done:
+        try:
+            facts = until_done(cells, base, profile, str(args.cluster), _report)
+        except KeyboardInterrupt:
+            again = "what is queued goes on, the same command submits the rest"
+            print(f"stopped; {again}", file=sys.stderr)
+            return 130
+    else:
+        facts = submit(cells, base, profile, str(args.cluster))
+    del facts["remaining"]
     for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     if args.json:
@@ -65,6 +81,16 @@ def submit(args: argparse.Namespace) -> None:
     else:
         print(_show(facts, study_args(args), relative_to_cwd(results(base))))
         show_declaration(base)
+    failed = args.until_done and facts["finished"] < facts["cells"]
+    if failed:
+        count = facts["cells"] - facts["finished"]
+        why = f"python -m study status {study_args(args)} shows why"
+        print(f"{count} cells failed, or wait for one that did; {why}", file=sys.stderr)
+    return int(failed)
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
@@ -84,6 +110,10 @@ def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
             f"{facts['left']} cells remain because of the limit on jobs; "
             f"{what} when other jobs have ended"
         )
+        if not facts["continues"]:
+            lines.append("--until-done submits them from here, as the limit allows")
+    for line in facts["waits"]:
+        lines.append(f"waits: {line}; they start when enough are up")
     if facts["held"]:
         lines.append(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
     if facts["finished"] == facts["cells"]:
