@@ -1,8 +1,11 @@
 """What the tests of Slurm work with: the kit, a Slurm that only takes notes, a real one."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,16 @@ class Lab:
         """Id -> state of what is not over."""
         lines = self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def only_here(self) -> Iterator[None]:
+        """Jobs may be submitted from this machine alone, and not from the nodes."""
+        update = ("scontrol", "update", "partitionname=cpu")
+        self.ask(*update, f"allocnodes={socket.gethostname().split('.')[0]}")
+        try:
+            yield
+        finally:
+            self.ask(*update, "allocnodes=ALL")
 
     def wait(self) -> None:
         """Until nothing is queued."""

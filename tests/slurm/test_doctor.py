@@ -385,42 +385,6 @@ def test_without_accounts(bare_lab: None) -> None:
     assert named.state == "failed" and "research would be ignored" in named.finding
 
 
-@pytest.mark.slurm
-def test_a_slurmdbd_that_is_down_ends_nothing(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not lab.accounting:
-        pytest.skip("no accounting on this cluster")
-    for name in ("sacctmgr", "sacct"):
-        (tmp_path / name).write_text("#!/bin/sh\necho 'slurmdbd: Connection refused' >&2; exit 1\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    report = by_name(doctor(profile(tmp_path, {"default": LIGHT}), tmp_path / "runs", None, 60))
-    assert "slurmdbd: Connection refused" in report["jobs at once"].finding
-    assert report["jobs at once"].state == "not checked"
-    assert report["accounting"].state == "warning" and report["cpu: shared folder"].state == "ok"
-
-
-@pytest.mark.slurm
-def test_nodes_that_may_not_submit(lab: Lab, tmp_path: Path) -> None:
-    path = profile(tmp_path, {"default": LIGHT})
-    with only_here(lab):
-        report = by_name(doctor(path, tmp_path / "runs", None, 60))
-    assert report["cpu: submit"].state == "warning"
-    assert "denied" in report["cpu: submit"].finding and "--until-done" in report["cpu: submit"].fix
-
-
-@contextlib.contextmanager
-def only_here(lab: Lab) -> Iterator[None]:
-    """Jobs may be submitted from this machine alone, and not from the nodes."""
-    update = ("scontrol", "update", "partitionname=cpu")
-    lab.ask(*update, f"allocnodes={socket.gethostname().split('.')[0]}")
-    try:
-        yield
-    finally:
-        lab.ask(*update, "allocnodes=ALL")
-
-
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     report = by_name(doctor(Path("lab"), tmp_path / "runs", None, 1))

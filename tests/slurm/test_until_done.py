@@ -18,7 +18,6 @@ from slurm.submit import submit
 from slurm.until_done import until_done
 from study.commands.status import look, show
 from tests.slurm.places import Fake, Kit, Lab
-from tests.slurm.test_doctor import only_here
 from tests.slurm.test_limit import PROFILE, corpora
 
 pytestmark = pytest.mark.slurm
@@ -28,7 +27,7 @@ def test_a_chain_that_nodes_may_not_continue_is_told_and_a_shell_continues_it(
     lab: Lab, tmp_path: Path
 ) -> None:
     cells, base = corpora(6), tmp_path / "runs/limit"
-    with only_here(lab):
+    with lab.only_here():
         facts = submit(cells, base, PROFILE, "lab")
         assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
         lab.wait()
