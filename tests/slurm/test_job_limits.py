@@ -21,6 +21,22 @@ TINY = ROOT / "studies/tiny.yaml"
 PLAIN = Profile(stages={"default": Resources(minutes=5)})
 
 
+@pytest.mark.slurm
+def test_a_qos_of_the_cluster_lets_an_array_in_by_parts(lab: Lab, tmp_path: Path) -> None:
+    if not lab.accounting:
+        pytest.skip("no accounting on this cluster")
+    profile = Profile(PROFILE.stages, partition="cpu", qos="high")
+    change = ("sacctmgr", "-Q", "-i", "modify", "qos", "high", "set")
+    lab.ask(*change, "MaxSubmitJobsPerUser=3")
+    try:
+        facts = submit(corpora(5), tmp_path / "runs/qos", profile, "lab")
+        assert (facts["submitted"], facts["left"]) == (2, 3) and facts["continues"]
+        lab.wait()
+        assert submit(corpora(5), tmp_path / "runs/qos", profile, "lab")["finished"] == 5
+    finally:
+        lab.ask(*change, "MaxSubmitJobsPerUser=-1")
+
+
 def tasks(seeds: int = 2) -> list[Task]:
     cells = expand.in_order(expand.analysis(load_study(TINY, list(range(seeds)))))
     return array_plan.tasks(cells, PLAIN.resources, lambda cell: False, {})
@@ -97,19 +113,3 @@ def test_arrays_are_as_small_as_the_scheduler_wants_them(kit: Kit, fake: Fake) -
     fake.say("config", f"MaxArraySize = 1001\n{ACCOUNTS}{more}")
     kit.done("submit", study=TINY)
     assert max(script.array_size for script in fake.scripts) == 2
-
-
-@pytest.mark.slurm
-def test_a_qos_of_the_cluster_lets_an_array_in_by_parts(lab: Lab, tmp_path: Path) -> None:
-    if not lab.accounting:
-        pytest.skip("no accounting on this cluster")
-    profile = Profile(PROFILE.stages, partition="cpu", qos="high")
-    change = ("sacctmgr", "-Q", "-i", "modify", "qos", "high", "set")
-    lab.ask(*change, "MaxSubmitJobsPerUser=3")
-    try:
-        facts = submit(corpora(5), tmp_path / "runs/qos", profile, "lab")
-        assert (facts["submitted"], facts["left"]) == (2, 3) and facts["continues"]
-        lab.wait()
-        assert submit(corpora(5), tmp_path / "runs/qos", profile, "lab")["finished"] == 5
-    finally:
-        lab.ask(*change, "MaxSubmitJobsPerUser=-1")

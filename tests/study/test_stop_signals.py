@@ -13,6 +13,7 @@ from study.stop_signals import Stopped, stop_signals
 from tests.place import SMALL
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_run_says_what_a_signal_has_stopped(
     number: signal.Signals,
