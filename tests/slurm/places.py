@@ -1,14 +1,15 @@
 """What the tests of Slurm work with: the kit, a Slurm that only takes notes, a real one."""
 
-import contextlib
 import json
-import socket
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.place import ROOT, SMALL
 from tests.slurm.batch_script import BatchScript
@@ -90,15 +91,19 @@ class Lab:
         lines = self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)  # type: ignore[misc]
 
-    @contextlib.contextmanager
-    def only_here(self) -> Iterator[None]:
-        """Jobs may be submitted from this machine alone, and not from the nodes."""
-        update = ("scontrol", "update", "partitionname=cpu")
-        self.ask(*update, f"allocnodes={socket.gethostname().split('.')[0]}")
-        try:
-            yield
-        finally:
-            self.ask(*update, "allocnodes=ALL")
+    def only_here(self, folder: Path, shell: pytest.MonkeyPatch) -> None:
+        """In this `shell`, have sbatch refuse what a node submits. `folder`: for a wrapper of it.
+
+        AllocNodes, by which sites do that, can't tell nodes apart that share an address.
+        """
+        refusal = "sbatch: error: Batch job submission failed: Access/permission denied"
+        wrapper = folder / "sbatch"
+        wrapper.write_text(
+            f'#!/bin/sh\n[ -z "$SLURMD_NODENAME" ] || {{ echo "{refusal}" >&2; exit 1; }}\n'
+            f'exec {shutil.which("sbatch")} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        shell.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     def wait(self) -> None:
         """Until nothing is queued."""

@@ -27,9 +27,11 @@ def test_a_slurmdbd_that_is_down_ends_nothing(
 
 
 @pytest.mark.slurm
-def test_nodes_that_may_not_submit(lab: Lab, tmp_path: Path) -> None:
+def test_nodes_that_may_not_submit(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.only_here(tmp_path, monkeypatch)
     path = profile(tmp_path, {"default": LIGHT})
-    with lab.only_here():
-        report = by_name(doctor(path, tmp_path / "runs", None, 60))
+    report = by_name(doctor(path, tmp_path / "runs", None, 60))
     assert report["cpu: submit"].state == "warning"
     assert "denied" in report["cpu: submit"].finding and "--until-done" in report["cpu: submit"].fix

@@ -24,29 +24,28 @@ pytestmark = pytest.mark.slurm
 
 
 def test_a_chain_that_nodes_may_not_continue_is_told_and_a_shell_continues_it(
-    lab: Lab, tmp_path: Path
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lab.only_here(tmp_path, monkeypatch)
     cells, base = corpora(6), tmp_path / "runs/limit"
-    with lab.only_here():
-        facts = submit(cells, base, PROFILE, "lab")
-        assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
-        lab.wait()
-        data = look(cells, base, "s.yaml")
-        refusal = f"job {facts['continues']} could not submit: documents jobs: Access/permission"
-        assert refusal in data["broken"] and data["broken"] in show(data)
-        again = "python -m study submit s.yaml --cluster lab --until-done"
-        assert data["next"] == again and not data["goes_on"]
-        lines: list[str] = []
-        most = 0
+    facts = submit(cells, base, PROFILE, "lab")
+    assert (facts["submitted"], facts["left"]) == (2, 4) and facts["continues"]
+    lab.wait()
+    data = look(cells, base, "s.yaml")
+    refusal = f"job {facts['continues']} could not submit: documents jobs: Access/permission"
+    assert refusal in data["broken"] and data["broken"] in show(data)
+    again = "python -m study submit s.yaml --cluster lab --until-done"
+    assert data["next"] == again and not data["goes_on"]
+    lines: list[str] = []
+    queued: list[int] = []
 
-        def report(line: str) -> None:
-            nonlocal most
-            lines.append(line)
-            most = max(most, len(lab.jobs()))
+    def report(line: str) -> None:
+        lines.append(line)
+        queued.append(len(lab.jobs()))
 
-        facts = until_done(cells, base, PROFILE, "lab", report, pause=0.5)
+    facts = until_done(cells, base, PROFILE, "lab", report, pause=0.5)
     assert facts["finished"] == 6 and all(read_manifest(base / c.relpath) for c in cells), lines
-    assert most <= 3 and "continue" not in lines and not look(cells, base, "s.yaml")["broken"]
+    assert max(queued) <= 3 and look(cells, base, "s.yaml")["broken"] is None
     tried = [i for group in submissions.read(base / "slurm") for task in group.tasks for i in task]
     assert sorted(tried) == sorted(c.identity for c in cells), "none twice"
 
