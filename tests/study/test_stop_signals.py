@@ -38,11 +38,14 @@ def test_run_says_what_a_signal_has_stopped(
 
 
 def test_a_second_signal_does_not_end_the_tidying_up() -> None:
+    is_tidy = False
     with pytest.raises(Stopped), stop_signals():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGHUP)
+            is_tidy = True
+    assert is_tidy
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
