@@ -120,7 +120,9 @@ def ask_cluster() -> Cluster:
     lines = slurm_cli.ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
     facts = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
     partitions = {row["PartitionName"]: row for row in facts if "PartitionName" in row}
-    if not slurm_cli.has_accounts() or not shutil.which("sacctmgr"):
+    config = slurm_cli.settings()
+    accounting = config.get("AccountingStorageType", "")
+    if "slurmdbd" not in accounting or not shutil.which("sacctmgr"):
         return Cluster(partitions, user=[], qos=[])
     try:
         user = _sacctmgr(
@@ -136,10 +138,10 @@ def ask_cluster() -> Cluster:
         trouble = str(Problem(problem.where, problem.what))
         return Cluster(partitions, user=[], qos=[], trouble=trouble)
     # Clusters may share one slurmdbd.
-    here = ("", slurm_cli.setting("ClusterName").lower())
+    here = ("", config.get("ClusterName", "").lower())
     user = [row for row in user if row["Cluster"].lower() in here]
     accounts = [row for row in rows if not row["User"] and row["Cluster"].lower() in here]
-    enforced = slurm_cli.setting("AccountingStorageEnforce")
+    enforced = config.get("AccountingStorageEnforce", "")
     return Cluster(partitions, user, qos, accounts, enforced)
 
 

@@ -107,9 +107,13 @@ def known_job_ids(jobs: list[str]) -> set[str]:
 
 
 def largest_array() -> int:
-    """Tasks that one array may have: MaxArraySize is one more than the largest index."""
-    size = max(1, int(setting("MaxArraySize") or 2) - 1)
-    match = re.search(r"\bmax_array_tasks=(\d+)", setting("SchedulerParameters"))
+    """Tasks that one array may have: MaxArraySize is one more than the largest index.
+
+    SchedulerParameters may allow fewer.
+    """
+    config = settings()
+    size = max(1, int(config.get("MaxArraySize", 2)) - 1)
+    match = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
     return min(size, int(match[1])) if match else size
 
 
@@ -128,8 +132,13 @@ def user_name() -> str:
 
 def setting(name: str) -> str:
     """A value of Slurm's configuration; empty where it is not set."""
-    match = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    return match[1] if match else ""
+    return settings().get(name, "")
+
+
+def settings() -> dict[str, str]:
+    """Slurm's configuration."""
+    lines = ask("scontrol", "show", "config")
+    return dict(re.findall(r"^(\w+)[ \t]*=[ \t]*(\S+)", lines, re.MULTILINE))
 
 
 def test_submission(script: str) -> str | None:
