@@ -267,9 +267,8 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool) -> str:
     for name, command in RELEASE_COMMANDS.items():
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
-    stalled = next((row for row in rows if "stalled" in row and "job" in row), None)
-    if stalled:
-        return f"scontrol requeue {stalled['job']}"
+    if hung := [row["job"] for row in rows if "stalled" in row and "job" in row]:
+        return f"scontrol requeue {hung[0]}"
     if any(row["state"] == "unknown" for row in rows):
         return f"python -m study status {named}"
     waits = [row["next"] for row in rows if row.get("cause") in SHOW_COMMANDS]

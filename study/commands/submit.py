@@ -63,18 +63,21 @@ def submit(args: argparse.Namespace) -> int:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
+    warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]
     if args.until_done:
+        _report(warnings)
         try:
-            facts = until_done(cells, base, profile, str(args.cluster), _report)
+            facts = until_done(
+                cells, base, profile, str(args.cluster), lambda line: _report([line])
+            )
         except KeyboardInterrupt:
             again = "what is queued goes on, the same command submits the rest"
             print(f"stopped; {again}", file=sys.stderr)
             return 130
     else:
         facts = submit(cells, base, profile, str(args.cluster))
+        _report(warnings)
     del facts["remaining"]
-    for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
     if args.json:
         declaration = (read_declaration(base) or {}).get("sha256")
         print(json.dumps(facts | {"declaration": declaration}, indent=1))
@@ -89,8 +92,9 @@ def submit(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _report(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
