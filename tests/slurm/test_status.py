@@ -354,8 +354,8 @@ def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> 
     assert (
         data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
     )
-    fake.in_queue()
-    assert study.look()["next"] == AGAIN
+    fake.in_queue()  # it ended, and nothing was submitted
+    assert study.look()["next"] == f"{AGAIN} --until-done"
 
 
 def test_the_next_command_names_the_cluster_of_the_last_submission(
