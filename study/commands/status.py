@@ -6,40 +6,37 @@ A cell is done when it has a manifest. Slurm is asked only what is queued and wh
 import argparse
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from core.cell.failures import end, explain
+from core.cell.heartbeat import stalled
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
 from core.cell.restarts import read_progress, read_restarts
 from core.errors import UserError
 from core.files import locked, owner
 from study.commands.common import load, seconds, shown_names, start_command, study_args
+from study.commands.status_screen import STATES, Row, show
 from study.spec import expand
 
 if TYPE_CHECKING:
     from slurm.status import Job
 
-STATES = ("done", "running", "queued", "failed", "blocked", "unknown", "to do")
-ALWAYS_SHOWN = STATES[:5]
-MAX_CAUSES = 4  # failing cells shown, each with another cause
-MAX_RUNNING = 8  # running cells shown
 LOG_LINES = 3
-WIDTH = 98
 # Commands for a job that stays in the queue, by the name of its failure. They come first.
 RELEASE_COMMANDS = {"held job": "scontrol release", "refused by Slurm": "scancel"}
 MAX_IDS = 20  # in one such command
-
-Row = dict[str, Any]
+# For what a person other than the user has to change: commands that show it.
+SHOW_COMMANDS = {
+    "held by an administrator": "scontrol show job {}",
+    "hours used up": "sshare --long",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +132,8 @@ def look(
     counts = Counter(row["state"] for row in rows)
     by_stage = Counter((row["stage"], row["state"]) for row in rows)
     submits = queue.submits if queue else None
+    broken = queue.broken if queue and counts["to do"] else None
+    again += " --until-done" if broken else ""
     going = counts["running"] or counts["queued"] or counts["unknown"]
     goes_on = bool(going or submits or driver)
     # A continuation submits the cells that are `to do`, the driver all. Without Slurm, a second
@@ -149,6 +148,7 @@ def look(
         "submits": submits,
         "driver": driver,
         "user": user,
+        "broken": broken,
         "stages": [
             {"stage": stage, **{state: by_stage[stage, state] for state in STATES}}
             for stage in dict.fromkeys(cell.stage for cell in cells)
@@ -214,6 +214,8 @@ def _rows(
             row["behind"] = roots[cell.identity]
         if state in ("running", "queued", "failed"):
             row |= _progress(folder)
+        if state == "running" and (finding := stalled(folder)):
+            row["stalled"] = finding
         lock = folder / ".lock"
         if state == "running" and lock.exists():
             row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
@@ -264,6 +266,8 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
         row |= {"cause": failure.name, "fix": failure.fix}
         if job and failure.name in RELEASE_COMMANDS:
             row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
+        if job and failure.name in SHOW_COMMANDS:
+            row["next"] = SHOW_COMMANDS[failure.name].format(job.job)
     return row
 
 
@@ -278,8 +282,13 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: s
     for name, command in RELEASE_COMMANDS.items():
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
+    if hung := [row["job"] for row in rows if "stalled" in row and "job" in row]:
+        return f"scontrol requeue {hung[0]}"
     if any(row["state"] == "unknown" for row in rows):
         return f"python -m study status {named}"
+    waits = [row["next"] for row in rows if row.get("cause") in SHOW_COMMANDS]
+    if waits and not any(row["state"] in ("failed", "to do") for row in rows):
+        return str(waits[0])
     if again:
         return again
     return (
@@ -312,119 +321,3 @@ def _progress(folder: Path) -> Row:
             "without_progress": restarts.without_progress,
         }
     return row
-
-
-def show(data: dict[str, Any]) -> str:
-    """The screen: counts, running, waiting and failing cells; the last line is the next command."""
-    total = data["total"]
-    rows = data["cells"]
-    counts = "".join(f", {state} {total[state]}" for state in STATES[1:] if total[state])
-    columns = [state for state in STATES if total[state] or state in ALWAYS_SHOWN]
-    table = [
-        [stage["stage"], *(stage[column] or "" for column in columns)] for stage in data["stages"]
-    ]
-    alignment = ("left",) + ("right",) * len(columns)
-    lines = [
-        f"{data['study']}: done {total['done']} of {total['cells']}{counts}",
-        "",
-        tabulate(table, headers=["stage", *columns], colalign=alignment),
-        "",
-    ]
-    if data["trouble"]:
-        lines += [f"What is queued is unknown: {data['trouble']}", ""]
-    if data["user"]:
-        lines += [f"These are the files and jobs of user {data['user']}: you can read them.", ""]
-    lines += [*_going(rows, data), *_restarts(rows), *_failing(rows), f"next: {data['next']}"]
-    return "\n".join(lines)
-
-
-def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
-    lines = []
-    running = [row for row in rows if row["state"] == "running"]
-    for row in running[:MAX_RUNNING]:
-        facts = [row.get("progress", "no progress yet")]
-        facts.append(_duration(row["seconds"]) if "seconds" in row else "starting")
-        if "job" in row:
-            facts.append(f"job {row['job']}")
-        lines.append(f"running: {row['stage']} {row['cell']}: {', '.join(facts)}"[:WIDTH])
-    if len(running) > MAX_RUNNING:
-        lines.append(f"running: and {len(running) - MAX_RUNNING} more")
-    reasons = Counter(row["reason"] for row in rows if row["state"] == "queued").most_common()
-    if reasons:
-        lines.append("queued:  " + "; ".join(f"{count} for {what}" for what, count in reasons))
-    if data["submits"]:
-        lines.append(f"to do:   job {data['submits']} submits more when others have ended")
-    if data["driver"]:
-        lines.append(f"to do:   job {data['driver']}, of slurm/study.sbatch, submits the study")
-    return [*lines, ""] if lines else []
-
-
-def _restarts(rows: list[Row]) -> list[str]:
-    """How often jobs were restarted, and what gets nowhere."""
-    restarted = [row for row in rows if "restarts" in row]
-    if not restarted:
-        return []
-    count = sum(row["restarts"] for row in restarted)
-    retries = sum(row["retries"] for row in restarted)
-    lines = [
-        f"restarts: {count}, of {len(restarted)} cells; {retries} of them retries of a failure"
-    ]
-    stuck = [row for row in restarted if row["without_progress"] and row["state"] != "failed"]
-    for row in stuck[:MAX_CAUSES]:
-        lines.append(
-            f"warning: {row['stage']} {row['cell']}: no progress between its last two starts "
-            f"({row.get('progress', 'none yet')})"[:WIDTH]
-        )
-    if stuck:
-        lines.append("  fix: raise the stage's minutes in the cluster profile, or see its log.txt")
-    return [*lines, ""]
-
-
-def _duration(seconds: int) -> str:
-    minutes = seconds // 60
-    if minutes < 2:
-        return f"{seconds} s"
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60}"
-
-
-def _failing(rows: list[Row]) -> list[str]:
-    """One failing cell for each cause, or for each last line where the cause is not known."""
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if "last_lines" in row:
-            # Lines that differ only in numbers are one cause.
-            last_line = re.sub(r"\d+", "#", "".join(row["last_lines"][-1:]))
-            groups[row.get("cause") or last_line].append(row)
-    blocked = Counter(row.get("behind") for row in rows)
-    lines: list[str] = []
-    for group in list(groups.values())[:MAX_CAUSES]:
-        lines += _failure(group, sum(blocked[row["folder"]] for row in group))
-    if others := sum(map(len, list(groups.values())[MAX_CAUSES:])):
-        lines += [f"and {others} more failing cells, of other causes; --json lists all", ""]
-    return lines
-
-
-def _failure(group: list[Row], blocked: int) -> list[str]:
-    """The lines about failing cells with the same cause. `blocked`: the cells that they block."""
-    row, *others = group
-    job = f", job {row['job']}" if "job" in row else ""
-    # An error of the kit's own says what to do, at its end.
-    errors = [line for line in row["last_lines"] if line.startswith("error: ")]
-    cause = row.get("cause", "see the error" if errors else "cause not known")
-    lines = [f"{row['state']}: {row['stage']} {row['cell']}{job}: {cause}"]
-    for line in dict.fromkeys(row["last_lines"]):
-        lines.append(f"  | {line if line in errors else line[:WIDTH]}")
-    if "log" in row:
-        log = Path(row["log"])
-        path = os.path.relpath(log) if log.is_relative_to(Path.cwd()) else log
-        lines.append(f"  log:  {path}")
-    if "fix" in row:
-        lines.append(f"  fix: {row['fix']}")
-    if others:
-        names = ", ".join(f"{other['stage']} {other['cell']}" for other in others)
-        lines.append(f"  and {len(others)} more with the same cause: {names}"[:WIDTH])
-    if blocked:
-        lines.append(f"  {blocked} cells are blocked by it")
-    return [*lines, ""]
