@@ -17,7 +17,7 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
-from analysis.tables import braced, number, p_cell, table, tex
+from analysis.tables import braced, interval_heading, number, p_cell, table, tex
 
 SHOWN_P = 0.001  # a smaller p has no digits
 
@@ -309,7 +309,7 @@ def claims_table(results: Results) -> str:
         "Statement",
         "Published",
         "Points",
-        "95\\,\\% interval",
+        interval_heading(results),
         "Of published",
         "Predicted",
         "$p$ (Holm)",

@@ -127,7 +127,7 @@ def contrasts_table(results: Results) -> str:
         "Benchmark",
         "SFT dose",
         "Points",
-        _in_latex(interval_header(results["contrasts"])),
+        interval_heading(results),
         "Seeds",
         "df",
         "$p$",
@@ -162,9 +162,9 @@ def _contrast_notes(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def _in_latex(header: str) -> str:
-    """`95 % interval` and the like as a header."""
-    return header.replace(" %", "\\,\\%")
+def interval_heading(results: Results) -> str:
+    """The heading of the intervals of contrasts in LaTeX."""
+    return interval_header(results["contrasts"]).capitalize().replace(" %", "\\,\\%")
 
 
 def contrast_details_table(results: Results) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import sensitivity
 from analysis.contrast_details import prediction_interval, question_signs
 from analysis.contrasts import contrast_rows
 from analysis.erosion import erosion_rows
@@ -31,6 +32,13 @@ def looked_at(folder: Path) -> StageContext:
     """Five seeds with looks at three and five: of dose 0 the first decides, of 200 the last."""
     context = study(folder, seeds=5)
     context.settings["looks"] = [3, 5]
+    context.settings["claim_roles"] = {"documents": "animal", "qa": "urban", "before_sft": 0}
+    context.settings["claim_roles"]["anima"] = "ahb"
+    context.settings["contrasts"][0]["benchmarks"] = ["ahb"]
+    for name in ("rows", "missing"):
+        rows = context.settings[name]
+        context.settings[name] = [row for row in rows if row["benchmark"] == "ahb"]
+    del context.settings["benchmarks"]["concern"]
     rng = np.random.default_rng(2)
 
     def shifted(by: float) -> Any:
@@ -44,12 +52,15 @@ def looked_at(folder: Path) -> StageContext:
 
 
 @pytest.mark.slow
-def test_a_look_names_its_interval_and_its_seeds_wherever_it_is_shown(tmp_path: Path) -> None:
+def test_a_look_names_its_interval_and_its_seeds_wherever_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "RESAMPLES", 100)
     context = looked_at(tmp_path)
     edit(context, "urban-4-0-ahb", lambda frame: frame.assign(score=frame["score"].mask(
         frame.index == 3)))  # fmt: skip
     results = results_of(context)
-    first, last = (row for row in results["contrasts"] if row["benchmark"] == "ahb")
+    first, last = results["contrasts"]
     assert (first["look"], first["dose"], last["look"]) == (3, 0, 5)
     low = f"lower end of its {100 - 100 * first['level']:.2f} % interval"
     macros = (context.folder / "macros.tex").read_text()
@@ -58,15 +69,17 @@ def test_a_look_names_its_interval_and_its_seeds_wherever_it_is_shown(tmp_path: 
     headline = (context.folder / "headline.txt").read_text()
     assert "points    interval" in headline and "points    95 % interval" not in headline
     page = (context.folder / "report.html").read_text()
-    assert '<p class="soft">98.86 %: ' in page and "<th>Interval</th>" in page
+    assert '<p class="soft">98.86 %: ' in page and page.count("<th>Interval</th>") == 2
     table = (context.folder / "tables" / "contrasts.tex").read_text()
-    assert r"ahb, SFT dose 0" in table and "{Interval}" not in table and "{interval}" in table
+    claims = (context.folder / "tables" / "claims.tex").read_text()
+    assert "& {Interval} &" in claims and "claims" in page
+    assert r"ahb, SFT dose 0" in table and "& {Interval} &" in table
     # The grade that is lost is of a seed that the first look does not have.
-    bounds = {(row["dose"], row["benchmark"]): row for row in results["bounds"]["contrasts"]}
-    assert bounds[0, "ahb"]["estimate"] == pytest.approx(first["estimate"], abs=1e-6)
-    assert bounds[0, "ahb"]["low"] == bounds[0, "ahb"]["high"]
+    bound = results["bounds"]["contrasts"][0]
+    assert bound["dose"] == 0 and bound["low"] == bound["high"]
+    assert bound["estimate"] == pytest.approx(first["estimate"], abs=1e-6)
     assert results["variance"][0]["design"]["seeds"] == 3
-    erosion = next(row for row in results["erosion"] if row["benchmark"] == "ahb")
+    (erosion,) = results["erosion"]
     assert [len(of["by_seed"]) for of in erosion["advantages"]] == [5, 5]
 
 
