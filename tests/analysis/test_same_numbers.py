@@ -128,7 +128,7 @@ def test_notes_of_some_rows_name_benchmark_and_dose() -> None:
         "high": 0.2, "treatment_seeds": 3, "control_seeds": 3, "treatment_corpora": None,
         "control_corpora": None, "df": 3.0, "p": 0.1, "p_holm": 0.1, "family": "primary",
         "family_size": 2, "verdict": "interim", "p_response_level": 0.1, "caution": "both",
-        "recomputed": None, "level": 0.05, "look": None,
+        "recomputed": None, "level": 0.05, "look": None, "differences": [],
     }  # fmt: skip
     rows = [row | {"dose": 0, "reason": "why"}, row | {"dose": 5, "reason": None}]
     results = {
