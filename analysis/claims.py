@@ -27,6 +27,7 @@ OTHER_KEYS = (
     "verdict",
     "reason",
 )
+SMALLER = "its interval lies below the published difference"
 OPPOSITE = {"higher": "lower", "lower": "higher"}
 
 
@@ -200,15 +201,17 @@ def _verdict(row: Row, contrast: Row) -> tuple[str, str | None]:
     if contrast["verdict"] == OPPOSITE[row["direction"]]:
         return "contradicted", None
     is_there = contrast["verdict"] == row["direction"]
+    is_smaller = row["share_high"] is not None and row["share_high"] < 1
     if row["p_too_small"] is not None and row["p_too_small"] <= ALPHA:
         least = f"{100 * row['small_effect']:.1f} points"
         also = "; the deciding test finds it" if is_there else ""
         reason = f"less than {least}, which the paper's test had 33 % power to find{also}"
         return "too small", reason
     if not is_there:
-        return "inconclusive", "the deciding test is undecided"
-    if row["share_high"] is not None and row["share_high"] < 1:
-        return "reproduced, smaller", "its interval lies below the published difference"
+        smaller = f"; {SMALLER}" if is_smaller else ""
+        return "inconclusive", f"the deciding test is undecided{smaller}"
+    if is_smaller:
+        return "reproduced, smaller", SMALLER
     return "reproduced", None
 
 

@@ -16,7 +16,8 @@ def prediction_interval(result: Estimate, arms: Sequence[Arm]) -> tuple[float, f
     "Statistical Intervals", 1991). Parts are combined as in `estimates.two_way`. Scores of runs
     contain what is particular to these questions, so that it is rather too wide. Where a corpus was
     written several times the new run is on another writing: to the variance over writings it adds
-    what their means over several runs lack of a single run's.
+    what their means over several runs lack of a single run's. It is at least as wide as the
+    interval of the estimate, also where more of its variance has many degrees of freedom.
 
     Args:
         result: `two_way` of the arms.
@@ -35,7 +36,9 @@ def prediction_interval(result: Estimate, arms: Sequence[Arm]) -> tuple[float, f
             seed_parts.append((sd**2 / len(runs) + of_run, len(runs) - 1))
     question_part = (result.question_se**2, result.question_df)
     se, _, reference = combine_parts(seed_parts, question_part, (result.interaction_se or 0.0) ** 2)
-    half = reference.quantile(ALPHA) * se
+    assert result.reference is not None
+    of_estimate = result.reference.quantile(ALPHA) * result.se
+    half = max(reference.quantile(ALPHA) * se, of_estimate)
     return result.estimate - half, result.estimate + half
 
 
@@ -68,10 +71,10 @@ def cohens_d(estimate: float | None, answers: Sequence[np.ndarray]) -> float | N
     return estimate / sd if sd > 1e-9 else None
 
 
-def question_signs(arms: Sequence[Arm], estimate: float | None) -> tuple[int, int]:
+def question_signs(arms: Sequence[Arm], estimate: float | None) -> tuple[int | None, int]:
     """How many questions differ with the opposite sign than `estimate`, and how many not at all.
 
-    Of the questions that are graded in both `arms`.
+    Of the questions that are graded in both `arms`. The first is None where `estimate` has no sign.
     """
     means = []
     for scores in (arm.of_corpora() for arm in arms):
@@ -82,5 +85,7 @@ def question_signs(arms: Sequence[Arm], estimate: float | None) -> tuple[int, in
     difference = means[0] - means[1]
     difference = difference[np.isfinite(difference)]
     equal = np.abs(difference) < 1e-9
-    opposite = ~equal & (np.sign(difference) == -np.sign(estimate or 0.0))
+    if not estimate:
+        return None, int(equal.sum())
+    opposite = ~equal & (np.sign(difference) == -np.sign(estimate))
     return int(opposite.sum()), int(equal.sum())

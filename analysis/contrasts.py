@@ -181,7 +181,7 @@ def _contrast_row(
     ]
     judge = None
     p_responses = None
-    signs = (0, 0)
+    signs: tuple[int | None, int] = (None, 0)
     arms: list[Arm] = []
     if not sides:
         result = Estimate(reason="the two arms were not planned at a common SFT dose")

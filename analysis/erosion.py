@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimates import Arm, Estimate, adjusted, two_way
+from analysis.looks import of_seeds
 from analysis.rows import Row, fields
 from analysis.settings import Contrast
 from analysis.table import replicates_of
@@ -63,13 +64,19 @@ class DoseCurve:
         return two_way([side.arm(weights) for side in self.sides], self.clusters)
 
 
-def erosion_rows(means: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[Row]:
+def erosion_rows(
+    means: pd.DataFrame,
+    contrasts: Sequence[Contrast],
+    seeds: Mapping[tuple[str, str], set[int] | None] | None = None,
+) -> list[Row]:
     """One row per declared contrast and benchmark, in that order.
 
-    `means` is of analysis.table.question_means. Contrasts between two doses are left out. In a
-    `paired` contrast the arms share their midtraining runs, as one with replay and one without,
-    and differences are taken within seeds. Numbers are treatment minus control in score units
-    (0..1), doses are rows of SFT data; `doses` are those at which both arms have grades.
+    `means` is of analysis.table.question_means. `seeds`: the training seeds that a contrast rests
+    on, by its name and benchmark (`looks.seeds_of_curves`); None: all. Contrasts between two doses
+    are left out. In a `paired` contrast the arms share their midtraining runs, as one with replay
+    and one without, and differences are taken within seeds. Numbers are treatment minus control in
+    score units (0..1), doses are rows of SFT data; `doses` are those at which both arms have
+    grades, of the ones that the contrast declares.
 
     - `advantages`: the mean at each dose with interval and unadjusted p
       (analysis.estimates.two_way); `by_seed`: that of each seed, over the questions graded in both
@@ -95,7 +102,9 @@ def erosion_rows(means: pd.DataFrame, contrasts: Sequence[Contrast]) -> list[Row
     rows = []
     for contrast in contrasts:
         if contrast.treatment_dose is None:
-            rows += [_erosion_row(means, contrast, name) for name in contrast.benchmarks]
+            for name in contrast.benchmarks:
+                part = of_seeds(means, (seeds or {}).get((contrast.name, name)))
+                rows.append(_erosion_row(part, contrast, name))
     _correct_changes(rows)
     return rows
 
@@ -142,8 +151,8 @@ def _dose_curve(means: pd.DataFrame, contrast: Contrast, benchmark: str) -> Dose
     questions = part[["question", "scenario"]].drop_duplicates()
     questions = questions.sort_values("question", kind="stable")
     by_arm = [part[part["arm"] == arm] for arm in contrast.arms]
-    common = set(by_arm[0]["dose"]) & set(by_arm[1]["dose"])
-    doses = sorted(int(dose) for dose in common)
+    at_doses = (set(map(int, rows["dose"])) for rows in by_arm)
+    doses = [dose for dose, _ in contrast.dose_pairs(*at_doses)]
     ids = questions["question"].tolist()
     treatment, control = (_side(rows, doses, ids) for rows in by_arm)
     if contrast.paired and not any(treatment.fixed + control.fixed):

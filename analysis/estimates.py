@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from analysis.reference import Reference
 
 ALPHA = 0.05
+ROUNDING = 1e-12  # a difference this small is one of rounding
 NO_VARIATION = "the scores vary neither over seeds nor over questions: there is nothing to test"
 
 
@@ -172,6 +173,7 @@ def two_way(arms: Sequence[Arm], scenarios: np.ndarray, level: float = ALPHA) ->
         interaction_part += squares / (len(scores) * (len(scores) - 1))
 
     estimate = float(paired.mean())
+    estimate = estimate if abs(estimate) > ROUNDING else 0.0
     question_part = _jackknife(paired, cluster)
     result = Estimate(
         estimate,

@@ -96,7 +96,7 @@ def _planned(
     if results["contrasts"]:
         yield Planned(
             "contrasts",
-            "Every declared contrast in percentage points, with its 95 % interval and its verdict",
+            "Every declared contrast in percentage points, with its interval and its verdict",
             partial(plots.forest, results),
             partial(plots.describe_forest, results),
         )

@@ -17,8 +17,8 @@ def percent(value: float | None, sign: str = "") -> str:
 
 
 def interval(row: Row, sign: str = "") -> str:
-    """`[40.1, 50.3]` in percent from `low` and `high`; a dash where the row has none."""
-    if row["low"] is None:
+    """`[40.1, 50.3]` in percent from `low` and `high`; a dash where the row lacks one."""
+    if None in (row["low"], row["high"]):
         return "-"
     return f"[{percent(row['low'], sign)}, {percent(row['high'], sign)}]"
 
@@ -32,6 +32,12 @@ def prediction(row: Row) -> str:
 def of_total(counts: Sequence[int] | None) -> str:
     """`28 of 30`; a dash for None."""
     return "-" if counts is None else f"{counts[0]} of {counts[1]}"
+
+
+def opposite_text(row: Row) -> str:
+    """The questions of a row of contrasts that differ with the other sign; a dash without one."""
+    opposite = row["questions_opposite"]
+    return of_total(None if opposite is None else (opposite, row["questions"]))
 
 
 def p_value(p: float | None) -> str:
@@ -50,14 +56,24 @@ def doses(row: Row) -> str:
     return f"{row['dose']} v {row['control_dose']}"
 
 
+def confidence(row: Row) -> str:
+    """`95 %`, of the interval of a row of contrasts; `98.86 %` at one of several looks."""
+    return f"{100 - 100 * row['level']:.2f}".removesuffix(".00") + " %"
+
+
+def interval_header(rows: Sequence[Row]) -> str:
+    """What the intervals of the rows of contrasts are called; notes name the level of a look."""
+    levels = {confidence(row) for row in rows}
+    return f"{levels.pop()} interval" if len(levels) == 1 else "interval"
+
+
 def notes_of(row: Row) -> list[str]:
     """What has to be read beside a contrast's verdict: its reason, a caution, a look's level."""
     notes = [note for note in (row["reason"], row["caution"]) if note]
     if row["recomputed"]:
         notes.append(f"as recorded at its look; recomputed: {row['recomputed']}")
     if row["level"] < 0.05:  # one of several looks
-        level = f"{100 - 100 * row['level']:.2f}"
-        notes.append(f"at the look at {row['look']} seeds; interval at {level} %")
+        notes.append(f"at the look at {row['look']} seeds; interval at {confidence(row)}")
     return notes
 
 
@@ -91,10 +107,14 @@ def missing_lines(results: Results) -> list[str]:
         ]
         if rows:
             missing = sum(row["missing"] for row in rows)
-            graded = sum(row["n"] for row in rows)
-            arms = ", ".join(sorted({row["arm"] for row in rows}))
-            counts = f"{missing} answers against {graded} graded"
-            lines.append(f"no grade: {counts}, on {benchmark} (arms {arms})")
+            arms = {row["arm"] for row in rows}
+            of_arms = [
+                row["n"] + row["missing"]
+                for row in results["scores"]
+                if row["benchmark"] == benchmark and row["arm"] in arms
+            ]
+            counts = f"{missing} of {sum(of_arms)} answers"
+            lines.append(f"no grade: {counts}, on {benchmark} (arms {', '.join(sorted(arms))})")
     return lines
 
 
@@ -110,6 +130,11 @@ def dummy_note(results: Results) -> str | None:
     if not parts:
         return None
     return f"A deterministic rule-based dummy, not a language model, {' and '.join(parts)}."
+
+
+def detectable_text(difference: float | None) -> str:
+    """A detectable difference in points; `>100` where none that scores can have is detectable."""
+    return ">100" if difference is not None and difference > 1 else percent(difference)
 
 
 def components_text(name: str, row: Row) -> str:
@@ -214,5 +239,6 @@ def _contrast_table(results: Results) -> str:
         ]
         for row in results["contrasts"]
     ]
-    headers = ["contrast", "on", "SFT dose", "points", "95 % interval", "Holm p", "verdict"]
+    intervals = interval_header(results["contrasts"])
+    headers = ["contrast", "on", "SFT dose", "points", intervals, "Holm p", "verdict"]
     return tabulate(lines, headers=headers, disable_numparse=True)

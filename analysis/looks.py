@@ -166,6 +166,26 @@ def tables_of_looks(
     }
 
 
+def seeds_of_curves(
+    contrasts: Sequence[Row], seeds: Sequence[int]
+) -> dict[tuple[str, str], set[int] | None]:
+    """(name, benchmark) -> the seeds that its rows of contrasts rest on; None: all.
+
+    Where doses are judged at different looks, those of the last look.
+
+    Args:
+        contrasts: rows with `look`.
+        seeds: the planned training seeds, in the order in which they are run.
+    """
+    looks: dict[tuple[str, str], list[int | None]] = {}
+    for row in contrasts:
+        looks.setdefault((row["name"], row["benchmark"]), []).append(row["look"])
+    return {
+        key: None if None in of_rows else set(seeds[: max(look or 0 for look in of_rows)])
+        for key, of_rows in looks.items()
+    }
+
+
 def read_looks(base: Path) -> list[Row]:
     """The records of the study in `base`; none where no look was taken."""
     try:

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.headline import of_total, p_value, percent
+from analysis.headline import confidence, of_total, p_value, percent
 from analysis.rows import Results, Row
 from analysis.tables import tex
 from core.errors import Problem, UserError
@@ -128,7 +128,7 @@ def _arm_macros(row: Row) -> Iterator[Macro]:
     mean = f"mean score of {scored}, percent{_reason(row, 'mean')}"
     fixed = ", a fixed checkpoint" if row["fixed"] else ""
     yield Macro(("score", *parts), _points(row["mean"]), mean)
-    yield from _interval_macros(row, ("low", *parts), ("high", *parts))
+    yield from _interval_macros(row, ("low", *parts), ("high", *parts), "95 %")
     yield Macro(("seeds", *parts), _count(row["seeds"]), f"training seeds of {scored}{fixed}")
     for key, counted in (("n", "answers"), ("grades", "grades")):
         meaning = f"{'graded ' if key == 'n' else ''}{counted} of {scored}"
@@ -148,7 +148,8 @@ def _contrast_macros(row: Row) -> Iterator[Macro]:
     seeds = "training seeds of the arm that has fewer (0: none was trained)"
     verdict = "no verdict" if row["verdict"] == "none" else tex(row["verdict"])
     yield Macro(("contrast", *parts), _points(row["estimate"]), estimate)
-    yield from _interval_macros(row, ("contrast low", *parts), ("contrast high", *parts))
+    ends = ("contrast low", *parts), ("contrast high", *parts)
+    yield from _interval_macros(row, *ends, confidence(row))
     new_run = "prediction interval for one new training run of each arm"
     for key, end in (("prediction_low", "lower"), ("prediction_high", "upper")):
         meaning = f"{end} end of its 95 % {new_run}{_reason(row, key)}"
@@ -175,10 +176,10 @@ def _contrast_macros(row: Row) -> Iterator[Macro]:
 
 
 def _interval_macros(
-    row: Row, low: tuple[object, ...], high: tuple[object, ...]
+    row: Row, low: tuple[object, ...], high: tuple[object, ...], level: str
 ) -> Iterator[Macro]:
     for key, parts, end in (("low", low, "lower"), ("high", high, "upper")):
-        meaning = f"{end} end of its 95 % interval{_reason(row, key)}"
+        meaning = f"{end} end of its {level} interval{_reason(row, key)}"
         yield Macro(parts, _points(row[key]), meaning)
 
 

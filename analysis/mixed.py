@@ -9,7 +9,6 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import (
     MixedLM,
     MixedLMParams,
-    MixedLMResults,
     VCSpec,
 )
 from statsmodels.tools.numdiff import approx_fprime, approx_hess
@@ -17,6 +16,8 @@ from statsmodels.tools.numdiff import approx_fprime, approx_hess
 from analysis.estimates import ALPHA, Arm, two_way
 
 ZERO = 1e-4  # a variance below this share of the residual's is reported as zero
+AS_GOOD = 1e-3  # of the deviance: a variance without which the model fits as well is zero
+FEWEST_DF = 1.0
 Arms = tuple[np.ndarray, np.ndarray]
 Fixed = tuple[bool, bool]
 
@@ -79,29 +80,34 @@ def mixed_model(
     ratios = {name: start[name.replace("question", "scenario")] for name in intercepts}
     try:
         while True:
-            fit = _fit(endog / scale, exog, used, [ratios[name] for name in used])
-            if not fit.converged:
+            theta = _fit(endog / scale, exog, used, [ratios[name] for name in used])
+            if theta is None:
                 return Mixed(reason="the mixed model did not converge")
-            components = np.asarray(fit.vcomp, float) / fit.scale
-            ratios = dict(zip(used, components, strict=True))
-            if min(ratios.values()) > ZERO or len(used) == 1:
-                theta = float(fit.scale) * np.array([*ratios.values(), 1.0])
-                model = _Restricted(endog / scale, exog, list(used.values()))
+            ratios = dict(zip(used, (theta[:-1] / theta[-1]).tolist(), strict=True))
+            model = _Restricted(endog / scale, exog, list(used.values()))
+            at_zero = model.at_zero(theta)
+            kept = {
+                name: intercept
+                for (name, intercept), is_zero in zip(used.items(), at_zero, strict=True)
+                if ratios[name] > ZERO and not is_zero
+            }
+            if len(kept) == len(used):
                 estimate, variance = model.difference(theta)
                 df = model.satterthwaite(theta)
-                if df > 0 or len(used) == 1:
+                if df > 0 or not used:
                     break
                 # too near zero for the deviance to have a curvature there
-                ratios[min(ratios, key=lambda name: ratios[name])] = 0.0
+                del kept[min(kept, key=lambda name: ratios[name])]
             # a search that ends at zero is loose in the other variances: fit again without it
-            used = {name: used[name] for name in used if ratios[name] > ZERO}
-            used = used or {"scenario": intercepts["scenario"]}
+            used = kept
     except (ValueError, ZeroDivisionError) as error:
         return Mixed(reason=f"the mixed model can't be fitted: {error}")
     se = variance**0.5 * scale
     estimate *= scale
     if not (np.isfinite([estimate, se, df]).all() and se > 0 and df > 0):
         return Mixed(reason="the mixed model gives no finite standard error")
+    if df < FEWEST_DF:
+        return Mixed(estimate, reason=f"no interval: {df:.1f} degrees of freedom, fewer than 1")
     half = float(stats.t.ppf(1 - ALPHA / 2, df)) * se
     fitted = dict(zip([*used, "residual"], (theta * scale**2).tolist(), strict=True))
     return Mixed(
@@ -183,7 +189,10 @@ def _moments(arms: Arms, fixed: Fixed) -> dict[str, float]:
 
 def _fit(
     endog: np.ndarray, exog: np.ndarray, intercepts: dict[str, np.ndarray], start: list[float]
-) -> MixedLMResults:
+) -> np.ndarray | None:
+    """The REML variances of each intercept, then of the residual; None without convergence."""
+    if not intercepts:
+        return np.array([_Restricted(endog, exog, []).residual_variance()])
     columns = [[[str(i) for i in range(z.shape[1])]] for z in intercepts.values()]
     spec = VCSpec(list(intercepts), columns, [[z] for z in intercepts.values()])
     model = MixedLM(endog, exog, groups=np.zeros(len(endog)), exog_vc=spec)
@@ -195,7 +204,8 @@ def _fit(
         # it warns of searches that it repeats by another method, and of boundaries that are none
         warnings.simplefilter("ignore")
         methods = ["bfgs", "lbfgs", "powell"]
-        return model.fit(reml=True, method=methods, start_params=start_params)
+        fit = model.fit(reml=True, method=methods, start_params=start_params)
+    return np.array([*fit.vcomp, fit.scale], float) if fit.converged else None
 
 
 class _Restricted:
@@ -228,6 +238,22 @@ class _Restricted:
         xy = products[: self.effects, -1]
         squares = products[-1, -1] - xy @ np.linalg.solve(xx, xy)
         return float(logdet + np.linalg.slogdet(xx)[1] + squares)
+
+    def residual_variance(self) -> float:
+        """The REML variance of the residual of a model without intercepts."""
+        xx, xy = self.kk[: self.effects, : self.effects], self.kk[: self.effects, -1]
+        squares = self.kk[-1, -1] - xy @ np.linalg.solve(xx, xy)
+        return float(squares / (self.size - self.effects))
+
+    def at_zero(self, theta: np.ndarray) -> list[bool]:
+        """Of each intercept, whether the model fits as well with its variance at zero.
+
+        A search ends near a zero rather than there. Satterthwaite's formula takes such a variance
+        for a known one of its own, and gives a fraction of a degree of freedom.
+        """
+        deviance = self.deviance(theta)
+        without = [theta * (np.arange(len(theta)) != k) for k in range(len(theta) - 1)]
+        return [self.deviance(at) < deviance + AS_GOOD for at in without]
 
     def difference(self, theta: np.ndarray) -> tuple[float, float]:
         """The last fixed effect and its variance."""

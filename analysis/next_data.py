@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.looks import tables_of_looks
 from analysis.planned_test import Design, Kind, Scenarios, Variances, kind_of, planned_test
 from analysis.rows import Row, select, sides_of
 from analysis.settings import Costs
@@ -22,20 +23,24 @@ def next_data_rows(
     contrasts: Sequence[Row],
     judges: Mapping[str, str | None],
     costs: Costs,
+    seeds: Sequence[int],
 ) -> list[Row]:
     """Components and the worth of more data for each benchmark with a primary contrast.
 
     They are of the benchmark's first primary contrast of each kind (free, fixed, paired), at its
-    first dose with numbers. `judges` maps a benchmark to the judge that decides. `settled`: see
-    the function `settled`.
+    first dose with numbers, and rest on the seeds that this contrast rests on. `judges` maps a
+    benchmark to the judge that decides; `seeds` are the planned training seeds, in the order in
+    which they are run. `settled`: see the function `settled`.
     """
+    tables = tables_of_looks(table, contrasts, seeds)
     rows: list[Row] = []
     primary: dict[tuple[str, Kind], Row] = {}
     for contrast in contrasts:
         if contrast["family"] == "primary" and contrast["estimate"] is not None:
             primary.setdefault((contrast["benchmark"], kind_of(contrast)), contrast)
     for (benchmark, kind), contrast in primary.items():
-        result = components(table, benchmark, judges[benchmark], sides_of(contrast), kind)
+        part = tables[contrast["look"]]
+        result = components(part, benchmark, judges[benchmark], sides_of(contrast), kind)
         keys = ("name", "benchmark", "dose", "control_dose")
         row = select(contrast, keys) | {"unit": costs.unit}
         row |= result
@@ -73,7 +78,8 @@ def next_data(components: Row, design: Row | None, costs: Costs) -> list[Row]:
         is detectable than now; `gain_per_cost`; `note`, the components estimated below 0; `reason`
         where a number is None. `detectable_at_upper`, `gain_at_upper` and `gain_per_cost_at_upper`
         are the same with the variance over seeds at its upper limit, since few seeds show little of
-        it; the other components count as known.
+        it; the other components count as known. No smaller difference counts as detectable there,
+        also where a larger seed part leaves the test more degrees of freedom.
     """
     negative = [row["component"] for row in components["components"] if row["negative"]]
     note = f"estimated below 0, taken as 0: {', '.join(negative)}" if negative else None
@@ -169,7 +175,8 @@ def _detectable(components: Row, size: Size, per_epoch: float) -> Row:
     row |= {"detectable": test.detectable(), "se": test.se, "df": test.df, "reason": None}
     if (upper := parts["seed"]["upper"]) is not None:
         at_upper = planned_test(variances_of(variances | {"seed": upper}, size.epochs), design)
-        row["detectable_at_upper"] = at_upper and at_upper.detectable()
+        if at_upper is not None:
+            row["detectable_at_upper"] = max(at_upper.detectable(), row["detectable"])
     return row
 
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.headline import interval, missing_lines, percent
+from analysis.headline import interval, interval_header, missing_lines, percent
 from analysis.rows import Results, Row
 from analysis.verdicts import HANGS
 from core.garbage import gc_disabled
@@ -291,7 +291,7 @@ def describe_bars(results: Results) -> str:
 
 @styled
 def forest(results: Results) -> Figure:
-    """Every contrast with its 95 % interval in percentage points, by benchmark and dose.
+    """Every contrast with its interval in percentage points, by benchmark and dose.
 
     The shape of a point is the verdict.
     """
@@ -320,7 +320,7 @@ def forest(results: Results) -> Figure:
             _forest_line(axis, y, row)
     ends = [abs(end) for end in axis.dataLim.intervalx if math.isfinite(end)]
     reach = max(ends, default=0) * 1.06 or 1
-    axis.set(xlim=(-reach, reach), xlabel="percentage points, with 95 % interval")
+    axis.set(xlim=(-reach, reach), xlabel=f"percentage points, with {interval_header(rows)}")
     handles = [legend_entry(**style, markersize=6) for style in VERDICTS.values()]
     add_legend(figure, [], [], *handles)
     return figure
@@ -354,7 +354,8 @@ def describe_forest(results: Results) -> str:
         verdict = VERDICTS[row["verdict"]]["label"]
         number = number_text(row, "estimate", "+")
         parts.append(f"{row['name']} on {_panel_label(row)}: {number}, {verdict}")
-    return description("Contrasts in percentage points with 95 % intervals", parts)
+    intervals = interval_header(results["contrasts"]) if parts else "interval"
+    return description(f"Contrasts in percentage points with {intervals}s", parts)
 
 
 def description(title: str, parts: Iterable[str]) -> str:

@@ -14,11 +14,13 @@ from analysis.looks import (
     keep_recorded,
     look_records,
     of_seeds,
+    seeds_of_curves,
+    tables_of_looks,
     take_looks,
 )
 from analysis.rows import Results, Row, to_jsonable
 from analysis.sensitivity import dimension_rows, sensitivity_rows
-from analysis.settings import AnalysisSettings, Benchmark, Contrast
+from analysis.settings import AnalysisSettings, Benchmark
 from analysis.table import (
     CHECKPOINT,
     OVERALL,
@@ -62,7 +64,8 @@ def analyze(
     files = settings.score_files
     contrasts = judged_at_looks(keep_recorded(looks, files, recorded_looks), of_look, finished)
     margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
-    erosion = erosion_rows(means, settings.contrasts)
+    seeds = seeds_of_curves(contrasts, settings.seeds)
+    erosion = erosion_rows(means, settings.contrasts, seeds)
     normalized = {name for name, row in settings.benchmarks.items() if row.task in NORMALIZED_TASKS}
     planned = [file.arm for file in files]
     planned += [row["arm"] for row in settings.missing]
@@ -78,7 +81,7 @@ def analyze(
         "dimension_tests": dimension_rows(table, contrasts, settings.seeds),
         "arms": arm_rows(table, means, normalized),
         "dimensions": dimension_means(by_corpus(table)).to_dict("records"),
-        "bounds": bounds(by_corpus(table), settings.contrasts),
+        "bounds": bounds(table, settings, contrasts),
         "missing": sorted(settings.missing, key=_missing_order),
         "notes": [*exclusion_notes(settings.benchmarks), *lost_question_notes(means)],
         "arm_order": list(dict.fromkeys(planned)),
@@ -130,13 +133,26 @@ def lost_question_notes(means: pd.DataFrame) -> list[str]:
     return notes
 
 
-def bounds(table: pd.DataFrame, contrasts: Sequence[Contrast]) -> Results:
-    """What missing grades could change: see analysis.bounds. Empty where no grade is missing."""
+def bounds(table: pd.DataFrame, settings: AnalysisSettings, contrasts: Sequence[Row]) -> Results:
+    """What missing grades could change: see analysis.bounds. Empty where no grade is missing.
+
+    Those of contrasts rest on the seeds that the rows of `contrasts` rest on.
+    """
     benchmarks = set(table.loc[table["score"].isna(), "benchmark"])
     if not benchmarks:
         return {}
     part = table[table["benchmark"].isin(benchmarks)]
-    return {"arms": missing_bounds(part), "contrasts": contrast_bounds(part, contrasts)}
+    keys = ("name", "benchmark", "dose", "control_dose")
+    looks = {tuple(row[key] for key in keys): row["look"] for row in contrasts}
+    rows = [
+        row
+        for look, of_look in tables_of_looks(part, contrasts, settings.seeds).items()
+        for row in contrast_bounds(by_corpus(of_look), settings.contrasts)
+        if looks[tuple(row[key] for key in keys)] == look
+    ]
+    names = [contrast.name for contrast in settings.contrasts]
+    rows.sort(key=lambda row: (names.index(row["name"]), row["benchmark"], row["dose"]))
+    return {"arms": missing_bounds(by_corpus(part)), "contrasts": rows}
 
 
 def judge_rows(table: pd.DataFrame, settings: AnalysisSettings) -> list[Row]:

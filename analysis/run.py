@@ -103,7 +103,7 @@ def _add_further_results(
     """Add to `results` what rests on other judges' scores, on corpora and on the paper's claims."""
     contrasts = results["contrasts"]
     judges = {name: benchmark["judge"] for name, benchmark in results["benchmarks"].items()}
-    variance = next_data_rows(table, contrasts, judges, settings.costs)
+    variance = next_data_rows(table, contrasts, judges, settings.costs, settings.seeds)
     results["variance"] = to_jsonable(variance)
     results["examples"] = examples(settings.score_files, contrasts, inputs)
     results["corpora"] = to_jsonable(corpora(inputs, settings.writers))

@@ -9,6 +9,7 @@ from analysis.headline import (
     components_text,
     counted_names,
     crossing_text,
+    detectable_text,
     doses,
     interval,
     of_total,
@@ -16,7 +17,9 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
-from analysis.tables import braced, number, p_cell, table, tex
+from analysis.tables import braced, interval_heading, number, p_cell, table, tex
+
+SHOWN_P = 0.001  # a smaller p has no digits
 
 
 def erosion_table(results: Results) -> str:
@@ -61,8 +64,9 @@ def sensitivity_table(results: Results) -> str:
         permutation = row["permutation"]
         equivalence = row["equivalence"]
         p = p_cell(permutation["p"])
-        if permutation["smallest_p"]:
-            p += f" ($\\geq$ {p_cell(permutation['smallest_p'])})"
+        smallest = permutation["smallest_p"]
+        if smallest is not None and smallest >= SHOWN_P:
+            p += f" ($\\geq$ {p_cell(smallest)})"
         rows.append(
             [
                 *(tex(row[key]) for key in ("name", "benchmark")),
@@ -147,7 +151,10 @@ def variance_table(results: Results) -> str:
         for option in row["purchases"]:
             cost = "-" if option["cost"] is None else f"{option['cost']:g} {tex(row['unit'])}"
             counts = (f"{option[key]} {name}" for key, name in counted_names(row).items())
-            detectable = [percent(option[key]) for key in ("detectable", "detectable_at_upper")]
+            detectable = [
+                detectable_text(option[key]).replace(">", "$>$")
+                for key in ("detectable", "detectable_at_upper")
+            ]
             sizes = ", ".join(counts)
             rows.append([*start, option["purchase"], "", "", "", *detectable, cost, sizes])
         if row["settled"] is False:
@@ -302,7 +309,7 @@ def claims_table(results: Results) -> str:
         "Statement",
         "Published",
         "Points",
-        "95\\,\\% interval",
+        interval_heading(results),
         "Of published",
         "Predicted",
         "$p$ (Holm)",

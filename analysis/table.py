@@ -308,9 +308,10 @@ def dimension_normalized_averages(table: pd.DataFrame, means: pd.DataFrame) -> p
     """Anima's `dimension_normalized_avg` by benchmark, dose and arm.
 
     Of each checkpoint it is the mean over dimensions of means over questions of means over epochs;
-    of an arm, the mean over its checkpoints. inspect_evals weighs dimensions by
-    `default_weighting`, which the table does not have. A benchmark with other weights than 1 is
-    left out: the overall scores of its fully graded questions are no plain means of dimensions.
+    of an arm, the mean over its checkpoints. Replicates of a corpus weigh alike. inspect_evals
+    weighs dimensions by `default_weighting`, which the table does not have. A benchmark with other
+    weights than 1 is left out: the overall scores of its fully graded questions are no plain means
+    of dimensions.
     `means`: `question_means` of the table.
     """
     keys = [*CHECKPOINT, "question"]
@@ -323,7 +324,10 @@ def dimension_normalized_averages(table: pd.DataFrame, means: pd.DataFrame) -> p
     weighted = differs.groupby("benchmark").any()
     dimensions = of_dimension["mean"].groupby([*CHECKPOINT, "dimension"]).mean()
     checkpoints = dimensions.groupby(CHECKPOINT).mean()
-    arms = checkpoints.groupby(["benchmark", "dose", "arm"]).mean()
+    units = table.assign(unit=first_seeds(table))[[*CHECKPOINT, "unit"]].drop_duplicates()
+    of_units = checkpoints.rename("score").reset_index().merge(units, on=CHECKPOINT)
+    arm = ["benchmark", "dose", "arm"]
+    arms = of_units.groupby([*arm, "unit"])["score"].mean().groupby(arm).mean()
     return arms[~arms.index.get_level_values("benchmark").isin(weighted.index[weighted])]
 
 

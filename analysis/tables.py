@@ -10,9 +10,11 @@ from analysis.headline import (
     doses,
     dummy_note,
     interval,
+    interval_header,
     missing_lines,
     notes_of,
     of_total,
+    opposite_text,
     p_value,
     percent,
     prediction,
@@ -118,15 +120,14 @@ def contrasts_table(results: Results) -> str:
         "response-level Welch test, which takes all answers as independent: for comparison only, "
         f"it never decides. {tex(scope_note(results['writers']))}"
     )
-    notes = [f"{row['name']}: {note}" for row in results["contrasts"] for note in notes_of(row)]
-    if notes:
-        caption += f" Notes: {tex('; '.join(dict.fromkeys(notes)))}."
+    if notes := _contrast_notes(results["contrasts"]):
+        caption += f" Notes: {tex('; '.join(notes))}."
     headers = [
         "Contrast",
         "Benchmark",
         "SFT dose",
         "Points",
-        "95\\,\\% interval",
+        interval_heading(results),
         "Seeds",
         "df",
         "$p$",
@@ -145,6 +146,27 @@ def _varied(row: Row) -> str:
     return f"\\newline ({tex(', '.join(units))})" if units else ""
 
 
+def _contrast_notes(rows: Sequence[Row]) -> list[str]:
+    """Each note with its contrast, and with benchmark and dose where it is not of all its rows."""
+    rows_of: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        for note in notes_of(row):
+            rows_of.setdefault((row["name"], note), []).append(row)
+    texts = []
+    for (name, note), noted in rows_of.items():
+        subject = name
+        if len(noted) < sum(row["name"] == name for row in rows):
+            rows_text = ", ".join(f"{row['benchmark']}, SFT dose {doses(row)}" for row in noted)
+            subject += f" ({rows_text})"
+        texts.append(f"{subject}: {note}")
+    return texts
+
+
+def interval_heading(results: Results) -> str:
+    """The heading of the intervals of contrasts in LaTeX."""
+    return interval_header(results["contrasts"]).capitalize().replace(" %", "\\,\\%")
+
+
 def contrast_details_table(results: Results) -> str:
     """What is reported of the contrasts beside their verdicts."""
     rows = [
@@ -154,7 +176,7 @@ def contrast_details_table(results: Results) -> str:
             doses(row),
             braced(prediction(row)),
             braced(number(row["cohens_d"], "+.2f")),
-            of_total((row["questions_opposite"], row["questions"])),
+            opposite_text(row),
             *(of_total(row["holds"][kind]) for kind in ("seed", "question", "scenario", "judge")),
             *(f"{row[f'{kind}_treatment']}/{row[f'{kind}_control']}" for kind in COUNTED),
         ]
@@ -265,8 +287,12 @@ def data_summary(results: Results) -> list[str]:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in Python's format `form`, "-" for None."""
-    return "-" if value is None else f"{value:{form}}"
+    """A number in Python's format `form`, "-" for None. Of rounded zeros none has a minus."""
+    if value is None:
+        return "-"
+    text = f"{value:{form}}"
+    zero = f"{0.0:{form}}"
+    return zero if text == f"{-0.0:{form}}" else text
 
 
 def p_cell(p: float | None) -> str:

@@ -90,6 +90,7 @@ def contrast(doses=((0, 0), (100, 100)), **change: Any) -> list[dict[str, Any]]:
         "control": "urban",
         "family": "primary",
         "benchmark": "ahb",
+        "level": 0.05,
     }
     return [
         row | {"dose": of, "control_dose": against, "paired": False} | change

@@ -117,8 +117,8 @@ def test_missing_grades_leave_the_mean_and_are_counted(tmp_path):
     assert (contrast["questions"], contrast["questions_left_out"]) == (11, 1)
     assert abs(contrast["estimate"] - before["contrasts"][0]["estimate"]) < 0.1
     assert (
-        "9 answers" in headline(results, "")
-        and "9 answers" in (context.folder / "report.html").read_text()
+        "9 of 144 answers" in headline(results, "")
+        and "9 of 144 answers" in (context.folder / "report.html").read_text()
     )
 
 

@@ -318,7 +318,11 @@ def test_the_share_of_the_published_size() -> None:
         ),
         (UNSURE | {"estimate": 0.001, "low": -0.01, "high": 0.012, "se": 0.005}, "too small", "33"),
         # not shown to be less: one standard error below
-        (UNSURE | {"estimate": 0.001, "se": 0.034}, "inconclusive", "undecided"),
+        (
+            UNSURE | {"estimate": 0.001, "se": 0.034},
+            "inconclusive",
+            "undecided; its interval lies below the published difference",
+        ),
         (
             {"estimate": -0.1, "low": -0.2, "high": -0.05, "verdict": "lower", "se": 0.02},
             "contradicted",

@@ -52,6 +52,7 @@ def contrast(**changed: Any) -> dict[str, Any]:
         "cohens_d": -0.12,
         "questions_opposite": 7,
         "questions": 26,
+        "level": 0.05,
         "holds": {"seed": [5, 6], "question": [26, 26], "scenario": [26, 26], "judge": None},
     }
     return (

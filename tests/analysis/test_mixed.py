@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import mixed
 from analysis.estimates import Arm, two_way
@@ -110,6 +111,28 @@ def test_numbers_are_those_of_lmertest(name):
     }
     assert result.at_zero == (("run",) if name == "zero" else ())
     assert result.low < result.estimate < result.high
+
+
+def test_scores_that_vary_by_chance_alone_have_the_residuals_degrees_of_freedom():
+    """The search ends at zero in all intercepts."""
+    treatment, control = chance(14)
+    result = mixed_model(treatment, control, np.arange(12))
+    assert result.at_zero == ("run", "scenario", "arm:scenario")
+    plain = stats.ttest_ind(treatment.ravel(), control.ravel())
+    assert (result.df, result.p) == (pytest.approx(70, rel=1e-4), pytest.approx(plain.pvalue))
+
+
+def test_a_variance_beside_zero_takes_no_degrees_of_freedom():
+    """The search ends just beside zero in two intercepts."""
+    result = mixed_model(*chance(22), np.arange(12))
+    assert result.at_zero == ("run", "arm:scenario")
+    assert result.df == pytest.approx(59, rel=1e-3)  # runs x scenarios - scenarios - 1
+    assert -0.1 < result.low < result.high < 0.1
+
+
+def chance(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(0.5, 0.1, (3, 12)), rng.normal(0.5, 0.1, (3, 12))
 
 
 # Fits each design of a table; `trained` is 0 in rows of a fixed checkpoint, which has no run effect.
@@ -278,11 +301,7 @@ def test_arms_that_differ_without_any_noise_do_not_crash():
 
 def test_a_search_that_fails_is_a_reason_not_a_crash(monkeypatch):
     treatment, control, scenarios = case("balanced")
-
-    class Stopped:
-        converged = False
-
-    monkeypatch.setattr(mixed, "_fit", lambda *_: Stopped())
+    monkeypatch.setattr(mixed, "_fit", lambda *_: None)
     assert mixed_model(treatment, control, scenarios).reason == "the mixed model did not converge"
 
     def singular(*_):

@@ -14,6 +14,7 @@ from analysis.headline import doses
 from analysis.judges import differential_bias
 from analysis.next_data import next_data_rows
 from analysis.report import sentence, when
+from analysis.rows import Row
 from analysis.settings import Contrast, Costs
 from analysis.table import OVERALL, question_means
 
@@ -68,13 +69,18 @@ def test_a_judges_bias_between_two_doses(contrast: Contrast, right: float) -> No
     assert row["estimate"] == pytest.approx(0.1, abs=0.03)
 
 
+def all_seeds(rows: list[Row]) -> list[Row]:
+    """The rows of contrasts as of no look."""
+    return [row | {"look": None} for row in rows]
+
+
 @pytest.mark.parametrize(("contrast", "right"), [(EROSION, -0.4), (CROSSED, -0.2)])
 def test_components_of_two_doses(contrast: Contrast, right: float) -> None:
     """The arms' own effect, .2 or .4, is no part of the variance of either."""
     long = table()
     rows = contrast_rows(long, question_means(long), [contrast], [])
     assert rows[0]["estimate"] == pytest.approx(right, abs=0.03)
-    (row,) = next_data_rows(long, rows, {"ahb": "main"}, Costs())
+    (row,) = next_data_rows(long, all_seeds(rows), {"ahb": "main"}, Costs(), [])
     assert (row["dose"], row["control_dose"]) == (200, 0)
     assert (row["design"]["arms"], row["design"]["seeds"]) == (2, 3)
     variances = {part["component"]: part["variance"] for part in row["components"]}
@@ -89,7 +95,7 @@ def test_more_data_is_priced_by_the_contrasts_kind() -> None:
     fixed.loc[(fixed["arm"] == "B") & (fixed["dose"] == 0), "seed"] = pd.NA
     fixed = fixed.drop_duplicates(["arm", "dose", "seed", "question", "epoch"])
     rows = contrast_rows(fixed, question_means(fixed), [paired, CROSSED], [])
-    priced = next_data_rows(fixed, rows, {"ahb": "main"}, Costs())
+    priced = next_data_rows(fixed, all_seeds(rows), {"ahb": "main"}, Costs(), [])
     assert [(row["name"], row["kind"]) for row in priced] == [
         ("within", "paired"),
         ("crossed", "fixed"),
