@@ -131,12 +131,13 @@ def limits(facts: Facts, visit: Visit) -> Verdict | None:
 
 def clock(facts: Facts, visit: Visit) -> Verdict | None:
     """Whether the node's clock agrees with this machine's."""
-    if (ahead := facts["shared"].get("ahead")) is None:
+    ahead, seconds = facts["shared"].get("ahead"), facts["shared"]["seconds"]
+    if ahead is None or seconds is None:
         return None
     way = "ahead of" if ahead > 0 else "behind"
     finding = f"{abs(ahead):.1f} s {way} this machine's clock"
     # It is known to half of the time that the answer took.
-    if abs(ahead) > CLOCK_SECONDS + facts["shared"]["seconds"]:
+    if abs(ahead) > CLOCK_SECONDS + seconds:
         fix = "tell the site (chronyc tracking there): times in logs are wrong, and on Lustre "
         return WARNING, finding, fix + "rates of calls too"
     return OK, finding, ""

@@ -76,6 +76,8 @@ def test_calls_to_loopback_use_no_proxy_and_no_certificate(
 def test_calls_that_can_not_go_out_name_the_variable_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    for other in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, HERE[name])
     with pytest.raises(UserError) as raised:
         write(Endpoint("https://llm.invalid/v1", "key", "m"), tmp_path / "calls.jsonl", 2)

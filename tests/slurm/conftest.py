@@ -104,6 +104,15 @@ def _free_ports() -> int:
     raise RuntimeError("no free ports for a cluster")
 
 
+_LAB_ENVIRONMENT: dict[str, str] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lab_environment() -> None:
+    """At the end of each file the environment is reset, while the cluster goes on."""
+    os.environ.update(_LAB_ENVIRONMENT)
+
+
 @pytest.fixture(scope="session")
 def session_lab() -> Iterator[Lab]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -134,12 +143,13 @@ def session_lab() -> Iterator[Lab]:
     try:
         if up.returncode:
             pytest.fail(f"slurmlab up: {up.stdout}{up.stderr}")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SLURM_CONF", str(folder / "etc/slurm.conf"))
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            yield Lab(folder, full)
+        _LAB_ENVIRONMENT.update(settings, SLURM_CONF=str(folder / "etc/slurm.conf"))
+        os.environ.update(_LAB_ENVIRONMENT)
+        yield Lab(folder, full)
     finally:
+        for name in _LAB_ENVIRONMENT:
+            os.environ.pop(name, None)
+        _LAB_ENVIRONMENT.clear()
         subprocess.run([LAB, "down", "--wipe"], env=clean | settings, capture_output=True)
 
 

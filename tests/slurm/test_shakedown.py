@@ -85,6 +85,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_page_names_a_fault_and_its_cure(fault: str, tmp_path: Path) -> None:
     from study.commands.status import look
