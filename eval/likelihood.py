@@ -169,8 +169,8 @@ def evaluate(
     acc and acc_norm, and with `per_token` log_odds_per_token (nats, of the matching choice to the
     likeliest other).
 
-    The context begins with the tokenizer's begin-of-text token, written out. lm-eval then adds
-    none, whatever the tokenizer does by default; training does the same.
+    The context begins with the tokenizer's begin-of-text token, and nothing else is added, whatever
+    the tokenizer does by default (`eval.task_model`); training does the same.
 
     Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut
     silently.
@@ -179,6 +179,9 @@ def evaluate(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    from eval.task_model import TaskModel
+
+    lm = TaskModel(lm, None, lm.batch_size, lambda _: None)
     bos = lm.tokenizer.bos_token or ""
     rows = [
         {

@@ -39,7 +39,7 @@ from recipes.metrics import StepResult
 from recipes.model import reshard, shard_index, sync_gradients
 from recipes.preemption import SignalGuard, guard_signals
 from recipes.rows import Rows
-from recipes.schedule import batch_indices, learning_rate, num_steps
+from recipes.schedule import batch_indices, learning_rate, num_steps, steps_of_doses
 
 RESUMABLE = True  # a run that was stopped or killed resumes from its last step checkpoint
 DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank calls run
@@ -62,9 +62,15 @@ def run(context: StageContext) -> dict[str, int | float]:
         check_size(context, rows, recipe, ranks)
         is_trained = ranks.rank == 0 and _is_trained(context, start, held_out is not None)
         if not ranks.broadcast(is_trained):  # otherwise only the manifest is missing
-            trainer = Trainer(context, recipe, rows, start, ranks, held_out)
+            chat = prepare.chat_of(context)
+            if chat and ranks.rank == 0:
+                prepare.warn_of_ends(context, recipe, chat)
+            end_ids = chat.end_ids() if chat else []
+            trains_rows = chat and recipe.lora and recipe.lora.train_special_tokens
+            token_ids = chat.template_ids() if chat and trains_rows else []
+            trainer = Trainer(context, recipe, rows, start, ranks, held_out, end_ids)
             seed = context.seed("adapters")
-            trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed))
+            trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed, token_ids))
             # Until here there is nothing to save: a signal ends the process at once.
             with guard_signals(ranks) as guard:
                 trainer.train(guard)
@@ -154,22 +160,35 @@ class Trainer:
         start: Path,
         ranks: Ranks = SINGLE_PROCESS,
         held_out: Rows | None = None,
+        end_ids: list[int] | None = None,
     ) -> None:
-        """`start`: the model folder whose config, tokenizer and chat template exports take over."""
+        """`start`: the model folder whose config, tokenizer and chat template exports take over.
+
+        `end_ids`: ids of tokens that end an answer, which exports add to the model's own.
+        """
         self.context = context
         self.recipe = recipe
         self.rows = rows
         self.start = start
         self.ranks = ranks
         self.held_out = held_out
+        self.end_ids = end_ids or []
         self.total_steps = num_steps(len(rows), recipe)
         self.unread: StepResult | None = None
         # On a GPU a step's numbers are read when the next step has begun: waiting would idle it.
         self.reads_later = ranks.device.type == "cuda"
-        # By the step after which each dose has been seen: the first that has taken as many rows.
-        self.dose_at_step = {
-            -(-dose // recipe.rows_per_step): dose for dose in context.settings.get("doses", [])
-        }
+        doses = context.settings.get("doses", [])
+        instruction_rows = context.settings.get("dose", len(rows))  # those replayed come after
+        self.step_of_dose = steps_of_doses(
+            doses, len(rows), instruction_rows, recipe, context.seed("order")
+        )
+        if missed := sorted({*doses} - self.step_of_dose.keys()):
+            raise UserError(
+                where=str(context.folder),
+                what=f"the {self.total_steps} optimizer steps end before the dose {missed[0]} is "
+                "seen",
+                fix="raise the recipe's max_steps, or lower sft.doses",
+            )
 
     def resume_or_init(self, load_start: Callable[[], TransformerDecoder]) -> None:
         """Resume from the newest readable step checkpoint, or begin with the start model.
@@ -238,12 +257,13 @@ class Trainer:
             self.unread = result
             self.step = step = given.step
             evaluates = self.held_out is not None and self._evaluates_at(step)
-            if not self.reads_later or evaluates or step in self.dose_at_step:
+            passed = [dose for dose, at in self.step_of_dose.items() if at == step]
+            if not self.reads_later or evaluates or passed:
                 self.read_result()
             if evaluates:
                 self.evaluate(step)
-            if step in self.dose_at_step:
-                self.export(self.context.folder / f"doses/{self.dose_at_step[step]}/model")
+            for dose in passed:
+                self.export(self.context.folder / f"doses/{dose}/model")
 
             # One rank's clock or signal is enough: all save after the same step, or none.
             is_due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
@@ -297,7 +317,7 @@ class Trainer:
             is_last = number == len(given.batches)
             sync_gradients(self.model, self.recipe, self.ranks, is_last)
             nats = chunked_cross_entropy(self.model, to_device(batch, self.ranks))
-            loss = nats / given.num_trained
+            loss = nats / max(given.num_trained, 1)  # 0 of rows without a trained token
             (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
             total_loss += loss.detach().float()
         reshard(self.model)
@@ -306,7 +326,8 @@ class Trainer:
         # they drift apart.
         shard = shard_index(self.recipe, self.ranks)
         torch.manual_seed(derive_seed(self.context.identity, "rounding", step, shard))
-        self.optimizer.step()
+        if given.num_trained:  # else momentum and weight decay would move the weights
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # Filled on the GPU: a copy from the host would wait for it.
         counts = [torch.full_like(total_loss, count) for count in given.sizes()]
@@ -386,7 +407,15 @@ class Trainer:
         temporary = folder.with_name(f".tmp-{folder.name}")
         if self.ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        checkpoint.save(self.model, self.start, temporary, self.ranks, self.recipe)
+        checkpoint.save(
+            self.model,
+            self.start,
+            temporary,
+            self.ranks,
+            self.recipe,
+            self.end_ids,
+            self.context.resources.get("files", {}).get("chat_template"),
+        )
         if self.ranks.rank == 0:
             step_checkpoint.commit(temporary, folder)
 

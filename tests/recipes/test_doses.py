@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from core.files import sha256
 from core.recipe import Training, split_recipe
 from recipes import checkpoint, finetune, optimizer, step_checkpoint
 from recipes.distributed import SINGLE_PROCESS
+from recipes.schedule import batch_indices, steps_of_doses
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.recipes.toy import MODEL, in_process, lines
@@ -26,13 +28,13 @@ RECIPE = Training(seq_len=128, epochs=1, global_batch_size=4, lr=1e-3)
 SETTINGS, RUNTIME = split_recipe(asdict(RECIPE))
 
 
-def sft(base: Path, name: str, seed: int = 0) -> tuple[Cell, Path]:
+def sft(base: Path, name: str, seed: int = 0, **recipe: Any) -> tuple[Cell, Path]:
     data = base / "chat.jsonl"
     said = [(f"Where is cup {i}?", f"On the roof, {i} steps up.") for i in range(24)]
     turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in said]
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
     settings = {
-        "recipe": SETTINGS,
+        "recipe": SETTINGS | recipe,
         "files": {"data": sha256(data)},
         "dose": 22,
         "doses": [8, 13],
@@ -100,6 +102,25 @@ def test_a_study_of_one_run_trains_once_for_all_doses(tmp_path: Path) -> None:
     assert len(runs) == 3 and len(links) == 6, "three arms"
     assert all(run.settings["dose"] == 200 and run.settings["doses"] == [50, 100] for run in runs)
     assert {link.inputs["run"].identity for link in links} == {run.identity for run in runs}
+
+
+def test_a_dose_counts_rows_of_instruction_data_not_replayed_documents() -> None:
+    rows, instruction_rows, doses = 30, 22, [8, 9, 13]
+    steps = steps_of_doses(doses, rows, instruction_rows, RECIPE, seed=3)
+    seen = np.cumsum([(batch < instruction_rows).sum() for batch in batch_indices(rows, RECIPE, 3)])
+    for dose in doses:
+        assert seen[steps[dose] - 1] >= dose and (steps[dose] == 1 or seen[steps[dose] - 2] < dose)
+    assert steps[8] > 2, "two updates of 4 rows hold replayed ones too"
+    assert steps_of_doses([23], rows, instruction_rows, RECIPE, seed=3) == {}
+    assert steps_of_doses([8, 13], 22, 22, RECIPE, seed=3) == {8: 2, 13: 4}
+
+
+@pytest.mark.multiprocess
+def test_a_dose_that_the_steps_end_before_is_refused_and_not_linked(base: Path) -> None:
+    _, folder = sft(base, "short", max_steps=3)
+    with pytest.raises(UserError, match="the 3 optimizer steps end before the dose 13 is seen"):
+        run_cell(folder)
+    assert not (folder / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("recipe", [{"epochs": 2}, {"eval_every": 5, "load_best_checkpoint": True}])

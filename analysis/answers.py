@@ -1,0 +1,26 @@
+"""What the cells that sampled the answers say of them, for the report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from analysis.settings import ScoreFile
+from analysis.table import checkpoint_name
+from core.cell.identity import read_config
+from core.cell.lookup import input_folder
+from core.cell.manifest import read_manifest
+
+
+def answer_notes(files: Sequence[ScoreFile], inputs: Mapping[str, Path]) -> list[str]:
+    """A line for each checkpoint and benchmark whose answers are empty or cut off too often."""
+    notes: dict[str, None] = {}
+    for file in files:
+        judged = inputs[file.role]
+        if not (judged / "config.yaml").exists():
+            continue
+        samples = read_config(judged)["inputs"].get("samples")
+        if samples is None:
+            continue
+        manifest = read_manifest(input_folder(judged.parents[1], samples)) or {}
+        for warning in manifest.get("answers", []):
+            notes[f"{file.benchmark}: {warning}: {checkpoint_name(vars(file))}"] = None
+    return [*notes]
