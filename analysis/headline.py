@@ -181,6 +181,8 @@ def headline(results: Results, dates: str) -> str:
     missing = missing_lines(results)
     if missing:
         text += ["", *missing]
+    if results["notes"]:
+        text += ["", *results["notes"]]
     note = dummy_note(results)
     if note:
         text += ["", note]

@@ -72,23 +72,23 @@ def chat_of(context: StageContext) -> Chat | None:
     return Chat.of_cell(tokenizer, context.settings, context.resources)
 
 
-def warn_of_ends(context: StageContext, recipe: Training, chat: Chat) -> None:
-    """Warn where the model can't learn to end an answer, or may not."""
+def end_warnings(start: Path, recipe: Training, chat: Chat) -> list[str]:
+    """Why a model that is trained on conversations may not learn to end an answer."""
     ends = chat.end_ids()
     if not ends:
-        context.warn(
+        return [
             "the chat template writes no special token behind an answer: the model can't learn to "
             "stop, and its answers go on to max_tokens"
-        )
-    elif recipe.lora and not recipe.lora.train_special_tokens:
-        start = context.inputs["start"] / "model"
-        if ends[0] not in end_token_ids(start):
-            token = chat.tokenizer.convert_ids_to_tokens(ends[0])
-            context.warn(
-                f"the start model does not end at {token}, as the chat template does, and LoRA "
-                "trains no embeddings: it may not learn to stop; lora.train_special_tokens: true "
-                "in the recipe trains the token"
-            )
+        ]
+    trains_token = not recipe.lora or recipe.lora.train_special_tokens
+    if trains_token or ends[0] in end_token_ids(start):
+        return []
+    token = chat.tokenizer.convert_ids_to_tokens(ends[0])
+    return [
+        f"the start model does not end at {token}, as the chat template does, and LoRA trains no "
+        "embeddings: it may not learn to stop; lora: {train_special_tokens: true} in the recipe "
+        "trains the token"
+    ]
 
 
 def _document_rows(

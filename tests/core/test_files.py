@@ -134,3 +134,10 @@ def test_a_model_is_what_transformers_and_vllm_read_of_its_folder(tmp_path: Path
     (tmp_path / "config.json").unlink()  # a folder of data: its README says how it is read
     assert {"README.md", "original/a.json"} < {*content_files(tmp_path)}
     assert not [name for name in content_files(tmp_path) if name.startswith(".")]
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "\\ud83c\\udf27 whole"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair, .*; remove it"):
+        list(read_rows(file))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from analysis.answers import answer_notes
+from analysis.answers import answer_notes, training_notes
 from analysis.settings import ScoreFile
 from core.cell import manifest as manifests
 from core.cell.identity import Cell, create_cell_dir, read_config
@@ -90,3 +90,6 @@ def test_the_report_names_checkpoints_with_empty_answers(
     file = ScoreFile("judge-1", "animal", 0, 200, "ahb", "c")
     (note,) = answer_notes([file], {"judge-1": folders[1]})
     assert note.startswith("ahb: 3 of 4 answers are empty: ") and "animal" in note
+    training = {"stage": "SFT on 9 rows", "arm": "animal", "identity": samples.identity}
+    (note,) = training_notes(base, [training | {"cell": samples.relpath}])
+    assert note == "SFT on 9 rows of animal: 3 of 4 answers are empty"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -16,13 +17,14 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.files import sha256
+from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training, split_recipe
 from recipes import checkpoint, finetune, optimizer, step_checkpoint
 from recipes.distributed import SINGLE_PROCESS
 from recipes.schedule import batch_indices, steps_of_doses
 from study.spec import expand as plan
 from study.spec.load import load_study
-from tests.recipes.toy import MODEL, in_process, lines
+from tests.recipes.toy import DOCUMENTS, MODEL, in_process, lines, training, weights
 
 RECIPE = Training(seq_len=128, epochs=1, global_batch_size=4, lr=1e-3)
 SETTINGS, RUNTIME = split_recipe(asdict(RECIPE))
@@ -49,7 +51,7 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
     run, folder = sft(base, "run")
     run_cell(folder)
     assert len(lines(folder)) == 6, "22 rows, 4 an update"
-    weights = load_file(folder / "model/model.safetensors")
+    last = load_file(folder / "model/model.safetensors")
     for dose, update in ((8, 2), (13, 4)):
         _, stopped = sft(base, f"stopped{dose}")
         former = signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -71,7 +73,7 @@ def test_a_dose_on_the_way_is_the_run_at_that_moment(base: Path) -> None:
             for f in (stopped / "then", folder / f"doses/{dose}/model")
         )
         assert all(torch.equal(then[name], weight) for name, weight in kept.items())
-        assert any(not torch.equal(weights[name], weight) for name, weight in kept.items())
+        assert any(not torch.equal(last[name], weight) for name, weight in kept.items())
 
         link = create_cell_dir(Cell("sft", f"dose{dose}", {"dose": dose}, {"run": run}), base)
         run_cell(link)
@@ -129,3 +131,22 @@ def test_a_recipe_that_has_no_single_path_through_the_doses_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="epochs: 1 and neither patience nor load_best_checkpoint"):
         study(tmp_path, **recipe)
+
+
+@pytest.mark.multiprocess
+def test_a_step_without_a_trained_token_changes_nothing(base: Path) -> None:
+    """As a last row of one token has none."""
+    settings = {"tokens_per_step": 32, "epochs": 1, "schedule": "constant", "warmup_steps": 0}
+    folder = training(base, "one_token", recipe=settings)
+    tokenizer = load_tokenizer(folder.parents[1] / MODEL.relpath / "model")
+    words = next(n for n in range(99) if len(tokenizer("a " * n).input_ids) == 32)
+    documents = folder.parents[1] / DOCUMENTS.relpath / "documents.jsonl"
+    documents.write_text(json.dumps({"text": "a " * words}) + "\n")
+    context = in_process(folder)
+    finetune.run(context)  # the text, with its end 33 tokens
+    first, last = lines(folder)
+    assert first["loss"] > 0 and (last["loss"], last["grad_norm"]) == (0, 0)
+    once = training(base, "one_row", recipe=settings | {"max_steps": 1})
+    shutil.copyfile(documents, once.parents[1] / DOCUMENTS.relpath / "documents.jsonl")
+    finetune.run(in_process(once))
+    assert all(torch.equal(weight, weights(once)[name]) for name, weight in weights(folder).items())

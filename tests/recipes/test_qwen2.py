@@ -149,9 +149,8 @@ def test_it_is_tuned_on_chat_rows_and_answers_in_transformers(study: Path, tmp_p
     asked = tokenizer.apply_chat_template(
         turns, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
-    said = model.generate(
-        asked, max_new_tokens=20, do_sample=False, eos_token_id=tokenizer.vocab["<|im_end|>"]
-    )
+    # By the settings of the folder, though the start's config names the end of a text alone.
+    said = model.generate(asked, max_new_tokens=20, do_sample=False)
     answer = tokenizer.decode(said[0, asked.shape[1] :])
     assert answer.startswith("On roof ") and answer.endswith("<|im_end|>")
 

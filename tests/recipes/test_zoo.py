@@ -21,6 +21,7 @@ from recipes import checkpoint, tokenization
 from recipes.batches import to_device
 from recipes.distributed import SINGLE_PROCESS
 from recipes.loss import chunked_cross_entropy, skip_output_layer
+from recipes.prepare import end_warnings
 from tests.recipes import zoo
 from tests.recipes.toy import LORA, make_recipe
 
@@ -178,6 +179,22 @@ def test_what_an_export_takes_over_and_what_not(tmp_path: Path) -> None:
     generation = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert "top_p" not in generation
     assert generation["eos_token_id"] == [zoo.id_of(folder, t) for t in ("<|end|>", "<|eot|>")]
+
+
+def test_a_training_says_why_its_model_may_not_stop(tmp_path: Path) -> None:
+    folder = zoo.make(tmp_path / "start")
+    chat = Chat(load_tokenizer(folder))
+    lora = make_recipe(**LORA)
+    (warning,) = end_warnings(folder, lora, chat)
+    assert "does not end at <|im_end|>" in warning and "train_special_tokens: true" in warning
+    rows = make_recipe(**LORA | {"lora": LORA["lora"] | {"train_special_tokens": True}})
+    assert not end_warnings(folder, rows, chat) and not end_warnings(folder, RECIPE, chat)
+    ids = [zoo.id_of(folder, "<|end|>"), zoo.id_of(folder, "<|im_end|>")]
+    zoo.write(folder, "generation_config.json", {"eos_token_id": ids})
+    assert not end_warnings(folder, lora, chat)
+    without = Chat(chat.tokenizer, template=zoo.TEMPLATES["Alpaca without an end"][0])
+    (warning,) = end_warnings(folder, RECIPE, without)
+    assert "can't learn to stop" in warning
 
 
 @pytest.mark.parametrize("tie", [False, True])
