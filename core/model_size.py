@@ -129,6 +129,8 @@ def shape(cell: Cell) -> ModelShape:
             fix="give the folder of a Hugging Face model",
         ) from None
     architecture(config, file)
+    if config.get("num_key_value_heads") is None:  # as transformers takes it
+        config["num_key_value_heads"] = config.get("num_attention_heads")
     if missing := sorted(CONFIG_KEYS.keys() - config.keys()):
         raise UserError(
             where=str(file), what=f"lacks {', '.join(missing)}", fix="fetch the model again"

@@ -22,7 +22,14 @@ from torchtune.modules.peft import get_merged_lora_ckpt
 
 from core.errors import Problem, UserError
 from core.model_folder.chat import write_template
-from core.model_folder.config import as_list, end_token_ids, read_config, read_json, stated_dtype
+from core.model_folder.config import (
+    as_list,
+    effective,
+    end_token_ids,
+    read_config,
+    read_json,
+    stated_dtype,
+)
 from core.model_folder.weights import HEAD, check_weights, weight_files
 from core.recipe import Training
 from recipes.distributed import SINGLE_PROCESS, Ranks
@@ -163,7 +170,7 @@ def save(
     more of the model. Sampling defaults of generation_config.json are left out: every caller states
     its own. Raises UserError where it can't be written.
     """
-    config = read_json(template / "config.json")
+    config = effective(read_json(template / "config.json"))
     dtype = getattr(torch, stated_dtype(config) or "float32")
     shards: StateDict = get_model_state_dict(model)
     outputs: StateDict = {}
@@ -280,8 +287,8 @@ def _copy_files(
     for file in _copied_files(template):
         if template != folder:
             shutil.copyfile(file, folder / file.name)
-    own = template / GENERATION_CONFIG
-    start = read_json(own) if own.exists() else {}
+    generation_file = template / GENERATION_CONFIG
+    start = read_json(generation_file) if generation_file.exists() else {}
     token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = {
         key: values[key] for key in token_ids for values in (start, config) if key in values

@@ -125,7 +125,8 @@ class Chat:
             nodes = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
         except (ValueError, jinja2.TemplateError):
             return  # `render` says what is wrong with it
-        used = {node.name for node in nodes.find_all((Filter, Name))}
+        used = {node.name for node in nodes.find_all(Filter)}
+        used |= {node.name for node in nodes.find_all(Name)}
         if drawn := used & {"random", "lipsum"}:
             raise self._unusable(f"the chat template uses {min(drawn)}: another text each time")
 

@@ -95,9 +95,9 @@ def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
     transformers 5 makes the classes of Llama and Qwen2 anew from vocabulary and merges, with their
     own rules for spaces and words.
     """
-    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ours = tokenizer(PROBE, add_special_tokens=False).input_ids
-    if ours == own.encode(PROBE, add_special_tokens=False).ids:
+    file_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer(PROBE, add_special_tokens=False).input_ids
+    if ids == file_tokenizer.encode(PROBE, add_special_tokens=False).ids:
         return
     fix = f'set "tokenizer_class": "{PLAIN_CLASSES[0]}" in tokenizer_config.json'
     if config.get("model_type") == "qwen2":

@@ -175,9 +175,9 @@ def _check_tied(folder: Path, tensors: dict[str, Tensor]) -> None:
     )
 
 
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
+def _is_equal(embedding: Tensor, head: Tensor) -> bool:
+    if (embedding.dtype, embedding.shape) != (head.dtype, head.shape):
         return False
-    first, second = (np.memmap(t.file, np.uint8, "r")[t.begin : t.end] for t in (one, other))
+    first, second = (np.memmap(t.file, np.uint8, "r")[t.begin : t.end] for t in (embedding, head))
     blocks = range(0, len(first), BLOCK)
     return all(np.array_equal(first[i : i + BLOCK], second[i : i + BLOCK]) for i in blocks)

@@ -81,7 +81,7 @@ def test_a_model_is_trained_and_written_as_transformers_reads_it(name: str, tmp_
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     ids = torch.from_numpy(rows.tokens[None].astype(np.int64))
     with torch.no_grad():
-        torch.testing.assert_close(written(ids).logits, logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(written(ids).logits, logits, atol=1e-4, rtol=0)
     again = load_tokenizer(tmp_path / "out")
     assert again(PROBE).input_ids == tokenizer(PROBE).input_ids
     check_start_model(tmp_path / "out", trains=True, chats=True)

@@ -11,6 +11,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs
 from core.cell.run import run_cell
 from core.errors import UserError
+from recipes import tiny_llama
 from study.commands.common import unfinished, unlink_moved
 from study.spec import expand
 from study.spec.fingerprints import fingerprint_once
@@ -21,6 +22,8 @@ from tests.place import SMALL
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "code_version", lambda: {"commit": None, "dirty": None})
+    # These folders hold no model.
+    monkeypatch.setattr(tiny_llama, "check_start_model", lambda *_, **__: None)
 
 
 def model_of(path: Path) -> Cell:
