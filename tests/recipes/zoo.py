@@ -40,6 +40,7 @@ ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+SHORT_ROPE = {key: ROPE[key] for key in ROPE if key != "original_max_position_embeddings"}
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -431,7 +432,7 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
     "plain RoPE in a Llama": (False, {"rope_scaling": None}, nothing, "rope_type is default"),
     "original length not stated": (
         False,
-        {"rope_scaling": {**ROPE, "original_max_position_embeddings": None}},
+        {"rope_scaling": SHORT_ROPE},
         nothing,
         "original_max_position_embeddings is 16384",
     ),
@@ -502,6 +503,75 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
         {"vocab_size": 290},
         nothing,
         "the tokenizer has 307 tokens, the model's config 290",
+    ),
+    # Made after public reports, when the code was done.
+    "a class that transformers does not have": (
+        False,
+        {},
+        change("tokenizer_config.json", tokenizer_class="LLaMATokenizer"),
+        None,
+    ),
+    "Qwen2's tokenizer under LlamaTokenizerFast": (
+        True,
+        {},
+        change("tokenizer_config.json", tokenizer_class="LlamaTokenizerFast"),
+        None,
+    ),
+    "tokens as objects, in three files": (
+        False,
+        {},
+        all_of(
+            change(
+                "tokenizer_config.json",
+                bos_token={"__type": "AddedToken", "content": "<|begin|>", "special": True},
+                eos_token={"__type": "AddedToken", "content": "<|end|>", "special": True},
+                chat_template=CHATML,
+                extra_special_tokens=["<|eot|>"],
+            ),
+            lambda folder: write(folder, "special_tokens_map.json", {"eos_token": "<|end|>"}),
+            lambda folder: write(folder, "added_tokens.json", {}),
+        ),
+        None,
+    ),
+    "an end token added by tokenizer_config": (
+        False,
+        {},
+        change("tokenizer_config.json", add_eos_token=True, add_bos_token=True),
+        None,
+    ),
+    "a dtype stated that the weights don't have": (
+        False,
+        {"dtype": "float16"},
+        cast(torch.bfloat16),
+        None,
+    ),
+    "tied or not, not stated": (False, {"tie_word_embeddings": None}, nothing, None),
+    "the original length beside the scaling": (
+        False,
+        {
+            "rope_scaling": {"type": "llama3", **SHORT_ROPE},
+            "original_max_position_embeddings": 8192,
+        },
+        nothing,
+        None,
+    ),
+    "another EOS in the tokenizer than in the config": (
+        True,
+        {},
+        change("tokenizer_config.json", eos_token="<|im_end|>"),
+        None,
+    ),
+    "adapter weights beside merged ones": (
+        False,
+        {},
+        lambda folder: save_file({"lora_A": torch.ones(2)}, folder / "adapter_model.safetensors"),
+        "lora_A is .2., config.json has none",
+    ),
+    "names of a wrapped model": (
+        False,
+        {},
+        weights(lambda w: [w.update({f"language_model.{name}": w.pop(name)}) for name in list(w)]),
+        "language_model.lm_head.weight is .*, config.json has none",
     ),
 }
 
