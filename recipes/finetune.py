@@ -24,7 +24,7 @@ from core.cell.context import StageContext, derive_seed
 from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
-from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
+from recipes import checkpoint, doses, metrics, optimizer, prepare, step_checkpoint
 from recipes.batches import StepInput, ahead, host_batches, to_device
 from recipes.distributed import (
     SINGLE_PROCESS,
@@ -39,7 +39,7 @@ from recipes.metrics import StepResult
 from recipes.model import reshard, shard_index, sync_gradients
 from recipes.preemption import SignalGuard, guard_signals
 from recipes.rows import Rows
-from recipes.schedule import batch_indices, learning_rate, num_steps, steps_of_doses
+from recipes.schedule import batch_indices, learning_rate, num_steps
 
 RESUMABLE = True  # a run that was stopped or killed resumes from its last step checkpoint
 DISTRIBUTED = DistributedHooks(rendezvous_store, sync_with_rank0)  # every rank calls run
@@ -53,7 +53,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     calls this; rank 0 returns the counts and writes everything but the step checkpoints.
     """
     if "run" in context.inputs:
-        return _link_dose(context)
+        return doses.link(context)
     recipe = Training.from_settings(context.settings["recipe"], context.resources)
     start = context.inputs["start"] / "model"
     # The group is made before all that takes long, so that each rank notices when another dies.
@@ -105,16 +105,6 @@ def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
     for name in ("doses", "best", "steps", "model"):
         step_checkpoint.remove(folder / name)
     return False
-
-
-def _link_dose(context: StageContext) -> dict[str, int | float]:
-    """Link to the checkpoint that a longer run of the same SFT has kept at this dose."""
-    dose = context.settings["dose"]
-    target = context.inputs["run"] / f"doses/{dose}/model"
-    model = context.folder / "model"
-    model.unlink(missing_ok=True)
-    model.symlink_to(os.path.relpath(target, context.folder), target_is_directory=True)
-    return {"rows": dose}
 
 
 def check_size(
@@ -179,18 +169,7 @@ class Trainer:
         self.unread: StepResult | None = None
         # On a GPU a step's numbers are read when the next step has begun: waiting would idle it.
         self.reads_later = ranks.device.type == "cuda"
-        doses = context.settings.get("doses", [])
-        instruction_rows = context.settings.get("dose", len(rows))  # those replayed come after
-        self.step_of_dose = steps_of_doses(
-            doses, len(rows), instruction_rows, recipe, context.seed("order")
-        )
-        if missed := sorted({*doses} - self.step_of_dose.keys()):
-            raise UserError(
-                where=str(context.folder),
-                what=f"the {self.total_steps} optimizer steps end before the dose {missed[0]} is "
-                "seen",
-                fix="raise the recipe's max_steps, or lower sft.doses",
-            )
+        self.step_of_dose = doses.steps(context, len(rows), recipe)
 
     def resume_or_init(self, load_start: Callable[[], TransformerDecoder]) -> None:
         """Resume from the newest readable step checkpoint, or begin with the start model.

@@ -28,26 +28,6 @@ def batch_indices(rows: int, recipe: Training, seed: int) -> Iterator[np.ndarray
         yield np.fromiter(itertools.islice(indices, recipe.rows_per_step), np.int64)
 
 
-def steps_of_doses(
-    doses: list[int], rows: int, instruction_rows: int, recipe: Training, seed: int
-) -> dict[int, int]:
-    """The optimizer step after which each dose has been seen, as dose -> step.
-
-    A dose counts rows of instruction data, the first `instruction_rows` of all `rows`; the others
-    are replayed documents. A dose that no step reaches is left out.
-    """
-    steps: dict[int, int] = {}
-    remaining = sorted(doses)
-    seen = 0
-    for step, indices in enumerate(batch_indices(rows, recipe, seed), 1):
-        seen += int((indices < instruction_rows).sum())
-        while remaining and remaining[0] <= seen:
-            steps[remaining.pop(0)] = step
-        if not remaining:
-            break
-    return steps
-
-
 def micro_batches(
     indices: np.ndarray, rank: int, world_size: int, micro_batch_size: int | None
 ) -> list[np.ndarray]:

@@ -21,7 +21,8 @@ from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training, split_recipe
 from recipes import checkpoint, finetune, optimizer, step_checkpoint
 from recipes.distributed import SINGLE_PROCESS
-from recipes.schedule import batch_indices, steps_of_doses
+from recipes.doses import steps_of_doses
+from recipes.schedule import batch_indices
 from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.recipes.toy import DOCUMENTS, MODEL, in_process, lines, training, weights
