@@ -60,13 +60,13 @@ def run(context: StageContext) -> dict[str, int | float]:
     with process_group(force=recipe.dtype == "mixed") as ranks:
         rows, held_out = prepare.prepare_rows(context, recipe, ranks)
         check_size(context, rows, recipe, ranks)
+        chat = prepare.chat_of(context)
+        if chat and ranks.rank == 0:
+            context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
+            for warning in context.facts["answers"]:
+                context.warn(warning)
         is_trained = ranks.rank == 0 and _is_trained(context, start, held_out is not None)
         if not ranks.broadcast(is_trained):  # otherwise only the manifest is missing
-            chat = prepare.chat_of(context)
-            if chat:
-                context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
-                for warning in context.facts["answers"]:
-                    context.warn(warning)
             end_ids = chat.end_ids() if chat else []
             trains_rows = chat and recipe.lora and recipe.lora.train_special_tokens
             token_ids = chat.template_ids() if chat and trains_rows else []
