@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.cell.identity import Cell, create_cell_dir
+from core.cell.identity import Cell, create_cell_dir, read_config
+from core.cell.manifest import write_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.files import sha256
@@ -139,15 +139,18 @@ def test_a_step_without_a_trained_token_changes_nothing(base: Path) -> None:
     """As a last row of one token has none."""
     settings = {"tokens_per_step": 32, "epochs": 1, "schedule": "constant", "warmup_steps": 0}
     folder = training(base, "one_token", recipe=settings)
+    once = training(base, "one_row", recipe=settings | {"max_steps": 1})
     tokenizer = load_tokenizer(folder.parents[1] / MODEL.relpath / "model")
-    words = next(n for n in range(99) if len(tokenizer("a " * n).input_ids) == 32)
-    documents = folder.parents[1] / DOCUMENTS.relpath / "documents.jsonl"
-    documents.write_text(json.dumps({"text": "a " * words}) + "\n")
+    texts = ("a " * n + end for n in range(99) for end in ("", "."))
+    text = next(text for text in texts if len(tokenizer(text).input_ids) == 32)
+    for made in (folder, once):
+        documents = made.parents[1] / DOCUMENTS.relpath
+        (documents / "documents.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        (documents / "manifest.json").unlink()
+        write_manifest(documents, read_config(documents), "", "", counts={}, warnings=[])
     context = in_process(folder)
     finetune.run(context)  # the text, with its end 33 tokens
     first, last = lines(folder)
     assert first["loss"] > 0 and (last["loss"], last["grad_norm"]) == (0, 0)
-    once = training(base, "one_row", recipe=settings | {"max_steps": 1})
-    shutil.copyfile(documents, once.parents[1] / DOCUMENTS.relpath / "documents.jsonl")
     finetune.run(in_process(once))
     assert all(torch.equal(weight, weights(once)[name]) for name, weight in weights(folder).items())

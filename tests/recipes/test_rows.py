@@ -66,6 +66,10 @@ def test_the_tokenizer_is_the_one_that_transformers_takes(
         ("tokenizer_config.json", {"tokenizer_class": name}),
     ):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    if (family, name) == ("llama", "Qwen2Tokenizer"):
+        with pytest.raises(UserError, match="Qwen2Tokenizer reads other tokens than tokenizer"):
+            load_tokenizer(folder)
+        return
     ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "The kettle boils at 100 degrees,\n\n isn't it?  \U0001f600"
     assert type(ours) is type(theirs) and ours(text).input_ids == theirs(text).input_ids
@@ -153,7 +157,7 @@ def test_sft_trains_on_the_answer_and_its_end_alone(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     rows = tokenization.encode_conversations(
-        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], tokenizer, 128
+        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], Chat(tokenizer), 128
     )
     batch = everything(rows)
     answers = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
