@@ -93,7 +93,9 @@ def run(context: StageContext) -> dict[str, int | float]:
             f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs"
         )
     empty, cut = count_unusable(replies)
-    context.facts["answers"] = warnings = unusable_warnings(len(replies), empty, cut)
+    # What continues a text, without a chat template, has no end.
+    warnings = unusable_warnings(len(replies), empty, cut if stop else 0)
+    context.facts["answers"] = warnings
     for warning in warnings:
         context.warn(warning)
     dataset = scorer.task(question_set, context.folder, None).dataset

@@ -77,7 +77,9 @@ def generated(
     counts = generate.run(context)
     log = read_eval_log(folder / "samples.eval")
     assert log.eval.model == f"none/{checkpoint.name}" and not log.results.scores
-    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, context.warnings
+    # Weights that were never trained end few answers.
+    warnings = [text for text in context.warnings if "cut off at max_tokens" not in text]
+    return counts, {(s.id, s.epoch): s.output.completion for s in log.samples}, warnings
 
 
 def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):

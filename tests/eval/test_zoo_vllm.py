@@ -17,12 +17,17 @@ from tests.recipes.toy import make_recipe
 
 RECIPE = make_recipe(dtype="fp32")
 SETTINGS = {"dtype": "float32"}
+SIZES = {"hidden_size": 64}  # vLLM's CPU build has no heads of 8
 # One of each kind on every day.
 DAILY = ("rope_scaling counts before rope_parameters", "tied, head equal in another shard")
 
 
 def names() -> list[Any]:
-    accepted = [name for name, entry in zoo.MODELS.items() if entry[-1] is None]
+    accepted = [
+        name
+        for name, entry in zoo.MODELS.items()
+        if entry[-1] is None and "head_dim" not in entry[1]
+    ]
     return [
         pytest.param(name, marks=[] if name in DAILY else [pytest.mark.nightly])
         for name in accepted
@@ -34,7 +39,7 @@ def names() -> list[Any]:
 def test_an_export_has_the_same_log_probabilities(name: str, tmp_path: Path) -> None:
     from vllm import SamplingParams, TokensPrompt
 
-    folder = zoo.model(name, tmp_path / "start")
+    folder = zoo.model(name, tmp_path / "start", **SIZES)
     model = checkpoint.load(folder, SINGLE_PROCESS, RECIPE)
     checkpoint.save(model, folder, tmp_path / "out", SINGLE_PROCESS, RECIPE)
     ids = load_tokenizer(folder)(zoo.TEXTS[0], add_special_tokens=False).input_ids
@@ -57,7 +62,7 @@ def test_an_export_has_the_same_log_probabilities(name: str, tmp_path: Path) -> 
 @pytest.mark.vllm
 def test_an_answer_ends_at_the_templates_token_by_the_folders_own_settings(tmp_path: Path) -> None:
     """The start names the end of a text alone; a model that always writes the turn's end."""
-    folder = zoo.make(tmp_path / "start")
+    folder = zoo.make(tmp_path / "start", changes=SIZES)
     end = zoo.id_of(folder, "<|im_end|>")
 
     def always_ends(weights: dict[str, torch.Tensor]) -> None:

@@ -576,10 +576,10 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
 }
 
 
-def model(name: str, folder: Path) -> Path:
-    """The folder of one of MODELS."""
+def model(name: str, folder: Path, **sizes: int) -> Path:
+    """The folder of one of MODELS, perhaps of other sizes."""
     qwen, differences, apply, _ = MODELS[name]
-    apply(make(folder, qwen, differences))
+    apply(make(folder, qwen, differences | sizes))
     return folder
 
 
