@@ -186,10 +186,10 @@ def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]
         yield from _values("corpus.question_variant", *variants)
         yield from _recipes("recipe", *(cell.settings["recipe"] for cell in midtrainings if cell))
     yield from _cells("start", *(_start(side.cell) for side in sides))
-    yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
     yield from _values("dose", treatment.dose, control.dose)
     tunings = [_sft(side.cell) for side in sides]
     if all(tunings):
+        yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
         settings = [cell.settings for cell in tunings if cell]
         yield from _recipes("sft.recipe", *(part["recipe"] for part in settings))
         rest = [{**part, "shared_run": "doses" in part} for part in settings]
