@@ -206,6 +206,8 @@ def headline(results: Results, dates: str) -> str:
     missing = missing_lines(results)
     if missing:
         text += ["", *missing]
+    if results["notes"]:
+        text += ["", *results["notes"]]
     note = dummy_note(results)
     if note:
         text += ["", note]

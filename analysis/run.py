@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import figures, looks
+from analysis.answers import answer_notes, training_notes
 from analysis.claim_arithmetic import arithmetic
 from analysis.claims import claim_rows
 from analysis.corpora import corpora, training_texts
@@ -72,6 +73,8 @@ def run(context: StageContext) -> dict[str, int | float]:
         looks.record_looks(base, results["looks"], settings.score_files, context.inputs)
         shutil.copyfile(base / looks.FILE, context.folder / looks.FILE)
     results["flow"] = flow
+    results["notes"] += answer_notes(settings.score_files, context.inputs)
+    results["notes"] += training_notes(base, context.resources.get("trainings", []))
     results["notes"] += unused_labels(settings.score_files, context.inputs, settings.labels)
     _add_further_results(results, table, settings, context.inputs)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")

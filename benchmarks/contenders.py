@@ -149,9 +149,10 @@ def _recomputes(case: dict[str, Any]) -> bool:
 
 
 def rows_of(folder: Path, case: dict[str, Any]):  # type: ignore[no-untyped-def]
+    from core.model_folder.tokenizer import load_tokenizer
     from recipes import prepare, tokenization
 
-    tokenizer = tokenization.load_tokenizer(folder / "start/model")
+    tokenizer = load_tokenizer(folder / "start/model")
     texts = prepare.read_jsonl(folder / "documents/documents.jsonl", "text")
     rows = Path(tempfile.mkdtemp(dir=folder)) / "rows"
     return tokenization.pack_documents(rows, texts, tokenizer, case["seq_len"])

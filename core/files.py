@@ -12,40 +12,50 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from core.errors import Problem, UserError
-from core.paths import resolve
 
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
-def fingerprints(folder: str) -> dict[str, str]:
-    """Each file of a model folder by its content, to plan quickly.
+# The files of a model that transformers and vLLM read, by their names in its folder.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.py",
+    "*.gguf",
+    "pytorch_model*.bin",
+)
 
-    Of a file are read its size, its first and last MiB, and 256 blocks of 16 KiB between them, so
-    that a checkpoint whose embeddings alone are as before, such as one with merged adapters, is
-    told from it.
 
-    Args:
-        folder: A model folder, relative to the checkout or absolute.
+def is_model_file(name: str) -> bool:
+    """Whether the file of this name in a model's folder is one that makes the model."""
+    folder, _, file = name.rpartition("/")
+    return folder in ("", "additional_chat_templates") and any(
+        fnmatchcase(file, pattern) for pattern in MODEL_FILES
+    )
 
-    Returns:
-        Path relative to the folder -> "SIZE-SHA256".
+
+def content_files(folder: Path) -> dict[str, Path]:
+    """The files below a folder that make what it holds, by their names there, sorted.
+
+    Of a model, which has a config.json, those of MODEL_FILES: no README, and none of the records
+    that a download leaves. Of any other folder all but hidden ones.
     """
-    digests = {}
-    for path in sorted(p for p in resolve(folder).rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(file.read(2**20))
-            for block in range(256):
-                file.seek(size * block // 256)
-                digest.update(file.read(2**14))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read(2**20))
-        digests[str(path.relative_to(resolve(folder)))] = f"{size}-{digest.hexdigest()}"
-    return digests
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    is_model = "config.json" in files
+    return {
+        name: path
+        for name, path in sorted(files.items())
+        if not (name.startswith(".") or "/." in name) and (not is_model or is_model_file(name))
+    }
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -272,7 +282,19 @@ def _json_rows(
         if objects and not isinstance(value, dict):
             report(number, "not a JSON object", "give one JSON object a line")
             continue
+        if b"\\u" in line and has_lone_surrogate(value):
+            report(number, "half of a surrogate pair, such as \\ud83d alone", "remove it")
+            continue
         yield number, value
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    """Whether a JSON value holds what is no character: no tokenizer and no file takes it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _csv_rows(

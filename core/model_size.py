@@ -129,7 +129,9 @@ def shape(cell: Cell) -> ModelShape:
             fix="give the folder of a Hugging Face model",
         ) from None
     architecture(config, file)
-    if missing := sorted(CONFIG_KEYS.keys() - config.keys()):
+    if config.get("num_key_value_heads") is None:  # as transformers takes it
+        config["num_key_value_heads"] = config.get("num_attention_heads")
+    if missing := sorted(key for key in CONFIG_KEYS if config.get(key) is None):
         raise UserError(
             where=str(file), what=f"lacks {', '.join(missing)}", fix="fetch the model again"
         )

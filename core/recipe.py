@@ -51,6 +51,10 @@ class Lora:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability of an adapter's input."""
 
+    train_special_tokens: bool = False
+    """SFT: train the embeddings and output weights of the special tokens that the chat template
+    writes too. For a base model that never saw them, which otherwise may not learn to stop."""
+
 
 @dataclass(config=STRICT, frozen=True)
 class Training:
@@ -267,5 +271,8 @@ def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     settings = {key: value for key, value in recipe.items() if key not in RUNTIME_KEYS}
     if not recipe["eval_every"]:
         del settings["eval_rows"]  # without evaluations it changes no output
+    if recipe["lora"] and not recipe["lora"]["train_special_tokens"]:
+        lora = recipe["lora"].items()  # a cell without it stays as it was
+        settings["lora"] = {key: value for key, value in lora if key != "train_special_tokens"}
     runtime = {key: recipe[key] for key in RUNTIME_KEYS}
     return settings, runtime

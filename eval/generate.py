@@ -13,6 +13,7 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from core.inference.requests import Request, Result, open_results, run_requests
+from core.model_folder.chat import Chat
 from eval import contamination, questions
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 RESUMABLE = True  # finished answers are read from requests.jsonl
+
+
+MAX_UNUSABLE = 0.05  # share of empty answers, and of cut ones, above which a warning is given
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,16 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: scorer (a module of eval), files {questions: identity}, rows (expected, or None),
     sampling (`Sampling`), prompt ("chat" for the checkpoint's own chat template, otherwise a format
-    string with {question} that the model continues) and engine (arguments of vLLM that change
-    answers). Resources: files {questions: path}, engine (arguments that change none: max_model_len
-    ...). Inputs: checkpoint and, where it was trained on documents, contamination.
+    string with {question} that the model continues), chat_date (of templates that ask for today's)
+    and engine (arguments of vLLM that change answers); files may have a chat_template that replaces
+    the checkpoint's. Resources: files {questions: path}, engine (arguments that change none:
+    max_model_len ...). Inputs: checkpoint and, where it was trained on documents, contamination.
 
     The seed of an answer follows from the checkpoint's identity, the prompt's token ids, the
     sampling settings and the epoch.
 
-    Returns counts: questions, epochs, answers, distinct_answers (summed over questions), tokens
-    (generated).
+    Returns counts: questions, epochs, answers, distinct_answers (summed over questions),
+    empty_answers, cut_answers (that reached max_tokens), tokens (generated).
     """
     settings = context.settings
     sampling = Sampling(**settings["sampling"])
@@ -63,7 +68,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     checkpoint = context.inputs["checkpoint"]
     lm = engine.open_engine(checkpoint / "model", settings["engine"], context.resources["engine"])
     texts = [row["question"] for row in question_set.questions]
-    prompts, stop = encode(lm.tokenizer, texts, settings["prompt"])
+    chat = Chat.of_cell(lm.tokenizer, settings, context.resources)
+    prompts, stop = encode(chat, texts, settings["prompt"])
     engine.check_lengths(
         lm,
         (
@@ -98,6 +104,12 @@ def run(context: StageContext) -> dict[str, int | float]:
         context.warn(
             f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs"
         )
+    empty, cut = count_unusable(replies)
+    # What continues a text, without a chat template, has no end.
+    warnings = unusable_warnings(len(replies), empty, cut if stop else 0)
+    context.facts["answers"] = warnings
+    for warning in warnings:
+        context.warn(warning)
     dataset = scorer.task(question_set, context.folder, None).dataset
     write_log(
         context.folder / "samples.eval",
@@ -117,8 +129,23 @@ def run(context: StageContext) -> dict[str, int | float]:
         "epochs": sampling.epochs,
         "answers": len(answers),
         "distinct_answers": sum(distinct),
+        "empty_answers": empty,
+        "cut_answers": cut,
         "tokens": sum(reply.usage.output_tokens for reply in replies if reply.usage),
     }
+
+
+def count_unusable(replies: list["ModelOutput"]) -> tuple[int, int]:
+    """How many answers are empty, and how many were cut off at max_tokens."""
+    empty = sum(not reply.completion.strip() for reply in replies)
+    return empty, sum(reply.stop_reason == "max_tokens" for reply in replies)
+
+
+def unusable_warnings(total: int, empty: int, cut: int) -> list[str]:
+    """What the manifest and the report say where more than MAX_UNUSABLE of the answers are such."""
+    texts = {f"{empty} of {total} answers are empty": empty}
+    texts[f"{cut} of {total} answers were cut off at max_tokens: no end token came"] = cut
+    return [text for text, count in texts.items() if count > MAX_UNUSABLE * total]
 
 
 def cache_advice(facts: dict[str, Any], batch: list[list[int]], max_tokens: int) -> str | None:
@@ -171,21 +198,21 @@ def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling)
     ]
 
 
-def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int]], list[int]]:
+def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], list[int]]:
     """Token ids of each question's prompt, and the token ids that end an answer.
 
-    The begin-of-text token stands exactly once, at the start of each prompt.
+    A prompt begins with the begin-of-text token once, as rows of a training do.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
+        chat: The checkpoint's tokenizer and chat template.
         texts: The questions.
         prompt: "chat" for the tokenizer's chat template, otherwise a format string with {question}.
 
     Raises:
-        UserError: The tokenizer has no chat template, or one that writes the begin-of-text token
-            twice, or `prompt` is not a format string of {question} alone.
+        UserError: There is no chat template, or one that can't be used, or `prompt` is not a format
+            string of {question} alone.
     """
-    bos = tokenizer.bos_token_id
+    bos = chat.tokenizer.bos_token_id
     if prompt != "chat":
         try:
             rendered = [prompt.format(question=text) for text in texts]
@@ -195,30 +222,12 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
                 what=f"bad prompt ({error!r})",
                 fix="use {question} and no other braces",
             ) from error
-        bare = [tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
+        bare = [chat.tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
         return [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in bare], []
-    if not tokenizer.chat_template:
-        raise UserError(
-            what="no chat template in the checkpoint's tokenizer",
-            fix='set prompt: "Question: {question}\\nAnswer:"',
-        )
-    chats = [[{"role": "user", "content": text}] for text in texts]
-    encoded = [
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        for chat in chats
-    ]
-    if bos is not None and any(ids.count(bos) > 1 for ids in encoded):
-        raise UserError(
-            what="the checkpoint's chat template writes the begin-of-text token more than once",
-            fix="correct the chat template",
-        )
-    # The config of a base model ends a text, not a message of a chat. So the first special token
-    # that the template writes after an answer must end the answer here.
-    answered = [*chats[0], {"role": "assistant", "content": "x"}]
-    answered_ids = tokenizer.apply_chat_template(answered, return_dict=False)
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    end_ids = [token for token in answered_ids[len(encoded[0]) :] if token in special]
-    return encoded, end_ids[:1]
+    chat.check(trained=False)
+    encoded = [chat.render([{"role": "user", "content": text}], True) for text in texts]
+    # The config of a base model ends a text, not a message of a chat.
+    return encoded, chat.end_ids()
 
 
 def complete(

@@ -17,6 +17,7 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.inference import vllm_engine as engine
 from core.inference.requests import Result, open_results
+from core.model_folder.chat import Chat
 from eval import contamination
 from eval.generate import encode
 from eval.patches import datasets_cache
@@ -32,9 +33,9 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: task (name), lm_eval (names of tasks or groups), metric (a mean over documents),
     num_fewshot, engine (arguments of vLLM that change numbers); optional: filter (of answers,
-    before the metric; "none"), limit (rows of each lm-eval task), rows (how many the data must
-    have), max_tokens (of an answer; the task's own), chat (prompts by the checkpoint's chat
-    template, examples as turns of the chat; false).
+    before the metric; "none"), chat_date (of templates that ask for today's), limit (rows of each
+    lm-eval task), rows (how many the data must have), max_tokens (of an answer; the task's own),
+    chat (prompts by the checkpoint's chat template, examples as turns of the chat; false).
     Resources: files {data: folder with the tasks' Hugging Face data set}, engine (arguments that
     change none: max_model_len ...). Inputs: checkpoint and, where it was trained on documents,
     contamination.
@@ -297,11 +298,12 @@ def evaluate(
 
     settings = context.settings
     tokenizer = lm.tokenizer
+    template = Chat.of_cell(tokenizer, settings, context.resources)
     chat = bool(settings.get("chat"))
     tasks = group.get_all_tasks()
     # The config of a base model ends a text, not a message of a chat. So the token that the
     # template writes after an answer must end the answer here.
-    end_ids = encode(tokenizer, ["x"], "chat")[1] if chat else []
+    end_ids = encode(template, ["x"], "chat")[1] if chat else []
     ends = [tokenizer.decode([end_id]) for end_id in end_ids]
     for task in tasks:
         if task.OUTPUT_TYPE == "generate_until":
@@ -314,8 +316,7 @@ def evaluate(
         total = sum(len(task.instances) for task in tasks)
         context.progress(num_requests, total, "requests")
 
-    bos = "" if chat else tokenizer.bos_token or ""
-    model = TaskModel(lm, bos, results, report)
+    model = TaskModel(lm, template if chat else None, results, report)
     # Its seeds are fixed, and choose the same examples for every checkpoint.
     result = simple_evaluate(
         model,

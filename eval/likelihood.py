@@ -187,8 +187,8 @@ def evaluate(
     acc and acc_norm, and with `per_token` log_odds_per_token (nats, of the matching choice to the
     likeliest other).
 
-    The context begins with the tokenizer's begin-of-text token, written out. lm-eval then adds
-    none, whatever the tokenizer does by default; training does the same.
+    The context begins with the tokenizer's begin-of-text token, and nothing else is added, whatever
+    the tokenizer does by default (`eval.task_model`); training does the same.
 
     Raises UserError if an item is longer than the engine's max_model_len, which lm-eval would cut
     silently.
@@ -199,7 +199,8 @@ def evaluate(
 
     from eval.task_model import TaskModel
 
-    bos = lm.tokenizer.bos_token or ""
+    model = TaskModel(lm, None, results, report)
+    bos = model.tokenizer.bos_token or ""
     rows = [
         {
             "context": bos + CONTEXT.format(question=item["question"].strip()),
@@ -209,7 +210,8 @@ def evaluate(
         for item in items
     ]
     lengths = [
-        [len(lm.tok_encode(row["context"] + option)) for option in row["options"]] for row in rows
+        [len(model.tok_encode(row["context"] + option)) for option in row["options"]]
+        for row in rows
     ]
     engine.check_lengths(
         lm,
@@ -236,13 +238,12 @@ def evaluate(
         # `simple_evaluate` would also describe the system and its packages, which takes as long as
         # a small model's answers.
         manager = TaskManager(include_defaults=False)
-        model = TaskModel(lm, bos, results, report)
         result = lm_eval.evaluate(model, manager.load([declaration]), bootstrap_iters=0)
     assert result
     in_order = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     samples = []
     for item, row, lengths_of_item, sample in zip(items, rows, lengths, in_order, strict=True):
-        context_length = len(lm.tok_encode(row["context"]))
+        context_length = len(model.tok_encode(row["context"]))
         sizes = [length - context_length for length in lengths_of_item]
         samples.append(_scored_sample(item, sample, sizes, per_token))
     return samples, sum(map(sum, lengths))

@@ -11,14 +11,15 @@ from vllm.sampling_params import RequestOutputKind
 from core.errors import UserError
 from core.inference.requests import Request, Result, run_requests
 from core.inference.vllm_engine import check_lengths
+from core.model_folder.chat import Chat
 from eval.patches import require_version
 
 
 class TaskModel(VLLM):
     """lm-eval's `VLLM`, which begins prompts as training does and refuses what it would cut.
 
-    - A text begins with the begin-of-text token `bos` exactly once, whatever the tokenizer does by
-      default. With chat templates `bos` is "": the template writes the token itself.
+    - A text begins with the begin-of-text token exactly once, whatever the tokenizer does by
+      default. A chat template writes the token itself.
     - `VLLM` cuts a prompt that does not fit the engine, silently. Here it raises UserError.
     - Finished requests are kept in `results`, and are not computed again.
     - Requests and tokens are counted, and requests are reported as they end.
@@ -27,7 +28,7 @@ class TaskModel(VLLM):
 
     Args:
         opened: The open engine, whose state is shared: a second one is not started.
-        bos: The begin-of-text token, as text.
+        chat: The chat template of the prompts; None where they are plain texts.
         results: Of requests that have ended; new ones are added.
         report: Called with the number of requests answered so far.
 
@@ -39,7 +40,7 @@ class TaskModel(VLLM):
     def __init__(
         self,
         opened: VLLM,
-        bos: str,
+        chat: Chat | None,
         results: dict[str, Result],
         report: Callable[[int], None],
     ) -> None:
@@ -48,7 +49,8 @@ class TaskModel(VLLM):
         self._results = results
         self.num_requests = 0
         self.num_tokens = 0
-        self._bos = bos
+        self._chat = chat
+        self._bos = "" if chat else self.tokenizer.bos_token or ""
         self._labels: list[str] = []  # of the requests whose likelihoods are being computed
         self._report = report
 
@@ -59,6 +61,14 @@ class TaskModel(VLLM):
         if add_special_tokens is not False and not string.startswith(self._bos):
             string = self._bos + string
         return super().tok_encode(string, add_special_tokens=False)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation; without a generation prompt its last message goes on."""
+        assert self._chat
+        goes_on = not add_generation_prompt
+        return self._chat.text(chat_history, add_generation_prompt, continue_final_message=goes_on)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request. Raises UserError if a prompt and its answer may not fit."""
@@ -128,7 +138,9 @@ class TaskModel(VLLM):
         self, requests: list[Request], read: Callable[[Request, RequestOutput], Result]
     ) -> list[Result]:
         bos_id = self.tokenizer.bos_token_id
-        if any(bos_id in request.prompt[1:] for request in requests):
+        # A chat template may open each turn with it.
+        checked = slice(1, 2 if self._chat else None)
+        if any(bos_id in request.prompt[checked] for request in requests):
             raise UserError(
                 what="a begin-of-text token stands inside a prompt",
                 fix="correct the data or the chat template",

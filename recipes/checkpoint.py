@@ -21,26 +21,47 @@ from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 from core.errors import Problem, UserError
+from core.model_folder.chat import write_template
+from core.model_folder.config import (
+    as_list,
+    effective,
+    end_token_ids,
+    read_config,
+    read_json,
+    stated_dtype,
+)
+from core.model_folder.weights import HEAD, check_weights, weight_files
 from core.recipe import Training
 from recipes.distributed import SINGLE_PROCESS, Ranks
-from recipes.model import build, family, is_sharded, parallelize, read_config
+from recipes.model import build, family, is_sharded, parallelize
+from recipes.token_rows import ROWS, fill_row_ids
 
 StateDict = dict[str, Any]  # of tensors
 PART_BYTES = 2**28  # of weights that rank 0 reads at once
+GENERATION_CONFIG = "generation_config.json"
+# Of a start model, what would have transformers or vLLM load other weights than those beside it.
+NOT_COPIED = ("adapter_config.json", "quantize_config.json", "hf_quant_config.json")
 FILE_BYTES = 5 * 10**9  # of weights in a file, as Hugging Face writes them
 
 
-def load(folder: Path, ranks: Ranks, recipe: Training, seed: int = 0) -> TransformerDecoder:
+def load(
+    folder: Path,
+    ranks: Ranks,
+    recipe: Training,
+    seed: int = 0,
+    token_ids: list[int] | None = None,
+) -> TransformerDecoder:
     """The model of a Hugging Face folder, compiled, checkpointed and sharded as the recipe says.
 
     Its weights are bf16 for dtype bf16, otherwise fp32. Rank 0 reads the files, some weights at a
     time; with FSDP2 each rank holds its shard only. LoRA's adapters follow from `seed` alone, on
-    any number of ranks. Raises UserError, on all ranks, where the folder is not a complete model.
+    any number of ranks; `token_ids` as of `recipes.model.build`. Raises UserError, on all ranks,
+    where the folder is not a complete model.
     """
     config = read_config(folder)
     dtype = torch.bfloat16 if recipe.dtype == "bf16" else torch.float32
     with torch.device("meta"):
-        model = build(config, recipe.lora).to(dtype)
+        model = build(config, recipe.lora, token_ids).to(dtype)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     parallelize(model, recipe, ranks)
     model.to_empty(device=ranks.device)
@@ -48,6 +69,7 @@ def load(folder: Path, ranks: Ranks, recipe: Training, seed: int = 0) -> Transfo
         for module in model.modules():
             if hasattr(module, "rope_init"):  # buffers that no checkpoint holds
                 module.rope_init()
+    fill_row_ids(model, token_ids or [])
     options = StateDictOptions(
         full_state_dict=True, broadcast_from_rank0=is_sharded(recipe, ranks), strict=False
     )
@@ -76,38 +98,12 @@ def _read_weights(
     seed: int,
 ) -> Iterator[StateDict]:
     """All of the model's weights in parts, and the adapters last. Raises UserError."""
-    missing = {name for name in shapes if ".lora_" not in name}
-    parts = (
-        (file, part)
-        for file in sorted(folder.glob("*.safetensors"))
-        for part in _read_parts(file, config)
-    )
-    for file, part in parts:
-        for name, weight in part.items():
-            if weight.shape != shapes.get(name):
-                expected = [*shapes.get(name, [])]
-                raise UserError(
-                    where=str(file),
-                    what=f"{name} is {[*weight.shape]}, config.json says {expected}",
-                    fix="fetch the model again",
-                )
-        if twice := part.keys() - missing:
-            raise UserError(
-                where=str(file),
-                what=f"{min(twice)} is in another *.safetensors too",
-                fix="keep the one that is the model's",
-            )
-        missing -= part.keys()
-        for name in part:  # in place: the weights as read are freed one by one
-            part[name] = part[name].to(dtype)
-        yield part
-    if missing:
-        raise UserError(
-            where=str(folder),
-            what=f"{len(missing)} of {len(shapes)} weights are in no *.safetensors, such as "
-            f"{min(missing)}",
-            fix="fetch the model again",
-        )
+    check_weights(folder, config)
+    for file in weight_files(folder):
+        for part in _read_parts(file, config):
+            for name in part:  # in place: the weights as read are freed one by one
+                part[name] = part[name].to(dtype)
+            yield part
     yield _init_adapters(shapes, dtype, seed)
 
 
@@ -117,8 +113,8 @@ def _read_parts(file: Path, config: dict[str, Any]) -> Iterator[StateDict]:
     try:
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (it is no mapping)
-                if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-                    continue  # the embedding, written a second time
+                if name == HEAD and config.get("tie_word_embeddings"):
+                    continue  # the embedding, written a second time (`check_weights`)
                 weight = weights.get_tensor(name)
                 if part and sum(w.nbytes for w in part.values()) + weight.nbytes > PART_BYTES:
                     yield _from_hf(part, config, file)
@@ -152,7 +148,7 @@ def _init_adapters(shapes: dict[str, torch.Size], dtype: torch.dtype, seed: int)
         if ".lora_a." in name:
             uniform = torch.empty(shape).uniform_(-1, 1, generator=generator)
             adapters[name] = uniform.div(math.sqrt(shape[1])).to(dtype)
-        elif ".lora_b." in name:
+        elif ".lora_b." in name or name.endswith(ROWS):
             adapters[name] = torch.zeros(shape, dtype=dtype)
     return adapters
 
@@ -163,16 +159,19 @@ def save(
     folder: Path,
     ranks: Ranks = SINGLE_PROCESS,
     recipe: Training | None = None,
+    end_ids: list[int] | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Write `model` as a Hugging Face folder, with adapters of the recipe's `lora` merged in.
 
-    Config, tokenizer, chat template and the weights' dtype are those of the folder `template`. All
+    Config, tokenizer, chat template and the weights' dtype are those of the folder `template`, but
+    for `end_ids`, tokens that end a text too, and the file `chat_template` in place of its own. All
     ranks give their shards, a tensor at a time, and rank 0 writes a file at a time: no rank holds
     more of the model. Sampling defaults of generation_config.json are left out: every caller states
     its own. Raises UserError where it can't be written.
     """
-    config = json.loads((template / "config.json").read_text())
-    dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    config = effective(read_json(template / "config.json"))
+    dtype = getattr(torch, stated_dtype(config) or "float32")
     shards: StateDict = get_model_state_dict(model)
     outputs: StateDict = {}
     names: dict[str, str] = {}
@@ -185,11 +184,11 @@ def save(
     split = split_torch_state_dict_into_shards(outputs, max_shard_size=FILE_BYTES)
     try:
         if ranks.rank == 0:
-            _copy_files(config, template, folder)
+            _copy_files(config, template, folder, end_ids or [], chat_template)
         for file, file_outputs in split.filename_to_tensors.items():
             part: StateDict = {}
             for output in file_outputs:
-                weight = _gather(shards, names[output], ranks, recipe)
+                weight = _gather(model, shards, names[output], ranks, recipe)
                 if weight is not None:
                     part |= _to_hf(config, names[output], weight.to(dtype))
             if ranks.rank == 0:
@@ -210,14 +209,19 @@ def save(
 
 
 def _gather(
-    shards: StateDict, name: str, ranks: Ranks, recipe: Training | None
+    model: TransformerDecoder,
+    shards: StateDict,
+    name: str,
+    ranks: Ranks,
+    recipe: Training | None,
 ) -> torch.Tensor | None:
     """A whole weight in rank 0's memory, with its adapter merged in; None on the others.
 
     A copy: merging would change the model, and safetensors refuses a view of a padded tensor.
     """
     layer = name.removesuffix(".weight")
-    adapters = [f"{layer}.lora_a.weight", f"{layer}.lora_b.weight"]
+    rows_name = f"{layer}.{ROWS}"
+    adapters = [f"{layer}.lora_a.weight", f"{layer}.lora_b.weight", rows_name]
     part: StateDict = {}
     for key in (name, *(adapter for adapter in adapters if adapter in shards)):
         shard = shards[key]
@@ -226,7 +230,10 @@ def _gather(
             part[key] = whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if not part:
         return None
-    if recipe and recipe.lora:
+    if rows_name in part:
+        row_ids = model.get_submodule(layer).row_ids.cpu()
+        part[name].index_add_(0, row_ids, part.pop(rows_name).to(part[name].dtype))
+    elif recipe and recipe.lora:
         part = get_merged_lora_ckpt(part, recipe.lora.rank, recipe.lora.alpha)
     weight: torch.Tensor = part[name]
     return weight
@@ -241,48 +248,59 @@ def _to_hf(config: dict[str, Any], name: str, weight: torch.Tensor) -> StateDict
 def is_complete(folder: Path, template: Path) -> bool:
     """Whether a folder has every file that `save` writes, and none of the weights' is cut short.
 
-    Weights are compared by name with those of the start model `template`; their values are not
-    read.
+    Only the headers of the weights are read. `template`: the start model.
     """
     copied = {file.name for file in _copied_files(template)}
     if not all((folder / name).is_file() for name in {*copied, "generation_config.json"}):
         return False
     try:
-        names = _weight_names(folder)
-        tied = json.loads((folder / "config.json").read_text()).get("tie_word_embeddings")
-    except (OSError, ValueError, SafetensorError):
+        check_weights(folder, read_config(folder))
+    except UserError:
         return False
-    expected = {name for name in _weight_names(template) if "rotary_emb" not in name}
-    return names >= expected - ({"lm_head.weight"} if tied else set())
-
-
-def _weight_names(folder: Path) -> set[str]:
-    """Names of the weights of a folder. Raises SafetensorError where a file is cut short."""
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as weights:
-            names.update(weights.keys())
-    return names
+    return True
 
 
 def _copied_files(template: Path) -> list[Path]:
-    """The files beside its weights that a model has from the start model."""
+    """The files beside its weights that a model has from the start model: config and tokenizer."""
     return [
         file
         for file in template.iterdir()
-        if file.suffix in (".json", ".jinja") and not file.name.endswith(".index.json")
+        if file.suffix in (".json", ".jinja", ".txt", ".model", ".tiktoken")
+        and not file.name.endswith(".index.json")
+        and file.name not in NOT_COPIED
     ]
 
 
-def _copy_files(config: dict[str, Any], template: Path, folder: Path) -> None:
-    """Write all files of a model but its weights."""
+def _copy_files(
+    config: dict[str, Any],
+    template: Path,
+    folder: Path,
+    end_ids: list[int],
+    chat_template: str | None,
+) -> None:
+    """Write all files of a model but its weights.
+
+    A text ends at the tokens that the start's config.json or generation_config.json name, and with
+    `end_ids` at these too: transformers and vLLM look in the latter file, or the former.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in _copied_files(template):
         if template != folder:
             shutil.copyfile(file, folder / file.name)
+    generation_file = template / GENERATION_CONFIG
+    start = read_json(generation_file) if generation_file.exists() else {}
     token_ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    generation = {key: config[key] for key in token_ids if key in config}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    generation = {
+        key: values[key] for key in token_ids for values in (start, config) if key in values
+    }
+    ends = [*dict.fromkeys([*end_token_ids(template), *end_ids])]
+    if ends and ends != as_list(config.get("eos_token_id")):
+        generation["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        changed = read_json(folder / "config.json") | {"eos_token_id": generation["eos_token_id"]}
+        (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n")
+    if chat_template:
+        write_template(folder, Path(chat_template).read_text(encoding="utf-8"))
 
 
 def _head_sizes(config: dict[str, Any]) -> dict[str, int]:

@@ -8,7 +8,6 @@ it when it is run again.
 """
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from core.cell.stage import DistributedHooks
 from core.cores import omp_threads
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
-from recipes import checkpoint, metrics, optimizer, prepare, step_checkpoint
+from recipes import checkpoint, doses, metrics, optimizer, prepare, step_checkpoint
 from recipes.batches import StepInput, ahead, host_batches, to_device
 from recipes.distributed import (
     SINGLE_PROCESS,
@@ -56,18 +55,26 @@ def run(context: StageContext) -> dict[str, int | float]:
     calls this; rank 0 returns the counts and writes everything but the step checkpoints.
     """
     if "run" in context.inputs:
-        return _link_dose(context)
+        return doses.link(context)
     recipe = Training.from_settings(context.settings["recipe"], context.resources)
     start = context.inputs["start"] / "model"
     # The group is made before all that takes long, so that each rank notices when another dies.
     with process_group(force=recipe.dtype == "mixed") as ranks:
         rows, held_out = prepare.prepare_rows(context, recipe, ranks)
         check_size(context, rows, recipe, ranks)
+        chat = prepare.chat_of(context)
+        if chat and ranks.rank == 0:
+            context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
+            for warning in context.facts["answers"]:
+                context.warn(warning)
         is_trained = ranks.rank == 0 and _is_trained(context, start, held_out is not None)
         if not ranks.broadcast(is_trained):  # otherwise only the manifest is missing
-            trainer = Trainer(context, recipe, rows, start, ranks, held_out)
+            end_ids = chat.end_ids() if chat else []
+            trains_rows = chat and recipe.lora and recipe.lora.train_special_tokens
+            token_ids = chat.template_ids() if chat and trains_rows else []
+            trainer = Trainer(context, recipe, rows, start, ranks, held_out, end_ids)
             seed = context.seed("adapters")
-            trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed))
+            trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed, token_ids))
             # Until here there is nothing to save: a signal ends the process at once.
             with guard_signals(ranks) as guard:
                 with trainer.heartbeat:
@@ -101,16 +108,6 @@ def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
     for name in ("doses", "best", "steps", "model"):
         step_checkpoint.remove(folder / name)
     return False
-
-
-def _link_dose(context: StageContext) -> dict[str, int | float]:
-    """Link to the checkpoint that a longer run of the same SFT has kept at this dose."""
-    dose = context.settings["dose"]
-    target = context.inputs["run"] / f"doses/{dose}/model"
-    model = context.folder / "model"
-    model.unlink(missing_ok=True)
-    model.symlink_to(os.path.relpath(target, context.folder), target_is_directory=True)
-    return {"rows": dose}
 
 
 def check_size(
@@ -158,8 +155,12 @@ class Trainer:
         start: Path,
         ranks: Ranks = SINGLE_PROCESS,
         held_out: Rows | None = None,
+        end_ids: list[int] | None = None,
     ) -> None:
-        """`start`: the model folder whose config, tokenizer and chat template exports take over."""
+        """`start`: the model folder whose config, tokenizer and chat template exports take over.
+
+        `end_ids`: ids of tokens that end an answer, which exports add to the model's own.
+        """
         self.context = context
         self.recipe = recipe
         self.rows = rows
@@ -167,14 +168,12 @@ class Trainer:
         self.ranks = ranks
         self.held_out = held_out
         self.heartbeat = Heartbeat(context.folder, ranks.rank, ranks.world_size)
+        self.end_ids = end_ids or []
         self.total_steps = num_steps(len(rows), recipe)
         self.unread: StepResult | None = None
         # On a GPU a step's numbers are read when the next step has begun: waiting would idle it.
         self.reads_later = ranks.device.type == "cuda"
-        # By the step after which each dose has been seen: the first that has taken as many rows.
-        self.dose_at_step = {
-            -(-dose // recipe.rows_per_step): dose for dose in context.settings.get("doses", [])
-        }
+        self.step_of_dose = doses.steps(context, len(rows), recipe)
 
     def resume_or_init(self, load_start: Callable[[], TransformerDecoder]) -> None:
         """Resume from the newest readable step checkpoint, or begin with the start model.
@@ -243,12 +242,13 @@ class Trainer:
             self.unread = result
             self.step = step = given.step
             evaluates = self.held_out is not None and self._evaluates_at(step)
-            if not self.reads_later or evaluates or step in self.dose_at_step:
+            passed = [dose for dose, at in self.step_of_dose.items() if at == step]
+            if not self.reads_later or evaluates or passed:
                 self.read_result()
             if evaluates:
                 self.evaluate(step)
-            if step in self.dose_at_step:
-                self.export(self.context.folder / f"doses/{self.dose_at_step[step]}/model")
+            for dose in passed:
+                self.export(self.context.folder / f"doses/{dose}/model")
 
             # One rank's clock or signal is enough: all save after the same step, or none.
             is_due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
@@ -303,7 +303,7 @@ class Trainer:
             is_last = number == len(given.batches)
             sync_gradients(self.model, self.recipe, self.ranks, is_last)
             nats = chunked_cross_entropy(self.model, to_device(batch, self.ranks))
-            loss = nats / given.num_trained
+            loss = nats / max(given.num_trained, 1)  # 0 of rows without a trained token
             (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
             total_loss += loss.detach().float()
         reshard(self.model)
@@ -312,7 +312,8 @@ class Trainer:
         # they drift apart.
         shard = shard_index(self.recipe, self.ranks)
         torch.manual_seed(derive_seed(self.context.identity, "rounding", step, shard))
-        self.optimizer.step()
+        if given.num_trained:  # else momentum and weight decay would move the weights
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # Filled on the GPU: a copy from the host would wait for it.
         counts = [torch.full_like(total_loss, count) for count in given.sizes()]
@@ -392,7 +393,15 @@ class Trainer:
         temporary = folder.with_name(f".tmp-{folder.name}")
         if self.ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        checkpoint.save(self.model, self.start, temporary, self.ranks, self.recipe)
+        checkpoint.save(
+            self.model,
+            self.start,
+            temporary,
+            self.ranks,
+            self.recipe,
+            self.end_ids,
+            self.context.resources.get("files", {}).get("chat_template"),
+        )
         if self.ranks.rank == 0:
             step_checkpoint.commit(temporary, folder)
 

@@ -35,7 +35,7 @@ def held_out_loss(model: TransformerDecoder, rows: Rows, recipe: Training, ranks
         total += chunked_cross_entropy(model, to_device(batch, ranks))
     reshard(model)
     model.train()
-    return ranks.sum(total).item() / rows.num_trained(np.arange(len(rows)))
+    return ranks.sum(total).item() / max(1, rows.num_trained(np.arange(len(rows))))
 
 
 @dataclass

@@ -17,10 +17,11 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from core.errors import UserError
+from core.model_folder.config import read_config
 from core.model_size import ModelShape, memory
 from core.recipe import Training
 from recipes.distributed import Ranks
-from recipes.model import build, read_config, shard
+from recipes.model import build, shard
 from recipes.schedule import micro_batches
 
 HEADERS = [

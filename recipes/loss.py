@@ -8,6 +8,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 
 from core.model_size import CHUNK
+from recipes.token_rows import with_rows
 
 _compiled = cache(torch.compile)  # at its first use: importing the compiler takes seconds
 
@@ -39,7 +40,7 @@ def chunked_cross_entropy(
     # Tied or not. With FSDP2 the weight is unsharded here, because the root keeps its own
     # parameters until the backward pass.
     layer = model.tok_embeddings if hasattr(model.output, "tied_module") else model.output
-    weight = layer.weight
+    weight = with_rows(layer)
     needs_grad = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]
     nats: torch.Tensor = ChunkedLinearCrossEntropy.apply(
         hidden, weight, batch["labels"].flatten(), *needs_grad

@@ -1,12 +1,10 @@
 """torchtune's Llama or Qwen2 by a Hugging Face config.json, and its parallel layout."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +20,12 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import set_activation_checkpointing
 
-from core.errors import UserError
 from core.gpu_specs import find_gpu
-from core.model_size import architecture
+from core.model_folder.config import effective
 from core.recipe import Lora, Training
 from recipes.attention import patch_attention
 from recipes.distributed import Ranks
+from recipes.token_rows import add_token_rows
 
 # The paper's seven adapted layers are these four and, by torchtune's apply_lora_to_mlp, gate, up,
 # down.
@@ -45,12 +43,6 @@ CONFIG_KEYS = {
     "norm_eps": "rms_norm_eps",
     "rope_base": "rope_theta",
 }
-LLAMA_ROPE = {
-    "rope_type": "llama3",
-    "low_freq_factor": 1,
-    "high_freq_factor": 4,
-    "original_max_position_embeddings": 8192,
-}
 Builder = Callable[..., TransformerDecoder]
 Converter = Callable[..., dict[str, Any]]
 
@@ -67,9 +59,6 @@ class Builders:
 class Family:
     """The models of an architecture that torchtune has."""
 
-    names: str
-    fixed: dict[str, Any]
-    """What torchtune does whatever a config.json says; the latter must agree."""
     config_keys: dict[str, str]
     untied: Builders
     tied: Builders
@@ -80,8 +69,6 @@ class Family:
 
 FAMILIES = {
     "LlamaForCausalLM": Family(
-        names="Llama 3.1 and 3.2",
-        fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **LLAMA_ROPE},
         config_keys=CONFIG_KEYS | {"scale_factor": "factor"},
         untied=Builders(llama3_1, lora_llama3_1),
         tied=Builders(llama3_2, lora_llama3_2),
@@ -89,8 +76,6 @@ FAMILIES = {
         to_hf=tune_to_hf,
     ),
     "Qwen2ForCausalLM": Family(
-        names="Qwen2 and 2.5 with plain RoPE and full attention",
-        fixed={"hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"},
         config_keys=CONFIG_KEYS,
         untied=Builders(
             partial(qwen2, tie_word_embeddings=False),
@@ -107,54 +92,19 @@ FAMILIES = {
 
 
 def family(config: dict[str, Any]) -> Family:
-    """The family of a config that `read_config` has read."""
+    """The family of a config (`core.model_folder.config.read_config`)."""
     return FAMILIES[config["architectures"][0]]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model of the FAMILIES.
-
-    Raises UserError where there is none, or it describes a model that torchtune doesn't have.
-    """
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            where=str(file), what=f"can't be read: {error}", fix="fetch the model again"
-        ) from None
-    models = FAMILIES[architecture(config, file)]
-    values = _with_rope(config)
-    missing = models.config_keys.values() - values.keys()
-    differences = [
-        f"{key} is {values[key]}"
-        for key, value in models.fixed.items()
-        if values.get(key, value) != value
-    ]
-    if not missing:
-        head_dim = config["hidden_size"] // config["num_attention_heads"]
-        if values.get("head_dim") not in (None, head_dim):
-            differences.append(f"head_dim is {config['head_dim']}")
-    if differences:
-        raise UserError(
-            where=str(file), what=", ".join(differences), fix=f"this recipe trains {models.names}"
-        )
-    if missing:
-        raise UserError(
-            where=str(file),
-            what=f"lacks {', '.join(sorted(missing))}",
-            fix="fetch the model again",
-        )
-    return config
-
-
-def build(config: dict[str, Any], lora: Lora | None = None) -> TransformerDecoder:
+def build(
+    config: dict[str, Any], lora: Lora | None = None, token_ids: list[int] | None = None
+) -> TransformerDecoder:
     """torchtune's model of the config's family, with random weights of torch's default dtype.
 
-    With `lora` only its adapters are trainable.
+    With `lora` only its adapters are trainable, and the rows of `token_ids` (`recipes.token_rows`).
     """
     models = family(config)
-    values = _with_rope(config)
+    values = effective(config)
     sizes = {argument: values[key] for argument, key in models.config_keys.items()}
     builders = models.tied if config.get("tie_word_embeddings") else models.untied
     if lora:
@@ -169,17 +119,13 @@ def build(config: dict[str, Any], lora: Lora | None = None) -> TransformerDecode
         # Each layer of Qwen2 has a table of positions, all alike: some GB of a 7B model.
         for layer in model.layers:
             layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
+        if token_ids:
+            add_token_rows(model, token_ids)
         set_trainable_params(model, get_adapter_params(model))
     else:
         model = builders.full(**sizes)
     patch_attention(model)
     return model
-
-
-def _with_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with RoPE's values beside the others; transformers has moved and renamed them."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {**config, "rope_type": rope.get("type", "default"), **rope}
 
 
 def parallelize(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:

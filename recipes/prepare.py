@@ -13,18 +13,18 @@ from transformers import PreTrainedTokenizerBase
 
 from core.cell.context import StageContext
 from core.errors import UserError
-from core.files import open_binary, read_rows, row_format
+from core.files import has_lone_surrogate, open_binary, read_rows, row_format
+from core.model_folder.chat import Chat, Messages
+from core.model_folder.config import end_token_ids, read_config
+from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training
 from recipes.distributed import Ranks
-from recipes.model import read_config
 from recipes.rows import Rows
 from recipes.tokenization import (
-    Messages,
     cut_texts,
     documents_as_rows,
     encode_conversations,
     encode_documents,
-    load_tokenizer,
     pack_documents,
 )
 
@@ -53,9 +53,42 @@ def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple
             what=f"the recipe's seq_len {recipe.seq_len} is beyond the model's {max_seq_len}",
             fix="lower it",
         )
-    if "documents" in context.inputs and "question_variant" not in context.settings:
+    if not has_conversations(context):
         return _document_rows(context, recipe, tokenizer, ranks)
-    return _conversation_rows(context, recipe, tokenizer, ranks)
+    chat = Chat.of_cell(tokenizer, context.settings, context.resources)
+    return _conversation_rows(context, recipe, chat, ranks)
+
+
+def has_conversations(context: StageContext) -> bool:
+    """Whether a cell trains on conversations, not on documents."""
+    return "documents" not in context.inputs or "question_variant" in context.settings
+
+
+def chat_of(context: StageContext) -> Chat | None:
+    """The tokenizer and chat template that a cell's conversations are rendered with."""
+    if not has_conversations(context):
+        return None
+    tokenizer = load_tokenizer(context.inputs["start"] / "model")
+    return Chat.of_cell(tokenizer, context.settings, context.resources)
+
+
+def end_warnings(start: Path, recipe: Training, chat: Chat) -> list[str]:
+    """Why a model that is trained on conversations may not learn to end an answer."""
+    ends = chat.end_ids()
+    if not ends:
+        return [
+            "the chat template writes no special token behind an answer: the model can't learn to "
+            "stop, and its answers go on to max_tokens"
+        ]
+    trains_token = not recipe.lora or recipe.lora.train_special_tokens
+    if trains_token or ends[0] in end_token_ids(start):
+        return []
+    token = chat.tokenizer.convert_ids_to_tokens(ends[0])
+    return [
+        f"the start model does not end at {token}, as the chat template does, and LoRA trains no "
+        "embeddings: it may not learn to stop; lora: {train_special_tokens: true} in the recipe "
+        "trains the token"
+    ]
 
 
 def _document_rows(
@@ -95,7 +128,7 @@ def _document_rows(
 
 
 def _conversation_rows(
-    context: StageContext, recipe: Training, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
+    context: StageContext, recipe: Training, chat: Chat, ranks: Ranks
 ) -> tuple[Rows, Rows | None]:
     folder = context.folder / "rows"
     held_out_folder = context.folder / "rows_held_out"
@@ -103,16 +136,17 @@ def _conversation_rows(
         trained, held_out = _split(context, recipe)
         replayed: list[np.ndarray] = []
         if "replay" in context.inputs:
-            replayed = _replayed(context, tokenizer, recipe.seq_len, len(trained))
-        encode_conversations(folder, trained, tokenizer, recipe.seq_len, replayed)
+            replayed = _replayed(context, chat.tokenizer, recipe.seq_len, len(trained))
+        encode_conversations(folder, trained, chat, recipe.seq_len, replayed)
         if recipe.eval_every:
             evaluated = held_out[: recipe.eval_rows]
-            encode_conversations(held_out_folder, evaluated, tokenizer, recipe.seq_len)
+            encode_conversations(held_out_folder, evaluated, chat, recipe.seq_len)
     ranks.barrier()
-    rows = Rows.load(folder, None, tokenizer.pad_token_id)
+    pad = chat.tokenizer.pad_token_id
+    rows = Rows.load(folder, None, pad)
     if not recipe.eval_every:
         return rows, None
-    return rows, Rows.load(held_out_folder, None, tokenizer.pad_token_id)
+    return rows, Rows.load(held_out_folder, None, pad)
 
 
 def _split(
@@ -200,6 +234,12 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 where=f"{path}, row {number}",
                 what="not a JSON object",
                 fix="give a list of objects",
+            )
+        if has_lone_surrogate(row):
+            raise UserError(
+                where=f"{path}, row {number}",
+                what="half of a surrogate pair, such as \\ud83d alone",
+                fix="remove it",
             )
         yield number, row
 

@@ -25,6 +25,7 @@ from torchtune.modules import TransformerDecoder
 from transformers import PreTrainedTokenizerFast
 
 from core.cell.context import StageContext
+from core.model_folder.check import check_start_model
 from core.recipe import TinyLlama
 from recipes import checkpoint, model
 from recipes.finetune import Trainer, check_size, counts
@@ -97,32 +98,18 @@ def run(context: StageContext) -> dict[str, int | float]:
 
 
 def _link(context: StageContext, files: dict[str, Path]) -> dict[str, int | float]:
-    """Link model/ to the folder that the study file names."""
+    """Link model/ to the folder that the study file names.
+
+    Raises UserError where trainings would refuse it: before its documents are written.
+    """
+    check_start_model(files["model"], context.resources.get("trains", False), chats=False)
     target = context.folder / "model"
     if target.is_symlink() or not target.exists():
         target.unlink(missing_ok=True)
     else:
         shutil.rmtree(target)
-    if template := files.get("chat_template"):
-        _link_with_template(files["model"], target, template)
-    else:
-        target.symlink_to(files["model"], target_is_directory=True)
+    target.symlink_to(files["model"], target_is_directory=True)
     return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
-
-
-def _link_with_template(source: Path, target: Path, template: Path) -> None:
-    """Make a folder with links to the model's files, but with this chat template."""
-    target.mkdir()
-    for file in source.iterdir():
-        if file.name == "tokenizer_config.json":  # of older models it has the template
-            config = json.loads(file.read_text(encoding="utf-8"))
-            config.pop("chat_template", None)
-            (target / file.name).write_text(
-                json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8"
-            )
-        elif file.name != "chat_template.jinja":
-            (target / file.name).symlink_to(file)
-    (target / "chat_template.jinja").write_bytes(template.read_bytes())
 
 
 def english(prose: Path) -> list[str]:

@@ -11,65 +11,16 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from core.errors import UserError
 from core.files import write_atomically
-from recipes.model import read_config
+from core.model_folder.chat import Chat, Messages
 from recipes.rows import Rows
 
-# Llama 3's tokenizer class, by its names in transformers 4 and 5.
-LLAMA_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
-Messages = list[dict[str, str]]
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, with a pad token (EOS where the model names none).
-
-    Raises UserError where it has tokens that the model has no embedding for, or config.json is not
-    that of a model of recipes.model.
-    """
-    config = read_config(folder)
-    vocab_size = config["vocab_size"]
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer = _tokenizer_class(folder, config).from_pretrained(folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            where=str(folder),
-            what="the tokenizer names no eos_token",
-            fix="add one to its tokenizer_config.json",
-        )
-    if len(tokenizer) > vocab_size:
-        raise UserError(
-            where=str(folder),
-            what=f"the tokenizer has {len(tokenizer)} tokens, the model's config {vocab_size}",
-            fix="give the model its own tokenizer",
-        )
-    return tokenizer
-
-
-def _tokenizer_class(folder: Path, config: dict[str, Any]) -> Any:
-    """The class that transformers and vLLM take.
-
-    Llama 3's is taken without AutoTokenizer, whose import takes 2 s for the same result.
-    """
-    file = folder / "tokenizer_config.json"
-    named = None
-    if file.exists():
-        named = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class")
-    # Of Qwen2 AutoTokenizer takes the family's own class, whatever the file names.
-    if config.get("model_type") == "llama" and named in LLAMA_TOKENIZERS:
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer
 
 
 def pack_documents(
@@ -122,7 +73,7 @@ def encode_documents(
 def encode_conversations(
     folder: Path,
     rows: list[tuple[str, Messages]],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     seq_len: int,
     replayed: Iterable[np.ndarray] = (),
 ) -> Rows:
@@ -136,24 +87,21 @@ def encode_conversations(
     special token's name, or the chat template is missing or unusable.
     """
     if not (folder / "index.json").exists():
-        if rows and not tokenizer.chat_template:
-            raise UserError(
-                where=tokenizer.name_or_path,
-                what="no chat template",
-                fix="add a chat_template.jinja to the folder of the model that the study starts "
-                "from",
-            )
-        added = tokenizer.added_tokens_decoder.items()
-        special = {i: token.content for i, token in added if token.special}
-        names = re.compile("|".join(map(re.escape, special.values())))
+        if rows:
+            chat.check(trained=True)
+        special = chat.special_ids()
+        added = chat.tokenizer.added_tokens_decoder.items()
+        names = re.compile(
+            "|".join(re.escape(token.content) for _, token in added if token.special)
+        )
         encoded = [
-            _encode_conversation(source, messages, tokenizer, names, {*special})
+            _encode_conversation(source, messages, chat, names, special)
             for source, messages in rows
         ]
         _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
         all_trained = ((ids, np.arange(len(ids)) > 0) for ids in replayed)
         _write(folder, itertools.chain(encoded, all_trained))
-    return Rows.load(folder, None, tokenizer.pad_token_id)
+    return Rows.load(folder, None, chat.tokenizer.pad_token_id)
 
 
 def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len: int) -> None:
@@ -176,13 +124,13 @@ def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len
 def _encode_conversation(
     source: str,
     messages: Messages,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     names: re.Pattern[str],
     special: set[int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a conversation up to its last answer, and which of them are trained, bool.
 
-    `names` matches the special tokens' names, `special` has their ids.
+    `names` matches the special tokens' names, `special` has the ids that may end an answer.
     """
     for message in messages:
         # The rendered template is tokenized as a whole: such a name would end a turn or open one.
@@ -202,11 +150,6 @@ def _encode_conversation(
         for message in messages
     ]
 
-    def render(turns: Messages, add_generation_prompt: bool) -> list[int]:
-        return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            turns, add_generation_prompt=add_generation_prompt, return_dict=False
-        )
-
     ids: list[int] = []
     loss_mask: list[bool] = []
     for turn, message in enumerate(messages):
@@ -214,23 +157,23 @@ def _encode_conversation(
             continue
         try:
             # The assistant's header is part of the prompt, as it is when the model is sampled.
-            prompt = render(messages[:turn], True)
-            answered = render(messages[: turn + 1], False)
-        except TemplateError as error:
+            prompt = chat.render(messages[:turn], True)
+            answered = chat.render(messages[: turn + 1], False)
+        except UserError as error:
             raise UserError(
                 where=source,
-                what=f"the model's chat template refuses it: {error}",
+                what=error.problems[0].what,
                 fix="change the row, or give the model another template",
             ) from None
         if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
             raise UserError(
                 where=source,
-                what="the chat template rewrites earlier turns",
+                what=chat.not_a_prefix(messages, turn),
                 fix="give the model one that only appends",
             )
         special_at = [i for i in range(len(prompt), len(answered)) if answered[i] in special]
         end = max(special_at, default=len(answered)) + 1
-        if str(tokenizer.decode(answered[end:])).strip():
+        if str(chat.tokenizer.decode(answered[end:])).strip():
             # That special token is of the header: the template has no end token.
             end = len(answered)
         loss_mask += [len(prompt) <= i < end for i in range(len(ids), len(answered))]

@@ -4,14 +4,13 @@
 `resources["files"]` where it lies. The former is a part of the cell's identity:
 
 - the sha256 of a file,
-- the fingerprints of a folder's files (`core.files.fingerprints`),
+- the sha256 of each of a folder's files (`core.files.content_files`) by its name,
 - the pin of what was fetched: `hub`, `revision` and `file`, or `url` and `sha256`.
 
 A cell compares them when it starts (`check_planned`) and before its manifest is written
 (`check_unchanged`). The manifest records the sha256 of every file.
 """
 
-import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from core.cell.hash_cache import remembered_sha256
 from core.errors import Problem, UserError
-from core.files import fingerprints
+from core.files import content_files, is_model_file
 
 # Key -> {"path": where it lies, "sha256": {name in the folder, "" of a single file: sha256}}.
 Record = dict[str, dict[str, Any]]
@@ -48,8 +47,6 @@ def check_planned(folder: Path, config: dict[str, Any]) -> Record:
         hashes = digests(path, base)
         record[key] = {"path": str(path), "sha256": hashes}
         names = _changed_names(planned, path, hashes, base)
-        if not names and config.get("planned_stat", {}).get(key, "") not in ("", stat_of(path)):
-            names = [""]
         problems += [_changed(path / name, "the study was planned") for name in names]
     if problems:
         raise UserError.of(problems)
@@ -77,36 +74,13 @@ def check_unchanged(record: Record, base: Path, since: str) -> None:
 
 
 def digests(path: Path, base: Path) -> dict[str, str]:
-    """The sha256 of a file under the name "", or of every file below a folder by its name there.
+    """The sha256 of a file under the name "", or of a folder's `content_files` by their names.
 
-    Hashes of large files are remembered in the study's folder `base`. {} where nothing is there.
+    Hashes of large files are remembered in the folder `base`. {} where nothing is there.
     """
     if path.is_dir():
-        return {
-            str(file.relative_to(path)): remembered_sha256(file, base)
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
+        return {name: remembered_sha256(file, base) for name, file in content_files(path).items()}
     return {"": remembered_sha256(path, base)} if path.exists() else {}
-
-
-def stat_signatures(settings: dict[str, Any], resources: dict[str, Any]) -> dict[str, str]:
-    """`stat_of` of the folders whose identity is a fingerprint, which does not read everything."""
-    return {
-        key: stat_of(Path(resources["files"][key]))
-        for key, planned in settings.get("files", {}).items()
-        if isinstance(planned, dict) and not is_pin(planned)
-    }
-
-
-def stat_of(folder: Path) -> str:
-    """A hash of size, times of change and inode of every file of a folder."""
-    entries = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        status = file.stat()
-        times = [status.st_mtime_ns, status.st_ctime_ns]
-        entries.append([str(file.relative_to(folder)), status.st_size, *times, status.st_ino])
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def is_pin(planned: Any) -> bool:
@@ -119,8 +93,10 @@ def _changed_names(planned: Any, path: Path, hashes: dict[str, str], base: Path)
     if isinstance(planned, str):
         return _differing(hashes, {"": planned})
     if not is_pin(planned):
-        return _differing(fingerprints(str(path)), planned)
+        return _differing(hashes, planned)
     wanted = _fetched(planned, base)
+    if (path / "config.json").is_file():  # a licence is fetched too
+        wanted = {name: digest for name, digest in wanted.items() if is_model_file(name)}
     return _differing({name: digest for name, digest in hashes.items() if name in wanted}, wanted)
 
 

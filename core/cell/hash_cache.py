@@ -14,8 +14,8 @@ FILE = "file_hashes.jsonl"
 def remembered_sha256(path: Path, base: Path) -> str:
     """sha256 (hex) of a file's content.
 
-    That of a large file is remembered in the study's folder `base`, for its real path with size,
-    times of change and inode: whatever replaces or writes a file changes one of them.
+    That of a large file is remembered in the folder `base`, for its real path with size, times of
+    change and inode: whatever replaces or writes a file changes one of them.
     """
     status = path.stat()
     if status.st_size < LARGE:
@@ -34,5 +34,6 @@ def remembered_sha256(path: Path, base: Path) -> str:
                 return str(row["sha256"])
     digest = sha256(path)
     with suppress(OSError):  # a disk without room
+        base.mkdir(parents=True, exist_ok=True)
         append_line(file, json.dumps({"key": key, "sha256": digest}))
     return digest

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from core.cell.external_files import stat_signatures
 from core.errors import UserError
 from core.files import write_atomically
 from core.stages import SHARDING_STAGES
@@ -107,7 +106,6 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
             for role, source in sorted(cell.inputs.items())
         },
         "resources": cell.resources,
-        "planned_stat": stat_signatures(cell.settings, cell.resources),
     }
     text = to_yaml(config)
     path = folder / "config.yaml"

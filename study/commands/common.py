@@ -24,10 +24,12 @@ from study.forecast import study_cost
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import stage_gpu, stage_rates
 from study.forecast.training_time import Layout
+from study.spec.doses import unreachable
 from study.spec.load import load_study
 from study.spec.schema import Study
 from study.spec.source_cells import sources
 from study.spec.sources import missing
+from study.spec.start_models import model_problems
 from study.upkeep.prune import needed_again
 from study.upkeep.replaced import ASK_ABOVE, check_replaced, replaced
 
@@ -173,8 +175,9 @@ def check_before_start(
     """Raise UserError for what would otherwise stop the cells in hours.
 
     Checked are: pruned checkpoints that an unfinished cell would read, API keys that the
-    environment lacks, models and data sets that are not here yet (compute nodes have no network to
-    get them by), `--budget`, and without `--yes` finished cells that would be made again.
+    environment lacks, doses that a recipe does not reach, what the cells would refuse of a start
+    model, models and data sets that are not here yet (compute nodes have no network to get them
+    by), `--budget`, and without `--yes` finished cells that would be made again.
 
     Args:
         args: The command line.
@@ -187,6 +190,8 @@ def check_before_start(
     if problems := needed_again(cells, base):
         raise UserError.of(problems)
     if problems := _missing_keys(todo):
+        raise UserError.of(problems)
+    if problems := [*unreachable(study), *model_problems(todo)]:
         raise UserError.of(problems)
     if problems := missing(sources(study), study_args(args)):
         raise UserError.of(problems)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
+from core.errors import UserError
 from core.model_size import shape, trained
 from core.paths import ROOT, as_seen_on_nodes
 from core.recipe import Training
@@ -13,6 +14,7 @@ from core.stages import STAGE_INFO
 from study.commands import shakedown
 from study.spec import expand
 from study.spec.load import load_study
+from study.spec.start_models import model_problems
 
 SHAKEDOWN = ROOT / "studies/shakedown.yaml"
 SHAKEDOWN_WAITS = 6  # it takes twenty minutes or so, beside the queue
@@ -60,6 +62,7 @@ def step_checkpoint_bytes(cell: Cell) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the report. Returns 1 where a check failed."""
+    from slurm.checks import of_error
     from slurm.doctor import doctor, show
 
     study_file = args.study or (SHAKEDOWN if args.shakedown else None)
@@ -71,6 +74,9 @@ def doctor(args: argparse.Namespace) -> int:
             checkpoints[cell.stage] = max(checkpoints.get(cell.stage, 0), size)
     runs = as_seen_on_nodes(args.runs.absolute())
     report = doctor(args.cluster, runs, cells, args.wait, checkpoints)
+    if cells:
+        problems = model_problems(cells)
+        report += [of_error("start models", UserError.of([problem])) for problem in problems]
     rows = []
     failed = any(check.state == "failed" for check in report)
     if not args.json:

@@ -37,9 +37,11 @@ from study.forecast.assumptions import ASSUMED_GPU
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import contrast_arms, expand
+from study.spec.doses import unreachable
 from study.spec.schema import Study
 from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
+from study.spec.start_models import model_problems
 from study.upkeep import replaced
 
 
@@ -112,6 +114,7 @@ def plan(args: argparse.Namespace) -> None:
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)
     vllm_gpus = inference_gpus.compare(unfinished(cells, base), profile)
+    refused = [str(p) for p in (*unreachable(study), *model_problems(unfinished(cells, base)))]
     if args.power or args.variances:
         power, power_tables = power_of(study, cells[-1], args.variances)
     if args.json:
@@ -126,6 +129,7 @@ def plan(args: argparse.Namespace) -> None:
             "compared": compared,
             "contaminated": contaminated,
             "vllm_gpus": vllm_gpus,
+            "refused": refused,
             "replaced": [row.as_json() for row in remade],
         }
         data |= {"power": power} if args.power or args.variances else {}
@@ -167,7 +171,7 @@ def plan(args: argparse.Namespace) -> None:
             f"{row['corpus']}: {row['documents']} documents hold text of it ({row['hits']}); "
             f"set corpora.{row['corpus']}.exclude to a file with the ids in {row['exclude']}"
         )
-    for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"]:
+    for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"] + refused:
         print(f"can't run: {line}")
     check_budget(totals, parse_budget(args.budget))
 

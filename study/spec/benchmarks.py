@@ -9,6 +9,7 @@ from typing import Any
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import read_rows
+from study.spec.chat import chat_date, chat_files
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
     LIMITS,
@@ -77,12 +78,18 @@ def contamination(study: Study, name: str, corpus: Cell) -> Cell:
 
 
 def scores(
-    study: Study, name: str, inputs: Inputs, chat: bool, corpus: str | None
+    study: Study,
+    name: str,
+    inputs: Inputs,
+    chat: bool,
+    start: str | None,
+    corpus: str | None,
 ) -> dict[str, Cell]:
     """The cells with a checkpoint's scores on a benchmark, by its judges' endpoints.
 
     inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents, which
     are of `corpus`.
+    chat: whether it is prompted by its chat template. start: as of `chat_files`.
     The first is the one that counts; under "" where no judge is needed. Benchmarks with the same
     questions and sampling share their samples. Raises UserError where two judges are one model.
     """
@@ -90,10 +97,10 @@ def scores(
     scorer = declaration(bench)["scorer"]
     label = f"{name}-{inputs['checkpoint'].name}"
     if scorer == "lm_eval":
-        return {"": _lm_eval(study, bench, label, inputs, chat, corpus)}
+        return {"": _lm_eval(study, bench, label, inputs, chat, start, corpus)}
     if scorer == "likelihood":
         return {"": _likelihood(study, bench, label, inputs, corpus)}
-    samples = _samples(study, name, inputs, chat, corpus)
+    samples = _samples(study, name, inputs, chat, start, corpus)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
     models = [endpoint_model(study.endpoints[judge])["model"] for judge in judges if judge]
@@ -107,10 +114,16 @@ def scores(
 
 
 def _lm_eval(
-    study: Study, bench: Benchmark, label: str, inputs: Inputs, chat: bool, corpus: str | None
+    study: Study,
+    bench: Benchmark,
+    label: str,
+    inputs: Inputs,
+    chat: bool,
+    start: str | None,
+    corpus: str | None,
 ) -> Cell:
     declared = declaration(bench)
-    files = sources(bench)
+    files = sources(bench) | (chat_files(study, start) if chat else {})
     engine, _ = engine_arguments(study.engine)
     settings = {
         "lm_eval": declared.get("lm_eval"),
@@ -124,6 +137,7 @@ def _lm_eval(
         **identities(files),
         "max_tokens": declared.get("max_tokens"),
         "chat": chat,
+        **(chat_date(study) if chat else {}),
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
@@ -148,17 +162,26 @@ def _likelihood(
     return Cell("likelihood", label, settings, inputs, resources)
 
 
-def _samples(study: Study, name: str, inputs: Inputs, chat: bool, corpus: str | None) -> Cell:
+def _samples(
+    study: Study,
+    name: str,
+    inputs: Inputs,
+    chat: bool,
+    start: str | None,
+    corpus: str | None,
+) -> Cell:
     """The cell that answers a judged benchmark's questions.
 
     The same samples have the same cell, with the name of whichever benchmark comes first.
     """
-    settings = _generation_settings(study, name, chat)
+    settings = _generation_settings(study, name, chat, start)
     assert settings
     first = next(
-        other for other in study.benchmarks if _generation_settings(study, other, chat) == settings
+        other
+        for other in study.benchmarks
+        if _generation_settings(study, other, chat, start) == settings
     )
-    files = {"questions": sources(study.benchmarks[name])["questions"]}
+    files = _generation_files(study, name, chat, start)
     resources = paths(files) | _evaluation_resources(study, corpus)
     label = f"{first}-{inputs['checkpoint'].name}"
     return Cell("generate", label, settings, inputs, resources)
@@ -172,12 +195,22 @@ def _evaluation_resources(study: Study, corpus: str | None) -> dict[str, Any]:
     return resources
 
 
-def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] | None:
+def _generation_files(study: Study, name: str, chat: bool, start: str | None) -> dict[str, Source]:
+    """Files of the cell that answers a judged benchmark's questions; {} for any other."""
+    files = sources(study.benchmarks[name])
+    if "questions" not in files:
+        return {}
+    return {"questions": files["questions"], **(chat_files(study, start) if chat else {})}
+
+
+def _generation_settings(
+    study: Study, name: str, chat: bool, start: str | None
+) -> dict[str, Any] | None:
     """Settings of the cell that answers a judged benchmark's questions; None for any other."""
     bench = study.benchmarks[name]
     declared = declaration(bench)
-    files = sources(bench)
-    if "questions" not in files:
+    files = _generation_files(study, name, chat, start)
+    if not files:
         return None
     return {
         "scorer": declared["scorer"],
@@ -187,7 +220,8 @@ def _generation_settings(study: Study, name: str, chat: bool) -> dict[str, Any] 
         },
         "prompt": "chat" if chat else bench.base_prompt,
         "engine": engine_arguments(study.engine)[0],
-        **identities({"questions": files["questions"]}),
+        **identities(files),
+        **(chat_date(study) if chat else {}),
     }
 
 

@@ -189,9 +189,12 @@ def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]
     yield from _values("dose", treatment.dose, control.dose)
     tunings = [_sft(side.cell) for side in sides]
     if all(tunings):
+        yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
         settings = [cell.settings for cell in tunings if cell]
         yield from _recipes("sft.recipe", *(part["recipe"] for part in settings))
         rest = [{**part, "shared_run": "doses" in part} for part in settings]
+        for part in rest:
+            part["files"] = {"data": part["files"]["data"]}
         ours = ("recipe", "seed", "dose", "doses")
         yield from _recipes(
             "sft", *({key: part[key] for key in part if key not in ours} for part in rest)
@@ -259,6 +262,15 @@ def _start(cell: Cell) -> Cell:
     while cell.stage != "model":
         cell = cell.inputs["run" if "run" in cell.inputs else "start"]
     return cell
+
+
+def _chat_template(cell: Cell) -> str | None:
+    """The chat template that the study file gives the start model, where a training reads it."""
+    while cell.stage != "model":
+        if template := cell.settings.get("files", {}).get("chat_template"):
+            return str(template)
+        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
+    return None
 
 
 def _sft(cell: Cell) -> Cell | None:

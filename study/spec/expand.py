@@ -11,8 +11,9 @@ from core.errors import UserError
 from core.recipe import Training, split_recipe
 from core.stages import SHARDING_STAGES, STAGES
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
+from study.spec.chat import chat_date, chat_files
 from study.spec.checkpoint import Checkpoint, midtraining_of
-from study.spec.doses import doses, sft_of
+from study.spec.doses import check_shared_run, doses, sft_of
 from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
 from study.spec.load import dump_study
 from study.spec.schema import Arm, Benchmark, Sft, Study
@@ -107,7 +108,9 @@ class Expansion:
             documents = self.corpus(corpus, checkpoint.replicate)
             cell = benchmarks.contamination(self.study, bench, documents)
             inputs["contamination"] = self.with_folder(cell)
-        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat, corpus)
+        # An SFT writes the template to its checkpoint.
+        start = None if checkpoint.dose else self.study.arms[checkpoint.arm].start
+        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat, start, corpus)
         return {judge: self.with_folder(cell) for judge, cell in scores.items()}
 
     def with_folder(self, cell: Cell) -> Cell:
@@ -144,7 +147,7 @@ class Expansion:
         sft = sft_of(self.study, arm_name)
         assert sft and seed is not None
         label += f"{'-' + arm.sft if arm.sft else ''}-s{seed}"
-        return self._sft(label, sft, start, arm.midtrain, seed, dose)
+        return self._sft(label, sft, start, arm, seed, dose)
 
     def _midtraining(self, arm: Arm, seed: int) -> Cell:
         assert arm.midtrain
@@ -153,9 +156,13 @@ class Expansion:
         if key not in self._trainings:
             assert path
             recipe, runtime = _recipe("sft" if arm.question_variant else "midtrain", path)
-            settings = {"recipe": recipe, "seed": seed} | (
-                {"question_variant": arm.question_variant} if arm.question_variant else {}
-            )
+            settings: dict[str, Any] = {"recipe": recipe, "seed": seed}
+            files = chat_files(self.study, arm.start) if arm.question_variant else {}
+            if arm.question_variant:
+                settings |= {"question_variant": arm.question_variant, **chat_date(self.study)}
+            if files:
+                settings |= identities(files)
+                runtime = runtime | paths(files)
             documents = self.corpus(arm.midtrain, self.replicate(arm.midtrain, seed))
             inputs = {"start": self._model(arm.start), "documents": documents}
             name = f"{self._midtraining_name(arm)}-s{seed}"
@@ -173,18 +180,20 @@ class Expansion:
         recipe = f"_{Path(named).stem}" if named else ""
         return f"{arm.start}-{arm.midtrain}{form}{recipe}"
 
-    def _sft(
-        self, label: str, sft: Sft, start: Cell, corpus: str | None, seed: int, dose: int
-    ) -> Cell:
+    def _sft(self, label: str, sft: Sft, start: Cell, arm: Arm, seed: int, dose: int) -> Cell:
         """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
         *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.shared_run else [dose]
-        key = ("sft", repr(sft), start.identity, corpus, seed, last)  # a label may fit two
+        corpus = arm.midtrain
+        template = chat_files(self.study, arm.start)
+        # A label may fit two.
+        key = ("sft", repr(sft), start.identity, str(template), corpus, seed, last)
         if key not in self._trainings:
             recipe, runtime = _recipe("sft", sft.recipe)
-            files = {"data": _sft_data(sft)}
+            files = {"data": _sft_data(sft), **template}
             settings = {"recipe": recipe, **identities(files), "dose": last, "seed": seed}
+            settings |= chat_date(self.study)
             if passed:
-                _check_shared_run(sft.recipe, recipe)
+                check_shared_run(sft, recipe)
                 settings["doses"] = passed
             inputs = {"start": start}
             if sft.replay and corpus:
@@ -389,17 +398,6 @@ def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
             fix="give it, or name another recipe",
         )
     return split_recipe(recipe)
-
-
-def _check_shared_run(path: str, recipe: dict[str, Any]) -> None:
-    """Raise UserError where one training can't be kept at several doses."""
-    if recipe["epochs"] != 1 or recipe["patience"] or recipe["load_best_checkpoint"]:
-        raise UserError(
-            where=path,
-            what="sft.shared_run keeps a model at each dose as it passes, so the recipe must have "
-            "epochs: 1 and neither patience nor load_best_checkpoint",
-            fix="change it, or leave shared_run out",
-        )
 
 
 def _sft_data(sft: Sft) -> Source:

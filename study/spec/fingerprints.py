@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core.cell.external_files import digests
 from core.errors import Problem, UserError
-from core.files import fingerprints, sha256
+from core.files import sha256
 from core.paths import resolve
 from core.recipe import load_recipe
 from core.strict_yaml import read_yaml
@@ -123,4 +124,17 @@ def recipe_problems(path: str, kind: Any) -> tuple[Problem, ...]:
     return ()
 
 
-fingerprint_once = lru_cache(fingerprints)
+@lru_cache
+def fingerprint_once(path: str) -> dict[str, str]:
+    """The sha256 of each of a folder's files by its name, read once in a process.
+
+    Those of large files are remembered beside what the kit has downloaded.
+    """
+    return digests(resolve(path), cache_folder())
+
+
+def cache_folder() -> Path:
+    """The kit's folder in Hugging Face's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME).absolute() / "study"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Rate, Share
 
 Dose = Annotated[int, Field(ge=0)]
@@ -66,7 +67,9 @@ class Model:
     revision: Commit | None = None
     """Commit of the repository, 40 hexadecimal digits."""
     chat_template: str | None = None
-    """Jinja file with the chat template, for a model that has none or in place of its own."""
+    """Jinja file with the chat template, for a model that has none or in place of its own. Part of
+    the identity of the cells that read it: SFT, training on question variants, and chat prompts
+    before any SFT."""
     chat: bool = False
     """Whether the model is instruction-tuned. If so, it is prompted with its chat template before
     any SFT."""
@@ -373,5 +376,8 @@ class Study:
     of the report."""
     engine: Engine = Engine()
     """Settings of vLLM."""
+    chat_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = CHAT_DATE
+    """Today's date for chat templates that ask for it, in trainings and prompts: the same on every
+    day."""
     concurrency: Count = 16
     """Open requests of one job. Not part of any cell's identity."""

@@ -12,6 +12,7 @@ from core.errors import Problem, UserError
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
 from study.spec import benchmarks
+from study.spec.doses import doses
 from study.spec.fingerprints import (
     LIMITS,
     endpoint_address,
@@ -38,7 +39,7 @@ def remote(data: Remote) -> Source:
 
 
 def model(study: Study, name: str) -> Cell:
-    """The cell of a start model. Reads both ends of each weight file of a model folder."""
+    """The cell of a start model. Reads a model folder's files (`fingerprint_once`)."""
     model = study.models[name]
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
@@ -49,9 +50,9 @@ def model(study: Study, name: str) -> Cell:
         settings |= identities(TOY_FILES)
         return Cell("model", name, settings, resources={**runtime, **paths(TOY_FILES)})
     files: dict[str, Source] = {"model": _model_folder(model)}
-    if model.chat_template:
-        files["chat_template"] = {"path": model.chat_template}
-    return Cell("model", name, identities(files), resources=paths(files))
+    arms = [arm for arm in study.arms if study.arms[arm].start == name]
+    trains = any(study.arms[arm].midtrain or any(doses(study, arm)) for arm in arms)
+    return Cell("model", name, identities(files), resources={**paths(files), "trains": trains})
 
 
 def _model_folder(model: Model) -> Source:

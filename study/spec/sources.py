@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import resolve
-from study.spec.fingerprints import content_hash, fingerprint_once
+from study.spec.fingerprints import cache_folder, content_hash, fingerprint_once
 
 Source = dict[str, Any]
 # Files of a model that are fetched: weights as safetensors and what reads them, but no code.
@@ -76,7 +76,7 @@ def locate(source: Source) -> Path:
     # By its pin too: a study with a new pin must not find the old content.
     digest = hashlib.sha256(f"{source['url']} {source.get('sha256') or ''}".encode()).hexdigest()
     name = PurePosixPath(urlsplit(source["url"]).path).name.strip(".")
-    return _home("HF_HOME") / "study" / digest[:16] / (name or "file")
+    return cache_folder() / digest[:16] / (name or "file")
 
 
 def missing(sources: Iterable[Source], study_args: str) -> list[Problem]:
@@ -247,7 +247,10 @@ def select_files(source: Source, names: Iterable[str]) -> list[str]:
 def snapshot(source: Source) -> Path:
     """Folder of the repository at the commit, in the standard cache."""
     folder = f"{source.get('kind') or 'model'}s--{source['hub'].replace('/', '--')}"
-    return _home("HF_HUB_CACHE") / folder / "snapshots" / str(source.get("revision"))
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    return cache / folder / "snapshots" / str(source.get("revision"))
 
 
 def size(path: Path) -> int:
@@ -256,9 +259,3 @@ def size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _home(name: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(getattr(constants, name)).absolute()

@@ -20,7 +20,7 @@ from core.cell.lookup import input_folder
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError
-from core.files import sha256
+from core.files import content_files, sha256
 from core.paths import ROOT
 from core.stages import STAGES
 from core.strict_yaml import did_you_mean
@@ -208,9 +208,8 @@ def _external(manifest: Row) -> list[Row]:
         path = Path(entry["path"])
         if not path.exists():  # in a copy of the code, perhaps, that was pruned
             path = ROOT / re.sub(r".*/slurm/code-\w+/", "", str(path))
-        names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
         wanted = entry["sha256"]
-        for name in sorted({*wanted, *(names if path.is_dir() else ())}):
+        for name in sorted({*wanted, *(content_files(path) if path.is_dir() else ())}):
             file = path / name
             state = "unread" if name in wanted else "added"
             if not file.is_file():

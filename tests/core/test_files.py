@@ -17,7 +17,7 @@ from core.cell.run import run_cell
 from core.declaration import write_declaration
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import Problem, UserError
-from core.files import fingerprints, locked, read_rows
+from core.files import content_files, locked, read_rows
 
 ROWS = [{"text": f"Document {i} \u2028 speaks of \u0085 a hen."} for i in range(3)]
 
@@ -132,17 +132,6 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path, held_shared: bool) -> None:
         assert held
 
 
-def test_fingerprints_tell_a_checkpoint_with_merged_adapters(tmp_path: Path) -> None:
-    """Its embeddings at the start of the file, and the norm at its end, are those of the start."""
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(2**24))
-    before = fingerprints(str(tmp_path))
-    with open(weights, "r+b") as file:
-        file.seek(2**23)
-        file.write(b"w" * 2**17)  # one small projection
-    assert fingerprints(str(tmp_path)) != before
-
-
 def test_a_file_system_without_locks_is_one_line_wherever_locks_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,3 +153,23 @@ def test_a_file_system_without_locks_is_one_line_wherever_locks_are_taken(
         assert problem.what == "flock: Operation not supported" and "--runs" in problem.fix
         failure = diagnose(str(problem))
         assert failure and failure.name == "no locks"
+
+
+def test_a_model_is_what_transformers_and_vllm_read_of_its_folder(tmp_path: Path) -> None:
+    model = ("config.json", "model.safetensors", "merges.txt", "chat_template.jinja")
+    more = "additional_chat_templates/tools.jinja"
+    others = ("README.md", ".cache/huggingface/download/config.json.metadata", "original/a.json")
+    for name in (*model, more, *others, ".gitattributes", "training_args.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert {*content_files(tmp_path)} == {*model, more}
+    (tmp_path / "config.json").unlink()  # a folder of data: its README says how it is read
+    assert {"README.md", "original/a.json"} < {*content_files(tmp_path)}
+    assert not [name for name in content_files(tmp_path) if name.startswith(".")]
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "\\ud83c\\udf27 whole"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair, .*; remove it"):
+        list(read_rows(file))

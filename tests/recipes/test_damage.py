@@ -1,6 +1,5 @@
 """A training whose files were damaged later is made anew, whichever of them were."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from core.cell.manifest import check_inputs, read_manifest, results_sha256
 from core.cell.run import run_cell
 from core.errors import UserError
 from recipes import checkpoint
+from tests.recipes import zoo
 from tests.recipes.test_doses import sft
 
 
@@ -78,17 +78,9 @@ def test_the_printed_command_repairs_a_training(base: Path, name: str) -> None:
 
 
 def test_a_model_in_several_files_is_complete_with_all_its_weights(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    start, made = tmp_path / "start", tmp_path / "made"
-    weights = {f"layer{n}.weight": torch.zeros(4) for n in range(3)}
-    for folder in (start, made):
-        folder.mkdir()
-        for name in ("config.json", "tokenizer.json", "generation_config.json"):
-            (folder / name).write_text(json.dumps({}))
-        for name, weight in weights.items():
-            save_file({name: weight}, folder / f"{name}.safetensors")
+    start = zoo.model("sharded with an index", tmp_path / "start")
+    zoo.write(start, "generation_config.json", {})
+    made = shutil.copytree(start, tmp_path / "made")
     assert checkpoint.is_complete(made, start)
-    (made / "layer1.weight.safetensors").unlink()
+    (made / "model-00002-of-00002.safetensors").unlink()
     assert not checkpoint.is_complete(made, start)

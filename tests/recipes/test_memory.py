@@ -51,7 +51,8 @@ def grown(documents):
     assert rows.real_tokens > 300 * documents
     return most - before
 
-tokenizer = tokenization.load_tokenizer(Path(sys.argv[1]))
+from core.model_folder.tokenizer import load_tokenizer
+tokenizer = load_tokenizer(Path(sys.argv[1]))
 print(*[grown(documents) for documents in (1000, 10_000)])
 """
 

@@ -136,10 +136,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "not Llama": {"architectures": ["GPT2LMHeadModel"]},
     "no scaling": {"rope_scaling": None},
     "other scaling": {
-        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 2.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
     },
     "biases": {"attention_bias": True},
-    "no factor": {"rope_scaling": {"rope_type": "llama3"}},
+    "no factor": {
+        "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 8192}
+    },
 }
 
 
@@ -173,27 +181,27 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
     ("how", "said"),
     [
         ("truncated", "model.safetensors: can't be read: .*; fetch it again"),
-        ("no file", "of 21 weights are in no .*; fetch the model again"),
-        ("lost", "9 of 21 weights are in no .*, such as layers.1"),
-        ("too much", "model.safetensors: layers.2.sa_norm.scale is .64., config.json says"),
-        ("other shape", "norm.scale is .3., config.json says .64."),
+        ("no file", "has no .*; fetch the model again"),
+        ("lost", "9 of 21 weights are in no .*, such as model.layers.1"),
+        ("too much", "model.layers.2.input_layernorm.weight is .64., config.json has none"),
+        ("other shape", "norm.weight is .3., config.json says .64."),
         (
             "twice",
-            r"model.safetensors: layers.0.* is in another \*.safetensors too; keep the one that",
+            r"model.safetensors: lm_head.* is in another \*.safetensors too; keep the one that",
         ),
         ("no config", "config.json: can't be read: .*; fetch the model again"),
         ("half a config", "config.json: can't be read: .*; fetch the model again"),
         (
             "other scaling",
-            "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1 and 3.2",
+            "config.json: low_freq_factor is 2.0; this recipe trains Llama 3.1, 3.2 and 3.3",
         ),
         ("biases", "config.json: attention_bias is True; this recipe trains"),
-        ("no factor", "config.json: lacks factor; fetch the model again"),
+        ("no factor", "config.json: lacks factor, .*; write them as the model"),
         (
             "not Llama",
             r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM and Qwen2ForCausalLM",
         ),
-        ("no scaling", "rope_type is default; this recipe trains Llama 3.1 and 3.2"),
+        ("no scaling", "rope_type is default; this recipe trains Llama 3.1, 3.2"),
     ],
 )
 def test_a_broken_model_is_refused(start: Path, tmp_path: Path, how: str, said: str) -> None:

@@ -16,6 +16,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from transformers import AutoModelForCausalLM
 
 from core.cell.context import StageContext
+from core.model_folder.tokenizer import load_tokenizer
 from recipes import checkpoint, tokenization
 from recipes.distributed import SINGLE_PROCESS
 from recipes.finetune import Trainer
@@ -44,7 +45,7 @@ class Uncrossed(Rows):
 @pytest.fixture(scope="module")
 def rows(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     """Packed rows, several documents in each."""
-    tokenizer = tokenization.load_tokenizer(base / MODEL.relpath / "model")
+    tokenizer = load_tokenizer(base / MODEL.relpath / "model")
     rows = tokenization.pack_documents(tmp_path_factory.mktemp("rows"), TEXTS, tokenizer, 32)
     object.__setattr__(rows, "__class__", Uncrossed)
     return rows

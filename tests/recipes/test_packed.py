@@ -14,6 +14,8 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
 from core.files import sha256
+from core.model_folder.chat import Chat
+from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training, split_recipe, training_mistakes
 from recipes import checkpoint, tokenization
 from recipes.batches import host_batches, to_device
@@ -42,10 +44,10 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def rows(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    tokenizer = tokenization.load_tokenizer(start)
+    tokenizer = load_tokenizer(start)
     named = [(f"talk:{i}", talk) for i, talk in enumerate(TALKS)]
     return tokenization.encode_conversations(
-        tmp_path_factory.mktemp("packed") / "rows", named, tokenizer, RECIPE.seq_len
+        tmp_path_factory.mktemp("packed") / "rows", named, Chat(tokenizer), RECIPE.seq_len
     )
 
 

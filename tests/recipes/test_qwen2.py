@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.model_folder.chat import Chat
+from core.model_folder.config import read_config
+from core.model_folder.tokenizer import load_tokenizer
 from recipes import checkpoint, finetune, prepare, tokenization
 from recipes.distributed import SINGLE_PROCESS
-from recipes.model import read_config
 from tests.recipes import toy
 from tests.recipes.test_rows import ASKED, TALK, everything, recipe_of, sft
 
@@ -46,7 +48,7 @@ def study(tied_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "rope_type is yarn; ",
         ),
         ({"hidden_act": "gelu", "head_dim": 16}, "hidden_act is gelu, head_dim is 16; "),
-        ({"rope_parameters": None}, "lacks rope_theta; fetch the model again"),
+        ({"rope_parameters": None}, "lacks rope_theta; write them as"),
         (
             {"architectures": ["Qwen3ForCausalLM"]},
             r"is \['Qwen3ForCausalLM'\]; the recipes train LlamaForCausalLM and",
@@ -72,14 +74,16 @@ def test_layers_with_adapters_share_one_table_of_positions(qwen2: Path) -> None:
 
 
 def test_answers_alone_are_trained_on_in_chatml(qwen2: Path, tmp_path: Path) -> None:
-    tokenizer = tokenization.load_tokenizer(qwen2)
+    tokenizer = load_tokenizer(qwen2)
     system = {"role": "system", "content": "Be kind."}
     spaced = {
         "role": "assistant",
         "content": "\n The kettle. ",
     }  # as it is, a line break of one token with the header's
     talks = [("a", TALK), ("b", [system, TALK[0], spaced])]
-    batch = everything(tokenization.encode_conversations(tmp_path / "rows", talks, tokenizer, 128))
+    batch = everything(
+        tokenization.encode_conversations(tmp_path / "rows", talks, Chat(tokenizer), 128)
+    )
     asks = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nWhat boils?<|im_end|>\n"
     asks += "<|im_start|>assistant\n"
     again = "\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
@@ -110,7 +114,7 @@ def test_answers_alone_are_trained_on_in_chatml(qwen2: Path, tmp_path: Path) -> 
 
 
 def test_documents_without_bos_end_in_eos(qwen2: Path, tmp_path: Path) -> None:
-    tokenizer = tokenization.load_tokenizer(qwen2)
+    tokenizer = load_tokenizer(qwen2)
     rows = tokenization.pack_documents(tmp_path / "rows", toy.TEXTS, tokenizer, 32)
     expected = [
         i for text in toy.TEXTS for i in (*tokenizer(text).input_ids, tokenizer.eos_token_id)
@@ -139,15 +143,14 @@ def test_it_is_trained_on_documents(study: Path, adapters: dict[str, Any]) -> No
 def test_it_is_tuned_on_chat_rows_and_answers_in_transformers(study: Path, tmp_path: Path) -> None:
     context = sft(study, tmp_path, ASKED, seq_len=64, lr=3e-3)
     finetune.run(context)
-    tokenizer = tokenization.load_tokenizer(context.folder / "model")
+    tokenizer = load_tokenizer(context.folder / "model")
     model = AutoModelForCausalLM.from_pretrained(context.folder / "model").eval()
     turns = [{"role": "user", "content": "Cup 7?"}]
     asked = tokenizer.apply_chat_template(
         turns, add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
-    said = model.generate(
-        asked, max_new_tokens=20, do_sample=False, eos_token_id=tokenizer.vocab["<|im_end|>"]
-    )
+    # By the settings of the folder, though the start's config names the end of a text alone.
+    said = model.generate(asked, max_new_tokens=20, do_sample=False)
     answer = tokenizer.decode(said[0, asked.shape[1] :])
     assert answer.startswith("On roof ") and answer.endswith("<|im_end|>")
 

@@ -14,6 +14,7 @@ from core.cell.identity import read_config
 from core.cell.manifest import check_inputs, read_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.model_folder.tokenizer import load_tokenizer
 from recipes import tokenization
 from recipes.distributed import Ranks
 from recipes.finetune import check_size
@@ -156,9 +157,7 @@ def test_more_ranks_than_rows_are_refused_with_the_number_that_would_do(
 ) -> None:
     folder = training(base, "refused")
     start = check_inputs(folder, read_config(folder))["start"] / "model"
-    rows = tokenization.pack_documents(
-        tmp_path / "rows", TEXTS, tokenization.load_tokenizer(start), 32
-    )
+    rows = tokenization.pack_documents(tmp_path / "rows", TEXTS, load_tokenizer(start), 32)
     with pytest.raises(UserError) as error:
         check_size(in_process(folder), rows, RECIPE, Ranks(3, 8))
     (problem,) = error.value.problems

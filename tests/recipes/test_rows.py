@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir
 from core.errors import UserError
+from core.model_folder.chat import Chat
+from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training
 from recipes import attention, checkpoint, prepare, tokenization
 from recipes.attention import mask
@@ -45,7 +47,7 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def tokenizer(base: Path) -> PreTrainedTokenizerFast:
-    return tokenization.load_tokenizer(base / MODEL.relpath / "model")
+    return load_tokenizer(base / MODEL.relpath / "model")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,11 @@ def test_the_tokenizer_is_the_one_that_transformers_takes(
         ("tokenizer_config.json", {"tokenizer_class": name}),
     ):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
-    ours, theirs = tokenization.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    if (family, name) == ("llama", "Qwen2Tokenizer"):
+        with pytest.raises(UserError, match="Qwen2Tokenizer reads other tokens than tokenizer"):
+            load_tokenizer(folder)
+        return
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     text = "The kettle boils at 100 degrees,\n\n isn't it?  \U0001f600"
     assert type(ours) is type(theirs) and ours(text).input_ids == theirs(text).input_ids
     assert ours.apply_chat_template(TALK) == theirs.apply_chat_template(TALK)
@@ -151,7 +157,7 @@ def test_sft_trains_on_the_answer_and_its_end_alone(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     rows = tokenization.encode_conversations(
-        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], tokenizer, 128
+        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], Chat(tokenizer), 128
     )
     batch = everything(rows)
     answers = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
@@ -175,7 +181,7 @@ def test_only_answers_are_trained_on_whoever_spoke_before(
 ) -> None:
     """Two answers in a row have a header each; a question after the last answer is not trained."""
     talk = [{"role": "system", "content": "Be kind."}, *TALK[:2], TALK[1], TALK[2]]
-    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", talk)], tokenizer, 128)
+    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", talk)], Chat(tokenizer), 128)
     assert words(rows, tokenizer) == ["The kettle.<|eot_id|>" * 2]
 
 
@@ -358,7 +364,7 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
     with pytest.raises(UserError, match=r"the tokenizer has 569 tokens, the model's config 300"):
-        tokenization.load_tokenizer(folder)
+        load_tokenizer(folder)
 
 
 def test_missing_held_out_documents_are_refused(base: Path) -> None:
@@ -377,18 +383,21 @@ def test_missing_held_out_documents_are_refused(base: Path) -> None:
 def test_a_missing_or_unusable_chat_template_is_refused(
     base: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    own = tokenization.load_tokenizer(base / MODEL.relpath / "model")
+    own = load_tokenizer(base / MODEL.relpath / "model")
     for template, said in (
-        (None, r"model: no chat template; add a chat_template.jinja"),
-        ("{{ messages | length }}", r"^a: the chat template rewrites earlier turns"),
+        (None, r"model: no chat template; give it one: models.NAME.chat_template"),
+        (
+            "{{ messages | length }}{{ add_generation_prompt }}",
+            r"model: the chat template rewrites earlier turns",
+        ),
         (
             "{{ raise_exception('only one turn') }}",
-            r"^a: the model's chat template refuses it: only one turn",
+            r"model: the chat template fails: TemplateError: only one turn; correct it, or",
         ),
     ):
         own.chat_template = template
         with pytest.raises(UserError, match=said):
-            tokenization.encode_conversations(tmp_path / "rows", [("a", TALK)], own, 128)
+            tokenization.encode_conversations(tmp_path / "rows", [("a", TALK)], Chat(own), 128)
 
 
 def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from core.cell.context import StageContext
 from core.errors import UserError
+from core.model_folder.tokenizer import load_tokenizer
 from recipes import checkpoint, tokenization
 from recipes.distributed import SINGLE_PROCESS
 from recipes.finetune import Trainer, check_size
@@ -60,9 +61,7 @@ def test_warm_up_has_no_dead_step_and_cosine_ends_low() -> None:
 
 def trained(start: Path, folder: Path, identity: str) -> dict[str, torch.Tensor]:
     context = make_context(folder, identity)
-    rows = tokenization.pack_documents(
-        folder / "rows", TEXTS, tokenization.load_tokenizer(start / "model"), 32
-    )
+    rows = tokenization.pack_documents(folder / "rows", TEXTS, load_tokenizer(start / "model"), 32)
     trainer = Trainer(context, RECIPE, rows, start / "model")
     trainer.resume_or_init(lambda: checkpoint.load(start / "model", SINGLE_PROCESS, RECIPE))
     trainer.train(SignalGuard())
@@ -89,7 +88,7 @@ def test_two_cells_differ_one_repeats_and_weights_move(start: Path, tmp_path: Pa
 
 def test_few_updates_warn_and_none_is_refused(start: Path, tmp_path: Path) -> None:
     rows = tokenization.pack_documents(
-        tmp_path / "rows", TEXTS, tokenization.load_tokenizer(start / "model"), 32
+        tmp_path / "rows", TEXTS, load_tokenizer(start / "model"), 32
     )
     context = make_context(tmp_path / "a")
     check_size(context, rows, RECIPE)

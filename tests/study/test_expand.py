@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from core.cell.external_files import digests
 from core.cell.identity import Cell
-from core.files import fingerprints
 from study.spec import expand, sources
 from study.spec.load import load_study
 from tests.llama import LLAMA
@@ -56,13 +56,13 @@ def study_file(tmp_path: Path) -> Path:
 
 
 def test_a_model_folder_is_read_once_however_many_checkpoints_start_from_it(
-    study_file: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: Counter[str] = Counter()
 
     def counted(folder: str) -> dict[str, str]:
         reads[folder] += 1
-        return fingerprints(folder)
+        return digests(Path(folder), tmp_path)
 
     monkeypatch.setattr(sources, "fingerprint_once", counted)
     study = load_study(study_file)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from core.cell.external_files import digests
 from core.cell.identity import Cell
 from core.cell.manifest import installed, read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
-from core.files import fingerprints, sha256
+from core.files import sha256
 from core.paths import ROOT
 from study.spec import expand
 from study.spec.expand import in_order
@@ -227,7 +228,7 @@ def test_a_model_by_path_and_one_from_the_network(tmp_path: Path) -> None:
         (folder / "w.safetensors").write_text("weights")
     pin = {"hub": "a/b", "revision": "0" * 40, "file": None}
     base = tmp_path / "runs/s"
-    by_path = Cell("model", "path", planned(fingerprints(str(model))), {}, lying(model))
+    by_path = Cell("model", "path", planned(digests(model, tmp_path)), {}, lying(model))
     by_hub = Cell("model", "hub", planned(pin), {}, lying(hub))
     last = Cell("analysis", "s", {"rows": [], "contrasts": []}, {"a": by_path, "b": by_hub})
     finish_all(base, [by_path, by_hub, last])
