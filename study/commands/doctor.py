@@ -11,6 +11,7 @@ from core.paths import ROOT
 from core.recipe import Training
 from core.stages import STAGE_INFO
 from study.commands import shakedown
+from study.commands.endpoint_calls import check_endpoints
 from study.spec import expand
 from study.spec.load import load_study
 
@@ -63,13 +64,15 @@ def doctor(args: argparse.Namespace) -> int:
     from slurm.doctor import doctor, show
 
     study_file = args.study or (SHAKEDOWN if args.shakedown else None)
-    cells = expand.in_order(expand.analysis(load_study(study_file))) if study_file else None
+    study = load_study(study_file) if study_file else None
+    cells = expand.in_order(expand.analysis(study)) if study else None
     checkpoints: dict[str, int] = {}
     for cell in cells or []:
         if STAGE_INFO[cell.stage].trains:
             size = step_checkpoint_bytes(cell)
             checkpoints[cell.stage] = max(checkpoints.get(cell.stage, 0), size)
     report = doctor(args.cluster, args.runs.absolute(), cells, args.wait, checkpoints)
+    report += check_endpoints(study) if study else []
     rows = []
     failed = any(check.state == "failed" for check in report)
     if not args.json:
