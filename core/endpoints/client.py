@@ -24,7 +24,7 @@ from core.endpoints.ledger import (
 from core.endpoints.rate_limit import RateLimiter
 from core.endpoints.replies import token_counts
 from core.endpoints.request_form import PLAIN, RequestForm
-from core.endpoints.sender import Answer, PromptRefused, RequestFailed, Sender
+from core.endpoints.sender import Answer, RequestFailed, Sender
 from core.errors import UserError
 
 # Seconds to wait for another cell that is making the same request. Then it is made, and paid, here.
@@ -283,8 +283,8 @@ class LedgerClient:
     ) -> None:
         """Keep that a request failed for good, so that no later run sends it again.
 
-        Unless the prompt was read and refused, the line is written before the next answer's: an
-        endpoint that is down must not use up anybody's attempts.
+        Unless the endpoint is known to be up, the line is written before the next answer's: one
+        that is down must not use up anybody's attempts.
         """
         entry = LedgerEntry(
             **labels,
@@ -298,7 +298,7 @@ class LedgerClient:
             no_answer=failure.problems[0].what,
         )
         self._failed.append(entry)
-        if isinstance(failure, PromptRefused):
+        if failure.endpoint_is_up:
             await self._write_failures()
 
     async def _write_failures(self) -> None:

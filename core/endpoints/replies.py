@@ -55,6 +55,8 @@ def read_reply(response: "httpx.Response") -> Reply:
     choice = choice if isinstance(choice, dict) else {"message": choice}
     reply = _reply(body, choice)
     error = body.get("error") or choice.get("error")
+    if not isinstance(choices, list) and isinstance(body.get("message"), str):
+        error = error or body  # {"object": "error", "message": ..., "code": ...}
     if error and (not reply.text or reply.finish_reason == "error"):
         raise _status_error(error, response)
     if not isinstance(choices, list):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # Retries of one request after errors: 5xx, 408, 409, dropped connections, hangs, bodies without a
 # completion.
 RETRIES = 9
-# Consecutive requests that may fail for good each on its own. One more, and the endpoint is taken
-# to be down.
+# Prompts that may fail for good in a row, each on its own. One more, and the endpoint is taken to
+# be down.
 UNANSWERED_IN_A_ROW = 3
 # 429 is not counted as an error. It is waited out as long as other calls get through, and for this
 # many seconds when none does.
@@ -44,11 +44,13 @@ BACKOFF_MOST = 30.0
 
 
 class RequestFailed(UserError):
-    """A request that fails for good, though others may succeed."""
+    """A request that fails for good, though others may succeed.
 
+    Attributes:
+        endpoint_is_up: Whether the endpoint read this prompt, or answered others meanwhile.
+    """
 
-class PromptRefused(RequestFailed):
-    """A request whose prompt the endpoint refuses by its rules on content."""
+    endpoint_is_up = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Sender:
         rate_limiter: Shared with other processes.
         timeout: Seconds for one call, from its start to the last byte.
         disk_error: Why nothing more should be paid for, or None.
-        retries: Of one request after errors.
+        retries: Of one request after errors. None: RETRIES.
+        patience: Seconds that 429 is waited out where no call gets through. None: PATIENCE.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class Sender:
         timeout: float,
         disk_error: Callable[[], UserError | None],
         retries: int | None = None,
+        patience: float | None = None,
     ) -> None:
         self._connect = connect
         self._rate_limiter = rate_limiter
         self._timeout = timeout
         self._disk_error = disk_error
         self._retries = RETRIES if retries is None else retries
+        self._patience = PATIENCE if patience is None else patience
         self._stopped: UserError | None = None
         self._stop = asyncio.Event()  # set with `_stopped`
         self._hold_until = time.monotonic()  # when calls may start again
@@ -110,7 +115,7 @@ class Sender:
         self._acquiring = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
-        self._unanswered = 0  # requests that failed for good since the last answer
+        self._unanswered: set[str] = set()  # prompts that failed for good since the last answer
 
     async def close(self) -> None:
         """Close the connections."""
@@ -157,12 +162,13 @@ class Sender:
             except (openai.APIError, TimeoutError, MalformedResponse) as error:
                 ended = time.monotonic()
                 await failed(error_kind(error), round(ended - started, 3))
-                await self._sleep(
-                    await self._after_failure(error, attempts, ended, estimated, parameters)
-                )
+                prompt = request["messages"][0]["content"]
+                wait = self._wait_after(error, attempts, ended, prompt, parameters)
+                await self._share_wait(error, estimated)
+                await self._sleep(wait)
                 continue
             self._last_answer = time.monotonic()
-            self._unanswered = 0
+            self._unanswered.clear()
             return Answer(reply, round(self._last_answer - started, 3), estimated)
 
     def raise_if_stopped(self) -> None:
@@ -197,12 +203,12 @@ class Sender:
                 )
         return self._client
 
-    async def _after_failure(
+    def _wait_after(
         self,
         error: Exception,
         attempts: _Attempts,
         ended: float,
-        estimated: int,
+        prompt: str,
         parameters: Mapping[str, Any],
     ) -> float:
         """Seconds until the next attempt. Raises where there is none."""
@@ -212,25 +218,31 @@ class Sender:
         delay = retry_after(error)
         longest = BACKOFF_SECONDS * 2 ** min(attempts.failed - 1, 9)
         wait = delay + random.uniform(0, min(BACKOFF_MOST, longest))
-        late = ended + wait - max(attempts.first_failure, self._last_answer) > PATIENCE
-        if not is_transient(error) or attempts.errors > self._retries or late:
-            reason = explain(error, self._endpoint, parameters)
-            if is_flagged(error):  # an endpoint that reads prompts is up
-                raise PromptRefused.of(reason.problems) from None
-            self._unanswered += 1
-            about_request = is_request_error(error) or (is_transient(error) and not late)
-            if refused_parameter(error, parameters):
-                about_request = False  # it refuses it in every request
-            if about_request and self._unanswered <= UNANSWERED_IN_A_ROW:
-                raise RequestFailed.of(reason.problems) from None
-            self._halt(reason)
-            raise reason from None
-        self._hold_until = max(self._hold_until, ended + delay)
+        late = ended + wait - max(attempts.first_failure, self._last_answer) > self._patience
+        if is_transient(error) and attempts.errors <= self._retries and not late:
+            self._hold_until = max(self._hold_until, ended + delay)
+            return wait
+        reason = explain(error, self._endpoint, parameters)
+        failure = RequestFailed.of(reason.problems)
+        if is_flagged(error):
+            failure.endpoint_is_up = True
+            raise failure from None
+        about_request = is_request_error(error) or (is_transient(error) and not late)
+        # A parameter that is refused is refused in every request.
+        if about_request and not refused_parameter(error, parameters):
+            failure.endpoint_is_up = self._last_answer > attempts.first_failure
+            self._unanswered.add(prompt)
+            if failure.endpoint_is_up or len(self._unanswered) <= UNANSWERED_IN_A_ROW:
+                raise failure from None
+        self._halt(reason)
+        raise reason from None
+
+    async def _share_wait(self, error: Exception, estimated: int) -> None:
+        """Tell the rate limiter of a failed attempt, and of the time that it asks to wait."""
         if self._rate_limiter:
             await self._rate_limiter.adjust(estimated, 0)
-            if delay:
+            if delay := retry_after(error):
                 await self._rate_limiter.back_off(delay)
-        return wait
 
     def _halt(self, reason: UserError) -> None:
         self._stopped = reason

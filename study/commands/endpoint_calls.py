@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from core.endpoints.connect import open_endpoint
+from core.endpoints.ledger import without_thoughts
 from core.endpoints.replies import token_counts
 from core.endpoints.request_form import RequestForm
 from core.endpoints.sender import Answer, Sender
@@ -14,6 +15,7 @@ from study.spec.fingerprints import endpoint_address, endpoint_model
 from study.spec.schema import Endpoint, Study
 
 DOCUMENT_TOKENS = 20
+PATIENCE = 30.0  # seconds that HTTP 429 is waited out
 DOCUMENT = "Write one sentence about a harbour town in the morning. Write the sentence only."
 GRADE = (
     "[Question]: What is 2 + 2?\n[Submission]: 4\n[Criterion]: The answer is right.\n\n"
@@ -76,7 +78,7 @@ def _check(endpoint: Endpoint, role: Role) -> Check:
     )
     if reply.no_answer:
         return Check(name, FAILED, f"no answer: {reply.no_answer}", "take another endpoint")
-    if role.name == "judge" and not has_grade(reply.text):
+    if role.name == "judge" and not has_grade(without_thoughts(reply.text)):
         fix = f"a judge must write {GRADE_FORMAT}; raise judge_max_tokens or take another one"
         return Check(name, WARNING, finding, fix)
     if not reply.text.strip():
@@ -103,7 +105,7 @@ async def _call(endpoint: Endpoint, role: Role) -> Answer:
         pass
 
     with open_endpoint(model, address) as opened:
-        sender = Sender(lambda: opened, None, endpoint.timeout, lambda: None, retries=1)
+        sender = Sender(lambda: opened, None, endpoint.timeout, lambda: None, 1, PATIENCE)
         try:
             return await sender.send(request, parameters, lambda: 0, failed)
         finally:

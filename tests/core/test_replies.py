@@ -236,6 +236,7 @@ IN_CHOICE = {"choices": [{"message": {"content": ""}, "error": FAILED_UPSTREAM}]
         ({"error": {"message": "bad key", "type": "authentication_error"}}, 1, "key was refused"),
         ({"error": {"message": "The provider failed"}}, 3, r"call failed \(The provider failed"),
         ({"error": "Model overloaded"}, 3, "Model overloaded"),
+        ({"object": "error", "message": "no such model", "code": 404}, 1, "no such model"),
         (body(None, error=FAILED_UPSTREAM), 3, "The provider failed"),
         (body("Half of", "error", error=FAILED_UPSTREAM), 3, "The provider failed"),
         (IN_CHOICE, 3, "The provider failed"),
@@ -348,6 +349,24 @@ def test_a_prompt_that_is_flagged_stops_no_other(tmp_path: Path, status: int, co
 def test_a_403_without_such_words_is_about_the_key() -> None:
     assert not is_flagged(status_error(403, {"error": {"message": "no permission"}}))
     assert not is_flagged(status_error(401, {"error": {"message": "flagged"}}))
+
+
+def test_one_prompt_that_always_fails_is_no_endpoint_that_is_down(tmp_path: Path) -> None:
+    """It is asked with five seeds, and nothing else is answered meanwhile."""
+
+    def scripted(sent: dict[str, Any], n: int) -> Reply:
+        prompt = sent["messages"][0]["content"]
+        return (500, {}, {}) if prompt == "bad" else (200, {}, body("Good day."))
+
+    async def run(endpoint: Endpoint) -> list[Any]:
+        client = LedgerClient({"model": "dummy"}, lambda: endpoint, {}, tmp_path / "calls.jsonl")
+        async with client:
+            calls = [client.complete(i, 0, "grade", "bad", i) for i in range(5)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    with serving(Hostile(scripted=scripted)) as (endpoint, _):
+        outcomes = asyncio.run(run(endpoint))
+    assert all(isinstance(outcome, RequestFailed) for outcome in outcomes)
 
 
 def test_one_prompt_that_always_fails_is_recorded_with_the_next_answer(tmp_path: Path) -> None:
