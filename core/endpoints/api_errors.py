@@ -31,7 +31,7 @@ _FLAGGED = re.compile(
     re.IGNORECASE,
 )
 _REFUSES_PARAMETER = re.compile(
-    r"unsupported|(not|n't) (currently )?(supported?|permitted|allowed|accepted)|forbidden|"
+    r"unsupported|(not|n't) (currently )?(support(ed)?|permitted|allowed|accepted)|forbidden|"
     r"unknown|unrecognized|unexpected|extra (inputs|fields)|additional propert|deprecated|"
     r"incompatible|use '?max_completion_tokens",
     re.IGNORECASE,

@@ -506,6 +506,7 @@ def test_the_status_that_an_error_names(error: Any, status: int) -> None:
     assert error_status(error) == status
 
 
+@pytest.mark.slow  # one of them asks to wait 1.57 s
 @pytest.mark.skipif(not CASES.exists(), reason="the cases are not part of the project")
 def test_the_collected_cases(tmp_path: Path) -> None:
     """Each ends in a kept answer, a recorded failure or an error that stops; none in a crash."""

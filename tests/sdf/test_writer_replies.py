@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.endpoints import sender
+from core.endpoints.client import PAID
 from core.errors import UserError
 from sdf import documents, drafts
 from sdf.corpus_writer import FIRST_DRAFTS, _score
@@ -100,22 +101,27 @@ def refusing(reply: Reply, only: int = 5) -> Hostile:
 def test_one_prompt_that_is_never_answered_stops_no_corpus(
     tmp_path: Path, reply: Reply, gate: str, attempts: int
 ) -> None:
-    changes: dict[str, Any] = {"documents": 24, "max_attempts": 4, "held_out": 0.25}
+    changes: dict[str, Any] = {
+        "documents": 24,
+        "max_attempts": 4,
+        "held_out": 0.25,
+        "tolerance": 0.5,
+    }
     with serving(refusing(reply)) as (endpoint, hostile):
         changes |= {"url": endpoint.base_url, "concurrency": 1}
         context = cell(tmp_path, "animal", **changes)
         counts = documents.run(context)
         requests = hostile.requests
         again = cell(tmp_path, "animal", **changes)
-        assert documents.run(again) | counts == counts | dict.fromkeys(
-            [name for name in counts if name.startswith("paid_")], 0
-        )
+        assert documents.run(again) == counts | dict.fromkeys(PAID, 0)
         assert hostile.requests == requests, "nothing is sent again"
         matched = cell(tmp_path, "urban", "urban_density", matched_to=context.folder, **changes)
         assert documents.run(matched)["documents"] == counts["documents"]
     assert counts["left_out"] == 1 and counts[f"rejected_{gate}"] == attempts
     assert counts["documents"] + counts["held_out"] == 23
-    assert list(context.facts["left_out"]) == ["4"] and "(document 4)" in context.warnings[-1]
+    assert list(context.facts["left_out"]) == ["4"] and any(
+        "(document 4)" in text for text in context.warnings
+    )
     ids = [
         row["id"] for name in ("documents", "held_out") for row in rows(context, f"{name}.jsonl")
     ]

@@ -145,4 +145,4 @@ def test_doctor_makes_one_call_and_shows_what_came_back(
     assert check.state == state and check.name == "call of other as judge"
     assert re.search(says, check.finding), check
     assert hostile.requests == (2 if answer[0] == 500 else 1)
-    assert hostile.last["max_tokens"] == 1024 and hostile.last["temperature"] == 0.0
+    assert hostile.last["max_tokens"] == 256 and hostile.last["temperature"] == 0.0
