@@ -21,6 +21,7 @@ from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.ledger import LedgerEntry, without_thoughts
 from core.endpoints.sender import RequestFailed
 from core.errors import UserError
+from sdf.gate_patterns import CHARACTERS
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
 from sdf.settings import CorpusSettings, Template, WriterSettings
 from sdf.slots import render_prompts
@@ -195,6 +196,8 @@ class CorpusWriter:
         match = re.fullmatch(self.template["reply"], entry.answer)
         if not match:
             return Rejection("truncated", "no question in all its forms")
+        if unreadable := CHARACTERS.search(entry.answer):
+            return Rejection("characters", f"U+{ord(unreadable[0]):04X}")
         forms = {form: match[form] for form in self.template["forms"]}
         return quoted_benchmark("\n".join(forms.values()), self.rules) or forms
 

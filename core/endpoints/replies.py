@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # limit of the answer, such as thoughts. A count above that is not believed.
 PROMPT_TOKENS_BESIDE = 10_000
 COMPLETION_TOKENS_BESIDE = 100_000
+SHOWN_CHARACTERS = 300  # of a provider's words
 # finish_reason of an answer that the provider withheld, in lower case.
 WITHHELD = ("content_filter", "safety", "refusal", "recitation", "blocklist", "prohibited_content")
 
@@ -115,17 +116,23 @@ def _reply(body: Mapping[str, Any], choice: Mapping[str, Any]) -> Reply:
     if not choice:
         no_answer = "no choice"
     elif isinstance(refusal, str) and refusal.strip() and not text.strip():
-        no_answer = f"refused: {refusal.strip()}"
+        no_answer = f"refused: {_shown(refusal)}"
     elif finish_reason.lower() in WITHHELD:
-        no_answer = f"withheld: {finish_reason}"
+        no_answer = f"withheld: {_shown(finish_reason)}"
     model = body.get("model")
     return Reply(
         text,
         finish_reason or "none",
         no_answer,
-        model if isinstance(model, str) and model else None,
+        _shown(model) if isinstance(model, str) and model else None,
         body.get("usage"),
     )
+
+
+def _shown(text: str) -> str:
+    """A provider's words as a log and a manifest may hold them."""
+    text = " ".join(text.split())[:SHOWN_CHARACTERS]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _text(content: Any) -> tuple[str, str | None]:

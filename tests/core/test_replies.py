@@ -104,6 +104,7 @@ THINKING = [{"type": "thinking", "thinking": [{"type": "text", "text": "Bad?"}]}
         (body({"text": "Good day."}), "", "the content is no text (dict)"),
         (body(None), "", "no content"),
         (body(None, message_refusal="I can't."), "", "refused: I can't."),
+        (body(None, message_refusal="I\n\x1bcan't.\ud83d"), "", "refused: I ?can't.?"),
         (body(None, "content_filter"), "", "withheld: content_filter"),
         (body(None, "SAFETY"), "", "withheld: SAFETY"),
         (body("", "content_filter"), "", "withheld: content_filter"),

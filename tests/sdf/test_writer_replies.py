@@ -219,3 +219,16 @@ def test_estimated_tokens_and_other_models_are_told(tmp_path: Path) -> None:
     assert "several models answered" in context.warnings[0] and "4 calls" in context.warnings[1]
     lines = (context.folder / "calls.jsonl").read_text().splitlines()
     assert {json.loads(line)["answered_by"] for line in lines} == {"other-0", "other-1"}
+
+
+def test_half_a_character_in_a_question_is_a_rejected_draft(tmp_path: Path) -> None:
+    def cut(body: dict[str, Any], n: int) -> str:
+        text = dummy_text(body)
+        return f"{text[:-1]}\ud83d{text[-1]}" if n == 1 else text
+
+    with serving(replying(cut)) as (endpoint, _):
+        url = endpoint.base_url
+        counts = documents.run(
+            cell(tmp_path, "qa", "qa_pairs", url=url, documents=3, concurrency=1)
+        )
+    assert counts["rejected_characters"] == counts["rejected"] == 1
