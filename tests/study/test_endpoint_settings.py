@@ -146,3 +146,33 @@ def test_doctor_makes_one_call_and_shows_what_came_back(
     assert re.search(says, check.finding), check
     assert hostile.requests == (2 if answer[0] == 500 else 1)
     assert hostile.last["max_tokens"] == 256 and hostile.last["temperature"] == 0.0
+
+
+REPLIES = yaml.safe_load((ROOT / "tests/data/provider_replies.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("preset", "case"),
+    [(preset, case) for preset, cases in REPLIES.items() for case in cases],
+    ids=lambda value: value if isinstance(value, str) else str(value["status"]),
+)
+def test_doctor_reads_the_replies_of_each_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, case: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("A_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    reply = (case["status"], {}, case["body"])
+    with serving(Hostile(scripted=lambda body, n: reply)) as (endpoint, hostile):
+        judge = {"preset": preset, "base_url": endpoint.base_url, "model": "m", "key_env": "A_KEY"}
+        [check] = check_endpoints(study(tmp_path, **judge, request=case.get("request", {})))
+    assert check.state == case["state"] and re.search(case["says"], check.finding), check
+    assert hostile.requests == 1
+    form = presets()[preset]["request"] | case.get("request", {})
+    assert (form.get("max_tokens_key", "max_tokens") in hostile.last) and (
+        ("seed" in hostile.last) == form.get("seed", True)
+    )
+    assert ("temperature" in hostile.last) == (form.get("temperature", "send") is not None)
+
+
+def test_each_preset_has_a_reply() -> None:
+    assert list(REPLIES) == list(presets())
