@@ -7,12 +7,9 @@ here is in tests/core/test_replies.py.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.endpoints.api_errors import WAITS, MalformedResponse, error_status
-
-if TYPE_CHECKING:
-    import httpx
 
 # Tokens beyond the characters of the prompt, such as a provider's own instructions, and beyond the
 # limit of the answer, such as thoughts. A count above that is not believed.
@@ -42,8 +39,8 @@ class Reply:
     usage: Any
 
 
-def read_reply(response: "httpx.Response") -> Reply:
-    """The reply in a response of HTTP 200.
+def read_reply(response: Any) -> Reply:
+    """The reply in a response of HTTP 200, of the HTTP library that `openai` uses.
 
     Raises:
         MalformedResponse: It holds no chat completion.
@@ -159,22 +156,18 @@ def _part(part: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _status_error(error: Any, response: "httpx.Response") -> Exception:
+def _status_error(error: Any, response: Any) -> Exception:
     """The error that HTTP would have reported by the status that `error` names."""
-    import httpx
     import openai
 
-    try:
-        request = response.request
-    except RuntimeError:  # a response that nobody asked for, as in tests
-        request = httpx.Request("POST", "http://unknown")
     headers = {name: response.headers[name] for name in WAITS if name in response.headers}
     text = json.dumps({"error": error})
     message = error.get("message") if isinstance(error, dict) else error
+    reported = type(response)(
+        error_status(error), headers=headers, text=text, request=response.request
+    )
     return openai.APIStatusError(
-        message if isinstance(message, str) and message else text,
-        response=httpx.Response(error_status(error), headers=headers, text=text, request=request),
-        body=error,
+        message if isinstance(message, str) and message else text, response=reported, body=error
     )
 
 

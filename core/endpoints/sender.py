@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from core.endpoints.api_errors import (
     MalformedResponse,
@@ -265,13 +266,16 @@ class Sender:
 
 
 def _same_host(base_url: str) -> Callable[[Any], Awaitable[None]]:
-    """A hook of httpx that lets no redirect take the key and the texts to another host."""
-    import httpx
+    """A hook of the HTTP client: no redirect takes the key and the texts to another host."""
+    base = _host_and_port(base_url)
 
-    base = httpx.URL(base_url)
-
-    async def check(request: httpx.Request) -> None:
-        if (request.url.host, request.url.port) != (base.host, base.port):
+    async def check(request: Any) -> None:
+        if _host_and_port(str(request.url)) != base:
             raise RedirectRefused(f"{request.url.scheme}://{request.url.netloc.decode()}")
 
     return check
+
+
+def _host_and_port(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

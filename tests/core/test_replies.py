@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -48,10 +48,10 @@ def body(content: Any, finish_reason: Any = "stop", **others: Any) -> dict[str, 
     return {"choices": [choice], "model": "dummy", "usage": USAGE} | others
 
 
-def response(content: Any, status: int = 200, **headers: str) -> httpx.Response:
+def response(content: Any, status: int = 200, **headers: str) -> httpx2.Response:
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    request = httpx.Request("POST", "http://example.org/v1/chat/completions")
-    return httpx.Response(status, headers=headers, content=raw, request=request)
+    request = httpx2.Request("POST", "http://example.org/v1/chat/completions")
+    return httpx2.Response(status, headers=headers, content=raw, request=request)
 
 
 def ask(
