@@ -109,9 +109,9 @@ class Grader:
         self.last = last
         self._unusable += 1
         if not self._has_graded and self._unusable >= UNUSABLE_AT_FIRST:
-            self.stopped = UserError(
+            self.stopped = self.stopped or UserError(
                 where=f"judge {self._context.settings['judge']['model']}",
-                what=f"none of its first {self._unusable} replies holds a grade, which reads "
+                what=f"none of its first {UNUSABLE_AT_FIRST} replies holds a grade, which reads "
                 f"{self._scorer.GRADE_FORMAT}; it last said {last}",
                 fix="see that it can grade in that form and that judge_max_tokens is enough, "
                 "or take another judge",

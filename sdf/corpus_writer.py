@@ -89,6 +89,7 @@ class CorpusWriter:
         self._next_attempt: Counter[int] = Counter()
         self.left_out: dict[int, Rejection] = {}
         self._given_up: dict[int, Rejection] = {}
+        self._ended: UserError | None = None
         self._last_draft = ""  # the end of the last reply
         self._first_gates: list[str | None] = []  # that the first drafts failed; None: accepted
 
@@ -108,6 +109,8 @@ class CorpusWriter:
         while (
             gates != ["failed"] * FAILED_DRAFTS and self._next_attempt[i] < self.writer.max_attempts
         ):
+            if self._ended:
+                raise self._ended  # another document's draft ended the corpus
             attempt = self._next_attempt[i]
             self._next_attempt[i] += 1
             result = await self._write_attempt(i, attempt)
@@ -132,36 +135,39 @@ class CorpusWriter:
         """Raise UserError if the first drafts all failed the gate that the last one failed."""
         if self._first_gates != [rejection.gate] * FIRST_DRAFTS:
             return
-        raise UserError(
+        self._ended = UserError(
             where=str(self.client.ledger),
             what=f"the first {FIRST_DRAFTS} drafts all fail the gate {rejection.gate}, the last "
             f"one by {rejection.detail[:DETAIL_CHARACTERS]}; it ends in {self._last_draft}",
             fix="change the template, max_tokens, the endpoint's `request` or the writer "
             "(finished calls are used again)",
         )
+        raise self._ended
 
     def _check_left_out(self) -> None:
         """Raise UserError if more documents are left out than may be."""
         if len(self.left_out) <= max(1, int(MAX_LEFT_OUT * self.settings.documents)):
             return
-        raise UserError(
+        self._ended = UserError(
             where=str(self.client.ledger),
             what=f"the endpoint never answers the prompts of {len(self.left_out)} documents, more "
             f"than {MAX_LEFT_OUT:.0%} ({_by_reason(self.left_out)})",
             fix="change the template or the writer (finished calls are used again)",
         )
+        raise self._ended
 
     def check_given_up(self) -> None:
         """Raise UserError if a document was given up."""
         if not self._given_up:
             return
-        raise UserError(
+        self._ended = UserError(
             where=str(self.client.ledger),
             what=f"{len(self._given_up)} documents rejected in each of "
             f"{self.writer.max_attempts} attempts ({_by_reason(self._given_up)})",
             fix="change the template, max_tokens or the writer, or raise max_attempts "
             "(finished calls are used again)",
         )
+        raise self._ended
 
     async def _write_attempt(self, i: int, attempt: int) -> WrittenDocument | Rejection:
         try:

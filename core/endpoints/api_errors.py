@@ -104,6 +104,8 @@ def error_kind(error: Exception) -> str:
         return f"http {error.status_code}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "timeout"
+    if isinstance(error, RedirectRefused):
+        return "redirect"
     return str(error) if isinstance(error, MalformedResponse) else "connection"
 
 
@@ -120,7 +122,7 @@ def is_transient(error: Exception) -> bool:
     import openai
 
     if not isinstance(error, openai.APIStatusError):
-        return not isinstance(error.__cause__, RedirectRefused)
+        return not isinstance(error, RedirectRefused)
     passes = error.status_code in (408, 409, 429) or error.status_code >= 500
     return passes and not _quota_exhausted(error)
 
@@ -236,9 +238,9 @@ def _what_and_fix(
         )
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no answer (timeout)", f"see that the server is up, or raise timeout, {rerun}"
-    if isinstance(error.__cause__, RedirectRefused):
+    if isinstance(error, RedirectRefused):
         return (
-            f"the endpoint redirects to another host, {error.__cause__}",
+            f"the endpoint redirects to another host, {error}",
             "give that address as base_url, if you trust it with the key and the texts",
         )
     if isinstance(error, openai.APIConnectionError):

@@ -160,7 +160,7 @@ class Sender:
                         extra_body=dict(parameters),
                     )
                 reply = read_reply(raw.http_response)
-            except (openai.APIError, TimeoutError, MalformedResponse) as error:
+            except (openai.APIError, TimeoutError, MalformedResponse, RedirectRefused) as error:
                 ended = time.monotonic()
                 await failed(error_kind(error), round(ended - started, 3))
                 prompt = request["messages"][0]["content"]
