@@ -24,7 +24,7 @@ from core.endpoints.ledger import (
 from core.endpoints.rate_limit import RateLimiter
 from core.endpoints.replies import token_counts
 from core.endpoints.request_form import PLAIN, RequestForm
-from core.endpoints.sender import Answer, RequestFailed, Sender
+from core.endpoints.sender import Completion, RequestFailed, Sender
 from core.errors import UserError
 
 # Seconds to wait for another cell that is making the same request. Then it is made, and paid, here.
@@ -309,7 +309,7 @@ class LedgerClient:
             await self._writer.append(asdict(entry))
 
     async def _keep_answer(
-        self, sent: Answer, request: dict[str, Any], labels: dict[str, Any]
+        self, sent: Completion, request: dict[str, Any], labels: dict[str, Any]
     ) -> LedgerEntry:
         """Keep an answer in the ledger and correct the rate limiter."""
         await self._write_failures()

@@ -55,7 +55,7 @@ class RequestFailed(UserError):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """An answered request.
 
     Attributes:
@@ -129,7 +129,7 @@ class Sender:
         parameters: Mapping[str, Any],
         estimate: Callable[[], int],
         failed: Callable[[str, float], Awaitable[None]],
-    ) -> Answer:
+    ) -> Completion:
         """Send a request until it is answered or fails for good.
 
         Args:
@@ -170,7 +170,7 @@ class Sender:
                 continue
             self._last_answer = time.monotonic()
             self._unanswered.clear()
-            return Answer(reply, round(self._last_answer - started, 3), estimated)
+            return Completion(reply, round(self._last_answer - started, 3), estimated)
 
     def raise_if_stopped(self) -> None:
         """Raise the UserError after which nothing is sent, if there is one."""

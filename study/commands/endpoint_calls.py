@@ -7,7 +7,7 @@ from core.endpoints.connect import open_endpoint
 from core.endpoints.ledger import without_thoughts
 from core.endpoints.replies import token_counts
 from core.endpoints.request_form import RequestForm
-from core.endpoints.sender import Answer, Sender
+from core.endpoints.sender import Completion, Sender
 from core.errors import UserError
 from eval.rubric import GRADE_FORMAT, has_grade
 from slurm.checks import FAILED, OK, WARNING, Check, of_error
@@ -19,7 +19,7 @@ PATIENCE = 30.0  # seconds that HTTP 429 is waited out
 DOCUMENT = "Write one sentence about a harbour town in the morning. Write the sentence only."
 GRADE = (
     "[Question]: What is 2 + 2?\n[Submission]: 4\n[Criterion]: The answer is right.\n\n"
-    "Does the submission meet the criterion? Answer with one line and nothing else: "
+    "Does the submission meet the criterion? Completion with one line and nothing else: "
     "GRADE: C where it does, GRADE: I where it doesn't."
 )
 
@@ -44,16 +44,16 @@ def check_endpoints(study: Study) -> list[Check]:
 
 
 def _roles(study: Study) -> list[Role]:
-    roles: dict[tuple[str, str], Role] = {}
+    by_name: dict[tuple[str, str], Role] = {}
     for corpus in study.corpora.values():
         if corpus.writer:
             role = Role(corpus.writer, "writer", DOCUMENT, corpus.temperature, DOCUMENT_TOKENS)
-            roles.setdefault((role.endpoint, role.name), role)
+            by_name.setdefault((role.endpoint, role.name), role)
     for bench in study.benchmarks.values():
         for judge in filter(None, [bench.judge, *bench.other_judges]):
             role = Role(judge, "judge", GRADE, bench.judge_temperature, bench.judge_max_tokens)
-            roles.setdefault((role.endpoint, role.name), role)
-    return [role for role in roles.values() if study.endpoints[role.endpoint].served_by == "url"]
+            by_name.setdefault((role.endpoint, role.name), role)
+    return [role for role in by_name.values() if study.endpoints[role.endpoint].served_by == "url"]
 
 
 def _check(endpoint: Endpoint, role: Role) -> Check:
@@ -89,7 +89,7 @@ def _check(endpoint: Endpoint, role: Role) -> Check:
     return Check(name, OK, finding)
 
 
-async def _call(endpoint: Endpoint, role: Role) -> Answer:
+async def _call(endpoint: Endpoint, role: Role) -> Completion:
     model = endpoint_model(endpoint)
     address = endpoint_address(endpoint)
     request = {

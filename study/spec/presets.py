@@ -30,9 +30,9 @@ def fill_in_presets(raw: Mapping[str, Any]) -> None:
         for key in FILLED:
             if key in preset:
                 endpoint.setdefault(key, preset[key])
-        own = endpoint.get("request", {})
-        if isinstance(own, dict):
-            endpoint["request"] = {**preset["request"], **own}
+        request = endpoint.get("request", {})
+        if isinstance(request, dict):
+            endpoint["request"] = {**preset["request"], **request}
 
 
 def asks_for_no_key(endpoint: Mapping[str, Any]) -> bool:
