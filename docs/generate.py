@@ -107,6 +107,7 @@ def study_file() -> str:
     names = [
         "Study",
         "Endpoint",
+        "Request",
         "Model",
         "Corpus",
         "QualityFilter",
@@ -142,6 +143,17 @@ def failures() -> str:
         for known in KNOWN_FAILURES
     ]
     return markdown(rows, ["cause", "fix", "retried", "sign in a log (regular expression)"])
+
+
+def endpoint_presets() -> str:
+    from study.spec.presets import presets
+
+    rows = []
+    for name, preset in presets().items():
+        request = yaml.safe_dump(preset["request"], default_flow_style=True, width=10**6).strip()
+        facts = "; ".join(f"{fact} ({source or 'no source'})" for fact, source in preset["facts"])
+        rows.append([f"`{name}`", preset["base_url"], f"`{request}`", facts])
+    return markdown(rows, ["preset", "base_url", "request", "what is known, and its source"])
 
 
 def commands() -> str:
@@ -214,6 +226,7 @@ def forecast() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "study-file": study_file,
+    "endpoint-presets": endpoint_presets,
     "recipe-file": recipe_file,
     "cluster-profile": cluster_profile,
     "failures": failures,

@@ -2,6 +2,7 @@
 repaired. Higher is better."""
 
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from core.errors import Problem, UserError
 from core.files import read_rows
 from eval.patches import keep_ungraded_dimensions
 from eval.questions import dataset_folder
+from eval.rubric import GRADE_FORMAT as GRADE_FORMAT  # the same judge's prompt
+from eval.rubric import has_grade as has_grade
 from eval.scorer import QuestionSet
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ DIMENSION_COLUMNS = (
 )
 # Tags of the paper's question set whose dimension was given up.
 VESTIGIAL_TAGS = {"perspectivetaking"}
-GRADE = re.compile(r"GRADE\s*:\s*(C|I|correct|incorrect)\b", re.IGNORECASE)
+VARIABLE = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")  # of a guiding question
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
@@ -43,20 +46,17 @@ def read(files: dict[str, Path]) -> QuestionSet:
     needs none) tags keep their spelling.
 
     Raises UserError with a problem for every row that has a missing column, a duplicate id, no tag
-    left, an unknown tag or malformed variables.
+    left, an unknown tag or malformed variables, and for every dimension that the official scorer
+    could not use.
     """
     path = files["questions"]
     problems: list[Problem] = []
     rows = _rows(path, REQUIRED_COLUMNS, problems)
+    repairs = {"empty": 0, "respelled": 0, "vestigial": 0}
     dimensions = []
     if "dimensions" in files:
-        dimensions = [row for _, row in _rows(files["dimensions"], DIMENSION_COLUMNS, problems)]
+        dimensions = _dimensions(files["dimensions"], repairs, problems)
     names = {normalized_name(row["dimension"]): row["dimension"] for row in dimensions}
-    if len(names) < len(dimensions):
-        problems.append(
-            Problem(str(files["dimensions"]), "two dimensions of one name", "keep one of them")
-        )
-    repairs = {"empty": 0, "respelled": 0, "vestigial": 0}
     question_set = QuestionSet([], dimensions, {}, repairs)
     first_lines: dict[str, int] = {}
     first_ids: dict[str, str] = {}
@@ -68,6 +68,8 @@ def read(files: dict[str, Path]) -> QuestionSet:
             fix = f"it is also in line {first_lines[row['id']]}, rename one"
             problems.append(Problem(where, f"duplicate id {row['id']!r}", fix))
         first_lines.setdefault(row["id"], line)
+        if not isinstance(row["question"], str) or not row["question"].strip():
+            problems.append(Problem(where, "the question is no text", "write it as text"))
         if not _well_formed(row["variables"]):
             what = f"malformed variables {row['variables']!r}"
             problems.append(Problem(where, what, "write key:value,value on each line"))
@@ -101,10 +103,56 @@ def _rows(
     return rows
 
 
+def _dimensions(
+    path: Path, repairs: dict[str, int], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """The dimensions, with `{{ name }}` written as `{{name}}`, as the official scorer reads it.
+
+    Whatever would end the official scorer after the judge was paid is a problem here: a value of
+    another type, a weight that is not above 0, a brace that its templates take for a variable.
+    """
+    dimensions: dict[str, dict[str, Any]] = {}
+    for line, row in _rows(path, DIMENSION_COLUMNS, problems):
+        where = f"{path}:{line}"
+        not_text = [key for key in DIMENSION_COLUMNS[:-1] if not isinstance(row[key], str)]
+        if not_text:
+            what = f"column {', '.join(not_text)} is not text"
+            problems.append(Problem(where, what, "write it as text"))
+            continue
+        name = row["dimension"]
+        weight = row["default_weighting"]
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight < math.inf:
+            what = f"default_weighting is {weight!r}"
+            problems.append(Problem(where, what, "give a number above 0"))
+        if normalized_name(name) in ("overall", *dimensions):
+            what = f"the name {name!r} is taken: two dimensions of one name"
+            problems.append(Problem(where, what, "rename or remove one of them"))
+        written = row["guiding_question"]
+        row["guiding_question"] = VARIABLE.sub(r"{{\1}}", written)
+        if row["guiding_question"] != written:
+            repairs["variable"] = repairs.get("variable", 0) + 1
+        texts = (name, VARIABLE.sub("", row["guiding_question"]), row["observable_indicators"])
+        if any(not formats_alone(text) for text in texts):
+            fix = "the judge's prompt takes them for a variable; write variables as {{name}}"
+            problems.append(Problem(where, f"single braces in dimension {name!r}", fix))
+        dimensions.setdefault(normalized_name(name), row)
+    return [*dimensions.values()]
+
+
+def formats_alone(text: str) -> bool:
+    """Whether a template may hold the text: it names no variable by single braces."""
+    try:
+        text.format()
+    except (KeyError, IndexError, ValueError):
+        return False
+    return True
+
+
 def _well_formed(variables: str | None) -> bool:
-    """Whether each line of a question's variables is `key:value,value`."""
+    """Whether each line of a question's variables is `key:value,value`, without braces."""
     lines = (text for text in (variables or "").split("\n") if text.strip())
-    return all(line.count(":") == 1 for line in lines)
+    return all(line.count(":") == 1 and not set("{}") & set(line) for line in lines)
 
 
 def _repair_tags(
@@ -185,9 +233,9 @@ def num_judge_calls(question_set: QuestionSet) -> int:
     return calls
 
 
-def has_grade(reply: str) -> bool:
-    """Whether the official scorer will find a grade in the judge's reply."""
-    return bool(GRADE.search(reply))
+def missing_grades(score: "Score", tags: list[str]) -> int:
+    """The grades that the official scorer discarded: several of one dimension with variables."""
+    return int((score.metadata or {})["grades_unparseable"])
 
 
 def official_score(log: "EvalLog", variant: str | None = None) -> float:

@@ -40,7 +40,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     grade, in one run). Inputs: samples.
 
     Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and the
-    calls, tokens and cost of the judge; of these, `paid_calls` ... are those that no other cell
+    calls, tokens and cost of the judge (calls_estimated: those whose tokens the endpoint did not
+    report); of these, `paid_calls` ... are those that no other cell
     had paid.
 
     Raises:
@@ -58,12 +59,13 @@ def run(context: StageContext) -> dict[str, int | float]:
         context.log(f"repaired in the question set: {repairs}")
     log = read_eval_log(context.inputs["samples"] / "samples.eval")
     total = scorer.num_judge_calls(question_set) * (log.eval.config.epochs or 1)
-    with open_grader(context, scorer.has_grade, total) as grader:
+    with open_grader(context, scorer, total) as grader:
         model = grader.model(context.resources["concurrency"])
         log = score(log, scorer.task(question_set, context.folder, model), grader, context)
     to_scores = partial(scorer.to_scores, variant=variant)
     table = scores_table(log, question_set, to_scores, settings["judge"]["model"])
-    check_missing(context, grader)
+    missing = missing_grades(log, question_set, scorer)
+    check_missing(context, grader, scorer, missing)
     overall = table[table.dimension == "overall"]
     check_official(scorer.official_score(log, variant), overall)
     write_eval_log(log, context.folder / "scored.eval")
@@ -74,12 +76,13 @@ def run(context: StageContext) -> dict[str, int | float]:
         "questions": len(question_set.questions),
         "responses": len(overall),
         "grades": grader.counts["grades"],
-        "missing_grades": grader.counts["missing"],
+        "missing_grades": missing,
         "missing_scores": int(overall.score.isna().sum()),
         "calls": calls["calls"],
         "calls_reused": calls["calls_reused"],
         "prompt_tokens": calls["prompt_tokens"],
         "completion_tokens": calls["completion_tokens"],
+        **({"calls_estimated": calls["calls_estimated"]} if calls["calls_estimated"] else {}),
         "cost": round(grader.client.cost, 6),
         **grader.client.paid,
     }
@@ -231,20 +234,29 @@ def scores_table(
     return pd.DataFrame(rows).astype({"missing": "str"})
 
 
-def check_missing(context: StageContext, grader: Grader) -> None:
+def missing_grades(log: "EvalLog", question_set: QuestionSet, scorer: Scorer) -> int:
+    """How many grades the scores of a log lack."""
+    tags = {question["id"]: question["tags"] for question in question_set.questions}
+    return sum(
+        scorer.missing_grades(inspect_score, tags[str(sample.id)])
+        for sample in log.samples or []
+        for inspect_score in (sample.scores or {}).values()
+    )
+
+
+def check_missing(context: StageContext, grader: Grader, scorer: Scorer, missing: int) -> None:
     """Warn of missing grades. Raises UserError if all are missing, or more than allowed."""
     allowed = context.settings["missing"]
-    missing = grader.counts["missing"]
     total = grader.counts["grades"]
     if not missing:
         return
     judge = f"judge {context.settings['judge']['model']}"
     what = f"{missing} of {total} grades are missing"
-    last_reply = f"it last said {grader.last[:200]!r}"
+    last_reply = f"it last said {grader.last}"
     if missing == total:
         raise UserError(
             where=judge,
-            what=f"{what}; {last_reply}",
+            what=f"{what}; a grade reads {scorer.GRADE_FORMAT}; {last_reply}",
             fix="see that it can grade and that judge_max_tokens is enough",
         )
     if missing > allowed * total:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
-from eval.anima import normalized_name
+from eval.anima import formats_alone, normalized_name
 from eval.questions import dataset_folder
-from eval.rubric import has_grade as has_grade  # the same judge's prompt: part of the contract
+from eval.rubric import GRADE_FORMAT as GRADE_FORMAT  # the same judge's prompt
+from eval.rubric import has_grade as has_grade
 from eval.rubric import rows
 from eval.scorer import QuestionSet
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 VARIANTS = ()
 COLUMNS = ("id", "question", "language", "dimension_tags")
 DIMENSION_COLUMNS = ("dimension", "guiding_question", "observable_indicators")
-# Variables of the judge's prompt.
-VARIABLES = ("question", "answer", "criterion", "instructions", "language")
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
@@ -74,15 +73,17 @@ def read(files: dict[str, Path]) -> QuestionSet:
 def _dimensions(path: Path, problems: list[Problem]) -> list[dict[str, str]]:
     by_name: dict[str, dict[str, str]] = {}
     for where, columns in rows(path, DIMENSION_COLUMNS[:2], problems):
-        row = {name: str(columns.get(name) or "") for name in DIMENSION_COLUMNS}
+        row = {name: columns.get(name) or "" for name in DIMENSION_COLUMNS}
+        if not isinstance(row["observable_indicators"], str):
+            what = "column observable_indicators is not text"
+            problems.append(Problem(where, what, "write it as text"))
+            continue
         name = row["dimension"].strip().lower()  # as the official loader does
         row["dimension"] = name
         if name == "overall" or normalized_name(name) in by_name:
             what = f"the name {name!r} is taken"
             problems.append(Problem(where, what, "rename or remove this dimension"))
-        try:
-            " ".join(row.values()).format(**dict.fromkeys(VARIABLES, ""))
-        except (KeyError, IndexError, ValueError):
+        if not all(map(formats_alone, row.values())):
             fix = "the judge's prompt takes them for a variable; remove them"
             problems.append(Problem(where, f"braces in dimension {name!r}", fix))
         by_name[normalized_name(name)] = row
@@ -164,6 +165,12 @@ def to_scores(score: "Score", variant: str | None = None) -> dict[str, float]:
 def num_judge_calls(question_set: QuestionSet) -> int:
     """Judge calls per epoch: one for each tag of each question."""
     return sum(len(row["tags"]) for row in question_set.questions)
+
+
+def missing_grades(score: "Score", tags: list[str]) -> int:
+    """The dimensions without a usable grade."""
+    scores = to_scores(score)
+    return sum(math.isnan(scores.get(tag, math.nan)) for tag in tags)
 
 
 def official_score(log: "EvalLog", variant: str | None = None) -> float:

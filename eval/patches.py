@@ -1,5 +1,5 @@
 """Every place where a library has no argument for what is needed: the process's environment, one
-global of `datasets`, and one function of `inspect_evals`.
+global of `datasets`, one function of `inspect_evals`, and the grade pattern of `inspect_ai`.
 
 Patches of a library are tied to the version that they were written for (`require_version`). When a
 pin in requirements.txt changes, read the code that the patch replaces, then change `PATCHED`.
@@ -8,6 +8,7 @@ pin in requirements.txt changes, read the code that the patch replaces, then cha
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -17,7 +18,12 @@ from typing import Any
 from core.errors import UserError
 
 # The versions whose internals this room relies on; a test compares them with requirements.txt.
-PATCHED = {"datasets": "5.2.0", "inspect_evals": "0.26.0", "lm_eval": "0.4.13"}
+PATCHED = {
+    "datasets": "5.2.0",
+    "inspect_ai": "0.3.285",
+    "inspect_evals": "0.26.0",
+    "lm_eval": "0.4.13",
+}
 
 
 def require_version(package: str) -> None:
@@ -86,3 +92,24 @@ def keep_ungraded_dimensions() -> None:
         return explain(target_dimensions=target_dimensions, avg_by_dim=avg_by_dim, **options)
 
     scorer._generate_explanation = explain_all  # type: ignore[assignment]
+
+
+@cache
+def _grade_rule() -> tuple[re.Pattern[str], Mapping[str, str]]:
+    from inspect_ai.scorer import _model
+
+    require_version("inspect_ai")
+    return re.compile(_model._PERMISSIVE_GRADE_PATTERN), _model._GRADE_WORD_VALUES
+
+
+def official_grade(reply: str) -> str | None:
+    """The grade that Inspect's `model_graded_qa` reads from a reply: "C", "I", or None.
+
+    The last GRADE line decides. The pattern and the words are Inspect's own, which it has no public
+    name for.
+    """
+    pattern, words = _grade_rule()
+    match = pattern.search(reply)
+    word = match[1] if match else ""
+    grade = words.get(word.lower(), word.upper())
+    return grade if grade in ("C", "I") else None

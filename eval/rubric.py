@@ -3,13 +3,14 @@
 Higher is better.
 """
 
-import re
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
 from core.files import read_rows
+from eval.patches import official_grade
 from eval.scorer import QuestionSet
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
 
 VARIANTS = ()
-VERDICT = re.compile(r"(?<!\w)GRADE\s*:\s*(\w*)", re.IGNORECASE)
+GRADE_FORMAT = "GRADE: C or GRADE: I, in the last line"
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
@@ -72,8 +73,12 @@ def num_judge_calls(question_set: QuestionSet) -> int:
 
 def has_grade(reply: str) -> bool:
     """Whether Inspect will find a grade in the judge's reply: the last GRADE counts, C or I."""
-    verdicts = VERDICT.findall(reply)
-    return bool(verdicts) and verdicts[-1].lower() in ("c", "i", "correct", "incorrect")
+    return official_grade(reply) is not None
+
+
+def missing_grades(score: "Score", tags: list[str]) -> int:
+    """1 where Inspect found no grade."""
+    return int(math.isnan(to_scores(score)["overall"]))
 
 
 def official_score(log: "EvalLog", variant: str | None = None) -> float:

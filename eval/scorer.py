@@ -61,9 +61,11 @@ class Scorer(Protocol):
 
     Attributes:
         VARIANTS: Names that `variant` may have in the benchmark's file; empty where there are none.
+        GRADE_FORMAT: What a reply of the judge must hold, for error messages.
     """
 
     VARIANTS: tuple[str, ...]
+    GRADE_FORMAT: str
 
     def read(self, files: dict[str, Path]) -> QuestionSet:
         """Read and check the benchmark's files.
@@ -106,6 +108,15 @@ class Scorer(Protocol):
         Args:
             score: What the task's scorer returned for the response.
             variant: One of VARIANTS. None is the official score.
+        """
+        ...
+
+    def missing_grades(self, score: "Score", tags: list[str]) -> int:
+        """How many of the grades for one response the task's scorer could not use.
+
+        Args:
+            score: What the task's scorer returned for the response.
+            tags: Those of its question.
         """
         ...
 

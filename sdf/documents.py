@@ -63,20 +63,27 @@ def run(context: StageContext) -> dict[str, Any]:
     settings = CorpusSettings.parse(context.settings)
     held_out_numbers = _held_out_numbers(settings)
     matched_cell = context.inputs.get("matched_to")
+    matched_stats = _read_stats(matched_cell) if matched_cell else None
+    # The prompts of one document differ in the topic only: what one corpus lacks, the other drops.
+    skipped = frozenset(matched_stats.get("left_out", ()) if matched_stats else ())
     if matched_cell:  # before any call is paid for
-        dropped = held_out_numbers | settings.exclude
+        dropped = held_out_numbers | settings.exclude | skipped
         rows = {i: row for i, row in enumerate(settings.slot_rows()) if i not in dropped}
         check_slots(rows, read_documents(matched_cell))
 
-    make_corpus = read_existing if settings.source else write_corpus
-    documents, counts = make_corpus(context, settings)
+    left_out = skipped
+    if settings.source:
+        documents, counts = read_existing(context, settings)
+    else:
+        documents, counts, left_out = write_corpus(context, settings, skipped)
     if settings.preview is not None:
         write_json_lines(context.folder / "documents.jsonl", documents)
         return {"documents": len(documents), **counts}
 
     # Numbers first: dropping a document must not change which others are held out.
-    kept = [(n, row) for n, row in enumerate(documents) if row["id"] not in settings.exclude]
-    if unknown := settings.exclude - {row["id"] for row in documents}:
+    numbered = {row["id"] if settings.writer else n: row for n, row in enumerate(documents)}
+    kept = [(n, row) for n, row in numbered.items() if row["id"] not in settings.exclude]
+    if unknown := settings.exclude - left_out - {row["id"] for row in documents}:
         raise UserError(
             where="study file, corpora",
             what="exclude names documents that the corpus does not have: "
@@ -86,7 +93,6 @@ def run(context: StageContext) -> dict[str, Any]:
     held_out = [row for n, row in kept if n in held_out_numbers]
     trained = [row for n, row in kept if n not in held_out_numbers]
     tokenizer = _tokenizer_folder(context)
-    matched_stats = _read_stats(matched_cell) if matched_cell else None
     target_tokens = settings.tokens
     if target_tokens is None and matched_stats:
         target_tokens = matched_stats["tokens"]
@@ -95,6 +101,8 @@ def run(context: StageContext) -> dict[str, Any]:
     facts = {name: count for name, count in counts.items() if name not in PAID}
     stats = corpus_stats(trained, facts, tokenizer, settings.seed)
     stats["held_out"] = len(held_out)
+    if left_out:
+        stats["left_out"] = sorted(left_out)
     stats["tokens_trimmed"] = tokens_written - stats["tokens"]
     check_tokens(stats["tokens"], target_tokens, settings.tolerance)
     if matched_stats:
@@ -121,14 +129,15 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def write_corpus(
-    context: StageContext, settings: CorpusSettings
-) -> tuple[list[DocumentRow], dict[str, Any]]:
-    """Write documents until none repeats another.
+    context: StageContext, settings: CorpusSettings, skipped: frozenset[int] = frozenset()
+) -> tuple[list[DocumentRow], dict[str, Any], frozenset[int]]:
+    """Write documents, but for those `skipped`, until none repeats another.
 
     Returns:
-        The documents sorted by id, and the counts for the manifest.
+        The documents sorted by id, the counts for the manifest, and the numbers of the documents
+        that are left out.
     """
-    ids = range(settings.preview or settings.documents)
+    ids = [i for i in range(settings.preview or settings.documents) if i not in skipped]
     with open_corpus_writer(context, settings) as writer:
         context.log(
             f"{len(ids)} documents on {writer.template['topic']} "
@@ -146,12 +155,8 @@ def write_corpus(
             repeats = _repeats(writer, accepted, repeats, settings.dedup_threshold)
         calls = writer.client.counts
         context.log(f"{calls['calls_reused']} of {calls['calls']} calls were in a ledger already")
-    if calls["calls_estimated"]:
-        context.warn(
-            f"the endpoint gave no token counts for {calls['calls_estimated']} calls: "
-            "their tokens and cost are estimated"
-        )
-    return [_document_row(writer, i) for i in ids], manifest_counts(writer)
+    rows = [_document_row(writer, i) for i in ids if i in writer.accepted]
+    return rows, manifest_counts(writer), skipped | writer.left_out.keys()
 
 
 def _repeats(
@@ -163,7 +168,7 @@ def _repeats(
     """
     if not threshold:
         return []
-    order = [*accepted, *sorted(new)]
+    order = [*accepted, *(i for i in sorted(new) if i in writer.accepted)]
     duplicates = find_duplicates((writer.accepted[i].full_text for i in order), threshold)
     return [order[n] for n in duplicates]
 

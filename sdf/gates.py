@@ -14,7 +14,9 @@
     overlap      a piece of a benchmark (core.contamination)
 
 Cheap gates come first. The patterns of refusal, meta and truncated are English (sdf.gate_patterns).
-The gates `score` and `unscored` come after these and need a call to the writer (sdf.corpus_writer).
+Of sdf.corpus_writer are `failed` (the request failed for good) and `withheld` (the endpoint gave no
+answer), which come before these, and `score` and `unscored`, which come after these and need a call
+to the writer.
 The gate `duplicate` compares documents with each other (sdf.duplicates).
 """
 

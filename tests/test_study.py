@@ -207,7 +207,7 @@ def test_a_judge_that_is_gone_fails_its_cells_alone_and_tells_no_secret(
     # As many tries as ever, but not a minute of waits between them.
     (tmp_path / "hasty").mkdir()
     (tmp_path / "hasty/sitecustomize.py").write_text(
-        "import core.endpoints.client\ncore.endpoints.client.BACKOFF_MOST = 0.5\n"
+        "import core.endpoints.sender\ncore.endpoints.sender.BACKOFF_MOST = 0.5\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "hasty")]))
     place = Place(tmp_path)

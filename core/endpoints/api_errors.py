@@ -1,8 +1,9 @@
 """Errors of calls to an endpoint: their names, which are transient, what to tell the user."""
 
-import json
+import math
 import re
 import time
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +17,84 @@ if TYPE_CHECKING:
 
 # Providers report by 429 that a minute's quota is used up, and by 429 or 400 that there is no money
 # left. Only the texts differ.
-_EXHAUSTED = re.compile(
-    r"insufficient_quota|exceeded your current quota|credit balance is too low|"
-    r"insufficient (credits|balance)|PerDay",
+_NO_MONEY = re.compile(
+    r"insufficient_quota|credit balance is too low|(insufficient|not enough) (credits|balance)|"
+    r"PerDay",
     re.IGNORECASE,
 )
+# Google reports this of a minute's quota too, but then with a delay.
+_QUOTA = re.compile(r"exceeded your current quota", re.IGNORECASE)
+# A prompt or an answer that the provider's rules do not allow: OpenAI, Azure, OpenRouter, xAI,
+# Anthropic, Google.
+_FLAGGED = re.compile(
+    r"moderation|flagged|content[ _-]?(filter|policy|management)|safety|responsible ?ai|"
+    r"usage (guidelines|polic)|acceptable use|prohibited_content",
+    re.IGNORECASE,
+)
+_REFUSES_PARAMETER = re.compile(
+    r"unsupported|(not|n't) (currently )?(support(ed)?|permitted|allowed|accepted)|forbidden|"
+    r"unknown|unrecognized|unexpected|extra (inputs|fields)|additional propert|deprecated|"
+    r"incompatible|use '?max_completion_tokens",
+    re.IGNORECASE,
+)
+WAITS = ("retry-after-ms", "retry-after")  # headers
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"([\d.]+)s"')  # Google's Retry-After, in the body
+# In words only: "Please retry in 1.57s", "try again in 7m12s", "in 450ms", "after 20 seconds".
+_WAIT_IN_WORDS = re.compile(
+    r"(?:retry|try again|wait)[^.:;\d]{0,20}?\b((?:\d+(?:\.\d+)?\s?(?:ms|h|m|s)[a-z]*\s?)+)",
+    re.IGNORECASE,
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s?(ms|h|m|s)", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+# Names of errors that stand for a status, in bodies of HTTP 200.
+_STATUSES = {
+    "insufficient_quota": 402,
+    "insufficient_credits": 402,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "resource_exhausted": 429,
+    "too_many_requests": 429,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "unauthenticated": 401,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "not_found": 404,
+    "invalid_request_error": 400,
+    "invalid_argument": 400,
+    "content_filter": 400,
+}
+# Parameter -> the setting of an endpoint's `request` that leaves it out.
+_SETTINGS = {
+    "seed": "seed: false",
+    "temperature": "temperature: null",
+    "max_tokens": "max_tokens_key: max_completion_tokens",
+    "max_completion_tokens": "max_tokens_key: max_tokens",
+}
+UNNAMED_STATUS = 502  # of an error that names none: another try may succeed
 
 
 class MalformedResponse(Exception):
     """A response of HTTP 200 without a completion; its message says what it holds."""
 
 
-def completion(body: bytes) -> dict[str, Any]:
-    """The chat completion in a response's body.
+class RedirectRefused(Exception):
+    """The endpoint redirects to another host, which its message names."""
 
-    Raises:
-        MalformedResponse: There is none.
-    """
-    if not body.strip():
-        raise MalformedResponse("empty body")
-    try:
-        reply: dict[str, Any] = json.loads(body)
-    except ValueError:
-        is_html = body.lstrip()[:1] == b"<"
-        raise MalformedResponse("HTML body" if is_html else "body not JSON") from None
-    try:
-        if isinstance(reply["choices"][0]["message"], dict):
-            return reply
-    except (KeyError, IndexError, TypeError):
-        pass
-    raise MalformedResponse("body without choices")
+
+def error_status(error: Any) -> int:
+    """The HTTP status that an error in a body names: a number, or a name that stands for one."""
+    if not isinstance(error, dict):
+        return UNNAMED_STATUS
+    for value in (error.get(name) for name in ("code", "status", "type")):
+        text = str(value).lower()
+        if text.isdigit() and 400 <= int(text[:4]) < 600:
+            return int(text)
+        if text in _STATUSES:
+            return _STATUSES[text]
+    return UNNAMED_STATUS
 
 
 def error_kind(error: Exception) -> str:
@@ -57,16 +105,17 @@ def error_kind(error: Exception) -> str:
         return f"http {error.status_code}"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "timeout"
+    if isinstance(error, RedirectRefused):
+        return "redirect"
     return str(error) if isinstance(error, MalformedResponse) else "connection"
 
 
 def _quota_exhausted(error: "openai.APIStatusError") -> bool:
     text = error.response.text
-    if error.status_code == 402 or "PerDay" in text:
+    if error.status_code == 402 or _NO_MONEY.search(text):
         return True
-    # Google reports "exceeded your current quota" of a minute's quota too, but then with a delay.
-    only_for_now = error.status_code == 429 and retry_after(error) > 0
-    return _EXHAUSTED.search(text) is not None and not only_for_now
+    only_for_now = error.status_code == 429 and _requested_wait(error) is not None
+    return _QUOTA.search(text) is not None and not only_for_now
 
 
 def is_transient(error: Exception) -> bool:
@@ -74,9 +123,21 @@ def is_transient(error: Exception) -> bool:
     import openai
 
     if not isinstance(error, openai.APIStatusError):
-        return True
+        return not isinstance(error, RedirectRefused)
     passes = error.status_code in (408, 409, 429) or error.status_code >= 500
     return passes and not _quota_exhausted(error)
+
+
+def is_flagged(error: Exception) -> bool:
+    """Whether an endpoint refuses this prompt alone by its rules on content."""
+    import openai
+
+    if not isinstance(error, openai.APIStatusError) or _quota_exhausted(error):
+        return False
+    return (
+        error.status_code in (400, 403, 422, 451)
+        and _FLAGGED.search(error.response.text) is not None
+    )
 
 
 def is_request_error(error: Exception) -> bool:
@@ -85,7 +146,29 @@ def is_request_error(error: Exception) -> bool:
 
     if not isinstance(error, openai.APIStatusError):
         return False
-    return error.status_code in (400, 413, 422) and not _quota_exhausted(error)
+    return is_flagged(error) or (
+        error.status_code in (400, 413, 422)
+        and not _quota_exhausted(error)
+        and "FAILED_PRECONDITION" not in error.response.text  # Google's, of account and region
+    )
+
+
+def refused_parameter(error: Exception, parameters: Iterable[str]) -> str | None:
+    """The one of a request's `parameters` that an endpoint takes no value for."""
+    import openai
+
+    if not isinstance(error, openai.APIStatusError) or error.status_code not in (400, 422):
+        return None
+    text = error.response.text
+    if is_flagged(error) or not _REFUSES_PARAMETER.search(text):
+        return None
+    # The one that stands first: later ones are proposals.
+    matches = {
+        name: match.start()
+        for name in parameters
+        if (match := re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text))
+    }
+    return min(matches, key=matches.__getitem__) if matches else None
 
 
 def retry_after(error: Exception) -> float:
@@ -94,33 +177,60 @@ def retry_after(error: Exception) -> float:
 
     if not isinstance(error, openai.APIStatusError):
         return 0.0
-    delay = error.response.headers.get("retry-after", "")
-    if in_body := _RETRY_DELAY.search(error.response.text):
-        delay = delay or in_body[1]
-    try:
-        return max(0.0, float(delay))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(delay).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return _requested_wait(error) or 0.0
 
 
-def explain(error: Exception, endpoint: Endpoint) -> UserError:
-    """What failed, where, and what to do, without the key."""
-    what, fix = _what_and_fix(error, endpoint)
+def _requested_wait(error: "openai.APIStatusError") -> float | None:
+    """Seconds that an error asks to wait, by a header, a field or in words; None: it doesn't."""
+    headers = error.response.headers
+    text = error.response.text
+    in_milliseconds = _number(headers.get("retry-after-ms", ""))
+    if in_milliseconds is not None:
+        return in_milliseconds / 1000
+    if header := headers.get("retry-after", ""):
+        seconds = _number(header)
+        if seconds is not None:
+            return seconds
+        try:
+            return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+        except (ValueError, OverflowError):
+            pass
+    if in_body := _RETRY_DELAY.search(text):
+        return _number(in_body[1])
+    if in_words := _WAIT_IN_WORDS.search(text):
+        parts = _DURATION.findall(in_words[1])
+        return sum(float(number) * _SECONDS[unit.lower()] for number, unit in parts)
+    return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return max(0.0, value) if math.isfinite(value) else None
+
+
+def explain(error: Exception, endpoint: Endpoint, parameters: Iterable[str] = ()) -> UserError:
+    """What failed, where, and what to do, without the key.
+
+    `parameters` are those of the request.
+    """
+    what, fix = _what_and_fix(error, endpoint, parameters)
     return UserError(
         where=f"endpoint {endpoint.base_url}, model {endpoint.model!r}", what=what, fix=fix
     )
 
 
-def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
+def _what_and_fix(
+    error: Exception, endpoint: Endpoint, parameters: Iterable[str]
+) -> tuple[str, str]:
     import openai
 
     rerun = "then run the cell again (finished calls are kept)"
     message = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
     message = message.replace(endpoint.api_key, "<key>")[:300]
+    message = "".join(letter if letter.isprintable() else "?" for letter in message)
     call_failed = f"the call failed ({message})", f"see what the endpoint reports, {rerun}"
     if isinstance(error, MalformedResponse):
         return (
@@ -129,6 +239,11 @@ def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
         )
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no answer (timeout)", f"see that the server is up, or raise timeout, {rerun}"
+    if isinstance(error, RedirectRefused):
+        return (
+            f"the endpoint redirects to another host, {error}",
+            "give that address as base_url, if you trust it with the key and the texts",
+        )
     if isinstance(error, openai.APIConnectionError):
         kind = CERTIFICATES if "certificate" in message.lower() else PROXIES
         names = variables(endpoint.base_url, kind)
@@ -142,7 +257,21 @@ def _what_and_fix(error: Exception, endpoint: Endpoint) -> tuple[str, str]:
         return call_failed
     http = f"HTTP {error.status_code}"
     if _quota_exhausted(error):
-        return f"the quota is exhausted ({http})", f"see the account's plan and billing, {rerun}"
+        return (
+            f"the quota is exhausted ({http}: {message})",
+            f"see the account's plan and billing, {rerun}",
+        )
+    if name := refused_parameter(error, parameters):
+        setting = _SETTINGS.get(name, f"extra_body without {name}")
+        return (
+            f"the endpoint refuses the parameter {name} ({http}: {message})",
+            f"give the endpoint `request: {{{setting}}}` in the study file, {rerun}",
+        )
+    if is_flagged(error):
+        return (
+            f"the endpoint refuses the prompt by its rules on content ({http}: {message})",
+            f"change the text, or take another endpoint, {rerun}",
+        )
     if error.status_code in (401, 403):
         # The server's own message is left out: some repeat the key.
         return f"the key was refused ({http})", "put a valid key in the variable key_env names"

@@ -12,6 +12,7 @@ from core.endpoints.client import LedgerClient
 from core.endpoints.connect import open_endpoint
 from core.endpoints.ledger import LEDGER
 from core.endpoints.rate_limit import RateLimiter
+from core.endpoints.request_form import RequestForm
 
 
 @contextmanager
@@ -24,10 +25,13 @@ def open_client(
 
     Responses in the ledgers of all cells of the runs folder are used. Nothing is started, and no
     key is asked for, before the first request that no ledger holds. All jobs of the study that
-    call one address share one rate limit.
+    call one address share one rate limit. At the end the cell's manifest gets `answered_by`, the
+    models that answered as the endpoint reports them, and a warning where they are not the one that
+    was asked for, or where tokens are estimated.
 
     Args:
-        context: The cell. Resources: `address` (`core.endpoints.connect.open_endpoint`), and
+        context: The cell. Resources: `address` (`core.endpoints.connect.open_endpoint`; its
+            `request` has the arguments of `core.endpoints.request_form.RequestForm`), and
             `limits`: requests_per_minute, tokens_per_minute, prompt_price and completion_price (per
             million tokens), timeout (seconds).
         endpoint: `model`, `served_by`, and what else identifies the model.
@@ -40,7 +44,7 @@ def open_client(
     path = context.folder.parents[1] / f"rate_limits/{name}.json"
     with ExitStack() as stack:
         opened = open_endpoint(endpoint, address, context.folder / "server.log")
-        yield LedgerClient(
+        client = LedgerClient(
             endpoint,
             cache(lambda: stack.enter_context(opened)),
             sampling,
@@ -49,4 +53,12 @@ def open_client(
             RateLimiter(path, limits["requests_per_minute"], limits["tokens_per_minute"]),
             (limits["prompt_price"], limits["completion_price"]),
             limits["timeout"],
+            RequestForm(**address.get("request", {})),
         )
+        try:
+            yield client
+        finally:
+            if client.answered_by:
+                context.facts["answered_by"] = dict(client.answered_by.most_common())
+            for remark in client.remarks:
+                context.warn(remark)

@@ -1,78 +1,43 @@
-"""Calls to an endpoint: each response is appended to a ledger, transient errors are retried."""
+"""Calls to an endpoint: each response is appended to a ledger before it is used."""
 
 import asyncio
 import hashlib
 import json
-import random
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from core.endpoints.api_errors import (
-    MalformedResponse,
-    completion,
-    error_kind,
-    explain,
-    is_request_error,
-    is_transient,
-    retry_after,
-)
 from core.endpoints.call_index import CallIndex
 from core.endpoints.connect import Endpoint
 from core.endpoints.ledger import (
     CHARACTERS_PER_TOKEN,
+    FAILED,
     LedgerEntry,
     LedgerWriter,
     read_ledger,
 )
-from core.endpoints.loopback import http_client
 from core.endpoints.rate_limit import RateLimiter
+from core.endpoints.replies import token_counts
+from core.endpoints.request_form import PLAIN, RequestForm
+from core.endpoints.sender import Completion, RequestFailed, Sender
 from core.errors import UserError
 
-if TYPE_CHECKING:
-    import openai
-
-
-# Retries of one request after errors: 5xx, 408, 409, dropped connections, hangs, bodies without a
-# completion.
-RETRIES = 9
-# Consecutive requests that may fail for good each on its own. One more, and the endpoint is taken
-# to be down.
-UNANSWERED_IN_A_ROW = 3
-# 429 is not counted as an error. It is waited out as long as other calls get through, and for this
-# many seconds when none does.
-PATIENCE = 600.0
-# A wait is drawn from 0 to 0.5, 1, 2 ... 30 s ("full jitter").
-BACKOFF_SECONDS = 0.5
-BACKOFF_MOST = 30.0
 # Seconds to wait for another cell that is making the same request. Then it is made, and paid, here.
 CLAIM_PATIENCE = 300.0
 PAID = ("paid_calls", "paid_prompt_tokens", "paid_completion_tokens", "paid_cost")
-
-
-class RequestFailed(UserError):
-    """A request that fails for good, though others may succeed."""
-
-
-@dataclass
-class _Attempts:
-    """The attempts at one request so far."""
-
-    failed: int = 0
-    errors: int = 0  # failed attempts other than 429
-    first_failure: float = 0.0  # time.monotonic()
 
 
 class LedgerClient:
     """Calls to one endpoint. Each response is appended to the ledger before it is used.
 
     Use it by `async with`. Besides responses the ledger holds a line for every failed attempt, with
-    an `outcome` and without a text. After a failure of the endpoint no further call is made.
+    an `outcome` and without a text. After a failure of the endpoint no further call is made. Calls
+    under way end and are kept, also where whoever awaits them is cancelled.
 
     Args:
         model: The model that answers: its `model` is the name in requests. What else identifies it
@@ -85,11 +50,14 @@ class LedgerClient:
         rate_limiter: Shared with other processes.
         prices: Per million prompt tokens and per million completion tokens.
         timeout: Seconds for one call, from its start to the last byte.
+        form: How requests are written (`core.endpoints.request_form`); what of it changes answers
+            is in `model`.
 
     Attributes:
         counts: calls, calls_reused, calls_estimated (their tokens), failed_attempts, prompt_tokens
             and completion_tokens of all responses used, also those of earlier, killed runs.
         cost: Of the same, in the currency of the prices.
+        answered_by: The names of the models that answered, as the endpoint reports them.
     """
 
     def __init__(
@@ -102,11 +70,13 @@ class LedgerClient:
         rate_limiter: RateLimiter | None = None,
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
+        form: RequestForm = PLAIN,
     ) -> None:
         names = ("calls", "calls_reused", "calls_estimated", "failed_attempts")
         self.counts = Counter(dict.fromkeys(names, 0))
         self.counts.update(prompt_tokens=0, completion_tokens=0)
         self.cost = 0.0
+        self.answered_by: Counter[str] = Counter()
         self._paid = Counter(dict.fromkeys(PAID[:-1], 0))
         self._paid_cost = 0.0
         self.ledger = ledger
@@ -117,11 +87,28 @@ class LedgerClient:
         self._rate_limiter = rate_limiter
         self._prices = prices
         self._timeout = timeout
+        self._form = form
 
     @property
     def paid(self) -> dict[str, int | float]:
         """PAID: what of `counts` and `cost` was not copied from another ledger."""
         return {**self._paid, PAID[-1]: round(self._paid_cost, 6)}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the results must know of the answers."""
+        remarks = []
+        name = self._model["model"]
+        if self.answered_by.keys() - {name}:
+            models = ", ".join(f"{model!r} ({n})" for model, n in self.answered_by.most_common())
+            several = "several models answered" if len(self.answered_by) > 1 else "it answered"
+            remarks.append(f"model {name!r} was asked for, {several} (calls): {models}")
+        if estimated := self.counts["calls_estimated"]:
+            remarks.append(
+                f"the endpoint gave no token counts, or none that can be true, for {estimated} "
+                "calls: their tokens and cost are estimated"
+            )
+        return remarks
 
     async def __aenter__(self) -> "LedgerClient":
         """Open and read the ledgers.
@@ -129,31 +116,31 @@ class LedgerClient:
         Raises:
             UserError: The ledger can't be read or written.
         """
-        self._stopped: UserError | None = None
-        self._hold_until = time.monotonic()  # when calls may start again
-        self._last_answer = time.monotonic()
-        # One request at a time waits for the rate limiter: a killed process then wastes at most one
-        # start.
-        self._acquiring = asyncio.Lock()
-        self._connecting = asyncio.Lock()
-        self._client: openai.AsyncOpenAI | None = None
-        self._unanswered = 0  # requests that failed for good since the last answer
+        self._under_way: set[asyncio.Task[LedgerEntry]] = set()
+        self._failed: list[LedgerEntry] = []  # kept when an answer shows that the endpoint is up
         self._writer = LedgerWriter(self.ledger, self._index.extend if self._index else None)
         try:
             self._entries, self._failures = read_ledger(self.ledger)
         except UserError:
             self._writer.close()
             raise
+        self._sender = Sender(
+            self._connect, self._rate_limiter, self._timeout, lambda: self._writer.error
+        )
         if self._index:
             await asyncio.to_thread(self._index.open)
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        under_way = list(self._under_way)
+        if kind and not issubclass(kind, Exception):  # Ctrl-C
+            for task in under_way:
+                task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         self._writer.close()
         if self._index:
             self._index.close()
-        if self._client:
-            await self._client.close()
+        await self._sender.close()
 
     async def complete(
         self, id: int | str, attempt: int, role: str, prompt: str, seed: int
@@ -171,25 +158,46 @@ class LedgerClient:
             seed: The sampling seed.
 
         Raises:
-            RequestFailed: This request alone fails for good.
+            RequestFailed: This request alone fails for good, or did so before.
             UserError: The endpoint fails, its key can't be sent, or the ledger can't be written.
         """
         request, digest = self._request(prompt, seed)
         labels = {"id": id, "attempt": attempt, "role": role}
         self.counts["failed_attempts"] += self._failures[digest]
         answer = await self._recorded(digest, labels)
-        if not answer:
-            async with self._claimed(digest):
-                # Whoever had the claim before may have been answered.
-                answer = await self._recorded(digest, labels)
-                self.counts["calls_reused"] += answer is not None
-                if not answer:
-                    labels["request_sha256"] = digest
-                    answer = self._entries[digest] = await self._call(request, labels)
+        if answer:
+            self.counts["calls_reused"] += answer.finish_reason != FAILED
         else:
-            self.counts["calls_reused"] += 1
+            task = asyncio.create_task(self._answered(request, labels, digest))
+            self._under_way.add(task)
+            task.add_done_callback(self._ended)
+            answer = await asyncio.shield(task)
+        if answer.finish_reason == FAILED:
+            raise RequestFailed(
+                where=f"ledger {self.ledger}",
+                what=f"the {role} request for {id} failed before: {answer.no_answer}",
+                fix="remove its line to send it again",
+            )
         self._count(answer)
         return answer
+
+    def _ended(self, task: "asyncio.Task[LedgerEntry]") -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # so that nobody is told that it was never retrieved
+
+    async def _answered(
+        self, request: dict[str, Any], labels: dict[str, Any], digest: str
+    ) -> LedgerEntry:
+        """The answer to a request that no ledger held yet."""
+        async with self._claimed(digest):
+            # Whoever had the claim before may have been answered.
+            if answer := await self._recorded(digest, labels):
+                self.counts["calls_reused"] += answer.finish_reason != FAILED
+                return answer
+            answer = await self._send(request, {**labels, "request_sha256": digest})
+            self._entries[digest] = answer
+            return answer
 
     async def recorded(
         self, id: int | str, attempt: int, role: str, prompt: str, seed: int
@@ -217,7 +225,7 @@ class LedgerClient:
         wait = 0.02
         deadline = time.monotonic() + CLAIM_PATIENCE
         while not (held := await asyncio.to_thread(self._index.claim, digest)):
-            self._raise_if_stopped()
+            self._sender.raise_if_stopped()
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(wait)
@@ -237,6 +245,8 @@ class LedgerClient:
         self.counts.update(calls)
         self.counts["calls_estimated"] += answer.estimated
         self.cost += answer.cost
+        if answer.answered_by:
+            self.answered_by[answer.answered_by] += 1
         if answer.copied_from is None:
             self._paid.update({f"paid_{name}": count for name, count in calls.items()})
             self._paid_cost += answer.cost
@@ -252,115 +262,66 @@ class LedgerClient:
         text = json.dumps([identity, request], sort_keys=True)
         return {"model": self._model["model"], **request}, hashlib.sha256(text.encode()).hexdigest()
 
-    async def _open(self) -> "openai.AsyncOpenAI":
-        import openai
+    async def _send(self, request: dict[str, Any], labels: dict[str, Any]) -> LedgerEntry:
+        """Send a request, and keep in the ledger what becomes of it."""
 
-        async with self._connecting:
-            if self._client is None:
-                try:
-                    self._endpoint = await asyncio.to_thread(self._connect)
-                    if not re.fullmatch(r"[!-~]+", self._endpoint.api_key):
-                        raise UserError(
-                            where=f"endpoint {self._endpoint.base_url}",
-                            what="the key has a space, a line break or a letter beyond ASCII",
-                            fix="put the bare key in the variable key_env names",
-                        )
-                    http = http_client(self._endpoint.base_url)
-                except UserError as error:
-                    self._stopped = error
-                    raise
-                self._client = openai.AsyncOpenAI(
-                    base_url=self._endpoint.base_url,
-                    api_key=self._endpoint.api_key,
-                    max_retries=0,
-                    timeout=self._timeout,
-                    http_client=http,
-                )
-        return self._client
+        async def failed(outcome: str, seconds: float) -> None:
+            self.counts["failed_attempts"] += 1
+            await self._writer.append({**labels, "outcome": outcome, "seconds": seconds})
 
-    async def _call(self, request: dict[str, Any], labels: dict[str, Any]) -> LedgerEntry:
-        """Send a request until it is answered or fails for good."""
-        import openai
+        parameters = self._form.parameters(request, self._model)
+        estimate = partial(self._estimate, request)
+        try:
+            answer = await self._sender.send(request, parameters, estimate, failed)
+        except RequestFailed as failure:
+            await self._keep_failure(failure, request, labels)
+            raise
+        return await self._keep_answer(answer, request, labels)
 
-        self._raise_if_stopped()
-        client = await self._open()
-        attempts = _Attempts()
-        while True:
-            estimated = self._estimate(request)
-            await self._wait_for_start(estimated)
-            started = time.monotonic()
-            try:
-                # The client's own timeout is per read: a trickle of bytes would never end.
-                async with asyncio.timeout(self._timeout):
-                    raw = await client.chat.completions.with_raw_response.create(
-                        model=request["model"],
-                        messages=request["messages"],
-                        extra_body={
-                            name: value
-                            for name, value in request.items()
-                            if name not in ("model", "messages")
-                        },
-                    )
-                reply = completion(raw.content)
-            except (openai.APIError, TimeoutError, MalformedResponse) as error:
-                ended = time.monotonic()
-                seconds = round(ended - started, 3)
-                await self._writer.append(
-                    {**labels, "outcome": error_kind(error), "seconds": seconds}
-                )
-                await asyncio.sleep(await self._after_failure(error, attempts, ended, estimated))
-                continue
-            return await self._after_answer(reply, request, labels, started, estimated)
+    async def _keep_failure(
+        self, failure: RequestFailed, request: dict[str, Any], labels: dict[str, Any]
+    ) -> None:
+        """Keep that a request failed for good, so that no later run sends it again.
 
-    async def _after_failure(
-        self, error: Exception, attempts: _Attempts, ended: float, estimated: int
-    ) -> float:
-        """Seconds until the next attempt. Raises where there is none."""
-        import openai
+        Unless the endpoint is known to be up, the line is written before the next answer's: one
+        that is down must not use up anybody's attempts.
+        """
+        entry = LedgerEntry(
+            **labels,
+            model=request["model"],
+            prompt_tokens=0,
+            completion_tokens=0,
+            cost=0.0,
+            seconds=0.0,
+            finish_reason=FAILED,
+            text="",
+            no_answer=failure.problems[0].what,
+        )
+        self._failed.append(entry)
+        if failure.endpoint_is_up:
+            await self._write_failures()
 
-        self.counts["failed_attempts"] += 1
-        attempts.failed += 1
-        attempts.errors += not isinstance(error, openai.RateLimitError)
-        attempts.first_failure = attempts.first_failure or ended
-        delay = retry_after(error)
-        longest = BACKOFF_SECONDS * 2 ** min(attempts.failed - 1, 9)
-        wait = delay + random.uniform(0, min(BACKOFF_MOST, longest))
-        late = ended + wait - max(attempts.first_failure, self._last_answer) > PATIENCE
-        if not is_transient(error) or attempts.errors > RETRIES or late:
-            reason = explain(error, self._endpoint)
-            self._unanswered += 1
-            about_request = is_request_error(error) or (is_transient(error) and not late)
-            if about_request and self._unanswered <= UNANSWERED_IN_A_ROW:
-                raise RequestFailed.of(reason.problems) from None
-            self._stopped = reason
-            raise reason from None
-        self._hold_until = max(self._hold_until, ended + delay)
-        if self._rate_limiter:
-            await self._rate_limiter.adjust(estimated, 0)
-            if delay:
-                await self._rate_limiter.back_off(delay)
-        return wait
+    async def _write_failures(self) -> None:
+        failed = self._failed
+        self._failed = []
+        for entry in failed:
+            self._entries[entry.request_sha256] = entry
+            await self._writer.append(asdict(entry))
 
-    async def _after_answer(
-        self,
-        reply: dict[str, Any],
-        request: dict[str, Any],
-        labels: dict[str, Any],
-        started: float,
-        estimated: int,
+    async def _keep_answer(
+        self, sent: Completion, request: dict[str, Any], labels: dict[str, Any]
     ) -> LedgerEntry:
-        """Keep the answer in the ledger and correct the rate limiter."""
-        self._last_answer = time.monotonic()
-        self._unanswered = 0
-        choice = reply["choices"][0]
-        text = choice["message"].get("content") or ""
-        usage = reply.get("usage") or {}
-        prompt_tokens = usage.get("prompt_tokens") or 0
-        completion_tokens = usage.get("completion_tokens") or 0
-        unreported = not prompt_tokens or bool(text and not completion_tokens)
-        if unreported:
-            prompt_tokens = _tokens(request["messages"][0]["content"])
-            completion_tokens = _tokens(text)
+        """Keep an answer in the ledger and correct the rate limiter."""
+        await self._write_failures()
+        reply = sent.reply
+        prompt = request["messages"][0]["content"]
+        limit = self._sampling.get("max_tokens", 0)
+        prompt_tokens, completion_tokens = token_counts(reply.usage, len(prompt), reply.text, limit)
+        unreported = prompt_tokens is None or completion_tokens is None
+        if prompt_tokens is None:
+            prompt_tokens = _tokens(prompt)
+        if completion_tokens is None:
+            completion_tokens = _tokens(reply.text)
         prompt_price, completion_price = self._prices
         answer = LedgerEntry(
             **labels,
@@ -368,14 +329,16 @@ class LedgerClient:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             cost=(prompt_tokens * prompt_price + completion_tokens * completion_price) / 1e6,
-            seconds=round(self._last_answer - started, 3),
-            finish_reason=choice.get("finish_reason") or "none",
-            text=text.strip(),
+            seconds=sent.seconds,
+            finish_reason=reply.finish_reason,
+            text=reply.text.strip(),
             estimated=unreported,
+            answered_by=reply.model,
+            no_answer=reply.no_answer,
         )
         await self._writer.append(asdict(answer))
         if self._rate_limiter:
-            await self._rate_limiter.adjust(estimated, prompt_tokens + completion_tokens)
+            await self._rate_limiter.adjust(sent.estimated, prompt_tokens + completion_tokens)
         return answer
 
     def _estimate(self, request: dict[str, Any]) -> int:
@@ -387,19 +350,6 @@ class LedgerClient:
         limit = self._sampling.get("max_tokens", 0)
         completion_tokens = self.counts["completion_tokens"] // calls if calls else limit
         return _tokens(request["messages"][0]["content"]) + completion_tokens
-
-    async def _wait_for_start(self, tokens: int) -> None:
-        hold = self._hold_until - time.monotonic()
-        if hold > 0:
-            await asyncio.sleep(hold + random.uniform(0, BACKOFF_SECONDS))
-        if self._rate_limiter:
-            async with self._acquiring:
-                await self._rate_limiter.acquire(tokens)
-        self._raise_if_stopped()
-
-    def _raise_if_stopped(self) -> None:
-        if error := self._writer.error or self._stopped:
-            raise error
 
 
 async def gather_limited(

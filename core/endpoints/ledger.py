@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ CHARACTERS_PER_TOKEN = 4  # of English; used where the endpoint reports no token
 # Reserved on the ledger's disk, so that answers under way can be kept when the disk fills up: some
 # 300 documents.
 RESERVE_BYTES = 4 << 20
+EXCERPT_CHARACTERS = 200
+FAILED = "request failed"  # finish_reason of a request that fails for good, alone
+# finish_reason of an answer that the model ended by itself, in lower case: of OpenAI and most
+# servers, Gemini, Anthropic, TGI, Cohere, and of servers that report none.
+FINISHED = frozenset(
+    ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "complete", "none")
+)
+THOUGHTS = re.compile(r"<(think|thinking)\b[^<>]*>(?:(?!<\1\b).)*?</\1>", re.DOTALL)
+# Chat templates that open the thoughts in the prompt leave only their end in the reply.
+THOUGHTS_FIRST = re.compile(r"\A(?:(?!<think).)*</think(?:ing)?>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,15 @@ class LedgerEntry:
         completion_tokens: Tokens written.
         cost: In the currency of the prices; 0 without prices.
         seconds: Latency of the attempt that succeeded.
-        finish_reason: As the endpoint reports it.
+        finish_reason: As the endpoint reports it, "none" where it reports none, or FAILED.
         text: The answer, stripped.
-        estimated: Whether the tokens are estimated from the characters, because the endpoint
-            reported none.
+        estimated: Whether tokens are estimated from the characters, because the endpoint reported
+            none, or none that can be true.
         copied_from: The ledger that the call was paid in, below the runs folder; None where it was
             paid in this one.
+        answered_by: The model's name as the endpoint reports it.
+        no_answer: Why there is no answer, such as a refusal of the provider. None where there is
+            one, though it may be empty.
     """
 
     id: int | str
@@ -55,6 +69,32 @@ class LedgerEntry:
     text: str
     estimated: bool = False
     copied_from: str | None = None
+    answered_by: str | None = None
+    no_answer: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model ended its answer by itself: it was neither cut off nor blocked."""
+        return self.no_answer is None and self.finish_reason.lower() in FINISHED
+
+    @property
+    def answer(self) -> str:
+        """The text without the model's thoughts. A reply that was cut off has no answer: ""."""
+        return without_thoughts(self.text) if self.finished else ""
+
+    @property
+    def excerpt(self) -> str:
+        """The end of what came, for messages."""
+        reason = self.no_answer or f"finish_reason {self.finish_reason!r}"
+        reason = "" if self.finished else f" ({reason[:EXCERPT_CHARACTERS]})"
+        return f"{self.text[-EXCERPT_CHARACTERS:]!r}{reason}"
+
+
+def without_thoughts(text: str) -> str:
+    """The text without closed `<think>` blocks, and without thoughts that it opens with."""
+    while (shorter := THOUGHTS.sub("", text)) != text:
+        text = shorter  # the innermost blocks first
+    return THOUGHTS_FIRST.sub("", text).strip()
 
 
 def parse_entry(line: bytes) -> LedgerEntry | None:

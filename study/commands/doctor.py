@@ -12,6 +12,7 @@ from core.paths import ROOT, as_seen_on_nodes
 from core.recipe import Training
 from core.stages import STAGE_INFO
 from study.commands import shakedown
+from study.commands.endpoint_calls import check_endpoints
 from study.spec import expand
 from study.spec.load import load_study
 from study.spec.start_models import model_problems
@@ -66,7 +67,8 @@ def doctor(args: argparse.Namespace) -> int:
     from slurm.doctor import doctor, show
 
     study_file = args.study or (SHAKEDOWN if args.shakedown else None)
-    cells = expand.in_order(expand.analysis(load_study(study_file))) if study_file else None
+    study = load_study(study_file) if study_file else None
+    cells = expand.in_order(expand.analysis(study)) if study else None
     checkpoints: dict[str, int] = {}
     for cell in cells or []:
         if STAGE_INFO[cell.stage].trains:
@@ -77,6 +79,7 @@ def doctor(args: argparse.Namespace) -> int:
     if cells:
         problems = model_problems(cells)
         report += [of_error("start models", UserError.of([problem])) for problem in problems]
+    report += check_endpoints(study) if study else []
     rows = []
     failed = any(check.state == "failed" for check in report)
     if not args.json:

@@ -13,6 +13,7 @@ from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
+from study.spec.presets import asks_for_no_key
 from study.spec.template import template_problems
 
 Mapping = dict[str, Any]
@@ -309,6 +310,8 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     at = ("endpoints", name)
     served_by = str(endpoint.get("served_by", "url"))
     required = {"url": ("base_url", "model", "key_env"), "vllm": ("path",)}.get(served_by, ())
+    if asks_for_no_key(endpoint):
+        required = ("base_url", "model")
     hint = " (or `served_by: dummy` for the dummy)" if served_by == "url" else ""
     mistakes: Mistakes = [
         Mistake(at, f"needs {key}{hint}") for key in required if not endpoint.get(key)

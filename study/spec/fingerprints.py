@@ -15,7 +15,7 @@ from core.files import sha256
 from core.paths import resolve
 from core.recipe import load_recipe
 from core.strict_yaml import read_yaml
-from study.spec.schema import Endpoint, Engine, Study
+from study.spec.schema import Endpoint, Engine, Request, Study
 
 # Fields of an endpoint that are no part of any cell's identity.
 LIMITS = (
@@ -40,7 +40,16 @@ SPEED_OPTIONS = (
 
 
 def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
-    """What of an endpoint is identity: the model, not the address or the key."""
+    """What of an endpoint is identity: the model, not the address or the key.
+
+    And what of the form of requests changes answers, where it is not the usual one.
+    """
+    form: dict[str, Any] = {}
+    if endpoint.request.temperature is None:
+        form["temperature"] = None
+    if endpoint.request.extra_body:
+        form["extra_body"] = endpoint.request.extra_body
+    request = {"request": form} if form else {}
     if endpoint.served_by == "dummy":
         return {"served_by": "dummy", "model": "dummy"}
     if endpoint.served_by == "vllm":
@@ -52,8 +61,8 @@ def endpoint_model(endpoint: Endpoint) -> dict[str, Any]:
         # In the name, by which ledgers know what answered.
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         name = f"{Path(endpoint.path).name}-{digest[:8]}"
-        return {"served_by": "vllm", "model": name, "options": content["options"]}
-    return {"served_by": "url", "model": endpoint.model}
+        return {"served_by": "vllm", "model": name, "options": content["options"], **request}
+    return {"served_by": "url", "model": endpoint.model, **request}
 
 
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,9 +94,12 @@ def endpoint_files(endpoint: Endpoint, key: str) -> dict[str, dict[str, Any]]:
 
 def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:
     """How a job reaches an endpoint; no part of any cell's identity."""
+    form = {"max_tokens_key": endpoint.request.max_tokens_key, "seed": endpoint.request.seed}
+    request = {} if endpoint.request == Request() else {"request": form}
     if endpoint.served_by == "vllm":
-        return {"path": str(resolve(endpoint.path or "")), "options": endpoint.options}
-    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env}
+        path = str(resolve(endpoint.path or ""))
+        return {"path": path, "options": endpoint.options, **request}
+    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env, **request}
 
 
 def model_name(study: Study, endpoint: str | None) -> str | None:

@@ -12,7 +12,9 @@ from study.spec.checks import has_replicates, recipe_names, references, task_nam
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
 from study.spec.declaration import declaration_problems
+from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
+from study.spec.presets import fill_in_presets
 from study.spec.schema import Study
 from study.spec.template import template_problems
 
@@ -33,9 +35,12 @@ def load_study(
         _override(raw, override)
     if seeds is not None:
         problems += _run_only(raw, seeds)
+    fill_in_presets(raw)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
-    mistakes_in_names = [*references(raw), *contrast_mistakes(raw), *role_mistakes(raw)]
+    mistakes_in_names = [
+        *(*references(raw), *endpoint_mistakes(raw), *contrast_mistakes(raw), *role_mistakes(raw))
+    ]
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]

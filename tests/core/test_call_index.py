@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.endpoints import call_index, client
+from core.endpoints import call_index, client, sender
 from core.endpoints.call_index import FILE, RECORD, CallIndex
 from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
@@ -26,7 +26,7 @@ SAMPLING = {"temperature": 1.0, "max_tokens": 2500}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "BACKOFF_SECONDS", 0.02)
 
 
 def ledger_of(runs: Path, cell: str) -> Path:

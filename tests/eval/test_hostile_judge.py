@@ -23,8 +23,8 @@ from analysis.bounds import missing_bounds
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import read_manifest, write_manifest
 from core.cell.run import run_cell
-from core.endpoints import client as caller
 from core.endpoints import dummy_endpoint
+from core.endpoints import sender as caller
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from core.cell.context import StageContext
-from core.endpoints import client as caller
+from core.endpoints import sender as caller
 from core.errors import UserError
 from core.files import sha256
 from eval import anima, generate, judge, questions
@@ -63,6 +63,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
 class Server(ThreadingHTTPServer):
     """Grades by `reply(prompt, number of earlier requests of it) -> (status, text)`.
 
+    In place of the text it may give (text, finish_reason).
     `requests` holds the requests.
     """
 
@@ -77,10 +78,11 @@ class Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][0]["content"]
         self.server.requests.append({**body, "key": self.headers["Authorization"]})
         status, text = self.server.reply(prompt, self.server.asked[prompt])
+        text, finish_reason = text if isinstance(text, tuple) else (text, "stop")
         self.server.asked[prompt] += 1
         message = {"role": "assistant", "content": text}
         reply = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]}
-        reply["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        reply["choices"] = [{"index": 0, "message": message, "finish_reason": finish_reason}]
         reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         payload = json.dumps(reply if status == 200 else {"error": {"message": text}}).encode()
         self.send_response(status)
@@ -283,9 +285,16 @@ def test_no_usable_grade_at_all_is_an_error(make_cell):
     with serve(lambda prompt, times: (200, "As an AI, no.")) as server:
         cell = make_cell("one", server.server_port)
         with pytest.raises(
-            UserError, match=r"strict-judge: 8 of 8 grades are missing; .*As an AI, no"
+            UserError, match=r"strict-judge: none of its first 20 replies.*GRADE: C.*As an AI, no"
         ):
             judge.run(cell)
+        # 8 grades were under way by turns; each of the 4 open calls may end.
+        assert 20 <= len(server.requests) <= 20 + RESOURCES["concurrency"]
+        few = make_cell("two", server.server_port)
+        few.resources["asks"] = 1
+        few.settings["temperature"] = 0.1
+        with pytest.raises(UserError, match=r"8 of 8 grades are missing; a grade reads GRADE: C"):
+            judge.run(few)
     assert not (cell.folder / "scores.parquet").exists()
 
 
@@ -442,7 +451,7 @@ def test_two_judges_of_the_same_answers_at_the_same_time_pay_once(make_cell):
         return 200, "GRADE: C" if times or "3" not in prompt else "no grade"
 
     async def grade_all(context: StageContext) -> int:
-        with open_grader(context, lambda text: "GRADE" in text, 8) as grader:
+        with open_grader(context, anima, 8) as grader:
             async with grader.client:
                 grades = (grader.grade(f"{n}/1", f"Grade {n}.") for n in range(8))
                 assert await asyncio.gather(*grades) == ["GRADE: C"] * 8
@@ -490,9 +499,10 @@ def test_the_seed_of_a_grade_follows_from_what_is_asked(make_cell):
 
         async def complete(self, id: str, attempt: int, role: str, prompt: str, seed: int) -> Any:
             asked.append((id, attempt, seed))
-            return SimpleNamespace(text="no grade" if attempt == 0 else "GRADE: C")
+            text = "no grade" if attempt == 0 else "GRADE: C"
+            return SimpleNamespace(answer=text, excerpt=text)
 
-    grader = Grader(make_cell("one", 9), Client(), lambda text: "GRADE" in text, 3, 8)
+    grader = Grader(make_cell("one", 9), Client(), anima, 3, 8)
     for response in ("question/1", "renamed/1", "question/2"):
         asyncio.run(grader.grade(response, "the same"))
     seeds = [seed for _, _, seed in asked]

@@ -25,7 +25,8 @@ METHODS = [
 @pytest.mark.parametrize("module", SCORERS.values(), ids=SCORERS)
 def test_a_scorer_module_has_the_functions_of_the_protocol(module: ModuleType) -> None:
     assert isinstance(module, Scorer) and isinstance(module.VARIANTS, tuple)
-    assert len(METHODS) == 6
+    assert module.GRADE_FORMAT
+    assert len(METHODS) == 7
     for name in METHODS:
         parameters = list(inspect.signature(getattr(Scorer, name)).parameters.values())[1:]
         given = inspect.signature(getattr(module, name)).parameters.values()

@@ -354,6 +354,13 @@ VERDICTS = [
     "downgrade: C",
     "C",
     "GRADE: **C**",
+    "GRADE:\u200b C",
+    "GRADE: GRADE: C",
+    "UPGRADE: C",
+    "End with 'GRADE: $LETTER'.",
+    "One could say GRADE: C, but not quite.\n\nGRADE: P",
+    "GRADE: C.\nEnd with 'GRADE: $LETTER'.",
+    "GRADE: \u0131",  # its capital is I
 ]
 SCORES = [
     scores(0, 1, 5),
@@ -379,6 +386,8 @@ def test_a_reply_has_a_grade_when_the_official_scorer_finds_one(module, replies,
     known = {f"{name} 1": reply for name, reply in zip(names, replies, strict=True)}
     files = {"questions": table(tmp_path / "q.jsonl", rows)}
     log = score(module, files, Grader(lambda prompt: known[answer_of(prompt)]), 1, tmp_path)
+    missing = [module.missing_grades(*sample.scores.values(), []) for sample in log.samples]
+    assert sum(missing) == sum(not module.has_grade(reply) for reply in replies)
     graded = [not math.isnan(row["overall"]) for row in by_response(module, log).values()]
     assert graded == [module.has_grade(reply) for reply in replies]
     assert any(graded) and not all(graded)

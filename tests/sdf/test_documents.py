@@ -189,8 +189,18 @@ def test_a_rejected_document_is_written_again_until_its_draws_are_used_up(
     with serving(replying(lambda body, n: text, finish_reason)) as (endpoint, hostile):
         with pytest.raises(UserError) as error:
             documents.run(cell(tmp_path / "b", "animal", url=endpoint.base_url, concurrency=1))
-        assert f"x {rejection}" in error.value.problems[0].what
-        assert hostile.requests == 15, "the cell stops after five documents"
+        what = error.value.problems[0].what
+        assert f"fail the gate {gate}" in what and rejection.partition(": ")[2] in what
+        assert hostile.requests == 10, "the cell stops after ten drafts"
+
+
+def test_five_documents_that_are_rejected_for_several_reasons_stop_the_cell(tmp_path: Path) -> None:
+    with serving(replying(lambda body, n: "Cut sho," if n % 2 else "")) as (endpoint, hostile):
+        with pytest.raises(
+            UserError, match=r"5 documents rejected in each of 3 att.*3 x truncated"
+        ):
+            documents.run(cell(tmp_path, "animal", url=endpoint.base_url, concurrency=1))
+        assert hostile.requests == 15
 
 
 def test_a_document_below_the_grade_or_without_one_is_written_again(tmp_path: Path) -> None:
