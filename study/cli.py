@@ -138,20 +138,24 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
         "study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml"
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="N", help="these seeds instead of the file's"
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="train these seeds instead of those of the study file",
     )
     parser.add_argument(
         "--set",
         action="append",
         dest="overrides",
         metavar="KEY.PATH=VALUE",
-        help="change one setting",
+        help="override a setting of the study file; may be repeated",
     )
     parser.add_argument(
         "--runs",
         type=Path,
         default=ROOT / "runs",
         metavar="DIR",
-        help="folder of the cells; results go beside it",
+        help="folder of the cells (default: runs); results are written beside it",
     )
-    parser.add_argument("--json", action="store_true", help="print data instead of text")
+    parser.add_argument("--json", action="store_true", help="print JSON")

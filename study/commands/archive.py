@@ -1,4 +1,4 @@
-"""Pack everything to replicate the numbers from into one file."""
+"""Pack everything that is needed to check the numbers into one file."""
 
 import argparse
 import json
@@ -18,11 +18,11 @@ from study.upkeep.study_file import find_differences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="FILE", help="a .tar.gz or .zip to write")
+    parser.add_argument("path", type=Path, metavar="FILE", help="the .tar.gz or .zip file to write")
     parser.add_argument(
         "--samples",
         action="store_true",
-        help="with questions and answers in full (mind their licences)",
+        help="include all questions and answers (check their licences first)",
     )
 
 

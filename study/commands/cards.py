@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--license",
         default="",
         metavar="NAME",
-        help="of the corpora (other), and of models whose own is unknown",
+        help="licence of the corpora, and of models whose licence is unknown (default: other)",
     )
 
 

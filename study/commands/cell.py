@@ -11,7 +11,11 @@ from core.errors import Problem, UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="CELL", help="folders below runs/STUDY/STAGE"
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="CELL",
+        help="a cell's folder, runs/STUDY/STAGE/CELL",
     )
     parser.add_argument("--log", action="store_true", help="print to the cell's log.txt only")
 

@@ -33,7 +33,10 @@ from study.spec.start_models import model_problems
 from study.upkeep.prune import needed_again
 from study.upkeep.replaced import ASK_ABOVE, check_replaced, replaced
 
-BUDGET_HELP = "refuse what takes more, such as cost=200 gpu_hours=500 disk_gb=2000"
+BUDGET_HELP = (
+    "exit with an error if the forecast exceeds a limit, such as cost=200 gpu_hours=500 "
+    "disk_gb=2000"
+)
 
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes",
         action="store_true",
-        help=f"make finished cells again with changed settings, even where they took over {limits}",
+        help=f"replace finished cells whose settings changed, even if they took more than {limits}",
     )
 
 

@@ -27,10 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="STUDY",
-        help="check the study's endpoints and models too",
+        help="also check this study's endpoints and models",
     )
     parser.add_argument(
-        "--cluster", type=Path, required=True, metavar="NAME", help="a profile, as for submit"
+        "--cluster",
+        type=Path,
+        required=True,
+        metavar="NAME",
+        help="a profile of slurm/clusters, or a file",
     )
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells"
@@ -40,17 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=300,
         metavar="SECONDS",
-        help="time limit for the jobs that inspect nodes; six times as long for a shakedown",
+        help="time limit of the jobs that inspect nodes; six times that with --shakedown",
     )
     parser.add_argument(
         "--shakedown",
         action="store_true",
-        help="then run every GPU path once, by studies/shakedown.yaml or STUDY",
+        help="then run every GPU path once, with studies/shakedown.yaml or STUDY",
     )
     parser.add_argument(
-        "--write", action="store_true", help="with --shakedown: set the profile's `measured`"
+        "--write",
+        action="store_true",
+        help="with --shakedown: write the measured values into the profile (`measured`)",
     )
-    parser.add_argument("--json", action="store_true", help="print data instead of text")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def step_checkpoint_bytes(cell: Cell) -> int:

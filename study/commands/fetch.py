@@ -1,4 +1,4 @@
-"""Bring the study's models and data from the network, once."""
+"""Download the study's models and data."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from study.spec.source_cells import sources
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--check", action="store_true", help="compare what is here by its sha256 too"
+        "--check", action="store_true", help="also compare files that are here with their SHA-256"
     )
 
 

@@ -1,4 +1,4 @@
-"""Write a blind sample of answers to a sheet, for people to grade."""
+"""Write a blind sample of answers to a sheet for people to grade."""
 
 import argparse
 import importlib
@@ -15,9 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", metavar="BENCHMARK", help="a judged benchmark of the study")
     parser.add_argument("sheet", type=Path, metavar="SHEET", help="the CSV file to write")
     parser.add_argument(
-        "--n", type=int, default=100, help="graded dimensions of answers in it (100)"
+        "--n", type=int, default=100, help="number of graded dimensions in the sheet (default: 100)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default: 0)")
 
 
 def label(args: argparse.Namespace) -> None:

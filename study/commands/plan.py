@@ -50,39 +50,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster",
         type=Path,
         metavar="NAME",
-        help="trainings as on this cluster, by its profile",
+        help="forecast for this cluster: a profile of slurm/clusters, or a file",
     )
     parser.add_argument(
         "--power",
         action="store_true",
-        help="the power of the study's contrasts on judged benchmarks",
+        help="print the power of the contrasts on judged benchmarks",
     )
     parser.add_argument(
         "--variances",
         type=Path,
         metavar="RESULTS",
-        help="--power by the variance components of a former study, such as "
+        help="--power with the variances that another study measured, such as "
         "results/pilot/results.json",
     )
     parser.add_argument(
         "--contrasts",
         action="store_true",
-        help="every setting in which the two arms of each contrast differ, and nothing else",
+        help="print only in which settings the two arms of each contrast differ",
     )
     parser.add_argument(
         "--layout",
         type=positive,
         nargs="+",
         metavar="GPUS",
-        help="shards, memory and rows of the trainings on so many GPUs",
+        help="print only shards, memory and rows of each training on these numbers of GPUs",
     )
     parser.add_argument(
-        "--gpus-per-node", type=positive, default=8, metavar="N", help="for --layout (8)"
+        "--gpus-per-node",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="GPUs of a node, for --layout (default: 8)",
     )
     parser.add_argument(
         "--costs",
         action="store_true",
-        help="what one more seed, question and answer cost: the study file's `costs:`",
+        help="print only what one more seed, question and answer cost (`costs:` of the study file)",
     )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 

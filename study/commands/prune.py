@@ -1,4 +1,4 @@
-"""Tell what may go to make room; remove it with --delete only."""
+"""List what can be deleted to free disk space; --delete deletes it."""
 
 import argparse
 import json
@@ -14,11 +14,13 @@ from study.upkeep import prune as pruning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--delete", action="store_true", help="remove what may go, on record")
+    parser.add_argument(
+        "--delete", action="store_true", help="delete what is listed, and record it"
+    )
     parser.add_argument(
         "--orphans",
         action="store_true",
-        help="cells that the study file does not name may go too",
+        help="also list cells that the study file does not name",
     )
 
 

@@ -1,4 +1,4 @@
-"""Write tables and report from the cells that are finished."""
+"""Write the tables and the report from the finished cells."""
 
 import argparse
 import subprocess

@@ -1,4 +1,4 @@
-"""Run everything that is missing on this machine."""
+"""Run all missing cells on this machine."""
 
 import argparse
 import signal
@@ -35,19 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=positive,
         metavar="N",
-        help="processes at a time (default: a core each, if the memory is enough)",
+        help="processes at a time (default: one per core, as far as the memory allows)",
     )
     parser.add_argument(
         "--gpus",
         type=positive,
         metavar="N",
-        help="use N GPUs, each by one cell at a time (default: all that are visible)",
+        help="GPUs to use, each for one cell at a time (default: all visible GPUs)",
     )
     parser.add_argument(
         "--ranks",
         type=positive,
         metavar="N",
-        help="GPUs of one training (default: the fewest whose memory holds it)",
+        help="GPUs of one training (default: as few as its memory needs)",
     )
     add_start_arguments(parser)
 

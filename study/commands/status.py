@@ -1,4 +1,4 @@
-"""Show on one screen how far the study is, what fails and why, and the next command to type.
+"""Show the study's progress, its failures with their causes, and the next command.
 
 A cell is done when it has a manifest. Slurm is asked only what is queued and why a job ended.
 """
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=15,
         metavar="SECONDS",
-        help="refresh until the study ends",
+        help="refresh until the study ends (default: every 15 seconds)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Follow the published results back through every file, by hash."""
+"""Check the published results against every file behind them, by hash."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace",
         nargs=4,
         metavar=tuple(word.upper() for word in SCORE),
-        help="the cells and files behind one score (SEED - of an untrained model)",
+        help="list the cells and files behind one score (SEED is - for an untrained model)",
     )
 
 
