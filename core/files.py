@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import pwd
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,11 +54,34 @@ def write_atomically(path: Path, text: str) -> None:
     A reader, or a kill at any moment, meets the old content or the new one.
     """
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with named_errors(path), open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Have an OSError of the block name the file: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def owner(path: Path) -> str:
+    """The name of the user who owns a file, or the uid where it has no name."""
+    uid = path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def sha256(path: Path) -> str:
@@ -74,6 +98,18 @@ def cut_torn_line(path: Path) -> None:
     with path.open("r+b") as file:
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one line to a file, made where it is missing, or raise OSError and append none.
+
+    What a kill left of a line before stays a line of its own: readers skip it.
+    """
+    with named_errors(path), open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        append(file, f"{chr(10) if torn else ''}{text}\n".encode())
 
 
 def append(file: io.FileIO, lines: bytes) -> None:

@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
+EXAMPLES = {"lab", "partitions", "university"}
 
 
 def _check_gpus(request: int | str) -> int | str:
@@ -175,6 +176,15 @@ def load_profile(path: Path) -> Profile:
     if mistakes or profile is None:
         raise UserError.of(in_file_order(mistakes))
     return _expand_variables(profile)
+
+
+def written_profile() -> str | None:
+    """The name of the one profile in slurm/clusters that is not an example.
+
+    None where there is none, or several.
+    """
+    names = {path.stem for path in FOLDER.glob("*.yaml")} - EXAMPLES
+    return names.pop() if len(names) == 1 else None
 
 
 def _expand_variables(profile: Profile) -> Profile:

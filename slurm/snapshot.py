@@ -7,37 +7,59 @@ import shutil
 from pathlib import Path
 
 from core.cell.manifest import code_version
+from core.files import named_errors
 from core.git import git
 
+VERSION = "code.json"
 NOT_CODE = {"runs", "results", "__pycache__"}
 
 
 def snapshot(checkout: Path, folder: Path) -> Path:
     """Copy the checkout's files to `folder`/code-<hash of their content>.
 
-    Returns that path. A copy that exists already is reused.
+    Returns that path. A copy that exists already is reused. Nothing of an unfinished copy stays.
     """
+    files = _contents(checkout, folder)
+    copy = _copy_of(files, folder)
+    if copy.exists():
+        return copy
+    for half in folder.glob(".code-*"):  # of a submission that was killed: one runs at a time
+        shutil.rmtree(half, ignore_errors=True)
+    staged = folder / f".{copy.name}.{os.getpid()}"
+    try:
+        for path, content in files.items():
+            with named_errors(staged / path):
+                (staged / path).parent.mkdir(parents=True, exist_ok=True)
+                (staged / path).write_bytes(content)
+                shutil.copymode(checkout / path, staged / path)
+        with named_errors(staged / VERSION):
+            (staged / VERSION).write_text(json.dumps(code_version()) + "\n")
+        staged.rename(copy)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    return copy
+
+
+def snapshot_path(checkout: Path, folder: Path) -> Path:
+    """Where `snapshot` copies the checkout as it is now."""
+    return _copy_of(_contents(checkout, folder), folder)
+
+
+def _contents(checkout: Path, folder: Path) -> dict[str, bytes]:
     runs = folder.parents[1]  # it may lie in the checkout without being ignored by git
-    files = {
+    return {
         path: (checkout / path).read_bytes()
         for path in _files(checkout)
         if not (checkout / path).is_relative_to(runs)
     }
+
+
+def _copy_of(files: dict[str, bytes], folder: Path) -> Path:
     digest = hashlib.sha256()
     for path, content in files.items():
         digest.update(f"{path}\0{len(content)}\0".encode() + content)
-    copy = folder / f"code-{digest.hexdigest()[:12]}"
-    if copy.exists():
-        return copy
-    staged = folder / f".{copy.name}.{os.getpid()}"
-    shutil.rmtree(staged, ignore_errors=True)
-    for path, content in files.items():
-        (staged / path).parent.mkdir(parents=True, exist_ok=True)
-        (staged / path).write_bytes(content)
-        shutil.copymode(checkout / path, staged / path)
-    (staged / "code.json").write_text(json.dumps(code_version()) + "\n")
-    staged.rename(copy)
-    return copy
+    return folder / f"code-{digest.hexdigest()[:12]}"
 
 
 def _files(checkout: Path) -> list[str]:

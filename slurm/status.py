@@ -3,7 +3,6 @@
 It is a hint. Whether a cell is finished is decided by its manifest alone.
 """
 
-import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from core.cell.failures import diagnose, end
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
-from slurm import slurm_cli, submissions
+from slurm import driver, slurm_cli, submissions
 from slurm.slurm_cli import Queued
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -46,7 +45,8 @@ class QueueState:
     queued: dict[str, Queued] = field(default_factory=dict)  # identity -> job that has not ended
     submits: str | None = None  # the job that will submit what the limit on jobs left over
     trouble: str | None = None  # why the queue is not known
-    cluster: str | None = None  # the profile of the last submission, as the user named it
+    user: str | None = None  # the user whose jobs these are, where that is another one
+    driver: str | None = None  # the job of study.sbatch, which will submit the study
 
 
 @dataclass(frozen=True)
@@ -90,34 +90,33 @@ class Job:
         return tails
 
 
-def ask(base: Path) -> QueueState:
+def ask(base: Path, study_file: Path | None = None) -> QueueState:
     """Combine <study>/slurm/jobs.jsonl with squeue.
 
-    Where squeue does not answer, the reason is in the result's `trouble`.
+    Where squeue does not answer, the reason is in the result's `trouble`. `study_file`: that whose
+    driver is looked for.
     """
     record = base / "slurm" / submissions.FILE
-    cluster = submissions.last_cluster(record.parent)
     groups = submissions.read(record.parent)
     jobs: dict[str, str] = {}
     for group in groups:
         if group.job:
             for job, identities in zip(group.task_ids(group.job), group.tasks, strict=True):
                 jobs |= dict.fromkeys(identities, job)
-    owner = record.stat().st_uid
-    if owner != os.getuid():
-        trouble = f"the jobs are those of user {owner}, who must ask"
-        return QueueState(record, jobs, trouble=trouble, cluster=cluster)
+    if user := submissions.other_user(record.parent):
+        trouble = f"the jobs are those of user {user}, who must ask"
+        return QueueState(record, jobs, trouble=trouble, user=user)
     try:
         queue = submissions.ask_queue(groups)
     except UserError as error:
         problem = error.problems[0]
-        trouble = str(Problem(problem.where, problem.what))
-        return QueueState(record, jobs, trouble=trouble, cluster=cluster)
+        return QueueState(record, jobs, trouble=str(Problem(problem.where, problem.what)))
     queued = submissions.in_queue(groups, queue)
     jobs |= {identity: job.job for identity, job in queued.items()}
     continuations = submissions.of_kind(groups, queue, submissions.CONTINUE)
     submits = continuations[-1].job if continuations else None
-    return QueueState(record, jobs, queued, submits, cluster=cluster)
+    submitter = driver.driver_in(queue, study_file, base.parent) if study_file else None
+    return QueueState(record, jobs, queued, submits, driver=submitter)
 
 
 def jobs(

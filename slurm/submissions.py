@@ -38,6 +38,9 @@ class Group:
     tasks: list[list[str]]  # identities of each task's cells
     job: str | None = None
     time: str = ""  # of the last event, UTC
+    after: str | None = None  # the text of --dependency
+    code: str | None = None  # the folder that its jobs run from
+    analysis: str | None = None  # identity of the analysis that its submission leads to
 
     def task_ids(self, base: str | None) -> list[str]:
         """The ids of the tasks of job `base`. An array of one task is a plain job."""
@@ -69,25 +72,49 @@ class Group:
 def locked(base: Path) -> Iterator[Path]:
     """Create <study>/slurm and hold its lock, so that submissions run one after the other.
 
-    `base`: the study's folder. Raises UserError where it cannot be written.
+    `base`: the study's folder. Raises UserError where it cannot be written, or holds jobs of
+    another user, which `squeue --me` does not list and scancel does not cancel.
     """
     folder = base / "slurm"
+    if user := other_user(folder):
+        raise UserError(
+            where=str(folder / FILE),
+            what=f"these are the jobs of user {user}, who alone can submit or cancel them",
+            fix="`status` and `plan` show the study; for jobs of yours give a folder of yours: "
+            "--runs DIR",
+        )
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.locked(folder / ".lock"))
         except OSError as error:
+            owner = files.owner(next(path for path in (folder, *folder.parents) if path.exists()))
             raise UserError(
                 where=str(folder),
-                what=f"cannot be written: {error.strerror}",
-                fix="give a folder of yours with --runs",
+                what=f"cannot be written: {error.strerror} (it is of user {owner})",
+                fix="make room, or give a folder of yours with --runs",
             ) from None
         yield folder
 
 
-def write_submission(folder: Path, cluster: str, code: Path, profile: Profile) -> None:
-    """Record the start of a submission. `cluster`: the profile as the user named it."""
-    _write(folder, "submission", cluster=cluster, code=str(code), profile=asdict(profile))
+def other_user(folder: Path) -> str | None:
+    """The name of the user who submitted the jobs on record, where that is another one."""
+    record = folder / FILE
+    if record.exists() and record.stat().st_uid != os.getuid():
+        return files.owner(record)
+    return None
+
+
+def write_submission(
+    folder: Path, cluster: str, code: Path, profile: Profile, analysis: str | None
+) -> None:
+    """Record the start of a submission.
+
+    `cluster`: the profile as the user named it. `analysis`: identity of the analysis that the
+    study's cells lead to; None without one.
+    """
+    facts = {"cluster": cluster, "code": str(code), "analysis": analysis}
+    _write(folder, "submission", **facts, profile=asdict(profile))
 
 
 def write_submitting(
@@ -117,20 +144,25 @@ def write_cancelled(folder: Path, jobs: list[str]) -> None:
 
 def _write(folder: Path, event: str, **facts: Any) -> None:
     now = time.strftime(TIME, time.gmtime())
-    line = json.dumps({"event": event, "time": now, **facts})
-    with open(folder / FILE, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.append_line(folder / FILE, json.dumps({"event": event, "time": now, **facts}))
 
 
 def read(folder: Path) -> list[Group]:
     """Every array that was or may have been submitted, in order."""
     groups: dict[str, Group] = {}
+    submission: dict[str, Any] = {}
     for event in _events(folder):
-        if event["event"] == "submitting":
+        if event["event"] == "submission":
+            submission = event
+        elif event["event"] == "submitting":
             groups[event["group"]] = Group(
-                event["group"], event["kind"], event["tasks"], time=event["time"]
+                event["group"],
+                event["kind"],
+                event["tasks"],
+                time=event["time"],
+                after=event["after"],
+                code=submission.get("code"),
+                analysis=submission.get("analysis"),
             )
         elif event["event"] == "submitted" and (group := groups.get(event["group"])):
             groups[group.name] = replace(group, job=event["job"], time=event["time"])

@@ -12,16 +12,18 @@ from typing import Any
 
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
+from core.cell.publish import read_start, record_start
 from core.errors import Problem, UserError
+from core.files import named_errors
 from core.paths import ROOT
 from slurm import arrays as array_plan
 from slurm import executor as executors
-from slurm import slurm_cli, submissions
+from slurm import queued_jobs, slurm_cli, submissions
 from slurm.arrays import Array, Task
 from slurm.job import CellJob
 from slurm.profile import Profile, Resources
 from slurm.slurm_cli import Queued
-from slurm.snapshot import snapshot
+from slurm.snapshot import snapshot, snapshot_path
 
 COMPLETING_SECONDS = 30
 _BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|[Uu]nable to contact")
@@ -54,7 +56,8 @@ class Continuation:
     """A job that submits the `remaining` cells once some of the study's jobs have ended.
 
     It uses the code of the submission that queued it. Cells that were submitted before and failed
-    are not among the remaining ones: a person has to look at them first.
+    are not among the remaining ones: a person has to look at them first. Where the study was
+    started with another study file since, it submits nothing.
     """
 
     cells: list[Cell]
@@ -93,21 +96,38 @@ def submit(
         profile: The cluster profile.
         cluster: The profile as the user named it, for the record.
         code: The folder that jobs run from. None: a new snapshot of the checkout.
-        only: Identities of the cells to submit. None: all.
+        only: Identities of the cells to submit, of a study that was submitted before. None: all.
 
     Returns:
         Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the ids
         of jobs `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id
-        of the job that `continues` with the rest; the folder of the `code`.
+        of the job that `continues` with the rest; the folder of the `code`; the `orphans`, queued
+        jobs of which the study has no cell now (job, cells); the code of the jobs that were queued
+        before (`queued_code`, see `queued_jobs.code_rows`).
 
     Raises:
-        UserError: The profile is wrong or Slurm refuses it; nothing was submitted. A refusal that
-            shows only later states what had been submitted by then: that is on record, and the
-            next submission continues from it.
+        UserError: The profile is wrong, Slurm refuses it, the jobs on record are another user's,
+            or the disk is full; nothing was submitted. A refusal that shows only later states what
+            had been submitted by then: that is on record, and the next submission continues from
+            it.
     """
     slurm_cli.require_slurm()
     base = base.absolute()
+    analysis = queued_jobs.analysis_of(cells)
     with slurm_cli.clean_environment(), submissions.locked(base) as folder:
+        if (
+            only is not None
+            and analysis
+            and read_start(base).get("analysis")
+            not in (
+                None,
+                analysis,
+            )
+        ):
+            raise UserError(
+                where=base.name,
+                what="was started with another study file since; nothing was submitted",
+            )
         # The queue first, then the disk: a job that leaves the queue in between has left its
         # manifest there.
         groups = submissions.read(folder)
@@ -120,21 +140,31 @@ def submit(
         todo = array_plan.tasks(
             selected, profile.resources, lambda cell: cell.identity in done, queued
         )
-        continues = _pending_continuation(groups, queue)
+        listed = queued_jobs.listed(groups, queue)
+        continues, outdated = queued_jobs.pending_continuations(listed, cells)
         now, reserved = _within_limit(
-            todo, _free(profile, len(queue) - len(dead)), bool(queued), continues
+            todo, _free(profile, len(queue) - len(dead) - len(outdated)), bool(queued), continues
         )
         sent: list[dict[str, Any]] = []
+        arrays: list[Array] = []
         target = None
         if todo:
             target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
+            arrays = array_plan.plan(now, profile.resources, _largest(profile))
+            _check(arrays, target)
+        if analysis:
+            record_start(base, analysis)
+        slurm_cli.scancel(outdated)
+        if target:
+            submissions.write_submission(folder, cluster, target.code, profile, analysis)
             if now:
-                arrays = array_plan.plan(now, profile.resources, _largest(profile))
                 sent = _send(arrays, target, cells, queued)
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
                 remaining = {c.identity for task in todo[len(now) :] for c in task.cells}
                 continues = _continue(Continuation(cells, remaining, target), jobs)
+        orphans = queued_jobs.orphans(listed, cells, done)
+        current = target.code if target else code or snapshot_path(ROOT, folder)
         return {
             "study": base.name,
             "cells": len(cells),
@@ -147,6 +177,11 @@ def submit(
             "jobs": sent,
             "continues": continues,
             "code": str(target.code) if target else None,
+            "orphans": queued_jobs.orphan_rows(
+                {job: identities for job, identities in orphans.items() if job not in outdated},
+                base,
+            ),
+            "queued_code": queued_jobs.code_rows(listed, current),
         }
 
 
@@ -162,11 +197,6 @@ def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
         if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
             return queue
         time.sleep(1)
-
-
-def _pending_continuation(groups: list[submissions.Group], queue: list[Queued]) -> str | None:
-    jobs = submissions.of_kind(groups, queue, submissions.CONTINUE)
-    return next((job.job for job in jobs if job.state == "PENDING"), None)
 
 
 def _within_limit(
@@ -195,25 +225,13 @@ def _send(
     arrays: list[Array], target: Target, cells: list[Cell], queued: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Submit the arrays in order. `queued`: identity of a cell -> its job that will run."""
-    _check(arrays, target)
-    submissions.write_submission(target.records, target.cluster, target.code, target.profile)
     jobs: dict[Array, str] = {}
     sent: list[dict[str, Any]] = []
     for array in arrays:
-        for task in array.tasks:
-            for cell in task.cells:
-                create_cell_dir(_relocated(cell, target.code), target.base)
-        # As late as possible: Slurm may forget an id that a dependency names.
-        needed = _needed(array, jobs, cells, queued)
-        forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
-        _check_forgotten(forgotten, needed, target.base, sent)
-        after = array_plan.dependency_option(array, jobs, forgotten)
-        calls = [_job(task, target) for task in array.tasks]
-        identities = [[cell.identity for cell in task.cells] for task in array.tasks]
         try:
-            jobs[array] = _sbatch(array.kind, array.resources, calls, identities, target, after)
-        except UserError as error:
-            problem = error.problems[0]
+            jobs[array], after = _send_array(array, jobs, target, cells, queued)
+        except (UserError, OSError) as error:
+            problem = _problem(error, target.base)
             fix = "; ".join(filter(None, (problem.fix, _so_far(sent))))
             raise UserError(where=problem.where, what=problem.what, fix=fix) from None
         facts = {
@@ -225,6 +243,30 @@ def _send(
         }
         sent.append(facts)
     return sent
+
+
+def _send_array(
+    array: Array, jobs: dict[Array, str], target: Target, cells: list[Cell], queued: dict[str, str]
+) -> tuple[str, str | None]:
+    """Submit one array. `jobs`: the ids of those before it. Returns its id and its dependency."""
+    for task in array.tasks:
+        for cell in task.cells:
+            create_cell_dir(_relocated(cell, target.code), target.base)
+    # As late as possible: Slurm may forget an id that a dependency names.
+    needed = _needed(array, jobs, cells, queued)
+    forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
+    _check_forgotten(forgotten, needed, target.base)
+    after = array_plan.dependency_option(array, jobs, forgotten)
+    calls = [_job(task, target) for task in array.tasks]
+    identities = [[cell.identity for cell in task.cells] for task in array.tasks]
+    return _sbatch(array.kind, array.resources, calls, identities, target, after), after
+
+
+def _problem(error: UserError | OSError, base: Path) -> Problem:
+    if isinstance(error, UserError):
+        return error.problems[0]
+    fix = "make room, or choose another folder with --runs"
+    return Problem(str(error.filename or base), str(error.strerror), fix)
 
 
 def _job(task: Task, target: Target) -> CellJob:
@@ -269,7 +311,6 @@ def _check_forgotten(
     forgotten: set[str],
     needed: dict[str, list[Cell]],
     base: Path,
-    sent: list[dict[str, Any]],
 ) -> None:
     """Raises UserError where Slurm has forgotten a needed job that left no result.
 
@@ -281,7 +322,7 @@ def _check_forgotten(
             raise UserError(
                 where=unfinished[0].relpath,
                 what=f"its job {job} is gone from Slurm without a result",
-                fix=f"see its log.txt; {_so_far(sent)}",
+                fix="see its log.txt",
             )
 
 
@@ -315,10 +356,10 @@ def _sbatch(
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
     submissions.write_submitting(target.records, group, kind, identities, after)
     job, said = None, ""
+    executor = target.executor(kind, resources, group=group, dependency=after)
     try:
-        result = executors.submit(
-            target.executor(kind, resources, group=group, dependency=after), calls
-        )
+        with named_errors(target.records):
+            result = executors.submit(executor, calls)
         job, said = slurm_cli.submitted_id(result), result.stderr + result.stdout
     except UserError as error:  # no answer in time
         said = error.problems[0].what
@@ -340,7 +381,8 @@ def _sbatch(
 def _continue(call: Continuation, jobs: list[str]) -> str | None:
     """Submit the continuation, to start once half of these `jobs` have ended.
 
-    Returns its id, or None where Slurm refuses it; the caller reports how many cells remain.
+    Returns its id, or None where Slurm refuses it or the disk is full. The caller reports how many
+    cells remain.
     """
     resources = replace(
         call.target.profile.resources("default"),
@@ -352,7 +394,7 @@ def _continue(call: Continuation, jobs: list[str]) -> str | None:
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
         return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)
-    except UserError:
+    except (UserError, OSError):
         return None
 
 

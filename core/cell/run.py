@@ -93,8 +93,20 @@ def run_cell(folder: Path) -> None:
         facts = {**context.facts, "counts": counts, "warnings": context.warnings, "files": files}
         write_manifest(folder, config, started, _now(), **facts)
         if config["stage"] == "analysis":
-            publish(folder)  # when a study runs as jobs, no command is there to publish it later
+            _publish(context)
         context.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def _publish(context: StageContext) -> None:
+    """Publish an analysis: when a study runs as jobs, no command is there to do it later.
+
+    It is finished whether or not it can be published.
+    """
+    try:
+        publish(context.folder, last_only=True)
+    except UserError as error:
+        for line in error.lines:
+            context.log(line)
 
 
 def _import_stage(config: dict[str, Any]) -> Stage:

@@ -7,6 +7,7 @@ import argparse
 import math
 import os
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
+from core.visible_gpus import visible_gpus
 from study.forecast import study_cost
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import stage_gpu, stage_rates
@@ -73,6 +75,40 @@ def study_args(args: argparse.Namespace) -> str:
         words += ["--set", override]
     words += ["--runs", str(args.runs)] if args.runs != ROOT / "runs" else []
     return shlex.join(words)
+
+
+def start_command(base: Path, named: str, is_toy: bool) -> str:
+    """The command that starts the unfinished cells of a study, as it can be typed.
+
+    It submits where the study was submitted before, and on a login node (Slurm and no GPU) any
+    study but one of toy models. Else it runs them on this machine.
+
+    `named`: of `study_args`. `is_toy`: whether the kit makes all its models.
+    """
+    is_login_node = shutil.which("sbatch") and not visible_gpus()
+    if (base / "slurm" / "jobs.jsonl").exists() or (not is_toy and is_login_node):
+        return submit_command(base, named)
+    return f"python -m study run {named}"
+
+
+def has_toys_alone(study: Study) -> bool:
+    """Whether the kit makes all models of a study."""
+    return all(model.make for model in study.models.values())
+
+
+def submit_command(base: Path, named: str, cluster: str | None = None) -> str:
+    """The command that submits a study, as it can be typed.
+
+    The cluster profile is that of the study's last submission, else the one that the user has
+    written, else a NAME to fill in.
+
+    `named`: of `study_args`. `cluster`: the profile, where the caller knows it.
+    """
+    from slurm import profile, submissions
+
+    cluster = cluster or submissions.last_cluster(base / "slurm") or profile.written_profile()
+    name = shlex.quote(cluster) if cluster else "NAME"
+    return f"python -m study submit {named} --cluster {name}"
 
 
 def parallel_plans(profile: Any) -> dict[str, Layout]:

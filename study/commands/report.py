@@ -9,7 +9,7 @@ from core.cell.manifest import read_manifest
 from core.cell.publish import publish
 from core.errors import UserError
 from core.paths import ROOT
-from study.commands.common import load, show_results, study_args
+from study.commands.common import has_toys_alone, load, show_results, start_command, study_args
 from study.spec import expand
 
 
@@ -24,7 +24,7 @@ def report(args: argparse.Namespace) -> None:
         raise UserError(
             where=str(base),
             what="no checkpoint has been scored yet",
-            fix=f"python -m study run {study_args(args)}",
+            fix=start_command(base, study_args(args), has_toys_alone(study)),
         )
     partial = expand.analysis(study, base, without=missing)
     folder = base / partial.relpath

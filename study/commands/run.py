@@ -9,7 +9,7 @@ from core.cell import local_executor
 from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
-from core.cell.publish import publish
+from core.cell.publish import publish, record_start
 from core.cores import default_jobs
 from core.files import read_rows
 from study.commands.common import (
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         gpus = local_gpus(todo, args.gpus, args.ranks)
         jobs = args.jobs or max(default_jobs(), len(gpus.ids))
         done = len(cells) - len(todo)
+        if not preview_cells:
+            record_start(base, last.identity)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
         failed = _run_cells(study, cells, base, done, jobs, gpus)
@@ -72,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     if preview_cells:
         _preview(preview_cells, base, args)
     else:
-        show_results(publish(base / last.relpath), args)
+        if not todo:
+            record_start(base, last.identity)
+        show_results(publish(base / last.relpath, last_only=True), args)
     return 0
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter, defaultdict
@@ -18,9 +19,9 @@ from tabulate import tabulate
 
 from core.cell.failures import end, explain
 from core.cell.identity import Cell
-from core.cell.manifest import read_manifest
-from core.files import locked
-from study.commands.common import load, seconds, shown_names, study_args
+from core.cell.manifest import LINKED, read_manifest
+from core.files import locked, owner
+from study.commands.common import load, seconds, shown_names, start_command, study_args
 from study.spec import expand
 
 if TYPE_CHECKING:
@@ -101,18 +102,28 @@ def look(
 
     `ends`: how jobs ended, as far as earlier calls have found out; it is updated.
 
-    Returns `cells` (one row each), their counts by stage (`stages`) and over all (`total`), and
-    the `next` command.
+    Returns `cells` (one row each), their counts by stage (`stages`) and over all (`total`), the
+    jobs that will submit more (`submits`, `driver`), the `user` whose study it is where it can only
+    be read, and the `next` command.
     """
     queue = None
     jobs: dict[str, Job] = {}
-    again = f"python -m study run {named}"
-    if (base / "slurm" / "jobs.jsonl").exists():
+    study_file = Path(shlex.split(named)[0])
+    record = base / "slurm" / "jobs.jsonl"
+    driver = None
+    if not record.exists() and shutil.which("squeue"):
+        from slurm import driver as drivers
+
+        driver = drivers.ask(study_file, base.parent)
+    if record.exists():  # looked at again: a driver that has just ended has made it
         from slurm import status as slurm
 
-        queue = slurm.ask(base)
-        cluster = shlex.quote(queue.cluster) if queue.cluster else "NAME"
-        again = f"python -m study submit {named} --cluster {cluster}"
+        queue = slurm.ask(base, study_file)
+        driver = queue.driver
+    user = _other_user(base) or (queue.user if queue else None)
+    again = start_command(
+        base, named, is_toy=not any(LINKED in c.settings.get("files", {}) for c in cells)
+    )
     # The queue first, then the disk: a job that leaves the queue in between has left its manifest
     # there.
     done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
@@ -122,17 +133,20 @@ def look(
     counts = Counter(row["state"] for row in rows)
     by_stage = Counter((row["stage"], row["state"]) for row in rows)
     submits = queue.submits if queue else None
-    goes_on = bool(counts["running"] or counts["queued"] or counts["unknown"] or submits)
-    # A continuation submits the cells that are `to do`. Without Slurm, a second `run` would only
-    # wait for the running one.
+    going = counts["running"] or counts["queued"] or counts["unknown"]
+    goes_on = bool(going or submits or driver)
+    # A continuation submits the cells that are `to do`, the driver all. Without Slurm, a second
+    # `run` would only wait for the running one.
     startable = counts["failed"] or counts["blocked"] or (counts["to do"] and not submits)
-    if counts["running"] and not queue:
+    if driver or user or (counts["running"] and not queue):
         startable = 0
     return {
         "study": base.name,
         "base": str(base),
         "trouble": queue.trouble if queue else None,
         "submits": submits,
+        "driver": driver,
+        "user": user,
         "stages": [
             {"stage": stage, **{state: by_stage[stage, state] for state in STATES}}
             for stage in dict.fromkeys(cell.stage for cell in cells)
@@ -140,8 +154,13 @@ def look(
         "total": {"cells": len(cells)} | {state: counts[state] for state in STATES},
         "cells": rows,
         "goes_on": goes_on,
-        "next": _next(rows, named, again if startable else None, goes_on),
+        "next": _next(rows, named, again if startable else None, goes_on, user),
     }
+
+
+def _other_user(base: Path) -> str | None:
+    """The owner of the study's folder, where this user cannot write into it."""
+    return owner(base) if base.exists() and not os.access(base, os.W_OK) else None
 
 
 def _rows(
@@ -246,11 +265,14 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
     return row
 
 
-def _next(rows: list[Row], named: str, again: str | None, goes_on: bool) -> str:
+def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: str | None) -> str:
     """The one command to type next.
 
     `again`: the command that starts the remaining cells; None where there are none to start.
+    `user`: whose study it is, where it can only be read.
     """
+    if user:
+        return f"python -m study status {named}"
     for name, command in RELEASE_COMMANDS.items():
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
@@ -301,11 +323,13 @@ def show(data: dict[str, Any]) -> str:
     ]
     if data["trouble"]:
         lines += [f"What is queued is unknown: {data['trouble']}", ""]
-    lines += [*_going(rows, data["submits"]), *_failing(rows), f"next: {data['next']}"]
+    if data["user"]:
+        lines += [f"These are the files and jobs of user {data['user']}: you can read them.", ""]
+    lines += [*_going(rows, data), *_failing(rows), f"next: {data['next']}"]
     return "\n".join(lines)
 
 
-def _going(rows: list[Row], submits: str | None) -> list[str]:
+def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
     lines = []
     running = [row for row in rows if row["state"] == "running"]
     for row in running[:MAX_RUNNING]:
@@ -319,8 +343,10 @@ def _going(rows: list[Row], submits: str | None) -> list[str]:
     reasons = Counter(row["reason"] for row in rows if row["state"] == "queued").most_common()
     if reasons:
         lines.append("queued:  " + "; ".join(f"{count} for {what}" for what, count in reasons))
-    if submits:
-        lines.append(f"to do:   job {submits} submits more when others have ended")
+    if data["submits"]:
+        lines.append(f"to do:   job {data['submits']} submits more when others have ended")
+    if data["driver"]:
+        lines.append(f"to do:   job {data['driver']}, of slurm/study.sbatch, submits the study")
     return [*lines, ""] if lines else []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from core.cell.publish import results
+from core.cell.publish import publish, results
 from core.declaration import read_declaration
 from core.errors import Problem, UserError
 from study.commands.common import (
@@ -19,6 +19,7 @@ from study.commands.common import (
     relative_to_cwd,
     show_declaration,
     study_args,
+    submit_command,
     unfinished,
     unlink_moved,
 )
@@ -26,6 +27,8 @@ from study.forecast import inference_gpus
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
 from study.spec.study_declaration import EVALUATIONS, declare
+
+MAX_NAMES = 5  # cells named in one line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,18 +60,24 @@ def submit(args: argparse.Namespace) -> None:
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
     facts = submit(cells, base, profile, str(args.cluster))
+    if facts["finished"] == facts["cells"]:
+        publish(base / cells[-1].relpath, last_only=True)
     for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     if args.json:
         declaration = (read_declaration(base) or {}).get("sha256")
         print(json.dumps(facts | {"declaration": declaration}, indent=1))
     else:
-        print(_show(facts, study_args(args), relative_to_cwd(results(base))))
+        again = submit_command(base, study_args(args), str(args.cluster))
+        print(_show(facts, study_args(args), again, relative_to_cwd(results(base))))
         show_declaration(base)
 
 
-def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
-    """The text about one submission. `named`: how the user named the study."""
+def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -> str:
+    """The text about one submission.
+
+    `named`: how the user named the study. `again`: the command that submits it.
+    """
     lines = []
     if facts["jobs"]:
         lines += [tabulate(facts["jobs"], headers="keys"), ""]
@@ -86,6 +95,9 @@ def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
         )
     if facts["held"]:
         lines.append(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
+    lines += _orphan_lines(facts["orphans"], named)
+    if len(copies := facts["queued_code"]) > sum(row["current"] for row in copies):
+        lines += _code_lines(copies, named, again)
     if facts["finished"] == facts["cells"]:
         lines.append(f"nothing is missing; the results are in {results_folder}")
     else:
@@ -94,3 +106,30 @@ def _show(facts: dict[str, Any], named: str, results_folder: Path) -> str:
             f"the results will be in {results_folder}"
         )
     return "\n".join(lines)
+
+
+def _orphan_lines(orphans: list[dict[str, Any]], named: str) -> list[str]:
+    """The queued jobs of an earlier version of the study file, and the command that ends them."""
+    if not orphans:
+        return []
+    cells = [cell for row in orphans for cell in row["cells"]]
+    shown = ", ".join(cells[:MAX_NAMES])
+    more = f" and {len(cells) - MAX_NAMES} more" if cells[MAX_NAMES:] else ""
+    return [
+        f"{len(orphans)} queued jobs run cells that are not in the study file now: {shown}{more}",
+        f"to cancel them and no others: python -m study cancel {named} --orphans",
+    ]
+
+
+def _code_lines(copies: list[dict[str, Any]], named: str, again: str) -> list[str]:
+    """Which code the queued jobs run, and the commands by which all run the code as it is now."""
+    lines = ["queued jobs run the code as it was when they were submitted:"]
+    for row in copies:
+        commit = f"commit {row['commit'][:8]}" if row["commit"] else "commit not known"
+        state = {True: ", with changes that are not committed", False: ""}.get(row["dirty"], "")
+        now = "; the code as it is now" if row["current"] else ""
+        lines.append(f"  {row['jobs']} jobs: {commit}{state} ({Path(row['code']).name}){now}")
+    return [
+        *lines,
+        f"to run all by the code as it is now: python -m study cancel {named} && {again}",
+    ]

@@ -7,7 +7,7 @@ from tabulate import tabulate
 
 from core.cell.publish import results
 from core.errors import UserError
-from study.commands.common import load, study_args
+from study.commands.common import has_toys_alone, load, start_command, study_args
 from study.upkeep.changes import find_changes, notes
 from study.upkeep.provenance import SCORE, lineage, published, trace
 from study.upkeep.study_file import find_differences
@@ -32,6 +32,7 @@ def verify(args: argparse.Namespace) -> int:
     rows = lineage(published(base, typed_study), base)
     changes = find_changes(rows, base, typed_study)
     if differences := find_differences(study, base, rows):
+        again = start_command(base, typed_study, has_toys_alone(study))
         what = f"the published results are of another version of it: {'; '.join(differences)}"
         changes.append(
             {
@@ -39,7 +40,7 @@ def verify(args: argparse.Namespace) -> int:
                 "file": str(args.study),
                 "problem": what,
                 "consequence": "all of the published results",
-                "fix": f"python -m study run {typed_study}, or restore what was edited",
+                "fix": f"{again}, or restore what was edited",
             }
         )
     remarks = notes(rows, base)
