@@ -76,8 +76,11 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def owner(path: Path) -> str:
-    """The name of the user who owns a file, or the uid where it has no name."""
-    uid = path.stat().st_uid
+    """The name of the user who owns a file, or the uid where it has no name.
+
+    Of a file that is missing, the owner of the folder in which it would be made.
+    """
+    uid = next(p for p in (path, *path.absolute().parents) if p.exists()).stat().st_uid
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

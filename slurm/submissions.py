@@ -76,25 +76,31 @@ def locked(base: Path) -> Iterator[Path]:
     another user, which `squeue --me` does not list and scancel does not cancel.
     """
     folder = base / "slurm"
-    if user := other_user(folder):
-        raise UserError(
-            where=str(folder / FILE),
-            what=f"these are the jobs of user {user}, who alone can submit or cancel them",
-            fix="`status` and `plan` show the study; for jobs of yours give a folder of yours: "
-            "--runs DIR",
-        )
+    check_owner(base)
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.locked(folder / ".lock"))
         except OSError as error:
-            owner = files.owner(next(path for path in (folder, *folder.parents) if path.exists()))
+            is_refused = isinstance(error, PermissionError)
+            user = f" (it is of user {files.owner(folder)})" if is_refused else ""
             raise UserError(
                 where=str(folder),
-                what=f"cannot be written: {error.strerror} (it is of user {owner})",
+                what=f"cannot be written: {error.strerror}{user}",
                 fix="make room, or give a folder of yours with --runs",
             ) from None
         yield folder
+
+
+def check_owner(base: Path) -> None:
+    """Raise UserError where the jobs on record of the study in `base` are another user's."""
+    if user := other_user(base / "slurm"):
+        raise UserError(
+            where=str(base / "slurm" / FILE),
+            what=f"these are the jobs of user {user}, who alone can submit or cancel them",
+            fix="`status` and `plan` show the study; for jobs of yours give a folder of yours: "
+            "--runs DIR",
+        )
 
 
 def other_user(folder: Path) -> str | None:

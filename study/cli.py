@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from core.errors import Problem, UserError
+from core.files import owner
 from core.paths import ROOT
 from study.commands import (
     archive,
@@ -48,14 +49,14 @@ COMMANDS = (
 _WITHOUT_STUDY = (doctor, cell)  # they declare their own arguments, all of them
 # Errors of a file that isn't what the study says.
 _UNREADABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Errors of a folder that can't be written to.
 _UNWRITABLE = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
     errno.ENOTDIR,
-    errno.ENOSPC,
-    errno.EDQUOT,
+    *_FULL,
 )
 
 
@@ -94,8 +95,10 @@ def _file_problem(error: OSError, runs: Path) -> Problem | None:
     is_ours = file.absolute().is_relative_to(runs.absolute())
     if error.errno in _UNREADABLE and not is_ours:
         fix = "correct the path where the study names it"
-    elif error.errno in _UNWRITABLE:
+    elif error.errno in _FULL:
         fix = "choose another folder with --runs, or make room"
+    elif error.errno in _UNWRITABLE:
+        fix = f"choose another folder with --runs; this one is of user {owner(file)}"
     else:
         return None
     return Problem(str(file), str(error.strerror), fix)

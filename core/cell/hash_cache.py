@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from core.files import append, read_rows, sha256
+from core.files import append_line, read_rows, sha256
 
 LARGE = 2**26  # bytes; smaller files are read each time
 FILE = "file_hashes.jsonl"
@@ -33,6 +33,6 @@ def remembered_sha256(path: Path, base: Path) -> str:
             if row["key"] == key:
                 return str(row["sha256"])
     digest = sha256(path)
-    with suppress(OSError), open(file, "ab", buffering=0) as log:  # a disk without room
-        append(log, (json.dumps({"key": key, "sha256": digest}) + "\n").encode())
+    with suppress(OSError):  # a disk without room
+        append_line(file, json.dumps({"key": key, "sha256": digest}))
     return digest

@@ -7,6 +7,7 @@ study; the page is read from their manifests, and from the table of failures whe
 
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def shakedown(study_file: Path, cluster: Path, runs: Path, wait: float) -> list[
             problem = error.problems[0]
             finding = f"{problem.where}: {problem.what}"
             rows.append(_row(layout.name, "submission", FAILS, finding, problem.fix))
-    data = _await(cells, base, str(study_file), wait)
+    data = _await(cells, base, shlex.quote(str(study_file)), wait)
     names = {layout.seed: layout.name for layout in all_layouts}
     for cell, state in zip(cells, data["cells"], strict=True):
         layout_name = names[training_seed(cell)] if STAGE_INFO[cell.stage].trains else ""

@@ -44,9 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submit(args: argparse.Namespace) -> None:
     from slurm.profile import load_profile
+    from slurm.submissions import check_owner
     from slurm.submit import submit
 
     study, base = load(args)
+    check_owner(base)
     profile = load_profile(args.cluster)
     cells = expand.in_order(expand.analysis(study, base))
     unlink_moved(cells, base)

@@ -139,6 +139,34 @@ def test_two_shells_submit_once_a_signal_requeues_and_cancel_ends_this_study_alo
     kit.done("cancel", *seeds)
 
 
+def test_the_job_of_an_older_study_file_ends_last_and_publishes_nothing(
+    finished: Kit, lab: Lab, kit: Kit
+) -> None:
+    copy(finished, kit)
+    shutil.rmtree(kit.base / "analysis")
+    cpus = ["--partition=cpu", "--nodes=2", "--exclusive"]
+    sleep = lab.ask("sbatch", "--parsable", "--output=/dev/null", *cpus, "--wrap=sleep 600")
+    until(lambda: lab.jobs()[sleep.strip()] == "RUNNING", lab.jobs)
+    (job,) = kit.done("submit", *ONE_DOSE, "--set", "contrasts.0.name=older")["jobs"]
+    lab.ask("scontrol", "hold", job["job"])
+    lab.ask("scancel", sleep.strip())
+    facts = kit.done("submit", *ONE_DOSE)
+    assert facts["orphans"] == [{"job": job["job"], "cells": ["analysis small"]}]
+    until(lambda: set(lab.jobs()) == {job["job"]}, lab.jobs)
+    results = kit.folder / "results/small"
+    newer = (results / "results.json").read_bytes()
+    lab.ask("scontrol", "release", job["job"])
+    lab.wait()
+    logs = [path.read_text() for path in kit.base.glob("analysis/*/log.txt")]
+    assert len(logs) == 2 and all(" finished: " in log for log in logs)
+    assert sum("is not published: what was started last" in log for log in logs) == 1
+    assert (results / "results.json").read_bytes() == newer and b"older" not in newer
+    assert kit.call("verify", *ONE_DOSE).returncode == 0
+    # Whoever submits the older file again wants its results.
+    assert kit.done("submit", *ONE_DOSE, "--set", "contrasts.0.name=older")["submitted"] == 0
+    assert b"older" in (results / "results.json").read_bytes()
+
+
 REFUSED = {
     "partition": ({"partition": "nowhere"}, "nvalid partition"),
     "account": ({"account": "nobody"}, "Invalid account"),

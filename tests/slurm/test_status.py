@@ -14,9 +14,9 @@ import pytest
 
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
-from slurm import submissions
+from slurm import profile, submissions
 from study.commands.status import look, print_status, show
-from tests.place import ROOT
+from tests.place import ROOT, SMALL
 from tests.slurm.places import CLUSTER, Fake, Kit, Lab
 from tests.waiting import until
 
@@ -107,7 +107,8 @@ class Submitted:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Submitted:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+    monkeypatch.setattr(profile, "FOLDER", tmp_path)  # without a profile of the user's
     return Submitted(tmp_path)
 
 
@@ -314,6 +315,77 @@ def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> 
     )
     fake.in_queue()
     assert study.look()["next"] == AGAIN
+
+
+def driver_line(study_file: str, *options: str) -> str:
+    """What squeue lists of `sbatch slurm/study.sbatch`, called in the checkout."""
+    words = [f"{ROOT}/slurm/study.sbatch", study_file, *options]
+    return f"12|PENDING|Priority|study|{' '.join(words)}|(null)\n"
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_driver_in_the_queue_is_waited_for(
+    fake: Fake, study: Submitted, submitted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sbatch slurm/study.sbatch` has just been typed: nothing is on record yet, or not all."""
+    study.cell("to-do")
+    if submitted:
+        study.record("9", [study.cell("before")])
+    runs = study.base.parent
+    fake.say("queue", driver_line("studies/tiny.yaml", "--cluster", "lab", "--runs", str(runs)))
+
+    def look_at(study_file: str) -> dict[str, Any]:
+        return look(study.cells, study.base, study_file)
+
+    tiny = str(ROOT / "studies/tiny.yaml")
+    data = look_at(tiny)
+    assert data["driver"] == "12" and data["goes_on"]
+    assert data["next"] == f"python -m study status {tiny} --watch"
+    assert "to do:   job 12, of slurm/study.sbatch, submits the study" in show(data)
+    # That of another study, and of another runs folder, is not this one's.
+    assert not look_at(str(ROOT / "studies/paper.yaml"))["driver"]
+    fake.say("queue", driver_line("studies/tiny.yaml", f"--runs={runs}"))
+    assert look_at(tiny)["driver"] == "12"
+    fake.say("queue", driver_line("studies/tiny.yaml", "--runs", "elsewhere"))
+    assert not look_at(tiny)["driver"]
+    fake.say("queue", driver_line("studies/tiny.yaml"))
+    assert not look_at(tiny)["driver"], "its runs folder is that of the checkout"
+    # A controller that does not answer.
+    fake.say("bin/squeue", "#!/bin/sh\nexit 1\n")
+    assert not look_at(tiny)["driver"]
+
+
+def test_watching_goes_on_from_the_driver_to_the_end(
+    fake: Fake, study: Submitted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = study.cell("a")
+    runs = str(study.base.parent)
+    tiny = str(ROOT / "studies/tiny.yaml")
+
+    def submits() -> None:
+        study.record("9", [cell])
+        fake.in_queue("9|PENDING|Priority|s-x|g9")
+
+    def ends() -> None:
+        finish(study.base / cell.relpath)
+        fake.in_queue()
+
+    steps = iter([submits, ends])
+    fake.say("queue", driver_line("studies/tiny.yaml", "--runs", runs))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: next(steps)())
+        print_status(study.cells, study.base, tiny, watch=15)
+    assert next(steps, None) is None
+
+
+def test_a_driver_on_a_real_cluster_is_seen(lab: Lab, kit: Kit) -> None:
+    arguments = [str(SMALL), "--cluster", str(CLUSTER), "--runs", str(kit.folder / "runs")]
+    sbatch = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "slurm/study.sbatch"]
+    driver = subprocess.run(
+        [*sbatch, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    data = kit.done("status")
+    assert data["driver"] == driver and data["next"].endswith("--watch")
 
 
 def test_the_next_command_names_the_cluster_of_the_last_submission(

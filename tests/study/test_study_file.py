@@ -1,15 +1,18 @@
 """The results are compared with the study file as it is now, and keep the one they were made of."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from core.cell.publish import results
+from core.cell.publish import publish, read_start, record_start, results
+from core.errors import UserError
 from core.paths import ROOT
 from study import cli
+from study.commands import run as run_command
 from study.spec import expand
 from study.spec.fingerprints import load_recipe_once
 from study.spec.load import dump_study, load_study
@@ -135,3 +138,65 @@ def test_archive_refuses_results_that_were_edited(
     assert cli.main(["archive", str(SMALL), str(archive), "--runs", str(runs)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(table) in line and "was edited" in line and not archive.exists()
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study, whose results are of SMALL."""
+    runs = shutil.copytree(base.parent, tmp_path / "my runs", symlinks=True)
+    shutil.copytree(results(base), results(runs / "small"))
+    return runs / "small"
+
+
+def test_results_of_an_older_file_are_published_by_the_command_that_is_printed(
+    copied: Path,
+) -> None:
+    """An edited file was submitted, and then an analysis of the former one ended."""
+    (analysis,) = (copied / "analysis").iterdir()
+    shutil.rmtree(results(copied))
+    record_start(copied, "0" * 64)
+    with pytest.raises(UserError) as error:
+        publish(analysis, last_only=True)
+    assert not results(copied).exists()
+    command = error.value.problems[0].fix.partition("python -m study ")[2]
+    assert cli.main(shlex.split(command)) == 0
+    assert load_study(results(copied) / "study.yaml") == load_study(SMALL)
+    assert read_start(copied)["analysis"] == expand.analysis(load_study(SMALL), copied).identity
+
+
+def test_a_run_that_ends_after_another_start_ends_in_words(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (analysis,) = (copied / "analysis").iterdir()
+    (analysis / "manifest.json").rename(analysis / "hidden")
+    before = (results(copied) / "manifest.json").read_bytes()
+    (results(copied) / "newer").touch()
+
+    def meanwhile(*arguments: object) -> int:
+        assert read_start(copied)["analysis"] == expand.analysis(load_study(SMALL)).identity
+        record_start(copied, "0" * 64)  # by `submit` of another file
+        (analysis / "hidden").rename(analysis / "manifest.json")
+        return 0
+
+    monkeypatch.setattr(run_command, "_run_cells", meanwhile)
+    words = ["run", str(SMALL), "--runs", str(copied.parent)]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is not published: what was started last, at 20" in line
+    assert (results(copied) / "newer").exists()
+    assert (results(copied) / "manifest.json").read_bytes() == before
+
+
+def test_verify_says_that_the_results_are_of_an_older_file(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under Slurm the command that it prints is `submit`, with the profile."""
+    path = edited(tmp_path, seeds=[0, 1])
+    (copied / "slurm").mkdir()
+    event = {"event": "submission", "cluster": "mine", "code": "x"}
+    (copied / "slurm/jobs.jsonl").write_text(json.dumps(event) + "\n")
+    words = ["--runs", str(copied.parent)]
+    assert cli.main(["verify", str(path), *words]) == 1
+    output = capsys.readouterr().out
+    again = f"python -m study submit {path} {shlex.join(words)} --cluster mine"
+    assert f"fix: {again}, or restore what was edited" in output
