@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
+from core.cell.publish import read_start
 from slurm.slurm_cli import Queued
 from slurm.snapshot import VERSION
 from slurm.submissions import CONTINUE, Group
@@ -53,6 +54,15 @@ def orphans(queued: Listed, cells: list[Cell], done: set[str]) -> dict[str, list
 def is_outdated(group: Group, cells: list[Cell]) -> bool:
     """Whether a group was submitted for another version of the study file."""
     return bool(group.analysis) and group.analysis != analysis_of(cells)
+
+
+def is_superseded(base: Path, cells: list[Cell]) -> bool:
+    """Whether the study in `base` was started with another version of its file since these cells.
+
+    They were submitted before.
+    """
+    analysis = analysis_of(cells)
+    return bool(analysis) and read_start(base).get("analysis", analysis) != analysis
 
 
 def orphan_rows(jobs: dict[str, list[str]], base: Path) -> list[dict[str, Any]]:

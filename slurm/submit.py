@@ -12,7 +12,7 @@ from typing import Any
 
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
-from core.cell.publish import read_start, record_start
+from core.cell.publish import record_start
 from core.errors import Problem, UserError
 from core.files import named_errors
 from core.paths import ROOT
@@ -26,6 +26,7 @@ from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot, snapshot_path
 
 COMPLETING_SECONDS = 30
+SUPERSEDED = "the study was started with another study file since"
 _BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|[Uu]nable to contact")
 # After these the controller may have queued the job, or will.
 _UNSURE = re.compile("timed out|no answer|Zero Bytes|[Uu]nable to contact|Unexpected message")
@@ -65,12 +66,15 @@ class Continuation:
     target: Target
 
     def __call__(self) -> dict[str, Any]:
-        """Submit, and return what `submit` returns.
+        """Submit, and return what `submit` returns; 0 `submitted` after another start.
 
         Raises UserError where a compute node cannot use Slurm's commands. The user then has to
         call `submit` again.
         """
         target = self.target
+        if queued_jobs.is_superseded(target.base, self.cells):
+            print(f"{SUPERSEDED}; nothing is submitted", flush=True)
+            return {"submitted": 0}
         facts = submit(
             self.cells, target.base, target.profile, target.cluster, target.code, self.remaining
         )
@@ -115,19 +119,8 @@ def submit(
     base = base.absolute()
     analysis = queued_jobs.analysis_of(cells)
     with slurm_cli.clean_environment(), submissions.locked(base) as folder:
-        if (
-            only is not None
-            and analysis
-            and read_start(base).get("analysis")
-            not in (
-                None,
-                analysis,
-            )
-        ):
-            raise UserError(
-                where=base.name,
-                what="was started with another study file since; nothing was submitted",
-            )
+        if only is not None and queued_jobs.is_superseded(base, cells):
+            raise UserError(where=base.name, what=f"{SUPERSEDED}; nothing was submitted")
         # The queue first, then the disk: a job that leaves the queue in between has left its
         # manifest there.
         groups = submissions.read(folder)

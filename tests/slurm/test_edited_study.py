@@ -116,8 +116,9 @@ def test_a_continuation_of_an_old_file_submits_nothing_and_is_replaced(
     # One that was running at that moment ends in words.
     target = Target(base, tmp_path / "kit", limited, "x")
     sent = len(queue.scripts)
+    assert Continuation(old, {old[2].identity}, target)() == {"submitted": 0}
     with pytest.raises(UserError, match="with another study file since; nothing was submitted"):
-        Continuation(old, {old[2].identity}, target)()
+        submit(old, base, limited, "x", only={old[2].identity})
     assert len(queue.scripts) == sent and read_start(base)["analysis"] == new[-1].identity
 
 
