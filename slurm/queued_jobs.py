@@ -97,20 +97,21 @@ def waiting_for(jobs: Iterable[str], queued: Listed) -> list[str]:
 def code_rows(queued: Listed, current: Path) -> list[dict[str, Any]]:
     """The code of the queued jobs: a row for each copy, that of most jobs first.
 
-    `current`: the copy that a job submitted now runs. A row has code (the copy's folder), commit
-    and dirty (`core.cell.manifest.code_version`), jobs (how many), current.
+    `current`: the copy that a job submitted now runs. A row has code (the copy's folder; None where
+    it is not on record), commit and dirty (`core.cell.manifest.code_version`), jobs (how many),
+    current.
     """
-    jobs = Counter(str(group.code) for group, by_index in queued for _ in by_index)
+    jobs = Counter(group.code for group, by_index in queued for _ in by_index)
     return [
-        {"code": code, **_version(Path(code)), "jobs": count, "current": code == str(current)}
+        {"code": code, **_version(code), "jobs": count, "current": code == str(current)}
         for code, count in jobs.most_common()
     ]
 
 
-def _version(code: Path) -> dict[str, Any]:
+def _version(code: str | None) -> dict[str, Any]:
     version: dict[str, Any] = {"commit": None, "dirty": None}
     with suppress(OSError, ValueError):
-        version |= json.loads((code / VERSION).read_text(encoding="utf-8"))
+        version |= json.loads(Path(code or "", VERSION).read_text(encoding="utf-8"))
     return version
 
 

@@ -129,8 +129,9 @@ def _code_lines(copies: list[dict[str, Any]], named: str, again: str) -> list[st
     for row in copies:
         commit = f"commit {row['commit'][:8]}" if row["commit"] else "commit not known"
         state = {True: ", with changes that are not committed", False: ""}.get(row["dirty"], "")
+        copy = f" ({Path(row['code']).name})" if row["code"] else ""
         now = "; the code as it is now" if row["current"] else ""
-        lines.append(f"  {row['jobs']} jobs: {commit}{state} ({Path(row['code']).name}){now}")
+        lines.append(f"  {row['jobs']} jobs: {commit}{state}{copy}{now}")
     return [
         *lines,
         f"to run all by the code as it is now: python -m study cancel {named} && {again}",

@@ -193,4 +193,5 @@ def test_records_of_an_earlier_version_are_read(queue: Fake, tmp_path: Path) -> 
     (base / "last_start.json").unlink()
     assert all(group.analysis is group.code is None for group in submissions.read(base / "slurm"))
     facts = submit(version(*CORPORA), base, replace(PROFILE, max_submit=3), "x")
-    assert not facts["orphans"] and facts["queued_code"][0]["commit"] is None
+    (row,) = facts["queued_code"]
+    assert not facts["orphans"] and row["code"] is row["commit"] is None
