@@ -43,8 +43,9 @@ def orphans(queued: Listed, cells: list[Cell], done: set[str]) -> dict[str, list
     for group, by_index in queued:
         for index, job in by_index.items():
             identities = {*group.tasks[index]}
-            is_orphan = is_outdated(group, cells)
-            if identities:
+            if not identities:
+                is_orphan = is_outdated(group, cells)
+            else:
                 is_orphan = not identities <= planned and planned.isdisjoint(identities - done)
             if is_orphan:
                 jobs[job.job] = group.tasks[index]
@@ -53,7 +54,8 @@ def orphans(queued: Listed, cells: list[Cell], done: set[str]) -> dict[str, list
 
 def is_outdated(group: Group, cells: list[Cell]) -> bool:
     """Whether a group was submitted for another version of the study file."""
-    return bool(group.analysis) and group.analysis != analysis_of(cells)
+    analysis = analysis_of(cells)
+    return None not in (group.analysis, analysis) and group.analysis != analysis
 
 
 def is_superseded(base: Path, cells: list[Cell]) -> bool:
