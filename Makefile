@@ -56,16 +56,24 @@ test-slurm-versions: environment
 
 # Only when asked for, as .ci/run does: nobody gets daemons by `make test`. policy-rc.d keeps them from being started.
 SLURM := slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin mariadb-server-core mariadb-client-core
+# `update` does not wait for another apt, whatever the time-out: the recipe tries again.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600
+INSTALL_SLURM := $(APT) update && $(APT) install -y --no-install-recommends $(SLURM)
+POLICY := /usr/sbin/policy-rc.d
 slurm-packages:
 	@[ "$$(dpkg-query -W -f '$${db:Status-Status}\n' $(SLURM) 2>/dev/null | grep -cx installed)" != $(words $(SLURM)) ] || exit 0; \
 	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  || { echo "error: needs root and Debian's or Ubuntu's apt-get; sudo make slurm-packages"; exit 1; }; \
-	echo "installing $(SLURM)"; policy=/usr/sbin/policy-rc.d; \
+	echo "installing $(SLURM)"; policy=$(POLICY); \
 	if [ ! -e $$policy ]; then \
 	  trap "rm -f $$policy" EXIT; trap "exit 1" INT TERM; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; \
 	fi; \
-	said=$$(apt-get update -qq 2>&1 && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM) 2>&1) \
-	  || { echo "error: apt-get: $$(echo "$$said" | tail -n 1)"; exit 1; }
+	tries=120; until said=$$({ $(INSTALL_SLURM); } 2>&1); do \
+	  case "$$said" in *[Cc]ould\ not\ get\ lock*) ;; *) tries=0 ;; esac; \
+	  [ $$tries -gt 0 ] || { echo "error: apt-get: $$(echo "$$said" | tail -n 1)"; exit 1; }; \
+	  [ $$tries -lt 120 ] || echo "another apt is running: waiting for it"; \
+	  tries=$$((tries - 1)); sleep 5; \
+	done
 
 # The GPU nodes' packages. CUDA=12 or CUDA=13 installs that set without a look at a driver.
 cluster-env: $(if $(CLUSTER),environment)

@@ -20,7 +20,9 @@ import torch
 from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
+from core.cell import heartbeat
 from core.cell.context import StageContext, derive_seed
+from core.cell.heartbeat import Heartbeat
 from core.cell.stage import DistributedHooks
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
@@ -67,10 +69,11 @@ def run(context: StageContext) -> dict[str, int | float]:
             trainer.resume_or_init(lambda: checkpoint.load(start, ranks, recipe, seed))
             # Until here there is nothing to save: a signal ends the process at once.
             with guard_signals(ranks) as guard:
-                trainer.train(guard)
+                with trainer.heartbeat:
+                    trainer.train(guard)
                 trainer.finalize()
         if ranks.rank == 0:
-            for scratch in ("steps", "best", "rows", "rows_held_out"):
+            for scratch in ("steps", "best", "rows", "rows_held_out", heartbeat.FOLDER):
                 shutil.rmtree(context.folder / scratch, ignore_errors=True)
     if ranks.rank:
         return {}
@@ -162,6 +165,7 @@ class Trainer:
         self.start = start
         self.ranks = ranks
         self.held_out = held_out
+        self.heartbeat = Heartbeat(context.folder, ranks.rank, ranks.world_size)
         self.total_steps = num_steps(len(rows), recipe)
         self.unread: StepResult | None = None
         # On a GPU a step's numbers are read when the next step has begun: waiting would idle it.
@@ -289,6 +293,7 @@ class Trainer:
     def train_step(self, given: StepInput) -> StepResult:
         """One optimizer step. On a GPU nothing in it waits for the GPU."""
         step = given.step
+        self.heartbeat.begin(step)
         torch.manual_seed(derive_seed(self.context.identity, "torch", step, self.ranks.rank))
         started = self.speed.begin_step()
         optimizer.set_lr(self.optimizer, learning_rate(step, self.total_steps, self.recipe))

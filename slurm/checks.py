@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from slurm import slurm_cli
-from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes
+from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes, owner
 from slurm.executor import executor, script
+from slurm.job_limits import job_limits
 from slurm.profile import Profile, Resources
 
 OK = "ok"
@@ -21,6 +21,7 @@ FAILED = "failed"
 UNKNOWN = "not checked"
 
 GIB = 2**30
+LEAST_JOBS = 3  # two that wait for each other, and one that submits more
 # Toy studies need less than LEAST. LITTLE is tight for a study of models with 8 B parameters.
 LEAST_GIB = 2
 LITTLE_GIB = 200
@@ -87,6 +88,8 @@ def request(stages: list[str], resources: Resources, profile: Profile, cluster: 
     if resources.nodes > most_nodes:
         finding = f"{resources.nodes} nodes; {partition} allows {most_nodes:g}"
         return Check(name, FAILED, finding, f"{key}: nodes: {most_nodes:g}")
+    if over := cluster.over_limit(resources):
+        return Check(name, FAILED, over, f"{key}: ask for less, or another qos")
     nodes = ask_nodes(partition)
     fitting = [node for node in nodes if node.fits(resources)]
     if nodes and len(fitting) < resources.nodes:
@@ -122,8 +125,7 @@ def _time_limit(
     longest = max(minutes(facts.get("MaxTime", "")) for facts in partitions)
     limits = [(longest, f"partition {names}")]
     for row in cluster.limits(resources):
-        owner = f"qos {row['Name']}" if "Name" in row else f"account {row['Account']}"
-        limits.append((minutes(row["MaxWall"]), owner))
+        limits.append((minutes(row.get("MaxWall", "")), owner(row)))
     return min(limits)
 
 
@@ -168,31 +170,25 @@ def arrays(profile: Profile) -> Check:
 
 
 def submit_limits(profile: Profile, requests: list[Resources], cluster: Cluster) -> Check:
-    """Jobs queued at once: what `submit` limits itself to, against accounts and QOS."""
+    """Jobs queued at once, by the profile, accounts and QOS: `submit` keeps to it."""
     name = "jobs at once"
+    if cluster.trouble:
+        fix = "doctor again when it answers; submit goes without the limits"
+        return Check(name, UNKNOWN, f"limits are not known: {cluster.trouble}", fix)
     if not cluster.user and not cluster.qos:
         fix = "max_submit: N, if your site tells you of a limit"
         return Check(name, UNKNOWN, "no accounts to ask", fix)
-    enforced = slurm_cli.setting("AccountingStorageEnforce")
-    if not re.search(r"limits|safe|all", enforced):
-        return Check(name, OK, f"limits are not enforced ({enforced})")
-    limits = [
-        int(value)
-        for resources in requests
-        for row in cluster.limits(resources)
-        for key, value in row.items()
-        if "Submit" in key and value.isdigit()
-    ]
+    if not cluster.keeps_limits:
+        return Check(name, OK, f"limits are not enforced ({cluster.enforced})")
+    limits = [limit for r in requests for limit in job_limits(profile, cluster, r)]
     if not limits:
-        max_submit = profile.max_submit or "none"
-        return Check(name, OK, f"no limit of accounts or qos; max_submit {max_submit}")
-    allowed = min(limits)
-    account = profile.resources("default").account
-    submitted = profile.max_submit or slurm_cli.submit_limit(account)
-    if submitted is None or submitted > allowed:
-        finding = f"{submitted or 'any number'} would be submitted; {allowed} may"
-        return Check(name, FAILED, finding, f"max_submit: {allowed}")
-    return Check(name, OK, f"{submitted} at most, of {allowed} that may be queued")
+        return Check(name, OK, "no limit of accounts or qos")
+    lowest = min(limits, key=lambda limit: limit.most)
+    finding = f"{lowest.most} at most: {lowest.owner}"
+    if lowest.most < LEAST_JOBS:
+        fix = "submit STUDY --cluster NAME --until-done: no place for a job that submits"
+        return Check(name, WARNING, finding, fix)
+    return Check(name, OK, finding)
 
 
 def accounting(requests: list[Resources]) -> Check:

@@ -3,16 +3,21 @@
 import math
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from core.errors import Problem, UserError
 from slurm import slurm_cli
 from slurm.profile import Resources
 
 Rows = list[dict[str, str]]
 
-_USER_COLUMNS = ("DefaultAccount", "Account", "Partition", "DefaultQOS")
-_ACCOUNT_LIMITS = ("MaxSubmitJobs", "GrpSubmitJobs", "MaxWall")
-_QOS_COLUMNS = ("Name", "MaxSubmitJobsPU", "MaxSubmitJobsPA", "GrpSubmitJobs", "MaxWall")
+_USER_COLUMNS = ("Cluster", "DefaultAccount", "Account", "Partition", "DefaultQOS")
+_USER_LIMITS = ("MaxSubmitJobs", "GrpSubmitJobs", "MaxWall", "MaxTRES", "GrpTRES")
+_ACCOUNT_COLUMNS = ("Cluster", "Account", "User", "GrpSubmitJobs", "GrpTRES")
+_QOS_COLUMNS = (
+    *("Name", "MaxSubmitJobsPU", "MaxSubmitJobsPA", "GrpSubmitJobs", "MaxWall"),
+    *("MaxTRES", "MaxTRESPU", "MaxTRESPA", "GrpTRES"),
+)
 _UP = re.compile(r"(idle|mix|alloc|comp|plan|resv|reserved)")
 
 
@@ -23,6 +28,14 @@ class Cluster:
     partitions: dict[str, dict[str, str]]  # by name; the fields of `scontrol show partition`
     user: Rows  # the user's associations
     qos: Rows
+    accounts: Rows = field(default_factory=list)  # the limits of the user's accounts as a whole
+    enforced: str = ""  # AccountingStorageEnforce
+    trouble: str = ""  # why the limits are not known
+
+    @property
+    def keeps_limits(self) -> bool:
+        """Whether Slurm refuses jobs over the limits of accounts and QOS."""
+        return bool(re.search(r"limits|safe|all", self.enforced))
 
     def partition_names(self, resources: Resources) -> list[str]:
         """The partitions that a job may go to.
@@ -34,7 +47,7 @@ class Cluster:
         return [name for name, facts in self.partitions.items() if facts.get("Default") == "YES"]
 
     def limits(self, resources: Resources) -> Rows:
-        """The rows of the user's account, of the job's QOS and of the partition's QOS."""
+        """The rows of the user, of the account, of the job's QOS and of the partition's QOS."""
         names = self.partition_names(resources)
         associations = [
             row
@@ -42,10 +55,29 @@ class Cluster:
             if row["Account"] == (resources.account or row["DefaultAccount"])
             and row["Partition"] in ("", *names)
         ]
+        accounts = {row["Account"] for row in associations}
         default_qos = [row["DefaultQOS"] for row in associations if row["DefaultQOS"]]
         qos = {resources.qos or next(iter(default_qos), "normal")}
         qos |= {self.partitions[name].get("QoS", "") for name in names if name in self.partitions}
-        return associations + [row for row in self.qos if row["Name"] in qos]
+        return [
+            *associations,
+            *(row for row in self.accounts if row["Account"] in accounts),
+            *(row for row in self.qos if row["Name"] in qos),
+        ]
+
+    def over_limit(self, resources: Resources) -> str:
+        """What such a job asks for beyond a limit on TRES; it would wait for ever. Empty: nothing.
+
+        TRES are what Slurm counts: cores, memory, nodes, GPUs.
+        """
+        requested = _tres(resources)
+        for row in self.limits(resources) if self.keeps_limits else ():
+            for key, text in row.items():
+                for name, most in _limits_of(text) if "TRES" in key else ():
+                    if requested.get(name, 0) > most:
+                        asked = f"{name} {requested[name]:g}"
+                        return f"{asked} in a job; {owner(row)} allows {most:g} ({key})"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +89,7 @@ class Node:
     gres: str
     features: set[str]
     state: str
+    reason: str = ""  # why it is down or drained, by whom who did that
 
     @property
     def up(self) -> bool:
@@ -83,36 +116,86 @@ class Node:
 
 
 def ask_cluster() -> Cluster:
-    """Raises UserError where Slurm does not answer."""
+    """Raises UserError where the controller does not answer. Without slurmdbd: `trouble`."""
     lines = slurm_cli.ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
     facts = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
     partitions = {row["PartitionName"]: row for row in facts if "PartitionName" in row}
-    if not slurm_cli.has_accounts() or not shutil.which("sacctmgr"):
+    config = slurm_cli.settings()
+    accounting = config.get("AccountingStorageType", "")
+    if "slurmdbd" not in accounting or not shutil.which("sacctmgr"):
         return Cluster(partitions, user=[], qos=[])
-    user = _sacctmgr(
-        "user", slurm_cli.user_name(), "withassoc", columns=_USER_COLUMNS + _ACCOUNT_LIMITS
-    )
-    return Cluster(partitions, user, _sacctmgr("qos", columns=_QOS_COLUMNS))
+    try:
+        user = _sacctmgr(
+            "user", slurm_cli.user_name(), "withassoc", columns=_USER_COLUMNS + _USER_LIMITS
+        )
+        qos = _sacctmgr("qos", columns=_QOS_COLUMNS)
+        names = ",".join(sorted({row["Account"] for row in user}))
+        rows: Rows = []
+        if names:
+            rows = _sacctmgr("assoc", "where", f"account={names}", columns=_ACCOUNT_COLUMNS)
+    except UserError as error:
+        problem = error.problems[0]
+        trouble = str(Problem(problem.where, problem.what))
+        return Cluster(partitions, user=[], qos=[], trouble=trouble)
+    # Clusters may share one slurmdbd.
+    here = ("", config.get("ClusterName", "").lower())
+    user = [row for row in user if row["Cluster"].lower() in here]
+    accounts = [row for row in rows if not row["User"] and row["Cluster"].lower() in here]
+    enforced = config.get("AccountingStorageEnforce", "")
+    return Cluster(partitions, user, qos, accounts, enforced)
 
 
 def ask_nodes(partition: str) -> list[Node]:
-    """The nodes of a partition (a list with commas).
+    """The nodes of a partition (a list with commas; empty: of all partitions).
 
     Raises UserError where Slurm does not answer.
     """
-    output = slurm_cli.ask("sinfo", "-h", "-N", "-p", partition, "-o", "%N|%c|%m|%G|%f|%T")
+    options = ["-p", partition] if partition else []
+    output = slurm_cli.ask("sinfo", "-h", "-N", *options, "-o", "%N|%c|%m|%G|%f|%T|%E")
     # A node of several partitions is listed once for each.
-    by_name = {line.split("|")[0]: line for line in output.splitlines() if line.count("|") >= 5}
+    by_name = {line.split("|")[0]: line for line in output.splitlines() if line.count("|") >= 6}
     nodes = []
     for line in by_name.values():
-        _, cpus, mib, gres, features, state = line.strip().split("|")
-        nodes.append(Node(int(cpus), int(mib) / 1024, gres, set(features.split(",")), state))
+        _, cpus, mib, gres, features, state, reason = line.strip().split("|", 6)
+        reason = reason if reason != "none" else ""
+        nodes.append(
+            Node(int(cpus), int(mib) / 1024, gres, set(features.split(",")), state, reason)
+        )
     return nodes
 
 
 def _sacctmgr(*words: str, columns: tuple[str, ...]) -> Rows:
     output = slurm_cli.ask("sacctmgr", "-nP", "show", *words, f"format={','.join(columns)}")
-    return [dict(zip(columns, line.split("|"), strict=False)) for line in output.splitlines()]
+    lines = [line.split("|") for line in output.splitlines()]
+    # Other lines are a site's greeting.
+    return [dict(zip(columns, line, strict=True)) for line in lines if len(line) == len(columns)]
+
+
+def owner(row: dict[str, str]) -> str:
+    """Whose limits a row states."""
+    if "Name" in row:
+        return f"qos {row['Name']}"
+    return f"account {row['Account']}"
+
+
+def _tres(resources: Resources) -> dict[str, float]:
+    tasks = resources.nodes * resources.tasks_per_node
+    return {
+        "cpu": tasks * resources.cpus,
+        "node": resources.nodes,
+        "mem": (resources.mem_gb or 0) * resources.nodes,
+        "gres/gpu": gpus(resources) * resources.nodes,
+    }
+
+
+def _limits_of(text: str) -> list[tuple[str, float]]:
+    """The limits in cpu=64,mem=100G,gres/gpu=4; memory in GiB."""
+    units = {"K": 2**-20, "M": 2**-10, "G": 1, "T": 2**10, "P": 2**20}
+    limits = []
+    for name, number, unit in re.findall(r"([\w/:]+)=([\d.]+)([KMGTP]?)", text):
+        factor: float = units[unit or "M"] if name == "mem" else 1
+        limits.append((name, float(number) * factor))
+    return limits
 
 
 def minutes(text: str) -> float:

@@ -23,11 +23,14 @@ from core.stages import STAGE_INFO, STAGES, TRAINING_STAGES, VLLM_STAGES
 from slurm import checks, slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import ask_cluster, gpus
-from slurm.executor import executor, submit
+from slurm.executor import executor, script, submit
 from slurm.findings import Facts, Visit, ended, report_visit
+from slurm.job_limits import job_limits
 from slurm.probe import Probe, torn_reads
 from slurm.profile import Profile, Resources, load_profile
+from slurm.setup_lines import watched
 from slurm.snapshot import snapshot
+from slurm.submit import continuation_resources
 
 # The most that a visiting job requests.
 MINUTES = 10
@@ -96,9 +99,13 @@ def doctor(
                 for resources, stages in by_resources.items()
                 if requests[resources].state != FAILED
             }
-            report += _visit_nodes(
-                profile, runs.absolute(), cells or [], possible, wait, checkpoint_bytes or {}
-            )
+            visits = _visits(profile, possible, cells or [])
+            limited = bool(job_limits(profile, cluster, profile.resources("default")))
+            for visit in visits:
+                sizes = [(checkpoint_bytes or {}).get(stage, 0) for stage in visit.stages]
+                visit.checkpoint_bytes = max(sizes)
+                visit.limited = limited
+            report += _visit_nodes(visits, runs.absolute(), cells or [], wait)
         except UserError as error:
             report.append(checks.of_error("Slurm", error))
     return report
@@ -118,23 +125,13 @@ def show(report: list[Check]) -> str:
     return "\n".join([*lines, "", ", ".join(counts)])
 
 
-def _visit_nodes(
-    profile: Profile,
-    runs: Path,
-    cells: list[Cell],
-    by_resources: StagesByResources,
-    wait: float,
-    checkpoint_bytes: dict[str, int],
-) -> list[Check]:
+def _visit_nodes(visits: list[Visit], runs: Path, cells: list[Cell], wait: float) -> list[Check]:
     try:
         with _interrupts() as interrupts, _temporary_folder(runs) as folder:
             report = [Check("runs folder", OK, f"{runs} can be written"), checks.room(folder)]
             token = (folder / "token").read_text()
             code = snapshot(ROOT, folder / "slurm")
-            visits = _visits(profile, by_resources, cells)
             for visit in visits:
-                sizes = [checkpoint_bytes.get(stage, 0) for stage in visit.stages]
-                visit.checkpoint_bytes = max(sizes)
                 _send(visit, _probe(visit, folder, code, token, cells), wait)
             _await(visits, folder, token, wait, interrupts)
             return report + [check for visit in visits for check in report_visit(visit, folder)]
@@ -290,16 +287,24 @@ def _probe(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell]
         addresses=tuple((host, int(port)) for host, port in hosts),
         paths=tuple(sorted(paths)),
         keys=tuple(checks.key_names(cells)),
+        script=_continuation_script(visit, code),
         trains=bool(set(TRAINING_STAGES) & set(visit.stages)),
         vllm=bool(VLLM_STAGES & set(visit.stages)),
     )
+
+
+def _continuation_script(visit: Visit, code: Path) -> str:
+    """The batch script of a job that submits more; whether it is refused here goes to the visit."""
+    jobs = executor("continue", continuation_resources(visit.profile), visit.profile, code, code)
+    visit.refused_here = slurm_cli.test_submission(script(jobs)) or ""
+    return script(jobs)
 
 
 def _send(visit: Visit, probe: Probe, wait: float) -> None:
     """Submit the visit's job; on failure set its `refusal`."""
     folder = Path(probe.folder)
     # The job is never requeued, and has a deadline in case this process is killed.
-    profile = replace(visit.profile, requeue=0)
+    profile = replace(visit.profile, requeue=0, setup=watched(visit.profile.setup, folder))
     sender = executor(
         "doctor",
         visit.resources,

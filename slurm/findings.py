@@ -13,12 +13,17 @@ from slurm import slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import gpus as gpus_requested
 from slurm.profile import Profile, Resources
+from slurm.setup_lines import LineEnd, read_ends
 
 # A file that shows later than this makes a job miss what the one before it wrote.
 SLOW_SECONDS = 5
 
 NOISE = re.compile(r"Exited with exit code|Terminating|STEP \S+ ON .* CANCELLED|Force Terminated")
 LONGER = "give it longer: --wait SECONDS"
+UNTIL_DONE = (
+    "python -m study submit STUDY --cluster NAME --until-done on a login node, "
+    "in place of sbatch slurm/study.sbatch"
+)
 NOT_SHARED = "--runs on a disk that nodes share, by the same path"
 
 Facts = dict[str, Any]  # section -> what slurm.probe wrote about one node
@@ -37,6 +42,8 @@ class Visit:
     job: str | None = None
     refusal: str = ""
     queued: slurm_cli.Queued | None = None  # as last seen; None: it has ended
+    refused_here: str = ""  # why sbatch refuses the job that submits more, on the login node
+    limited: bool = False  # whether a limit on queued jobs needs such a job
     checkpoint_bytes: int = 0  # of the largest step checkpoint; 0: no study, or no training
     facts: list[Facts] = field(default_factory=list)  # one per task
     addresses: dict[str, list[str]] = field(default_factory=dict)  # host:port -> its stages
@@ -104,21 +111,28 @@ def locks(facts: Facts, visit: Visit) -> Verdict | None:
 
 
 def python(facts: Facts, visit: Visit) -> Verdict | None:
-    """Python's version against the one here, and Slurm's commands.
-
-    A job that submits further ones needs those commands. Requeueing and trainings over several
-    nodes do without them, as in a container.
-    """
-    if facts["commands"] and visit.profile.max_submit:
-        finding = f"no {', '.join(facts['commands'])} on PATH there: jobs can't submit further ones"
-        fix = "setup: [module load slurm]; in a container: submit again when half of the jobs ended"
-        return WARNING, finding, fix
+    """Python's version against the one here."""
     there = ".".join(map(str, facts["python"]))
     here = ".".join(map(str, sys.version_info[:3]))
     if facts["python"][:2] != list(sys.version_info[:2]):
         fix = "python: the same in the profile as the one that submits"
         return WARNING, f"Python {there}, but {here} here", fix
     return OK, f"Python {there}", ""
+
+
+def submit(facts: Facts, visit: Visit) -> Verdict | None:
+    """Whether a job can submit further jobs, as those do that the limit on jobs leaves over.
+
+    Requeueing and trainings over several nodes need no Slurm command, so a container does without.
+    """
+    if verdict := _error(facts, "submit", UNTIL_DONE):
+        return verdict
+    reason = facts["submit"]
+    if not reason or reason == visit.refused_here:  # then the line about the request says so
+        return OK, "a job can submit jobs", ""
+    if "not on PATH" in reason and not visit.limited:
+        return OK, f"{reason}; no limit on jobs needs it", ""
+    return WARNING, f"a job can't submit jobs: {reason}", UNTIL_DONE
 
 
 def packages(facts: Facts, visit: Visit) -> Verdict | None:
@@ -257,6 +271,7 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
     "rename": ("shared", rename),
     "locks": ("shared", locks),
     "python": ("python", python),
+    "submit": ("submit", submit),
     "packages": ("packages", packages),
     "scratch, cache": ("writable", writable),
     "keys": ("keys", keys),
@@ -272,9 +287,10 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
 
 def report_visit(visit: Visit, folder: Path) -> list[Check]:
     """The report's lines about one visit, whose job wrote into `folder`."""
+    setup = setup_check(visit, folder)
     if not visit.facts:
-        return [_without_facts(visit, folder)]
-    report = []
+        return [check for check in (setup, _without_facts(visit, folder)) if check]
+    report = [setup] if setup else []
     unanswered = _unanswered(visit, folder)
     for line, (section, judge) in LINES.items():
         hosts: dict[Verdict, list[str]] = defaultdict(list)
@@ -294,6 +310,30 @@ def report_visit(visit: Visit, folder: Path) -> list[Check]:
         fix = LONGER if visit.queued else f"{NOT_SHARED}; or leave that node out"
         report.append(Check(f"{visit.label}: node", unanswered[0], finding, fix))
     return report
+
+
+def setup_check(visit: Visit, folder: Path) -> Check | None:
+    """How the profile's `setup` lines ended on a node. None: it has none, or none was begun."""
+    ends = read_ends(visit.profile.setup, folder, str(visit.job))
+    if not ends:
+        return None
+    verdicts = [_setup_verdict(end, visit) for end in ends]
+    state, finding, fix = max(verdicts, key=lambda verdict: SEVERITY.index(verdict[0]))
+    return Check(f"{visit.label}: setup", state, finding, fix)
+
+
+def _setup_verdict(end: LineEnd, visit: Visit) -> Verdict:
+    fix = "setup in the cluster profile: correct that line"
+    if end.status is None:
+        if visit.queued:
+            return UNKNOWN, f"`{end.line}` has not ended yet", LONGER
+        message = f" ({end.error})" if end.error else ""
+        return FAILED, f"`{end.line}` ends the job's shell, before Python starts{message}", fix
+    if end.failed:
+        return FAILED, f"`{end.line}`: {end.error} (exit status {end.status})", fix
+    if end.status:
+        return WARNING, f"`{end.line}`: exit status {end.status}", fix
+    return OK, f"{len(visit.profile.setup)} lines without an error", ""
 
 
 def _without_facts(visit: Visit, folder: Path) -> Check:

@@ -26,7 +26,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from core.cell.failures import explain
+from core.errors import Problem, UserError
 from core.files import locked, write_atomically
+from slurm import slurm_cli
 from slurm.job import export_ranks
 
 ANSWER_SECONDS = 60
@@ -73,6 +75,7 @@ class Probe:
     addresses: tuple[tuple[str, int], ...] = ()  # host and port
     paths: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()  # names of environment variables
+    script: str = ""  # that a job which submits more would give to sbatch
     trains: bool = False  # whether trainings run on these nodes
     vllm: bool = False  # whether vLLM does
 
@@ -100,7 +103,7 @@ class Probe:
             return ranks
         sections: dict[str, Callable[[], Any]] = {
             "shared": lambda: shared(Path(self.folder), self.token, name),
-            "commands": missing_commands,
+            "submit": lambda: refusal(self.script),
             "python": lambda: list(sys.version_info[:3]),
             "writable": lambda: writable(self.writable),
             "keys": lambda: [key for key in self.keys if not os.environ.get(key)],
@@ -134,9 +137,13 @@ class Probe:
         return all_reduce(self.gpus > 0)
 
 
-def missing_commands() -> list[str]:
-    """Slurm's commands that jobs need and that are not on PATH."""
-    return [name for name in ("scontrol", "sbatch", "squeue") if not shutil.which(name)]
+def refusal(script: str) -> str:
+    """Why this node could not submit a job; "" where it could."""
+    try:
+        slurm_cli.require_slurm()
+        return slurm_cli.test_submission(script) or ""
+    except UserError as error:
+        return str(Problem(error.problems[0].where, error.problems[0].what))
 
 
 def shared(folder: Path, token: str, name: str) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Profile:
     max_array: Count | None = None
     """Tasks in one array. None: Slurm's own MaxArraySize."""
     max_submit: Annotated[int, Field(ge=3)] | None = None
-    """Jobs of this user that are queued at once. None: the limit of Slurm's accounts."""
+    """Jobs of this user that are queued at once. The limits of accounts and QOS hold beside it."""
     gpu_type: Word | None = None
     """Type of the GPUs for the forecast, such as h100. None: the type in gpus_per_node."""
     measured: Measured = Field(default_factory=Measured)

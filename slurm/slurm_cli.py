@@ -27,9 +27,6 @@ CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")
 REQUIRED = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
 _LOGIN_NODE = "submit from a login node of the cluster"
-_ANSWERING_STATE = re.compile(
-    r"(idle|mixed|allocated|completing|planned|reserved)[^*]*$", re.MULTILINE
-)
 _ENDED = re.compile(
     "COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|BOOT_FAIL|OUT_OF_ME|DEADLINE|REVOKED"
 )
@@ -110,8 +107,14 @@ def known_job_ids(jobs: list[str]) -> set[str]:
 
 
 def largest_array() -> int:
-    """Tasks that one array may have: MaxArraySize is one more than the largest index."""
-    return max(1, int(setting("MaxArraySize") or 2) - 1)
+    """Tasks that one array may have: MaxArraySize is one more than the largest index.
+
+    SchedulerParameters may allow fewer.
+    """
+    config = settings()
+    size = max(1, int(config.get("MaxArraySize", 2)) - 1)
+    match = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+    return min(size, int(match[1])) if match else size
 
 
 def has_accounts() -> bool:
@@ -127,30 +130,15 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def submit_limit(account: str | None) -> int | None:
-    """Jobs that the user may have queued at once, by Slurm's accounts.
-
-    `account`: None for any account of the user.
-    Returns None where there is no limit, or where the cluster keeps no accounts.
-    """
-    if not has_accounts() or not shutil.which("sacctmgr"):
-        return None
-    conditions = [f"user={user_name()}"]
-    if account:
-        conditions.append(f"account={account}")
-    result = call(
-        *("sacctmgr", "-nP", "show", "assoc", "where"),
-        *conditions,
-        "format=MaxSubmitJobs,GrpSubmitJobs",
-    )
-    limits = [int(word) for word in re.split(r"[|\s]", result.stdout) if word.isdigit()]
-    return min(limits, default=None)
-
-
 def setting(name: str) -> str:
     """A value of Slurm's configuration; empty where it is not set."""
-    match = re.search(rf"^{name}\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    return match[1] if match else ""
+    return settings().get(name, "")
+
+
+def settings() -> dict[str, str]:
+    """Slurm's configuration."""
+    lines = ask("scontrol", "show", "config")
+    return dict(re.findall(r"^(\w+)[ \t]*=[ \t]*(\S+)", lines, re.MULTILINE))
 
 
 def test_submission(script: str) -> str | None:
@@ -160,19 +148,6 @@ def test_submission(script: str) -> str | None:
     """
     result = call("sbatch", "--test-only", stdin=script)
     return reason(result.stderr) if result.returncode else None
-
-
-def partition_unresponsive(partition: str | None) -> bool:
-    """Whether no node of the partition answers the controller now.
-
-    In the first minute after the controller was restarted, it refuses requests with a message
-    that calls the request itself impossible.
-    """
-    if not shutil.which("sinfo"):
-        return False
-    options = [f"--partition={partition}"] if partition else []
-    states = call("sinfo", "--noheader", "--format=%T", *options)
-    return states.returncode == 0 and not _ANSWERING_STATE.search(states.stdout)
 
 
 def scancel(jobs: list[str]) -> None:

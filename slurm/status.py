@@ -16,7 +16,10 @@ from slurm.slurm_cli import Queued
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 # Names of known failures (core.cell.failures) after which a queued job never starts by itself.
-STUCK = ("held job", "dead dependency", "refused by Slurm")
+STUCK = (
+    *("held by an administrator", "hours used up"),
+    *("held job", "dead dependency", "refused by Slurm"),
+)
 # States of jobs that ended after they had begun, or that a node could not begin.
 BROKE = re.compile(r"FAILED|TIMEOUT|NODE_FAIL|BOOT_FAIL|OUT_OF_ME|PREEMPTED|DEADLINE")
 # What a queued job waits for, by how Slurm's reason begins.
@@ -44,6 +47,7 @@ class QueueState:
     jobs: dict[str, str]  # identity of a cell -> the job that it was submitted in last
     queued: dict[str, Queued] = field(default_factory=dict)  # identity -> job that has not ended
     submits: str | None = None  # the job that will submit what the limit on jobs left over
+    broken: str | None = None  # the job that should have submitted it, and why it did not
     trouble: str | None = None  # why the queue is not known
     user: str | None = None  # the user whose jobs these are, where that is another one
     driver: str | None = None  # the job of study.sbatch, which will submit the study
@@ -115,8 +119,9 @@ def ask(base: Path, study_file: Path | None = None) -> QueueState:
     jobs |= {identity: job.job for identity, job in queued.items()}
     continuations = submissions.of_kind(groups, queue, submissions.CONTINUE)
     submits = continuations[-1].job if continuations else None
+    broken = None if submits else submissions.broken_chain(record.parent, groups, queue)
     submitter = driver.driver_in(queue, study_file, base.parent) if study_file else None
-    return QueueState(record, jobs, queued, submits, driver=submitter)
+    return QueueState(record, jobs, queued, submits, broken, driver=submitter)
 
 
 def jobs(

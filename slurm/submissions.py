@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,26 @@ def write_refused(folder: Path, group: str, reason: str) -> None:
     _write(folder, "refused", group=group, reason=reason)
 
 
+def write_not_submitted(folder: Path, cluster: str, job: str, reason: str) -> None:
+    """Record that a job could not submit what it should have."""
+    _write(folder, "not_submitted", cluster=cluster, job=job, reason=reason)
+
+
+@contextmanager
+def noted(base: Path, cluster: str) -> Iterator[None]:
+    """In a job, record why a submission fails: `status` shows it, the job's log nobody reads."""
+    try:
+        yield
+    except UserError as error:
+        if job := os.environ.get("SLURM_JOB_ID"):
+            with suppress(OSError):
+                (base / "slurm").mkdir(parents=True, exist_ok=True)
+                problem = error.problems[0]
+                reason = str(Problem(problem.where, problem.what))
+                write_not_submitted(base / "slurm", cluster, job, reason)
+        raise
+
+
 def write_cancelled(folder: Path, jobs: list[str]) -> None:
     """Record the jobs that the user cancelled."""
     _write(folder, "cancelled", jobs=jobs)
@@ -182,8 +202,30 @@ def last_cluster(folder: Path) -> str | None:
 
     None where nothing was submitted, or only by a version that did not record it.
     """
-    names = [event.get("cluster") for event in _events(folder) if event["event"] == "submission"]
+    kinds = ("submission", "not_submitted")
+    names = [event.get("cluster") for event in _events(folder) if event["event"] in kinds]
     return names[-1] if names else None
+
+
+def broken_chain(folder: Path, groups: list[Group], queue: list[Queued]) -> str | None:
+    """Which job should have submitted the remaining cells and did not, and why.
+
+    None where none failed to, or something was submitted later.
+    """
+    refusal = None
+    for event in _events(folder):
+        if event["event"] == "not_submitted":
+            refusal = f"job {event['job']} could not submit: {event['reason']}"
+        elif event["event"] == "submitted":
+            refusal = None
+    last = groups[-1] if groups else None
+    if refusal or last is None or last.kind != CONTINUE or last.job is None:
+        return refusal
+    if last.in_queue(queue) or any(
+        event["event"] == "submission" and event["time"] > last.time for event in _events(folder)
+    ):
+        return None
+    return f"job {last.job} ended without submitting: see {FILE[:-6]}/{last.job}_0_log.err"
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,22 @@ from core.cell.publish import record_start
 from core.errors import Problem, UserError
 from core.files import named_errors
 from core.paths import ROOT
+from core.stages import STAGES
 from slurm import arrays as array_plan
 from slurm import executor as executors
 from slurm import queued_jobs, slurm_cli, submissions
 from slurm.arrays import Array, Task
+from slurm.cluster_limits import Cluster, ask_cluster
 from slurm.job import CellJob
+from slurm.job_limits import Places, ask_places, choose
 from slurm.profile import Profile, Resources
+from slurm.request_check import check_requests
 from slurm.slurm_cli import Queued
 from slurm.snapshot import snapshot, snapshot_path
 
 COMPLETING_SECONDS = 30
 SUPERSEDED = "the study was started with another study file since"
-_BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|[Uu]nable to contact")
+HELD = re.compile("(?i)held(?!admin)")  # what an administrator holds, only they release
 # After these the controller may have queued the job, or will.
 _UNSURE = re.compile("timed out|no answer|Zero Bytes|[Uu]nable to contact|Unexpected message")
 
@@ -89,6 +93,7 @@ def submit(
     cluster: str,
     code: Path | None = None,
     only: set[str] | None = None,
+    chain: bool = True,
 ) -> dict[str, Any]:
     """Submit the cells that are neither finished nor in the queue.
 
@@ -101,13 +106,15 @@ def submit(
         cluster: The profile as the user named it, for the record.
         code: The folder that jobs run from. None: a new snapshot of the checkout.
         only: Identities of the cells to submit, of a study that was submitted before. None: all.
+        chain: Whether such a job is queued; without it the caller submits what is left over.
 
     Returns:
-        Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the ids
-        of jobs `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id
-        of the job that `continues` with the rest; the folder of the `code`; the `orphans`, queued
-        jobs of which the study has no cell now (job, cells); the code of the jobs that were queued
-        before (`queued_code`, see `queued_jobs.code_rows`).
+        Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the
+        `remaining` identities; a line for each kind of job that `waits` for nodes; the ids of jobs
+        `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id of the
+        job that `continues` with the rest; the folder of the `code`; the `orphans`, queued jobs of
+        which the study has no cell now (job, cells); the code of the jobs that were queued before
+        (`queued_code`, see `queued_jobs.code_rows`).
 
     Raises:
         UserError: The profile is wrong, Slurm refuses it, the jobs on record are another user's,
@@ -115,8 +122,21 @@ def submit(
             had been submitted by then: that is on record, and the next submission continues from
             it.
     """
+    with submissions.noted(base.absolute(), cluster):
+        return _submit(cells, base.absolute(), profile, cluster, code, only, chain)
+
+
+def _submit(
+    cells: list[Cell],
+    base: Path,
+    profile: Profile,
+    cluster: str,
+    code: Path | None,
+    only: set[str] | None,
+    chain: bool,
+) -> dict[str, Any]:
+    """`submit`, which also records why a job could not."""
     slurm_cli.require_slurm()
-    base = base.absolute()
     analysis = queued_jobs.analysis_of(cells)
     with slurm_cli.clean_environment(), submissions.locked(base) as folder:
         if only is not None and queued_jobs.is_superseded(base, cells):
@@ -135,26 +155,33 @@ def submit(
         )
         listed = queued_jobs.listed(groups, queue)
         continues, outdated = queued_jobs.pending_continuations(listed, cells)
-        now, reserved = _within_limit(
-            todo, _free(profile, len(queue) - len(dead) - len(outdated)), bool(queued), continues
-        )
+        slurm_cli.scancel(outdated)  # before the places in the queue are counted
+        now: list[Task] = []
+        remaining: set[str] = set()
+        waits: list[str] = []
         sent: list[dict[str, Any]] = []
         arrays: list[Array] = []
         target = None
         if todo:
             target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
+            limits = ask_cluster()
+            requests = [profile.resources(stage) for stage in ("default", *STAGES)]
+            places = ask_places(profile, limits, requests)
+            now, reserved = _within_limit(
+                todo, places, profile, bool(queued), chain and not continues
+            )
             arrays = array_plan.plan(now, profile.resources, _largest(profile))
-            _check(arrays, target)
+            waits = _check(arrays, target, limits)
         if analysis:
             record_start(base, analysis)
-        slurm_cli.scancel(outdated)
         if target:
             submissions.write_submission(folder, cluster, target.code, profile, analysis)
             if now:
                 sent = _send(arrays, target, cells, queued)
+            chosen = {*now}
+            remaining = {c.identity for task in todo if task not in chosen for c in task.cells}
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
-                remaining = {c.identity for task in todo[len(now) :] for c in task.cells}
                 continues = _continue(Continuation(cells, remaining, target), jobs)
         orphans = queued_jobs.orphans(listed, cells, done)
         current = target.code if target else code or snapshot_path(ROOT, folder)
@@ -165,8 +192,10 @@ def submit(
             "queued": len(queued),
             "submitted": array_plan.count(now),
             # Slurm holds a job that a node failed to start, until `scontrol release ID`.
-            "held": sorted({j.job for j in in_queue.values() if "held" in j.reason.lower()}),
-            "left": array_plan.count(todo) - array_plan.count(now),
+            "held": sorted({j.job for j in in_queue.values() if HELD.search(j.reason)}),
+            "waits": waits,
+            "left": len(remaining),
+            "remaining": sorted(remaining),
             "jobs": sent,
             "continues": continues,
             "code": str(target.code) if target else None,
@@ -193,21 +222,20 @@ def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
 
 
 def _within_limit(
-    todo: list[Task], free: int, queued: bool, continues: str | None
+    todo: list[Task], places: Places, profile: Profile, queued: bool, continues: bool
 ) -> tuple[list[Task], bool]:
     """The tasks to submit now, and whether a place is reserved for a continuation.
 
     A continuation needs jobs to wait for: `queued` ones, or at least one submitted now.
-    `continues`: the continuation that is in the queue already.
+    `continues`: whether what remains is to be submitted by one.
     """
-    reserved = len(todo) > free >= (1 if queued else 2) and not continues
-    return todo[: free - reserved], reserved
-
-
-def _free(profile: Profile, queued: int) -> int:
-    """How many more jobs may be queued, by the profile or else by Slurm's accounts."""
-    limit = profile.max_submit or slurm_cli.submit_limit(profile.resources("default").account)
-    return sys.maxsize if limit is None else max(0, limit - queued)
+    reserving = places.copy()
+    now = choose(todo, places, profile.resources)
+    if continues and len(now) < len(todo) and reserving.take(profile.resources("default")):
+        fewer = choose(todo, reserving, profile.resources)
+        if fewer or queued:
+            return fewer, True
+    return now, False
 
 
 def _largest(profile: Profile) -> int:
@@ -267,37 +295,23 @@ def _job(task: Task, target: Target) -> CellJob:
     return CellJob(str(target.code), folders, target.profile.interface)
 
 
-def _check(arrays: list[Array], target: Target) -> None:
+def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:
     """Ask Slurm about each kind of request before the first job goes in.
 
-    Raises UserError with one problem per refused request.
+    Returns a line for each kind of job that waits for nodes. Raises UserError with one problem per
+    refused request.
     """
     kinds: dict[Resources, str] = {}
     tasks: dict[Resources, int] = defaultdict(int)
     for array in arrays:
         kinds.setdefault(array.resources, array.kind)
         tasks[array.resources] = max(tasks[array.resources], len(array.tasks))
-    if not slurm_cli.has_accounts():
-        names = sorted({name for r in kinds if (name := r.account or r.qos)})
-        if names:
-            raise UserError(
-                where=", ".join(names),
-                what="this cluster keeps no accounts and would ignore it",
-                fix="delete account and qos from the cluster profile",
-            )
-    refusals = []
-    for resources, kind in kinds.items():
-        script = executors.script(target.executor(kind, resources), tasks=tasks[resources])
-        if reason := slurm_cli.test_submission(script):
-            fields = ", ".join(f"{k} {v}" for k, v in asdict(resources).items() if v)
-            fix = "change the cluster profile"
-            if _BUSY.search(reason):
-                fix = "the controller is busy: the same command later"
-            if slurm_cli.partition_unresponsive(resources.partition):
-                fix = "no node of that partition answers now (sinfo): submit again when one does"
-            refusals.append(Problem(f"{kind} jobs", f"{reason}; requested: {fields}", fix))
-    if refusals:
-        raise UserError.of(refusals)
+
+    def script(resources: Resources) -> str:
+        executor = target.executor(kinds[resources], resources)
+        return executors.script(executor, tasks=tasks[resources])
+
+    return check_requests(kinds, cluster, script)
 
 
 def _check_forgotten(
@@ -371,19 +385,19 @@ def _sbatch(
     return job
 
 
+def continuation_resources(profile: Profile) -> Resources:
+    """What a continuation requests."""
+    resources = profile.resources("default")
+    return replace(resources, nodes=1, tasks_per_node=1, gpus_per_node=0, cpus=1)
+
+
 def _continue(call: Continuation, jobs: list[str]) -> str | None:
     """Submit the continuation, to start once half of these `jobs` have ended.
 
     Returns its id, or None where Slurm refuses it or the disk is full. The caller reports how many
     cells remain.
     """
-    resources = replace(
-        call.target.profile.resources("default"),
-        nodes=1,
-        tasks_per_node=1,
-        gpus_per_node=0,
-        cpus=1,
-    )
+    resources = continuation_resources(call.target.profile)
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
         return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)

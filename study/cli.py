@@ -4,8 +4,10 @@ A user's mistake is a line on stderr and exit code 2; a failed cell is exit code
 """
 
 import argparse
+import contextlib
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +31,7 @@ from study.commands import (
     submit,
     verify,
 )
+from study.stop_signals import Stopped
 
 COMMANDS = (
     plan,
@@ -80,9 +83,11 @@ def main(words: list[str] | None = None) -> int:
             raise
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; finished cells are kept, the same command continues", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stop = interrupt if isinstance(interrupt, Stopped) else Stopped(signal.SIGINT, [])
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(stop.line, file=sys.stderr)
+        return 128 + stop.number
 
 
 def _file_problem(error: OSError, runs: Path) -> Problem | None:

@@ -478,3 +478,40 @@ def test_the_container_installs_a_lock_that_exists() -> None:
     for cuda in locks.REQUIREMENTS:
         name = f"locks/cuda{cuda}-py312.lock"
         assert name.replace(str(cuda), "{{ CUDA }}", 1) in text and (ROOT / name).exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "refusals, status, said",
+    [
+        (["Could not get lock /var/lib/apt/lists/lock. It is held by process 1"] * 2, 0, "waiting"),
+        (["The repository has no Release file"], 2, "error: apt-get: E: The repository has no"),
+    ],
+)
+def test_slurm_packages_wait_for_another_apt(
+    refusals: list[str], status: int, said: str, tmp_path: Path
+) -> None:
+    """`apt-get update` does not wait for the lock, whatever DPkg::Lock::Timeout says (apt 2.6)."""
+    for number, line in enumerate(refusals):
+        (tmp_path / f"refuse-{number}").write_text(f"E: {line}\n")
+    commands = {
+        "id": "echo 0",
+        "sleep": "true",
+        "dpkg-query": "exit 1",
+        "apt-get": f"""cd {tmp_path}; echo "$@" >> asked; case "$*" in *update*) ;; *) exit 0 ;; esac
+for file in refuse-*; do [ -e "$file" ] || exit 0; cat "$file" >&2; rm "$file"; exit 100; done""",
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    result = subprocess.run(
+        ["make", "slurm-packages", f"POLICY={tmp_path}/policy"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == status and said in result.stdout, result
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == len(refusals) + (2 if status == 0 else 0)
+    assert not (tmp_path / "policy").exists()

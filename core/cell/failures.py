@@ -29,6 +29,17 @@ def _known(name: str, pattern: str, fix: str) -> KnownFailure:
 # they die. "Slurm: ..." is not in any log: it is the answer of squeue or sacct.
 KNOWN_FAILURES = [
     _known(
+        "held by an administrator",
+        r"Slurm: JobHeldAdmin",
+        "ask your site's administrators: they hold it back, and they alone can release it",
+    ),
+    _known(
+        "hours used up",
+        r"Slurm: (Assoc|QOS)Grp(?!\w*Run)\w*Minutes",
+        "the account or QOS has no hours left: ask for more, and the job starts; or name another "
+        "account in the cluster profile, cancel, submit again",
+    ),
+    _known(
         "held job",
         r"Slurm: .*(held|hold)",
         "held back by hand, or after a node failed to start it; release it",
@@ -49,6 +60,11 @@ KNOWN_FAILURES = [
         "duplicate",
         r"another process is running this cell",
         "nothing to do: the other job, or the person who runs it, keeps the result",
+    ),
+    _known(
+        "requeue forbidden",
+        r"presently disabled for job|'scontrol', 'requeue'.*non-zero",
+        "the site forbids to requeue jobs: submit again, it continues; raise the stage's minutes",
     ),
     _known(
         "time limit",

@@ -1,6 +1,7 @@
 """Run everything that is missing on this machine."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from study.local_gpus import local_gpus
 from study.spec import expand
 from study.spec.schema import Study
 from study.spec.study_declaration import EVALUATIONS, declare
+from study.stop_signals import Stopped, stop_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,14 +99,24 @@ def _run_cells(
     """
     from core.cell.progress_display import progress_display
 
-    with progress_display(done, len(cells)) as show:
+    running: dict[str, Cell] = {}
+    with progress_display(done, len(cells)) as show, stop_signals():
 
         def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
-            if event == "started" and cell.stage in EVALUATIONS:
-                declare(study, base, cells)
+            if event == "started":
+                running[cell.identity] = cell
+                if cell.stage in EVALUATIONS:
+                    declare(study, base, cells)
+            elif event != "progress":
+                running.pop(cell.identity, None)
             show(event, cell, facts)
 
-        failures = local_executor.run(cells, base, jobs, on_event, gpus)
+        try:
+            failures = local_executor.run(cells, base, jobs, on_event, gpus)
+        except KeyboardInterrupt as interrupt:
+            number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
+            names = [f"{cell.stage} {cell.name}" for cell in running.values()]
+            raise Stopped(number, names) from None
     for failure in failures:
         print(f"\nfailed: {failure.folder}/log.txt ends with", file=sys.stderr)
         print("\n".join(f"  {line}" for line in failure.last_lines), file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from core.cell.failures import end, explain
+from core.cell.heartbeat import stalled
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
 from core.files import locked, owner
@@ -36,6 +37,11 @@ WIDTH = 98
 # Commands for a job that stays in the queue, by the name of its failure. They come first.
 RELEASE_COMMANDS = {"held job": "scontrol release", "refused by Slurm": "scancel"}
 MAX_IDS = 20  # in one such command
+# For what a person other than the user has to change: commands that show it.
+SHOW_COMMANDS = {
+    "held by an administrator": "scontrol show job {}",
+    "hours used up": "sshare --long",
+}
 
 Row = dict[str, Any]
 
@@ -133,6 +139,8 @@ def look(
     counts = Counter(row["state"] for row in rows)
     by_stage = Counter((row["stage"], row["state"]) for row in rows)
     submits = queue.submits if queue else None
+    broken = queue.broken if queue and counts["to do"] else None
+    again += " --until-done" if broken else ""
     going = counts["running"] or counts["queued"] or counts["unknown"]
     goes_on = bool(going or submits or driver)
     # A continuation submits the cells that are `to do`, the driver all. Without Slurm, a second
@@ -146,6 +154,7 @@ def look(
         "trouble": queue.trouble if queue else None,
         "submits": submits,
         "driver": driver,
+        "broken": broken,
         "user": user,
         "stages": [
             {"stage": stage, **{state: by_stage[stage, state] for state in STATES}}
@@ -212,6 +221,8 @@ def _rows(
             row["behind"] = roots[cell.identity]
         if state in ("running", "queued", "failed") and (progress := _progress(folder)):
             row["progress"] = progress
+        if state == "running" and (finding := stalled(folder)):
+            row["stalled"] = finding
         lock = folder / ".lock"
         if state == "running" and lock.exists():
             row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
@@ -262,6 +273,8 @@ def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
         row |= {"cause": failure.name, "fix": failure.fix}
         if job and failure.name in RELEASE_COMMANDS:
             row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
+        if job and failure.name in SHOW_COMMANDS:
+            row["next"] = SHOW_COMMANDS[failure.name].format(job.job)
     return row
 
 
@@ -276,8 +289,13 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: s
     for name, command in RELEASE_COMMANDS.items():
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
+    if hung := [row["job"] for row in rows if "stalled" in row and "job" in row]:
+        return f"scontrol requeue {hung[0]}"
     if any(row["state"] == "unknown" for row in rows):
         return f"python -m study status {named}"
+    waits = [row["next"] for row in rows if row.get("cause") in SHOW_COMMANDS]
+    if waits and not any(row["state"] in ("failed", "to do") for row in rows):
+        return str(waits[0])
     if again:
         return again
     return (
@@ -338,6 +356,9 @@ def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
         if "job" in row:
             facts.append(f"job {row['job']}")
         lines.append(f"running: {row['stage']} {row['cell']}: {', '.join(facts)}"[:WIDTH])
+    for row in running:
+        if "stalled" in row:
+            lines.append(f"stalled: {row['stage']} {row['cell']}: {row['stalled']}")
     if len(running) > MAX_RUNNING:
         lines.append(f"running: and {len(running) - MAX_RUNNING} more")
     reasons = Counter(row["reason"] for row in rows if row["state"] == "queued").most_common()
@@ -347,6 +368,8 @@ def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
         lines.append(f"to do:   job {data['submits']} submits more when others have ended")
     if data["driver"]:
         lines.append(f"to do:   job {data['driver']}, of slurm/study.sbatch, submits the study")
+    if data["broken"]:
+        lines.append(f"to do:   {data['broken']}")
     return [*lines, ""] if lines else []
 
 

@@ -1,4 +1,4 @@
-"""Submit all missing cells to Slurm, then exit."""
+"""Submit all missing cells to Slurm, then exit; or go on until the study is done."""
 
 import argparse
 import json
@@ -39,13 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a profile of slurm/clusters, or a file",
     )
+    parser.add_argument(
+        "--until-done",
+        action="store_true",
+        help="stay, and submit what remains as the limits on jobs allow (in tmux or screen)",
+    )
     add_start_arguments(parser)
 
 
-def submit(args: argparse.Namespace) -> None:
+def submit(args: argparse.Namespace) -> int:
+    """Submit, and print what was. Returns 1 where --until-done ends with cells that failed."""
     from slurm.profile import load_profile
     from slurm.submissions import check_owner
     from slurm.submit import submit
+    from slurm.until_done import until_done
 
     study, base = load(args)
     check_owner(base)
@@ -61,11 +68,23 @@ def submit(args: argparse.Namespace) -> None:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
-    facts = submit(cells, base, profile, str(args.cluster))
+    warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]
+    if args.until_done:
+        _report(warnings)
+        try:
+            facts = until_done(
+                cells, base, profile, str(args.cluster), lambda line: _report([line])
+            )
+        except KeyboardInterrupt:
+            again = "what is queued goes on, the same command submits the rest"
+            print(f"stopped; {again}", file=sys.stderr)
+            return 130
+    else:
+        facts = submit(cells, base, profile, str(args.cluster))
+        _report(warnings)
+    del facts["remaining"]
     if facts["finished"] == facts["cells"]:
         publish(base / cells[-1].relpath, last_only=True)
-    for line in grouped(rows, "warnings") + vllm_gpus["warnings"]:
-        print(f"warning: {line}", file=sys.stderr)
     if args.json:
         declaration = (read_declaration(base) or {}).get("sha256")
         print(json.dumps(facts | {"declaration": declaration}, indent=1))
@@ -73,6 +92,17 @@ def submit(args: argparse.Namespace) -> None:
         again = submit_command(base, study_args(args), str(args.cluster))
         print(_show(facts, study_args(args), again, relative_to_cwd(results(base))))
         show_declaration(base)
+    failed = args.until_done and facts["finished"] < facts["cells"]
+    if failed:
+        count = facts["cells"] - facts["finished"]
+        why = f"python -m study status {study_args(args)} shows why"
+        print(f"{count} cells failed, or wait for one that did; {why}", file=sys.stderr)
+    return int(failed)
+
+
+def _report(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -> str:
@@ -95,6 +125,10 @@ def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -
             f"{facts['left']} cells remain because of the limit on jobs; "
             f"{what} when other jobs have ended"
         )
+        if not facts["continues"]:
+            lines.append("--until-done submits them from here, as the limit allows")
+    for line in facts["waits"]:
+        lines.append(f"waits: {line}; they start when enough are up")
     if facts["held"]:
         lines.append(f"Slurm holds jobs back: scontrol release {' '.join(facts['held'])}")
     lines += _orphan_lines(facts["orphans"], named)

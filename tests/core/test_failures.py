@@ -8,6 +8,17 @@ from core.cell.failures import KNOWN_FAILURES, diagnose, end, explain, last_line
 
 SLURMSTEPD = "slurmstepd-cpu1: error: *** JOB 494738 ON cpu1 CANCELLED AT 2026-11-24T04:41:42"
 LOGS = {
+    "held by an administrator": ["Slurm: JobHeldAdmin"],
+    "hours used up": [
+        "Slurm: AssocGrpCPUMinutesLimit",
+        "Slurm: QOSGrpGRESMinutes",
+        "Slurm: AssocGrpBillingMinutes",
+    ],
+    "requeue forbidden": [
+        "Requested operation is presently disabled for job 14490",
+        "subprocess.CalledProcessError: Command '['scontrol', 'requeue', '14490']' returned "
+        "non-zero exit status 1.",
+    ],
     "held job": [
         "Slurm: JobHeldUser",
         "Slurm: launch failed requeued held",
@@ -140,6 +151,11 @@ def test_each_failure_is_known_by_its_logs(name: str) -> None:
     for log in LOGS[name]:
         failure = diagnose(f"2026-11-23 update 12\n{log}\n")
         assert failure and failure.name == name and failure.fix, log
+
+
+def test_a_limit_on_what_runs_at_once_passes_by_itself() -> None:
+    for reason in ("AssocGrpCPURunMinutesLimit", "QOSMaxJobsPerUserLimit", "QOSGrpGRES"):
+        assert diagnose(f"Slurm: {reason}", 0) is None
 
 
 def test_a_kill_without_a_word_is_memory_and_an_unknown_end_is_none() -> None:

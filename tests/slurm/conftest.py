@@ -21,6 +21,9 @@ def kit(tmp_path: Path) -> Kit:
     return Kit(tmp_path)
 
 
+ACCOUNTS = """AccountingStorageType = accounting_storage/slurmdbd
+AccountingStorageEnforce = associations,limits,qos
+"""
 _FAKE = {
     "sbatch": """
 if [ "$1" = --test-only ]; then
@@ -44,13 +47,22 @@ echo "$n"
 case "$*" in
 *--states=all*)
   grep -vxFf forgotten submitted; cut -d'|' -f1 queue; true ;;
+*%u*) sed "s/|.*//; s/^/$(id -un)|research|normal|/" queue ;;
 *) cat queue ;;
 esac
 """,
-    "scontrol": '[ "$1" != show ] || cat config\n',
+    "scontrol": """
+case "$*" in *"show partition") cat partitions; exit ;; esac
+[ "$1" != show ] || cat config
+""",
     "scancel": 'echo "$@" >> cancelled; for job; do sed -i "/^$job|/d" queue; done\n',
     "srun": "exit 1\n",
-    "sacctmgr": "cat limits\n",
+    "sacctmgr": """
+case "$*" in
+*"show user"*) cat limits ;;
+*"show qos"*) cat qos ;;
+esac
+""",
     "sinfo": "cat nodes\n",
 }
 
@@ -69,8 +81,10 @@ def fake(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         "queue": "",
         "submitted": "",
         "forgotten": "none\n",
-        "config": "MaxArraySize = 1001\nAccountingStorageType = accounting_storage/slurmdbd\n",
-        "limits": "|\n",
+        "config": f"MaxArraySize = 1001\n{ACCOUNTS}",
+        "partitions": "",
+        "limits": "|research|research|||||||\n",
+        "qos": "",
         "nodes": "mixed\ndown*\n",
     }.items():
         (folder / file).write_text(text)

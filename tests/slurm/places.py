@@ -1,11 +1,15 @@
 """What the tests of Slurm work with: the kit, a Slurm that only takes notes, a real one."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.place import ROOT, SMALL
 from tests.slurm.batch_script import BatchScript
@@ -86,6 +90,20 @@ class Lab:
         """Id -> state of what is not over."""
         lines = self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)  # type: ignore[misc]
+
+    def only_here(self, folder: Path, shell: pytest.MonkeyPatch) -> None:
+        """In this `shell`, have sbatch refuse what a node submits. `folder`: for a wrapper of it.
+
+        AllocNodes, by which sites do that, can't tell nodes apart that share an address.
+        """
+        refusal = "sbatch: error: Batch job submission failed: Access/permission denied"
+        wrapper = folder / "sbatch"
+        wrapper.write_text(
+            f'#!/bin/sh\n[ -z "$SLURMD_NODENAME" ] || {{ echo "{refusal}" >&2; exit 1; }}\n'
+            f'exec {shutil.which("sbatch")} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        shell.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
     def wait(self) -> None:
         """Until nothing is queued."""

@@ -101,7 +101,7 @@ def test_problems_that_only_a_node_sees(
             stages,
             interface="nope0",
             scratch="/proc/none/$SLURM_JOB_ID",
-            setup=["unset A_KEY", f"rm -f {questions}"],
+            setup=["unset A_KEY", "module load gcc/99", f"rm -f {questions}"],
         )
         monkeypatch.setenv("A_KEY", "a-secret")
         study = cells_of(tmp_path / "study.yaml")
@@ -114,6 +114,7 @@ def test_problems_that_only_a_node_sees(
         "cpu: scratch, cache": "/proc/none/",
         "cpu: keys": "A_KEY",
         "cpu: models, data": "questions.jsonl",
+        "cpu: setup": "`module load gcc/99`: ",
         "cpu: endpoints": "documents call 127.0.0.1:9",
         "gpu GPUs h100:8: GPUs": "built without CUDA",
     }.items():
@@ -303,23 +304,28 @@ def test_limits_of_accounts_and_qos(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
     try:
         assert [c.state for c in look(plain)] == ["ok", "ok"]
         change(*user, "MaxSubmitJobs=3")
-        assert look(plain)[0].state == "ok", "submit asks for the limit itself"
-        over = look(dataclasses.replace(plain, max_submit=4))[0]
-        assert over.state == "failed" and over.fix == "max_submit: 3"
+        for asked in (plain, dataclasses.replace(plain, max_submit=4)):
+            jobs = look(asked)[0]
+            assert jobs.state == "ok" and "3 at most: account research" in jobs.finding
+        change(*user, "MaxSubmitJobs=2")
+        assert "--until-done" in look(plain)[0].fix
         change(*user, "MaxSubmitJobs=-1")
         change("qos", "high", "set", "MaxSubmitJobsPerUser=3", "MaxWall=20")
         assert [c.state for c in look(plain)] == ["ok", "ok"], "of another qos"
         jobs, request = look(high)
-        assert jobs.state == "failed" and jobs.fix == "max_submit: 3"
+        assert jobs.state == "ok" and "3 at most: qos high (MaxSubmitJobsPU)" in jobs.finding
         assert (
             request.state == "failed"
             and "qos high allows 20" in request.finding
             and "minutes: 20" in request.fix
         )
-        assert look(dataclasses.replace(high, max_submit=3))[0].state == "ok"
+        change("qos", "high", "set", "MaxTRESPerUser=cpu=1", "MaxWall=-1")
+        request = look(dataclasses.replace(high, stages={"default": Resources(5, cpus=2)}))[1]
+        assert request.state == "failed" and "qos high allows 1 (MaxTRESPU)" in request.finding
     finally:
         change(*user, "MaxSubmitJobs=-1")
         change("qos", "high", "set", "MaxSubmitJobsPerUser=-1", "MaxWall=-1")
+        change("qos", "high", "set", "MaxTRESPerUser=cpu=-1")
 
 
 @pytest.mark.slurm

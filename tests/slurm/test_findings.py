@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from slurm import probe
 from slurm.checks import Check
 from slurm.findings import Visit, report_visit
 from slurm.profile import Profile, Resources
+from slurm.setup_lines import watched
 
 
 def by_name(report: list[Check]) -> dict[str, Check]:
@@ -48,7 +50,7 @@ WELL: dict[str, Any] = {
     "shared": {"same": True, "seconds": 0.2, "doctor lock": "held", "own lock": "taken"},
     "back": True,
     "torn": 0,
-    "commands": [],
+    "submit": "",
     "python": list(sys.version_info[:3]),
     "packages": {"versions": {"torch": "2"}, "failed": None, "why": "", "seconds": 3.0},
     "writable": {"/scratch": ""},
@@ -71,7 +73,8 @@ CHANGES = [
     ("locks", {"shared": {"doctor lock": "taken"}}, "warning", "between machines"),
     ("locks", {"shared": {"own lock": "Function not implemented"}}, "failed", "not implemented"),
     ("python", {"python": [3, 8, 1]}, "warning", "Python 3.8.1"),
-    ("python", {"commands": ["scontrol"]}, "warning", "scontrol"),
+    ("submit", {"submit": "sbatch: not on PATH"}, "warning", "sbatch: not on PATH"),
+    ("submit", {"submit": "Access/permission denied"}, "warning", "can't submit jobs: Access"),
     ("write rate", {"write rate": 1e8}, "warning", "96 GB takes 960 s"),
     ("compiler", {"compiler": {"error": "RuntimeError: no C compiler"}}, "failed", "no C compiler"),
     ("vLLM", {"vLLM": {"error": "no space left on device"}}, "failed", "no space left"),
@@ -97,6 +100,7 @@ def visit(facts: dict[str, Any]) -> Visit:
         profile,
         job="1",
         checkpoint_bytes=96 * 10**9,
+        limited=True,
         addresses={"api.example.org:443": ["judge"]},
     )
     made.facts = [
@@ -121,6 +125,43 @@ def test_each_problem_of_a_node_has_a_verdict(
     assert report[f"gpu: {line}"].state == state and word in report[f"gpu: {line}"].finding
     others = {c.state for name, c in report.items() if name != f"gpu: {line}"}
     assert others <= {"ok"} or "error" in change.get("shared", {})
+
+
+def test_only_a_limit_needs_jobs_that_submit_jobs(tmp_path: Path) -> None:
+    made = visit(WELL | {"submit": "sbatch: not on PATH"})  # as in a container
+    made.limited = False
+    assert by_name(report_visit(made, tmp_path))["gpu: submit"].state == "ok"
+    made.facts[0]["submit"] = made.refused_here = "Invalid account"
+    assert by_name(report_visit(made, tmp_path))["gpu: submit"].state == "ok", "of another line"
+
+
+SETUP = {
+    "true": ("ok", "1 lines without an error"),
+    "module_that_is_not_there load gcc": ("failed", "not found (exit status 127)"),
+    "echo \"ERROR: Unable to locate a modulefile for 'gcc/99'\" >&2": ("failed", "status 0"),
+    "echo hello >&2": ("ok", "without an error"),
+    "[ -e /nowhere ]": ("warning", "exit status 1"),
+    "exec true": ("failed", "ends the job's shell"),
+    "exit 3": ("failed", "ends the job's shell"),
+    "# a comment": ("ok", "without an error"),
+}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("line", SETUP)
+def test_how_a_setup_line_ends_is_read(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    made = visit(WELL)
+    made.profile = dataclasses.replace(made.profile, setup=[line])
+    script = "\n".join([*watched([line], tmp_path), "echo the rest runs"])
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    check = by_name(report_visit(made, tmp_path))["gpu: setup"]
+    state, word = SETUP[line]
+    assert check.state == state and word in check.finding, check
+    assert ("the rest runs" in ended.stdout) == ("ends the job's shell" not in word)
+    assert "hello" not in line or ended.stderr == "hello\n", "as without the watch"
 
 
 def test_a_section_that_was_not_written_fails(tmp_path: Path) -> None:

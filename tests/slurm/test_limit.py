@@ -52,7 +52,7 @@ def test_continuations_submit_all_cells_within_the_limit(lab: Lab, tmp_path: Pat
 
 def test_a_continuation_does_not_resubmit_failed_cells(lab: Lab, tmp_path: Path) -> None:
     cells = [replace(cell, settings={**cell.settings, "template": {}}) for cell in corpora(5)]
-    more = replace(cells[0], name="more", inputs={"matched_to": cells[0]})
+    more = replace(cells[0], name="more", inputs={cell.name: cell for cell in cells})
     assert submit([*cells, more], tmp_path / "runs/limit", PROFILE, "lab")["left"] == 4
     lab.wait()
     record = [

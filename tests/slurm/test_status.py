@@ -305,6 +305,48 @@ def test_a_job_whose_input_left_the_queue_unfinished_never_starts(
     assert {row["state"] for row in study.look()["cells"]} == {"queued"}
 
 
+def test_what_only_an_administrator_can_change_is_shown_and_not_released(
+    fake: Fake, study: Submitted
+) -> None:
+    held, poor, waits = (study.cell(name) for name in ("held", "poor", "waits"))
+    for job, cell in {"7": held, "8": poor, "9": waits}.items():
+        study.record(job, [cell])
+    reasons = {"7": "JobHeldAdmin", "8": "AssocGrpCPUMinutesLimit", "9": "AssocGrpCPURunMinutes"}
+    fake.in_queue(*(f"{job}|PENDING|{reason}|s-x|g{job}" for job, reason in reasons.items()))
+    data = study.look()
+    rows = {row["cell"]: row for row in data["cells"]}
+    assert [rows[name]["state"] for name in ("held", "poor", "waits")] == [
+        "blocked",
+        "blocked",
+        "queued",
+    ]
+    assert rows["held"]["cause"] == "held by an administrator"
+    assert "release" not in show(data).partition("\nnext:")[2]
+    assert data["next"] == "scontrol show job 7" and rows["poor"]["next"] == "sshare --long"
+    assert "1 for a limit of the account or QOS" in show(data)
+
+
+def test_a_rank_that_hangs_is_shown_with_its_node(fake: Fake, study: Submitted) -> None:
+    cell = study.cell("hangs")
+    study.record("7", [cell])
+    fake.in_queue("7|RUNNING|None|s-x|g7")
+    folder = study.base / cell.relpath
+    (folder / "log.txt").write_text("hangs starts (process 1)\n")
+    (folder / "ranks").mkdir()
+    beat = {"host": "n0", "world_size": 2, "step": 7, "seconds": 900, "median": 8, "limit": 300}
+    (folder / "ranks/0.json").write_text(json.dumps(beat))
+    (folder / "ranks/1.json").write_text(json.dumps(beat | {"host": "n1", "step": 6}))
+    data = study.look()
+    assert "stalled: documents hangs: no step for 15 min" in show(data)
+    assert "rank 1 on n1 is still in step 6" in show(data)
+    assert data["next"] == "scontrol requeue 7"
+
+
+def test_a_job_that_the_site_forbids_to_requeue(lab: Lab, study: Submitted) -> None:
+    study.job("scontrol requeue $SLURM_JOB_ID; exit 1", study.cell("last"), options="--no-requeue")
+    assert study.until({"last": "failed"})["last"]["cause"] == "requeue forbidden"
+
+
 def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> None:
     study.cell("left-over")
     study.record("9", [], kind=submissions.CONTINUE)
@@ -313,8 +355,8 @@ def test_a_job_that_submits_more_is_waited_for(fake: Fake, study: Submitted) -> 
     assert (
         data["goes_on"] and data["next"].endswith("--watch") and "job 9 submits more" in show(data)
     )
-    fake.in_queue()
-    assert study.look()["next"] == AGAIN
+    fake.in_queue()  # it ended, and nothing was submitted
+    assert study.look()["next"] == f"{AGAIN} --until-done"
 
 
 def driver_line(study_file: str, *options: str) -> str:

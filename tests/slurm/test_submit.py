@@ -21,6 +21,7 @@ from slurm.job import CellJob, export_ranks
 from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from tests.slurm.batch_script import BatchScript, split
+from tests.slurm.conftest import ACCOUNTS
 from tests.slurm.places import Fake, Kit
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,8 @@ def test_a_second_submission_finds_all_in_the_queue_or_finished(kit: Kit, fake: 
     assert second["submitted"] == 0 and second["queued"] == 71 and second["jobs"] == []
     fake.in_queue(queue[0].replace("Priority", "launch failed requeued held"), *queue[1:])
     assert kit.done("submit", study=TINY)["held"] == [first["jobs"][0]["job"]]
+    fake.in_queue(queue[0].replace("Priority", "JobHeldAdmin"), *queue[1:])
+    assert kit.done("submit", study=TINY)["held"] == [], "only an administrator releases it"
     # Two more seeds: only theirs, waiting for the queued model and documents.
     more = kit.done("submit", "--seeds", "0", "1", "2", "3", "4", study=TINY)
     assert more["queued"] == 70 and more["submitted"] == 2 * 20 + 1, (
@@ -222,11 +225,11 @@ def test_limits_on_jobs_and_arrays_are_kept(kit: Kit, fake: Fake, tmp_path: Path
         and sum(job["tasks"] for job in again["jobs"]) == 24
     )
     # Without a limit in the profile, that of the user's accounts; and Slurm's own size of arrays.
-    fake.say("config", "MaxArraySize = 3\nAccountingStorageType = accounting_storage/slurmdbd\n")
-    fake.say("limits", "|\n12|40\n")
+    fake.say("config", f"MaxArraySize = 3\n{ACCOUNTS}")
+    fake.say("limits", "|research|research|||12|40|||\nother|research|research|||1||||\n")
     fake.in_queue()
     assert sum(job["tasks"] for job in kit.done("submit", study=TINY)["jobs"]) == 11
-    assert max(script.array_size for script in fake.scripts[-6:]) == 2
+    assert max(script.array_size for script in fake.scripts[-6:]) <= 2
 
 
 @pytest.mark.slurm
@@ -281,10 +284,6 @@ def test_each_mistake_is_reported_and_nothing_is_submitted(
     lines = kit.refused("submit")
     assert "Requested time limit is invalid" in lines[0] and "minutes 10" in lines[0]
     assert lines[0].endswith("change the cluster profile") and not fake.scripts
-    fake.say("nodes", "idle*\ndown\n")  # as after a restart of the controller
-    assert kit.refused("submit")[0].endswith(
-        "no node of that partition answers now (sinfo): submit again when one does"
-    )
     fake.say("reject", "")
     fake.say("config", "MaxArraySize = 1001\nAccountingStorageType = (null)\n")
     (line,) = kit.refused("submit", "--cluster", "university")

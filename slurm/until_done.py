@@ -1,0 +1,87 @@
+"""Submit a study from a login shell until it is finished: where jobs can't submit further jobs."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.cell.identity import Cell
+from core.errors import UserError
+from slurm import queued_jobs, submissions
+from slurm.profile import Profile
+from slurm.submit import submit
+
+PAUSE_SECONDS = 60.0
+# Refusals that pass: a limit that Slurm did not tell, a controller that is busy.
+PASSES = re.compile(
+    r"MaxSubmit|GrpSubmit|submit limit|job limit|temporarily unable|[Tt]oo many|timed out|"
+    r"no answer|[Uu]nable to contact"
+)
+
+
+def until_done(
+    cells: list[Cell],
+    base: Path,
+    profile: Profile,
+    cluster: str,
+    report: Callable[[str], None],
+    pause: float = PAUSE_SECONDS,
+) -> dict[str, Any]:
+    """Submit what the limits on jobs allow, again and again, until no cell is queued or left over.
+
+    A cell that fails is not submitted again: a person has to look at it first. Interrupted at any
+    time, the same call continues.
+
+    Args:
+        cells: Inputs before their users.
+        base: The study's folder.
+        profile: The cluster profile.
+        cluster: The profile as the user named it.
+        report: Called with a line where something has changed.
+        pause: Seconds between two looks at the queue.
+
+    Returns:
+        What the last call of `submit` did. Cells that are not `finished` have failed, or wait for
+        one that has.
+
+    Raises:
+        UserError: The first submission is refused, for a reason that does not pass. Or the study
+            was started with another study file meanwhile.
+    """
+    remaining: set[str] | None = None  # None: all
+    code: Path | None = None
+    shown = ""
+    facts: dict[str, Any] = {}  # empty: the last submission was refused
+    while True:
+        before = _groups(base)
+        try:
+            facts = submit(cells, base, profile, cluster, code, remaining, chain=False)
+        except UserError as error:
+            line = f"{error.lines[0]}; tried again in {pause:g} s"
+            is_refused = remaining is None and not PASSES.search(line)
+            if is_refused or queued_jobs.is_superseded(base, cells):
+                raise
+            facts = {}
+        else:
+            line = (
+                f"{facts['finished']} of {facts['cells']} cells finished, "
+                f"{facts['queued'] + facts['submitted']} in the queue, {facts['left']} remain"
+            )
+            code = code or (Path(facts["code"]) if facts["code"] else None)
+            remaining = {*facts["remaining"]} if remaining is None else remaining
+        if line != shown:
+            report(f"{time.strftime('%H:%M:%S')} {line}")
+            shown = line
+        if remaining is not None:
+            new = _groups(base)
+            remaining -= {i for name in new.keys() - before.keys() for i in new[name]}
+        if facts and not (facts["queued"] or facts["submitted"] or facts["left"]):
+            return facts
+        time.sleep(pause)
+
+
+def _groups(base: Path) -> dict[str, list[str]]:
+    """The arrays on record: name -> identities of its cells."""
+    groups = submissions.read(base / "slurm")
+    return {group.name: [i for task in group.tasks for i in task] for group in groups}
