@@ -155,10 +155,10 @@ def _submit(
         )
         listed = queued_jobs.listed(groups, queue)
         continues, outdated = queued_jobs.pending_continuations(listed, cells)
+        slurm_cli.scancel(outdated)  # before the places in the queue are counted
         now: list[Task] = []
         remaining: set[str] = set()
         waits: list[str] = []
-        reserved = False
         sent: list[dict[str, Any]] = []
         arrays: list[Array] = []
         target = None
@@ -166,15 +166,14 @@ def _submit(
             target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
             limits = ask_cluster()
             requests = [profile.resources(stage) for stage in ("default", *STAGES)]
-            places = ask_places(profile, limits, requests, leaving=outdated)
+            places = ask_places(profile, limits, requests)
             now, reserved = _within_limit(
                 todo, places, profile, bool(queued), chain and not continues
             )
             arrays = array_plan.plan(now, profile.resources, _largest(profile))
-            waits = _check(arrays, target, limits) if now else []
+            waits = _check(arrays, target, limits)
         if analysis:
             record_start(base, analysis)
-        slurm_cli.scancel(outdated)
         if target:
             submissions.write_submission(folder, cluster, target.code, profile, analysis)
             if now:

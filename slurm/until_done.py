@@ -8,7 +8,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
-from slurm import submissions
+from slurm import queued_jobs, submissions
 from slurm.profile import Profile
 from slurm.submit import submit
 
@@ -46,7 +46,8 @@ def until_done(
         one that has.
 
     Raises:
-        UserError: The first submission is refused, for a reason that does not pass.
+        UserError: The first submission is refused, for a reason that does not pass. Or the study
+            was started with another study file meanwhile.
     """
     remaining: set[str] | None = None  # None: all
     code: Path | None = None
@@ -58,7 +59,8 @@ def until_done(
             facts = submit(cells, base, profile, cluster, code, remaining, chain=False)
         except UserError as error:
             line = f"{error.lines[0]}; tried again in {pause:g} s"
-            if remaining is None and not PASSES.search(line):
+            is_refused = remaining is None and not PASSES.search(line)
+            if is_refused or queued_jobs.is_superseded(base, cells):
                 raise
             facts = {}
         else:

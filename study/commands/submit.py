@@ -82,9 +82,9 @@ def submit(args: argparse.Namespace) -> int:
     else:
         facts = submit(cells, base, profile, str(args.cluster))
         _report(warnings)
+    del facts["remaining"]
     if facts["finished"] == facts["cells"]:
         publish(base / cells[-1].relpath, last_only=True)
-    del facts["remaining"]
     if args.json:
         declaration = (read_declaration(base) or {}).get("sha256")
         print(json.dumps(facts | {"declaration": declaration}, indent=1))

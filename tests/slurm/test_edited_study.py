@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from core.cell.identity import Cell
-from core.cell.publish import read_start
+from core.cell.publish import read_start, record_start
 from core.errors import UserError
 from slurm import submissions
 from slurm import submit as submit_module
 from slurm.cancel import cancel
 from slurm.profile import Profile, Resources
 from slurm.submit import Continuation, Target, submit
+from slurm.until_done import until_done
 from tests.place import ROOT, SMALL
 from tests.slurm.places import CLUSTER, Fake, Kit
 from tests.slurm.test_shells import LIST, sbatch_ends
@@ -120,6 +121,16 @@ def test_a_continuation_of_an_old_file_submits_nothing_and_is_replaced(
     with pytest.raises(UserError, match="with another study file since; nothing was submitted"):
         submit(old, base, limited, "x", only={old[2].identity})
     assert len(queue.scripts) == sent and read_start(base)["analysis"] == new[-1].identity
+
+
+def test_until_done_ends_when_another_file_is_started(queue: Fake, tmp_path: Path) -> None:
+    base = tmp_path / "runs/s"
+
+    def meanwhile(line: str) -> None:
+        record_start(base, "0" * 64)
+
+    with pytest.raises(UserError, match="with another study file since"):
+        until_done(version(*CORPORA), base, PROFILE, "x", meanwhile, pause=0)
 
 
 def test_a_refused_submission_leaves_the_last_one_in_force(queue: Fake, tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_a_second_user_can_read_and_is_told_whose_folder_it_is(
     status = call("status")
     assert status.returncode == 0, status.stderr
     assert "These are the files and jobs of user root: you can read them." in status.stdout
+    (kit.base / "declaration.json").unlink()  # else nothing is written before the jobs
     for command in (("submit", "--cluster", str(CLUSTER)), ("cancel",)):
         refused = call(*command)
         assert refused.returncode == 2 and "these are the jobs of user root" in refused.stderr
