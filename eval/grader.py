@@ -101,8 +101,7 @@ class Grader:
         self.counts["missing"] += not self._scorer.has_grade(text)
         missing = f" ({self.counts['missing']:,} missing)" if self.counts["missing"] else ""
         self._context.progress(self.counts["grades"], self._total, f"grades{missing}")
-        # Half a character, which no file can hold, becomes a question mark.
-        return text.encode("utf-8", "replace").decode()
+        return text
 
     def _is_unusable(self, last: str) -> None:
         """Count a reply without a grade. Raises UserError where none at first has one."""

@@ -19,7 +19,7 @@ PATIENCE = 30.0  # seconds that HTTP 429 is waited out
 DOCUMENT = "Write one sentence about a harbour town in the morning. Write the sentence only."
 GRADE = (
     "[Question]: What is 2 + 2?\n[Submission]: 4\n[Criterion]: The answer is right.\n\n"
-    "Does the submission meet the criterion? Completion with one line and nothing else: "
+    "Does the submission meet the criterion? Answer with one line and nothing else: "
     "GRADE: C where it does, GRADE: I where it doesn't."
 )
 
