@@ -17,15 +17,16 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.files import write_atomically
+from core.recipe import Training
+from recipes.conversations import BadRow, Conversation, Messages
 from recipes.model import read_config
 from recipes.rows import Rows
 
 # Llama 3's tokenizer class, by its names in transformers 4 and 5.
 LLAMA_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
-Messages = list[dict[str, str]]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -121,47 +122,105 @@ def encode_documents(
 
 def encode_conversations(
     folder: Path,
-    rows: list[tuple[str, Messages]],
+    rows: list[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     replayed: Iterable[np.ndarray] = (),
+    truncate: bool = False,
 ) -> Rows:
     """One conversation a row; only the assistant's answers with their end token are trained.
 
     Args:
-        rows: where each conversation comes from ("file:line"), and its messages.
         replayed: token ids of documents, a row each, of which every token is trained.
+        truncate: cut conversations at `seq_len` tokens.
 
-    Raises UserError where conversations have more than `seq_len` tokens (nothing is cut) or hold a
-    special token's name, or the chat template is missing or unusable.
+    Raises UserError where conversations have more than `seq_len` tokens and are not cut, or the
+    chat template is missing or unusable.
     """
     if not (folder / "index.json").exists():
-        if rows and not tokenizer.chat_template:
-            raise UserError(
-                where=tokenizer.name_or_path,
-                what="no chat template",
-                fix="add a chat_template.jinja to the folder of the model that the study starts "
-                "from",
-            )
-        added = tokenizer.added_tokens_decoder.items()
-        special = {i: token.content for i, token in added if token.special}
-        names = re.compile("|".join(map(re.escape, special.values())))
-        encoded = [
-            _encode_conversation(source, messages, tokenizer, names, {*special})
-            for source, messages in rows
-        ]
-        _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
+        _require_template(rows, tokenizer)
+        encoded = [_encode_conversation(row, tokenizer) for row in rows]
+        if not truncate:
+            _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
+        cut = ((ids[:seq_len], loss_mask[:seq_len]) for ids, loss_mask in encoded)
         all_trained = ((ids, np.arange(len(ids)) > 0) for ids in replayed)
-        _write(folder, itertools.chain(encoded, all_trained))
+        _write(folder, itertools.chain(cut, all_trained))
     return Rows.load(folder, None, tokenizer.pad_token_id)
 
 
-def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len: int) -> None:
+def usable_conversations(
+    rows: list[Conversation], tokenizer: PreTrainedTokenizerBase, recipe: Training
+) -> tuple[list[Conversation], list[BadRow]]:
+    """The conversations that can be encoded, and those that can't or are longer than `seq_len`.
+
+    Raises UserError where the chat template is missing.
+    """
+    _require_template(rows, tokenizer)
+    names = re.compile("|".join(map(re.escape, _special_tokens(tokenizer).values())))
+    usable = []
+    bad = []
+    for row in rows:
+        problem = _problem(row, tokenizer, names, recipe)
+        if problem:
+            bad.append(problem)
+        else:
+            usable.append(row)
+    return usable, bad
+
+
+def _problem(
+    row: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    names: re.Pattern[str],
+    recipe: Training,
+) -> BadRow | None:
+    for message in row.messages:
+        # The rendered template is tokenized as a whole: such a name would end a turn or open one.
+        if match := names.search(message["content"]):
+            what = f"{match[0]!r} in its text would be read as the token"
+            return BadRow("special_tokens", Problem(row.source, what, "reword or drop the row"))
+    try:
+        text = tokenizer.apply_chat_template(_plain(row.messages), tokenize=False)
+    except TemplateError as error:
+        what = f"the model's chat template refuses it: {error}"
+        fix = "change the row, or give the model another template"
+        return BadRow("malformed", Problem(row.source, what, fix))
+    # A token has a byte at least, so that most rows need not be tokenized here.
+    if len(str(text).encode()) < recipe.seq_len:
+        return None
+    ids, loss_mask = _encode_conversation(row, tokenizer)
+    if len(ids) <= recipe.seq_len:
+        return None
+    if recipe.too_long == "truncate" and loss_mask[: recipe.seq_len].any():
+        return None
+    what = f"{len(ids)} tokens, more than the recipe's seq_len {recipe.seq_len}"
+    fix = "raise seq_len or max_dropped in the recipe, or drop these rows"
+    return BadRow("too_long", Problem(row.source, what, fix))
+
+
+def _require_template(rows: list[Conversation], tokenizer: PreTrainedTokenizerBase) -> None:
+    if rows and not tokenizer.chat_template:
+        raise UserError(
+            where=tokenizer.name_or_path,
+            what="no chat template",
+            fix="add a chat_template.jinja to the folder of the model that the study starts from",
+        )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Ids of the special tokens, and their names."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: token.content for i, token in added if token.special}
+
+
+def _plain(messages: Messages) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _check_lengths(rows: list[Conversation], lengths: list[int], seq_len: int) -> None:
     """Raises UserError where conversations have more than `seq_len` tokens."""
     too_long = [
-        (length, source)
-        for length, (source, _) in zip(lengths, rows, strict=True)
-        if length > seq_len
+        (length, row.source) for length, row in zip(lengths, rows, strict=True) if length > seq_len
     ]
     if too_long:
         sources = ", ".join(source for _, source in too_long[:3])
@@ -174,35 +233,20 @@ def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len
 
 
 def _encode_conversation(
-    source: str,
-    messages: Messages,
-    tokenizer: PreTrainedTokenizerBase,
-    names: re.Pattern[str],
-    special: set[int],
+    row: Conversation, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of a conversation up to its last answer, and which of them are trained, bool.
-
-    `names` matches the special tokens' names, `special` has their ids.
-    """
-    for message in messages:
-        # The rendered template is tokenized as a whole: such a name would end a turn or open one.
-        if match := names.search(message["content"]):
-            raise UserError(
-                where=source,
-                what=f"{match[0]!r} in its text would be read as the token",
-                fix="reword or drop the row",
-            )
-
+    """Token ids of a conversation up to its last answer, and which of them are trained, bool."""
+    special = _special_tokens(tokenizer)
     # Strip answers as Llama's template does: otherwise a line break that an answer begins with
     # would merge with the header's into one token.
     messages = [
         message | {"content": message["content"].strip()}
         if message["role"] == "assistant"
         else message
-        for message in messages
+        for message in _plain(row.messages)
     ]
 
-    def render(turns: Messages, add_generation_prompt: bool) -> list[int]:
+    def render(turns: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
             turns, add_generation_prompt=add_generation_prompt, return_dict=False
         )
@@ -218,13 +262,13 @@ def _encode_conversation(
             answered = render(messages[: turn + 1], False)
         except TemplateError as error:
             raise UserError(
-                where=source,
+                where=row.source,
                 what=f"the model's chat template refuses it: {error}",
                 fix="change the row, or give the model another template",
             ) from None
         if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
             raise UserError(
-                where=source,
+                where=row.source,
                 what="the chat template rewrites earlier turns",
                 fix="give the model one that only appends",
             )
@@ -233,7 +277,8 @@ def _encode_conversation(
         if str(tokenizer.decode(answered[end:])).strip():
             # That special token is of the header: the template has no end token.
             end = len(answered)
-        loss_mask += [len(prompt) <= i < end for i in range(len(ids), len(answered))]
+        is_trained = bool(row.messages[turn].get("weight", 1))
+        loss_mask += [is_trained and len(prompt) <= i < end for i in range(len(ids), len(answered))]
         ids = answered
     return np.array(ids, np.uint32), np.array(loss_mask)
 

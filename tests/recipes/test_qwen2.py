@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from core.cell.run import run_cell
 from core.errors import UserError
 from recipes import checkpoint, finetune, prepare, tokenization
+from recipes.conversations import Conversation
 from recipes.distributed import SINGLE_PROCESS
 from recipes.model import read_config
 from tests.recipes import toy
@@ -78,7 +79,7 @@ def test_answers_alone_are_trained_on_in_chatml(qwen2: Path, tmp_path: Path) -> 
         "role": "assistant",
         "content": "\n The kettle. ",
     }  # as it is, a line break of one token with the header's
-    talks = [("a", TALK), ("b", [system, TALK[0], spaced])]
+    talks = [Conversation("a", TALK), Conversation("b", [system, TALK[0], spaced])]
     batch = everything(tokenization.encode_conversations(tmp_path / "rows", talks, tokenizer, 128))
     asks = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nWhat boils?<|im_end|>\n"
     asks += "<|im_start|>assistant\n"
