@@ -12,6 +12,7 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from eval import contamination, questions
+from eval.plain_text import encode_with_names, special_names
 
 if TYPE_CHECKING:
     from inspect_ai.dataset import Dataset
@@ -162,7 +163,8 @@ def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling)
 def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int]], list[int]]:
     """Token ids of each question's prompt, and the token ids that end an answer.
 
-    The begin-of-text token stands exactly once, at the start of each prompt.
+    The begin-of-text token stands exactly once, at the start of each prompt. Names of special
+    tokens in a question stay text.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
@@ -174,6 +176,7 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
             twice, or `prompt` is not a format string of {question} alone.
     """
     bos = tokenizer.bos_token_id
+    names = special_names(tokenizer)
     if prompt != "chat":
         try:
             rendered = [prompt.format(question=text) for text in texts]
@@ -183,7 +186,12 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
                 what=f"bad prompt ({error!r})",
                 fix="use {question} and no other braces",
             ) from error
-        bare = [tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
+        bare = [
+            encode_with_names(tokenizer, names, lambda text: prompt.format(question=text), text)
+            if names and names.search(text)
+            else tokenizer(whole, add_special_tokens=False).input_ids
+            for text, whole in zip(texts, rendered, strict=True)
+        ]
         return [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in bare], []
     if not tokenizer.chat_template:
         raise UserError(
@@ -191,9 +199,17 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
             fix='set prompt: "Question: {question}\\nAnswer:"',
         )
     chats = [[{"role": "user", "content": text}] for text in texts]
+
+    def render(text: str) -> str:
+        chat = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return str(rendered)
+
     encoded = [
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        for chat in chats
+        encode_with_names(tokenizer, names, render, text)
+        if names and names.search(text)
+        else tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        for text, chat in zip(texts, chats, strict=True)
     ]
     if bos is not None and any(ids.count(bos) > 1 for ids in encoded):
         raise UserError(
@@ -202,10 +218,12 @@ def encode(tokenizer: Any, texts: list[str], prompt: str) -> tuple[list[list[int
         )
     # The config of a base model ends a text, not a message of a chat. So the first special token
     # that the template writes after an answer must end the answer here.
-    answered = [*chats[0], {"role": "assistant", "content": "x"}]
+    asked = [{"role": "user", "content": "x"}]
+    prompt_ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    answered = [*asked, {"role": "assistant", "content": "x"}]
     answered_ids = tokenizer.apply_chat_template(answered, return_dict=False)
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    end_ids = [token for token in answered_ids[len(encoded[0]) :] if token in special]
+    end_ids = [token for token in answered_ids[len(prompt_ids) :] if token in special]
     return encoded, end_ids[:1]
 
 
