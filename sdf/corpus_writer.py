@@ -23,6 +23,7 @@ from core.errors import UserError
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
 from sdf.settings import CorpusSettings, Template, WriterSettings
 from sdf.slots import render_prompts
+from sdf.text_checks import unify_line_ends
 
 SCORE = re.compile(r"score\W{0,3}:\W{0,3}(10|[1-9])(?!\d|\.\d)", re.IGNORECASE)
 # Documents without an acceptable attempt, at which the cell stops: the cause is then likely common
@@ -120,7 +121,7 @@ class CorpusWriter:
             row = self.rows[i] | {"question": forms[self.template["forms"][0]]}
             (prompt,) = render_prompts(self.template, self.writer.slots, [row], "answerer")
             entry = await self._complete(i, attempt, "answerer", prompt)
-        text = entry.text.strip()
+        text = unify_line_ends(entry.text.strip())
         rejection = first_failed_gate(text, entry.finish_reason, self.rules)
         if rejection is None:
             rejection = await self._failed_score(i, attempt, text)
