@@ -19,7 +19,7 @@ from typing import Any
 
 from core.cell.hash_cache import remembered_sha256
 from core.errors import Problem, UserError
-from core.files import fingerprints
+from core.files import fingerprints, read_record
 
 # Key -> {"path": where it lies, "sha256": {name in the folder, "" of a single file: sha256}}.
 Record = dict[str, dict[str, Any]]
@@ -127,8 +127,8 @@ def _changed_names(planned: Any, path: Path, hashes: dict[str, str], base: Path)
 def _fetched(pin: dict[str, Any], base: Path) -> dict[str, str]:
     """The sha256 of what a pin names, by the pin itself or the record of `fetch`; {} if unknown."""
     entries: list[dict[str, Any]] = []
-    with suppress(OSError, ValueError, KeyError):
-        entries = json.loads((base / "fetched.json").read_text(encoding="utf-8"))["sources"]
+    with suppress(KeyError):
+        entries = (read_record(base / "fetched.json") or {})["sources"]
     if "url" in pin:
         recorded = [entry["sha256"] for entry in entries if entry.get("url") == pin["url"]]
         digest = pin["sha256"] or next(iter(recorded), None)

@@ -7,7 +7,7 @@ from shlex import quote
 
 from core.cell.manifest import read_manifest
 from core.errors import UserError
-from core.files import sha256
+from core.files import locked, sha256
 
 
 def results(base: Path) -> Path:
@@ -44,7 +44,11 @@ def publish(analysis: Path) -> Path:
     target = results(analysis.parents[1])
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     ignored = shutil.ignore_patterns("config.yaml", "log.txt", ".lock")
-    shutil.copytree(analysis, staged, ignore=ignored)
-    shutil.rmtree(target, ignore_errors=True)
-    staged.rename(target)
+    with locked(analysis.parents[1] / ".publish.lock"):  # one at a time, from whatever process
+        try:
+            shutil.copytree(analysis, staged, ignore=ignored)
+            shutil.rmtree(target, ignore_errors=True)
+            staged.rename(target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     return target

@@ -279,7 +279,7 @@ def _progress(folder: Path) -> str | None:
     try:
         progress = json.loads((folder / "progress.json").read_text())
         return f"{progress['done']:,} of {progress['total']:,} {progress['unit']}"
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -54,3 +54,20 @@ def test_two_runs_folders_side_by_side_have_results_of_their_own(
     other = finished(tmp_path / "runs2/s")
     assert publish(other) == results(tmp_path / "runs2/s") == tmp_path / "runs2-results/s"
     assert (tmp_path / "results/s/results.json").read_text() == "results.json of runs"
+
+
+def test_nothing_is_left_of_a_copy_that_failed(
+    analysis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = publish(analysis)
+    copies: list[Path] = []
+
+    def fail(source: Path, target: Path, ignore: object) -> None:
+        target.mkdir()
+        copies.append(target)
+        raise OSError("no space")
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    with pytest.raises(OSError, match="no space"):
+        publish(analysis)
+    assert copies and [path.name for path in published.parent.iterdir()] == [published.name]
