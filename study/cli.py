@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from core.errors import Problem, UserError
+from core.errors import Problem, UserError, printable
 from core.paths import ROOT
 from study.commands import (
     archive,
@@ -125,6 +125,13 @@ def _add_command(
         module.add_arguments(parser)
 
 
+def _folder(text: str) -> Path:
+    """A folder of the command line; it becomes a part of job scripts and of printed commands."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} has control characters")
+    return Path(text)
+
+
 def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml"
@@ -141,7 +148,7 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=_folder,
         default=ROOT / "runs",
         metavar="DIR",
         help="folder of the cells; results go beside it",

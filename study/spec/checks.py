@@ -8,13 +8,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from core.paths import ROOT, resolve
+from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
 from study.spec.template import template_problems
 
+SHOWN = 200  # characters of a value in a message
 Mapping = dict[str, Any]
 # Sections of named things, and what one of them is called in a message.
 SECTIONS = {
@@ -298,11 +299,8 @@ def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
     named: list[tuple[Any, type]]
     named = [(training.get("recipe"), Training) for training in trainings]
     named += [(model.get("make"), TinyLlama) for model in _named(raw, "models").values()]
-    return [
-        (path, kind)
-        for path, kind in dict.fromkeys(named)
-        if isinstance(path, str) and resolve(path).is_file()
-    ]
+    paths = [(path, kind) for path, kind in named if isinstance(path, str)]
+    return [(path, kind) for path, kind in dict.fromkeys(paths) if is_there(path)]
 
 
 def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
@@ -428,10 +426,10 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
 
 
 def _missing_file(at: KeyPath, value: Any) -> Mistakes:
-    if isinstance(value, str) and not resolve(value).exists():
-        what = f"no such file: {value}"
-        return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
-    return []
+    if not isinstance(value, str) or is_there(value, or_folder=True):
+        return []
+    what = f"no such file: {value[:SHOWN]}"
+    return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
 
 
 def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:

@@ -15,6 +15,7 @@ from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import recipe_problems
 from study.spec.schema import Study
 from study.spec.template import template_problems
+from study.spec.value_checks import value_mistakes
 
 
 def load_study(
@@ -36,6 +37,7 @@ def load_study(
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
     mistakes_in_names = [*references(raw), *contrast_mistakes(raw), *role_mistakes(raw)]
+    mistakes_in_names += value_mistakes(raw)
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
