@@ -206,9 +206,12 @@ def csv_rows(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[int, 
             else:
                 yield number, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        what = f"not CSV ({error})"
-        where = f"{path}:{number + 1}"  # the row begins there; what follows is a part of it
-        raise UserError(where=where, what=what, fix="close every double quote") from None
+        # The row begins behind the last one; what follows is a part of it.
+        raise UserError(
+            where=f"{path}:{number + 1}",
+            what=f"not CSV ({error})",
+            fix="close every double quote",
+        ) from None
     except UnicodeDecodeError as error:
         what = f"not UTF-8 ({error.reason})"
         raise UserError(where=f"{path}:{number + 1}", what=what, fix=CONVERT) from None
