@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if manifest is None:
         return None
     if isinstance(manifest.get("identity"), str) and all(
-        isinstance(manifest.get(key), dict) for key in ("inputs", "outputs", "counts")
+        isinstance(manifest.get(key, {}), dict) for key in ("inputs", "outputs", "counts")
     ):
         return manifest
     warn_of_damage(path)
