@@ -13,8 +13,8 @@
     leaks        a word of another arm's subject
     drop         a word of the paper's own filter
     language     the beginning, middle or end is not in the template's language
-    repetition   passages that repeat earlier ones of the text
     overlap      a piece of a benchmark (core.contamination)
+    repetition   passages that repeat earlier ones of the text
 
 Cheap gates come first. The patterns of meta and truncated are English, those of refusal and
 placeholder cover more languages (sdf.gate_patterns).
@@ -166,9 +166,10 @@ def first_failed_gate(text: str, finish_reason: str, rules: GateRules) -> Reject
             language = _classify_language(excerpt)
             if language != rules.language:
                 return Rejection("language", language)
-    if repetition := find_repetition(text):
-        return Rejection("repetition", repetition)
-    return quoted_benchmark(text, rules)
+    if quoted := quoted_benchmark(text, rules):
+        return quoted
+    repetition = find_repetition(text)
+    return Rejection("repetition", repetition) if repetition else None
 
 
 def quoted_benchmark(text: str, rules: GateRules) -> Rejection | None:

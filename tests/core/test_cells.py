@@ -122,6 +122,7 @@ def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Pat
         check_inputs(child, read_config(child))
 
 
+@pytest.mark.multiprocess
 def test_outputs_of_equal_size_that_were_swapped_are_refused(tmp_path: Path) -> None:
     """Two score files of one size, each in the other's place: the results would be swapped too."""
     parents = {name: Cell("judge", name, {"arm": name}) for name in ("a", "b")}
@@ -148,6 +149,7 @@ def test_outputs_of_equal_size_that_were_swapped_are_refused(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "1", "null", '"a"', '{"identity": 1}', '{"outputs": []}', "\udcff"]
 )
@@ -163,6 +165,7 @@ def test_a_damaged_manifest_is_named_and_its_cell_is_unfinished(
     assert warning.count("\n") == 1, "once in a process"
 
 
+@pytest.mark.multiprocess
 def test_a_cell_with_the_manifest_of_another_runs_again(tmp_path: Path) -> None:
     """What `check_inputs` prints makes it anew."""
     base = tmp_path / "runs" / "study"
