@@ -426,7 +426,7 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
 
 
 def _missing_file(at: KeyPath, value: Any) -> Mistakes:
-    if not isinstance(value, str) or is_there(value, or_folder=True):
+    if not isinstance(value, str) or (value and is_there(value, or_folder=True)):
         return []
     what = f"no such file: {value[:SHOWN]}"
     return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
