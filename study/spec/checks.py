@@ -182,7 +182,7 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     for key in ("path", "exclude"):
         mistakes += _missing_file((*at, key), corpus.get(key))
     for i, bench in enumerate(as_list(corpus.get("decontaminate_against"))):
-        if not (ROOT / f"eval/benchmarks/{bench}.yaml").exists():
+        if not is_there(f"eval/benchmarks/{bench}.yaml"):
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
@@ -283,7 +283,7 @@ def _templates() -> list[str]:
 def task_names(raw: Mapping) -> list[str]:
     """The tasks that exist and that a benchmark of the file names."""
     named = {str(bench.get("task")) for bench in _named(raw, "benchmarks").values()}
-    return sorted(name for name in named if (ROOT / f"eval/benchmarks/{name}.yaml").is_file())
+    return sorted(name for name in named if is_there(f"eval/benchmarks/{name}.yaml"))
 
 
 def template_names(raw: Mapping) -> list[str]:
