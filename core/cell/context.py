@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.errors import printable
+
 
 def derive_seed(*parts: object) -> int:
     """A seed in [0, 2**31) that follows from `parts` alone.
@@ -55,7 +57,7 @@ class StageContext:
     def log(self, text: str) -> None:
         """Print one line with its time (UTC); stdout is log.txt where an executor runs the cell."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        print(now, text, file=sys.stdout, flush=True)
+        print(now, printable(text), file=sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
         """Log a warning and keep it for the manifest."""

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from core.paths import ROOT, resolve
+from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
@@ -16,6 +16,7 @@ from study.spec.fingerprints import yaml_once
 from study.spec.presets import asks_for_no_key
 from study.spec.template import template_problems
 
+SHOWN = 200  # characters of a value in a message
 Mapping = dict[str, Any]
 # Sections of named things, and what one of them is called in a message.
 SECTIONS = {
@@ -182,7 +183,7 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     for key in ("path", "exclude"):
         mistakes += _missing_file((*at, key), corpus.get(key))
     for i, bench in enumerate(as_list(corpus.get("decontaminate_against"))):
-        if not (ROOT / f"eval/benchmarks/{bench}.yaml").exists():
+        if not is_there(f"eval/benchmarks/{bench}.yaml"):
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
@@ -283,7 +284,7 @@ def _templates() -> list[str]:
 def task_names(raw: Mapping) -> list[str]:
     """The tasks that exist and that a benchmark of the file names."""
     named = {str(bench.get("task")) for bench in _named(raw, "benchmarks").values()}
-    return sorted(name for name in named if (ROOT / f"eval/benchmarks/{name}.yaml").is_file())
+    return sorted(name for name in named if is_there(f"eval/benchmarks/{name}.yaml"))
 
 
 def template_names(raw: Mapping) -> list[str]:
@@ -299,11 +300,8 @@ def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
     named: list[tuple[Any, type]]
     named = [(training.get("recipe"), Training) for training in trainings]
     named += [(model.get("make"), TinyLlama) for model in _named(raw, "models").values()]
-    return [
-        (path, kind)
-        for path, kind in dict.fromkeys(named)
-        if isinstance(path, str) and resolve(path).is_file()
-    ]
+    paths = [(path, kind) for path, kind in named if isinstance(path, str)]
+    return [(path, kind) for path, kind in dict.fromkeys(paths) if is_there(path)]
 
 
 def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
@@ -431,10 +429,10 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
 
 
 def _missing_file(at: KeyPath, value: Any) -> Mistakes:
-    if isinstance(value, str) and not resolve(value).exists():
-        what = f"no such file: {value}"
-        return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
-    return []
+    if not isinstance(value, str) or (value and is_there(value, or_folder=True)):
+        return []
+    what = f"no such file: {value[:SHOWN]}"
+    return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
 
 
 def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:

@@ -14,6 +14,7 @@ from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Rate, Share
 
 Dose = Annotated[int, Field(ge=0)]
+Doses = Annotated[list[Dose], Field(min_length=1)]
 Price = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
@@ -130,7 +131,7 @@ class QualityFilter:
 class Corpus:
     """Documents to train on: synthetic (`template` and `writer`) or existing (`path` or `hub`)."""
 
-    documents: Count
+    documents: Annotated[int, Field(ge=1, le=10_000_000)]
     """Number of documents, held-out ones included."""
     template: str | None = None
     """File of sdf/templates without `.yaml`. For an existing corpus only its gates are applied."""
@@ -200,7 +201,7 @@ class Arm:
     conversations."""
     sft: str | None = None
     """Entry of `sfts`. By default the study's `sft`."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Subset of the doses of its SFT. By default all."""
 
 
@@ -238,7 +239,7 @@ class Sft:
     data: str | Remote
     """Rows {"messages": [{"role", "content"}, ...]}, Alpaca's or HelpSteer's: JSONL or a JSON
     list, also as .gz."""
-    doses: list[Dose]
+    doses: Doses
     """Numbers of rows of instruction data. Each is a checkpoint to evaluate; 0 is the checkpoint
     before SFT."""
     shared_run: bool = False
@@ -295,7 +296,7 @@ class Benchmark:
     """Largest number of tokens of a grade."""
     arms: list[str] | None = None
     """Only these arms. By default all."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Only these doses. By default all."""
     exclude: list[str] = Field(default_factory=list)
     """Ids of questions that are asked but left out of every number."""
@@ -334,7 +335,7 @@ class Contrast:
     """Arm whose score is on the left of the difference."""
     control: str
     """Arm whose score is subtracted."""
-    benchmarks: list[str]
+    benchmarks: Annotated[list[str], Field(min_length=1)]
     """Benchmarks on which the two are compared."""
     family: str = "primary"
     """Holm's correction is applied within a family."""
@@ -343,7 +344,7 @@ class Contrast:
     before; by default the arms are compared at each dose that both have."""
     control_dose: Dose | None = None
     """Dose of the control arm."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Only these of the doses that both arms have."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Margin of equivalence in score units: a smaller difference does not matter."""

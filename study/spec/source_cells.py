@@ -11,6 +11,7 @@ from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
+from sdf.source_rows import local_rows, read_column
 from study.spec import benchmarks
 from study.spec.doses import doses
 from study.spec.fingerprints import (
@@ -230,6 +231,8 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}
         if corpus.path:
+            path = resolve(corpus.path)
+            read_column(local_rows(path), corpus.column, str(path))  # refused as the cell would
             files["source"] = {"path": corpus.path}
         else:
             files["source"] = _on_hub(corpus, "dataset")

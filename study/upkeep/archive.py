@@ -207,6 +207,10 @@ def cells_behind(analysis: Path) -> set[Path]:
         if folder in cells:
             continue
         cells.add(folder)
+        if not folder.resolve().is_relative_to(analysis.parents[2].resolve()):
+            what = "lies outside the runs folder"
+            problems.append(Problem(str(folder), what, "move it there, or run the study again"))
+            continue
         if manifest := read_manifest(folder):
             inputs = manifest["inputs"].values()
             remaining += [input_folder(folder.parents[1], used) for used in inputs]
@@ -230,6 +234,10 @@ def _sources(
     sources = {f"study/{file.name}": file for file in _extended(study_file)}
     sources["fetched.json"] = base / "fetched.json"
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
+    # What a link leads to was not meant to be published.
+    if links := [file for file in results.rglob("*") if file.is_symlink()]:
+        fix = "put the file itself there, or publish again: python -m study run, as before"
+        raise UserError.of(Problem(str(file), "is a link", fix) for file in links)
     for folder in cells:
         names = [*PACKED, *(SAMPLES if samples else ())]
         if folder.parent.name in ("model", *TRAINING_STAGES):

@@ -4,7 +4,6 @@
 follows one score.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from core.cell.lookup import input_folder
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError
-from core.files import content_files, sha256
+from core.files import content_files, read_record, sha256
 from core.paths import ROOT
 from core.stages import STAGES
 from core.strict_yaml import did_you_mean
@@ -85,10 +84,8 @@ def published(base: Path, study_args: str, results: Path | None = None) -> Path:
 
 
 def read(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or can't be read."""
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
+    """The object in a JSON file; None where it is missing or damaged (`core.files.read_record`)."""
+    return read_record(path)
 
 
 def lineage(analysis: Path, base: Path, hashes: bool = True) -> list[Row]:

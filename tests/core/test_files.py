@@ -171,5 +171,5 @@ def test_a_model_is_what_transformers_and_vllm_read_of_its_folder(tmp_path: Path
 def test_half_of_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "\\ud83c\\udf27 whole"}\n{"text": "half \\ud83d"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair, .*; remove it"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2: has a lone surrogate, .*; remove it"):
         list(read_rows(file))

@@ -117,3 +117,20 @@ def test_a_full_disk_while_results_are_copied_leaves_the_former_ones(
         publish(analysis)
     assert len(list(published.parent.iterdir())) == 1, "nothing half-copied stays"
     assert (published / "report.html").read_text() == "report.html of runs"
+
+
+def test_nothing_is_left_of_a_copy_that_failed(
+    analysis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = publish(analysis)
+    copies: list[Path] = []
+
+    def fail(source: Path, target: Path, ignore: object) -> None:
+        target.mkdir()
+        copies.append(target)
+        raise OSError("no space")
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    with pytest.raises(OSError, match="no space"):
+        publish(analysis)
+    assert copies and [path.name for path in published.parent.iterdir()] == [published.name]

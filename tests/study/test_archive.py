@@ -291,6 +291,19 @@ def test_words_that_only_look_like_keys_pass(base: Path) -> None:
     make(base)
 
 
+def test_links_in_the_results_are_refused(base: Path, tmp_path: Path) -> None:
+    """What they lead to was not meant to be published."""
+    (secret := tmp_path / "secret.txt").write_text("a diary")
+    link = results(base) / "tables" / "diary.txt"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(secret)
+    try:
+        with pytest.raises(UserError, match=r"diary.txt: is a link"):
+            make(base)
+    finally:
+        link.unlink()
+
+
 def test_a_study_without_results_is_refused_with_the_command_that_makes_them(base: Path) -> None:
     with pytest.raises(UserError, match=r"ends in .tar.gz or .zip"):
         make(base, "a.rar")
