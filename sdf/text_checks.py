@@ -6,8 +6,6 @@ Text in the wrong encoding, web pages, text wrapped in JSON, and text that repea
 import json
 import re
 
-import numpy as np
-
 from core.contamination import (
     UNSPACED_SCRIPTS,
     WINDOW_CHARACTERS,
@@ -15,7 +13,6 @@ from core.contamination import (
     WORD,
     normalized_words,
 )
-from sdf.duplicates import ngram_hashes
 
 REPEATED_WORDS = 10
 MAX_REPEATED_SHARE = 0.3  # of a text's words, in runs of REPEATED_WORDS that occurred before
@@ -77,6 +74,10 @@ def find_markup(text: str) -> str | None:
 
 def find_repetition(text: str) -> str | None:
     """How much of the text repeats its own earlier passages, if it is too much."""
+    import numpy as np  # not to plan a study
+
+    from sdf.duplicates import ngram_hashes
+
     words = normalized_words(text)
     hashes = ngram_hashes(words, REPEATED_WORDS)
     _, first = np.unique(hashes, return_index=True)
