@@ -16,7 +16,7 @@ from typing import Any
 from core.cell.manifest import read_manifest
 from core.declaration import lock_of
 from core.errors import UserError
-from core.files import locked, sha256, write_atomically
+from core.files import locked, read_record, sha256, write_atomically
 
 LAST_START = "last_start.json"
 
@@ -49,11 +49,7 @@ def read_start(base: Path) -> dict[str, Any]:
 
     Empty where that is not on record.
     """
-    try:
-        started: dict[str, Any] = json.loads((base / LAST_START).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return started
+    return read_record(base / LAST_START) or {}
 
 
 def publish(analysis: Path, last_only: bool = False) -> Path:
