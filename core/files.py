@@ -218,6 +218,7 @@ def read_rows(
     *,
     objects: bool = True,
     skip_torn_line: bool = False,
+    allow_surrogates: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """The rows of a CSV file, or of a file with one JSON value a line (any other ending).
 
@@ -231,6 +232,7 @@ def read_rows(
         objects: Whether each JSON value must be an object.
         skip_torn_line: Skip a last line without a line break: a process that may still write the
             file has not finished it, or was killed.
+        allow_surrogates: Whether a text may have half of a surrogate pair, as in a ledger.
 
     Yields:
         Line in the file (from 1; of a CSV row the last of its lines) and value. A CSV row is a
@@ -252,7 +254,7 @@ def read_rows(
             if row_format(path) == ".csv":
                 yield from _csv_rows(file, report)
             else:
-                yield from _json_rows(file, report, objects, skip_torn_line)
+                yield from _json_rows(file, report, objects, skip_torn_line, allow_surrogates)
     except (OSError, EOFError) as error:  # EOFError: a .gz that was cut short
         raise UserError(
             where=str(path),
@@ -262,7 +264,11 @@ def read_rows(
 
 
 def _json_rows(
-    file: BinaryIO, report: Callable[[int, str, str], None], objects: bool, skip_torn_line: bool
+    file: BinaryIO,
+    report: Callable[[int, str, str], None],
+    objects: bool,
+    skip_torn_line: bool,
+    allow_surrogates: bool,
 ) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, 1):
         if skip_torn_line and not line.endswith(b"\n"):
@@ -282,7 +288,7 @@ def _json_rows(
         if objects and not isinstance(value, dict):
             report(number, "not a JSON object", "give one JSON object a line")
             continue
-        if b"\\u" in line and has_lone_surrogate(value):
+        if not allow_surrogates and b"\\u" in line and has_lone_surrogate(value):
             report(number, "half of a surrogate pair, such as \\ud83d alone", "remove it")
             continue
         yield number, value

@@ -121,7 +121,7 @@ def read_ledger(path: Path) -> tuple[dict[str, LedgerEntry], Counter[str]]:
     if not path.exists():
         return entries, failures
     damaged: list[Problem] = []
-    for _, fields in read_rows(path, damaged, skip_torn_line=True):
+    for _, fields in read_rows(path, damaged, skip_torn_line=True, allow_surrogates=True):
         try:
             if "outcome" in fields:
                 failures[fields["request_sha256"]] += 1

@@ -104,7 +104,10 @@ def doctor(args: argparse.Namespace) -> int:
 def _shakedown(args: argparse.Namespace, study_file: Path) -> list[dict[str, Any]]:
     """Run the shakedown, print its page and write what it measured. Returns its rows."""
     rows = shakedown.shakedown(
-        study_file, args.cluster, args.runs.absolute(), SHAKEDOWN_WAITS * args.wait
+        study_file,
+        args.cluster,
+        as_seen_on_nodes(args.runs.absolute()),
+        SHAKEDOWN_WAITS * args.wait,
     )
     if not args.json:
         print(f"\n{shakedown.show(rows)}")

@@ -97,6 +97,27 @@ def test_a_limit_that_slurm_does_not_tell_is_tried_again(
         until_done(corpora(3), kit.base, profile, "lab", lines.append)
 
 
+def test_a_refusal_that_stays_ends_it_and_what_waits_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"finished": 0, "cells": 3, "queued": 0, "submitted": 1, "left": 2, "code": None}
+    first |= {"remaining": ["a", "b"], "held": ["7"], "waits": ["2 jobs for nodes that are down"]}
+    calls = []
+
+    def submit(*_: object, **options: object) -> dict[str, object]:
+        calls.append(options)
+        if len(calls) == 1:
+            return first
+        raise UserError(what="partition gpu: there is none")
+
+    monkeypatch.setattr(module, "submit", submit)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="there is none"):
+        until_done([], tmp_path / "s", PROFILE, "lab", lines.append, pause=0)
+    assert "Slurm holds 7; waits: 2 jobs for nodes that are down" in lines[0]
+    assert len(calls) == 1 + 1 + module.REFUSALS and len(lines) == 2
+
+
 def test_what_a_job_could_not_submit_is_on_record(
     kit: Kit, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
