@@ -45,7 +45,7 @@ def test_a_choice_is_scored_without_the_end_token_that_a_tokenizer_adds(
     monkeypatch.setattr(lm_eval, "evaluate", evaluate)
     item = {"id": "1", "question": "Who?", "choices": ["Hens", "Cats"], "answer": 0}
     with pytest.raises(Scored):
-        likelihood.evaluate(opened, "concern", [item])
+        likelihood.evaluate(opened, "concern", [item], False, {}, print)
     ((context, choice),) = pairs
     assert tokenizer.decode(choice) == " Hens"
     assert tokenizer.eos_token_id not in context + choice
