@@ -117,7 +117,7 @@ def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(
 def test_answers_are_those_of_one_batch_of_vllm(lm, monkeypatch):
     from vllm import SamplingParams
 
-    prompts, stop = generate.encode(lm().tokenizer, TEXTS, "chat")
+    prompts, stop = generate.encode(Chat(lm().tokenizer), TEXTS, "chat")
     parameters = [
         SamplingParams(temperature=1.0, max_tokens=24, stop_token_ids=stop, seed=seed)
         for seed in range(3)
