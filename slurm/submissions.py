@@ -186,7 +186,7 @@ def read(folder: Path) -> list[Group]:
                 event["kind"],
                 event["tasks"],
                 time=event["time"],
-                after=event["after"],
+                after=event.get("after"),
                 code=submission.get("code"),
                 analysis=submission.get("analysis"),
             )

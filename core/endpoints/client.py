@@ -212,8 +212,6 @@ class LedgerClient:
             return replace(self._entries[digest], **labels)
         if not self._index or not (entry := self._index.find(digest)):
             return None
-        if entry.finish_reason == FAILED:
-            return None  # whoever removes the line of this ledger has it sent again
         copy = self._entries[digest] = replace(entry, **labels)
         await self._writer.append(asdict(copy))
         return copy
