@@ -60,9 +60,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     start = context.inputs["start"] / "model"
     # The group is made before all that takes long, so that each rank notices when another dies.
     with process_group(force=recipe.dtype == "mixed") as ranks:
-        rows, held_out = prepare.prepare_rows(context, recipe, ranks)
-        check_size(context, rows, recipe, ranks)
         chat = prepare.chat_of(context)
+        rows, held_out = prepare.prepare_rows(context, recipe, ranks, chat)
+        check_size(context, rows, recipe, ranks)
         if chat and ranks.rank == 0:
             context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
             for warning in context.facts["answers"]:

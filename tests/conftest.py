@@ -2,7 +2,6 @@
 they may leave."""
 
 import fcntl
-import gc
 import os
 import platform
 import signal
@@ -124,13 +123,6 @@ class _Groups(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Groups:
     return _Groups(config, log)
-
-
-def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what was imported: statsmodels calls it at every test of
-    a family, and the modules of all tests take it most of a second."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers

@@ -2,11 +2,12 @@
 
 import hashlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from core import utc
 
 
 def derive_seed(*parts: object) -> int:
@@ -54,7 +55,7 @@ class StageContext:
 
     def log(self, text: str) -> None:
         """Print one line with its time (UTC); stdout is log.txt where an executor runs the cell."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = utc.text()
         print(now, text, file=sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
