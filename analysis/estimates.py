@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from analysis.reference import Reference
+from core.garbage import collections_skipped
 
 ALPHA = 0.05
 ROUNDING = 1e-12  # a difference this small is one of rounding
@@ -276,7 +277,8 @@ def adjusted(ps: Sequence[float | None], method: str) -> list[float | None]:
     """
     if not ps:
         return []
-    values = multipletests([1.0 if p is None else p for p in ps], method=method)[1]
+    with collections_skipped("statsmodels"):  # Holm's correction collects, though it leaves nothing
+        values = multipletests([1.0 if p is None else p for p in ps], method=method)[1]
     return [None if p is None else float(q) for p, q in zip(ps, values, strict=True)]
 
 

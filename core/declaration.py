@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
+from core import utc
 from core.errors import UserError
 from core.files import locked, write_atomically
 
@@ -37,7 +37,7 @@ def write_declaration(base: Path, content: dict[str, Any]) -> None:
             return
         record = {
             "sha256": content_sha256(content),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": utc.text(),
             "declared": content,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)

@@ -60,9 +60,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     start = context.inputs["start"] / "model"
     # The group is made before all that takes long, so that each rank notices when another dies.
     with process_group(force=recipe.dtype == "mixed") as ranks:
-        rows, held_out = prepare.prepare_rows(context, recipe, ranks)
-        check_size(context, rows, recipe, ranks)
         chat = prepare.chat_of(context)
+        rows, held_out = prepare.prepare_rows(context, recipe, ranks, chat)
+        check_size(context, rows, recipe, ranks)
         if chat and ranks.rank == 0:
             context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
             for warning in context.facts["answers"]:
@@ -245,16 +245,18 @@ class Trainer:
             passed = [dose for dose, at in self.step_of_dose.items() if at == step]
             if not self.reads_later or evaluates or passed:
                 self.read_result()
-            if evaluates:
-                self.evaluate(step)
-            for dose in passed:
-                self.export(self.context.folder / f"doses/{dose}/model")
+            with self.heartbeat.paused():
+                if evaluates:
+                    self.evaluate(step)
+                for dose in passed:
+                    self.export(self.context.folder / f"doses/{dose}/model")
 
             # One rank's clock or signal is enough: all save after the same step, or none.
             is_due = time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
             requested, due, written = self.ranks.max(guard.received, is_due, self.saver.ready())
             if step < self.total_steps and (requested or due):
-                last_save = self.save()
+                with self.heartbeat.paused():
+                    last_save = self.save()
                 if guard.requested():  # before the save or meanwhile
                     self.saver.finish()
                     self.metrics.close()

@@ -36,7 +36,9 @@ from recipes.tokenization import (
 )
 
 
-def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple[Rows, Rows | None]:
+def prepare_rows(
+    context: StageContext, recipe: Training, ranks: Ranks, chat: Chat | None = None
+) -> tuple[Rows, Rows | None]:
     """The training rows of a cell, and the held-out rows of an evaluation (None: no evaluation).
 
     midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant`
@@ -47,11 +49,14 @@ def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple
 
     At most `eval_rows` of the held-out rows are evaluated; the others are not trained on either.
 
+    `chat`: that of `chat_of`, where the caller has it.
+
     A collective. Rows that can't be used go by the recipe's rules (recipes.conversations): they are
     dropped before a dose is drawn and listed in the manifest, or UserError is raised.
     """
     start = context.inputs["start"] / "model"
-    tokenizer = load_tokenizer(start)
+    chat = chat or chat_of(context)
+    tokenizer = chat.tokenizer if chat else load_tokenizer(start)
     max_seq_len = read_config(start)["max_position_embeddings"]
     if recipe.seq_len > max_seq_len:
         raise UserError(
@@ -59,20 +64,17 @@ def prepare_rows(context: StageContext, recipe: Training, ranks: Ranks) -> tuple
             what=f"the recipe's seq_len {recipe.seq_len} is beyond the model's {max_seq_len}",
             fix="lower it",
         )
-    if not has_conversations(context):
+    if chat is None:
         return _document_rows(context, recipe, tokenizer, ranks)
-    chat = Chat.of_cell(tokenizer, context.settings, context.resources)
     return _conversation_rows(context, recipe, chat, ranks)
 
 
-def has_conversations(context: StageContext) -> bool:
-    """Whether a cell trains on conversations, not on documents."""
-    return "documents" not in context.inputs or "question_variant" in context.settings
-
-
 def chat_of(context: StageContext) -> Chat | None:
-    """The tokenizer and chat template that a cell's conversations are rendered with."""
-    if not has_conversations(context):
+    """The tokenizer and chat template that a cell's conversations are rendered with.
+
+    None where it trains on documents.
+    """
+    if "documents" in context.inputs and "question_variant" not in context.settings:
         return None
     tokenizer = load_tokenizer(context.inputs["start"] / "model")
     return Chat.of_cell(tokenizer, context.settings, context.resources)

@@ -186,7 +186,7 @@ def submit_limits(profile: Profile, requests: list[Resources], cluster: Cluster)
     lowest = min(limits, key=lambda limit: limit.most)
     finding = f"{lowest.most} at most: {lowest.owner}"
     if lowest.most < LEAST_JOBS:
-        fix = "submit STUDY --cluster NAME --until-done: no place for a job that submits"
+        fix = "submit with --until-done: no place for a job that submits"
         return Check(name, WARNING, finding, fix)
     return Check(name, OK, finding)
 

@@ -21,10 +21,7 @@ CLOCK_SECONDS = 2
 
 NOISE = re.compile(r"Exited with exit code|Terminating|STEP \S+ ON .* CANCELLED|Force Terminated")
 LONGER = "give it longer: --wait SECONDS"
-UNTIL_DONE = (
-    "python -m study submit STUDY --cluster NAME --until-done on a login node, "
-    "in place of sbatch slurm/study.sbatch"
-)
+UNTIL_DONE = "on a login node submit with --until-done, in place of sbatch slurm/study.sbatch"
 NOT_SHARED = "--runs on a disk that nodes share, by the same path"
 
 Facts = dict[str, Any]  # section -> what slurm.probe wrote about one node

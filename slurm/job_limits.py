@@ -1,6 +1,6 @@
 """How many jobs may be queued at once, and which tasks take these places."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from core.stages import STAGE_INFO, STAGES
@@ -86,23 +86,29 @@ def job_limits(profile: Profile, cluster: Cluster, resources: Resources) -> list
     return limits
 
 
-def ask_places(profile: Profile, cluster: Cluster, requests: Iterable[Resources]) -> Places:
-    """The places that the queue has now for jobs with these resources."""
+def ask_places(
+    profile: Profile,
+    cluster: Cluster,
+    requests: Iterable[Resources],
+    leaving: Collection[str] = (),
+) -> Places:
+    """The places that the queue has for jobs with these resources once `leaving` are cancelled."""
     by_resources = {r: job_limits(profile, cluster, r) for r in {*requests}}
     limits = {limit for each in by_resources.values() for limit in each}
     if not limits:
         return Places({}, by_resources.__getitem__)
     user = slurm_cli.user_name()
-    queued = _ask_queued(any(limit.of_all_users for limit in limits))
+    queued = _ask_queued(any(limit.of_all_users for limit in limits), leaving)
     free = {limit: limit.most - sum(limit.counts(job, user) for job in queued) for limit in limits}
     return Places(free, by_resources.__getitem__)
 
 
-def _ask_queued(of_all_users: bool) -> list[QueuedFor]:
+def _ask_queued(of_all_users: bool, leaving: Collection[str]) -> list[QueuedFor]:
     options = [] if of_all_users else ["--me"]
     form = "--format=%u|%a|%q|%i"
     lines = slurm_cli.ask("squeue", "--noheader", "--array", *options, form).splitlines()
-    return [QueuedFor(*line.split("|")[:3]) for line in lines if line.count("|") == 3]
+    rows = [line.split("|") for line in lines if line.count("|") == 3]
+    return [QueuedFor(*row[:3]) for row in rows if row[3] not in leaving]
 
 
 def choose(todo: list[Task], places: Places, resources: Callable[[str], Resources]) -> list[Task]:

@@ -8,12 +8,12 @@ file by which the script queues the job again, and a line in the log of each cel
 
 import os
 import sys
-import time
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from core import utc
 from core.cell.failures import end, explain
 from core.cell.manifest import read_manifest
 from core.cell.restarts import count_retries, retry_text
@@ -45,7 +45,7 @@ def retry(logs: Path, job: str, retries: int) -> list[str]:
         failure, line = explain([end(log), *ends])
         number = count_retries(folder, job) + 1
         if failure and failure.is_transient and number <= retries:
-            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            now = utc.text()
             text = retry_text(job, number, retries, f"{failure.name}: {line}")
             with open(log, "a", encoding="utf-8") as file:
                 file.write(f"{now} {text}\n")

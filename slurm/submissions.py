@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core import files
+from core import files, utc
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from slurm import slurm_cli
@@ -24,7 +24,6 @@ from slurm.profile import Profile
 from slurm.slurm_cli import Queued
 
 FILE = "jobs.jsonl"
-TIME = "%Y-%m-%dT%H:%M:%SZ"
 CACHED_SECONDS = 600  # how old the copy may be from which a site answers squeue
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
@@ -169,7 +168,7 @@ def write_cancelled(folder: Path, jobs: list[str]) -> None:
 
 
 def _write(folder: Path, event: str, **facts: Any) -> None:
-    now = time.strftime(TIME, time.gmtime())
+    now = utc.text()
     files.append_line(folder / FILE, json.dumps({"event": event, "time": now, **facts}))
 
 
@@ -244,7 +243,7 @@ def ask_queue(groups: list[Group]) -> list[Queued]:
     Raises UserError where Slurm does not answer.
     """
     queue = slurm_cli.queue()
-    since = time.strftime(TIME, time.gmtime(time.time() - CACHED_SECONDS))
+    since = utc.text(time.time() - CACHED_SECONDS)
     unlisted = [
         group.job
         for group in groups

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def submit(
             had been submitted by then: that is on record, and the next submission continues from
             it.
     """
-    with submissions.noted(base.absolute(), cluster):
+    # Without a chain a person's shell submits, which may itself run in a job.
+    noted = submissions.noted(base.absolute(), cluster) if chain else nullcontext()
+    with noted:
         return _submit(cells, base.absolute(), profile, cluster, code, only, chain)
 
 
@@ -155,10 +158,10 @@ def _submit(
         )
         listed = queued_jobs.listed(groups, queue)
         continues, outdated = queued_jobs.pending_continuations(listed, cells)
-        slurm_cli.scancel(outdated)  # before the places in the queue are counted
         now: list[Task] = []
         remaining: set[str] = set()
         waits: list[str] = []
+        reserved = False
         sent: list[dict[str, Any]] = []
         arrays: list[Array] = []
         target = None
@@ -166,14 +169,15 @@ def _submit(
             target = Target(base, code or snapshot(ROOT, folder), profile, cluster)
             limits = ask_cluster()
             requests = [profile.resources(stage) for stage in ("default", *STAGES)]
-            places = ask_places(profile, limits, requests)
+            places = ask_places(profile, limits, requests, leaving=outdated)
             now, reserved = _within_limit(
                 todo, places, profile, bool(queued), chain and not continues
             )
             arrays = array_plan.plan(now, profile.resources, _largest(profile))
-            waits = _check(arrays, target, limits)
+            waits = _check(arrays, target, limits) if now else []
         if analysis:
             record_start(base, analysis)
+        slurm_cli.scancel(outdated)
         if target:
             submissions.write_submission(folder, cluster, target.code, profile, analysis)
             if now:

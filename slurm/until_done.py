@@ -13,6 +13,7 @@ from slurm.profile import Profile
 from slurm.submit import submit
 
 PAUSE_SECONDS = 60.0
+REFUSALS = 10  # in a row, of one reason that does not pass, before a person has to look
 # Refusals that pass: a limit that Slurm did not tell, a controller that is busy.
 PASSES = re.compile(
     r"MaxSubmit|GrpSubmit|submit limit|job limit|temporarily unable|[Tt]oo many|timed out|"
@@ -46,12 +47,13 @@ def until_done(
         one that has.
 
     Raises:
-        UserError: The first submission is refused, for a reason that does not pass. Or the study
-            was started with another study file meanwhile.
+        UserError: The first submission, or REFUSALS later ones in a row, are refused for a reason
+            that does not pass. Or the study was started with another study file meanwhile.
     """
     remaining: set[str] | None = None  # None: all
     code: Path | None = None
     shown = ""
+    refusals = 0  # the same one after another
     facts: dict[str, Any] = {}  # empty: the last submission was refused
     while True:
         before = _groups(base)
@@ -59,8 +61,9 @@ def until_done(
             facts = submit(cells, base, profile, cluster, code, remaining, chain=False)
         except UserError as error:
             line = f"{error.lines[0]}; tried again in {pause:g} s"
-            is_refused = remaining is None and not PASSES.search(line)
-            if is_refused or queued_jobs.is_superseded(base, cells):
+            refusals = refusals + 1 if line == shown else 1
+            is_refused = remaining is None or refusals > REFUSALS
+            if (is_refused and not PASSES.search(line)) or queued_jobs.is_superseded(base, cells):
                 raise
             facts = {}
         else:
@@ -68,6 +71,9 @@ def until_done(
                 f"{facts['finished']} of {facts['cells']} cells finished, "
                 f"{facts['queued'] + facts['submitted']} in the queue, {facts['left']} remain"
             )
+            if facts["held"]:
+                line += f"; Slurm holds {', '.join(facts['held'])}"
+            line = "; ".join([line, *(f"waits: {wait}" for wait in facts["waits"])])
             code = code or (Path(facts["code"]) if facts["code"] else None)
             remaining = {*facts["remaining"]} if remaining is None else remaining
         if line != shown:

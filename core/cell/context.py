@@ -2,12 +2,12 @@
 
 import hashlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core import utc
 from core.errors import printable
 
 
@@ -56,8 +56,7 @@ class StageContext:
 
     def log(self, text: str) -> None:
         """Print one line with its time (UTC); stdout is log.txt where an executor runs the cell."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        print(now, printable(text), file=sys.stdout, flush=True)
+        print(utc.text(), printable(text), file=sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
         """Log a warning and keep it for the manifest."""

@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Heartbeat:
         self.begun = time.monotonic()
         self.intervals: deque[float] = deque(maxlen=200)
         self.longest = 0.0
+        self._is_paused = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -48,6 +50,15 @@ class Heartbeat:
             self.longest = max(self.longest, now - self.begun)
         self.step = step
         self.begun = now
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the block runs no step does: an evaluation or a save takes as long as it takes."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def __enter__(self) -> "Heartbeat":
         self._thread.start()
@@ -67,7 +78,8 @@ class Heartbeat:
 
     def _facts(self) -> dict[str, Any]:
         intervals = list(self.intervals)
-        median = statistics.median(intervals) if len(intervals) >= STEPS else None
+        is_known = len(intervals) >= STEPS and not self._is_paused
+        median = statistics.median(intervals) if is_known else None
         return {
             "host": socket.gethostname(),
             "world_size": self.world_size,
@@ -81,12 +93,16 @@ class Heartbeat:
 def stalled(folder: Path) -> str | None:
     """Why a cell's ranks take no steps any more, with the rank and its node. None: they do.
 
-    The times are the ranks' own; of the files' times only differences count.
+    The times are the ranks' own; of the files' times only differences count. What was written
+    before the cell began to run (before its .lock was taken) is of an earlier run.
     """
     beats: dict[int, dict[str, Any]] = {}
+    lock = folder / ".lock"
+    begun = lock.stat().st_mtime if lock.exists() else 0.0
     for path in (folder / FOLDER).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            beats[int(path.stem)] = json.loads(path.read_text()) | {"time": path.stat().st_mtime}
+            if (written := path.stat().st_mtime) >= begun:
+                beats[int(path.stem)] = json.loads(path.read_text()) | {"time": written}
     if not beats:
         return None
     newest = max(beats.values(), key=lambda beat: beat["time"])

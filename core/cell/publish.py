@@ -9,10 +9,10 @@ import json
 import os
 import shlex
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
+from core import utc
 from core.cell.manifest import read_manifest
 from core.declaration import lock_of
 from core.errors import UserError
@@ -38,7 +38,7 @@ def record_start(base: Path, analysis: str) -> None:
     if read_start(base).get("analysis") == analysis:
         return
     base.mkdir(parents=True, exist_ok=True)
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = utc.text()
     text = json.dumps({"analysis": analysis, "time": started}) + "\n"
     with locked(lock_of(base, "results")):
         write_atomically(base / LAST_START, text)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from core import shell_limits
+from core import shell_limits, utc
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
@@ -90,14 +90,14 @@ def run_cell(folder: Path) -> None:
         starts = start_text(folder, os.getpid())
         _remove_leftovers(folder, resumable=is_resumable(stage))
         context.log(f"{config['stage']} {config['name']} {starts}")
-        started = _now()
+        started = utc.text()
         if hooks:
             hooks.sync("go")
         counts = stage.run(context)
         (folder / "progress.json").unlink(missing_ok=True)
         _check_again(folder, config, files)
         facts = {**context.facts, "counts": counts, "warnings": context.warnings, "files": files}
-        write_manifest(folder, config, started, _now(), **facts)
+        write_manifest(folder, config, started, utc.text(), **facts)
         (folder / REQUESTS).unlink(missing_ok=True)  # not before: a kill here would lose them all
         if config["stage"] == "analysis":
             _publish(context)
@@ -203,7 +203,3 @@ def _progress_file(path: Path, every: float = 0.5) -> Callable[[int, int, str], 
             written = time.monotonic()
 
     return report
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -39,9 +39,12 @@ _REFUSES_PARAMETER = re.compile(
 )
 WAITS = ("retry-after-ms", "retry-after")  # headers
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"([\d.]+)s"')  # Google's Retry-After, in the body
+_NUMBER_OF_TIME = (
+    r"\d+(?:\.\d+)?\s?(?:ms|milliseconds?|h|hours?|m|min|minutes?|s|sec|seconds?)(?![a-z])"
+)
 # In words only: "Please retry in 1.57s", "try again in 7m12s", "in 450ms", "after 20 seconds".
 _WAIT_IN_WORDS = re.compile(
-    r"(?:retry|try again|wait)[^.:;\d]{0,20}?\b((?:\d+(?:\.\d+)?\s?(?:ms|h|m|s)[a-z]*\s?)+)",
+    rf"(?:retry|try again|wait)\b[^.:;\d]{{0,20}}?\b((?:{_NUMBER_OF_TIME}\s?)+)",
     re.IGNORECASE,
 )
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s?(ms|h|m|s)", re.IGNORECASE)
@@ -160,7 +163,7 @@ def refused_parameter(error: Exception, parameters: Iterable[str]) -> str | None
     if not isinstance(error, openai.APIStatusError) or error.status_code not in (400, 422):
         return None
     text = error.response.text
-    if is_flagged(error) or not _REFUSES_PARAMETER.search(text):
+    if not _REFUSES_PARAMETER.search(text):
         return None
     # The one that stands first: later ones are proposals.
     matches = {

@@ -226,12 +226,13 @@ class Sender:
             return wait
         reason = explain(error, self._endpoint, parameters)
         failure = RequestFailed.of(reason.problems)
-        if is_flagged(error):
+        # A parameter that is refused is refused in every request, whatever words its name has.
+        is_refused = refused_parameter(error, parameters) is not None
+        if is_flagged(error) and not is_refused:
             failure.endpoint_is_up = True
             raise failure from None
         about_request = is_request_error(error) or (is_transient(error) and not late)
-        # A parameter that is refused is refused in every request.
-        if about_request and not refused_parameter(error, parameters):
+        if about_request and not is_refused:
             failure.endpoint_is_up = self._last_answer > attempts.first_failure
             self._unanswered.add(prompt)
             if failure.endpoint_is_up or len(self._unanswered) <= UNANSWERED_IN_A_ROW:

@@ -91,7 +91,7 @@ def doctor(args: argparse.Namespace) -> int:
     if not args.json:
         print(show(report))
     if args.shakedown and study_file and not failed:
-        rows = _shakedown(args, study_file)
+        rows = _shakedown(args, study_file, runs)
         failed = any(row["state"] != shakedown.WORKS for row in rows)
     if args.json:
         checks = [
@@ -101,11 +101,9 @@ def doctor(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _shakedown(args: argparse.Namespace, study_file: Path) -> list[dict[str, Any]]:
+def _shakedown(args: argparse.Namespace, study_file: Path, runs: Path) -> list[dict[str, Any]]:
     """Run the shakedown, print its page and write what it measured. Returns its rows."""
-    rows = shakedown.shakedown(
-        study_file, args.cluster, args.runs.absolute(), SHAKEDOWN_WAITS * args.wait
-    )
+    rows = shakedown.shakedown(study_file, args.cluster, runs, SHAKEDOWN_WAITS * args.wait)
     if not args.json:
         print(f"\n{shakedown.show(rows)}")
     rates = shakedown.measured(rows)

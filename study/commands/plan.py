@@ -183,13 +183,21 @@ def plan(args: argparse.Namespace) -> None:
 
 def show_contrasts(study: Study, as_json: bool) -> None:
     """Print what each contrast varies. Raises UserError where it is more than it declares."""
-    evaluated = expand.Expansion(study).checkpoints()
-    rows = contrast_arms.audit(evaluated, study.contrasts)
+    audits = contrast_arms.audit(expand.Expansion(study).checkpoints(), study.contrasts)
     if as_json:
+        rows = [
+            {
+                "contrast": audit.contrast.name,
+                "differences": [asdict(row) for row in audit.differences],
+                "confounded": [row.key for row in audit.undeclared],
+                "text": str(audit),
+            }
+            for audit in audits
+        ]
         return print(json.dumps(rows, indent=1))
-    for row in rows:
-        print(f"{row['contrast']}\n  {row['text']}{': CONFOUNDED' if row['confounded'] else ''}")
-    contrast_arms.check(evaluated, study.contrasts)
+    for audit in audits:
+        print(f"{audit.contrast.name}\n  {audit}{': CONFOUNDED' if audit.undeclared else ''}")
+    contrast_arms.check(audits)
 
 
 def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node: int) -> str:

@@ -10,6 +10,7 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import read_rows
 from study.spec.chat import chat_date, chat_files
+from study.spec.checkpoint import Checkpoint
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
     LIMITS,
@@ -80,15 +81,11 @@ def scores(
     study: Study,
     name: str,
     inputs: Inputs,
-    chat: bool,
-    start: str | None,
-    corpus: str | None,
+    checkpoint: Checkpoint,
 ) -> dict[str, Cell]:
     """The cells with a checkpoint's scores on a benchmark, by its judges' endpoints.
 
-    inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents, which
-    are of `corpus`.
-    chat: whether it is prompted by its chat template. start: as of `chat_files`.
+    inputs: `checkpoint`, and `contamination` where the checkpoint was trained on documents.
     The first is the one that counts; under "" where no judge is needed. Benchmarks with the same
     questions and sampling share their samples. Raises UserError where two judges are one model.
     """
@@ -96,10 +93,10 @@ def scores(
     scorer = declaration(bench)["scorer"]
     label = f"{name}-{inputs['checkpoint'].name}"
     if scorer == "lm_eval":
-        return {"": _lm_eval(study, bench, label, inputs, chat, start, corpus)}
+        return {"": _lm_eval(study, bench, label, inputs, checkpoint)}
     if scorer == "likelihood":
-        return {"": _likelihood(study, bench, label, inputs, corpus)}
-    samples = _samples(study, name, inputs, chat, start, corpus)
+        return {"": _likelihood(study, bench, label, inputs, checkpoint)}
+    samples = _samples(study, name, inputs, checkpoint)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
     models = [endpoint_model(study.endpoints[judge])["model"] for judge in judges if judge]
@@ -113,16 +110,10 @@ def scores(
 
 
 def _lm_eval(
-    study: Study,
-    bench: Benchmark,
-    label: str,
-    inputs: Inputs,
-    chat: bool,
-    start: str | None,
-    corpus: str | None,
+    study: Study, bench: Benchmark, label: str, inputs: Inputs, checkpoint: Checkpoint
 ) -> Cell:
     declared = declaration(bench)
-    files = sources(bench) | (chat_files(study, start) if chat else {})
+    files = sources(bench) | _chat_files(study, checkpoint)
     engine, _ = engine_arguments(study.engine)
     settings = {
         "lm_eval": declared.get("lm_eval"),
@@ -135,17 +126,17 @@ def _lm_eval(
         "limit": bench.limit,
         **identities(files),
         "max_tokens": declared.get("max_tokens"),
-        "chat": chat,
-        **(chat_date(study) if chat else {}),
+        "chat": checkpoint.chat,
+        **(chat_date(study) if checkpoint.chat else {}),
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = paths(files) | _evaluation_resources(study, corpus)
+    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
     return Cell("lm_eval", label, settings, inputs, resources)
 
 
 def _likelihood(
-    study: Study, bench: Benchmark, label: str, inputs: Inputs, corpus: str | None
+    study: Study, bench: Benchmark, label: str, inputs: Inputs, checkpoint: Checkpoint
 ) -> Cell:
     declared = declaration(bench)
     files = sources(bench)
@@ -157,31 +148,24 @@ def _likelihood(
         "engine": engine,
         **identities(files),
     }
-    resources = paths(files) | _evaluation_resources(study, corpus)
+    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
     return Cell("likelihood", label, settings, inputs, resources)
 
 
-def _samples(
-    study: Study,
-    name: str,
-    inputs: Inputs,
-    chat: bool,
-    start: str | None,
-    corpus: str | None,
-) -> Cell:
+def _samples(study: Study, name: str, inputs: Inputs, checkpoint: Checkpoint) -> Cell:
     """The cell that answers a judged benchmark's questions.
 
     The same samples have the same cell, with the name of whichever benchmark comes first.
     """
-    settings = _generation_settings(study, name, chat, start)
+    settings = _generation_settings(study, name, checkpoint)
     assert settings
     first = next(
         other
         for other in study.benchmarks
-        if _generation_settings(study, other, chat, start) == settings
+        if _generation_settings(study, other, checkpoint) == settings
     )
-    files = _generation_files(study, name, chat, start)
-    resources = paths(files) | _evaluation_resources(study, corpus)
+    files = _generation_files(study, name, checkpoint)
+    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
     label = f"{first}-{inputs['checkpoint'].name}"
     return Cell("generate", label, settings, inputs, resources)
 
@@ -194,21 +178,29 @@ def _evaluation_resources(study: Study, corpus: str | None) -> dict[str, Any]:
     return resources
 
 
-def _generation_files(study: Study, name: str, chat: bool, start: str | None) -> dict[str, Source]:
+def _generation_files(study: Study, name: str, checkpoint: Checkpoint) -> dict[str, Source]:
     """Files of the cell that answers a judged benchmark's questions; {} for any other."""
     files = sources(study.benchmarks[name])
     if "questions" not in files:
         return {}
-    return {"questions": files["questions"], **(chat_files(study, start) if chat else {})}
+    return {"questions": files["questions"], **_chat_files(study, checkpoint)}
 
 
-def _generation_settings(
-    study: Study, name: str, chat: bool, start: str | None
-) -> dict[str, Any] | None:
+def _chat_files(study: Study, checkpoint: Checkpoint) -> dict[str, Source]:
+    """The chat template that the study file gives, where a prompt is made by it.
+
+    An SFT writes it to its checkpoint.
+    """
+    if not checkpoint.chat or checkpoint.dose:
+        return {}
+    return chat_files(study, study.arms[checkpoint.arm].start)
+
+
+def _generation_settings(study: Study, name: str, checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Settings of the cell that answers a judged benchmark's questions; None for any other."""
     bench = study.benchmarks[name]
     declared = declaration(bench)
-    files = _generation_files(study, name, chat, start)
+    files = _generation_files(study, name, checkpoint)
     if not files:
         return None
     return {
@@ -217,10 +209,10 @@ def _generation_settings(
         "sampling": {
             key: getattr(bench, key) for key in ("temperature", "top_p", "max_tokens", "epochs")
         },
-        "prompt": "chat" if chat else bench.base_prompt,
+        "prompt": "chat" if checkpoint.chat else bench.base_prompt,
         "engine": engine_arguments(study.engine)[0],
         **identities(files),
-        **(chat_date(study) if chat else {}),
+        **(chat_date(study) if checkpoint.chat else {}),
     }
 
 

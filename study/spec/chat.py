@@ -10,10 +10,7 @@ def chat_date(study: Study) -> dict[str, str]:
     return {} if study.chat_date == CHAT_DATE else {"chat_date": study.chat_date}
 
 
-def chat_files(study: Study, start: str | None) -> dict[str, Source]:
-    """The chat template that the study file gives a start model, as a file of a cell.
-
-    start: the model; None where the cell's checkpoint has the template already.
-    """
-    template = study.models[start].chat_template if start else None
+def chat_files(study: Study, start: str) -> dict[str, Source]:
+    """The chat template that the study file gives a start model, as a file of a cell."""
+    template = study.models[start].chat_template
     return {"chat_template": {"path": template}} if template else {}

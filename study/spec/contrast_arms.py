@@ -71,83 +71,59 @@ def is_paired(evaluated: list[Checkpoint], contrast: Contrast) -> bool:
     return bool(pairs) and all(a and b and a.identity == b.identity for a, b in pairs)
 
 
-def differences(evaluated: list[Checkpoint], contrast: Contrast) -> list[Difference]:
-    """Every setting in which the contrast's arms differ, at the doses that it compares.
+@dataclass(frozen=True)
+class Audit:
+    """In what the arms of one contrast differ.
 
-    Of each arm and dose the first seed is looked at. Settings of a stage that only one arm has are
-    not listed: the stage is what differs.
+    Attributes:
+        contrast: The contrast.
+        differences: Every setting in which its arms differ, at the doses that it compares. Settings
+            of a stage that only one arm has are not listed: the stage is what differs.
+        undeclared: Those beyond what it varies: what it declares, by default the first unit that
+            differs. Two doses are declared by treatment_dose and control_dose.
     """
-    listed: dict[str, Difference] = {}
-    for treatment, control in _pairs(evaluated, contrast):
-        for difference in _compare(treatment, control):
-            listed.setdefault(difference.key, difference)
-    return list(listed.values())
+
+    contrast: Contrast
+    differences: list[Difference]
+    undeclared: list[Difference]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.differences)) or "nothing differs"
 
 
-def undeclared(contrast: Contrast, differing: Iterable[Difference]) -> list[Difference]:
-    """What differs beyond what the contrast varies.
-
-    That is what it declares, by default the first unit that differs; two doses are declared by
-    treatment_dose and control_dose.
-    """
-    differing = list(differing)
-    declared = list(contrast.varies or [])
-    if contrast.treatment_dose is not None:
-        declared.append("dose")
-    if not declared and differing:
-        declared = [differing[0].unit]
-    return [row for row in differing if not any(_covers(unit, row.key) for unit in declared)]
-
-
-def check(evaluated: list[Checkpoint], contrasts: list[Contrast]) -> None:
-    """Raise UserError where the arms of a contrast differ in more than it varies."""
-    problems = []
+def audit(evaluated: list[Checkpoint], contrasts: list[Contrast]) -> list[Audit]:
+    """In what the arms of each contrast differ. Of each arm and dose the first seed counts."""
+    audits = []
     for contrast in contrasts:
-        differing = differences(evaluated, contrast)
-        if more := undeclared(contrast, differing):
-            problems.append(
-                Problem(
-                    f"contrast {contrast.name!r}",
-                    f"its arms differ in more than it varies: {'; '.join(map(str, more))}",
-                    "give both arms the same, or declare it in the contrast: "
-                    f"varies: [{', '.join(_units(differing))}]",
-                )
-            )
+        listed: dict[str, Difference] = {}
+        for treatment, control in _pairs(evaluated, contrast):
+            for difference in _compare(treatment, control):
+                listed.setdefault(difference.key, difference)
+        differing = list(listed.values())
+        declared = list(contrast.varies or [])
+        if contrast.treatment_dose is not None:
+            declared.append("dose")
+        if not declared and differing:
+            declared = [differing[0].unit]
+        more = [row for row in differing if not any(_covers(unit, row.key) for unit in declared)]
+        audits.append(Audit(contrast, differing, more))
+    return audits
+
+
+def check(audits: Iterable[Audit]) -> None:
+    """Raise UserError where the arms of a contrast differ in more than it varies."""
+    problems = [
+        Problem(
+            f"contrast {audit.contrast.name!r}",
+            f"its arms differ in more than it varies: {'; '.join(map(str, audit.undeclared))}",
+            "give both arms the same, or declare it in the contrast: "
+            f"varies: [{', '.join(_units(audit.differences))}]",
+        )
+        for audit in audits
+        if audit.undeclared
+    ]
     if problems:
         raise UserError.of(problems)
-
-
-def facts(evaluated: list[Checkpoint], contrast: Contrast) -> dict[str, Any]:
-    """What the analysis has to know of a contrast's arms."""
-    return {
-        "paired": is_paired(evaluated, contrast),
-        "differences": [row.key for row in differences(evaluated, contrast)],
-    }
-
-
-def audit(evaluated: list[Checkpoint], contrasts: list[Contrast]) -> list[dict[str, Any]]:
-    """For each contrast: name, differences, confounded (keys that it does not declare)."""
-    rows = []
-    for contrast in contrasts:
-        differing = differences(evaluated, contrast)
-        confounded = [row.key for row in undeclared(contrast, differing)]
-        rows.append(
-            {
-                "contrast": contrast.name,
-                "differences": [
-                    {
-                        "key": row.key,
-                        "treatment": row.treatment,
-                        "control": row.control,
-                        "below": list(row.below),
-                    }
-                    for row in differing
-                ],
-                "confounded": confounded,
-                "text": "; ".join(map(str, differing)) or "nothing differs",
-            }
-        )
-    return rows
 
 
 def _units(differing: Iterable[Difference]) -> list[str]:
@@ -184,19 +160,19 @@ def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]
     if all(midtrainings):
         variants = [cell.settings.get("question_variant") for cell in midtrainings if cell]
         yield from _values("corpus.question_variant", *variants)
-        yield from _recipes("recipe", *(cell.settings["recipe"] for cell in midtrainings if cell))
+        yield from _flattened("recipe", *(cell.settings["recipe"] for cell in midtrainings if cell))
     yield from _cells("start", *(_start(side.cell) for side in sides))
     yield from _values("dose", treatment.dose, control.dose)
     tunings = [_sft(side.cell) for side in sides]
     if all(tunings):
         yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
         settings = [cell.settings for cell in tunings if cell]
-        yield from _recipes("sft.recipe", *(part["recipe"] for part in settings))
+        yield from _flattened("sft.recipe", *(part["recipe"] for part in settings))
         rest = [{**part, "shared_run": "doses" in part} for part in settings]
         for part in rest:
             part["files"] = {"data": part["files"]["data"]}
         ours = ("recipe", "seed", "dose", "doses")
-        yield from _recipes(
+        yield from _flattened(
             "sft", *({key: part[key] for key in part if key not in ours} for part in rest)
         )
 
@@ -231,7 +207,7 @@ def _inputs(cell: Cell) -> dict[str, str]:
     }
 
 
-def _recipes(unit: str, treatment: Settings, control: Settings) -> Iterable[Difference]:
+def _flattened(unit: str, treatment: Settings, control: Settings) -> Iterable[Difference]:
     flat = [_flat(unit, settings) for settings in (treatment, control)]
     for key in dict.fromkeys([*flat[0], *flat[1]]):
         yield from _values(key, *(part.get(key) for part in flat))

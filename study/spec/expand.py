@@ -103,14 +103,11 @@ class Expansion:
     def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
         """The cells with a checkpoint's scores on a benchmark (`benchmarks.scores`)."""
         inputs = {"checkpoint": checkpoint.cell}
-        corpus = checkpoint.corpus
-        if corpus:
-            documents = self.corpus(corpus, checkpoint.replicate)
+        if checkpoint.corpus:
+            documents = self.corpus(checkpoint.corpus, checkpoint.replicate)
             cell = benchmarks.contamination(self.study, bench, documents)
             inputs["contamination"] = self.with_folder(cell)
-        # An SFT writes the template to its checkpoint.
-        start = None if checkpoint.dose else self.study.arms[checkpoint.arm].start
-        scores = benchmarks.scores(self.study, bench, inputs, checkpoint.chat, start, corpus)
+        scores = benchmarks.scores(self.study, bench, inputs, checkpoint)
         return {judge: self.with_folder(cell) for judge, cell in scores.items()}
 
     def with_folder(self, cell: Cell) -> Cell:
@@ -217,7 +214,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     """
     expansion = Expansion(study, base)
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
-    contrast_arms.check(evaluated, study.contrasts)
+    audits = contrast_arms.audit(evaluated, study.contrasts)
+    contrast_arms.check(audits)
     inputs: dict[str, Cell] = {}
     rows, missing, unfinished = _score_rows(expansion, evaluated, without, inputs)
     labels = {}
@@ -243,8 +241,12 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         "labels": labels,
         "claim_roles": study.claim_roles,
         "contrasts": [
-            asdict(contrast) | contrast_arms.facts(evaluated, contrast)
-            for contrast in study.contrasts
+            asdict(audit.contrast)
+            | {
+                "paired": contrast_arms.is_paired(evaluated, audit.contrast),
+                "differences": [row.key for row in audit.differences],
+            }
+            for audit in audits
         ],
         "costs": asdict(study.costs),
         "benchmarks": {

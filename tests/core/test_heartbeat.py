@@ -44,6 +44,24 @@ def test_what_takes_steps_is_not_stalled(tmp_path: Path, facts: dict[str, object
     assert stalled(tmp_path) is None
 
 
+def test_what_an_earlier_run_wrote_does_not_count(tmp_path: Path) -> None:
+    """A job that was queued again loads the model for minutes before its first step."""
+    write(tmp_path, 0, world_size=1)
+    assert stalled(tmp_path)
+    (tmp_path / ".lock").touch()
+    assert stalled(tmp_path) is None
+
+
+def test_a_save_is_no_step_that_hangs(tmp_path: Path) -> None:
+    beat = Heartbeat(tmp_path, 0, 1)
+    for step in range(1, 6):
+        beat.begin(step)
+    assert beat._facts()["limit"]
+    with beat.paused():
+        assert beat._facts()["limit"] is None
+    assert beat._facts()["limit"]
+
+
 def test_the_limit_follows_the_steps_and_the_longest_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

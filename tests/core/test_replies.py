@@ -306,6 +306,10 @@ GOOGLE = {"error": {"message": "You exceeded your current quota.", "code": 429}}
         (status_error(429, {}, **{"retry-after-ms": "250"}), 0.25),
         (status_error(429, {}, **{"retry-after": "inf"}), 0),
         (status_error(429, {"error": {"message": "slow down"}}), 0),
+        (status_error(504, {"error": {"message": "timed out after waiting 600 seconds"}}), 0),
+        (status_error(502, {"error": {"message": "waited 60s for upstream"}}), 0),
+        (status_error(500, {"error": {"message": "try again with 5 messages"}}), 0),
+        (status_error(503, {"error": {"message": "Try again in 2 minutes"}}), 120),
     ],
 )
 def test_the_wait_that_an_endpoint_asks_for(error: openai.APIStatusError, seconds: float) -> None:
@@ -410,6 +414,14 @@ def test_a_refused_parameter_is_named_with_the_setting_that_leaves_it_out(
     _, outcomes, hostile = ask(tmp_path / "c", (status, {}, content), prompts=("a", "b"))
     assert f"refuses the parameter {name} " in str(outcomes["a"])
     assert f"`request: {{{setting}}}`" in str(outcomes["a"])
+    assert not isinstance(outcomes["a"], RequestFailed) and hostile.requests == 1
+
+
+def test_a_refused_parameter_is_no_flagged_prompt_whatever_else_is_said(tmp_path: Path) -> None:
+    said = "Unsupported parameter: 'temperature'; see our usage policies and safety settings"
+    refusal = (400, {}, {"error": {"message": said}})
+    _, outcomes, hostile = ask(tmp_path / "c", refusal, prompts=("a", "b"))
+    assert "refuses the parameter temperature " in str(outcomes["a"])
     assert not isinstance(outcomes["a"], RequestFailed) and hostile.requests == 1
 
 

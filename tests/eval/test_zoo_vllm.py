@@ -82,5 +82,5 @@ def test_an_answer_ends_at_the_templates_token_by_the_folders_own_settings(tmp_p
     assert answer.tolist() == [end]
     lm = engine.open_engine(tmp_path / "out", SETTINGS, {"max_model_len": 256})
     sampling = generate.Sampling(temperature=0, top_p=1, max_tokens=9)
-    (reply,) = generate.complete(lm, [[5, 6, 7]], [0], sampling, [])
+    (reply,) = generate.complete(lm, [[5, 6, 7]], [0], sampling, [], {}, str)
     assert reply.stop_reason == "stop" and reply.usage and reply.usage.output_tokens == 1

@@ -50,7 +50,7 @@ def test_steps_are_those_of_documents(base: Path) -> None:
 
 def test_documents_that_share_a_row_are_the_same_step(base: Path) -> None:
     """`packed` lays out a step's documents; which they are and how many tokens stays the same."""
-    folder = toy.training(base, "shared", recipe=DOCUMENT_ROWS)
+    folder = toy.training(base, "documents-shared", recipe=DOCUMENT_ROWS)
     recipe = toy.make_recipe(**DOCUMENT_ROWS)
     rows, _ = prepare_rows(toy.in_process(folder), recipe, SINGLE_PROCESS)
     indices = np.array([3, 1, 2, 0])

@@ -222,7 +222,7 @@ def test_a_full_disk_is_reported_as_such(start: Path, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     (line,) = caught.value.lines
     assert f"{tmp_path / 'out'}: can't be written: " in line
-    assert (known := diagnose(line)) and known.name == "no disk space"
+    assert (known := diagnose(line)) and known.name == "limit on file size"
 
 
 def test_a_group_of_one_can_be_made_again_and_again() -> None:

@@ -195,7 +195,7 @@ def test_a_full_disk_stops_it_with_the_checkpoint_before(base: Path, alone: Path
     assert (
         f"{folder}/steps/1: can't be written: OSError: [Errno 27] File too large (rank 0); " in line
     )
-    assert (known := diagnose(line)) and known.name == "no disk space"
+    assert (known := diagnose(line)) and known.name == "limit on file size"
     run_cell(training(base, "no_room"))
     assert_same(folder, alone)
 

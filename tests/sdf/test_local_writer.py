@@ -135,7 +135,7 @@ def test_a_local_model_writes_a_corpus_and_a_killed_job_leaves_no_server(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_model_len": 10**6}, "max_model_len"),
+        pytest.param({"max_model_len": 10**6}, "max_model_len", marks=pytest.mark.nightly),
         ({"no_such": 1}, "unrecognized arguments: --no-such"),
     ],
 )

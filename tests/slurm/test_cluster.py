@@ -168,7 +168,7 @@ def test_the_job_of_an_older_study_file_ends_last_and_publishes_nothing(
 
 
 REFUSED = {
-    "partition": ({"partition": "nowhere"}, "nvalid partition"),
+    "partition": ({"partition": "nowhere"}, "no partition nowhere"),
     "account": ({"account": "nobody"}, "Invalid account"),
     "qos": ({"qos": "express"}, "qos"),
     "time": ({"minutes": 100}, "time limit is invalid"),

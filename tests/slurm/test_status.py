@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from slurm import profile, submissions
+from study.commands import status as status_command
 from study.commands.status import look, print_status, show
 from tests.place import ROOT, SMALL
 from tests.slurm.places import CLUSTER, Fake, Kit, Lab
@@ -43,6 +45,7 @@ def finish(folder: Path) -> None:
 FINISH = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 from tests.slurm.test_status import finish
 finish(Path.cwd())
@@ -414,9 +417,9 @@ def test_watching_goes_on_from_the_driver_to_the_end(
 
     steps = iter([submits, ends])
     fake.say("queue", driver_line("studies/tiny.yaml", "--runs", runs))
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "sleep", lambda seconds: next(steps)())
-        print_status(study.cells, study.base, tiny, watch=15)
+    clock = SimpleNamespace(sleep=lambda seconds: next(steps)(), time=time.time)
+    monkeypatch.setattr(status_command, "time", clock)  # subprocess sleeps as well
+    print_status(study.cells, study.base, tiny, watch=15)
     assert next(steps, None) is None
 
 

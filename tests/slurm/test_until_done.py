@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,16 +86,38 @@ def test_a_limit_that_slurm_does_not_tell_is_tried_again(
 ) -> None:
     fake.say("refuse-101", "Job violates accounting/QOS policy (job submit limit, user's size)")
     pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    clock = SimpleNamespace(sleep=pauses.append, strftime=time.strftime)
+    monkeypatch.setattr(module, "time", clock)
     lines: list[str] = []
     profile = load_profile(Path("lab"))
     cells = corpora(2)
     until_done(cells, kit.base, profile, "lab", lines.append)
     assert "job submit limit" in lines[0] and "2 in the queue, 0 remain" in lines[1]
-    assert module.PAUSE_SECONDS in pauses
+    assert set(pauses) == {module.PAUSE_SECONDS}
     fake.say(f"refuse-{int((fake.folder / 'count').read_text()) + 1}", "Invalid account")
     with pytest.raises(UserError, match="Invalid account"):
         until_done(corpora(3), kit.base, profile, "lab", lines.append)
+
+
+def test_a_refusal_that_stays_ends_it_and_what_waits_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"finished": 0, "cells": 3, "queued": 0, "submitted": 1, "left": 2, "code": None}
+    first |= {"remaining": ["a", "b"], "held": ["7"], "waits": ["2 jobs for nodes that are down"]}
+    calls = []
+
+    def submit(*_: object, **options: object) -> dict[str, object]:
+        calls.append(options)
+        if len(calls) == 1:
+            return first
+        raise UserError(what="partition gpu: there is none")
+
+    monkeypatch.setattr(module, "submit", submit)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="there is none"):
+        until_done([], tmp_path / "s", PROFILE, "lab", lines.append, pause=0)
+    assert "Slurm holds 7; waits: 2 jobs for nodes that are down" in lines[0]
+    assert len(calls) == 1 + 1 + module.REFUSALS and len(lines) == 2
 
 
 def test_what_a_job_could_not_submit_is_on_record(

@@ -23,13 +23,14 @@ SMALL = ROOT / "tests/small/small.yaml"
 HELP = ("metavar", "help")
 ROOMS = ("core", "sdf", "recipes", "eval", "analysis", "slurm", "study")
 # What is interpolated here is quoted where it is made.
-CLEAN = ("rm -rf {files}", "rm {_flag(logs)}")  # quoted where they are made
+CLEAN = ("rm -rf {files}", "rm {_flag(logs)}", "cat {name}")
 
 
 def typed(tmp_path: Path) -> list[str]:
     return [str(SMALL), "--seeds", "3", "--runs", str(tmp_path / "my runs")]
 
 
+@pytest.mark.multiprocess  # squeue is asked, where there is one
 @pytest.mark.parametrize("command", ["verify", "report", "cards", "prune"])
 def test_of_a_study_not_begun_the_printed_command_can_be_typed(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

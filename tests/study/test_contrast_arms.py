@@ -21,7 +21,7 @@ def rows(file: object, *overrides: str) -> dict[str, tuple[str, list[str]]]:
     """Of each contrast the differences as text, and the keys that it does not declare."""
     study = load_study(file, None, [*overrides])  # type: ignore[arg-type]
     listed = audit(expand.Expansion(study).checkpoints(), study.contrasts)
-    return {row["contrast"]: (row["text"], row["confounded"]) for row in listed}
+    return {row.contrast.name: (str(row), [more.key for more in row.undeclared]) for row in listed}
 
 
 def test_two_recipes_confound_two_corpora(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from core.cell.manifest import read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
 from core.paths import ROOT
-from slurm import slurm_cli
+from slurm import slurm_cli, submissions
 from study.commands.prune import queue_of
 from study.spec.expand import in_order
 from study.upkeep import prune as pruning
@@ -240,13 +240,10 @@ def test_nothing_goes_while_a_cell_or_a_job_is_at_work(
             prune(rows, small.cells, small.base)
     shutil.rmtree(folder)
     identity = small.cells[3].identity
-    events = [
-        {"event": "submitting", "time": "", "group": "g", "kind": "sft", "tasks": [[identity]]},
-        {"event": "submitted", "time": "", "group": "g", "job": "7"},
-    ]
-    record = put(
-        small.base / "slurm/jobs.jsonl", "".join(json.dumps(event) + "\n" for event in events)
-    )
+    record = small.base / "slurm/jobs.jsonl"
+    record.parent.mkdir()
+    submissions.write_submitting(record.parent, "g", "sft", [[identity]], None)
+    submissions.write_submitted(record.parent, "g", "7")
     queue = [slurm_cli.Queued("7", "PENDING", "Priority", "s-sft", "", "g")]
     monkeypatch.setattr(slurm_cli, "queue", lambda: queue)
     with pytest.raises(UserError, match="jobs of the study are in the queue"):

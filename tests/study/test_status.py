@@ -21,6 +21,7 @@ from core.cell.restarts import retry_text
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.stages import STAGE_INFO
+from study.commands import status as module
 from study.commands.status import look, print_status, show
 
 pytestmark = pytest.mark.multiprocess
@@ -214,6 +215,11 @@ def test_a_thousand_cells_fit_on_a_screen(runner: Runner) -> None:
     assert "and 595 more failing cells, of other causes; --json lists all" in lines
 
 
+def clock(sleep: Callable[[float], Any]) -> SimpleNamespace:
+    """The module `time` of `status` alone: subprocess sleeps too, while it waits for squeue."""
+    return SimpleNamespace(**vars(time) | {"sleep": sleep})
+
+
 def test_watching_prints_changes_and_ends_with_the_study(
     runner: Runner, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +228,7 @@ def test_watching_prints_changes_and_ends_with_the_study(
     with runner.running(a) as finish:
         steps = iter([lambda: None, finish])
         with monkeypatch.context() as patch:
-            patch.setattr(time, "sleep", lambda seconds: next(steps)())
+            patch.setattr(module, "time", clock(lambda seconds: next(steps)()))
             print_status([a], base, "s.yaml", watch=15)
     assert capsys.readouterr().out.count("next:") == 2, "running, no change, done"
 
@@ -231,7 +237,7 @@ def test_watching_prints_changes_and_ends_with_the_study(
 
     b = DOCUMENTS[1]
     with runner.running(b), monkeypatch.context() as patch:
-        patch.setattr(time, "sleep", interrupt)
+        patch.setattr(module, "time", clock(interrupt))
         print_status([b], base, "s.yaml", watch=15)
     capsys.readouterr()
     print_status([DOCUMENTS[2]], base, "s.yaml", as_json=True)

@@ -224,7 +224,8 @@ def test_submit_declares_and_prints_how_to_date_it(
     def submit(cells: list[Cell], base: Path, *args: Any) -> dict[str, Any]:
         assert (base / FILE).exists()
         facts = {"study": "small", "cells": 16, "finished": 0, "queued": 0, "submitted": 16}
-        return facts | {"held": [], "left": 0, "jobs": [], "continues": None, "code": None}
+        facts |= {"held": [], "left": 0, "jobs": [], "continues": None, "code": None}
+        return facts | {"remaining": [], "waits": [], "orphans": [], "queued_code": []}
 
     monkeypatch.setattr(slurm_submit, "submit", submit)
     cluster = str(ROOT / "tests/small/cluster.yaml")
