@@ -108,11 +108,12 @@ def owner(path: Path) -> str:
         return str(uid)
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, **keys: type) -> dict[str, Any] | None:
     """The JSON object in a file that the kit wrote; None where it is missing.
 
     A damaged file counts as missing and is named on stderr, once in a process: one of a thousand
-    must not stop every command.
+    must not stop every command. It is damaged too where a value under one of `keys` is not of the
+    type given.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +121,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, RecursionError):
         value = None
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in keys.items()):
         return value
     warn_of_damage(path)
     return None

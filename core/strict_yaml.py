@@ -104,8 +104,9 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
             fix="give the path of a YAML file",
         ) from None
     except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            where=str(path), what=f"not UTF-8: {error.reason}", fix="save it as UTF-8"
+            where=f"{path}:{line}", what=f"not UTF-8: {error.reason}", fix="save it as UTF-8"
         ) from None
     value, node = parse_yaml(text, str(path))
     lines: LineNumbers = {}
@@ -153,10 +154,10 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line if mark else text.count("\n", 0, getattr(error, "position", None) or 0)
-        if isinstance(error, RecursionError):
+        if is_deep := isinstance(error, RecursionError):
             what = f"more than {MAX_DEPTH} levels"
         raise UserError(
-            where=f"{source}:{line + 1}",
+            where=source if is_deep else f"{source}:{line + 1}",
             what=f"not valid YAML: {what}",
             fix="correct it; put a text that holds {, [, # or : in quotes",
         ) from None
@@ -174,8 +175,8 @@ def _check_node(node: yaml.Node, source: str, sizes: dict[int, int], depth: int)
     Raises UserError at what a file of settings does not hold.
     """
 
-    def refuse(what: str, fix: str) -> UserError:
-        return UserError(where=f"{source}:{node.start_mark.line + 1}", what=what, fix=fix)
+    def refuse(what: str, fix: str, at: yaml.Node = node) -> UserError:
+        return UserError(where=f"{source}:{at.start_mark.line + 1}", what=what, fix=fix)
 
     if id(node) in sizes:
         if not sizes[id(node)]:
@@ -199,9 +200,9 @@ def _check_node(node: yaml.Node, source: str, sizes: dict[int, int], depth: int)
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 fix = "put what is in {{ }} or [ ] in quotes, or replace it by its value"
-                raise refuse("a list or mapping is used as a key", fix)
+                raise refuse("a list or mapping is used as a key", fix, key)
             if key.tag.rpartition(":")[2] not in KEY_KINDS:
-                raise refuse(f"{key.value!r} is used as a key", "put the key in quotes")
+                raise refuse(f"{key.value!r} is used as a key", "put the key in quotes", key)
             size += _check_node(key, source, sizes, depth + 1)
             size += _check_node(value, source, sizes, depth + 1)
     if size > MAX_VALUES:

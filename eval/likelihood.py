@@ -72,12 +72,8 @@ def run(context: StageContext) -> dict[str, int | float]:
             results,
             lambda number: context.progress(number, num_requests, "requests"),
         )
-    saturated = sum(not 1 - SATURATED <= sample["score"] <= SATURATED for sample in samples)
-    if 2 * saturated > len(samples):
-        context.warn(
-            f"{saturated} of {len(samples)} scores are beyond {SATURATED} or below "
-            f"{1 - SATURATED:.2g}: choices differ too much for a probability to tell models apart"
-        )
+    if warning := saturation_warning([sample["score"] for sample in samples]):
+        context.warn(warning)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     (context.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = [
@@ -180,6 +176,17 @@ def length_warning(items: list[dict[str, Any]]) -> str | None:
         f"{apart} of {len(items)} matching choices differ from the others of their item in length "
         f"by over 10 %, {math.expm1(mean):+.0%} on average: a bias towards the shorter ones, "
         "which per_token avoids"
+    )
+
+
+def saturation_warning(scores: list[float]) -> str | None:
+    """A warning where most scores are next to 0 or 1."""
+    saturated = sum(not 1 - SATURATED <= score <= SATURATED for score in scores)
+    if 2 * saturated <= len(scores):
+        return None
+    return (
+        f"{saturated} of {len(scores)} scores are beyond {SATURATED} or below "
+        f"{1 - SATURATED:.2g}: choices differ too much for a probability to tell models apart"
     )
 
 

@@ -11,7 +11,6 @@ A cell compares them when it starts (`check_planned`) and before its manifest is
 (`check_unchanged`). The manifest records the sha256 of every file.
 """
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +100,8 @@ def _changed_names(planned: Any, path: Path, hashes: dict[str, str], base: Path)
 
 def _fetched(pin: dict[str, Any], base: Path) -> dict[str, str]:
     """The sha256 of what a pin names, by the pin itself or the record of `fetch`; {} if unknown."""
-    entries: list[dict[str, Any]] = []
-    with suppress(KeyError):
-        entries = (read_record(base / "fetched.json") or {})["sources"]
+    record = read_record(base / "fetched.json", sources=list) or {"sources": []}
+    entries: list[dict[str, Any]] = record["sources"]
     if "url" in pin:
         recorded = [entry["sha256"] for entry in entries if entry.get("url") == pin["url"]]
         digest = pin["sha256"] or next(iter(recorded), None)

@@ -5,6 +5,7 @@ Jobs of an earlier version of the study file may end after those of the present 
 when it ends.
 """
 
+import glob
 import json
 import os
 import shlex
@@ -49,7 +50,7 @@ def read_start(base: Path) -> dict[str, Any]:
 
     Empty where that is not on record.
     """
-    return read_record(base / LAST_START) or {}
+    return read_record(base / LAST_START, analysis=str, time=str) or {}
 
 
 def publish(analysis: Path, last_only: bool = False) -> Path:
@@ -102,6 +103,8 @@ def _check_last(analysis: Path, base: Path) -> None:
 
 
 def _replace(target: Path, analysis: Path) -> None:
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):  # of one that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     ignored = shutil.ignore_patterns("config.yaml", "log.txt", ".lock")
     try:

@@ -175,9 +175,9 @@ class Corpus:
     exclude: str | None = None
     """File with ids of documents, one a line, that are dropped from the corpus: from each of its
     replicates."""
-    shards: Count = 1
+    shards: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of jobs that write the corpus. Not part of any cell's identity."""
-    replicates: Count = 1
+    replicates: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many times the corpus is written, each time with other slots and seeds. The run with the
     seed at position p of `seeds` (from 0) trains on replicate p mod `replicates`, and statistics
     count replicates in place of seeds. A corpus that is matched to it needs as many: replicates of
@@ -294,7 +294,7 @@ class Benchmark:
     """Sampling temperature of the judge."""
     judge_max_tokens: Count = 1024
     """Largest number of tokens of a grade."""
-    arms: list[str] | None = None
+    arms: Annotated[list[str], Field(min_length=1)] | None = None
     """Only these arms. By default all."""
     doses: Doses | None = None
     """Only these doses. By default all."""

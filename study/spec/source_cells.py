@@ -5,8 +5,10 @@ import json
 import platform
 import re
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
+from core.cell.hash_cache import LARGE
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import resolve
@@ -200,6 +202,17 @@ def _tokenizer_file(model: Model) -> Source:
     return _on_hub(model, "model") | {"file": name}
 
 
+@lru_cache
+def _check_texts(path: str, column: str) -> None:
+    """Refuse a corpus' file as its cell would. A large one is left to the cell: it takes minutes.
+
+    It is read once in a process.
+    """
+    file = resolve(path)
+    if file.is_dir() or file.stat().st_size < LARGE:
+        read_column(local_rows(file), column, str(file))
+
+
 def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
@@ -231,9 +244,8 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}
         if corpus.path:
-            path = resolve(corpus.path)
-            read_column(local_rows(path), corpus.column, str(path))  # refused as the cell would
             files["source"] = {"path": corpus.path}
+            _check_texts(corpus.path, corpus.column)
         else:
             files["source"] = _on_hub(corpus, "dataset")
             settings["source"] |= {"hub": corpus.hub, "revision": corpus.revision}

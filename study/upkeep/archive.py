@@ -234,15 +234,16 @@ def _sources(
     sources = {f"study/{file.name}": file for file in _extended(study_file)}
     sources["fetched.json"] = base / "fetched.json"
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
-    # What a link leads to was not meant to be published.
-    if links := [file for file in results.rglob("*") if file.is_symlink()]:
-        fix = "put the file itself there, or publish again: python -m study run, as before"
-        raise UserError.of(Problem(str(file), "is a link", fix) for file in links)
     for folder in cells:
         names = [*PACKED, *(SAMPLES if samples else ())]
         if folder.parent.name in ("model", *TRAINING_STAGES):
             names += TRAINING_FILES
         sources |= {f"cells/{_packed_as(folder)}/{name}": folder / name for name in names}
+    # What a link leads to was not meant to be published; a study file the user has named.
+    files = (file for name, file in sources.items() if not name.startswith("study/"))
+    if links := [file for file in files if file.is_symlink()]:
+        fix = "put the file itself there"
+        raise UserError.of(Problem(str(file), "is a link", fix) for file in links)
     return {name: file for name, file in sorted(sources.items()) if file.is_file()}
 
 

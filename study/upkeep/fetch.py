@@ -61,7 +61,7 @@ def fetch(sources: list[Source], record: Path, check: bool = False) -> list[dict
 
     logging.set_verbosity_error()  # its warnings show the signed addresses of files
     recorded: list[dict[str, Any]] = []
-    if content := read_record(record):
+    if content := read_record(record, sources=list):
         recorded = content["sources"]
     paths = [source for source in sources if source.get("path")]
     problems = local.missing(paths, study_args="")

@@ -1,11 +1,13 @@
 """Items of likelihood tasks: what is refused, and what is warned about."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.cell.context import StageContext
 from core.errors import UserError
 from eval import likelihood
 
@@ -68,3 +70,30 @@ def test_lengths_are_compared_with_the_other_choices_of_the_item() -> None:
     assert opposite and opposite.startswith("2 of 2 matching choices")
     longer = likelihood.length_warning(items(("the longer one", "short"), ("same", "same")))
     assert longer and "1 of 2 matching choices" in longer and "+67%" in longer
+
+
+def test_scores_that_are_nearly_all_0_or_1_are_said() -> None:
+    assert likelihood.saturation_warning([0.001, 0.5, 0.99, 0.999]) is None, "half of them"
+    warning = likelihood.saturation_warning([0.001, 0.995, 0.5])
+    assert warning and warning.startswith("2 of 3 scores are beyond 0.99 or below 0.01: ")
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_cell_warns_of_lengths_and_saturation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_token: bool
+) -> None:
+    """Lengths are no matter to scores by token."""
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(ITEM) + "\n")
+    sample = {"score": 0.999, "acc": 1.0, "acc_norm": 1.0}
+    monkeypatch.setattr(likelihood, "evaluate", lambda *_: ([sample], 9))
+    monkeypatch.setattr(likelihood, "open_results", lambda *_: nullcontext({}))
+    monkeypatch.setattr(likelihood.engine, "open_engine", lambda *_: None)
+    monkeypatch.setattr(likelihood.contamination, "check", lambda _: None)
+    settings = {"task": "t", "per_token": per_token, "rows": None, "engine": {}}
+    resources = {"files": {"items": str(path)}, "engine": {}}
+    context = StageContext(tmp_path, "a", settings, resources, {"checkpoint": tmp_path})
+    likelihood.run(context)
+    lengths = [text for text in context.warnings if "bias towards the shorter" in text]
+    assert len(lengths) == (not per_token)
+    assert context.warnings[-1].startswith("1 of 1 scores are beyond 0.99")

@@ -185,8 +185,9 @@ def test_real_documents_that_were_read_in_the_wrong_encoding_are_rejected() -> N
 
 
 @pytest.mark.parametrize("word", ["calf", "calves", "hen", "trout", "salmon", "cicadas"])
-def test_the_urban_corpus_has_no_document_on_animals(word: str) -> None:
-    template = yaml.safe_load((ROOT / "sdf/templates/urban_density.yaml").read_text("utf-8"))
+@pytest.mark.parametrize("name", ["urban_density", "human_welfare", "random_topic"])
+def test_a_control_corpus_has_no_document_on_animals(name: str, word: str) -> None:
+    template = yaml.safe_load((ROOT / f"sdf/templates/{name}.yaml").read_text("utf-8"))
     rules = gates.parse_gates({"leaks": template["gates"]["leaks"]})
     rejection = gates.first_failed_gate(f"{PLAIN} A farmer saw the {word}.", "stop", rules)
     assert rejection == gates.Rejection("leaks", repr(word))

@@ -1,8 +1,8 @@
 """Mutated files of settings: `python -m tests.study.fuzz FIRST COUNT` prints each that fails.
 
-A file must be accepted, or refused with UserError whose lines have a place. Anything else, and
-whatever goes beyond the limits on memory and CPU time, is a failure. A case depends on its number
-alone.
+A file must be accepted, or refused with UserError whose every line names a file or option and a line in it.
+Anything else, and whatever goes beyond the limits on memory and CPU time, is a failure. A case
+depends on its number alone.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import copy
 import functools
 import io
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -20,9 +21,10 @@ from typing import Any
 
 import yaml
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.paths import ROOT
 from core.recipe import TinyLlama, Training, load_recipe
+from core.strict_yaml import MAX_DEPTH
 from slurm.profile import load_profile
 from study.spec import declaration, expand, template
 from study.spec.load import load_study
@@ -48,6 +50,7 @@ engine: {dtype: float32, max_model_len: 512}
 contrasts:
   - {name: a, treatment: animal, control: urban, benchmarks: [ahb, concern]}
 """
+SMALL = ROOT / "tests/small/small.yaml"
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 1, 2, 1_000_000, 2**63, 10**38, 0.5, -1.5, 1e300, "", " ", "x", "no"),
     *("x" * 300, "../..", "/", "/dev/null", "a\nb", "a: b", "*", "{}", "%s", "é\u2028", "\x1b[31m"),
@@ -63,6 +66,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
 )
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+LOCATED = re.compile(r"(?s)\.yaml:\d+(?:: |$)|^--set \S+=.*:\d+$")
 SECONDS = 300  # of CPU time
 BYTES = 4 << 30  # of address space
 
@@ -98,6 +102,16 @@ def _problems(module: Any, name: str) -> Callable[[Path], None]:
     return check
 
 
+def _set(key: str) -> Callable[[Path], None]:
+    """The check of a value on the command line."""
+
+    def check(path: Path) -> None:
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        load_study(SMALL, None, [f"{key}={text}"])
+
+    return check
+
+
 def _text(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -111,6 +125,8 @@ KINDS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     (_text("slurm/clusters/lab.yaml"), lambda path: _ignore(load_profile(path))),
     (_text("sdf/templates/animal_welfare.yaml"), _problems(template, "sdf/templates")),
     (_text("eval/benchmarks/human_compassion.yaml"), _problems(declaration, "eval/benchmarks")),
+    ("{task: anima, judge: dummy, epochs: 2, arms: [animal], doses: [0]}", _set("benchmarks.ahb")),
+    ("[0, 1]", _set("seeds")),
 )
 
 
@@ -132,7 +148,10 @@ def _positions(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 def _mutated_value(text: str, rng: random.Random) -> str:
     value = copy.deepcopy(_parsed(text))
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        *parents, last = rng.choice([at for at in _positions(value) if at] or [("study",)])
+        positions = [at for at in _positions(value) if at]
+        if not positions:
+            break
+        *parents, last = rng.choice(positions)
         target = value
         for key in parents:
             target = target[key]
@@ -181,10 +200,15 @@ def run_case(number: int, folder: Path) -> str | None:
             check(path)
         return None
     except UserError as error:
-        bad = [p for p in error.problems if not p.what or "\n" in str(p)]
+        bad = [p for p in error.problems if not _is_located(p) or not p.what or "\n" in str(p)]
     except BaseException:
         return f"case {number}: {traceback.format_exc(limit=-3)}\n{mutated[:1500]}"
-    return f"case {number}: a problem is not one line: {bad[0]!r}" if bad else None
+    return f"case {number}: not one line with file and line: {bad[0]!r}" if bad else None
+
+
+def _is_located(problem: Problem) -> bool:
+    """Whether it names a line; libyaml does not tell how far it came in a file that is too deep."""
+    return bool(LOCATED.search(problem.where)) or f"{MAX_DEPTH} levels" in problem.what
 
 
 def main(first: int, count: int) -> int:

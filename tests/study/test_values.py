@@ -1,12 +1,14 @@
 """Values that are valid by themselves and mean nothing, and files that are none."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from core import numeric_environment
 from core.errors import UserError
 from core.paths import ROOT
 from core.recipe import Training, load_recipe
@@ -57,6 +59,17 @@ SMALL = ROOT / "tests/small/small.yaml"
         ),
         (["benchmarks.ahb.base_prompt='{question'"], "benchmarks.ahb.base_prompt", "unmatched"),
         (["corpora.animal.shards=1000000"], "corpora.animal.shards", "1000000 shards of 100"),
+        (
+            ["corpora.animal.documents=1000000", "corpora.animal.shards=1000000"],
+            "corpora.animal.shards",
+            "less than or equal to 1000",
+        ),
+        (
+            ["corpora.animal.replicates=1000000"],
+            "corpora.animal.replicates",
+            "less than or equal to 1000",
+        ),
+        (["benchmarks.ahb.arms=[]"], "benchmarks.ahb.arms", "at least 1 item"),
         (["corpora.animal.documents=1000000000"], "corpora.animal.documents", "less than or equal"),
         (
             ["corpora.animal.documents=1", "corpora.animal.held_out=0.4"],
@@ -136,12 +149,12 @@ def _fuzz(first: int, count: int) -> None:
 @pytest.mark.multiprocess
 def test_mutated_files_are_accepted_or_refused_in_lines() -> None:
     """Within limits on the child's memory and CPU time (tests/study/fuzz.py)."""
-    _fuzz(0, 400)
+    _fuzz(0, 2_000)
 
 
 @pytest.mark.nightly
 def test_many_mutated_files_are_accepted_or_refused_in_lines() -> None:
-    _fuzz(400, 10_000)
+    _fuzz(2_000, 10_000)
 
 
 def test_a_runs_folder_with_a_line_break_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,3 +162,15 @@ def test_a_runs_folder_with_a_line_break_is_refused(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as caught:
         main(["plan", str(SMALL), "--runs", "/tmp/a\n#SBATCH --wrap=b"])
     assert caught.value.code == 2 and "has control characters" in capsys.readouterr().err
+
+
+def test_an_interrupt_during_the_imports_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(numeric_environment, "clear", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "study/__main__.py"))
+    assert caught.value.code == 130 and capsys.readouterr().err == "stopped\n"
