@@ -22,6 +22,7 @@ NUMBERED = (".json", ".parquet")  # their rows are told by number, not by line
 FORMATS = (*LINES, *SEPARATED, *NUMBERED)
 # Of a folder's files these are data. A .json file there usually describes the others.
 IN_FOLDERS = (".jsonl", ".ndjson", *SEPARATED, ".parquet")
+MAX_ENTRIES = 10_000  # of a folder; "/" has millions
 GIVE = "give a file in .jsonl, .json, .csv, .tsv or .parquet (also with .gz)"
 CONVERT = "save the file as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -52,14 +53,14 @@ def data_file(path: Path) -> Path:
             or its format is unknown.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if row_format(p) in IN_FOLDERS and p.is_file())
-        if len(files) != 1:
-            raise UserError(
-                where=str(path),
-                what=f"a folder with {len(files)} data files, one is expected",
-                fix="name the file itself in the study file",
-            )
-        return files[0]
+        entries = list(itertools.islice(path.rglob("*"), MAX_ENTRIES + 1))
+        files = [entry for entry in entries if row_format(entry) in IN_FOLDERS and entry.is_file()]
+        if len(files) == 1 and len(entries) <= MAX_ENTRIES:
+            return files[0]
+        what = f"a folder with {len(files)} data files, one is expected"
+        if len(entries) > MAX_ENTRIES:
+            what = f"a folder with over {MAX_ENTRIES} entries, one data file is expected"
+        raise UserError(where=str(path), what=what, fix="name the file itself in the study file")
     if path.exists() and not path.is_file():
         raise UserError(where=str(path), what="not a regular file", fix=GIVE)
     if row_format(path) not in FORMATS:

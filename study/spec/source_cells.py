@@ -85,7 +85,7 @@ def excluded_documents(path: str) -> list[int]:
 
     Raises UserError with a problem for each line that is no id.
     """
-    lines = resolve(path).read_text(encoding="utf-8").splitlines()
+    lines = resolve(path).read_text(encoding="utf-8-sig", errors="replace").split("\n")
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     problems = [
         Problem(f"{path}:{number}", f"{line!r} is no document id", "give one number a line")

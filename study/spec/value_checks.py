@@ -3,7 +3,7 @@
 import string
 from typing import Any
 
-from study.spec.checks import Mapping, Mistake, Mistakes, as_list
+from study.spec.checks import Mapping, Mistake, Mistakes, as_list, section_entries
 from study.spec.schema import Study
 
 
@@ -12,9 +12,9 @@ def value_mistakes(raw: Mapping) -> Mistakes:
     a corpus can't have, prompts without their question. A value of a wrong type is passed over.
     """
     mistakes: Mistakes = []
-    for name, corpus in _named(raw, "corpora").items():
+    for name, corpus in section_entries(raw, "corpora").items():
         mistakes += _corpus(("corpora", name), corpus)
-    for name, bench in _named(raw, "benchmarks").items():
+    for name, bench in section_entries(raw, "benchmarks").items():
         mistakes += _prompt(("benchmarks", name, "base_prompt"), bench.get("base_prompt"))
     for i, contrast in enumerate(as_list(raw.get("contrasts"))):
         if isinstance(contrast, dict):
@@ -32,18 +32,12 @@ def study_warnings(study: Study) -> list[str]:
     ]
 
 
-def _named(raw: Mapping, section: str) -> dict[str, Mapping]:
-    values = raw.get(section)
-    items = values.items() if isinstance(values, dict) else ()
-    return {name: value for name, value in items if isinstance(value, dict)}
-
-
 def _corpus(at: tuple[Any, ...], corpus: Mapping) -> Mistakes:
     mistakes: Mistakes = []
     documents = corpus.get("documents")
     shards = corpus.get("shards", 1)
     held_out = corpus.get("held_out", 0)
-    if type(documents) is not int:
+    if type(documents) is not int or documents < 1:
         return []
     if type(shards) is int and shards > documents:
         what = f"{shards} shards of {documents} documents"
@@ -104,13 +98,13 @@ def _listed(doses: list[Any]) -> str:
 
 def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
     """The doses at which an arm is evaluated; None where that can't be told."""
-    settings = _named(raw, "arms").get(arm) if isinstance(arm, str) else None
+    settings = section_entries(raw, "arms").get(arm) if isinstance(arm, str) else None
     if settings is None:
         return None
     if settings.get("doses") is not None:
         return as_list(settings["doses"]) or None
     name = settings.get("sft")
-    sft = _named(raw, "sfts").get(name) if isinstance(name, str) else raw.get("sft")
+    sft = section_entries(raw, "sfts").get(name) if isinstance(name, str) else raw.get("sft")
     if sft is None and name is None:
         return [0]
     return as_list(sft.get("doses")) or None if isinstance(sft, dict) else None

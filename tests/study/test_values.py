@@ -58,7 +58,7 @@ SMALL = ROOT / "tests/small/small.yaml"
             "unknown placeholder {x}",
         ),
         (["benchmarks.ahb.base_prompt='{question'"], "benchmarks.ahb.base_prompt", "unmatched"),
-        (["corpora.animal.shards=1000000"], "corpora.animal.shards", "1000000 shards of 100"),
+        (["corpora.animal.shards=101"], "corpora.animal.shards", "101 shards of 100"),
         (
             ["corpora.animal.documents=1000000", "corpora.animal.shards=1000000"],
             "corpora.animal.shards",
@@ -137,6 +137,23 @@ def test_pipes_devices_and_folders_are_no_files(tmp_path: Path) -> None:
             load_study(SMALL, None, [f"sft.data={path}"])
         with pytest.raises(UserError, match="no such file"):
             load_study(SMALL, None, [f"midtrain.recipe={path}"])
+
+
+def test_a_folder_of_anything_is_no_data(tmp_path: Path) -> None:
+    """Of `/` or `../..` every file would be hashed."""
+    for number in range(9):
+        (tmp_path / f"{number}.jsonl").write_text("{}\n")
+    for key in ("sft.data", "benchmarks.ahb.questions", "benchmarks.concern.items"):
+        for folder, what in (
+            (tmp_path, "with 9 data files"),
+            (Path("/"), "with over 10000 entries"),
+        ):
+            with pytest.raises(UserError, match=f"{key}: {folder}: a folder {what}") as error:
+                load_study(SMALL, None, [f"{key}={folder}"])
+            assert "name the file itself" in str(error.value)
+    for key in ("sft.recipe", "models.base.make", "corpora.animal.exclude"):
+        with pytest.raises(UserError, match=f"{key}: no such file: {tmp_path}"):
+            load_study(SMALL, None, [f"{key}={tmp_path}"])
 
 
 def _fuzz(first: int, count: int) -> None:
