@@ -89,6 +89,11 @@ def _task_ids(facts: dict[str, str]) -> list[str]:
     return [f"{facts['ArrayJobId']}_{index}" for index in indices]
 
 
+def may_requeue(job: str) -> bool:
+    """Whether this job may be queued again: neither its script nor the site forbids it."""
+    return " Requeue=1 " in call("scontrol", "show", "job", job).stdout
+
+
 def known_job_ids(jobs: list[str]) -> set[str]:
     """Those of the jobs that the controller still remembers, ended or not.
 

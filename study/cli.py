@@ -24,6 +24,7 @@ from study.commands import (
     fetch,
     label,
     plan,
+    pool,
     prune,
     report,
     run,
@@ -46,10 +47,11 @@ COMMANDS = (
     verify,
     prune,
     archive,
+    pool,
     cards,
     cell,
 )
-_WITHOUT_STUDY = (doctor, cell)  # they declare their own arguments, all of them
+_WITHOUT_STUDY = (doctor, pool, cell)  # they declare their own arguments, all of them
 # Errors of a file that isn't what the study says.
 _UNREADABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT)

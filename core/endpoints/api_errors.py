@@ -24,6 +24,14 @@ _NO_MONEY = re.compile(
 )
 # Google reports this of a minute's quota too, but then with a delay.
 _QUOTA = re.compile(r"exceeded your current quota", re.IGNORECASE)
+# The provider has closed the account, by 400, 401 or 403: OpenAI, Anthropic, Groq, Google. Some
+# name the rules on content that it broke.
+_ACCOUNT_CLOSED = re.compile(
+    r"account_deactivated|(account|organi[sz]ation|project|consumer|api[ _]?key|access)\b[^.]{0,60}"
+    r"\b(disabled|deactivated|terminated|suspended|banned|revoked)|"
+    r"organi[sz]ation has been restricted",
+    re.IGNORECASE,
+)
 # A prompt or an answer that the provider's rules do not allow: OpenAI, Azure, OpenRouter, xAI,
 # Anthropic, Google.
 _FLAGGED = re.compile(
@@ -121,6 +129,14 @@ def _quota_exhausted(error: "openai.APIStatusError") -> bool:
     return _QUOTA.search(text) is not None and not only_for_now
 
 
+def _account_closed(error: "openai.APIStatusError") -> bool:
+    return error.status_code < 429 and _ACCOUNT_CLOSED.search(error.response.text) is not None
+
+
+def _about_account(error: "openai.APIStatusError") -> bool:
+    return _quota_exhausted(error) or _account_closed(error)
+
+
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     import openai
@@ -135,7 +151,7 @@ def is_flagged(error: Exception) -> bool:
     """Whether an endpoint refuses this prompt alone by its rules on content."""
     import openai
 
-    if not isinstance(error, openai.APIStatusError) or _quota_exhausted(error):
+    if not isinstance(error, openai.APIStatusError) or _about_account(error):
         return False
     return (
         error.status_code in (400, 403, 422, 451)
@@ -151,7 +167,7 @@ def is_request_error(error: Exception) -> bool:
         return False
     return is_flagged(error) or (
         error.status_code in (400, 413, 422)
-        and not _quota_exhausted(error)
+        and not _about_account(error)
         and "FAILED_PRECONDITION" not in error.response.text  # Google's, of account and region
     )
 
@@ -263,6 +279,11 @@ def _what_and_fix(
         return (
             f"the quota is exhausted ({http}: {message})",
             f"see the account's plan and billing, {rerun}",
+        )
+    if _account_closed(error):
+        return (
+            f"the provider has closed the account or its key ({http}: {message})",
+            f"see the provider's mail and console, or take another endpoint, {rerun}",
         )
     if name := refused_parameter(error, parameters):
         setting = _SETTINGS.get(name, f"extra_body without {name}")

@@ -283,7 +283,10 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: s
         if jobs := dict.fromkeys(row["job"] for row in rows if row.get("cause") == name):
             return f"{command} {' '.join(list(jobs)[:MAX_IDS])}"
     if hung := [row["job"] for row in rows if "stalled" in row and "job" in row]:
-        return f"scontrol requeue {hung[0]}"
+        from slurm.slurm_cli import may_requeue
+
+        # A cancelled job's cell is failed at the next look, which tells how to start it again.
+        return f"{'scontrol requeue' if may_requeue(hung[0]) else 'scancel'} {hung[0]}"
     if any(row["state"] == "unknown" for row in rows):
         return f"python -m study status {named}"
     waits = [row["next"] for row in rows if row.get("cause") in SHOW_COMMANDS]

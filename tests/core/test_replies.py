@@ -351,6 +351,27 @@ def test_a_prompt_that_is_flagged_stops_no_other(tmp_path: Path, status: int, co
     assert again["a"] == outcomes["a"] and hostile.requests == 6
 
 
+CLOSED = [
+    (403, "Your account has been disabled after a review of activities against our usage policy."),
+    (400, "This organization has been disabled."),
+    (401, "The OpenAI account associated with this API key has been deactivated."),
+    (403, "Permission denied: Consumer 'project_number:1' has been suspended."),
+    (400, "Organization has been restricted. Please reach out to support."),
+    (403, "Your access was terminated due to violation of our policies (content policy)."),
+]
+
+
+@pytest.mark.parametrize(("status", "text"), CLOSED)
+def test_an_account_that_is_closed_ends_the_cell_at_once(
+    tmp_path: Path, status: int, text: str
+) -> None:
+    closed = (status, {}, {"error": {"message": text}})
+    prompts = ("a", "b", "c", "d", "e", "f")
+    _, outcomes, hostile = ask(tmp_path / "calls.jsonl", closed, prompts=prompts)
+    assert hostile.requests == 1
+    assert all("has closed the account" in str(outcome) for outcome in outcomes.values())
+
+
 def test_a_403_without_such_words_is_about_the_key() -> None:
     assert not is_flagged(status_error(403, {"error": {"message": "no permission"}}))
     assert not is_flagged(status_error(401, {"error": {"message": "flagged"}}))

@@ -339,10 +339,13 @@ def test_a_rank_that_hangs_is_shown_with_its_node(fake: Fake, study: Submitted) 
     beat = {"host": "n0", "world_size": 2, "step": 7, "seconds": 900, "median": 8, "limit": 300}
     (folder / "ranks/0.json").write_text(json.dumps(beat))
     (folder / "ranks/1.json").write_text(json.dumps(beat | {"host": "n1", "step": 6}))
+    fake.say("config", "JobId=7 Requeue=1 Restarts=0")
     data = study.look()
     assert "stalled: documents hangs: no step for 15 min" in show(data)
     assert "rank 1 on n1 is still in step 6" in show(data)
     assert data["next"] == "scontrol requeue 7"
+    fake.say("config", "JobId=7 Requeue=0 Restarts=0")
+    assert study.look()["next"] == "scancel 7"
 
 
 def test_a_job_that_the_site_forbids_to_requeue(lab: Lab, study: Submitted) -> None:

@@ -1,0 +1,165 @@
+"""Tables, text and forest plot of contrasts that several labs estimated."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from analysis import plots
+from analysis.rows import Results, Row
+from core.files import write_atomically
+
+POOLED, COMMON, FURTHER = "all labs like these", "these labs alone", "a further lab"
+NOTE = (
+    "Percentage points with 95 % intervals. All labs like these: random effects (REML), Hartung "
+    "and Knapp's interval. These labs alone: common effect. Each lab's standard error counts as "
+    "known, so with few seeds a lab the intervals are somewhat too narrow."
+)
+TOO_WELL = "the labs agree better than their errors allow: read the interval of these labs alone"
+
+
+def table(results: Results) -> pd.DataFrame:
+    """One row a line of the forest plot, in percentage points: of each lab, then of all.
+
+    Columns: contrast, benchmark, dose, control_dose, lab, estimate, low, high, p, seeds, judge,
+    tau, i2 (a share), note.
+    """
+    return pd.DataFrame([line for row in results["contrasts"] for line in _lines(row)])
+
+
+def _lines(row: Row) -> Iterator[Row]:
+    key = {"contrast": row["name"]}
+    key |= {name: row[name] for name in ("benchmark", "dose", "control_dose")}
+    for lab in row["labs"]:
+        seeds = f"{lab['treatment_seeds']}/{lab['control_seeds']}"
+        yield {
+            **key,
+            "lab": lab["lab"],
+            **_points(lab, "estimate", "low", "high"),
+            "seeds": seeds,
+        } | {
+            "judge": lab["judge"],
+            "note": lab["reason"] or "",
+        }
+    if pooled := row["pooled"]:
+        heterogeneity = {"tau": 100 * pooled["tau"], "i2": pooled["i2"]}
+        note = TOO_WELL if pooled["agrees_too_well"] else ""
+        points = _points(pooled, "estimate", "low", "high")
+        yield {**key, "lab": POOLED, **points, "p": pooled["p"], **heterogeneity, "note": note}
+        points = _points(pooled, "common", "common_low", "common_high")
+        yield {**key, "lab": COMMON, **points}
+        if pooled["predicted"]:
+            low, high = pooled["predicted"]
+            yield {**key, "lab": FURTHER, "low": 100 * low, "high": 100 * high}
+
+
+def _points(row: Row, *names: str) -> Row:
+    values = zip(("estimate", "low", "high"), (row[name] for name in names), strict=True)
+    return {name: None if value is None else 100 * value for name, value in values}
+
+
+def _cells(lines: pd.DataFrame) -> list[list[str]]:
+    """The lines as a reader sees them; names of contrasts stand once."""
+    cells = []
+    before = None
+    for line in lines.to_dict("records"):
+        key = tuple(line[name] for name in ("contrast", "benchmark", "dose", "control_dose"))
+        doses = " against ".join(dict.fromkeys(str(line[n]) for n in ("dose", "control_dose")))
+        first = [line["contrast"], line["benchmark"], doses] if key != before else ["", "", ""]
+        before = key
+        interval = "" if pd.isna(line["low"]) else f"[{line['low']:+.1f}, {line['high']:+.1f}]"
+        cells.append(
+            [
+                *first,
+                line["lab"],
+                "" if pd.isna(line["estimate"]) else f"{line['estimate']:+.1f}",
+                interval,
+                _text(line, "seeds", "{}"),
+                _text(line, "p", "{:.3g}"),
+                _text(line, "tau", "{:.1f}"),
+                _text(line, "i2", "{:.0%}"),
+            ]
+        )
+    return cells
+
+
+def _text(line: dict[Any, Any], name: str, form: str) -> str:
+    return "" if pd.isna(line.get(name)) else form.format(line[name])
+
+
+HEADERS = ["contrast", "benchmark", "dose", "lab", "points", "95 %", "seeds", "p", "tau", "I2"]
+
+
+def describe(results: Results) -> str:
+    """What the command prints: the table, its basis, in what the labs differ."""
+    lines = table(results)
+    texts = [tabulate(_cells(lines), HEADERS, disable_numparse=True), "", NOTE]
+    noted = lines[lines["note"] != ""]
+    texts += [
+        f"{row.contrast} on {row.benchmark}, {row.lab}: {row.note}" for row in noted.itertuples()
+    ]
+    texts += [
+        f"shared by {' and '.join(row['labs'])}: {row['cell']}, so they are less than independent"
+        for row in results["shared"]
+    ]
+    texts += [
+        "",
+        "The labs differ in:" if results["differences"] else "The labs' settings are alike.",
+    ]
+    for row in results["differences"]:
+        values = "; ".join(f"{lab}: {value}" for lab, value in row["values"].items())
+        names = ", ".join(row["cells"][:3]) + (", ..." if row["cells"][3:] else "")
+        texts.append(f"- {row['stage']} {row['key']} ({names}): {values}")
+    return "\n".join(texts)
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """Write pooled.csv (all digits), pooled.md, pooled.tex (needs booktabs) and the forest plot."""
+    lines = table(results)
+    write_atomically(folder / "pooled.csv", lines.to_csv(index=False))
+    write_atomically(folder / "pooled.md", describe_markdown(results))
+    cells = _cells(lines.fillna({"note": ""}))
+    latex = tabulate(cells, HEADERS, tablefmt="latex_booktabs", disable_numparse=True)
+    write_atomically(
+        folder / "pooled.tex", f"% needs \\usepackage{{booktabs}}\n% {NOTE}\n{latex}\n"
+    )
+    pages = plots.save_all({"forest": forest(results)}, folder)
+    write_atomically(folder / "forest.svg", pages["forest"])
+
+
+def describe_markdown(results: Results) -> str:
+    cells = _cells(table(results))
+    return f"{tabulate(cells, HEADERS, tablefmt='github', disable_numparse=True)}\n\n{NOTE}\n"
+
+
+@plots.styled
+def forest(results: Results) -> Figure:
+    """Each lab's estimate with its interval, and the pooled ones below, contrast by contrast."""
+    lines = table(results)
+    panels = [
+        (key, part) for key, part in lines.groupby(["contrast", "benchmark", "dose"], sort=False)
+    ]
+    figure = plots.new_figure(0.6 + 0.26 * len(lines) + 0.6 * len(panels))
+    heights = [len(part) + 1 for _, part in panels]
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, ((contrast, benchmark, dose), part) in zip(axes, panels, strict=True):
+        axis.set_title(f"{contrast}, {benchmark}, dose {dose}", loc="left", fontsize=9)
+        _draw(axis, part)
+    axes[-1].set_xlabel("percentage points, with 95 % intervals")
+    return figure
+
+
+def _draw(axis: Axes, part: pd.DataFrame) -> None:
+    spots = range(len(part))
+    axis.set(yticks=spots, yticklabels=part["lab"], ylim=(len(part) - 0.4, -0.6))
+    plots.strip_frame(axis, "x", "left")
+    axis.axvline(0, color=plots.INK, linewidth=0.9)
+    for spot, line in zip(spots, part.to_dict("records"), strict=True):
+        is_lab = line["lab"] not in (POOLED, COMMON, FURTHER)
+        style = "--" if line["lab"] == FURTHER else "-"
+        axis.plot([line["low"], line["high"]], [spot] * 2, style, color=plots.INK, linewidth=1.4)
+        axis.plot(line["estimate"], spot, "s" if is_lab else "D", color=plots.INK, markersize=5)

@@ -1,0 +1,116 @@
+"""Join the contrasts of several labs' archives: estimates, heterogeneity and a forest plot."""
+
+import argparse
+import json
+from collections.abc import Collection, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from core.errors import Problem, UserError
+from core.files import write_atomically
+from core.stages import TRAINING_STAGES
+from study.upkeep.archived import ArchivedStudy, read_archive
+from study.upkeep.study_file import differing_keys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "archives", type=Path, nargs="+", metavar="ARCHIVE", help="archives, one of each lab"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("pooled"),
+        metavar="DIR",
+        help="folder for the tables and the forest plot (default: pooled)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def pool(args: argparse.Namespace) -> None:
+    """Write and print the pooled contrasts."""
+    from analysis.pooled_results import describe, write_tables
+    from analysis.pooling import pooled_rows
+
+    labs = [read_archive(path) for path in args.archives]
+    _check(labs)
+    results: dict[str, Any] = {
+        "labs": [lab.name for lab in labs],
+        "contrasts": pooled_rows({lab.name: lab.results for lab in labs}),
+        "differences": list(setting_differences(labs)),
+        "shared": list(shared_cells(labs, ["documents"])),
+    }
+    if not any(row["pooled"] for row in results["contrasts"]):
+        raise UserError(
+            where=", ".join(map(str, args.archives)),
+            what="no contrast has a standard error in two of them, by the same name, benchmark and "
+            "dose",
+            fix="name the contrasts alike and train two seeds or more in each lab",
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out / "pooled.json", json.dumps(results, indent=1) + "\n")
+    write_tables(results, args.out)
+    print(json.dumps(results, indent=1) if args.json else f"{describe(results)}\n\n{args.out}")
+
+
+def setting_differences(labs: list[ArchivedStudy]) -> Iterator[dict[str, Any]]:
+    """The settings in which labs differ: `cells`, `key` and its value in each lab that has it.
+
+    Cells are compared by stage and name, whatever their seed.
+    """
+    settings = {lab.name: lab.settings() for lab in labs}
+    names = dict.fromkeys(name for of_lab in settings.values() for name in of_lab)
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for name in names:
+        having = {lab: of_lab[name] for lab, of_lab in settings.items() if name in of_lab}
+        keys = {
+            key
+            for first, second in combinations(having.values(), 2)
+            for key in differing_keys(first, second)
+        }
+        for key in sorted(keys):
+            values = {lab: _value(of_lab, key) for lab, of_lab in having.items()}
+            stage, _, cell = name.partition("/")
+            kind = stage, key, json.dumps(values, sort_keys=True)
+            rows.setdefault(kind, {"stage": stage, "cells": [], "key": key, "values": values})
+            rows[kind]["cells"].append(cell)
+    yield from rows.values()
+
+
+def shared_cells(labs: list[ArchivedStudy], stages: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The cells of these stages in which two labs have the same outputs to the byte."""
+    for first, second in combinations(labs, 2):
+        shared = set(first.outputs.values()) & set(second.outputs.values())
+        for cell, digest in sorted(first.outputs.items()):
+            if digest in shared and cell.partition("/")[0] in stages:
+                yield {"labs": [first.name, second.name], "cell": cell}
+
+
+def _check(labs: list[ArchivedStudy]) -> None:
+    """Raises UserError for labs that can't be told apart or are not independent."""
+    names = [lab.name for lab in labs]
+    if len(labs) < 2:
+        raise UserError(where=names[0], what="is one archive alone", fix="name two or more")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            where=", ".join(sorted(twice)),
+            what="names two archives",
+            fix="rename one: an archive's name stands for its lab",
+        )
+    trained: dict[str, str] = {}
+    for row in shared_cells(labs, TRAINING_STAGES):
+        trained.setdefault(" and ".join(row["labs"]), row["cell"])
+    if trained:
+        fix = "pool labs that trained on their own; further seeds belong in one study"
+        raise UserError.of(
+            Problem(pair, f"hold the same training, such as {cell}", fix)
+            for pair, cell in trained.items()
+        )
+
+
+def _value(settings: dict[str, Any], key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

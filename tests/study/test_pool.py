@@ -1,0 +1,111 @@
+"""`pool`: archives of several labs, what they share, and in what they differ."""
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.yaml_text import to_yaml
+from study.cli import main
+from tests.analysis.test_pooling import row
+
+
+def pack(
+    path: Path,
+    estimate: float,
+    lr: float = 1e-4,
+    weights: str = "",
+    corpus: str = "",
+    **changed: Any,
+) -> str:
+    """An archive of one contrast, one corpus and one training; its path."""
+    contrast = row(estimate, 0.02, low=estimate - 0.04, high=estimate + 0.04)
+    files = {"results/results.json": json.dumps({"study": "s", "contrasts": [contrast | changed]})}
+    for cell, settings, digest in (
+        ("documents/animal-1a", {"documents": 9}, corpus or path.name),
+        ("sft/base-animal-s0-d80-2b", {"recipe": {"lr": lr}, "seed": 3}, weights or path.name),
+    ):
+        name = cell.partition("/")[2].rpartition("-")[0]
+        files[f"cells/{cell}/config.yaml"] = to_yaml({"name": name, "settings": settings})
+        manifest = {"outputs": {"out": {"sha256": digest}}}
+        files[f"cells/{cell}/manifest.json"] = json.dumps(manifest)
+    sums = [f"{hashlib.sha256(text.encode()).hexdigest()}  {name}" for name, text in files.items()]
+    files["SHA256SUMS"] = "\n".join(sums) + "\n"
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, text in files.items():
+                packed.writestr(f"s/{name}", text)
+    else:
+        with tarfile.open(path, "w:gz") as packed:
+            for name, text in files.items():
+                member = tarfile.TarInfo(f"s/{name}")
+                member.size = len(text.encode())
+                packed.addfile(member, io.BytesIO(text.encode()))
+    return str(path)
+
+
+def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [
+        pack(tmp_path / "north.tar.gz", 0.10),
+        pack(tmp_path / "south.zip", 0.16, lr=2e-4),
+        pack(tmp_path / "west.tar.gz", 0.31),
+    ]
+    out = tmp_path / "out"
+    assert main(["pool", *paths, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["a", "-", "b", "ahb", "0", "north", "+10.0", "[+6.0,", "+14.0]", "3/3"] in lines
+    assert any(line[:4] == ["all", "labs", "like", "these"] for line in lines)
+    assert (
+        "- sft recipe.lr (base-animal-d80): north: 0.0001; south: 0.0002; west: 0.0001" in printed
+    )
+    results = json.loads((out / "pooled.json").read_text())
+    assert results["shared"] == [] and results["contrasts"][0]["pooled"]["predicted"]
+    assert "seed" not in {difference["key"] for difference in results["differences"]}
+    assert (out / "forest.pdf").stat().st_size and "+10.0" in (out / "pooled.md").read_text()
+    table = (out / "pooled.tex").read_text()
+    assert table.count(r"\\") == 1 + 3 + 3 and r"\toprule" in table
+    assert main(["pool", *paths, "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == results
+
+
+def test_a_common_corpus_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [pack(tmp_path / f"{name}.tar.gz", 0.1, corpus="same") for name in ("one", "two")]
+    assert main(["pool", *paths, "--out", str(tmp_path / "out")]) == 0
+    assert "shared by one and two: documents/animal-1a" in capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["pool", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_pooled_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = pack(tmp_path / "one.tar.gz", 0.1)
+    assert "is one archive alone" in refusal(capsys, one)
+    assert "no such file" in refusal(capsys, one, str(tmp_path / "none.tar.gz"))
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    assert "is no archive" in refusal(capsys, one, str(tmp_path / "text.tar.gz"))
+    (tmp_path / "elsewhere").mkdir()
+    twin = pack(tmp_path / "elsewhere/one.tar.gz", 0.2)
+    assert "names two archives" in refusal(capsys, one, twin)
+    same = pack(tmp_path / "same.tar.gz", 0.1, weights="one.tar.gz")
+    assert "hold the same training, such as sft/base-animal-s0-d80-2b" in refusal(capsys, one, same)
+    other = pack(tmp_path / "other.tar.gz", 0.1, benchmark="moru")
+    assert "no contrast has a standard error in two of them" in refusal(capsys, one, other)
+
+
+def test_an_edited_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = pack(tmp_path / "one.zip", 0.1)
+    two = tmp_path / "two.zip"
+    with zipfile.ZipFile(one) as packed, zipfile.ZipFile(two, "w") as edited:
+        for name in packed.namelist():
+            edited.writestr(name, packed.read(name).replace(b'"estimate": 0.1', b'"estimate": 0.9'))
+    assert "results/results.json changed after it was packed" in refusal(capsys, one, str(two))
