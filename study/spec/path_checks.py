@@ -38,13 +38,12 @@ def path_mistakes(raw: Mapping) -> Mistakes:
 
 def _trainings(raw: Mapping) -> dict[KeyPath, Mapping]:
     """What may have a recipe or instruction data, by its place in the file."""
-    sections = {
+    sections: dict[KeyPath, Mapping] = {
         (name,): raw[name] for name in ("midtrain", "sft") if isinstance(raw.get(name), dict)
     }
     for section in ("sfts", "arms"):
-        sections |= {
-            (section, name): value for name, value in section_entries(raw, section).items()
-        }
+        entries = section_entries(raw, section).items()
+        sections |= {(section, name): value for name, value in entries}
     return sections
 
 

@@ -395,7 +395,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
         if name in outputs and digests[str(folder / name)] != outputs[name]["sha256"]:
             what = "is not what its manifest says; left as it is"
             return [f"{folder / name}: {what}; python -m study verify {study_args}"]
-    record = {"by": "python -m study prune", "files": pruned_files(folder)}
+    record: Row = {"by": "python -m study prune", "files": pruned_files(folder)}
     date = time.strftime("%Y-%m-%d", time.gmtime())
     removed = {
         name: {
@@ -424,7 +424,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
 
 def _remove_other(folder: Path, base: Path, manifest: Row | None, size: int) -> None:
     """Remove a cell but for its ledger, which others may read: manifest first, config.yaml last."""
-    record = {"by": "python -m study prune", "cells": pruned_cells(base)}
+    record: Row = {"by": "python -m study prune", "cells": pruned_cells(base)}
     if manifest:
         record["cells"][folder.relative_to(base).as_posix()] = {
             "manifest_sha256": sha256(folder / "manifest.json"),
