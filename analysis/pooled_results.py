@@ -28,7 +28,8 @@ def table(results: Results) -> pd.DataFrame:
     Columns: contrast, benchmark, dose, control_dose, lab, estimate, low, high, p, seeds, judge,
     tau, i2 (a share), note.
     """
-    return pd.DataFrame([line for row in results["contrasts"] for line in _lines(row)])
+    lines = pd.DataFrame([line for row in results["contrasts"] for line in _lines(row)])
+    return lines.fillna({"note": ""})
 
 
 def _lines(row: Row) -> Iterator[Row]:
@@ -122,7 +123,7 @@ def write_tables(results: Results, folder: Path) -> None:
     lines = table(results)
     write_atomically(folder / "pooled.csv", lines.to_csv(index=False))
     write_atomically(folder / "pooled.md", describe_markdown(results))
-    cells = _cells(lines.fillna({"note": ""}))
+    cells = _cells(lines)
     latex = tabulate(cells, HEADERS, tablefmt="latex_booktabs", disable_numparse=True)
     write_atomically(
         folder / "pooled.tex", f"% needs \\usepackage{{booktabs}}\n% {NOTE}\n{latex}\n"

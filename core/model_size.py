@@ -1,7 +1,7 @@
 """What a model takes, computed from its shape: parameters, GPU memory, FLOPs a token."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ CHUNK = 1024
 # context and pinned buffers.
 PROCESS_BYTES = {"gpu": 6e9, "cpu": 1e9}
 # Architectures that the recipes train (recipes.model): whether q, k and v projections have biases.
-BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True}
+BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True, "Qwen3ForCausalLM": False}
 # Keys of config.json that count here -> the toy's name of them (recipes/tiny_llama.yaml).
 CONFIG_KEYS = {
     "vocab_size": "vocab_size",
@@ -42,6 +42,8 @@ class ModelShape:
     tie_word_embeddings: bool = False
     dtype: str | None = None
     """dtype of its weight files, by torch's name. None: not stated."""
+    head_dim: int | None = None
+    """Size of a head. None: the heads divide the width."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ModelShape":
@@ -51,12 +53,20 @@ class ModelShape:
             architecture=config["architectures"][0],
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             dtype=config.get("dtype", config.get("torch_dtype")),
+            head_dim=config.get("head_dim"),
+        )
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries of all heads."""
+        return (self.head_dim or self.hidden_size // self.num_attention_heads) * (
+            self.num_attention_heads
         )
 
     @property
     def kv_dim(self) -> int:
         """Width of the keys, and of the values, of all heads."""
-        return self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+        return self.q_dim // self.num_attention_heads * self.num_key_value_heads
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,10 @@ def _qwen2(*sizes: int, tied: bool) -> ModelShape:
     return _known("Qwen2ForCausalLM", sizes, tied)
 
 
+def _qwen3(*sizes: int, tied: bool) -> ModelShape:
+    return replace(_known("Qwen3ForCausalLM", sizes, tied), head_dim=128)
+
+
 def _known(name: str, sizes: tuple[int, ...], tied: bool) -> ModelShape:
     named: dict[str, Any] = dict(zip(CONFIG_KEYS, sizes, strict=True))
     return ModelShape(**named, architecture=name, tie_word_embeddings=tied, dtype="bfloat16")
@@ -94,6 +108,10 @@ KNOWN = {
     "Qwen/Qwen2.5-1.5B": _qwen2(151_936, 1536, 8960, 28, 12, 2, tied=True),
     "Qwen/Qwen2.5-3B": _qwen2(151_936, 2048, 11008, 36, 16, 2, tied=True),
     "Qwen/Qwen2.5-7B": _qwen2(152_064, 3584, 18944, 28, 28, 4, tied=False),
+    "Qwen/Qwen3-0.6B": _qwen3(151_936, 1024, 3072, 28, 16, 8, tied=True),
+    "Qwen/Qwen3-1.7B": _qwen3(151_936, 2048, 6144, 28, 16, 8, tied=True),
+    "Qwen/Qwen3-4B": _qwen3(151_936, 2560, 9728, 36, 32, 8, tied=True),
+    "Qwen/Qwen3-8B": _qwen3(151_936, 4096, 12288, 36, 32, 8, tied=False),
 }
 
 
@@ -150,7 +168,7 @@ def architecture(config: dict[str, Any], file: Path) -> str:
     raise UserError(
         where=str(file),
         what=f"the model is {named}",
-        fix=f"the recipes train {' and '.join(BIASES)}",
+        fix=f"the recipes train {', '.join(BIASES)}",
     )
 
 
@@ -158,12 +176,14 @@ def parameters(model: ModelShape) -> ParameterCounts:
     """Parameters of a model and of its parts, without adapters."""
     d = model.hidden_size
     embedding = model.vocab_size * d
-    attention = 2 * d * d + 2 * d * model.kv_dim
+    attention = 2 * d * model.q_dim + 2 * d * model.kv_dim
     feed_forward = 3 * d * model.intermediate_size
     norms = 2 * d
     layer = attention + feed_forward + norms
     if BIASES[model.architecture]:
-        layer += d + 2 * model.kv_dim
+        layer += model.q_dim + 2 * model.kv_dim
+    if model.architecture == "Qwen3ForCausalLM":
+        layer += 2 * model.q_dim // model.num_attention_heads  # norms of queries and keys
     root = embedding * (1 if model.tie_word_embeddings else 2) + d
     return ParameterCounts(embedding, layer, root, root + model.num_hidden_layers * layer)
 
@@ -174,7 +194,7 @@ def trained(model: ModelShape, recipe: Training) -> int:
         return parameters(model).total
     d = model.hidden_size
     # Inputs and outputs of q and o; of k and v; of gate, up and down.
-    ends = 2 * (d + d) + 2 * (d + model.kv_dim) + 3 * (d + model.intermediate_size)
+    ends = 2 * (d + model.q_dim) + 2 * (d + model.kv_dim) + 3 * (d + model.intermediate_size)
     return model.num_hidden_layers * recipe.lora.rank * ends
 
 
@@ -194,8 +214,8 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
         the gradients of all weights, in fp32.
     activations: with full activation checkpointing an input for each layer and everything of one
         layer, with selective also the results of each layer's products and attention, else
-        everything of all layers (a token takes 8 times the width, 4 times the feed-forward width
-        and 3 times the key-value width), and the logits of a chunk.
+        everything of all layers (a token takes 5 times the width, 3 times the queries' width, 4
+        times the feed-forward width and 3 times the key-value width), and the logits of a chunk.
     total: their sum.
 
     After the last layer the activations are gone, but the root's gradient exists twice, once in
@@ -212,11 +232,12 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     product_bytes = 4 if recipe.dtype == "fp32" else 2
     tokens = rows_at_once(recipe, ranks) * recipe.seq_len
     d = model.hidden_size
-    widths = 8 * d + 4 * model.intermediate_size + 3 * model.kv_dim
+    widths = 5 * d + 3 * model.q_dim + 4 * model.intermediate_size + 3 * model.kv_dim
     layer = tokens * product_bytes * widths
     layers = model.num_hidden_layers
     # A layer's input; the results of q, k, v, attention, o, gate, up and down.
-    saved = {"full": d, "selective": 5 * d + 2 * model.kv_dim + 2 * model.intermediate_size}
+    products = 3 * d + 2 * (model.q_dim + model.kv_dim + model.intermediate_size)
+    saved = {"full": d, "selective": products}
     if recipe.activation_checkpointing in saved:
         widths = saved[recipe.activation_checkpointing]
         activations = layers * tokens * widths * product_bytes + layer
@@ -280,4 +301,4 @@ def forward_flops_per_token(model: ModelShape, recipe: Training) -> float:
 
 def _attention_flops(model: ModelShape, recipe: Training) -> float:
     """Of the forward pass over full rows."""
-    return 4 * model.num_hidden_layers * model.hidden_size * recipe.seq_len
+    return 4 * model.num_hidden_layers * model.q_dim * recipe.seq_len

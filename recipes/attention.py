@@ -60,8 +60,9 @@ def document_causal_rule(document: torch.Tensor):  # type: ignore[no-untyped-def
 class DocumentAttention(MultiHeadAttention):
     """torchtune's self-attention, which also takes what `mask` gives.
 
-    With a block mask keys and values are not repeated for the query heads that share them, and flex
-    attention is compiled as a part of its block.
+    Where a model normalizes queries and keys (Qwen3), it does so before RoPE; torchtune would
+    after it. With a block mask keys and values are not repeated for the query heads that share
+    them, and flex attention is compiled as a part of its block.
     """
 
     def forward(
@@ -73,25 +74,31 @@ class DocumentAttention(MultiHeadAttention):
         input_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention output [b, s, d] of x [b, s, d]; y is x."""
-        if not isinstance(mask, BlockMask):
-            attended: torch.Tensor = super().forward(x, y, mask=mask, input_pos=input_pos)
-            return attended
         # [b, s, h, d]
         q, k, v = (
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q = self.pos_embeddings(q, input_pos=input_pos)
         k = self.pos_embeddings(k, input_pos=input_pos)
-        compiling = torch.compiler.is_compiling() or not x.is_cuda
-        flex: Any = flex_attention if compiling else _compiled(flex_attention)
-        states = flex(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            block_mask=mask,
-            enable_gqa=self.num_heads != self.num_kv_heads,
-        )
+        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
+        shares = self.num_heads // self.num_kv_heads
+        if isinstance(mask, BlockMask):
+            compiling = torch.compiler.is_compiling() or not x.is_cuda
+            flex: Any = flex_attention if compiling else _compiled(flex_attention)
+            states = flex(q, k, v, block_mask=mask, enable_gqa=shares > 1)
+        else:
+            if shares > 1:
+                k, v = (
+                    states[:, :, None].expand(-1, -1, shares, -1, -1).flatten(1, 2)
+                    for states in (k, v)
+                )
+            dropout = self.attn_dropout if self.training else 0.0
+            states = self._attention_call(
+                q, k, v, mask=mask, dropout_p=dropout, is_causal=mask is None
+            )
         output: torch.Tensor = self.output_proj(states.transpose(1, 2).flatten(2))
         return output
 

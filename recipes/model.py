@@ -1,4 +1,4 @@
-"""torchtune's Llama or Qwen2 by a Hugging Face config.json, and its parallel layout."""
+"""A Llama, Qwen2 or Qwen3 of torchtune by a Hugging Face config.json, and its parallel layout."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,11 +25,14 @@ from core.model_folder.config import effective
 from core.recipe import Lora, Training
 from recipes.attention import patch_attention
 from recipes.distributed import Ranks
+from recipes.qwen3 import qwen3, qwen3_hf_to_tune, qwen3_tune_to_hf
 from recipes.token_rows import add_token_rows
 
-# The paper's seven adapted layers are these four and, by torchtune's apply_lora_to_mlp, gate, up,
-# down.
-ATTENTION_MODULES = ["q_proj", "k_proj", "v_proj", "output_proj"]
+# The paper's seven adapted layers are these four and gate, up, down.
+ADAPTED: dict[str, Any] = {
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "apply_lora_to_mlp": True,
+}
 
 # torchtune's argument -> the key of config.json.
 CONFIG_KEYS = {
@@ -49,15 +52,16 @@ Converter = Callable[..., dict[str, Any]]
 
 @dataclass(frozen=True)
 class Builders:
-    """torchtune's functions that build a model."""
+    """Functions that build a model of torchtune's parts."""
 
     full: Builder
     lora: Builder
+    """Takes lora_rank, lora_alpha and lora_dropout besides."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The models of an architecture that torchtune has."""
+    """The models of an architecture."""
 
     config_keys: dict[str, str]
     untied: Builders
@@ -70,8 +74,8 @@ class Family:
 FAMILIES = {
     "LlamaForCausalLM": Family(
         config_keys=CONFIG_KEYS | {"scale_factor": "factor"},
-        untied=Builders(llama3_1, lora_llama3_1),
-        tied=Builders(llama3_2, lora_llama3_2),
+        untied=Builders(llama3_1, partial(lora_llama3_1, **ADAPTED)),
+        tied=Builders(llama3_2, partial(lora_llama3_2, **ADAPTED)),
         from_hf=hf_to_tune,
         to_hf=tune_to_hf,
     ),
@@ -79,14 +83,21 @@ FAMILIES = {
         config_keys=CONFIG_KEYS,
         untied=Builders(
             partial(qwen2, tie_word_embeddings=False),
-            partial(lora_qwen2, tie_word_embeddings=False),
+            partial(lora_qwen2, tie_word_embeddings=False, **ADAPTED),
         ),
         tied=Builders(
             partial(qwen2, tie_word_embeddings=True),
-            partial(lora_qwen2, tie_word_embeddings=True),
+            partial(lora_qwen2, tie_word_embeddings=True, **ADAPTED),
         ),
         from_hf=qwen2_hf_to_tune,
         to_hf=qwen2_tune_to_hf,
+    ),
+    "Qwen3ForCausalLM": Family(
+        config_keys=CONFIG_KEYS | {"head_dim": "head_dim"},
+        untied=Builders(*[partial(qwen3, tie_word_embeddings=False)] * 2),
+        tied=Builders(*[partial(qwen3, tie_word_embeddings=True)] * 2),
+        from_hf=qwen3_hf_to_tune,
+        to_hf=qwen3_tune_to_hf,
     ),
 }
 
@@ -109,8 +120,6 @@ def build(
     builders = models.tied if config.get("tie_word_embeddings") else models.untied
     if lora:
         model = builders.lora(
-            ATTENTION_MODULES,
-            apply_lora_to_mlp=True,
             lora_rank=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,

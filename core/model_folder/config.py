@@ -62,6 +62,18 @@ ARCHITECTURES = {
             "rope_type": "default",
         },
     ),
+    "Qwen3ForCausalLM": Architecture(
+        names="Qwen3 with plain RoPE and full attention",
+        fixed={
+            "model_type": "qwen3",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "partial_rotary_factor": 1,
+            "rope_type": "default",
+        },
+        required=(*REQUIRED, "head_dim"),
+    ),
 }
 
 
@@ -104,7 +116,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         if values.get(key, value) not in (value, None)
     ]
     missing = sorted(key for key in models.required if values.get(key) is None)
-    if not {"hidden_size", "num_attention_heads"} & {*missing}:
+    # Heads of any size have to be stated; others divide the width.
+    divides = "head_dim" not in models.required
+    if divides and not {"hidden_size", "num_attention_heads"} & {*missing}:
         head_dim = values["hidden_size"] / values["num_attention_heads"]
         if values.get("head_dim") not in (None, head_dim):
             differences.append(f"head_dim is {values['head_dim']}")

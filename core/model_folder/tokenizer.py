@@ -76,7 +76,7 @@ def _tokenizer_class(folder: Path) -> Any:
 
     Llama 3's is taken without AutoTokenizer, whose import takes 2 s for the same result.
     """
-    # Of Qwen2 AutoTokenizer takes the family's own class, whatever the file names.
+    # Of Qwen AutoTokenizer takes the family's own class, whatever the file names.
     is_llama = read_json(folder / "config.json").get("model_type") == "llama"
     if is_llama and _named_class(folder) in PLAIN_CLASSES:
         return PreTrainedTokenizerFast
@@ -93,7 +93,7 @@ def _named_class(folder: Path) -> Any:
 def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where transformers reads other tokens than the file tokenizer.json says.
 
-    transformers 5 makes the classes of Llama and Qwen2 anew from vocabulary and merges, with their
+    transformers 5 makes the classes of Llama and Qwen anew from vocabulary and merges, with their
     own rules for spaces and words.
     """
     file_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -101,7 +101,7 @@ def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
     if ids == file_tokenizer.encode(PROBE, add_special_tokens=False).ids:
         return
     fix = f'set "tokenizer_class": "{PLAIN_CLASSES[0]}" in tokenizer_config.json'
-    if config.get("model_type") == "qwen2":
+    if config.get("model_type") in ("qwen2", "qwen3"):
         fix = "start from a model with Qwen's own tokenizer: transformers takes no other class"
     raise UserError(
         where=str(folder),

@@ -105,23 +105,26 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
 
 
 def expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The weights of a Llama or Qwen2 by the name and shape that they have on Hugging Face."""
+    """The weights of a model by the name and shape that they have on Hugging Face."""
     vocab, d, inner = (config[k] for k in ("vocab_size", "hidden_size", "intermediate_size"))
-    kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
+    head = config.get("head_dim") or d // config["num_attention_heads"]
+    q, kv = (head * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (d,),
         "post_attention_layernorm.weight": (d,),
-        "self_attn.q_proj.weight": (d, d),
+        "self_attn.q_proj.weight": (q, d),
         "self_attn.k_proj.weight": (kv, d),
         "self_attn.v_proj.weight": (kv, d),
-        "self_attn.o_proj.weight": (d, d),
+        "self_attn.o_proj.weight": (d, q),
         "mlp.gate_proj.weight": (inner, d),
         "mlp.up_proj.weight": (inner, d),
         "mlp.down_proj.weight": (d, inner),
     }
     if config["architectures"] == ["Qwen2ForCausalLM"]:
-        layer |= {"self_attn.q_proj.bias": (d,)}
+        layer |= {"self_attn.q_proj.bias": (q,)}
         layer |= {f"self_attn.{name}_proj.bias": (kv,) for name in "kv"}
+    if config["architectures"] == ["Qwen3ForCausalLM"]:
+        layer |= {f"self_attn.{name}_norm.weight": (head,) for name in "qk"}
     shapes = {EMBEDDING: (vocab, d), "model.norm.weight": (d,)}
     for number in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}

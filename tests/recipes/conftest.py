@@ -75,6 +75,16 @@ def tied_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_qwen3(tmp_path_factory.mktemp("qwen3") / "model", tied=False)
+
+
+@pytest.fixture(scope="package")
+def tied_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_qwen3(tmp_path_factory.mktemp("tied_qwen3") / "model", tied=True)
+
+
+@pytest.fixture(scope="package")
 def alone(base: Path) -> Path:
     """The training as one process does it, undisturbed."""
     folder = toy.training(base, "alone")

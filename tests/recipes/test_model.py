@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from core import model_size
 from core.cell.failures import diagnose
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.model_size import CONFIG_KEYS, KNOWN, parameters, trained
 from core.recipe import Lora
 from recipes import checkpoint
 from recipes.distributed import SINGLE_PROCESS, process_group
@@ -23,12 +25,14 @@ from recipes.model import build, flops_per_token
 from tests.llama import LLAMA
 from tests.recipes.toy import (
     DOCUMENTS,
+    LORA,
     RECIPE,
     RUNTIME,
     SETTINGS,
     assert_close,
     assert_same,
     lines,
+    make_recipe,
     on_ranks,
     training,
     vocabulary,
@@ -41,7 +45,7 @@ def ids(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2"])
+@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2", "qwen3", "tied_qwen3"])
 def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -96,7 +100,7 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path, kind: 
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("which", ["tied", "tied_qwen2"])
+@pytest.mark.parametrize("which", ["tied", "tied_qwen2", "tied_qwen3"])
 def test_a_tied_model_trains_on_two_ranks_as_on_one(
     base: Path, which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -130,6 +134,25 @@ def test_flops_of_a_token() -> None:
         flops_per_token(whole, 2048) == 6 * (8_030_261_248 - 128256 * 4096) + 12 * 32 * 4096 * 2048
     )
     assert 0.6 < flops_per_token(lora, 2048) / flops_per_token(whole, 2048) < 0.72
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if "Qwen3" in name])
+def test_a_plan_counts_a_qwen3_as_it_is_built(name: str) -> None:
+    """Sizes are those of the model's config.json, its counts those of the card."""
+    shape = KNOWN[name]
+    config = {key: getattr(shape, key) for key in CONFIG_KEYS}
+    config |= {"architectures": [shape.architecture], "head_dim": shape.head_dim}
+    config |= {"tie_word_embeddings": shape.tie_word_embeddings}
+    config |= {"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 512}
+    recipe = make_recipe(**LORA)
+    with torch.device("meta"):
+        whole, lora = build(config), build(config, recipe.lora)
+    card = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "4B": 4_022_468_096, "8B": 8_190_735_360}
+    count = sum(p.numel() for p in whole.parameters())
+    assert count == parameters(shape).total == card[name.partition("-")[2]]
+    assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == trained(shape, recipe)
+    planned = model_size.flops_per_token(shape, RECIPE)
+    assert flops_per_token(whole, RECIPE.seq_len) == pytest.approx(planned, rel=1e-6)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -199,7 +222,7 @@ def broken(start: Path, tmp_path: Path, how: str) -> Path:
         ("no factor", "config.json: lacks factor, .*; write them as the model"),
         (
             "not Llama",
-            r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM and Qwen2ForCausalLM",
+            r"is \['GPT2LMHeadModel'\]; the recipes train LlamaForCausalLM, Qwen2ForCausalLM, Qwen3",
         ),
         ("no scaling", "rope_type is default; this recipe trains Llama 3.1, 3.2"),
     ],

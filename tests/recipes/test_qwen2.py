@@ -51,8 +51,8 @@ def study(tied_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"hidden_act": "gelu", "head_dim": 16}, "hidden_act is gelu, head_dim is 16; "),
         ({"rope_parameters": None}, "lacks rope_theta; write them as"),
         (
-            {"architectures": ["Qwen3ForCausalLM"]},
-            r"is \['Qwen3ForCausalLM'\]; the recipes train LlamaForCausalLM and",
+            {"architectures": ["Qwen3MoeForCausalLM"]},
+            r"is \['Qwen3MoeForCausalLM'\]; the recipes train LlamaForCausalLM, Qwen2",
         ),
     ],
 )

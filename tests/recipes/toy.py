@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir, read_config
@@ -90,6 +96,15 @@ CHATML = """
 
 def make_qwen2(folder: Path, tied: bool) -> Path:
     """A tiny untrained Qwen2 as transformers writes it, with nonzero biases; it has no BOS."""
+    return _make_qwen(folder, Qwen2Config, Qwen2ForCausalLM, tied)
+
+
+def make_qwen3(folder: Path, tied: bool) -> Path:
+    """A tiny untrained Qwen3, with heads that don't divide its width and norms that aren't 1."""
+    return _make_qwen(folder, Qwen3Config, Qwen3ForCausalLM, tied, head_dim=48)
+
+
+def _make_qwen(folder: Path, configs: Any, models: Any, tied: bool, **sizes: int) -> Path:
     llama_tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size, CHAT_TEMPLATE)
     bpe = json.loads(llama_tokenizer.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
@@ -98,7 +113,7 @@ def make_qwen2(folder: Path, tied: bool) -> Path:
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = Qwen2Config(
+    config = configs(
         vocab_size=len(tokenizer) + 3,  # Qwen's is rounded up too
         hidden_size=64,
         intermediate_size=128,
@@ -108,11 +123,14 @@ def make_qwen2(folder: Path, tied: bool) -> Path:
         tie_word_embeddings=tied,
         rope_theta=1e6,
         eos_token_id=tokenizer.eos_token_id,
+        **sizes,
     )
-    model = Qwen2ForCausalLM(config)
+    model = models(config)
     for name, weight in model.named_parameters():
         if name.endswith(".bias"):
             torch.nn.init.normal_(weight)
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.uniform_(weight, 0.5, 2.0)
     model.save_pretrained(folder)
     return folder
 

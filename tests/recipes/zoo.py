@@ -1,6 +1,6 @@
 """Model folders of a few kB in the forms that people have, and what each is right for.
 
-`MODELS` are changes of one tiny Llama or Qwen2, `TEMPLATES` chat templates by their kind. Each has
+`MODELS` are changes of one tiny Llama or Qwen, `TEMPLATES` chat templates by their kind. Each has
 None, where it trains as transformers reads it, or what refuses it says.
 """
 
@@ -24,6 +24,8 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from core.paths import ROOT
 
 Json = dict[str, Any]
 Change = Callable[[Path], object]
@@ -57,10 +59,7 @@ QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+CHATML = (ROOT / "recipes/data/chatml.jinja").read_text(encoding="utf-8")
 
 
 @cache
@@ -143,7 +142,8 @@ def make(folder: Path, qwen: bool = False, changes: Json | None = None) -> Path:
 def weights_of(config: Json) -> dict[str, torch.Tensor]:
     d, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads = config["num_attention_heads"]
-    kv = d // heads * (config.get("num_key_value_heads") or heads)
+    head = config.get("head_dim") or d // heads
+    q, kv = head * heads, head * (config.get("num_key_value_heads") or heads)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab, d),
         "model.norm.weight": (d,),
@@ -153,10 +153,12 @@ def weights_of(config: Json) -> dict[str, torch.Tensor]:
         shapes |= {f"{at}.{name}_layernorm.weight": (d,) for name in ("input", "post_attention")}
         shapes |= {f"{at}.mlp.{name}_proj.weight": (inner, d) for name in ("gate", "up")}
         shapes[f"{at}.mlp.down_proj.weight"] = (d, inner)
-        for name, size in (("q", d), ("k", kv), ("v", kv), ("o", d)):
-            shapes[f"{at}.self_attn.{name}_proj.weight"] = (size, d)
+        for name, size in (("q", q), ("k", kv), ("v", kv), ("o", q)):
+            shapes[f"{at}.self_attn.{name}_proj.weight"] = (d, q) if name == "o" else (size, d)
             if config["model_type"] == "qwen2" and name != "o":
                 shapes[f"{at}.self_attn.{name}_proj.bias"] = (size,)
+        if config["model_type"] == "qwen3":
+            shapes |= {f"{at}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (vocab, d)
     generator = torch.Generator().manual_seed(0)
@@ -314,9 +316,10 @@ def nothing(folder: Path) -> None:
 LLAMA2 = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 V5 = {"rope_scaling": None, "rope_theta": None}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
 EXTRA = {"model.layers.2.input_layernorm.weight": torch.ones(16)}
 
-# name -> (Qwen2?, config.json's differences when it is made, changes, what refuses it says)
+# name -> (Qwen?, config.json's differences when it is made, changes, what refuses it says)
 MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
     "llama v4": (False, {"torch_dtype": "float32", "dtype": None}, nothing, None),
     "llama v5": (
@@ -411,7 +414,26 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
         change("tokenizer_config.json", tokenizer_class="Qwen2TokenizerFast"),
         None,
     ),
+    "qwen3": (True, QWEN3, nothing, None),
+    "qwen3 tied, heads that don't divide the width": (
+        True,
+        {**QWEN3, "head_dim": 64},
+        tied(),
+        None,
+    ),
     # Refused.
+    "qwen3 without head_dim": (
+        True,
+        {**QWEN3, "head_dim": None},
+        nothing,
+        "lacks head_dim; write them as the model was made",
+    ),
+    "qwen3 with biases": (
+        True,
+        {**QWEN3, "attention_bias": True},
+        nothing,
+        "attention_bias is True",
+    ),
     "tied, another head": (False, {}, tied("other"), "tie_word_embeddings is true, but lm_head"),
     "tied, another head in another shard": (
         False,
@@ -663,6 +685,14 @@ TEMPLATES: dict[str, tuple[Any, str | None, str | None]] = {
     "earlier answers rewritten": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' or loop.last %}"
         "{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        None,
+        "rewrites earlier turns",
+    ),
+    "as Qwen3's: the last answer has thoughts": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         None,
         "rewrites earlier turns",

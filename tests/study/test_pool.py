@@ -64,6 +64,7 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (
         "- sft recipe.lr (base-animal-d80): north: 0.0001; south: 0.0002; west: 0.0001" in printed
     )
+    assert "nan" not in printed
     results = json.loads((out / "pooled.json").read_text())
     assert results["shared"] == [] and results["contrasts"][0]["pooled"]["predicted"]
     assert "seed" not in {difference["key"] for difference in results["differences"]}
