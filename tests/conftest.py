@@ -17,9 +17,11 @@ from xdist.scheduler import LoadScopeScheduling
 from core.cores import default_jobs
 from tests.place import Place
 
-# What stays together beyond a file's own tests, and what comes first: the longest, so that no
-# process ends long before the others.
+# What stays together beyond a file's own tests, by the beginning of its path, and what comes first:
+# the longest, so that no process ends long before the others. Those of the cluster mostly wait: two
+# processes, each with a cluster of its own.
 _FIRST = (
+    "tests/slurm/test_s",
     "tests/slurm",
     "tests/test_rerun.py",
     "tests/test_study.py",

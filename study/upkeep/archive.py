@@ -24,6 +24,7 @@ from core.files import sha256
 from core.paths import ROOT
 from core.stages import TRAINING_STAGES
 from core.yaml_text import from_yaml
+from study.upkeep import ro_crate
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
 PACKED = (
@@ -87,6 +88,8 @@ README = """# Replication archive of the study `{study}`
 - `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
   report, as they were published
 - `sha256sum -c SHA256SUMS` checks all files
+- `ro-crate-metadata.json`: the same for machines (RO-Crate 1.1, Process Run Crate 0.5): which
+  action made which cell of which others. State the licence of your results there
 
 Not in it: weights; corpora, except examples on their cards and replies in their ledgers{samples}.
 What judges reply may quote a few words of either, and the report shows a few of both.
@@ -172,8 +175,11 @@ def archive(
     if problems:
         raise UserError.of(problems)
     readme = _readme(study_file, base, _packed_as(analysis), manifest["code"], samples, replaced)
-    sums.append(f"{hashlib.sha256(readme).hexdigest()}  README.md\n")
-    written = {"README.md": readme, "SHA256SUMS": "".join(sums).encode()}
+    manifests = {_packed_as(cell): read_manifest(cell) or {} for cell in cells}
+    written = {"README.md": readme}
+    written[ro_crate.NAME] = ro_crate.crate(base.name, [*written, *sources], manifests).encode()
+    sums += [f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in written.items()]
+    written["SHA256SUMS"] = "".join(sums).encode()
     names = [*written, *sources]
 
     def content_of(name: str) -> bytes:
