@@ -143,10 +143,15 @@ def _planned_radars(results: Results) -> Iterator[Planned]:
 
 
 def _planned_differences(results: Results, means: pd.DataFrame) -> Iterator[Planned]:
-    """Each primary contrast on each benchmark, question by question."""
+    """Contrasts question by question: the primary ones, and those that the paper draws so."""
     contrasts: dict[tuple[str, str], list[Row]] = {}
+    drawn_by_paper = {
+        (claim["contrast"], claim["benchmark"])
+        for claim in results.get("claims", [])
+        if claim["figure"] == "questions"
+    }
     for row in results["contrasts"]:
-        if row["family"] == "primary":
+        if row["family"] == "primary" or (row["name"], row["benchmark"]) in drawn_by_paper:
             contrasts.setdefault((row["name"], row["benchmark"]), []).append(row)
     for (contrast, benchmark), rows in contrasts.items():
         by_dose = profiles.differences(means, rows).values()

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.claims_file import CLAIMS
 from core.cell.identity import Cell
 from core.cell.lookup import RunsIndex
 from core.errors import UserError
@@ -21,7 +22,7 @@ from study.spec.sources import Source, identities, paths
 
 # What the analysis reads of the checkout: the paper's claims and the page of the report.
 ANALYSIS_FILES: dict[str, Source] = {
-    "claims": {"path": "analysis/claims.yaml"},
+    "claims": {"path": CLAIMS},
     "page": {"path": "analysis/report.html.j2"},
 }
 

@@ -407,8 +407,8 @@ class Study:
     """Costs of more data."""
     claim_roles: dict[Name, str | int | float] = Field(default_factory=dict)
     """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
-    study the paper's claims (analysis/claims.yaml) speak of. Without it the claims are left out
-    of the report."""
+    study the paper's claims (analysis/claims/) speak of. Without it the claims are left out of the
+    report."""
     engine: Engine = Engine()
     """Settings of vLLM."""
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = CHAT_DATE
