@@ -15,6 +15,7 @@ from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
 from study.spec.presets import fill_in_presets
+from study.spec.prompt_checks import corpus_prompt_mistakes
 from study.spec.schema import Study
 from study.spec.template import template_problems
 
@@ -39,7 +40,15 @@ def load_study(
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
     mistakes_in_names = [
-        *(*references(raw), *endpoint_mistakes(raw), *contrast_mistakes(raw), *role_mistakes(raw))
+        mistake
+        for check in (
+            references,
+            corpus_prompt_mistakes,
+            endpoint_mistakes,
+            contrast_mistakes,
+            role_mistakes,
+        )
+        for mistake in check(raw)
     ]
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]

@@ -134,6 +134,11 @@ class Corpus:
     """Number of documents, held-out ones included."""
     template: str | None = None
     """File of sdf/templates without `.yaml`. For an existing corpus only its gates are applied."""
+    ending: str | None = None
+    """Which of the template's `endings` its prompt has. By default the first."""
+    prompt_file: str | None = None
+    """File with a prompt in place of the template's, with the same slots in braces. Its content is
+    part of the identity, and is in no published file."""
     writer: str | None = None
     """Endpoint that writes the documents."""
     path: str | None = None

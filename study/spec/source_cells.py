@@ -23,6 +23,7 @@ from study.spec.fingerprints import (
 )
 from study.spec.schema import Benchmark, Corpus, Model, Remote, Study
 from study.spec.sources import Source, identities, identity, paths
+from study.spec.template import template_content
 
 # What the toy model is made of besides its recipe.
 TOY_FILES: dict[str, Source] = {
@@ -213,7 +214,10 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
     # Names for the dataset card.
     resources: dict[str, Any] = {"decontaminate_against": corpus.decontaminate_against}
     if corpus.template:
-        settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
+        own_prompt = corpus.prompt_file is not None
+        settings["template"] = template_content(corpus.template, corpus.ending, own_prompt)
+    if corpus.prompt_file:
+        files["prompt"] = {"path": corpus.prompt_file}
     if corpus.writer:
         endpoint = study.endpoints[corpus.writer]
         settings["slots"] = yaml_once("sdf/templates/slots.yaml")
