@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import corpus_map, curves, losses, plots, profiles
+from analysis import corpus_map, curves, intrusion, losses, plots, profiles
 from analysis.losses import LossHistory
 from analysis.rows import Results, Row
 from core.garbage import gc_disabled
@@ -112,6 +112,14 @@ def _planned(
         )
     yield from _planned_radars(results)
     yield from _planned_differences(results, means)
+    if results.get("intrusion"):
+        yield Planned(
+            "intrusion",
+            "Effect of each arm against the answers that bring animals up off topic, both less its "
+            "untrained start model; numbers are SFT doses",
+            partial(intrusion.intrusion_figure, results),
+            partial(intrusion.describe_intrusion, results),
+        )
     if runs:
         yield Planned(
             "losses",

@@ -20,6 +20,7 @@ from analysis.declaration import (
 from analysis.examples import examples
 from analysis.flow import flow_rows
 from analysis.headline import dummy_note, headline, missing_lines
+from analysis.intrusion import intrusion_rows
 from analysis.losses import LossHistory, loss_rows, read_losses
 from analysis.macros import macros
 from analysis.next_data import next_data_rows
@@ -121,6 +122,7 @@ def _add_further_results(
     source = published()
     results["claims_of"] = source["paper"] if claims else None
     results["claims_without_row"] = source["without_row"] if claims else []
+    results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)
     results["robustness"] = to_jsonable(robustness)
     for contrast in contrasts:

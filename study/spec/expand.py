@@ -264,6 +264,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             }
             for name, corpus in sorted(study.corpora.items())
         ],
+        "untrained": _untrained(study),
         **identities(ANALYSIS_FILES),
     }
     resources = {
@@ -368,6 +369,17 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),
         "exclude": bench.exclude,
+    }
+
+
+def _untrained(study: Study) -> dict[str, str]:
+    """Arm -> the arm with its start model and nothing else, where there is one."""
+    alone: dict[str, str] = {}
+    for name, arm in sorted(study.arms.items()):
+        if not arm.midtrain and 0 in doses(study, name):
+            alone.setdefault(arm.start, name)
+    return {
+        name: alone[arm.start] for name, arm in sorted(study.arms.items()) if arm.start in alone
     }
 
 
