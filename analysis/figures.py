@@ -58,6 +58,7 @@ def draw(
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
     corpora: Mapping[str, Sequence[str]],
+    embeddings: corpus_map.Embeddings | None = None,
 ) -> dict[str, Drawn]:
     """File name -> figure, in the order of a page.
 
@@ -69,9 +70,10 @@ def draw(
         means: analysis.table.question_means of the deciding judges' scores.
         runs: the losses of the trainings.
         corpora: name -> the texts of its documents.
+        embeddings: name -> their sentence embeddings, where the study has some.
     """
     drawn: dict[str, Drawn] = {}
-    for figure in _planned(results, means, runs, corpora):
+    for figure in _planned(results, means, runs, corpora, embeddings or {}):
         name = figure.name
         n = 1
         while name in drawn:
@@ -86,6 +88,7 @@ def _planned(
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
     corpora: Mapping[str, Sequence[str]],
+    embeddings: corpus_map.Embeddings,
 ) -> Iterator[Planned]:
     yield Planned(
         "scores",
@@ -130,9 +133,10 @@ def _planned(
     if any(map(len, corpora.values())):
         yield Planned(
             "corpora",
-            "Documents of each corpus in the two main directions of their words",
-            partial(corpus_map.corpus_map, corpora, arm_order=results["arm_order"]),
-            partial(corpus_map.describe_corpus_map, corpora),
+            "Documents of each corpus in the two main directions of their "
+            f"{corpus_map.basis(embeddings)}",
+            partial(corpus_map.corpus_map, corpora, embeddings, arm_order=results["arm_order"]),
+            partial(corpus_map.describe_corpus_map, corpora, embeddings),
         )
 
 

@@ -10,7 +10,7 @@ from analysis import figures, looks
 from analysis.answers import answer_notes, malformed_rows, training_notes
 from analysis.claim_arithmetic import arithmetic, published
 from analysis.claims import claim_rows
-from analysis.corpora import corpora, training_texts
+from analysis.corpora import corpora, sentence_embeddings, training_texts
 from analysis.declaration import (
     copy_declaration,
     dates_line,
@@ -49,7 +49,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
-    scores.parquet, and `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json.
+    scores.parquet, `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json, and
+    `embeddings-NAME`, where there is one, similarity.json and embeddings.npy.
     Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
     exist; `unfinished`, the cells that the checkpoints without scores need (see `flow.flow_rows`);
     `study_file`, its text, which is kept as study.yaml. The study's folder holds declaration.json,
@@ -167,7 +168,8 @@ def _write_report(
     """The figures, report.html and headline.txt."""
     folder = context.folder
     texts = training_texts(results["corpora"], context.inputs)
-    drawn = figures.draw(results, means, histories, texts)
+    vectors = sentence_embeddings(results["corpora"], context.inputs)
+    drawn = figures.draw(results, means, histories, texts, vectors)
     for name, figure in drawn.items():
         if figure.error:
             context.warn(f"figures/{name}: {figure.error}")

@@ -205,8 +205,9 @@ def corpora_table(results: Results) -> str:
     ]
     caption = (
         "Corpora as trained on. Type-token ratio and shares of distinct bi- and trigrams over "
-        "the first 100\\,000 words at most; mean cosine of TF-IDF vectors over pairs of "
-        "documents, and the Vendi score, the effective number of different documents. Rejected: "
+        "the first 100\\,000 words at most; mean cosine over pairs of documents by "
+        f"{tex(' and '.join(sorted({row['similarity_by'] for row in results['corpora']})))}, "
+        "and the Vendi score, the effective number of different documents. Rejected: "
         "drafts that a gate stopped and that were written again."
     )
     headers = [

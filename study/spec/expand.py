@@ -230,6 +230,9 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     for name, corpus in expansion.corpora().items():
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
+            embedded = source_cells.embeddings(study, corpus)
+            if embedded and embedded.identity not in without:
+                inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,

@@ -11,11 +11,11 @@ from core.yaml_text import to_yaml
 from study.spec.checks import has_replicates, recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
+from study.spec.corpus_checks import corpus_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
 from study.spec.presets import fill_in_presets
-from study.spec.prompt_checks import corpus_prompt_mistakes
 from study.spec.schema import Study
 from study.spec.template import template_problems
 
@@ -43,7 +43,7 @@ def load_study(
         mistake
         for check in (
             references,
-            corpus_prompt_mistakes,
+            corpus_mistakes,
             endpoint_mistakes,
             contrast_mistakes,
             role_mistakes,

@@ -111,6 +111,18 @@ class Model:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Embedder:
+    """A model of sentence-transformers, as a folder or on the Hub. Exactly one of the two."""
+
+    path: str | None = None
+    """Folder of the model."""
+    hub: str | None = None
+    """Repository on the Hugging Face Hub; needs `revision`."""
+    revision: Commit | None = None
+    """Commit of the repository, 40 hexadecimal digits."""
+
+
+@dataclass(config=STRICT, frozen=True)
 class QualityFilter:
     """A gate that has the corpus' writer model grade each document. It costs one more request per
     document."""
@@ -394,6 +406,9 @@ class Study:
     """Document writers and judges."""
     corpora: dict[Name, Corpus] = Field(default_factory=dict)
     """Documents to midtrain on."""
+    embedder: Embedder | None = None
+    """Model by whose sentence embeddings the similarity of documents is measured, and their map is
+    drawn. By default TF-IDF."""
     midtrain: Midtrain | None = None
     """Midtraining of all arms that name a corpus."""
     sft: Sft | None = None

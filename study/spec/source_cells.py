@@ -5,6 +5,7 @@ import json
 import platform
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
@@ -21,7 +22,7 @@ from study.spec.fingerprints import (
     load_recipe_once,
     yaml_once,
 )
-from study.spec.schema import Benchmark, Corpus, Model, Remote, Study
+from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
 from study.spec.sources import Source, identities, identity, paths
 from study.spec.template import template_content
 
@@ -70,6 +71,7 @@ def sources(study: Study) -> list[Source]:
     named += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
     for sft in filter(None, [study.sft, *study.sfts.values()]):
         named += [remote(sft.data)] if isinstance(sft.data, Remote) else []
+    named += [_embedder(study.embedder)] if study.embedder else []
     for bench in study.benchmarks.values():
         named += benchmarks.sources(bench).values()
     for corpus in study.corpora.values():
@@ -174,6 +176,23 @@ def documents(
         shard_label = f"{label}.{k + 1}of{corpus.shards}"
         inputs[f"drafts{k + 1}"] = Cell("drafts", shard_label, share, {}, drafting_resources)
     return Cell("documents", label, settings, inputs, resources)
+
+
+def embeddings(study: Study, documents: Cell) -> Cell | None:
+    """The cell that embeds a corpus' documents; None where the study names no model for it."""
+    if study.embedder is None:
+        return None
+    source = _embedder(study.embedder)
+    name = study.embedder.hub or Path(str(study.embedder.path)).name
+    settings = {"name": name, **identities({"embedder": source})}
+    resources = paths({"embedder": source})
+    return Cell("embeddings", documents.name, settings, {"documents": documents}, resources)
+
+
+def _embedder(embedder: Embedder) -> Source:
+    if embedder.path:
+        return {"path": embedder.path}
+    return {"hub": embedder.hub, "revision": embedder.revision, "kind": "model"}
 
 
 def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:

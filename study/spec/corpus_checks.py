@@ -1,4 +1,4 @@
-"""The prompt of a corpus: an ending of its template, or a file of the user's in its place."""
+"""Checks of corpora: their prompts (an ending, a file in its place), and the embedder."""
 
 from typing import Any
 
@@ -7,15 +7,29 @@ from study.spec.checks import Mistake, Mistakes
 from study.spec.template import prompt_mistakes, usable_template
 
 
-def corpus_prompt_mistakes(raw: dict[str, Any]) -> Mistakes:
-    """Endings that the template does not have, and prompt files that can't be used."""
-    mistakes: Mistakes = []
+def corpus_mistakes(raw: dict[str, Any]) -> Mistakes:
+    """Endings that the template does not have, prompt files and embedders that can't be used."""
+    mistakes = _embedder(raw.get("embedder"))
     corpora = raw.get("corpora")
     for name, corpus in corpora.items() if isinstance(corpora, dict) else ():
         template = usable_template(corpus.get("template")) if isinstance(corpus, dict) else {}
         if template:
             mistakes += _of_corpus(("corpora", name), corpus, template)
     return mistakes
+
+
+def _embedder(embedder: Any) -> Mistakes:
+    at = ("embedder",)
+    if not isinstance(embedder, dict):
+        return []
+    if bool(embedder.get("path")) == bool(embedder.get("hub")):
+        return [Mistake(at, "needs exactly one of path, hub (with revision)")]
+    if embedder.get("hub") and not embedder.get("revision"):
+        return [Mistake(at, "hub needs revision, a commit (40 hex)")]
+    path = embedder.get("path")
+    if isinstance(path, str) and not resolve(path).is_dir():
+        return [Mistake((*at, "path"), f"no such folder: {path}", "name the model's folder")]
+    return []
 
 
 def _of_corpus(at: tuple[str, str], corpus: dict[str, Any], template: dict[str, Any]) -> Mistakes:
