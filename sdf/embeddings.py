@@ -76,7 +76,8 @@ def embed(folder: Path, texts: Sequence[str]) -> NDArray[np.float32]:
         mask = batch["attention_mask"].unsqueeze(-1)
         means = (states * mask).sum(1) / mask.sum(1)
         rows.append(torch.nn.functional.normalize(means, dim=1).numpy())
-    return np.concatenate(rows).astype(np.float32)
+    vectors: NDArray[np.float32] = np.concatenate(rows).astype(np.float32)
+    return vectors
 
 
 def _check(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -45,7 +46,7 @@ def _record_prompt_files(study: Study, record: Path) -> dict[str, str]:
     paths = sorted({corpus.prompt_file for corpus in study.corpora.values() if corpus.prompt_file})
     prompts = {path: sha256(resolve(path)) for path in paths}
     if prompts:
-        content = {"sources": []}
+        content: dict[str, Any] = {"sources": []}
         if record.exists():
             content = json.loads(record.read_text(encoding="utf-8"))
         record.parent.mkdir(parents=True, exist_ok=True)

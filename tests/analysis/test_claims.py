@@ -476,10 +476,7 @@ def test_corpora_are_described():
     )
     assert result["reason"].endswith("; as published")
     assert row("e2.types", roles=roles, corpora=corpora)["reason"].endswith("; not as published")
-    assert (
-        "type_token of qa_corpus"
-        in row("e2.types", roles={"documents_corpus": "a"}, corpora=corpora)["reason"]
-    )
+    assert "type_token of qa_corpus" in row("e2.types", roles=roles, corpora=corpora[:1])["reason"]
 
 
 def test_every_claim_is_well_formed():

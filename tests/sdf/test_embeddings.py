@@ -12,7 +12,23 @@ from core.errors import UserError
 from sdf.embeddings import BATCH, embed, run
 from sdf.rows import write_json_lines
 
-WORDS = ["hens", "need", "room", "to", "scratch", "and", "cows", "need", "shade", "on", "hot", "days", "in", "every", "field"]
+WORDS = [
+    "hens",
+    "need",
+    "room",
+    "to",
+    "scratch",
+    "and",
+    "cows",
+    "need",
+    "shade",
+    "on",
+    "hot",
+    "days",
+    "in",
+    "every",
+    "field",
+]
 LENGTH = 12  # tokens that the model takes
 
 
