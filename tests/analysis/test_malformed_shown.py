@@ -15,7 +15,8 @@ KINDS = ("empty", "cut_off", "repetitive", "other_language", "prompt_again", "co
 
 def counted(folder: Path, answers: int, malformed: int, **kinds: int) -> None:
     counts = {"answers": answers, "malformed": malformed, **dict.fromkeys(KINDS, 0), **kinds}
-    (folder / "manifest.json").write_text(json.dumps({"malformed": counts}))
+    manifest = {"malformed": counts, "ended": "2026-02-01T00:00:00+00:00"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def file(role: str, seed: int | None = 0, **changed: object) -> ScoreFile:
