@@ -253,7 +253,8 @@ def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:
         asked.append(body["messages"][0]["content"])
         return f"Hens of the {n}th house have room to scratch and to bathe in dust. " * 10
 
-    with serving(replying(text)) as (url, _):
+    with serving(replying(text)) as (endpoint, _):
+        url = endpoint.base_url
         own = cell(
             tmp_path, "own", url=url, files={"prompt": str(prompt)}, documents=3, dedup_threshold=0
         )
