@@ -157,6 +157,7 @@ class AnalysisSettings:
     costs: Costs
     untrained: dict[str, str]  # arm -> the arm with its start model alone, where there is one
     writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
+    column: str  # what tables are made for: single, double or slide
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -176,6 +177,7 @@ class AnalysisSettings:
             costs=Costs(**settings["costs"]),
             untrained=settings.get("untrained", {}),
             writers=settings["writers"],
+            column=settings.get("tables", {}).get("column", "single"),
         )
 
     @property

@@ -15,6 +15,7 @@ from study.spec.corpus_checks import corpus_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
+from study.spec.macro_checks import macro_mistakes
 from study.spec.path_checks import path_mistakes
 from study.spec.presets import fill_in_presets
 from study.spec.schema import Study
@@ -49,6 +50,7 @@ def load_study(
             endpoint_mistakes,
             contrast_mistakes,
             role_mistakes,
+            macro_mistakes,
             path_mistakes,
             value_mistakes,
         )
