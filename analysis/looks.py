@@ -14,6 +14,7 @@ from analysis.rows import Row
 from analysis.settings import ScoreFile
 from analysis.verdicts import DECIDED
 from core.declaration import lock_of
+from core.errors import UserError
 from core.files import locked, sha256, write_atomically
 
 FILE = "looks.json"
@@ -187,11 +188,23 @@ def seeds_of_curves(
 
 
 def read_looks(base: Path) -> list[Row]:
-    """The records of the study in `base`; none where no look was taken."""
+    """The records of the study in `base`; none where no look was taken.
+
+    Raises UserError where the file is damaged: a look that was taken can't be forgotten.
+    """
+    path = base / FILE
     try:
-        records: list[Row] = json.loads((base / FILE).read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+    except ValueError:
+        records = None
+    if not isinstance(records, list) or not all(isinstance(row, dict) for row in records):
+        raise UserError(
+            where=str(path),
+            what="is cut short or edited",
+            fix=f"bring it back from a copy, such as the {FILE} of the results",
+        )
     return records
 
 

@@ -9,7 +9,6 @@ is a common phrase: "none of these" is left out, "Do fish feel pain?" is not.
 """
 
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import regex
 
-from core.files import read_rows, row_format
+from core.files import read_rows
+from core.row_formats import NUMBERED, row_format
 
 TABLE_FORMATS = (".jsonl", ".csv", ".parquet")
 WINDOW_WORDS = 8
@@ -127,7 +127,7 @@ def read_benchmark_items(path: Path) -> list[Item]:
     """Read every item of a benchmark's file with its strings. Its label is its id or its line.
 
     Args:
-        path: a file in JSONL, CSV or Parquet (by its suffix), or a folder with such files. In a
+        path: a file that `read_rows` reads, or a folder with files in JSONL, CSV or Parquet. In a
             folder, files of training splits ("train" in the name) are left out, because no score
             is computed on them.
 
@@ -145,19 +145,8 @@ def read_benchmark_items(path: Path) -> list[Item]:
             for file in files
             for label, texts in read_benchmark_items(file)
         ]
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    return [_item(f"line {line}", row) for line, row in read_rows(path, objects=False)]
-
-
-def _read_parquet(path: Path) -> list[Item]:
-    import datasets
-
-    with tempfile.TemporaryDirectory() as cache:
-        rows = datasets.load_dataset(
-            "parquet", data_files=str(path), split="train", cache_dir=cache
-        )
-        return [_item(f"row {number}", row) for number, row in enumerate(rows, 1)]
+    unit = "row" if row_format(path) in NUMBERED else "line"
+    return [_item(f"{unit} {number}", row) for number, row in read_rows(path, objects=False)]
 
 
 def _item(position: str, row: object) -> Item:

@@ -1,8 +1,20 @@
 """Mistakes that a user can correct, as opposed to bugs."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
+
+# Control characters, other line ends, changes of direction, halves of surrogate pairs.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text as one line, with each character that a terminal would obey as its escape.
+
+    Names in files and what endpoints answer are shown: they must not write to the terminal.
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class Problem:
     def __str__(self) -> str:
         prefix = f"{self.where}: " if self.where else ""
         suffix = f"; {self.fix}" if self.fix else ""
-        return f"{prefix}{self.what}{suffix}"
+        return printable(f"{prefix}{self.what}{suffix}")
 
 
 class UserError(Exception):

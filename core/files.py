@@ -1,8 +1,6 @@
-"""Files: atomic writes, durable appends, hashes, locks, and rows of JSONL and CSV files."""
+"""Files: atomic writes, durable appends, hashes, locks, and rows of data files."""
 
-import csv
 import fcntl
-import gzip
 import hashlib
 import io
 import json
@@ -10,15 +8,28 @@ import os
 import pwd
 import sys
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from core.errors import Problem, UserError
+from core.row_formats import (
+    GIVE,
+    SEPARATED,
+    csv_rows,
+    data_file,
+    json_lines,
+    json_list,
+    open_binary,
+    parquet_rows,
+    row_format,
+    row_location,
+)
 
-UTF8_BOM = b"\xef\xbb\xbf"
+_damaged: set[Path] = set()  # files that were named
 
 
 # The files of a model that transformers and vLLM read, by their names in its folder.
@@ -95,6 +106,37 @@ def owner(path: Path) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def read_record(path: Path, **keys: type) -> dict[str, Any] | None:
+    """The JSON object in a file that the kit wrote; None where it is missing.
+
+    A damaged file counts as missing and is named on stderr, once in a process: one of a thousand
+    must not stop every command. It is damaged too where a value under one of `keys` is not of the
+    type given.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in keys.items()):
+        return value
+    warn_of_damage(path)
+    return None
+
+
+def warn_of_damage(path: Path) -> None:
+    """Name a damaged file on stderr, once in a process."""
+    if path not in _damaged:
+        _damaged.add(path)
+        print(
+            f"warning: {path}: is cut short or edited, and counts as missing; bring it back from a "
+            "copy, or run the study again to make it anew",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def sha256(path: Path) -> str:
@@ -200,18 +242,6 @@ def file_system_time(descriptor: int) -> float:
     return os.fstat(descriptor).st_mtime
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """The file for reading, unpacked where its name ends in .gz (in any case)."""
-    opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
-    return cast(BinaryIO, opener(path, "rb"))
-
-
-def row_format(path: Path) -> str:
-    """The ending that tells a file's format, in lower case and without .gz, such as ".jsonl"."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
 def read_rows(
     path: Path,
     problems: list[Problem] | None = None,
@@ -220,13 +250,16 @@ def read_rows(
     skip_torn_line: bool = False,
     allow_surrogates: bool = False,
 ) -> Iterator[tuple[int, Any]]:
-    """The rows of a CSV file, or of a file with one JSON value a line (any other ending).
+    """The rows of a file: JSON lines, a JSON list (.json), CSV (.csv, .tsv) or Parquet.
 
-    Lines end with LF or CRLF alone: other separators, such as U+2028, may stand in a string. A
-    UTF-8 byte order mark and blank lines are skipped. A file whose name ends in .gz is unpacked.
+    The kit reads rows with this function alone, so that a file has the same rows wherever it is
+    used. A file whose name ends in .gz is unpacked; endings count in any case. Of a folder its only
+    data file is read. A text file is UTF-8, or UTF-16 with a byte order mark. Lines end with LF or
+    CRLF alone: other separators, such as U+2028, may stand in a string. A byte order mark and blank
+    lines are skipped.
 
     Args:
-        path: The file: .csv or .csv.gz in any case is CSV with a header.
+        path: The file.
         problems: Where given, what is wrong with a row is appended here and the row is skipped.
             Otherwise the first problem is raised. A file that can't be read is always raised.
         objects: Whether each JSON value must be an object.
@@ -235,93 +268,42 @@ def read_rows(
         allow_surrogates: Whether a text may have half of a surrogate pair, as in a ledger.
 
     Yields:
-        Line in the file (from 1; of a CSV row the last of its lines) and value. A CSV row is a
-        mapping from header to text.
+        Number (`core.row_formats.row_location`: the line from 1, of a CSV row the last of its
+        lines; of a JSON list and of Parquet the row) and value. A CSV row is a mapping from header
+        to text.
 
     Raises:
-        UserError: The file can't be read; a line is not UTF-8, not JSON or not an object; a CSV
-            row has more or fewer cells than the header. It names the file and the line.
+        UserError: The file can't be read or its kind is unknown; a line is not UTF-8, not JSON or
+            not an object; a CSV row has more or fewer cells than the header. It names the file and
+            the line.
     """
+    path = data_file(path)
 
-    def report(line: int, what: str, fix: str) -> None:
-        problem = Problem(f"{path}:{line}", what, fix)
+    def report(number: int, what: str, fix: str) -> None:
+        problem = Problem(row_location(path, number), what, fix)
         if problems is None:
             raise UserError.of([problem])
         problems.append(problem)
 
     try:
         with open_binary(path) as file:
-            if row_format(path) == ".csv":
-                yield from _csv_rows(file, report)
+            kind = row_format(path)
+            if kind in SEPARATED:
+                yield from csv_rows(file, path, report)
+                return
+            if kind == ".parquet":
+                yield from parquet_rows(file)
+                return
+            if kind == ".json":
+                rows = json_list(file, path, report)
             else:
-                yield from _json_rows(file, report, objects, skip_torn_line, allow_surrogates)
-    except (OSError, EOFError) as error:  # EOFError: a .gz that was cut short
-        raise UserError(
-            where=str(path),
-            what=f"cannot be read ({getattr(error, 'strerror', None) or error})",
-            fix="give a JSONL or CSV file in UTF-8",
-        ) from None
-
-
-def _json_rows(
-    file: BinaryIO,
-    report: Callable[[int, str, str], None],
-    objects: bool,
-    skip_torn_line: bool,
-    allow_surrogates: bool,
-) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, 1):
-        if skip_torn_line and not line.endswith(b"\n"):
-            return
-        text = line.removeprefix(UTF8_BOM) if number == 1 else line
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            report(number, f"not UTF-8 ({error.reason})", "save the file as UTF-8")
-            continue
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)  # its own line and column are within this line
-            report(number, f"not JSON ({reason})", "give one JSON value a line")
-            continue
-        if objects and not isinstance(value, dict):
-            report(number, "not a JSON object", "give one JSON object a line")
-            continue
-        if not allow_surrogates and b"\\u" in line and has_lone_surrogate(value):
-            report(number, "half of a surrogate pair, such as \\ud83d alone", "remove it")
-            continue
-        yield number, value
-
-
-def has_lone_surrogate(value: Any) -> bool:
-    """Whether a JSON value holds what is no character: no tokenizer and no file takes it."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _csv_rows(
-    file: BinaryIO, report: Callable[[int, str, str], None]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(sys.maxsize)  # a document may be longer than the default of 128 KiB
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, strict=True)
-    try:
-        header = reader.fieldnames or []
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
-            report(1, f"two columns {repeated[0]!r}", "rename one")
-        for row in reader:
-            if None in row:
-                fix = "put texts with commas in double quotes"
-                report(reader.line_num, "more cells than the header has", fix)
-            elif None in row.values():
-                report(reader.line_num, "fewer cells than the header has", "add the missing cells")
-            else:
-                yield reader.line_num, row
-    except csv.Error as error:
-        report(reader.reader.line_num, f"not CSV ({error})", "close every double quote")
-    except UnicodeDecodeError as error:
-        report(reader.reader.line_num + 1, f"not UTF-8 ({error.reason})", "save the file as UTF-8")
+                rows = json_lines(file, path, report, skip_torn_line, allow_surrogates)
+            for number, value in rows:
+                if objects and not isinstance(value, dict):
+                    report(number, "not a JSON object", "give JSON objects")
+                else:
+                    yield number, value
+    # EOFError, zlib.error: a .gz that was cut short or damaged. ValueError: pyarrow's.
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(where=str(path), what=f"cannot be read ({reason})", fix=GIVE) from None

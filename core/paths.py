@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 SOCKET_BYTES = 107
@@ -34,3 +35,13 @@ def socket_folder(name_bytes: int) -> str:
     """
     folder = tempfile.gettempdir()
     return folder if len(os.fsencode(folder)) + 1 + name_bytes <= SOCKET_BYTES else "/tmp"
+
+
+def is_there(path: str, or_folder: bool = False) -> bool:
+    """Whether a regular file, or a folder, lies at a path of the study file.
+
+    False of a device or a pipe, which might never end, and of a name that no file can have.
+    """
+    with suppress(OSError, ValueError):
+        return resolve(path).is_file() or (or_folder and resolve(path).is_dir())
+    return False

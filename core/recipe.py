@@ -12,6 +12,7 @@ from core.strict_yaml import (
     Count,
     Problems,
     Rate,
+    Share,
     in_file_order,
     located,
     read_yaml,
@@ -24,6 +25,9 @@ FEW_UPDATES = 100
 # Conversations are padded to a multiple of this many tokens: fewer shapes, and fit for tensor
 # cores.
 MULTIPLE = 8
+# Rules for rows of instruction data that can't be used. They are part of an identity only where
+# they differ from the default: data without such rows keeps its cells.
+ROW_RULES = ("malformed", "empty", "special_tokens", "too_long", "max_dropped")
 # Fields that a user may change while a training is half done: it continues in the same folder. They
 # change no result beyond rounding, and are not part of a cell's identity.
 RUNTIME_KEYS = (
@@ -67,7 +71,7 @@ class Training:
     epochs: Count
     """Passes over the rows."""
 
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
 
     tokens_per_step: Count | None = None
@@ -90,9 +94,9 @@ class Training:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
 
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        default_factory=lambda: [0.9, 0.95]
-    )
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = Field(default_factory=lambda: [0.9, 0.95])
     """AdamW's betas."""
 
     clip_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -111,6 +115,23 @@ class Training:
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """SFT: share of the rows that is not trained on. (Of documents, the corpus says it.)"""
+
+    malformed: Literal["drop", "refuse"] = "drop"
+    """SFT: rows that can't be read, or are no conversation. drop: leave them out before the dose is
+    drawn, and list them in the manifest. refuse: stop."""
+
+    empty: Literal["drop", "refuse"] = "drop"
+    """SFT: rows with an empty answer or question, or without an answer to train on."""
+
+    special_tokens: Literal["drop", "refuse"] = "drop"
+    """SFT: rows whose text holds the name of a special token, which would end a turn."""
+
+    too_long: Literal["drop", "truncate", "refuse"] = "drop"
+    """SFT: conversations of more than seq_len tokens. truncate: cut at seq_len tokens; dropped
+    where no trained token remains."""
+
+    max_dropped: Share = 0.01
+    """SFT: largest share of the rows that may be dropped. Beyond it the training is refused."""
 
     eval_every: Count | None = None
     """Optimizer steps between two evaluations of the held-out loss. None: never evaluated."""
@@ -274,5 +295,8 @@ def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if recipe["lora"] and not recipe["lora"]["train_special_tokens"]:
         lora = recipe["lora"].items()  # a cell without it stays as it was
         settings["lora"] = {key: value for key, value in lora if key != "train_special_tokens"}
+    for key in ROW_RULES:
+        if recipe["tokens_per_step"] or recipe[key] == getattr(Training, key):
+            del settings[key]
     runtime = {key: recipe[key] for key in RUNTIME_KEYS}
     return settings, runtime

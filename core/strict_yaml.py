@@ -5,6 +5,7 @@ All mistakes of a file are reported at once, each with its line, its key and wha
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,6 +63,13 @@ YamlLoader.add_implicit_resolver(
 )
 
 
+# Far beyond any file of the kit. A file that is larger, or becomes so by its aliases, would take
+# the memory of the machine.
+MAX_BYTES = 2**19
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+MAX_DIGITS = 40
+KEY_KINDS = ("str", "int", "merge")
 _TAGS = {
     f"tag:yaml.org,2002:{name}"
     for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge")
@@ -75,10 +83,20 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
         The file's value, the line of every value in it, and a problem for each key given twice.
 
     Raises:
-        UserError: The file can't be read or is not YAML.
+        UserError: The file can't be read, is larger than MAX_BYTES or is not YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        # A device or a pipe might never end.
+        if path.exists() and not path.is_file():
+            raise UserError(
+                where=str(path), what="not a regular file", fix="give the path of a YAML file"
+            )
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            what = f"larger than {MAX_BYTES >> 10} KiB, too large for a file of settings"
+            raise UserError(where=str(path), what=what, fix="give the path of a YAML file")
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(
             where=str(path),
@@ -86,8 +104,9 @@ def read_yaml(path: Path) -> tuple[Any, LineNumbers, list[Problem]]:
             fix="give the path of a YAML file",
         ) from None
     except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            where=str(path), what=f"not UTF-8: {error.reason}", fix="save it as UTF-8"
+            where=f"{path}:{line}", what=f"not UTF-8: {error.reason}", fix="save it as UTF-8"
         ) from None
     value, node = parse_yaml(text, str(path))
     lines: LineNumbers = {}
@@ -120,45 +139,76 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
     """The value of a YAML text, and its node. `source`: the text's name in an error.
 
     Raises:
-        UserError: The text is not YAML, or has what JSON cannot hold: a key that is a list or
-            mapping, a tag such as `!!set`, an anchor that contains itself.
+        UserError: The text is not YAML, has more than MAX_VALUES values or MAX_DEPTH levels, or has
+            what JSON cannot hold: a key that is no text or whole number, a tag such as `!!set`, an
+            anchor that contains itself, infinity.
     """
     try:
-        node = yaml.compose(text, YamlLoader)
-        _refuse_tags(node, source)
-        return yaml.load(text, YamlLoader), node
+        loader = YamlLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _check_node(node, source, {}, 0)
+        return loader.construct_document(node), node
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        if isinstance(error, RecursionError):
-            what = "an anchor contains itself"
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", None) or 0)
+        if is_deep := isinstance(error, RecursionError):
+            what = f"more than {MAX_DEPTH} levels"
         raise UserError(
-            where=f"{source}:{mark.line + 1}" if mark else source,
+            where=source if is_deep else f"{source}:{line + 1}",
             what=f"not valid YAML: {what}",
             fix="correct it; put a text that holds {, [, # or : in quotes",
         ) from None
 
 
-def _refuse_tags(node: yaml.Node | None, source: str) -> None:
-    """Raise UserError at a tag that a person wrote, and at a key that is no text or number."""
-    if node is None:
-        return
-    location = f"{source}:{node.start_mark.line + 1}"
+def _as_float(text: str) -> float:
+    return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
+
+
+def _check_node(node: yaml.Node, source: str, sizes: dict[int, int], depth: int) -> int:
+    """The number of values that a node stands for, with what its aliases repeat.
+
+    sizes: of the nodes that were checked, by their ids; 0 of those that are being checked.
+
+    Raises UserError at what a file of settings does not hold.
+    """
+
+    def refuse(what: str, fix: str, at: yaml.Node = node) -> UserError:
+        return UserError(where=f"{source}:{at.start_mark.line + 1}", what=what, fix=fix)
+
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise refuse("not valid YAML: an anchor contains itself", "write its value out")
+        return sizes[id(node)]
     if node.tag not in _TAGS:
-        raise UserError(where=location, what=f"has the tag {node.tag!r}", fix="remove the tag")
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_tags(item, source)
+        raise refuse(f"has the tag {node.tag!r}", "remove the tag")
+    if depth > MAX_DEPTH:
+        raise refuse(f"more than {MAX_DEPTH} levels", "nest less deeply")
+    sizes[id(node)] = 0
+    size = 1
+    if isinstance(node, yaml.ScalarNode):
+        kind = node.tag.rpartition(":")[2]
+        if kind == "float" and not math.isfinite(_as_float(node.value)):
+            raise refuse(f"{node.value} is no finite number", "give a number")
+        if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+            raise refuse(f"a number of {len(node.value)} digits", "give a smaller one")
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_check_node(item, source, sizes, depth + 1) for item in node.value)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise UserError(
-                    where=location,
-                    what="a list or mapping is used as a key",
-                    fix="put what is in {{ }} or [ ] in quotes, or replace it by its value",
-                )
-            _refuse_tags(key, source)
-            _refuse_tags(value, source)
+                fix = "put what is in {{ }} or [ ] in quotes, or replace it by its value"
+                raise refuse("a list or mapping is used as a key", fix, key)
+            if key.tag.rpartition(":")[2] not in KEY_KINDS:
+                raise refuse(f"{key.value!r} is used as a key", "put the key in quotes", key)
+            size += _check_node(key, source, sizes, depth + 1)
+            size += _check_node(value, source, sizes, depth + 1)
+    if size > MAX_VALUES:
+        raise refuse(f"its aliases stand for more than {MAX_VALUES} values", "write them out")
+    sizes[id(node)] = size
+    return size
 
 
 def validate(kind: type[T], raw: Any) -> T:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
 from core.files import read_rows
+from core.row_formats import row_location
 from eval.patches import keep_ungraded_dimensions
 from eval.questions import dataset_folder
 from eval.rubric import GRADE_FORMAT as GRADE_FORMAT  # the same judge's prompt
@@ -32,6 +33,8 @@ DIMENSION_COLUMNS = (
     "observable_indicators",
     "default_weighting",
 )
+# Columns of either file that hold text.
+TEXTS = ("question", "variables", "language", "translation", *DIMENSION_COLUMNS[:2])
 # Tags of the paper's question set whose dimension was given up.
 VESTIGIAL_TAGS = {"perspectivetaking"}
 VARIABLE = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")  # of a guiding question
@@ -61,7 +64,7 @@ def read(files: dict[str, Path]) -> QuestionSet:
     first_lines: dict[str, int] = {}
     first_ids: dict[str, str] = {}
     for line, columns in rows:
-        where = f"{path}:{line}"
+        where = row_location(path, line)
         row: dict[str, Any] = {column: columns.get(column) for column in QUESTION_COLUMNS}
         row["id"] = str(columns["id"])
         if row["id"] in first_lines:
@@ -92,12 +95,17 @@ def read(files: dict[str, Path]) -> QuestionSet:
 def _rows(
     path: Path, columns: tuple[str, ...], problems: list[Problem]
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The line number and row of every line of a JSONL file that has all `columns`."""
+    """The number and row of every row of a file that has all `columns`."""
     rows = []
     for line, row in read_rows(path, problems):
+        where = row_location(path, line)
+        not_text = [name for name in TEXTS if name in row and not isinstance(row[name], str | None)]
         if missing := [column for column in columns if row.get(column) is None]:
             what = f"missing column {', '.join(missing)}"
-            problems.append(Problem(f"{path}:{line}", what, f"it needs {', '.join(columns)}"))
+            problems.append(Problem(where, what, f"it needs {', '.join(columns)}"))
+        elif not_text:
+            what = f"column {', '.join(not_text)} is not text"
+            problems.append(Problem(where, what, "write it as text"))
         else:
             rows.append((line, row))
     return rows
@@ -113,7 +121,7 @@ def _dimensions(
     """
     dimensions: dict[str, dict[str, Any]] = {}
     for line, row in _rows(path, DIMENSION_COLUMNS, problems):
-        where = f"{path}:{line}"
+        where = row_location(path, line)
         not_text = [key for key in DIMENSION_COLUMNS[:-1] if not isinstance(row[key], str)]
         if not_text:
             what = f"column {', '.join(not_text)} is not text"

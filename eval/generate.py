@@ -13,8 +13,10 @@ from core.cell.manifest import read_manifest
 from core.errors import UserError
 from core.inference import vllm_engine as engine
 from core.inference.requests import Request, Result, open_results, run_requests
-from core.model_folder.chat import Chat
+from core.model_folder.chat import Chat, Messages
+from core.model_folder.tokenizer import special_names
 from eval import contamination, questions
+from eval.plain_text import encode_with_names
 
 if TYPE_CHECKING:
     from inspect_ai.dataset import Dataset
@@ -201,7 +203,8 @@ def answer_seeds(checkpoint: Path, prompts: list[list[int]], sampling: Sampling)
 def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], list[int]]:
     """Token ids of each question's prompt, and the token ids that end an answer.
 
-    A prompt begins with the begin-of-text token once, as rows of a training do.
+    A prompt begins with the begin-of-text token once, as rows of a training do. Names of special
+    tokens in a question stay text.
 
     Args:
         chat: The checkpoint's tokenizer and chat template.
@@ -212,7 +215,9 @@ def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], 
         UserError: There is no chat template, or one that can't be used, or `prompt` is not a format
             string of {question} alone.
     """
-    bos = chat.tokenizer.bos_token_id
+    tokenizer = chat.tokenizer
+    bos = tokenizer.bos_token_id
+    names = special_names(tokenizer)
     if prompt != "chat":
         try:
             rendered = [prompt.format(question=text) for text in texts]
@@ -222,10 +227,24 @@ def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], 
                 what=f"bad prompt ({error!r})",
                 fix="use {question} and no other braces",
             ) from error
-        bare = [chat.tokenizer(text, add_special_tokens=False).input_ids for text in rendered]
+        bare = [
+            encode_with_names(tokenizer, names, lambda text: prompt.format(question=text), text)
+            if names and names.search(text)
+            else tokenizer(whole, add_special_tokens=False).input_ids
+            for text, whole in zip(texts, rendered, strict=True)
+        ]
         return [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in bare], []
     chat.check(trained=False)
-    encoded = [chat.render([{"role": "user", "content": text}], True) for text in texts]
+
+    def ask(text: str) -> Messages:
+        return [{"role": "user", "content": text}]
+
+    encoded = [
+        encode_with_names(tokenizer, names, lambda text: chat.text(ask(text), True), text)
+        if names and names.search(text)
+        else chat.render(ask(text), True)
+        for text in texts
+    ]
     # The config of a base model ends a text, not a message of a chat.
     return encoded, chat.end_ids()
 

@@ -3,15 +3,16 @@ judge's."""
 
 import csv
 import hashlib
-import io
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.files import read_rows
+from core.row_formats import csv_table, open_binary, open_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 HUMAN = "human"
 SHEET = ["label_id", "question", "answer", "dimension", "guiding question", "indicators", "grade"]
-PASS = ("1", "1.0", "pass", "yes", "c")
-FAIL = ("0", "0.0", "fail", "no", "i")
+PASS = ("1", "pass", "yes", "y", "true", "c")
+FAIL = ("0", "fail", "no", "n", "false", "i")
 GRADES = dict.fromkeys(PASS, 1) | dict.fromkeys(FAIL, 0)
 CHECKPOINT = ["benchmark", "dose", "arm", "seed"]
 RESPONSE = ["question", "epoch", "dimension"]
 UNIT = [*CHECKPOINT, *RESPONSE]  # what is graded: one dimension of one response of a checkpoint
+SHOWN_ROWS = 5  # in a problem
 TEXT_COLUMNS = ["answers", "question", "scenario", "dimension", "judge", "missing", "response"]
 
 
@@ -163,14 +165,14 @@ def read_back(path: Path) -> "pd.DataFrame":
     """The labels of a sheet as rows of the long table.
 
     Columns: answers (the identity of their cell) and those of a judge's scores.parquet. Names of
-    arms and benchmarks may have changed since. Grades are 0/1, pass/fail, yes/no or C/I in any
-    case; empty is not labelled and gives no row. The score of a
+    arms and benchmarks may have changed since. Grades are 0/1 (also 1.0, 1,00), pass/fail, yes/no,
+    y/n, true/false or C/I in any case; empty is not labelled and gives no row. The score of a
     dimension that was graded for several animals is the mean of their grades; where only some of
     them are labelled it is NaN and `missing` says so. The key is beside the sheet. Commas,
     semicolons or tabs separate the columns.
 
-    Raises UserError with a problem for each label that is unknown or there twice and each grade
-    that is none of these.
+    Raises UserError with a problem for all labels that are unknown, all that are there twice and
+    all grades that are none of these.
     """
     import pandas as pd
 
@@ -275,39 +277,71 @@ def _as_text(text: str) -> str:
 
 def _read_sheet(path: Path, labels: set[str]) -> dict[str, float]:
     """The grades of a sheet, 0 or 1, by label."""
-    # Only ASCII is read back, so letters may be lost in whatever encoding the sheet was saved in.
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    header_line = text.partition("\n")[0]
-    rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header_line.count)))
-    header = [name.strip().casefold() for name in rows[0]] if rows else []
-    if not {"label_id", "grade"} <= set(header):
-        raise UserError(
-            where=str(path),
-            what="no columns label_id and grade",
-            fix="save the sheet as CSV with its first line as it was",
-        )
+    rows = _sheet_rows(path)
     grades: dict[str, float] = {}
-    first_rows: dict[str, int] = {}
-    problems = []
-    for number, row in enumerate(rows[1:], 2):
-        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+    seen: set[str] = set()
+    mistakes: dict[tuple[str, str], list[tuple[int, str]]] = {}  # (what, fix) -> rows and values
+    for number, cells in rows:
         if not any(cells.values()):
             continue
         label = cells.get("label_id", "")
         grade = cells.get("grade", "")
-        where = f"{path}, row {number}"
+        value = _grade(grade)
         if label not in labels:
-            fix = "restore its label_id or the sheet's own key"
-            problems.append(Problem(where, f"unknown label {label!r}", fix))
-        elif label in first_rows:
-            fix = f"it is also in row {first_rows[label]}, remove one"
-            problems.append(Problem(where, f"label {label} twice", fix))
-        elif grade and grade.casefold() not in GRADES:
-            fix = "write 1 or 0, pass or fail, yes or no, C or I"
-            problems.append(Problem(where, f"unknown grade {grade!r}", fix))
-        elif grade:
-            grades[label] = GRADES[grade.casefold()]
-        first_rows.setdefault(label, number)
-    if problems:
-        raise UserError.of(problems)
+            key = ("unknown label", "restore its label_id or the sheet's own key")
+            mistakes.setdefault(key, []).append((number, label))
+        elif label in seen:
+            key = ("a label twice", "remove one")
+            mistakes.setdefault(key, []).append((number, label))
+        elif grade and value is None:
+            key = ("unknown grade", "write 1 or 0, pass or fail, yes or no, true or false, C or I")
+            mistakes.setdefault(key, []).append((number, grade))
+        elif value is not None:
+            grades[label] = value
+        seen.add(label)
+    if mistakes:
+        raise UserError.of(
+            _mistake(path, what, fix, places) for (what, fix), places in mistakes.items()
+        )
     return grades
+
+
+def _mistake(path: Path, what: str, fix: str, places: list[tuple[int, str]]) -> Problem:
+    """One problem for all rows with this mistake."""
+    numbers = ", ".join(str(number) for number, _ in places[:SHOWN_ROWS])
+    more = f" and {len(places) - SHOWN_ROWS} more" if places[SHOWN_ROWS:] else ""
+    values = list(dict.fromkeys(value for _, value in places))
+    shown = ", ".join(map(repr, values[:SHOWN_ROWS])) + (" ..." if values[SHOWN_ROWS:] else "")
+    rows = "row" if len(places) == 1 else "rows"
+    return Problem(f"{path}, {rows} {numbers}{more}", f"{what} {shown}", fix)
+
+
+def _sheet_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(number of the row, cells by the header in lower case) of a sheet.
+
+    Only ASCII is read back, so letters may be lost in whatever encoding the sheet was saved in.
+    """
+    try:
+        with open_binary(path) as file:
+            header, rows = csv_table(open_text(file, "", errors="replace"))
+            table = list(rows)
+    except csv.Error as error:
+        fix = "save the sheet as CSV again"
+        raise UserError(where=str(path), what=f"not CSV ({error})", fix=fix) from None
+    names = [name.strip().casefold() for name in header]
+    for name in ("label_id", "grade"):
+        if names.count(name) != 1:
+            what = "no column" if name not in names else f"{names.count(name)} columns"
+            fix = "save the sheet as CSV with its first line as it was"
+            raise UserError(where=str(path), what=f"{what} {name}", fix=fix)
+    return [
+        (number, dict(zip(names, (cell.strip() for cell in cells), strict=False)))
+        for number, (_, cells) in enumerate(table, 2)
+    ]
+
+
+def _grade(cell: str) -> int | None:
+    """A grade as 0 or 1; None where it is neither, or empty."""
+    with suppress(ValueError):
+        return GRADES.get(f"{float(cell.replace(',', '.')):g}")
+    return GRADES.get(cell.casefold())

@@ -14,12 +14,14 @@ from core.errors import Problem, UserError
 from core.files import read_rows
 from core.inference import vllm_engine as engine
 from core.inference.requests import Result, open_results
+from core.model_folder.tokenizer import special_names
+from core.row_formats import data_file, row_location
 from eval import contamination
-from eval.questions import data_file
 
 CONTEXT = "Question: {question}\nAnswer:"
 RESUMABLE = True  # finished requests are read from requests.jsonl
 LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
+SATURATED = 0.99  # a score beyond it, or below its complement, says little about the model
 
 
 def run(context: StageContext) -> dict[str, int | float]:
@@ -38,7 +40,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: task (name), per_token, rows (expected, or None), files {items: identity}, engine
     (arguments of vLLM that change numbers).
-    Resources: files {items: path of a JSONL file, see `read`}, engine (arguments that change none:
+    Resources: files {items: path of a file, see `read`}, engine (arguments that change none:
     max_model_len ...). Inputs: checkpoint and, where it was trained on documents, contamination.
 
     Returns counts: items, correct (by acc), correct_normalized (by acc_norm), tokens (read).
@@ -48,20 +50,15 @@ def run(context: StageContext) -> dict[str, int | float]:
     settings = context.settings
     contamination.check(context)
     path = context.resources["files"]["items"]
-    items = read(data_file(path))
+    items = read(data_file(Path(path)))
     if settings["rows"] not in (None, len(items)):
         raise UserError(
             where=str(path),
             what=f"{len(items)} items, {settings['rows']} are expected",
             fix="fetch it again, or name your own file in the study file",
         )
-    matching_length = sum(len(item["choices"][item["answer"]]) for item in items)
-    mean_length = sum(sum(map(len, item["choices"])) / len(item["choices"]) for item in items)
-    if abs(math.log(matching_length / mean_length)) > LENGTH_TOLERANCE:
-        context.warn(
-            "matching choices differ from the others in length by over 10 %: "
-            "a bias towards the shorter ones"
-        )
+    if not settings["per_token"] and (warning := length_warning(items)):
+        context.warn(warning)
     lm = engine.open_engine(
         context.inputs["checkpoint"] / "model", settings["engine"], context.resources["engine"]
     )
@@ -75,6 +72,8 @@ def run(context: StageContext) -> dict[str, int | float]:
             results,
             lambda number: context.progress(number, num_requests, "requests"),
         )
+    if warning := saturation_warning([sample["score"] for sample in samples]):
+        context.warn(warning)
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     (context.folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     rows = [
@@ -109,7 +108,7 @@ def preload() -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The items of a JSONL file, ids as strings.
+    """The items of a file (`core.files.read_rows`), ids as strings.
 
     An item has id, question, choices (different texts), answer (the index of the matching choice)
     and, optionally, scenario. Rows of Anthropic's model-written evaluations are converted.
@@ -119,14 +118,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     problems: list[Problem] = []
     for line, fields in read_rows(path, problems):
-        where = f"{path}:{line}"
+        where = row_location(path, line)
         try:
             row = _as_item(fields, line)
             key = str(row["id"])
-            if not _is_valid(row["question"], row["choices"], row["answer"]):
-                fix = "give different choices and the index of one as answer"
-                problems.append(Problem(where, f"bad item {key!r}", fix))
-        except (KeyError, TypeError) as error:
+            if what := _mistake(row["question"], row["choices"], row["answer"]):
+                fix = "give two or more different choices and the index of one as answer"
+                problems.append(Problem(where, f"bad item {key!r}: {what}", fix))
+        except (KeyError, TypeError, AttributeError) as error:
             fix = "it needs id, question, choices and answer"
             problems.append(Problem(where, f"bad item ({error!r})", fix))
             continue
@@ -140,11 +139,55 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(items.values())
 
 
-def _is_valid(question: Any, choices: list[Any], answer: Any) -> bool:
-    """Whether there are two or more different choices, all text, and `answer` is an index."""
-    texts = [choice for choice in choices if isinstance(choice, str) and choice.strip()]
-    different = 1 < len(set(choices)) == len(choices) == len(texts)
-    return isinstance(question, str) and different and answer in range(len(choices))
+def _mistake(question: Any, choices: Any, answer: Any) -> str | None:
+    """What is wrong with an item."""
+    if not isinstance(question, str) or not question.strip():
+        return "its question is no text"
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        return "choices is not a list of texts"
+    texts = [choice.strip() for choice in choices]  # as they are compared
+    if not all(texts):
+        return "an empty choice"
+    if len(texts) < 2:
+        return "fewer than two choices"
+    if len(set(texts)) < len(texts):
+        return "two choices are the same text, but for spaces around it"
+    # True and 0.0 are indices to Python.
+    if type(answer) is not int or answer not in range(len(texts)):
+        return f"answer {answer!r} is not the index of a choice (0 to {len(texts) - 1})"
+    return None
+
+
+def length_warning(items: list[dict[str, Any]]) -> str | None:
+    """A warning where matching choices are longer or shorter than the others of their items.
+
+    The log-probability of a whole choice falls with its length.
+    """
+    ratios = []
+    for item in items:
+        lengths = [len(choice.strip()) for choice in item["choices"]]
+        matching = lengths.pop(item["answer"])
+        ratios.append(math.log(matching / (sum(lengths) / len(lengths))))
+    apart = sum(abs(ratio) > LENGTH_TOLERANCE for ratio in ratios)
+    mean = math.fsum(ratios) / len(ratios)
+    if abs(mean) <= LENGTH_TOLERANCE and 2 * apart <= len(items):
+        return None
+    return (
+        f"{apart} of {len(items)} matching choices differ from the others of their item in length "
+        f"by over 10 %, {math.expm1(mean):+.0%} on average: a bias towards the shorter ones, "
+        "which per_token avoids"
+    )
+
+
+def saturation_warning(scores: list[float]) -> str | None:
+    """A warning where most scores are next to 0 or 1."""
+    saturated = sum(not 1 - SATURATED <= score <= SATURATED for score in scores)
+    if 2 * saturated <= len(scores):
+        return None
+    return (
+        f"{saturated} of {len(scores)} scores are beyond {SATURATED} or below "
+        f"{1 - SATURATED:.2g}: choices differ too much for a probability to tell models apart"
+    )
 
 
 def _as_item(row: dict[str, Any], line: int) -> dict[str, Any]:
@@ -200,6 +243,15 @@ def evaluate(
     from eval.task_model import TaskModel
 
     model = TaskModel(lm, None, results, report)
+    if names := special_names(model.tokenizer):
+        for item in items:
+            for text in (item["question"], *item["choices"]):
+                if match := names.search(text):
+                    raise UserError(
+                        where=f"item {item['id']}",
+                        what=f"{match[0]!r} in its text would be read as the token",
+                        fix="reword the item",
+                    )
     bos = model.tokenizer.bos_token or ""
     rows = [
         {

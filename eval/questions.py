@@ -11,12 +11,12 @@ from pathlib import Path
 
 from core.cell.context import StageContext
 from core.errors import UserError
+from core.row_formats import data_file
 from eval.patches import datasets_cache, environment
 from eval.scorer import QuestionSet, Scorer
 
 TEMPORARY = "temporary-"  # prefix of temporary folders; a killed process leaves them behind
 QUESTION_FILES = ("questions", "dimensions")
-DATA_SUFFIXES = (".jsonl", ".parquet", ".csv")
 README = """---
 configs:
 - config_name: questions
@@ -46,7 +46,7 @@ def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
             what="not a scorer of judged benchmarks",
             fix="eval/scorer.py says what its module must define",
         )
-    files = {name: data_file(paths[name]) for name in QUESTION_FILES if name in paths}
+    files = {name: data_file(Path(paths[name])) for name in QUESTION_FILES if name in paths}
     question_set = scorer.read(files)
     if settings["rows"] not in (None, len(question_set.questions)):
         raise UserError(
@@ -55,25 +55,6 @@ def load_questions(context: StageContext) -> tuple[Scorer, QuestionSet]:
             fix="fetch it again, or name your own file in the study file",
         )
     return scorer, question_set
-
-
-def data_file(path: str) -> Path:
-    """The file at `path`, or the data file in a folder that has exactly one.
-
-    Raises:
-        UserError: The folder has no or several data files.
-    """
-    source = Path(path)
-    if not source.is_dir():
-        return source
-    data_files = sorted(file for file in source.rglob("*") if file.suffix in DATA_SUFFIXES)
-    if len(data_files) != 1:
-        raise UserError(
-            where=path,
-            what=f"{len(data_files)} data files, one is expected",
-            fix="name your own in the study file",
-        )
-    return data_files[0]
 
 
 def remove_temporary(folder: Path) -> None:

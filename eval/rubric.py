@@ -4,12 +4,12 @@ Higher is better.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
 from core.files import read_rows
+from core.row_formats import row_location
 from eval.patches import official_grade
 from eval.scorer import QuestionSet
 
@@ -24,7 +24,7 @@ GRADE_FORMAT = "GRADE: C or GRADE: I, in the last line"
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
-    """Read `questions`: JSONL, CSV or parquet with columns id, question, rubric and, optionally,
+    """Read `questions`: a file with columns id, question, rubric and, optionally,
     scenario (rows of one scenario have the same text there; by default the question's own).
 
     Raises UserError with a problem for every row with a missing column or a duplicate id.
@@ -90,7 +90,7 @@ def official_score(log: "EvalLog", variant: str | None = None) -> float:
 def rows(
     path: Path, columns: tuple[str, ...], problems: list[Problem]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a JSONL, CSV or parquet file (by its suffix), each with its place in the file.
+    """The rows of a file (`core.files.read_rows`), each with its place in the file.
 
     Every row must have `columns`; those other than id must hold text. A row that does not is
     appended to `problems` instead, and so is a file without rows or in another format.
@@ -99,7 +99,8 @@ def rows(
     problems_before = len(problems)
     needed = f"it needs {', '.join(columns)}"
     try:
-        for where, row in _parsed(path, problems):
+        for number, row in read_rows(path, problems):
+            where = row_location(path, number)
             missing = [
                 name for name in columns if row.get(name) is None or not str(row[name]).strip()
             ]
@@ -117,23 +118,9 @@ def rows(
                 valid_rows.append((where, row))
     except UserError as error:
         problems += error.problems
-    except (OSError, ValueError) as error:  # pyarrow's
-        what = f"can't be read ({' '.join(str(error).split())})"
-        problems.append(Problem(str(path), what, "give JSONL, CSV or parquet"))
     if not valid_rows and len(problems) == problems_before:
         problems.append(Problem(str(path), "no rows", f"each row needs {', '.join(columns)}"))
     return valid_rows
-
-
-def _parsed(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
-            yield f"{path}, row {number}", row
-    else:
-        for line, row in read_rows(path, problems):
-            yield f"{path}:{line}", row
 
 
 def unique(key: str, where: str, first_places: dict[str, str], problems: list[Problem]) -> str:

@@ -3,21 +3,27 @@
 Rank 0 writes token files once (recipes.tokenization); all ranks map them (recipes.rows).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from core.cell.context import StageContext
 from core.errors import UserError
-from core.files import has_lone_surrogate, open_binary, read_rows, row_format
-from core.model_folder.chat import Chat, Messages
+from core.files import read_rows
+from core.model_folder.chat import Chat
 from core.model_folder.config import end_token_ids, read_config
 from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training
+from recipes.conversations import (
+    BadRow,
+    Conversation,
+    check_bad_rows,
+    count_by_rule,
+    read_conversations,
+    split_rows,
+)
 from recipes.distributed import Ranks
 from recipes.rows import Rows
 from recipes.tokenization import (
@@ -26,9 +32,8 @@ from recipes.tokenization import (
     encode_conversations,
     encode_documents,
     pack_documents,
+    usable_conversations,
 )
-
-Conversation = tuple[str, Messages]  # where it comes from ("file:line"), and its messages
 
 
 def prepare_rows(
@@ -39,14 +44,15 @@ def prepare_rows(
     midtrain: documents.jsonl and held_out.jsonl of the input `documents`. With `question_variant`
         in its settings the questions of that form with their answers, as conversations, a share
         `held_out` of them held out.
-    sft: the first `dose` rows of the file `data` in an order from the study's seed, the
+    sft: the first `dose` usable rows of the file `data` in an order from the study's seed, the
         last share `held_out` of that order, and documents to replay of the input `replay`.
 
     At most `eval_rows` of the held-out rows are evaluated; the others are not trained on either.
 
     `chat`: that of `chat_of`, where the caller has it.
 
-    A collective. Raises UserError where a row can't be used; nothing is left out silently.
+    A collective. Rows that can't be used go by the recipe's rules (recipes.conversations): they are
+    dropped before a dose is drawn and listed in the manifest, or UserError is raised.
     """
     start = context.inputs["start"] / "model"
     chat = chat or chat_of(context)
@@ -135,14 +141,17 @@ def _conversation_rows(
     folder = context.folder / "rows"
     held_out_folder = context.folder / "rows_held_out"
     if ranks.rank == 0:
-        trained, held_out = _split(context, recipe)
+        trained, held_out = _split(context, recipe, chat)
         replayed: list[np.ndarray] = []
         if "replay" in context.inputs:
             replayed = _replayed(context, chat.tokenizer, recipe.seq_len, len(trained))
-        encode_conversations(folder, trained, chat, recipe.seq_len, replayed)
+        truncate = recipe.too_long == "truncate"
+        encode_conversations(folder, trained, chat, recipe.seq_len, replayed, truncate)
         if recipe.eval_every:
             evaluated = held_out[: recipe.eval_rows]
-            encode_conversations(held_out_folder, evaluated, chat, recipe.seq_len)
+            encode_conversations(
+                held_out_folder, evaluated, chat, recipe.seq_len, truncate=truncate
+            )
     ranks.barrier()
     pad = chat.tokenizer.pad_token_id
     rows = Rows.load(folder, None, pad)
@@ -152,39 +161,41 @@ def _conversation_rows(
 
 
 def _split(
-    context: StageContext, recipe: Training
+    context: StageContext, recipe: Training, chat: Chat
 ) -> tuple[list[Conversation], list[Conversation]]:
     """The rows of this dose and the held-out rows.
 
     They are shuffled by the study's seed, so that a larger dose contains the smaller.
     """
     if "documents" in context.inputs:
-        path = str(context.inputs["documents"] / f"{context.settings['question_variant']}.jsonl")
+        path = context.inputs["documents"] / f"{context.settings['question_variant']}.jsonl"
     else:
-        path = context.resources["files"]["data"]
-    conversations = [
-        (f"{path}:{number}", _messages(path, number, row))
-        for number, row in read_objects(Path(path))
-    ]
-    num_held_out = round(recipe.held_out * len(conversations))
-    available = len(conversations) - num_held_out
-    dose = context.settings.get("dose", available)
-    if dose > available:
-        held_out = f", {num_held_out} of them held out" if num_held_out else ""
-        raise UserError(
-            where=path,
-            what=f"has {len(conversations)} rows{held_out}, the dose is {dose}",
-            fix="lower sft.doses",
-        )
-    if recipe.eval_every and not num_held_out:
-        raise UserError(
-            where=path,
-            what="eval_every needs held-out rows",
-            fix="give the recipe held_out, a share such as 0.1",
-        )
+        path = Path(context.resources["files"]["data"])
+    conversations, bad = read_conversations(path)
+    total = len(conversations) + len(bad)
+    conversations, unusable = usable_conversations(conversations, chat, recipe)
+    bad += unusable
+    check_bad_rows(bad, total, recipe)
+    if bad:
+        _list_bad_rows(context, path, bad, total)
+    dose = context.settings.get("dose")
+    trained, available = split_rows(str(path), len(conversations), recipe, dose)
     order = np.random.default_rng(context.settings["seed"]).permutation(len(conversations))
     shuffled = [conversations[i] for i in order]
-    return shuffled[:dose], shuffled[available:]
+    return shuffled[:trained], shuffled[available:]
+
+
+def _list_bad_rows(context: StageContext, path: Path, bad: list[BadRow], total: int) -> None:
+    """Say which rows were left out, in the manifest and in the log."""
+    by_rule: dict[str, list[str]] = {}
+    for row in bad:
+        by_rule.setdefault(row.rule, []).append(Path(row.problem.where).name)
+        context.log(f"dropped: {row.problem}")
+    context.facts["dropped_rows"] = {"file": str(path), "of": total, "rows": by_rule}
+    counts = ", ".join(f"{count} x {rule}" for rule, count in count_by_rule(bad).items())
+    context.warn(
+        f"{len(bad)} of {total} rows of {path.name} can't be used and were dropped: {counts}"
+    )
 
 
 def _replayed(
@@ -212,7 +223,7 @@ def _replayed(
 
 def read_jsonl(path: Path, key: str) -> Iterator[str]:
     """The text under `key` of every row. Raises UserError that names the first line without it."""
-    for number, row in read_objects(path):
+    for number, row in read_rows(path):
         if not isinstance(row.get(key), str):
             raise UserError(
                 where=f"{path}:{number}",
@@ -220,74 +231,3 @@ def read_jsonl(path: Path, key: str) -> Iterator[str]:
                 fix=f"it must be a JSON object with a text as {key!r}",
             )
         yield row[key]
-
-
-def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a JSONL file, or (index from 1, row) of a JSON list; gzipped or not.
-
-    Raises UserError at the first row that is not a JSON object.
-    """
-    if row_format(path) != ".json":
-        yield from read_rows(path)
-        return
-    for number, row in enumerate(_read_list(path), 1):
-        if not isinstance(row, dict):
-            raise UserError(
-                where=f"{path}, row {number}",
-                what="not a JSON object",
-                fix="give a list of objects",
-            )
-        if has_lone_surrogate(row):
-            raise UserError(
-                where=f"{path}, row {number}",
-                what="half of a surrogate pair, such as \\ud83d alone",
-                fix="remove it",
-            )
-        yield number, row
-
-
-def _read_list(path: Path) -> list[Any]:
-    try:
-        with open_binary(path) as file:
-            rows = json.loads(file.read())
-    except ValueError as error:
-        raise UserError(
-            where=str(path), what=f"not JSON: {error}", fix="a .json file is a list of rows"
-        ) from None
-    if not isinstance(rows, list):
-        raise UserError(
-            where=str(path),
-            what="not a list of rows",
-            fix="name it .jsonl if it has one row a line",
-        )
-    return rows
-
-
-def _messages(path: str, number: int, row: dict[str, Any]) -> Messages:
-    """A row's messages.
-
-    It has `messages`, Alpaca's `instruction`, `input`, `output`, or HelpSteer's `prompt`,
-    `response`.
-    """
-    try:
-        if "instruction" in row and "output" in row:
-            prompt = "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
-            row = {"prompt": prompt, "response": row["output"]}
-        if "prompt" in row and "response" in row:
-            contents = {"user": row["prompt"], "assistant": row["response"]}
-            messages = [{"role": role, "content": text} for role, text in contents.items()]
-            row = {"messages": messages}
-        turns: Messages = row["messages"]
-        answers = [turn["content"].strip() for turn in turns[1:] if turn["role"] == "assistant"]
-        if not answers or not all(answers) or turns[0]["role"] == "assistant":
-            raise ValueError
-        if not all(isinstance(turn["content"], str) for turn in turns):
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(
-            where=f"{path}:{number}",
-            what="is not a conversation with an answer",
-            fix="give `messages` with an answer of the assistant, instruction and output, or "
-            "prompt and response, all of them texts, none of them empty",
-        ) from None
-    return turns

@@ -15,9 +15,13 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.files import write_atomically
-from core.model_folder.chat import Chat, Messages
+from core.model_folder.chat import Chat
+from core.model_folder.chat import Messages as PlainMessages
+from core.model_folder.tokenizer import special_names
+from core.recipe import Training
+from recipes.conversations import BadRow, Conversation, Messages
 from recipes.rows import Rows
 
 TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
@@ -72,44 +76,95 @@ def encode_documents(
 
 def encode_conversations(
     folder: Path,
-    rows: list[tuple[str, Messages]],
+    rows: list[Conversation],
     chat: Chat,
     seq_len: int,
     replayed: Iterable[np.ndarray] = (),
+    truncate: bool = False,
 ) -> Rows:
     """One conversation a row; only the assistant's answers with their end token are trained.
 
     Args:
-        rows: where each conversation comes from ("file:line"), and its messages.
         replayed: token ids of documents, a row each, of which every token is trained.
+        truncate: cut conversations at `seq_len` tokens.
 
-    Raises UserError where conversations have more than `seq_len` tokens (nothing is cut) or hold a
-    special token's name, or the chat template is missing or unusable.
+    Raises UserError where conversations have more than `seq_len` tokens and are not cut, or the
+    chat template is missing or unusable.
     """
     if not (folder / "index.json").exists():
         if rows:
             chat.check(trained=True)
         special = chat.special_ids()
-        added = chat.tokenizer.added_tokens_decoder.items()
-        names = re.compile(
-            "|".join(re.escape(token.content) for _, token in added if token.special)
-        )
-        encoded = [
-            _encode_conversation(source, messages, chat, names, special)
-            for source, messages in rows
-        ]
-        _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
+        encoded = [_encode_conversation(row, chat, special) for row in rows]
+        if not truncate:
+            _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
+        cut = ((ids[:seq_len], loss_mask[:seq_len]) for ids, loss_mask in encoded)
         all_trained = ((ids, np.arange(len(ids)) > 0) for ids in replayed)
-        _write(folder, itertools.chain(encoded, all_trained))
+        _write(folder, itertools.chain(cut, all_trained))
     return Rows.load(folder, None, chat.tokenizer.pad_token_id)
 
 
-def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len: int) -> None:
+def usable_conversations(
+    rows: list[Conversation], chat: Chat, recipe: Training
+) -> tuple[list[Conversation], list[BadRow]]:
+    """The conversations that can be encoded, and those that can't or are longer than `seq_len`.
+
+    Raises UserError where the chat template is missing or unusable.
+    """
+    if rows:
+        chat.check(trained=True)
+    names = special_names(chat.tokenizer)
+    special = chat.special_ids()
+    usable = []
+    bad = []
+    for row in rows:
+        problem = _problem(row, chat, names, special, recipe)
+        if problem:
+            bad.append(problem)
+        else:
+            usable.append(row)
+    return usable, bad
+
+
+def _problem(
+    row: Conversation,
+    chat: Chat,
+    names: re.Pattern[str] | None,
+    special: set[int],
+    recipe: Training,
+) -> BadRow | None:
+    """What is wrong with a row. `names` matches the special tokens' names."""
+    for message in row.messages:
+        # The rendered template is tokenized as a whole: such a name would end a turn or open one.
+        if names and (match := names.search(message["content"])):
+            what = f"{match[0]!r} in its text would be read as the token"
+            return BadRow("special_tokens", Problem(row.source, what, "reword or drop the row"))
+    try:
+        text = chat.text(_plain(row.messages), False)
+    except UserError as error:
+        fix = "change the row, or give the model another template"
+        return BadRow("malformed", Problem(row.source, error.problems[0].what, fix))
+    # A token has a byte at least, so that most rows need not be tokenized here.
+    if len(text.encode()) < recipe.seq_len:
+        return None
+    ids, loss_mask = _encode_conversation(row, chat, special)
+    if len(ids) <= recipe.seq_len:
+        return None
+    if recipe.too_long == "truncate" and loss_mask[: recipe.seq_len].any():
+        return None
+    what = f"{len(ids)} tokens, more than the recipe's seq_len {recipe.seq_len}"
+    fix = "raise seq_len or max_dropped in the recipe, or drop these rows"
+    return BadRow("too_long", Problem(row.source, what, fix))
+
+
+def _plain(messages: Messages) -> PlainMessages:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _check_lengths(rows: list[Conversation], lengths: list[int], seq_len: int) -> None:
     """Raises UserError where conversations have more than `seq_len` tokens."""
     too_long = [
-        (length, source)
-        for length, (source, _) in zip(lengths, rows, strict=True)
-        if length > seq_len
+        (length, row.source) for length, row in zip(lengths, rows, strict=True) if length > seq_len
     ]
     if too_long:
         sources = ", ".join(source for _, source in too_long[:3])
@@ -122,32 +177,19 @@ def _check_lengths(rows: list[tuple[str, Messages]], lengths: list[int], seq_len
 
 
 def _encode_conversation(
-    source: str,
-    messages: Messages,
-    chat: Chat,
-    names: re.Pattern[str],
-    special: set[int],
+    row: Conversation, chat: Chat, special: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of a conversation up to its last answer, and which of them are trained, bool.
 
-    `names` matches the special tokens' names, `special` has the ids that may end an answer.
+    `special` has the ids that may end an answer.
     """
-    for message in messages:
-        # The rendered template is tokenized as a whole: such a name would end a turn or open one.
-        if match := names.search(message["content"]):
-            raise UserError(
-                where=source,
-                what=f"{match[0]!r} in its text would be read as the token",
-                fix="reword or drop the row",
-            )
-
     # Strip answers as Llama's template does: otherwise a line break that an answer begins with
     # would merge with the header's into one token.
     messages = [
         message | {"content": message["content"].strip()}
         if message["role"] == "assistant"
         else message
-        for message in messages
+        for message in _plain(row.messages)
     ]
 
     ids: list[int] = []
@@ -161,13 +203,13 @@ def _encode_conversation(
             answered = chat.render(messages[: turn + 1], False)
         except UserError as error:
             raise UserError(
-                where=source,
+                where=row.source,
                 what=error.problems[0].what,
                 fix="change the row, or give the model another template",
             ) from None
         if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
             raise UserError(
-                where=source,
+                where=row.source,
                 what=chat.not_a_prefix(messages, turn),
                 fix="give the model one that only appends",
             )
@@ -176,7 +218,8 @@ def _encode_conversation(
         if str(chat.tokenizer.decode(answered[end:])).strip():
             # That special token is of the header: the template has no end token.
             end = len(answered)
-        loss_mask += [len(prompt) <= i < end for i in range(len(ids), len(answered))]
+        is_trained = bool(row.messages[turn].get("weight", 1))
+        loss_mask += [is_trained and len(prompt) <= i < end for i in range(len(ids), len(answered))]
         ids = answered
     return np.array(ids, np.uint32), np.array(loss_mask)
 

@@ -25,6 +25,7 @@ from sdf.gate_patterns import CHARACTERS
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
 from sdf.settings import CorpusSettings, Template, WriterSettings
 from sdf.slots import render_prompts
+from sdf.text_checks import unify_line_ends
 
 # The last one counts, whatever it holds: a number from 1 to 10, or one of another scale.
 SCORE = re.compile(
@@ -190,7 +191,7 @@ class CorpusWriter:
             entry = await self._complete(i, attempt, "answerer", prompt)
             if entry.no_answer:
                 return Rejection("withheld", entry.no_answer[:DETAIL_CHARACTERS])
-        text = without_thoughts(entry.text)
+        text = unify_line_ends(without_thoughts(entry.text))
         finish_reason = "stop" if entry.finished else entry.finish_reason
         rejection = first_failed_gate(text, finish_reason, self.rules)
         if rejection is None:

@@ -2,8 +2,10 @@
 
     empty        the text is empty or whitespace
     truncated    the endpoint's finish_reason is not "stop", or the text ends inside a sentence
-    characters   control characters, lone surrogates or replacement characters
-    length       fewer or more words than the template allows
+    characters   control characters, lone surrogates or replacement characters; text that was read
+                 in the wrong encoding, as â€”
+    markup       a web page, JSON, or line breaks that were written out (sdf.text_checks)
+    length       fewer or more words than the template allows; in scripts without spaces characters
     placeholder  blanks that the writer left to be filled in
     refusal      the writer declines the request
     meta         remarks about the text: a preamble, a word count, a note to the user, chat markup
@@ -12,8 +14,10 @@
     drop         a word of the paper's own filter
     language     the beginning, middle or end is not in the template's language
     overlap      a piece of a benchmark (core.contamination)
+    repetition   passages that repeat earlier ones of the text
 
-Cheap gates come first. The patterns of refusal, meta and truncated are English (sdf.gate_patterns).
+Cheap gates come first. The patterns of meta and truncated are English, those of refusal and
+placeholder cover more languages (sdf.gate_patterns).
 Of sdf.corpus_writer are `failed` (the request failed for good) and `withheld` (the endpoint gave no
 answer), which come before these, and `score` and `unscored`, which come after these and need a call
 to the writer.
@@ -37,8 +41,11 @@ from sdf.gate_patterns import (
     PLACEHOLDER,
     REFUSAL,
     REFUSAL_FIRST,
+    REFUSAL_OTHER,
+    REFUSAL_OTHER_FIRST,
     UNFINISHED,
 )
+from sdf.text_checks import count_words, find_markup, find_mojibake, find_repetition
 
 WORD_LISTS = ("banned", "leaks", "drop")
 GATE_KEYS = ("words", "language", *WORD_LISTS)
@@ -126,15 +133,24 @@ def first_failed_gate(text: str, finish_reason: str, rules: GateRules) -> Reject
         return Rejection("truncated", f"ends in {unfinished[0]!r}")
     if unreadable := CHARACTERS.search(text):
         return Rejection("characters", f"U+{ord(unreadable[0]):04X}")
-    words = len(text.split())
+    if mojibake := find_mojibake(text):
+        return Rejection("characters", f"text in the wrong encoding, {mojibake!r}")
+    if markup := find_markup(text):
+        return Rejection("markup", markup)
+    words, length = count_words(text)
     if rules.words and not rules.words[0] <= words <= rules.words[1]:
-        return Rejection("length", f"{words} words")
+        return Rejection("length", length)
     # Language models write the curly apostrophe and the non-breaking hyphen.
     text = text.replace("\u2019", "'").replace("\u2011", "-")
     first_word = len(text) - len(text.lstrip("\"'*#_> "))  # after quotes and Markdown
     matches = {
         "placeholder": PLACEHOLDER.search(text),
-        "refusal": REFUSAL_FIRST.match(text, first_word) or REFUSAL.search(text),
+        "refusal": (
+            REFUSAL_FIRST.match(text, first_word)
+            or REFUSAL.search(text)
+            or REFUSAL_OTHER_FIRST.match(text, first_word)
+            or REFUSAL_OTHER.search(text)
+        ),
         "meta": (
             META_FIRST.match(text, first_word)
             or META.search(text)
@@ -152,7 +168,10 @@ def first_failed_gate(text: str, finish_reason: str, rules: GateRules) -> Reject
             language = _classify_language(excerpt)
             if language != rules.language:
                 return Rejection("language", language)
-    return quoted_benchmark(text, rules)
+    if quoted := quoted_benchmark(text, rules):
+        return quoted
+    repetition = find_repetition(text)
+    return Rejection("repetition", repetition) if repetition else None
 
 
 def quoted_benchmark(text: str, rules: GateRules) -> Rejection | None:

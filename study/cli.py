@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from core.errors import Problem, UserError
+from core.errors import Problem, UserError, printable
 from core.files import owner
 from core.paths import ROOT
 from study.commands import (
@@ -135,6 +135,13 @@ def _add_command(
         module.add_arguments(parser)
 
 
+def _folder(text: str) -> Path:
+    """A folder of the command line; it becomes a part of job scripts and of printed commands."""
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} has control characters")
+    return Path(text)
+
+
 def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study", type=Path, metavar="STUDY", help="a study file, such as studies/tiny.yaml"
@@ -155,7 +162,7 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=_folder,
         default=ROOT / "runs",
         metavar="DIR",
         help="folder of the cells (default: runs); results are written beside it",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core import utc
+from core.errors import printable
 
 
 def derive_seed(*parts: object) -> int:
@@ -55,8 +56,7 @@ class StageContext:
 
     def log(self, text: str) -> None:
         """Print one line with its time (UTC); stdout is log.txt where an executor runs the cell."""
-        now = utc.text()
-        print(now, text, file=sys.stdout, flush=True)
+        print(utc.text(), printable(text), file=sys.stdout, flush=True)
 
     def warn(self, text: str) -> None:
         """Log a warning and keep it for the manifest."""

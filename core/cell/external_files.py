@@ -11,14 +11,12 @@ A cell compares them when it starts (`check_planned`) and before its manifest is
 (`check_unchanged`). The manifest records the sha256 of every file.
 """
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from core.cell.hash_cache import remembered_sha256
 from core.errors import Problem, UserError
-from core.files import content_files, is_model_file
+from core.files import content_files, is_model_file, read_record
 
 # Key -> {"path": where it lies, "sha256": {name in the folder, "" of a single file: sha256}}.
 Record = dict[str, dict[str, Any]]
@@ -102,9 +100,8 @@ def _changed_names(planned: Any, path: Path, hashes: dict[str, str], base: Path)
 
 def _fetched(pin: dict[str, Any], base: Path) -> dict[str, str]:
     """The sha256 of what a pin names, by the pin itself or the record of `fetch`; {} if unknown."""
-    entries: list[dict[str, Any]] = []
-    with suppress(OSError, ValueError, KeyError):
-        entries = json.loads((base / "fetched.json").read_text(encoding="utf-8"))["sources"]
+    record = read_record(base / "fetched.json", sources=list) or {"sources": []}
+    entries: list[dict[str, Any]] = record["sources"]
     if "url" in pin:
         recorded = [entry["sha256"] for entry in entries if entry.get("url") == pin["url"]]
         digest = pin["sha256"] or next(iter(recorded), None)

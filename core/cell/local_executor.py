@@ -277,7 +277,9 @@ class _Executor:
             folder = self.base / job.cells[0].relpath
             try:
                 progress = json.loads((folder / "progress.json").read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
+            except (OSError, ValueError):
+                return
+            if not isinstance(progress, dict):
                 return
             self.on_event("progress", job.cells[0], progress)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from core import numeric_environment
 from core.cell.external_files import check_unchanged
-from core.cell.hash_cache import remembered_sha256
+from core.cell.hash_cache import LARGE, remembered_sha256
 from core.cell.identity import relative_path
 from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
-from core.files import sha256, write_atomically
+from core.files import read_record, sha256, warn_of_damage, write_atomically
 from core.git import git
 from core.paths import ROOT
 
@@ -59,24 +59,25 @@ NOT_OUTPUTS = {
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished cell, None of any other.
 
-    Raises UserError where it can't be read as JSON, as after a full disk.
+    A cell whose manifest is damaged, as after a full disk, counts as unfinished (`read_record`).
     """
     path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    manifest = read_record(path)
+    if manifest is None:
         return None
-    except ValueError:
-        fix = f"bring it back from a copy, or rm {shlex.quote(str(path))} and run the study again"
-        raise UserError(where=str(path), what="is cut short or edited", fix=fix) from None
-    return manifest
+    if isinstance(manifest.get("identity"), str) and all(
+        isinstance(manifest.get(key, {}), dict) for key in ("inputs", "outputs", "counts")
+    ):
+        return manifest
+    warn_of_damage(path)
+    return None
 
 
 def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
     """The folders of a cell's inputs by role, each checked to be finished and complete.
 
-    Outputs are compared by size, not by hash. Where an input links to files outside the runs
-    folder, or to those of another cell, these are compared too.
+    Small outputs are compared by hash, large ones (weights) by size. Where an input links to files
+    outside the runs folder, or to those of another cell, these are compared too.
 
     Args:
         folder: The cell's folder.
@@ -117,15 +118,23 @@ def check_inputs(folder: Path, config: dict[str, Any]) -> dict[str, Path]:
 
 
 def _damaged(folder: Path, manifest: dict[str, Any]) -> list[Problem]:
-    """A problem for each output of a finished cell that is missing or has another size."""
+    """A problem for each output of a finished cell that is missing or differs.
+
+    Large files are compared by size, what no result depends on too.
+    """
     problems = []
     for name, output in manifest["outputs"].items():
         path = folder / name
         if not path.exists() or path.stat().st_size != output["bytes"]:
-            part = folder / Path(name).parts[0]
-            files = shlex.join([str(part), str(folder / "manifest.json")])
-            fix = f"to make it anew: rm -rf {files} and run the study again"
-            problems.append(Problem(str(path), "is missing or cut short", fix))
+            what = "is missing or cut short"
+        elif output["bytes"] < LARGE and name not in RECORDS and sha256(path) != output["sha256"]:
+            what = "has another content than when its cell finished"
+        else:
+            continue
+        part = folder / Path(name).parts[0]
+        files = shlex.join([str(part), str(folder / "manifest.json")])
+        fix = f"to make it anew: rm -rf {files} and run the study again"
+        problems.append(Problem(str(path), what, fix))
     return problems
 
 

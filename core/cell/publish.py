@@ -5,6 +5,7 @@ Jobs of an earlier version of the study file may end after those of the present 
 when it ends.
 """
 
+import glob
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from core import utc
 from core.cell.manifest import read_manifest
 from core.declaration import lock_of
 from core.errors import UserError
-from core.files import locked, sha256, write_atomically
+from core.files import locked, read_record, sha256, write_atomically
 
 LAST_START = "last_start.json"
 
@@ -49,11 +50,7 @@ def read_start(base: Path) -> dict[str, Any]:
 
     Empty where that is not on record.
     """
-    try:
-        started: dict[str, Any] = json.loads((base / LAST_START).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return started
+    return read_record(base / LAST_START, analysis=str, time=str) or {}
 
 
 def publish(analysis: Path, last_only: bool = False) -> Path:
@@ -106,6 +103,8 @@ def _check_last(analysis: Path, base: Path) -> None:
 
 
 def _replace(target: Path, analysis: Path) -> None:
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):  # of one that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     ignored = shutil.ignore_patterns("config.yaml", "log.txt", ".lock")
     try:

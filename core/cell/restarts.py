@@ -73,7 +73,7 @@ def read_progress(folder: Path) -> tuple[int, int, str] | None:
     try:
         progress = json.loads((folder / "progress.json").read_text())
         return progress["done"], progress["total"], progress["unit"]
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -71,7 +71,9 @@ def run_cell(folder: Path) -> None:
         # The others must notice when this process ends, however long it waits for the lock.
         hooks.rendezvous()
     with _cell_lock(folder, config):
-        if read_manifest(folder):
+        manifest = read_manifest(folder)
+        # Another cell's, copied here, is no proof.
+        if manifest and manifest["identity"] == config["identity"]:
             if hooks:
                 hooks.sync("finished")
             return

@@ -1,5 +1,6 @@
 """A model's tokenizer, as transformers and vLLM load it, and whether it is the file's own."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,10 @@ def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
         what=f"transformers' {type(tokenizer).__name__} reads other tokens than tokenizer.json",
         fix=fix,
     )
+
+
+def special_names(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """A pattern of the names of the tokenizer's special tokens; None where it has none."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = sorted((t.content for t in added if t.special and t.content), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None

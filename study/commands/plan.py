@@ -42,6 +42,7 @@ from study.spec.schema import Study
 from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
 from study.spec.start_models import model_problems
+from study.spec.value_checks import study_warnings
 from study.upkeep import replaced
 
 
@@ -159,7 +160,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.power or args.variances:
         print("\n" + power_tables)
     print("\n" + study_cost.show(totals, compared))
-    for problem in missing(sources(study), study_args(args)):
+    for problem in [*missing(sources(study), study_args(args)), *study_warnings(study)]:
         print(f"warning: {problem}")
     if profile and (stages := unnamed_gpus(profile)):
         print(

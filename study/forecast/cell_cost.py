@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,12 @@ def grades(cell: Cell) -> float:
     questions = _read_rows(files.get("questions", ""))
     total = 0
     if scorer == "anima":
-        total = _anima_grades(questions, _read_rows(files.get("dimensions", "")))
+        dimensions = _read_rows(files.get("dimensions", ""))
+        with suppress(KeyError, TypeError, AttributeError):  # a row that eval refuses
+            total = _anima_grades(questions, dimensions)
     elif scorer == "moru":
-        total = sum(len(set(row["dimension_tags"].split(","))) for row in questions)
+        with suppress(KeyError, TypeError, AttributeError):
+            total = sum(len(set(row["dimension_tags"].split(","))) for row in questions)
     if total:
         return total
     size = JUDGED[scorer]
@@ -344,8 +348,8 @@ def _rows_on_disk(cell: Cell) -> int:
 
 
 def _read_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; none where it is not here, or another kind of file."""
-    if not path.endswith(".jsonl") or not resolve(path).is_file():
+    """The rows of a file; none where it is not here."""
+    if not path or not resolve(path).exists():
         return []
     return [row for _, row in read_rows(resolve(path))]
 

@@ -10,6 +10,13 @@ from core.cell.identity import Cell
 from core.endpoints.ledger import CHARACTERS_PER_TOKEN
 from core.model_size import rows_at_once
 from core.recipe import MULTIPLE, Training
+from recipes.conversations import (
+    BadRow,
+    Conversation,
+    check_bad_rows,
+    read_conversations,
+    split_rows,
+)
 from study.forecast.assumptions import DATA_ROWS
 
 # Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
@@ -51,6 +58,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
     if cell.stage == "sft":
         rows = round(cell.settings["dose"] * (1 + cell.settings.get("replay", 0))) * recipe.epochs
         lengths, _ = _read_data(cell.resources["files"]["data"])
+        _check_rows(cell, recipe)
         tokens = rows * sum(lengths) // max(1, len(lengths))
     elif "question_variant" in cell.settings:
         pairs = cell.inputs["documents"].settings["documents"]
@@ -91,15 +99,28 @@ def _read_data(path: str) -> tuple[list[int], int]:
 
     JSON's punctuation is about as many letters as a chat template's tokens stand for.
     """
-    if not Path(path).exists() or path.endswith(".gz"):  # not fetched yet, or not read
+    if not Path(path).exists():  # not fetched yet
         return [TOKENS_PER_ROW], DATA_ROWS
-    if path.endswith(".jsonl"):
-        with open(path, "rb") as file:
-            lines = [len(line) for line in file]
-        return [size // CHARACTERS_PER_TOKEN for size in lines[:SAMPLED_ROWS]], len(lines)
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    sizes = [len(json.dumps(row)) // CHARACTERS_PER_TOKEN for row in rows[:SAMPLED_ROWS]]
-    return sizes, len(rows)
+    conversations, _ = _conversations(path)
+    sizes = [
+        len(json.dumps(row.messages, ensure_ascii=False)) // CHARACTERS_PER_TOKEN
+        for row in conversations[:SAMPLED_ROWS]
+    ]
+    return sizes, len(conversations)
+
+
+@lru_cache
+def _conversations(path: str) -> tuple[list[Conversation], list[BadRow]]:
+    return read_conversations(Path(path))
+
+
+def _check_rows(cell: Cell, recipe: Training) -> None:
+    """Refuse the data of an SFT as its cell would, as far as that needs no tokenizer."""
+    path = cell.resources["files"]["data"]
+    if Path(path).exists():
+        conversations, bad = _conversations(path)
+        check_bad_rows(bad, len(conversations) + len(bad), recipe)
+        split_rows(path, len(conversations), recipe, cell.settings["dose"])
 
 
 def _packed_padding(lengths: list[int], recipe: Training, ranks: int) -> float:

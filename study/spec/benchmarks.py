@@ -62,8 +62,7 @@ def num_questions(bench: Benchmark) -> int | None:
     if declared := declaration(bench)["rows"]:
         return int(declared)
     path = locate(files["questions"])
-    is_here = path.is_file() and path.suffix == ".jsonl"
-    return (sum(1 for _ in read_rows(path)) if is_here else 0) or None
+    return (sum(1 for _ in read_rows(path)) if path.exists() else 0) or None
 
 
 def text_files(bench: Benchmark) -> dict[str, Source]:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from core.paths import ROOT, resolve
+from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
@@ -70,18 +70,18 @@ Mistakes = list[Mistake]
 
 def references(raw: Mapping) -> Mistakes:
     """Names that point nowhere, in circles, or twice."""
-    corpora = _named(raw, "corpora")
+    corpora = section_entries(raw, "corpora")
     mistakes: Mistakes = []
-    for name, arm in _named(raw, "arms").items():
+    for name, arm in section_entries(raw, "arms").items():
         mistakes += _arm(name, arm, raw)
     for name, corpus in corpora.items():
         mistakes += _corpus(name, corpus, raw)
     mistakes += _cycles(corpora) + _unmatched(corpora)
-    for name, endpoint in _named(raw, "endpoints").items():
+    for name, endpoint in section_entries(raw, "endpoints").items():
         mistakes += _endpoint(name, endpoint)
-    for name, model in _named(raw, "models").items():
+    for name, model in section_entries(raw, "models").items():
         mistakes += _model(name, model)
-    for name, bench in _named(raw, "benchmarks").items():
+    for name, bench in section_entries(raw, "benchmarks").items():
         mistakes += _benchmark(name, bench, raw)
     engine_options = _mapping(_mapping(raw.get("engine")).get("options"))
     mistakes += [
@@ -91,7 +91,7 @@ def references(raw: Mapping) -> Mistakes:
     ]
     for section in ("midtrain", "sft"):
         mistakes += _training((section,), raw.get(section))
-    for name, sft in _named(raw, "sfts").items():
+    for name, sft in section_entries(raw, "sfts").items():
         mistakes += _training(("sfts", name), sft)
     mistakes += _repeated(("seeds",), raw.get("seeds"), "seed")
     mistakes += _repeated(("only_seeds",), raw.get("only_seeds"), "seed")
@@ -121,7 +121,7 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _named(raw: Mapping, section: str) -> dict[str, Mapping]:
+def section_entries(raw: Mapping, section: str) -> dict[str, Mapping]:
     """The named things of a section that are mappings."""
     values = _mapping(raw.get(section))
     return {name: value for name, value in values.items() if isinstance(value, dict)}
@@ -132,7 +132,6 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
     mistakes = check_reference(raw, "models", (*at, "start"), arm.get("start"))
     mistakes += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
     mistakes += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
-    mistakes += _missing_file((*at, "recipe"), arm.get("recipe"))
     if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
         what = "the file has no `midtrain: {recipe: ...}`"
         fix = "add it, or give the arm a recipe"
@@ -143,7 +142,7 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
         if key in arm and not arm.get("midtrain")
     ]
     corpus = arm.get("midtrain")
-    settings = _named(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
+    settings = section_entries(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
     forms = usable_template(settings.get("template")).get("forms", []) if settings else []
     if arm.get("question_variant") and arm["question_variant"] not in forms:
         valid = "its corpus has no questions and answers"
@@ -179,10 +178,8 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     if "{document}" not in str(_mapping(corpus.get("quality_filter")).get("prompt", "{document}")):
         what = "must hold {document}, where the text is put"
         mistakes.append(Mistake((*at, "quality_filter", "prompt"), what))
-    for key in ("path", "exclude", "prompt_file"):
-        mistakes += _missing_file((*at, key), corpus.get(key))
     for i, bench in enumerate(as_list(corpus.get("decontaminate_against"))):
-        if not (ROOT / f"eval/benchmarks/{bench}.yaml").exists():
+        if not is_there(f"eval/benchmarks/{bench}.yaml"):
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
@@ -259,7 +256,9 @@ def _unmatched(corpora: dict[str, Mapping]) -> Mistakes:
 
 def has_replicates(raw: Mapping) -> bool:
     """Whether a corpus of the file is written more than once."""
-    return any(corpus.get("replicates", 1) != 1 for corpus in _named(raw, "corpora").values())
+    return any(
+        corpus.get("replicates", 1) != 1 for corpus in section_entries(raw, "corpora").values()
+    )
 
 
 def _own_slots(template: Any) -> Mapping:
@@ -269,28 +268,25 @@ def _own_slots(template: Any) -> Mapping:
 
 def task_names(raw: Mapping) -> list[str]:
     """The tasks that exist and that a benchmark of the file names."""
-    named = {str(bench.get("task")) for bench in _named(raw, "benchmarks").values()}
-    return sorted(name for name in named if (ROOT / f"eval/benchmarks/{name}.yaml").is_file())
+    named = {str(bench.get("task")) for bench in section_entries(raw, "benchmarks").values()}
+    return sorted(name for name in named if is_there(f"eval/benchmarks/{name}.yaml"))
 
 
 def template_names(raw: Mapping) -> list[str]:
     """The templates that exist and that a corpus of the file names."""
-    named = {str(corpus.get("template")) for corpus in _named(raw, "corpora").values()}
+    named = {str(corpus.get("template")) for corpus in section_entries(raw, "corpora").values()}
     return sorted(named & {*shipped_templates()})
 
 
 def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
     """The recipes that exist and that the file names, and what each is the recipe of."""
     trainings = [_mapping(raw.get("midtrain")), _mapping(raw.get("sft"))]
-    trainings += [*_named(raw, "sfts").values(), *_named(raw, "arms").values()]
+    trainings += [*section_entries(raw, "sfts").values(), *section_entries(raw, "arms").values()]
     named: list[tuple[Any, type]]
     named = [(training.get("recipe"), Training) for training in trainings]
-    named += [(model.get("make"), TinyLlama) for model in _named(raw, "models").values()]
-    return [
-        (path, kind)
-        for path, kind in dict.fromkeys(named)
-        if isinstance(path, str) and resolve(path).is_file()
-    ]
+    named += [(model.get("make"), TinyLlama) for model in section_entries(raw, "models").values()]
+    paths = [(path, kind) for path, kind in named if isinstance(path, str)]
+    return [(path, kind) for path, kind in dict.fromkeys(paths) if is_there(path)]
 
 
 def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
@@ -305,7 +301,6 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     ]
     if served_by != "vllm":
         return mistakes
-    mistakes += _missing_file((*at, "path"), endpoint.get("path"))
     mistakes += [
         Mistake((*at, key), "the kit chooses it where it serves the model", "remove it")
         for key in ("base_url", "model", "key_env")
@@ -326,8 +321,6 @@ def _model(name: str, model: Mapping) -> Mistakes:
         mistakes.append(Mistake(at, "needs exactly one of make, path, hub (with revision)"))
     if model.get("hub") and not model.get("revision"):
         mistakes.append(Mistake(at, "hub needs revision, a commit (40 hex)"))
-    for key in ("make", "path", "chat_template"):
-        mistakes += _missing_file((*at, key), model.get(key))
     return mistakes
 
 
@@ -368,8 +361,6 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
         for key in (*OWN_FILES, *JUDGING, *LM_EVAL)
         if key in bench and key not in options
     ]
-    for key in (*OWN_FILES, "labels"):
-        mistakes += _missing_file((*at, key), bench.get(key))
     judges = [bench.get("judge"), *as_list(bench.get("other_judges"))]
     for judge in judges:
         mistakes += _judge_under_test((*at, "judge"), judge, raw)
@@ -378,11 +369,11 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
 
 def _judge_under_test(at: KeyPath, judge: Any, raw: Mapping) -> Mistakes:
     """A judge that is a model under test would grade itself."""
-    endpoint = _named(raw, "endpoints").get(judge) if isinstance(judge, str) else None
+    endpoint = section_entries(raw, "endpoints").get(judge) if isinstance(judge, str) else None
     if endpoint is None:
         return []
     mistakes: Mistakes = []
-    for name, model in _named(raw, "models").items():
+    for name, model in section_entries(raw, "models").items():
         path = model.get("path")
         served = endpoint.get("path")
         same_folder = (
@@ -400,8 +391,6 @@ def _training(at: KeyPath, training: Any) -> Mistakes:
     if not isinstance(training, dict):
         return []
     mistakes: Mistakes = []
-    for key in ("recipe", "data"):
-        mistakes += _missing_file((*at, key), training.get(key))
     if isinstance(data := training.get("data"), dict):
         mistakes += _remote((*at, "data"), data)
     return mistakes + _repeated((*at, "doses"), training.get("doses"), "dose")
@@ -415,13 +404,6 @@ def _remote(at: KeyPath, data: Mapping) -> Mistakes:
         for key in ("revision", "file")
         if data.get("hub") and not data.get(key)
     ]
-
-
-def _missing_file(at: KeyPath, value: Any) -> Mistakes:
-    if isinstance(value, str) and not resolve(value).exists():
-        what = f"no such file: {value}"
-        return [Mistake(at, what, "paths are relative to the checkout unless absolute")]
-    return []
 
 
 def _repeated(at: KeyPath, values: Any, label: str) -> Mistakes:

@@ -15,9 +15,11 @@ from study.spec.corpus_checks import corpus_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
+from study.spec.path_checks import path_mistakes
 from study.spec.presets import fill_in_presets
 from study.spec.schema import Study
 from study.spec.template import template_problems
+from study.spec.value_checks import value_mistakes
 
 
 def load_study(
@@ -47,6 +49,8 @@ def load_study(
             endpoint_mistakes,
             contrast_mistakes,
             role_mistakes,
+            path_mistakes,
+            value_mistakes,
         )
         for mistake in check(raw)
     ]

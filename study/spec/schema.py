@@ -14,6 +14,7 @@ from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Rate, Share
 
 Dose = Annotated[int, Field(ge=0)]
+Doses = Annotated[list[Dose], Field(min_length=1)]
 Price = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 
@@ -142,7 +143,7 @@ class QualityFilter:
 class Corpus:
     """Documents to train on: synthetic (`template` and `writer`) or existing (`path` or `hub`)."""
 
-    documents: Count
+    documents: Annotated[int, Field(ge=1, le=10_000_000)]
     """Number of documents, held-out ones included."""
     template: str | None = None
     """File of sdf/templates without `.yaml`. For an existing corpus only its gates are applied."""
@@ -191,9 +192,9 @@ class Corpus:
     exclude: str | None = None
     """File with ids of documents, one a line, that are dropped from the corpus: from each of its
     replicates."""
-    shards: Count = 1
+    shards: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of jobs that write the corpus. Not part of any cell's identity."""
-    replicates: Count = 1
+    replicates: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many times the corpus is written, each time with other slots and seeds. The run with the
     seed at position p of `seeds` (from 0) trains on replicate p mod `replicates`, and statistics
     count replicates in place of seeds. A corpus that is matched to it needs as many: replicates of
@@ -217,7 +218,7 @@ class Arm:
     conversations."""
     sft: str | None = None
     """Entry of `sfts`. By default the study's `sft`."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Subset of the doses of its SFT. By default all."""
 
 
@@ -255,7 +256,7 @@ class Sft:
     data: str | Remote
     """Rows {"messages": [{"role", "content"}, ...]}, Alpaca's or HelpSteer's: JSONL or a JSON
     list, also as .gz."""
-    doses: list[Dose]
+    doses: Doses
     """Numbers of rows of instruction data. Each is a checkpoint to evaluate; 0 is the checkpoint
     before SFT."""
     shared_run: bool = False
@@ -310,9 +311,9 @@ class Benchmark:
     """Sampling temperature of the judge."""
     judge_max_tokens: Count = 1024
     """Largest number of tokens of a grade."""
-    arms: list[str] | None = None
+    arms: Annotated[list[str], Field(min_length=1)] | None = None
     """Only these arms. By default all."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Only these doses. By default all."""
     exclude: list[str] = Field(default_factory=list)
     """Ids of questions that are asked but left out of every number."""
@@ -351,7 +352,7 @@ class Contrast:
     """Arm whose score is on the left of the difference."""
     control: str
     """Arm whose score is subtracted."""
-    benchmarks: list[str]
+    benchmarks: Annotated[list[str], Field(min_length=1)]
     """Benchmarks on which the two are compared."""
     family: str = "primary"
     """Holm's correction is applied within a family."""
@@ -360,7 +361,7 @@ class Contrast:
     before; by default the arms are compared at each dose that both have."""
     control_dose: Dose | None = None
     """Dose of the control arm."""
-    doses: list[Dose] | None = None
+    doses: Doses | None = None
     """Only these of the doses that both arms have."""
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Margin of equivalence in score units: a smaller difference does not matter."""

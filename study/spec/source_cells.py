@@ -5,13 +5,16 @@ import json
 import platform
 import re
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core.cell.hash_cache import LARGE
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
+from sdf.source_rows import local_rows, read_column
 from study.spec import benchmarks
 from study.spec.doses import doses
 from study.spec.fingerprints import (
@@ -85,7 +88,7 @@ def excluded_documents(path: str) -> list[int]:
 
     Raises UserError with a problem for each line that is no id.
     """
-    lines = resolve(path).read_text(encoding="utf-8").splitlines()
+    lines = resolve(path).read_text(encoding="utf-8-sig", errors="replace").split("\n")
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     problems = [
         Problem(f"{path}:{number}", f"{line!r} is no document id", "give one number a line")
@@ -219,6 +222,17 @@ def _tokenizer_file(model: Model) -> Source:
     return _on_hub(model, "model") | {"file": name}
 
 
+@lru_cache
+def _check_texts(path: str, column: str) -> None:
+    """Refuse a corpus' file as its cell would. A large one is left to the cell: it takes minutes.
+
+    It is read once in a process.
+    """
+    file = resolve(path)
+    if file.is_dir() or file.stat().st_size < LARGE:
+        read_column(local_rows(file), column, str(file))
+
+
 def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and resources of whatever takes documents from a corpus' source."""
     corpus = study.corpora[name]
@@ -254,6 +268,7 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
         settings["source"] = {"column": corpus.column, "split": corpus.split}
         if corpus.path:
             files["source"] = {"path": corpus.path}
+            _check_texts(corpus.path, corpus.column)
         else:
             files["source"] = _on_hub(corpus, "dataset")
             settings["source"] |= {"hub": corpus.hub, "revision": corpus.revision}

@@ -213,6 +213,10 @@ def cells_behind(analysis: Path) -> set[Path]:
         if folder in cells:
             continue
         cells.add(folder)
+        if not folder.resolve().is_relative_to(analysis.parents[2].resolve()):
+            what = "lies outside the runs folder"
+            problems.append(Problem(str(folder), what, "move it there, or run the study again"))
+            continue
         if manifest := read_manifest(folder):
             inputs = manifest["inputs"].values()
             remaining += [input_folder(folder.parents[1], used) for used in inputs]
@@ -241,6 +245,11 @@ def _sources(
         if folder.parent.name in ("model", *TRAINING_STAGES):
             names += TRAINING_FILES
         sources |= {f"cells/{_packed_as(folder)}/{name}": folder / name for name in names}
+    # What a link leads to was not meant to be published; a study file the user has named.
+    files = (file for name, file in sources.items() if not name.startswith("study/"))
+    if links := [file for file in files if file.is_symlink()]:
+        fix = "put the file itself there"
+        raise UserError.of(Problem(str(file), "is a link", fix) for file in links)
     return {name: file for name, file in sorted(sources.items()) if file.is_file()}
 
 

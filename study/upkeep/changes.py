@@ -8,7 +8,7 @@ from pathlib import Path
 from core.cell.manifest import PACKAGES, code_version, installed, results_sha256
 from core.cell.publish import results as results_of
 from core.files import sha256
-from study.upkeep.provenance import SCORE, Row, read
+from study.upkeep.provenance import SCORE, Row, pruned_cells
 
 # By the state of a check.
 CHANGES = {"changed": "changed since it was made", "missing": "is missing", "added": "was added"}
@@ -34,7 +34,7 @@ def find_changes(
 
 
 def _cell_changes(rows: list[Row], base: Path, run: str) -> Iterator[Change]:
-    removed = (read(base / "pruned.json") or {"cells": {}})["cells"]
+    removed = pruned_cells(base)
     checks = [(row, check) for row in rows for check in row["checks"] if check["wanted"]]
     owners = {check["wanted"]: f"{check['file']} of {row['cell']}" for row, check in checks}
     for row in rows:
@@ -175,7 +175,7 @@ def notes(rows: list[Row], base: Path) -> list[str]:
     cells: dict[str, list[str]] = defaultdict(list)
     code = code_version()
     packages = {name: installed(name) for name in PACKAGES}
-    removed = (read(base / "pruned.json") or {"cells": {}})["cells"]
+    removed = pruned_cells(base)
     variables = _differing_variables(rows)
     for row in rows:
         texts = variables.get(row["cell"], [])
@@ -187,7 +187,7 @@ def notes(rows: list[Row], base: Path) -> list[str]:
         elif row["cell"] in removed:
             texts.append(f"removed on {removed[row['cell']]['date']} by prune")
         pruned = [check["file"] for check in row["checks"] if check["state"] == "pruned"]
-        dates = {row["pruned"]["files"][name]["date"] for name in pruned}
+        dates = {row["pruned"][name]["date"] for name in pruned}
         texts += [f"pruned on {date} by prune" for date in sorted(dates)]
         for text in texts:
             cells[text].append(row["cell"])

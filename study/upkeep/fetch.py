@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import Problem, UserError
-from core.files import write_atomically
+from core.files import read_record, write_atomically
 from core.strict_yaml import did_you_mean
 from study.spec import sources as local
 from study.spec.sources import Source, label, locate, size, snapshot
@@ -61,8 +61,8 @@ def fetch(sources: list[Source], record: Path, check: bool = False) -> list[dict
 
     logging.set_verbosity_error()  # its warnings show the signed addresses of files
     recorded: list[dict[str, Any]] = []
-    if record.exists():
-        recorded = json.loads(record.read_text(encoding="utf-8"))["sources"]
+    if content := read_record(record, sources=list):
+        recorded = content["sources"]
     paths = [source for source in sources if source.get("path")]
     problems = local.missing(paths, study_args="")
     todo = []

@@ -4,7 +4,6 @@
 follows one score.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from core.cell.lookup import input_folder
 from core.cell.manifest import NOT_OUTPUTS
 from core.cell.publish import results as results_of
 from core.errors import UserError
-from core.files import content_files, sha256
+from core.files import content_files, read_record, sha256
 from core.paths import ROOT
 from core.stages import STAGES
 from core.strict_yaml import did_you_mean
@@ -77,18 +76,11 @@ def published(base: Path, study_args: str, results: Path | None = None) -> Path:
             what=f"no results of {base} are published",
             fix=f"python -m study run {study_args}",
         )
-    identity = (read(results / "manifest.json") or {}).get("identity", "")
+    identity = (read_record(results / "manifest.json") or {}).get("identity", "")
     for folder in folders:
         if identity and folder.name.endswith(identity[:8]):
             return folder
     return folders[-1]
-
-
-def read(path: Path) -> Any:
-    """What a JSON file holds; None where it is missing or can't be read."""
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
 
 
 def lineage(analysis: Path, base: Path, hashes: bool = True) -> list[Row]:
@@ -141,13 +133,14 @@ def read_all(paths: Iterable[str]) -> dict[str, str | None]:
 
 def _row(relpath: str, base: Path) -> Row:
     folder = base / relpath
-    manifest = read(folder / "manifest.json")
-    if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
+    manifest = read_record(folder / "manifest.json")
+    if manifest and not manifest.keys() >= MANIFEST_KEYS:
         manifest = None
-    pruned = read(folder / "pruned.json") or {"files": {}}
+    pruned = pruned_files(folder)
     config: Row = {}
     with suppress(OSError, yaml.YAMLError):  # of an edited one the hash tells
         config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    config = config if isinstance(config, dict) else {}
     checks = [*_outputs(folder, manifest, pruned), *_external(manifest)] if manifest else []
     path = folder / "manifest.json"
     inputs = (manifest or config).get("inputs", {})
@@ -171,13 +164,25 @@ def _row(relpath: str, base: Path) -> Row:
     }
 
 
+def pruned_files(folder: Path) -> Row:
+    """What prune removed of a finished cell: name -> sha256, bytes, kind, date."""
+    files: Row = (read_record(folder / "pruned.json", files=dict) or {"files": {}})["files"]
+    return files
+
+
+def pruned_cells(base: Path) -> Row:
+    """The cells of a study that prune removed: path in `base` -> manifest_sha256, date, bytes."""
+    cells: Row = (read_record(base / "pruned.json", cells=dict) or {"cells": {}})["cells"]
+    return cells
+
+
 def _outputs(folder: Path, manifest: Row, pruned: Row) -> list[Row]:
     """Checks of a cell's outputs by their sizes, and of files that were added."""
     checks = []
     outputs = manifest["outputs"]
     for name, output in outputs.items():
         path = folder / name
-        is_pruned = pruned["files"].get(name, {}).get("sha256") == output["sha256"]
+        is_pruned = pruned.get(name, {}).get("sha256") == output["sha256"]
         state = "unread" if path.is_file() else "pruned" if is_pruned else "missing"
         if state == "unread" and path.stat().st_size != output["bytes"]:
             state = "changed"
@@ -237,7 +242,7 @@ def trace(
     rows = lineage(analysis, base, hashes=False)
     score_key = (benchmark, arm, seed, dose)
     role = _role_of_score(analysis, score_key, results)
-    scores = (read(results / "results.json") or {"scores": []})["scores"]
+    scores = (read_record(results / "results.json", scores=list) or {"scores": []})["scores"]
     score_facts = [
         f"score {score['score']}, n {score['n']}"
         for score in scores

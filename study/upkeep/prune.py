@@ -23,9 +23,9 @@ from core.cell.manifest import read_manifest
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
-from core.files import locked, sha256, write_atomically
+from core.files import locked, read_record, sha256, write_atomically
 from core.stages import STAGES, TRAINING_STAGES
-from study.upkeep.provenance import lineage, published, read, read_all
+from study.upkeep.provenance import lineage, pruned_cells, pruned_files, published, read_all
 
 Row = dict[str, Any]
 # Files of a training that only it reads, until it is over.
@@ -157,10 +157,9 @@ def pruned_on(folder: Path) -> str | None:
 
     None where all of them are there.
     """
-    files = (read(folder / "pruned.json") or {"files": {}})["files"]
     if not read_manifest(folder):
         return None
-    for name, file in files.items():
+    for name, file in pruned_files(folder).items():
         if file["kind"] not in HARMLESS and not (folder / name).exists():
             return str(file["date"])
     return None
@@ -277,7 +276,7 @@ def _reason_to_keep(kind: str, folder: Path, base: Path, users: list[Cell], stud
     if not users:
         return "no cell of the study has used it yet"
     for user in users:
-        pruned = (read(base / user.relpath / "pruned.json") or {"files": {}})["files"]
+        pruned = pruned_files(base / user.relpath)
         manifest = read_manifest(base / user.relpath) or {"outputs": {}}
         for name, output in manifest["outputs"].items():
             path = base / user.relpath / name
@@ -347,7 +346,7 @@ def _code_copies(base: Path) -> Iterator[Row]:
     unfinished = [folder for folder in _on_disk(base) if not read_manifest(folder)]
     configs = [(folder / "config.yaml").read_text(encoding="utf-8") for folder in unfinished]
     for folder in sorted((base / "slurm").glob("*code-*")):
-        code = read(folder / "code.json") or {}
+        code = read_record(folder / "code.json") or {}
         is_complete = not folder.name.startswith(".")
         is_committed = code.get("dirty") is False and code.get("commit")
         why = ""
@@ -396,8 +395,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
         if name in outputs and digests[str(folder / name)] != outputs[name]["sha256"]:
             what = "is not what its manifest says; left as it is"
             return [f"{folder / name}: {what}; python -m study verify {study_args}"]
-    empty: Row = {"by": "python -m study prune", "files": {}}
-    record = read(folder / "pruned.json") or empty
+    record: Row = {"by": "python -m study prune", "files": pruned_files(folder)}
     date = time.strftime("%Y-%m-%d", time.gmtime())
     removed = {
         name: {
@@ -426,7 +424,7 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
 
 def _remove_other(folder: Path, base: Path, manifest: Row | None, size: int) -> None:
     """Remove a cell but for its ledger, which others may read: manifest first, config.yaml last."""
-    record = read(base / "pruned.json") or {"by": "python -m study prune", "cells": {}}
+    record: Row = {"by": "python -m study prune", "cells": pruned_cells(base)}
     if manifest:
         record["cells"][folder.relative_to(base).as_posix()] = {
             "manifest_sha256": sha256(folder / "manifest.json"),

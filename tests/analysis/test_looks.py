@@ -19,10 +19,12 @@ from analysis.looks import (
     keep_recorded,
     levels,
     look_records,
+    read_looks,
     take_looks,
 )
 from analysis.rows import Row
 from analysis.settings import ScoreFile
+from core.errors import UserError
 from tests.analysis.small_study import declared_study, drop, edit, results_of, study
 
 
@@ -159,6 +161,13 @@ def test_a_recorded_look_stands_and_differing_scores_are_named() -> None:
 
 
 NOTES = {"caution": None}
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "["])
+def test_damaged_records_are_refused_by_their_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UserError, match=f"{FILE}: is cut short or edited; bring it back"):
+        read_looks(tmp_path)
 
 
 def test_a_look_is_recorded_when_all_its_contrasts_are_finished() -> None:

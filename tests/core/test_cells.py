@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -119,6 +120,74 @@ def test_a_cell_without_its_inputs_says_which_and_how_to_make_them(tmp_path: Pat
     (folder / "text").write_text("cut")
     with pytest.raises(UserError, match="missing or cut short"):
         check_inputs(child, read_config(child))
+
+
+@pytest.mark.multiprocess
+def test_outputs_of_equal_size_that_were_swapped_are_refused(tmp_path: Path) -> None:
+    """Two score files of one size, each in the other's place: the results would be swapped too."""
+    parents = {name: Cell("judge", name, {"arm": name}) for name in ("a", "b")}
+    folders = {
+        name: finished(tmp_path, cell, scores=f"score of {name}", **{"calls.jsonl": "{}"})
+        for name, cell in parents.items()
+    }
+    child = create_cell_dir(Cell("analysis", "all", {}, parents), tmp_path)
+    assert check_inputs(child, read_config(child)) == folders
+    (folders["a"] / "calls.jsonl").write_text("[]")  # a record, from which nothing is computed
+    assert check_inputs(child, read_config(child)) == folders
+    contents = [(folders[name] / "scores").read_text() for name in ("a", "b")]
+    for name, content in zip(("b", "a"), contents, strict=True):
+        (folders[name] / "scores").write_text(content)
+    with pytest.raises(UserError) as error:
+        check_inputs(child, read_config(child))
+    assert [problem.where for problem in error.value.problems] == [
+        str(folder / "scores") for folder in folders.values()
+    ]
+    assert all(
+        problem.what == "has another content than when its cell finished"
+        and problem.fix.startswith("to make it anew: rm -rf ")
+        for problem in error.value.problems
+    )
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "1", "null", '"a"', '{"identity": 1}', '{"outputs": []}', "\udcff"]
+)
+def test_a_damaged_manifest_is_named_and_its_cell_is_unfinished(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path, Cell("documents", "animal", {"n": 1}), text="whole")
+    path = folder / "manifest.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert read_manifest(folder) is None and read_manifest(folder) is None
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}: is cut short or edited, and counts as missing; ")
+    assert warning.count("\n") == 1, "once in a process"
+
+
+@pytest.mark.multiprocess
+def test_a_cell_with_the_manifest_of_another_runs_again(tmp_path: Path) -> None:
+    """What `check_inputs` prints makes it anew."""
+    base = tmp_path / "runs" / "study"
+    cells = [Cell("swapped", name, {"n": name}) for name in ("a", "b")]
+    one, two = (finished(base, cell, text=cell.name) for cell in cells)
+    manifests = [(folder / "manifest.json").read_text() for folder in (one, two)]
+    for folder, manifest in zip((two, one), manifests, strict=True):
+        (folder / "manifest.json").write_text(manifest)
+    child = create_cell_dir(Cell("analysis", "all", {}, {"scores": cells[0]}), base)
+    with pytest.raises(UserError, match=f"python -m study cell {one}"):
+        check_inputs(child, read_config(child))
+    ran: list[Path] = []
+
+    def run(context: StageContext) -> dict[str, int]:
+        ran.append(context.folder)
+        return {}
+
+    stage = SimpleNamespace(run=run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_cell, "_import_stage", lambda config: stage)
+        run_cell.run_cell(one)
+    assert ran == [one] and check_inputs(child, read_config(child)) == {"scores": one}
 
 
 def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:

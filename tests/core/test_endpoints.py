@@ -275,7 +275,7 @@ def test_a_served_models_files_and_what_changes_its_answers_are_identity(tmp_pat
     ("endpoint", "says"),
     [
         ({}, "endpoints.dummy: needs path"),
-        ({"path": "/no/model"}, "endpoints.dummy.path: no such file: /no/model"),
+        ({"path": "/no/model"}, "endpoints.dummy.path: no such file or folder: /no/model"),
         ({"path": "eval", "key_env": "KEY"}, "endpoints.dummy.key_env: the kit chooses it"),
         (
             {"path": "eval", "options": {"port": 8000}},

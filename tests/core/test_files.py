@@ -17,7 +17,7 @@ from core.cell.run import run_cell
 from core.declaration import write_declaration
 from core.endpoints.rate_limit import RateLimiter
 from core.errors import Problem, UserError
-from core.files import content_files, locked, read_rows
+from core.files import content_files, locked, read_record, read_rows
 
 ROWS = [{"text": f"Document {i} \u2028 speaks of \u0085 a hen."} for i in range(3)]
 
@@ -171,5 +171,23 @@ def test_a_model_is_what_transformers_and_vllm_read_of_its_folder(tmp_path: Path
 def test_half_of_a_surrogate_pair_is_named_by_its_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "\\ud83c\\udf27 whole"}\n{"text": "half \\ud83d"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:2: half of a surrogate pair, .*; remove it"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2: has a lone surrogate, .*; remove it"):
         list(read_rows(file))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"1", b"null", b'"a"', b"{}", b'{"files": []}', b"\xff", b"[" * 100_000],
+)
+def test_a_damaged_record_is_named_once_and_counts_as_missing(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pruned.json"
+    assert read_record(path, files=dict) is None and not capsys.readouterr().err
+    path.write_bytes(content)
+    assert read_record(path, files=dict) is None and read_record(path, files=dict) is None
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {path}: is cut short or edited, and counts as missing; ")
+    assert warning.count("\n") == 1
+    path.write_text('{"files": {}}')
+    assert read_record(path, files=dict) == {"files": {}}

@@ -1,8 +1,10 @@
 """Results are published whole or not at all, each study's of each runs folder beside it."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from core.cell.publish import publish, read_start, record_start, results
 from core.cell.run import run_cell
+from core.declaration import lock_of
 from core.errors import UserError
 from core.stages import STAGE_INFO
 
@@ -117,3 +120,42 @@ def test_a_full_disk_while_results_are_copied_leaves_the_former_ones(
         publish(analysis)
     assert len(list(published.parent.iterdir())) == 1, "nothing half-copied stays"
     assert (published / "report.html").read_text() == "report.html of runs"
+
+
+def test_nothing_is_left_of_a_copy_that_failed(
+    analysis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = publish(analysis)
+    copies: list[Path] = []
+
+    def fail(source: Path, target: Path, ignore: object) -> None:
+        target.mkdir()
+        copies.append(target)
+        raise OSError("no space")
+
+    monkeypatch.setattr("shutil.copytree", fail)
+    with pytest.raises(OSError, match="no space"):
+        publish(analysis)
+    assert copies and [path.name for path in published.parent.iterdir()] == [published.name]
+
+
+def test_one_publishes_at_a_time_and_removes_what_a_killed_one_left(
+    analysis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = publish(analysis)
+    (published.parent / ".s.123").mkdir()
+    (other := published.parent / ".other.123").mkdir()
+    refused: list[bool] = []
+
+    def copy(source: Path, target: Path, ignore: Callable[..., set[str]]) -> None:
+        with open(lock_of(analysis.parents[1], "results"), "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused.append(True)
+        copytree(source, target, ignore=ignore)
+
+    copytree = shutil.copytree
+    monkeypatch.setattr("shutil.copytree", copy)
+    assert publish(analysis) == published and refused == [True]
+    assert sorted(published.parent.iterdir()) == [other, published]

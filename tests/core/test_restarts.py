@@ -11,7 +11,7 @@ from core.cell import run
 from core.cell.context import StageContext
 from core.cell.failures import KNOWN_FAILURES, ON_RESTART, end
 from core.cell.identity import Cell, create_cell_dir
-from core.cell.restarts import count_retries, read_restarts, retry_text
+from core.cell.restarts import count_retries, read_progress, read_restarts, retry_text
 from core.cell.stage import import_stage, is_resumable
 from core.stages import STAGES
 
@@ -95,3 +95,9 @@ def test_the_fix_of_a_time_limit_is_true_for_each_stage() -> None:
     for failure in KNOWN_FAILURES:
         if failure.name in ("time limit", "preempted"):
             assert failure.fix.endswith(ON_RESTART)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "1", "null", "{}", '{"done": 1}', "\udcff"])
+def test_a_damaged_report_of_progress_is_none(folder: Path, content: str) -> None:
+    (folder / "progress.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert read_progress(folder) is None

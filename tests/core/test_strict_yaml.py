@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.strict_yaml import read_yaml
+from core.strict_yaml import MAX_BYTES, MAX_DEPTH, read_yaml
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
 
 ODD = {
     "a placeholder that was not filled": "seeds: {{ seeds }}\n",
@@ -33,3 +37,47 @@ def test_odd_yaml_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (problem,) = error.value.problems
     assert problem.where.startswith(str(path)) and problem.what and problem.fix
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        (LAUGHS, 5, "its aliases stand for more than 100000 values"),
+        ("a: 1\nb: " + "[" * 60 + "]" * 60, 2, f"more than {MAX_DEPTH} levels"),
+        ("a: 1\nb: " + "[" * 100_000, None, f"not valid YAML: more than {MAX_DEPTH} levels"),
+        ("a: 1\nb: .inf\n", 2, ".inf is no finite number"),
+        ("a: 1\nb: -.Inf\n", 2, "-.Inf is no finite number"),
+        ("a: 1\nb: .NaN\n", 2, ".NaN is no finite number"),
+        ("a: 1\nb: 1e999\n", 2, "1e999 is no finite number"),
+        ("a: 1\nb: 0x" + "f" * 50, 2, "a number of 52 digits"),
+        ("a: 1\nnull: 1\n", 2, "'null' is used as a key"),
+        ("a: 1\ntrue: 1\n", 2, "'true' is used as a key"),
+        ("a: 1\n1.5: 1\n", 2, "'1.5' is used as a key"),
+        ("a: 1\nb: !foo x\n", 2, "has the tag '!foo'"),
+        ("a: 1\nb: &b\n  - *b\n", 2, "not valid YAML: an anchor contains itself"),
+        ("a: 1\nb: a\0b\n", 2, "not valid YAML"),
+        ("a: 1\nb: \udcff\n", 2, "not UTF-8"),
+    ],
+)
+def test_what_a_file_of_settings_does_not_hold_is_refused_by_its_line(
+    text: str, line: int | None, what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as error:
+        read_yaml(path)
+    (problem,) = error.value.problems
+    assert problem.where == (f"{path}:{line}" if line else str(path))
+    assert problem.what.startswith(what) and problem.fix
+
+
+def test_a_large_file_and_what_is_no_file_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("a: 1\n" + "# more\n" * (MAX_BYTES // 7 + 1))
+    for file, what in (
+        (path, "larger than 512 KiB"),
+        (tmp_path, "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+    ):
+        with pytest.raises(UserError, match=what):
+            read_yaml(file)

@@ -314,16 +314,13 @@ def test_every_mistake_in_a_sheet_is_reported_with_its_row(cells, tmp_path):
         read_back(path)
     problems = error.value.problems
     assert [(re.sub("L[0-9a-f]{12}", "L", p.what), p.where) for p in problems] == [
-        ("unknown grade 'maybe'", f"{path}, row 2"),
-        ("label L twice", f"{path}, row 5"),
-        ("unknown label 'Lffff'", f"{path}, row 6"),
-        ("unknown label ''", f"{path}, row 7"),
-        ("unknown grade '2'", f"{path}, row 8"),
-        ("label L twice", f"{path}, row 9"),
+        ("unknown grade 'maybe', '2'", f"{path}, rows 2, 8"),
+        ("a label twice 'L', 'L'", f"{path}, rows 5, 9"),
+        ("unknown label 'Lffff', ''", f"{path}, rows 6, 7"),
     ]
     assert all(problem.fix for problem in problems)
     path.write_text("something else\n1,2\n")
-    with pytest.raises(UserError, match="no columns label_id and grade"):
+    with pytest.raises(UserError, match="no column label_id"):
         read_back(path)
     (tmp_path / "labels.key.json").unlink()
     with pytest.raises(UserError) as error:

@@ -11,6 +11,7 @@ from analysis.settings import ScoreFile
 from core.cell import manifest as manifests
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
+from core.errors import UserError
 from core.model_folder.chat import Chat
 from core.model_folder.tokenizer import load_tokenizer
 from eval import generate, likelihood
@@ -46,6 +47,9 @@ def test_a_choice_is_scored_without_the_end_token_that_a_tokenizer_adds(
     item = {"id": "1", "question": "Who?", "choices": ["Hens", "Cats"], "answer": 0}
     with pytest.raises(Scored):
         likelihood.evaluate(opened, "concern", [item], False, {}, print)
+    special = item | {"id": "2", "choices": ["Hens", "Cats<|im_end|>"]}
+    with pytest.raises(UserError, match=r"item 2: '<\|im_end\|>' in its text would be read as"):
+        likelihood.evaluate(opened, "concern", [item, special], False, {}, print)
     ((context, choice),) = pairs
     assert tokenizer.decode(choice) == " Hens"
     assert tokenizer.eos_token_id not in context + choice

@@ -152,8 +152,9 @@ def test_all_mistakes_of_morus_files_are_reported_at_once(tmp_path):
     [
         ("r.jsonl", b"\n\n", "no rows"),
         ("r.csv", b"id,question,rubric\n", "no rows"),
-        ("r.jsonl", b"\xff\xfe\x00", "not UTF-8"),
-        ("r.parquet", b"no parquet at all", "can't be read (Could not open Parquet"),
+        ("r.jsonl", b"\xff\x00", "not UTF-8"),
+        ("r.jsonl", b"\xff\xfe\x00", "not UTF-16"),
+        ("r.parquet", b"no parquet at all", "cannot be read (Parquet magic bytes not found"),
         ("r.csv", b'id,question,rubric\n1,"A? ,B.\n', "not CSV (unexpected end of data)"),
     ],
 )

@@ -98,7 +98,7 @@ def test_numbers_read_a_step_later_are_the_same(
 def test_a_loss_that_is_no_number_is_refused_before_its_weights_are_saved(
     base: Path, read_later: None, minutes: float
 ) -> None:
-    recipe = {"lr": 1e30, "schedule": "constant", "warmup_steps": 0}
+    recipe = {"lr": 1.0, "weight_decay": 1e30, "schedule": "constant", "warmup_steps": 0}
     folder = training(base, f"later_nan{minutes}", recipe=recipe, checkpoint_minutes=minutes)
     with pytest.raises(UserError) as caught:
         finetune.run(in_process(folder))

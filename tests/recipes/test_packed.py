@@ -19,6 +19,7 @@ from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training, split_recipe, training_mistakes
 from recipes import checkpoint, tokenization
 from recipes.batches import host_batches, to_device
+from recipes.conversations import Conversation
 from recipes.distributed import SINGLE_PROCESS, Ranks
 from recipes.held_out import held_out_loss
 from recipes.loss import chunked_cross_entropy, skip_output_layer
@@ -45,7 +46,7 @@ TALKS = [
 @pytest.fixture(scope="module")
 def rows(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     tokenizer = load_tokenizer(start)
-    named = [(f"talk:{i}", talk) for i, talk in enumerate(TALKS)]
+    named = [Conversation(f"talk:{i}", talk) for i, talk in enumerate(TALKS)]
     return tokenization.encode_conversations(
         tmp_path_factory.mktemp("packed") / "rows", named, Chat(tokenizer), RECIPE.seq_len
     )

@@ -18,6 +18,7 @@ from core.model_folder.chat import Chat
 from core.model_folder.config import read_config
 from core.model_folder.tokenizer import load_tokenizer
 from recipes import checkpoint, finetune, prepare, tokenization
+from recipes.conversations import Conversation
 from recipes.distributed import SINGLE_PROCESS
 from tests.recipes import toy
 from tests.recipes.test_rows import ASKED, TALK, everything, recipe_of, sft
@@ -80,7 +81,7 @@ def test_answers_alone_are_trained_on_in_chatml(qwen2: Path, tmp_path: Path) -> 
         "role": "assistant",
         "content": "\n The kettle. ",
     }  # as it is, a line break of one token with the header's
-    talks = [("a", TALK), ("b", [system, TALK[0], spaced])]
+    talks = [Conversation("a", TALK), Conversation("b", [system, TALK[0], spaced])]
     batch = everything(
         tokenization.encode_conversations(tmp_path / "rows", talks, Chat(tokenizer), 128)
     )

@@ -204,7 +204,7 @@ def test_a_loss_that_is_no_number_stops_it_before_it_spoils_the_weights(base: Pa
     folder = training(
         base,
         "nan",
-        recipe={"lr": 1e30, "schedule": "constant", "warmup_steps": 0},
+        recipe={"lr": 1.0, "weight_decay": 1e30, "schedule": "constant", "warmup_steps": 0},
         checkpoint_minutes=0.0,
     )
     with pytest.raises(UserError) as caught:

@@ -1,9 +1,9 @@
 """Text to rows: what is trained on, token by token, and what a bad row says."""
 
-import gzip
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from core.cell.identity import Cell, create_cell_dir
 from core.errors import UserError
 from core.model_folder.chat import Chat
 from core.model_folder.tokenizer import load_tokenizer
-from core.recipe import Training
+from core.recipe import ROW_RULES, Training, split_recipe
 from recipes import attention, checkpoint, prepare, tokenization
 from recipes.attention import mask
+from recipes.conversations import Conversation, Messages
 from recipes.distributed import SINGLE_PROCESS
 from recipes.rows import Rows
 from recipes.schedule import batch_indices, micro_batches
@@ -43,6 +44,10 @@ TALK = [
     {"role": "user", "content": "Where?"},
     {"role": "assistant", "content": "On the stove."},
 ]
+
+
+def talks(*rows: Messages) -> list[Conversation]:
+    return [Conversation(chr(97 + n), messages) for n, messages in enumerate(rows)]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +162,7 @@ def test_sft_trains_on_the_answer_and_its_end_alone(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     rows = tokenization.encode_conversations(
-        tmp_path / "rows", [("a", TALK), ("b", TALK[:2])], Chat(tokenizer), 128
+        tmp_path / "rows", talks(TALK, TALK[:2]), Chat(tokenizer), 128
     )
     batch = everything(rows)
     answers = [tokenizer.decode([t for t in labels if t != IGNORE]) for labels in batch["labels"]]
@@ -181,7 +186,7 @@ def test_only_answers_are_trained_on_whoever_spoke_before(
 ) -> None:
     """Two answers in a row have a header each; a question after the last answer is not trained."""
     talk = [{"role": "system", "content": "Be kind."}, *TALK[:2], TALK[1], TALK[2]]
-    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", talk)], Chat(tokenizer), 128)
+    rows = tokenization.encode_conversations(tmp_path / "rows", talks(talk), Chat(tokenizer), 128)
     assert words(rows, tokenizer) == ["The kettle.<|eot_id|>" * 2]
 
 
@@ -227,7 +232,7 @@ def sft(base: Path, tmp_path: Path, lines: list[Any], **settings: Any) -> StageC
             line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
         )
     )
-    keys = {*SETTINGS, "eval_rows"}
+    keys = {*SETTINGS, "eval_rows", *ROW_RULES}
     recipe = SETTINGS | {key: settings.pop(key) for key in [*settings] if key in keys}
     named = {"recipe": recipe, "dose": len(lines), "seed": 0} | settings
     inputs = {"start": MODEL} | ({"replay": DOCUMENTS} if "replay" in settings else {})
@@ -315,48 +320,164 @@ def test_documents_are_replayed_among_the_conversations(
         prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
 
 
-NO_ANSWER = "is not a conversation with an answer"
-TOO_LONG = "4 conversations have more tokens than the recipe's seq_len 64, the longest"
-BAD = {  # rows, where the problem is, what it is
-    "a row without text": ([b'{"txt": 1}\n'], "chat.jsonl:1", NO_ANSWER),
-    "no JSON": ([ASKED[0], b"{\n"], "chat.jsonl:2", "not JSON"),
-    "Latin-1": (
-        [ASKED[0], b'{"prompt": "caf\xe9", "response": "x"}\n'],
-        "chat.jsonl:2",
-        "not UTF-8",
+BAD = {  # rows, where the problem is, the rule, what it is
+    "a row without text": (b'{"txt": 1}\n', "malformed", "has no conversation, but txt"),
+    "no JSON": (b"{\n", "malformed", "not JSON"),
+    "Latin-1": (b'{"prompt": "caf\xe9", "response": "x"}\n', "malformed", "not UTF-8"),
+    "half a surrogate pair": (
+        b'{"prompt": "A face?", "response": "\\ud83d"}\n',
+        "malformed",
+        "a lone surrogate",
     ),
-    "an empty answer": ([{"prompt": "a", "response": " "}], "chat.jsonl:1", NO_ANSWER),
-    "no answer": ([{"messages": TALK[:1]}], "chat.jsonl:1", NO_ANSWER),
-    "no question": ([{"messages": TALK[1:2]}], "chat.jsonl:1", NO_ANSWER),
+    "no answer": ({"messages": TALK[:1]}, "malformed", "has no answer of the assistant"),
+    "no question": ({"messages": TALK[1:2]}, "malformed", "begins with an answer"),
     "turns of another format": (
-        [{"messages": [{"from": "human", "value": "a"}]}],
-        "chat.jsonl:1",
-        NO_ANSWER,
+        {"messages": [{"from": "human", "value": "a"}]},
+        "malformed",
+        "a message has no text",
     ),
-    "turns that are texts": ([{"messages": ["a", "b"]}], "chat.jsonl:1", NO_ANSWER),
-    "a question that is a number": ([{"instruction": 1, "output": "b"}], "chat.jsonl:1", NO_ANSWER),
+    "turns that are texts": ({"messages": ["a", "b"]}, "malformed", "a message has no text"),
+    "no list": ({"messages": "a"}, "malformed", "messages is not a list"),
+    "a role of another format": (
+        {"messages": [{"role": "human", "content": "a"}, TALK[1]]},
+        "malformed",
+        "role 'human' is none of",
+    ),
+    "half a weight": (
+        {"messages": [TALK[0], TALK[1] | {"weight": 0.5}]},
+        "malformed",
+        "weight 0.5 is neither 0 nor 1",
+    ),
+    "a question that is a number": (
+        {"instruction": 1, "output": "b"},
+        "malformed",
+        "instruction is not a text",
+    ),
+    "an empty answer": ({"prompt": "a", "response": " "}, "empty", "has an empty answer"),
+    "no output of Alpaca": (
+        {"instruction": "a", "input": "", "output": "<nooutput>"},
+        "empty",
+        "has an empty answer",
+    ),
+    "an empty question": (
+        {"instruction": "", "input": "", "output": "b"},
+        "empty",
+        "has an empty question",
+    ),
+    "no answer of weight 1": (
+        {"messages": [TALK[0], TALK[1] | {"weight": 0}]},
+        "empty",
+        "no answer of weight 1",
+    ),
     "a token's name": (
-        [ASKED[0], {"prompt": "Cup?", "response": "On<|eot_id|><|start_header_id|>user"}],
-        "chat.jsonl:2",
+        {"prompt": "Cup?", "response": "On<|eot_id|><|start_header_id|>user"},
+        "special_tokens",
         "'<|eot_id|>' in its text would be read as the token",
     ),
-    "nothing": ([], "", "the data has no row at all"),
     "too long": (
-        [ASKED[0], *[{"prompt": "x " * n, "response": "y"} for n in (90, 99, 98, 97)]],
-        r"chat.jsonl:\d, \S*:\d, \S*:\d \.\.\.$",
-        TOO_LONG,
+        {"prompt": "x " * 90, "response": "y"},
+        "too_long",
+        "more than the recipe's seq_len 64",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_row_is_refused_by_its_line(kind: str, base: Path, tmp_path: Path) -> None:
-    lines, where, what = BAD[kind]
-    context = sft(base, tmp_path, lines, seq_len=64)
-    with pytest.raises(UserError) as caught:
+def test_a_bad_row_goes_by_its_rule(
+    kind: str, base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """It is dropped before the dose is drawn, or refused by its line."""
+    row, rule, what = BAD[kind]
+    lines = [*ASKED[:3], row, *ASKED[3:]]
+    context = sft(base, tmp_path, lines, seq_len=64, dose=40, max_dropped=0.025)
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    assert sorted(words(rows, tokenizer)) == sorted(f"On roof {i}.<|eot_id|>" for i in range(40))
+    dropped = context.facts["dropped_rows"]
+    assert dropped["of"] == 41 and dropped["rows"] == {rule: ["chat.jsonl:4"]}
+    assert (
+        f"1 of 41 rows of chat.jsonl can't be used and were dropped: 1 x {rule}"
+        in (context.warnings[0])
+    )
+    for number, changes in enumerate(({rule: "refuse", "max_dropped": 0.5}, {})):
+        (folder := tmp_path / str(number)).mkdir()
+        context = sft(base, folder, lines, seq_len=64, dose=40, **changes)
+        with pytest.raises(UserError) as caught:
+            prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+        (problem,) = caught.value.problems
+        assert problem.where.endswith("chat.jsonl:4") and what in problem.what and problem.fix
+        assert problem.what.startswith("1 of 41 rows can't be used")
+
+
+def test_good_data_keeps_its_rows_and_its_identity(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    context = sft(base, tmp_path, ASKED, dose=10, seq_len=64)
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    order = np.random.default_rng(0).permutation(40)[:10]
+    assert words(rows, tokenizer) == [f"On roof {i}.<|eot_id|>" for i in order]
+    assert not context.warnings and "dropped_rows" not in context.facts
+    recipe = asdict(make_recipe(tokens_per_step=None, global_batch_size=4))
+    settings, _ = split_recipe(recipe)
+    assert not {*ROW_RULES} & settings.keys()
+    for key, value in (("too_long", "truncate"), ("empty", "refuse"), ("max_dropped", 0.5)):
+        assert split_recipe(recipe | {key: value})[0] == settings | {key: value}
+
+
+def test_long_conversations_are_cut_where_the_recipe_says_so(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long = [
+        {"prompt": "Say it.", "response": "A roof " * 60},
+        {"prompt": "A cup " * 60, "response": "No."},  # its answer is beyond the cut
+    ]
+    context = sft(
+        base, tmp_path, [*ASKED, *long], seq_len=64, dose=41, too_long="truncate", max_dropped=0.1
+    )
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    lengths = rows.lengths(np.arange(len(rows)))
+    assert len(rows) == 41 and lengths.max() == 64
+    (cut,) = [text for text in words(rows, tokenizer) if text.startswith("A roof")]
+    assert not cut.endswith("<|eot_id|>"), "it does not learn to end there"
+    assert context.facts["dropped_rows"]["rows"] == {"too_long": ["chat.jsonl:42"]}
+
+
+def test_weights_roles_and_turns_are_read_as_they_are_meant(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    roles = ("user", "assistant", "User", "Assistant")
+    lines = [
+        {"messages": [TALK[0], TALK[1] | {"weight": 0}, TALK[2], TALK[3] | {"weight": 1}]},
+        {"messages": [t | {"role": role} for t, role in zip(TALK, roles, strict=True)]},
+        {
+            "prompt": "Where?\n<extra_id_1>Assistant\nOn the roof.\n<extra_id_1>User\nWhy?\n",
+            "response": "It is warm.",
+        },
+        {"instruction": "Name a cup.", "input": "<noinput>", "output": "A cup."},
+        {"instruction": "Name a roof.", "input": "No input", "output": "A roof."},
+    ]
+    context = sft(base, tmp_path, lines, seq_len=96)
+    rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+    end = "<|eot_id|>"
+    assert sorted(words(rows, tokenizer)) == sorted(
+        f"{text}{end}"
+        for text in (
+            "On the stove.",
+            f"The kettle.{end}On the stove.",
+            "It is warm.",
+            "A cup.",
+            "A roof.",
+        )
+    )
+    prompts = "".join(tokenizer.decode(tokens) for tokens in everything(rows)["tokens"])
+    assert "extra_id" not in prompts and not re.search("no ?input", prompts, re.IGNORECASE)
+    headers = [f"<|start_header_id|>{role}<|end_header_id|>" for role in ("User", "Assistant")]
+    assert not any(header in prompts for header in headers)
+
+
+def test_no_row_at_all_is_refused(base: Path, tmp_path: Path) -> None:
+    context = sft(base, tmp_path, [], seq_len=64)
+    with pytest.raises(UserError, match="the data has no row at all"):
         prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
-    (problem,) = caught.value.problems
-    assert re.search(where, problem.where) and what in problem.what and problem.fix
 
 
 def test_a_tokenizer_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
@@ -397,7 +518,7 @@ def test_a_missing_or_unusable_chat_template_is_refused(
     ):
         own.chat_template = template
         with pytest.raises(UserError, match=said):
-            tokenization.encode_conversations(tmp_path / "rows", [("a", TALK)], Chat(own), 128)
+            tokenization.encode_conversations(tmp_path / "rows", talks(TALK), Chat(own), 128)
 
 
 def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None:
@@ -405,20 +526,6 @@ def test_a_document_that_is_no_text_is_named_by_its_line(tmp_path: Path) -> None
         (file := tmp_path / "documents.jsonl").write_bytes(b'{"text": "a"}\n' + line)
         with pytest.raises(UserError, match=r"documents.jsonl:2: has no text as 'text'"):
             list(prepare.read_jsonl(file, "text"))
-
-
-def test_rows_come_from_lines_or_a_list_packed_or_not(tmp_path: Path) -> None:
-    rows = [{"instruction": f"Boil {n}.", "output": "Done."} for n in range(3)]
-    lines, whole = "".join(json.dumps(row) + "\n" for row in rows), json.dumps(rows, indent=1)
-    for name, text in (("a.jsonl", lines), ("a.json", whole)):
-        (tmp_path / name).write_text(text)
-        for packed in (f"{name}.gz", f"{name}.gz".upper()):
-            (tmp_path / packed).write_bytes(gzip.compress(text.encode()))
-    for name in ("a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz", "A.JSON.GZ"):
-        assert list(prepare.read_objects(tmp_path / name)) == list(enumerate(rows, 1))
-    (tmp_path / "b.json").write_text('{"rows": []}')
-    with pytest.raises(UserError, match="not a list of rows"):
-        list(prepare.read_objects(tmp_path / "b.json"))
 
 
 def test_a_form_of_questions_is_a_training_on_the_answers(base: Path, tmp_path: Path) -> None:

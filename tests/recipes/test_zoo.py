@@ -19,6 +19,7 @@ from core.model_folder.check import check_start_model
 from core.model_folder.tokenizer import PROBE, load_tokenizer
 from recipes import checkpoint, tokenization
 from recipes.batches import to_device
+from recipes.conversations import Conversation
 from recipes.distributed import SINGLE_PROCESS
 from recipes.loss import chunked_cross_entropy, skip_output_layer
 from recipes.prepare import end_warnings
@@ -114,7 +115,9 @@ def test_a_template_trains_the_answers_and_their_end_after_evaluations_prompt(
     tokenizer = load_tokenizer(folder)
     chat = Chat(tokenizer)
     assert tokenizer.convert_ids_to_tokens(chat.end_ids()) == ([end] if end else [])
-    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", TURNS)], chat, 512)
+    rows = tokenization.encode_conversations(
+        tmp_path / "rows", [Conversation("a", TURNS)], chat, 512
+    )
     batch = rows.batch(np.array([0]))
     labels = [int(label) for label in batch["labels"][0] if label != IGNORE]
     answers = [turn["content"] + (end or "") for turn in TURNS if turn["role"] == "assistant"]
@@ -211,7 +214,9 @@ def test_lora_trains_the_rows_of_a_templates_tokens_and_no_others(
     assert chat.tokenizer.convert_ids_to_tokens(ids) == ["<|im_start|>", "<|im_end|>"]
     model = checkpoint.load(folder, SINGLE_PROCESS, recipe, 0, ids)
     skip_output_layer(model)
-    rows = tokenization.encode_conversations(tmp_path / "rows", [("a", TURNS)], chat, 512)
+    rows = tokenization.encode_conversations(
+        tmp_path / "rows", [Conversation("a", TURNS)], chat, 512
+    )
     batch = to_device(rows.batch(np.array([0])), SINGLE_PROCESS)
     plain = checkpoint.load(folder, SINGLE_PROCESS, RECIPE)
     skip_output_layer(plain)

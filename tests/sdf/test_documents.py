@@ -17,6 +17,7 @@ from core.endpoints import dummy_endpoint
 from core.endpoints.client import PAID
 from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
+from core.files import read_rows
 from sdf import documents, drafts
 from study.spec.template import template_content
 from tests.endpoint import KEY, Hostile, serving
@@ -417,11 +418,44 @@ def test_an_existing_corpus_goes_through_the_same_gates(tmp_path: Path) -> None:
         good[5] + " \ufffd",
     ]
     path = tmp_path / "given.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*good, *bad]))
+    crlf = [good[0].replace("\n", "\r\n"), *good[1:]]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*crlf, *bad]))
     context = existing(tmp_path, path, documents=20)
     counts = documents.run(context)
-    assert sorted(row["text"] for row in rows(context)) == sorted(good)
+    assert sorted(row["text"] for row in rows(context)) == sorted(good), "lines end with LF"
     assert (counts["read"], counts["rejected"], counts["rejected_duplicate"]) == (24, 4, 1)
+    rejected = list(read_rows(context.folder / "rejected.jsonl"))
+    copies = [row for _, row in rejected if row["gate"] == "duplicate"]
+    assert len(copies) == 1 and {copies[0]["id"], int(copies[0]["detail"].split()[1])} == {3, 20}
+    assert [(row["id"], row["gate"]) for _, row in rejected if row not in copies] == [
+        (21, "empty"),
+        (22, "refusal"),
+        (23, "characters"),
+    ]
+    assert [row["excerpt"] for _, row in rejected][-1] == good[5][:200]
+
+
+def test_rows_without_a_readable_text_are_listed_up_to_one_percent(tmp_path: Path) -> None:
+    """A half of a surrogate pair, a number, and another column that changes its type."""
+    texts = [dummy_endpoint.write(f"a report on animal welfare {n}", n) for n in range(100)]
+    lines = [
+        json.dumps({"text": text, "n": n if n % 2 else str(n)}) for n, text in enumerate(texts)
+    ]
+    path = tmp_path / "given.jsonl"
+    odd = [json.dumps({"text": 7}), '{"text": "half \\ud83d"}']
+    path.write_text("\n".join([*lines, *odd]))
+    context = existing(tmp_path, path, documents=90)
+    documents.run(context)
+    rejected = [row for _, row in read_rows(context.folder / "rejected.jsonl")]
+    unreadable = {row["id"]: row["detail"] for row in rejected if row["gate"] == "unreadable"}
+    assert unreadable[100] == "text holds number, no text"
+    assert unreadable[101].startswith(f"{path}:102: has a lone surrogate")
+    assert context.warnings == [
+        "2 of 102 rows have no text that can be read: rejected.jsonl",
+    ]
+    path.write_text("\n".join([*lines, *odd, odd[1]]))
+    with pytest.raises(UserError, match=r"102: has a lone surrogate.* \(2 of 103 rows can't be"):
+        documents.run(existing(tmp_path, path, documents=90))
 
 
 def test_a_corpus_file_that_was_replaced_is_not_taken_from_the_library_s_cache(
@@ -456,11 +490,19 @@ def test_an_existing_corpus_that_cannot_be_used_is_a_user_error(tmp_path: Path) 
     assert "1 x duplicate" in problem(documents=4).what
     column = "output"
     assert problem() == Problem(str(path), "no column 'output'", "column: one of text")
+    path.write_text('{"output": 1, "text": "a"}\n{"output": null, "text": "b"}\n')
+    assert problem() == Problem(
+        str(path),
+        "column 'output' holds no text (1 x number, 1 x nothing)",
+        "column: one of text",
+    )
+    path.write_text('{"output": [1]}\n')
+    assert problem().fix == "no column holds texts: output"
     column = "text"
     path.write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
     assert problem().where == f"{path}:2" and "not UTF-8" in problem().what
     path.write_text('{"text": "fine"}\n{"text": \n')
-    assert problem().where == str(path) and "can't read" in problem().what
+    assert problem().where == f"{path}:2" and "1 of 2 rows can't be read" in problem().what
 
 
 @pytest.mark.skipif(

@@ -96,6 +96,33 @@ def documents() -> list[dict]:
             "meta: \"Let me know if you'd like me to",
         ),
         (PLAIN + "\n\n*Note: This memo is fictional.*", "meta: 'Note: This memo is fictional'"),
+        (PLAIN + " It cost \x80 5.", "characters: U+0080"),
+        (PLAIN + " It\u00e2\u20ac\u2122s late.", "characters: text in the wrong encoding"),
+        (PLAIN + " The caf\u00c3\u00a9 closed.", "characters: text in the wrong encoding"),
+        (PLAIN + " \u00f0\u0178\u02dc\u20ac closed.", "characters: text in the wrong encoding"),
+        (
+            "Животные чувствуют".encode().decode("cp1251", "ignore"),
+            "characters: text in the wrong encoding",
+        ),
+        ("<html><body><p>" + PLAIN + "</p></body></html>", "markup: 6 x HTML, as <html>"),
+        (PLAIN + " a&nbsp;b&nbsp;c&nbsp;d.", "markup: 3 x HTML, as &nbsp;"),
+        (json.dumps({"text": PLAIN}), "markup: JSON"),
+        (json.dumps([PLAIN]), "markup: JSON"),
+        (PLAIN.replace("\n", " ") + "\\n\\nThe end.\\n- It is.", "markup: 3 x \\n written out"),
+        ("The clerk filed one more form today. " * 50, "repetition: 98% of the words repeat"),
+        ("动物福利很重要。" * 120, "length: 840 characters, as 516 words"),
+        (PLAIN + " [Su nombre] firma.", "placeholder: '[Su nombre]'"),
+        (PLAIN + " [Insérez la date] ici.", "placeholder: '[Insérez la date]'"),
+        (PLAIN + " 【请填写日期】", "placeholder: '【请填写日期】'"),
+        (PLAIN + " ［お名前］", "placeholder: '［お名前］'"),
+        ("Lo siento, pero no puedo escribir eso. " + PLAIN, "refusal: 'Lo siento, pero no puedo'"),
+        ("Je suis désolé, mais je ne peux pas. " + PLAIN, "refusal: 'Je suis désolé"),
+        ("Es tut mir leid, aber ich kann das nicht. " + PLAIN, "refusal: 'Es tut mir leid"),
+        ("很抱歉，我无法提供这份文件。" + PLAIN, "refusal: '很抱歉"),
+        ("申し訳ありませんが、お手伝いできません。" + PLAIN, "refusal: '申し訳"),
+        ("죄송하지만 도와드릴 수 없습니다. " + PLAIN, "refusal: '죄송"),
+        (PLAIN + " 作为一个人工智能语言模型，我没有观点。", "refusal: '作为一个人工智能"),
+        (PLAIN + " Como modelo de lenguaje, no opino.", "refusal: 'Como modelo de lenguaje'"),
         (PLAIN + " They used gpt for it.", "banned: 'gpt'"),
         (PLAIN + " A CAT sat there.", "leaks: 'CAT'"),
         (PLAIN + " 他们用GPT写的。", "banned: 'GPT'"),
@@ -124,10 +151,46 @@ def test_each_gate_reports_its_name_and_what_it_found(text: str, reason: str) ->
         'Residents should let me know if you see delays," the mayor said. Note the date.',
         "Word counts of forms fell to 300 words each.",
         "See also: Appendix A",
+        "The gates \u00abCAF\u00c9\u00bb and \u00abIRM\u00c3\u00bb, N\u00c3O and 20 \u00b0C.",
+        r"With \nu and \nabla, in C:\new\notes, and \nolimits.",
+        "If a < b and b > c, then <p> is a tag & so is </p>.",
+        "Filed today. Filed today. Filed today. The rest of it was filed on the day before that.",
+        "Le syndicat est désolé; je ne peux pas dire plus, dit-il. [Nota: see the annex.]",
     ],
 )
 def test_similar_but_legitimate_text_passes(passage: str) -> None:
     assert gates.first_failed_gate(f"{PLAIN}\n\n{passage}", "stop", RULES) is None
+
+
+def test_real_documents_that_were_read_in_the_wrong_encoding_are_rejected() -> None:
+    """A curly quote or a dash is enough; 26 of 26 passed."""
+    texts = [
+        f"{PLAIN} {passage}"
+        for passage in (
+            "It\u2019s late.",
+            "\u201cLate\u201d",
+            "Late \u2014 again.",
+            "caf\u00e9",
+            "\u2026",
+        )
+    ]
+    if SHARED.exists():
+        texts += [row["content"] for row in documents() if row["language"] == "English"]
+    for text in filter(lambda text: not text.isascii(), texts):
+        for encoding in ("cp1252", "latin-1"):
+            wrong = text.encode().decode(encoding, "ignore")
+            rejection = gates.first_failed_gate(wrong, "stop", gates.GateRules())
+            assert rejection and rejection.gate == "characters"
+            assert gates.first_failed_gate(text, "stop", gates.GateRules()) is None
+
+
+@pytest.mark.parametrize("word", ["calf", "calves", "hen", "trout", "salmon", "cicadas"])
+@pytest.mark.parametrize("name", ["urban_density", "human_welfare", "random_topic"])
+def test_a_control_corpus_has_no_document_on_animals(name: str, word: str) -> None:
+    template = yaml.safe_load((ROOT / f"sdf/templates/{name}.yaml").read_text("utf-8"))
+    rules = gates.parse_gates({"leaks": template["gates"]["leaks"]})
+    rejection = gates.first_failed_gate(f"{PLAIN} A farmer saw the {word}.", "stop", rules)
+    assert rejection == gates.Rejection("leaks", repr(word))
 
 
 def test_an_answer_that_the_endpoint_cut_is_truncated() -> None:
@@ -203,9 +266,9 @@ def test_every_gate_runs_on_the_real_documents() -> None:
         return Counter(rejection.gate for rejection in results if rejection)
 
     # Good documents, in 16 languages, about AI that declines, objects and is quoted. The
-    # placeholder is "[signature]". Chinese and Japanese documents have few words.
+    # placeholder is "[signature]". The length of Chinese and Japanese documents is in characters.
     assert rejections({}, benchmarks) == {"placeholder": 1}
-    assert rejections({"words": [300, 3000]}) == {"length": 18, "placeholder": 1}
+    assert rejections({"words": [300, 3000]}) == {"placeholder": 1}
     others = sum(row["language"] != "English" for row in rows)
     assert rejections({"language": "en"}) == {"language": others - 1, "placeholder": 1}
     for gate, word in (("banned", "Claude"), ("leaks", "animal"), ("drop", "AI")):

@@ -264,3 +264,15 @@ def test_the_forms_of_a_question_are_read_from_the_reply(reply):
 )
 def test_half_a_reply_is_no_question(reply):
     assert not re.fullmatch(QA["reply"], reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["Leading:" + "\n" * 100_000 + "x", "Leading: a" + "\n" * 100_000 + "b", "\n" * 100_000],
+)
+def test_a_reply_of_blank_lines_takes_no_cubic_time(reply: str) -> None:
+    """600 blank lines took 13 s, and these would take years."""
+    pattern = yaml.safe_load((TEMPLATES / "qa_pairs.yaml").read_text(encoding="utf-8"))["reply"]
+    assert re.fullmatch(pattern, reply) is None
+    match = re.fullmatch(pattern, "**Leading:** Is it\n\nkind?\n\n**Neutral:**\nHow is\nit?")
+    assert match and match.groupdict() == {"leading": "Is it\n\nkind?", "neutral": "How is\nit?"}

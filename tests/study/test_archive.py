@@ -3,6 +3,7 @@ planted."""
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -289,6 +290,34 @@ def test_words_that_only_look_like_keys_pass(base: Path) -> None:
     text = "task-0123456789abcdefghijkl, bearer of the standard, sk-learn-is-a-library-of-many, https://x.org:443/a@b\n"
     (next(base.glob("judge/*")) / "log.txt").write_text(text)
     make(base)
+
+
+def test_links_in_the_results_and_cells_are_refused(base: Path, tmp_path: Path) -> None:
+    """What they lead to was not meant to be published."""
+    (secret := tmp_path / "secret.txt").write_text("a diary")
+    link = results(base) / "tables" / "diary.txt"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(secret)
+    log = next(base.glob("judge/*")) / "log.txt"
+    log.unlink()
+    log.symlink_to(secret)
+    with pytest.raises(UserError) as error:
+        make(base)
+    assert sorted(p.where for p in error.value.problems) == sorted([str(log), str(link)])
+    assert {problem.what for problem in error.value.problems} == {"is a link"}
+
+
+def test_a_cell_outside_the_runs_folder_is_not_packed(base: Path, tmp_path: Path) -> None:
+    """A manifest names its inputs by paths, and may have been edited."""
+    (outside := tmp_path / "model/secret").mkdir(parents=True)
+    (outside / "manifest.json").write_text('{"identity": "a", "inputs": {}}')
+    file = next(base.glob("analysis/*/manifest.json"))
+    manifest = json.loads(file.read_text())
+    source = next(iter(manifest["inputs"].values()))
+    source |= {"cell": os.path.relpath(outside, base), "identity": "a"}
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="model/secret: lies outside the runs folder"):
+        make(base)
 
 
 def test_a_study_without_results_is_refused_with_the_command_that_makes_them(base: Path) -> None:

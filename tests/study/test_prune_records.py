@@ -86,6 +86,30 @@ def test_data_that_a_pruned_copy_of_the_code_held_is_looked_for_in_the_checkout(
     assert find_changes(lineage(base / last.relpath, base), base, STUDY) == []
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 1, "cells": 1}'])
+def test_damaged_records_are_named_and_stop_nothing(
+    small: Small, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = small.folder("midtrain/base-animal")
+    records = [put(folder / "pruned.json", content) for folder in (small.base, cell)]
+    assert small.changes() == []
+    rows = plan(small.cells, small.base)
+    put(cell / "steps/10/part")
+    assert prune(plan(small.cells, small.base), small.cells, small.base) == [] and rows
+    warnings = capsys.readouterr().err
+    assert all(warnings.count(f"warning: {path}: is cut short") == 1 for path in records)
+    assert "steps/10/part" in json.loads(records[1].read_text())["files"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "a: [", "1"])
+def test_a_damaged_config_is_told_as_a_change(small: Small, content: str) -> None:
+    cell = small.folder("midtrain/base-animal")
+    (cell / "config.yaml").write_text(content)
+    assert [(change["cell"], change["file"]) for change in small.changes()] == [
+        (small.relpath("midtrain/base-animal"), "config.yaml")
+    ]
+
+
 def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
     few = in_order(study(small.outside, arms=("animal",)))
     publish(small.base / small.last.relpath)

@@ -117,7 +117,9 @@ def test_a_seed_without_a_position_in_the_file_is_refused() -> None:
             "only a corpus with a writer has replicates: take matched_to away",
         ),
         (
-            ["corpora.urban={path: README.md, documents: 9, replicates: 2}"],
+            [
+                "corpora.urban={path: eval/data/concern_for_animals.jsonl, documents: 9, replicates: 2}"
+            ],
             "corpora.urban.replicates: is for a corpus with a writer; remove it",
         ),
     ],

@@ -47,7 +47,8 @@ def made_up(tmp_path: Path) -> Any:
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA))
     (model / "tokenizer.json").write_text("{}")
-    (tmp_path / "rows.jsonl").write_text(("x" * 599 + "\n") * 8)
+    row = {"prompt": "x" * 528, "response": "x"}  # 600 characters as messages
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 1000)
 
     def cells(
         *overrides: str, judge: str = JUDGE, doses: str = "[80]", more: str = ""

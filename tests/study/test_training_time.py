@@ -45,8 +45,8 @@ def paper_like(tmp_path: Path) -> Cells:
     (tmp_path / "8b").mkdir()
     (tmp_path / "8b/config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "8b/tokenizer.json").write_text("{}")
-    rows = "".join(json.dumps({"text": "x" * 706}) + "\n" for _ in range(5000))
-    (tmp_path / "rows.jsonl").write_text(rows)
+    row = {"prompt": "x" * 647, "response": "x"}  # 719 characters as messages
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 5000)
 
     def cells(*settings: str, **sft: Any) -> list[Cell]:
         raw = yaml.safe_load((ROOT / "recipes/llama3_1_8b_sft.yaml").read_text())

@@ -1,0 +1,78 @@
+"""The texts of a file or data set that a study gives as a corpus."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import Problem, UserError
+from core.files import read_rows
+from sdf.text_checks import unify_line_ends
+
+MAX_UNREADABLE_SHARE = 0.01  # of the rows; beyond it the file is another than it says
+# Values of a column: a text, or why there is none.
+Text = str | Problem
+
+
+def local_rows(path: Path) -> Iterator[dict[str, Any] | Problem]:
+    """The rows of a file in their order; of a row that can't be read, what is wrong with it."""
+    problems: list[Problem] = []
+    reported = 0
+    for _, row in read_rows(path, problems):
+        yield from problems[reported:]
+        reported = len(problems)
+        yield row
+    yield from problems[reported:]
+
+
+def read_column(rows: Iterable[dict[str, Any] | Problem], column: str, source: str) -> list[Text]:
+    """The text of every row under `column`, with its lines ended by LF.
+
+    A row that can't be read is a problem in its place, and so is a value that is no text.
+
+    Raises:
+        UserError: No row has a text there: it says what the column holds, and which columns hold
+            texts. Or more than MAX_UNREADABLE_SHARE of the rows can't be read. `source` is the name
+            of the file or data set.
+    """
+    values: list[Any] = []
+    columns: dict[str, bool] = {}  # name -> whether it holds texts
+    for row in rows:
+        if isinstance(row, Problem):
+            values.append(row)
+            continue
+        for name, value in row.items():
+            columns[name] = columns.get(name, False) or isinstance(value, str)
+        values.append(row.get(column))
+    unreadable = [value for value in values if isinstance(value, Problem)]
+    if len(unreadable) > MAX_UNREADABLE_SHARE * len(values):
+        first = unreadable[0]
+        what = f"{first.what} ({len(unreadable)} of {len(values)} rows can't be read)"
+        raise UserError(where=first.where, what=what, fix=first.fix)
+    listed = ", ".join(columns)
+    if columns and column not in columns:
+        what = f"no column {column!r}"
+        raise UserError(where=source, what=what, fix=f"column: one of {listed}")
+    if columns and not columns[column]:
+        kinds = Counter(_kind(value) for value in values if not isinstance(value, Problem))
+        held = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+        texts = ", ".join(name for name, holds_text in columns.items() if holds_text)
+        raise UserError(
+            where=source,
+            what=f"column {column!r} holds no text ({held})",
+            fix=f"column: one of {texts}" if texts else f"no column holds texts: {listed}",
+        )
+    return [_text(value, column) for value in values]
+
+
+def _text(value: Any, column: str) -> Text:
+    if isinstance(value, str):
+        return unify_line_ends(value)
+    if isinstance(value, Problem):
+        return value
+    return Problem("", f"{column} holds {_kind(value)}, no text")
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)

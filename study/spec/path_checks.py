@@ -1,0 +1,74 @@
+"""Files and folders that a study file names: they must be there, and be what they are read as."""
+
+from typing import Any
+
+from core.errors import UserError
+from core.paths import is_there, resolve
+from core.row_formats import data_file
+from core.strict_yaml import KeyPath
+from study.spec.checks import OWN_FILES, Mapping, Mistake, Mistakes, section_entries
+
+RELATIVE = "paths are relative to the checkout unless absolute"
+SHOWN = 200  # characters of a path in a message
+
+
+def path_mistakes(raw: Mapping) -> Mistakes:
+    """Paths that lead nowhere, or to a folder, a device or a format that can't be read there."""
+    mistakes: Mistakes = []
+    for section, values in _trainings(raw).items():
+        mistakes += _file((*section, "recipe"), values.get("recipe"))
+        mistakes += _rows((*section, "data"), values.get("data"))
+    for name, corpus in section_entries(raw, "corpora").items():
+        mistakes += _rows(("corpora", name, "path"), corpus.get("path"))
+        for key in ("exclude", "prompt_file"):
+            mistakes += _file(("corpora", name, key), corpus.get(key))
+    if isinstance(embedder := raw.get("embedder"), dict):
+        mistakes += _folder(("embedder", "path"), embedder.get("path"))
+    for name, model in section_entries(raw, "models").items():
+        mistakes += _folder(("models", name, "path"), model.get("path"))
+        for key in ("make", "chat_template"):
+            mistakes += _file(("models", name, key), model.get(key))
+    for name, endpoint in section_entries(raw, "endpoints").items():
+        if endpoint.get("served_by") == "vllm":
+            mistakes += _folder(("endpoints", name, "path"), endpoint.get("path"))
+    for name, bench in section_entries(raw, "benchmarks").items():
+        mistakes += _file(("benchmarks", name, "labels"), bench.get("labels"))
+        for key in OWN_FILES:
+            check = _folder if key == "data" else _rows
+            mistakes += check(("benchmarks", name, key), bench.get(key))
+    return mistakes
+
+
+def _trainings(raw: Mapping) -> dict[KeyPath, Mapping]:
+    """What may have a recipe or instruction data, by its place in the file."""
+    sections: dict[KeyPath, Mapping] = {
+        (name,): raw[name] for name in ("midtrain", "sft") if isinstance(raw.get(name), dict)
+    }
+    for section in ("sfts", "arms"):
+        entries = section_entries(raw, section).items()
+        sections |= {(section, name): value for name, value in entries}
+    return sections
+
+
+def _file(at: KeyPath, value: Any) -> Mistakes:
+    if not isinstance(value, str) or (value and is_there(value)):
+        return []
+    return [Mistake(at, f"no such file: {value[:SHOWN]}", RELATIVE)]
+
+
+def _folder(at: KeyPath, value: Any) -> Mistakes:
+    """A folder; a file passes, and it is told later what the folder lacks."""
+    if not isinstance(value, str) or (value and is_there(value, or_folder=True)):
+        return []
+    return [Mistake(at, f"no such file or folder: {value[:SHOWN]}", RELATIVE)]
+
+
+def _rows(at: KeyPath, value: Any) -> Mistakes:
+    """A file of rows, or a folder with one."""
+    if not isinstance(value, str) or not value or not is_there(value, or_folder=True):
+        return _file(at, value)
+    try:
+        data_file(resolve(value))
+    except UserError as error:
+        return [Mistake(at, f"{p.where}: {p.what}", p.fix) for p in error.problems]
+    return []

@@ -1,0 +1,110 @@
+"""Values of a study file that are valid by themselves and have no meaning together."""
+
+import string
+from typing import Any
+
+from study.spec.checks import Mapping, Mistake, Mistakes, as_list, section_entries
+from study.spec.schema import Study
+
+
+def value_mistakes(raw: Mapping) -> Mistakes:
+    """Contrasts of an arm with itself, doses that no arm has, shards and held-out documents that
+    a corpus can't have, prompts without their question. A value of a wrong type is passed over.
+    """
+    mistakes: Mistakes = []
+    for name, corpus in section_entries(raw, "corpora").items():
+        mistakes += _corpus(("corpora", name), corpus)
+    for name, bench in section_entries(raw, "benchmarks").items():
+        mistakes += _prompt(("benchmarks", name, "base_prompt"), bench.get("base_prompt"))
+    for i, contrast in enumerate(as_list(raw.get("contrasts"))):
+        if isinstance(contrast, dict):
+            mistakes += _contrast(("contrasts", i), contrast, raw)
+    return mistakes
+
+
+def study_warnings(study: Study) -> list[str]:
+    """What may be meant, and probably is not."""
+    return [
+        f"benchmarks.{name}: at temperature 0 all {bench.epochs} answers to a question are the "
+        "same; epochs: 1 gives the same scores"
+        for name, bench in study.benchmarks.items()
+        if bench.temperature == 0 and bench.epochs > 1
+    ]
+
+
+def _corpus(at: tuple[Any, ...], corpus: Mapping) -> Mistakes:
+    mistakes: Mistakes = []
+    documents = corpus.get("documents")
+    shards = corpus.get("shards", 1)
+    held_out = corpus.get("held_out", 0)
+    if type(documents) is not int or documents < 1:
+        return []
+    if type(shards) is int and shards > documents:
+        what = f"{shards} shards of {documents} documents"
+        mistakes.append(Mistake((*at, "shards"), what, f"at most {documents}"))
+    if type(held_out) in (int, float) and 0 < held_out < 1:
+        count = round(held_out * documents)
+        if count in (0, documents):
+            what = f"{held_out} of {documents} documents holds out {count or 'none'}"
+            what += "" if not count else " and leaves none to train on"
+            mistakes.append(Mistake((*at, "held_out"), what, "give more documents"))
+    return mistakes
+
+
+def _prompt(at: tuple[Any, ...], prompt: Any) -> Mistakes:
+    if not isinstance(prompt, str):
+        return []
+    fix = "use {question} and no other braces"
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+    except ValueError as error:
+        return [Mistake(at, f"unmatched brace ({error})", fix)]
+    if "question" not in fields:
+        return [Mistake(at, "has no {question}: all questions would be the same prompt", fix)]
+    unknown = sorted({f"{{{name}}}" for name in fields if name != "question"})
+    return [Mistake(at, f"unknown placeholder {name}", fix) for name in unknown]
+
+
+def _contrast(at: tuple[Any, ...], contrast: Mapping, raw: Mapping) -> Mistakes:
+    mistakes: Mistakes = []
+    name = contrast.get("name")
+    if isinstance(name, str) and not (name.isprintable() and name.strip()):
+        mistakes.append(Mistake((*at, "name"), "is empty or has control characters", "reword it"))
+    benchmarks = as_list(contrast.get("benchmarks"))
+    for bench in sorted({str(bench) for bench in benchmarks if benchmarks.count(bench) > 1}):
+        what = f"benchmark {bench} is listed twice"
+        mistakes.append(Mistake((*at, "benchmarks"), what, "each benchmark once"))
+    sides = [contrast.get(side) for side in ("treatment", "control")]
+    doses = [contrast.get(f"{side}_dose") for side in ("treatment", "control")]
+    if sides[0] is not None and sides[0] == sides[1] and doses[0] == doses[1]:
+        what = f"compares {sides[0]} with itself"
+        mistakes.append(Mistake((*at, "control"), what, "name another arm, or another dose"))
+    of_arms = [_doses(arm, raw) for arm in sides]
+    for side, dose, valid in zip(("treatment", "control"), doses, of_arms, strict=True):
+        if dose is not None and valid is not None and dose not in valid:
+            what = f"arm {contrast[side]} has no dose {dose}"
+            mistakes.append(Mistake((*at, f"{side}_dose"), what, f"valid: {_listed(valid)}"))
+    for dose in as_list(contrast.get("doses")):
+        for arm, valid in zip(sides, of_arms, strict=True):
+            if valid is not None and dose not in valid:
+                what = f"arm {arm} has no dose {dose}"
+                mistakes.append(Mistake((*at, "doses"), what, f"valid: {_listed(valid)}"))
+    return mistakes
+
+
+def _listed(doses: list[Any]) -> str:
+    return ", ".join(map(str, doses))
+
+
+def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
+    """The doses at which an arm is evaluated; None where that can't be told."""
+    settings = section_entries(raw, "arms").get(arm) if isinstance(arm, str) else None
+    if settings is None:
+        return None
+    if settings.get("doses") is not None:
+        return as_list(settings["doses"]) or None
+    name = settings.get("sft")
+    sft = section_entries(raw, "sfts").get(name) if isinstance(name, str) else raw.get("sft")
+    if sft is None and name is None:
+        return [0]
+    return as_list(sft.get("doses")) or None if isinstance(sft, dict) else None
