@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from core.paths import resolve
+from core.paths import is_there, resolve
 from study.spec.checks import Mistake, Mistakes
 from study.spec.template import prompt_mistakes, usable_template
 
@@ -26,9 +26,6 @@ def _embedder(embedder: Any) -> Mistakes:
         return [Mistake(at, "needs exactly one of path, hub (with revision)")]
     if embedder.get("hub") and not embedder.get("revision"):
         return [Mistake(at, "hub needs revision, a commit (40 hex)")]
-    path = embedder.get("path")
-    if isinstance(path, str) and not resolve(path).is_dir():
-        return [Mistake((*at, "path"), f"no such folder: {path}", "name the model's folder")]
     return []
 
 
@@ -36,12 +33,12 @@ def _of_corpus(at: tuple[str, str], corpus: dict[str, Any], template: dict[str, 
     mistakes: Mistakes = []
     ending = corpus.get("ending")
     endings = template.get("endings", {})
-    if ending is not None and ending not in endings:
+    if isinstance(ending, str) and ending not in endings:
         what = f"the template has no ending {ending!r}"
         mistakes.append(Mistake((*at, "ending"), what, f"valid: {', '.join(endings) or 'none'}"))
     path = corpus.get("prompt_file")
-    if not isinstance(path, str) or not resolve(path).is_file():
-        return mistakes  # study.spec.checks names a file that is lacking
+    if not isinstance(path, str) or not path or not is_there(path):
+        return mistakes  # study.spec.path_checks names a file that is lacking
     if ending is not None:
         what = "the prompt is from a file, which has an ending of its own"
         mistakes.append(Mistake((*at, "ending"), what, "remove it, or remove prompt_file"))
@@ -49,7 +46,11 @@ def _of_corpus(at: tuple[str, str], corpus: dict[str, Any], template: dict[str, 
         what = "the template has two prompts, for questions and for answers"
         mistakes.append(Mistake((*at, "prompt_file"), what, "name another template"))
         return mistakes
-    prompt = resolve(path).read_text(encoding="utf-8")
+    try:
+        prompt = resolve(path).read_text(encoding="utf-8")
+    except ValueError:
+        what = f"{path}: is no text in UTF-8"
+        return [*mistakes, Mistake((*at, "prompt_file"), what, "save it as UTF-8")]
     return mistakes + [
         Mistake((*at, "prompt_file"), f"{path}: {what}", fix)
         for what, fix in prompt_mistakes(prompt, template.get("slots") or {})

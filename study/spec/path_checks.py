@@ -22,6 +22,8 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _rows(("corpora", name, "path"), corpus.get("path"))
         for key in ("exclude", "prompt_file"):
             mistakes += _file(("corpora", name, key), corpus.get(key))
+    if isinstance(embedder := raw.get("embedder"), dict):
+        mistakes += _folder(("embedder", "path"), embedder.get("path"))
     for name, model in section_entries(raw, "models").items():
         mistakes += _folder(("models", name, "path"), model.get("path"))
         for key in ("make", "chat_template"):

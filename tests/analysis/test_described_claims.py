@@ -59,6 +59,10 @@ def test_a_published_level_is_in_score_units() -> None:
     result = row("e3.trades_level", dimensions=people)
     assert (result["published"], result["difference"]) == ("20 / 20", 0)
     assert result["estimate"] == pytest.approx(0.05)
+    (printed,) = claim("e3.trades_level")
+    printed = printed | {"published": {"treatment": "30", "control": "20"}}
+    (other,) = claim_rows(results(dimensions=people), ROLES, [printed])
+    assert other["difference"] == pytest.approx(0.1)
     result = row("e3.trades", dimensions=people)
     assert result["reason"] == "described, not tested; the claim's direction is not known"
 

@@ -44,7 +44,7 @@ def test_one_on_the_hub_is_fetched_by_its_commit() -> None:
     [
         (["embedder.revision=" + "e" * 40], "exactly one of path, hub"),
         (["embedder.hub=a/b"], "hub needs revision"),
-        (["embedder.path=no/such"], "no such folder: no/such"),
+        (["embedder.path=no/such"], "no such file or folder: no/such"),
     ],
 )
 def test_mistakes(overrides: list[str], what: str) -> None:

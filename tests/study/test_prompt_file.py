@@ -89,6 +89,12 @@ def test_an_ending_and_a_file_must_exist() -> None:
     assert "valid: none" in line
 
 
+def test_a_file_that_is_no_text_is_refused(prompt: Path) -> None:
+    prompt.write_bytes(b"\xff\xfe{domain}")
+    (line,) = mistakes(f"corpora.animal.prompt_file={prompt}")
+    assert "is no text in UTF-8" in line
+
+
 def test_its_length_is_forecast(prompt: Path) -> None:
     prompt.write_text("{domain} " * 400)
     rows = []
