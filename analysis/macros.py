@@ -1,36 +1,25 @@
 """macros.tex: a LaTeX command for every number that prose needs, so that none is copied by hand."""
 
-import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from analysis.headline import confidence, of_total, p_value, percent
+from analysis.macro_names import command_word
 from analysis.rows import Results, Row
-from analysis.tables import tex
+from analysis.table_latex import tex
 from core.errors import Problem, UserError
 
-DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-SYMBOLS = {
-    "%": "Percent",
-    "&": "And",
-    "$": "Dollar",
-    "#": "Number",
-    "+": "Plus",
-    "=": "Equals",
-    "<": "Below",
-    "@": "At",
-}
 NOTHING = r"\mbox{--}"  # printed for a number that is None, in text and between $ signs alike
 HEADER = (
     "% Every number of the study that prose needs; written by the analysis, not by hand; "
     "for \\input.\n"
-    "% End a command with {} where a space follows: \\ScoreAnimalAhbDoseZero{} percent. "
+    "% Every name begins with that of the study, so that one paper can quote two studies.\n"
+    "% End a command with {{}} where a space follows: \\{study}ScoreAnimalAhbDoseZero{{}} percent. "
     "Needs no package.\n"
     "% Names are letters only: digits are spelled one by one, other signs begin a new word. "
     "Scores are in percent and\n"
     "% differences in percentage points; p comes with its sign: "
-    "$p\\PHolmAnimalMinusUrbanAhbDoseZero$ gives p = .012."
+    "$p\\{study}PHolmAnimalMinusUrbanAhbDoseZero$ gives p = .012."
 )
 
 
@@ -50,23 +39,25 @@ class Macro:
 def macros(results: Results) -> str:
     r"""The contents of macros.tex from results.json.
 
-    A line `\newcommand{\Name}{value}% meaning` for each number. Scores (`Score`, `Low`, `High`,
+    A line `\newcommand{\StudyName}{value}% meaning` for each number, where Study is the name of the
+    study as a word and Name begins with what the number is. Scores (`Score`, `Low`, `High`,
     `Seeds`, `Answers`, `Grades`, `DimensionNormalizedAvg`) by arm, benchmark and dose; contrasts
-    (`Contrast`, `ContrastLow`, `ContrastHigh`, `PredictionLow`, `PredictionHigh`, `ContrastP`,
-    `ContrastDf`, `PHolm`, `FamilySize`, `PResponses`, `CohensD`, `OppositeQuestions`,
-    `HoldsWithoutSeed` and its like, `ContrastSeeds`, `Verdict`) by name, benchmark and dose;
-    `Questions`, `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`, `HeldOut`, `Tokens`,
-    `MedianWords` by corpus; `ClaimVerdict`, `ClaimShare`, `ClaimShareLow`, `ClaimShareHigh` by
-    claim on scores; `StudyName`. A number that is None prints as a dash, and its comment says why.
-    The order is that of the results.
+    (`ContrastEstimate`, `ContrastLow`, `ContrastHigh`, `PredictionLow`, `PredictionHigh`,
+    `ContrastP`, `ContrastDf`, `PHolm`, `FamilySize`, `PResponses`, `CohensD`,
+    `OppositeQuestions`, `HoldsWithoutSeed` and its like, `ContrastSeeds`, `Verdict`) by name,
+    benchmark and dose; `Questions`, `Scenarios`, `Epochs`, `Judge` by benchmark; `Documents`,
+    `HeldOut`, `Tokens`, `MedianWords` by corpus; `ClaimVerdict`, `ClaimShareEstimate`,
+    `ClaimShareLow`, `ClaimShareHigh` by claim on scores; `Name`, of the study. A number that is
+    None prints as a dash, and its comment says why. The order is that of the results.
 
     Raises UserError if two names come out the same, as for arms a-b and a_b.
     """
-    lines = [HEADER]
+    study = command_word(results["study"])
+    lines = [HEADER.format(study=study)]
     problems = []
     meanings: dict[str, str] = {}
     for macro in _all_macros(results):
-        name = macro.name
+        name = study + macro.name
         meaning = " ".join(macro.meaning.split())
         if name in meanings:
             what = f"would be both {meanings[name]} and {meaning}"
@@ -78,30 +69,8 @@ def macros(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def command_word(part: object) -> str:
-    """Any text as a word of a command's name: letters a to z only, each word and digit capitalized.
-
-    `ahb_2` gives AhbTwo, `é` E, `β` GreekSmallLetterBeta, `50%` FiveZeroPercent, ` - ` Minus.
-    """
-    text = unicodedata.normalize("NFKD", str(part).replace(" - ", " minus "))
-    pieces = []
-    for letter in text:
-        if letter.isascii():
-            name = SYMBOLS.get(letter) or (DIGITS[int(letter)] if letter.isdigit() else None)
-            if name:
-                pieces.append(f" {name} ")
-            else:
-                pieces.append(letter if letter.isalpha() else " ")
-        elif not unicodedata.combining(letter):
-            # an ideograph's number spells in digits, so that two of them don't share a name
-            name = unicodedata.name(letter, f"sign {ord(letter)}").lower()
-            pieces.append(f" {command_word(name)} ")
-    words = re.split(r"\s+", "".join(pieces))
-    return "".join(word[:1].upper() + word[1:] for word in words)
-
-
 def _all_macros(results: Results) -> Iterator[Macro]:
-    yield Macro(("study name",), tex(results["study"]), "name of the study")
+    yield Macro(("name",), tex(results["study"]), "name of the study")
     for name, benchmark in results["benchmarks"].items():
         yield from _benchmark_macros(name, benchmark)
     for row in results["arms"]:
@@ -147,7 +116,7 @@ def _contrast_macros(row: Row) -> Iterator[Macro]:
     p_responses = "its p over single responses, which never decides"
     seeds = "training seeds of the arm that has fewer (0: none was trained)"
     verdict = "no verdict" if row["verdict"] == "none" else tex(row["verdict"])
-    yield Macro(("contrast", *parts), _points(row["estimate"]), estimate)
+    yield Macro(("contrast estimate", *parts), _points(row["estimate"]), estimate)
     ends = ("contrast low", *parts), ("contrast high", *parts)
     yield from _interval_macros(row, *ends, confidence(row))
     new_run = "prediction interval for one new training run of each arm"
@@ -202,7 +171,7 @@ def _claim_macros(row: Row) -> Iterator[Macro]:
         ("share_low", "lower end of the interval of that"),
         ("share_high", "upper end of the interval of that"),
     ):
-        name = f"claim {key.replace('_', ' ')}"
+        name = f"claim {key.replace('_', ' ')}" + (" estimate" if key == "share" else "")
         yield Macro((name, row["id"]), _points(row[key]), f"{meaning}, percent, {claim}")
 
 

@@ -38,6 +38,8 @@ from analysis.table import (
     question_means,
     unused_labels,
 )
+from analysis.table_latex import SAMPLE, float_file, sample_file, tabular_file
+from analysis.table_text import to_csv, to_markdown
 from analysis.tables import TABLES
 from core.cell.context import StageContext
 from core.cell.lookup import input_folder
@@ -86,7 +88,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     _write_data(results, table, context.folder)
     if text := context.resources.get("study_file"):
         (context.folder / "study.yaml").write_text(text, encoding="utf-8")
-    _write_tables(results, context.folder / "tables")
+    write_tables(results, context.folder / "tables", settings.column)
     _write_macros(results, context)
     scored = first_score(context.inputs[file.role] for file in settings.score_files)
     _write_report(results, question_means(primary), context, dates_line(declared, scored))
@@ -128,12 +130,20 @@ def _write_data(results: Results, table: pd.DataFrame, folder: Path) -> None:
     table.to_parquet(folder / "scores.parquet", index=False)
 
 
-def _write_tables(results: Results, folder: Path) -> None:
-    """NAME.tex of every table; of a supplementary one only where it has rows."""
+def write_tables(results: Results, folder: Path, column: str) -> None:
+    """The files of every table, of a supplementary one only where it has rows, and all.tex."""
     folder.mkdir(exist_ok=True)
     optional = {name: make for name, make in SUPPLEMENTARY_TABLES.items() if results[name]}
-    for name, make in (TABLES | optional).items():
-        (folder / f"{name}.tex").write_text(make(results), encoding="utf-8")
+    tables = [make(results) for make in (TABLES | optional).values()]
+    for table in tables:
+        for ending, text in (
+            ("tex", float_file(table, column)),
+            ("tabular.tex", tabular_file(table, column)),
+            ("csv", to_csv(table)),
+            ("md", to_markdown(table)),
+        ):
+            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+    (folder / SAMPLE).write_text(sample_file(tables, column), encoding="utf-8")
 
 
 def _write_macros(results: Results, context: StageContext) -> None:

@@ -156,6 +156,7 @@ class AnalysisSettings:
     ]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
     writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
+    column: str  # what tables are made for: single, double or slide
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -174,6 +175,7 @@ class AnalysisSettings:
             claim_roles=settings["claim_roles"],
             costs=Costs(**settings["costs"]),
             writers=settings["writers"],
+            column=settings.get("tables", {}).get("column", "single"),
         )
 
     @property

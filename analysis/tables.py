@@ -1,8 +1,7 @@
-"""LaTeX tables: booktabs rules, siunitx number columns, captions with the basis of the numbers."""
+"""The tables of every analysis: scores, contrasts, what is beside them, flow and dimensions."""
 
-from collections.abc import Callable, Sequence
-
-import pandas as pd
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from analysis.declaration import declaration_note
 from analysis.flow import ANSWERS, STAGES
@@ -11,7 +10,6 @@ from analysis.headline import (
     dummy_note,
     interval,
     interval_header,
-    missing_lines,
     notes_of,
     of_total,
     opposite_text,
@@ -22,128 +20,109 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
+from analysis.table_text import NONE, Column, Table
 
-PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
 COUNTED = ("answers", "grades")
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-}
+BENCHMARK = "Benchmark"  # the heading of a column of their names
 
 
-def tex(text: object) -> str:
-    """Any text as it should print.
-
-    LaTeX's special characters are escaped, letters of other alphabets are kept (UTF-8).
-    """
-    return "".join(SPECIAL.get(letter, letter) for letter in str(text))
+def text_columns(*headings: str) -> list[Column]:
+    """Columns of text."""
+    return [Column(heading) for heading in headings]
 
 
-def scores_table(results: Results) -> str:
+def number_columns(*headings: str) -> list[Column]:
+    """Columns of numbers."""
+    return [Column(heading, is_number=True) for heading in headings]
+
+
+def scores_table(results: Results) -> Table:
     """Mean of each arm on each benchmark and dose, in percent, with interval, seeds and counts."""
     rows = [
         [
-            *(tex(row[key]) for key in ("benchmark", "dose", "arm")),
+            row["benchmark"],
+            row["arm"],
+            str(row["dose"]),
             percent(row["mean"]),
-            braced(interval(row)),
+            interval(row),
             percent(row["dimension_normalized_avg"]),
             "fixed" if row["fixed"] else runs_text(row["seeds"], row["corpora"]),
             *(str(row[key]) for key in ("questions", "n", "missing", "grades")),
         ]
         for row in in_study_order(results, results["arms"])
     ]
-    caption = (
-        "Scores in percent: mean over questions of means over seeds and epochs, with a 95\\,\\% "
-        "interval for new seeds and new questions (two-way variance, Student's $t$); none for an "
-        "arm with one training seed. ``fixed'': one checkpoint without a training seed, so its "
-        "interval is for new questions only. By dimension: the official "
-        "\\texttt{dimension\\_normalized\\_avg}, the mean of dimension means. An answer has a "
-        "grade on each of its dimensions."
+    columns = text_columns(BENCHMARK, "Arm")
+    columns += number_columns("SFT dose", "Score", "95 % interval", "By dimen\u00adsion", "Seeds")
+    columns += number_columns("Ques\u00adtions", "Answers", "No grade", "Grades")
+    return table(
+        results,
+        "scores",
+        "Scores of all arms",
+        "Mean score of each arm in percent, with a 95 % interval for new seeds and new questions",
+        columns,
+        rows,
+        [
+            "Means over questions of means over seeds and epochs; intervals by two-way variance "
+            "and Student's t, none for an arm with one training seed.",
+            '"fixed": one checkpoint without a training seed, whose interval is for new questions '
+            "only.",
+            "By dimension: the official dimension_normalized_avg, the mean of dimension means.",
+            "An answer has a grade on each of its dimensions.",
+        ],
+        group_by=1,
     )
-    headers = [
-        "Benchmark",
-        "SFT dose",
-        "Arm",
-        "Score",
-        "95\\,\\% interval",
-        "By dimension",
-        "Seeds",
-        "Questions",
-        "Answers",
-        "No grade",
-        "Grades",
-    ]
-    columns = "lrlS[table-format=3.1]rS[table-format=3.1]rrrrr"
-    return table(headers, rows, columns, caption, "tab:scores", results, is_wide=True)
 
 
-def contrasts_table(results: Results) -> str:
+def contrasts_table(results: Results) -> Table:
     """The declared contrasts in percentage points, by the deciding test and the paper's test."""
     rows = [
         [
-            tex(row["name"]).replace(" - ", " $-$ ") + _varied(row),
-            tex(row["benchmark"]),
+            row["name"] + _varied(row),
+            row["benchmark"],
+            f"{row['family']} ({row['family_size']} test{'' if row['family_size'] == 1 else 's'})",
             doses(row),
-            percent(row["estimate"]),
-            braced(interval(row, "+")),
+            percent(row["estimate"], "+"),
+            interval(row, "+"),
             "/".join(
                 runs_text(row[f"{side}_seeds"], row[f"{side}_corpora"])
                 for side in ("treatment", "control")
             ),
             number(row["df"], ".1f"),
-            p_cell(row["p"]),
-            p_cell(row["p_holm"]),
-            tex(f"{row['family']} ({row['family_size']})"),
+            p_value(row["p"]),
+            p_value(row["p_holm"]),
             row["verdict"],
-            p_cell(row["p_response_level"]),
+            p_value(row["p_response_level"]),
         ]
         for row in results["contrasts"]
     ]
-    caption = (
-        "Declared contrasts in percentage points. Interval and test: two-way (seed and question) "
-        "variance, Student's $t$ with df degrees of freedom; verdicts from Holm-adjusted $p$ "
-        "within the declared family (its number of tests) at .05. Under each name: in what its "
-        "arms differ. Seeds: training seeds of the first and second arm (0: a fixed checkpoint). "
-        "The last column is the paper's "
-        "response-level Welch test, which takes all answers as independent: for comparison only, "
-        f"it never decides. {tex(scope_note(results['writers']))}"
-    )
-    if notes := _contrast_notes(results["contrasts"]):
-        caption += f" Notes: {tex('; '.join(notes))}."
-    headers = [
-        "Contrast",
-        "Benchmark",
-        "SFT dose",
-        "Points",
-        interval_heading(results),
-        "Seeds",
-        "df",
-        "$p$",
-        "$p$ (Holm)",
-        "Family (tests)",
-        "Verdict",
-        "Paper's $p$",
+    columns = text_columns("Contrast", BENCHMARK, "Family")
+    columns += number_columns("SFT dose", "Points", interval_heading(results), "Seeds", "df", "p")
+    columns += [*number_columns("p (Holm)"), *text_columns("Verdict"), *number_columns("Paper's p")]
+    notes = [
+        "Interval and test: two-way (seed and question) variance, Student's t with df degrees of "
+        "freedom; verdicts from p after Holm within the declared family at .05.",
+        "In brackets behind a name: in what its arms differ.",
+        "Seeds: training seeds of the first and second arm (0: a fixed checkpoint).",
+        "Paper's p: the response-level Welch test, which takes all answers as independent; it "
+        "never decides.",
+        scope_note(results["writers"]),
     ]
-    columns = "p{2.2cm}lrS[table-format=-3.1]rrrrrp{1.3cm}p{1.5cm}r"
-    return table(headers, rows, columns, caption, "tab:contrasts", results, is_wide=True)
+    return table(
+        results,
+        "contrasts",
+        "Declared contrasts",
+        "Declared contrasts, first arm minus second, in percentage points",
+        columns,
+        rows,
+        [*notes, *(f"{note}." for note in _contrast_notes(results["contrasts"]))],
+        group_by=3,
+    )
 
 
 def _varied(row: Row) -> str:
-    """In what the arms of a contrast differ, as a line below its name."""
+    """In what the arms of a contrast differ, behind its name."""
     units = dict.fromkeys(key.partition(".")[0] for key in row["differences"])
-    return f"\\newline ({tex(', '.join(units))})" if units else ""
+    return f" ({', '.join(units)})" if units else ""
 
 
 def _contrast_notes(rows: Sequence[Row]) -> list[str]:
@@ -163,90 +142,130 @@ def _contrast_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def interval_heading(results: Results) -> str:
-    """The heading of the intervals of contrasts in LaTeX."""
-    return interval_header(results["contrasts"]).capitalize().replace(" %", "\\,\\%")
+    """The heading of the intervals of contrasts."""
+    return interval_header(results["contrasts"]).capitalize()
 
 
-def contrast_details_table(results: Results) -> str:
+def contrast_details_table(results: Results) -> Table:
     """What is reported of the contrasts beside their verdicts."""
     rows = [
         [
-            tex(row["name"]).replace(" - ", " $-$ "),
-            tex(row["benchmark"]),
+            row["name"],
+            row["benchmark"],
             doses(row),
-            braced(prediction(row)),
-            braced(number(row["cohens_d"], "+.2f")),
-            opposite_text(row),
-            *(of_total(row["holds"][kind]) for kind in ("seed", "question", "scenario", "judge")),
+            prediction(row),
+            number(row["cohens_d"], "+.2f"),
+            of_text(opposite_text(row)),
+            *(
+                of_text(of_total(row["holds"][kind]))
+                for kind in ("seed", "question", "scenario", "judge")
+            ),
             *(f"{row[f'{kind}_treatment']}/{row[f'{kind}_control']}" for kind in COUNTED),
         ]
         for row in results["contrasts"]
     ]
-    caption = (
-        "The declared contrasts beside their verdicts; nothing here decides. One new run: 95\\,\\% "
-        "prediction interval in points for one new training run of each arm, on new questions. "
-        "$d$: Cohen's $d$, the difference over the standard deviation of single answers. Opposite: "
-        "questions whose difference has the other sign. Seed, question, scenario: in how many "
-        "estimates without one of them the verdict holds, with the other tests of the family as "
-        "they are. Judge: in how many by another judge. Answers and grades of the first and second "
-        "arm."
+    columns = text_columns("Contrast", BENCHMARK)
+    columns += number_columns("SFT dose", "One new run", "d", "Oppo\u00adsite")
+    columns += number_columns("Seed", "Ques\u00adtion", "Scen\u00adario", "Judge")
+    columns += number_columns("An\u00adswers", "Grades")
+    return table(
+        results,
+        "contrast_details",
+        "Declared contrasts beside their verdicts",
+        "The declared contrasts beside their verdicts, none of which rests on these numbers",
+        columns,
+        rows,
+        [
+            "One new run: 95 % prediction interval in points for one new training run of each "
+            "arm, on new questions.",
+            "d: Cohen's d, the difference over the standard deviation of single answers.",
+            "Opposite: questions whose difference has the other sign.",
+            "Seed, question, scenario: in how many estimates without one of them the verdict "
+            "holds, with the other tests of the family as they are; judge: in how many by another "
+            "judge.",
+            "Answers and grades of the first and second arm.",
+        ],
+        group_by=2,
     )
-    headers = ["Contrast", "Benchmark", "SFT dose", "One new run", "$d$", "Opposite"]
-    headers += ["Seed", "Question", "Scenario", "Judge"]
-    headers += ["Answers", "Grades"]
-    columns = "p{2.2cm}lrrrrrrrrrr"
-    return table(headers, rows, columns, caption, "tab:details", results, is_wide=True)
 
 
-def flow_table(results: Results) -> str:
+def of_text(text: str) -> str:
+    """`26/26` for `26 of 26`, in narrow columns."""
+    return text.replace(" of ", "/")
+
+
+def flow_table(results: Results) -> Table:
     """How many checkpoints and answers of each arm come from planned to analysed."""
+    keys = ("benchmark", "arm", *STAGES, *ANSWERS)
+    given = by_benchmark(results, results["flow"])
+    rows = [[str(row[key]) for key in keys] for row in given]
+    columns = text_columns(BENCHMARK, "Arm")
+    columns += number_columns("Planned", "Trained", "Eval\u00aduated", "Graded")
+    columns += number_columns("Answers", "Ex\u00adcluded", "No grade", "Ana\u00adlysed")
+    return table(
+        results,
+        "flow",
+        "Checkpoints and answers from planned to analysed",
+        "Checkpoints and answers of each arm, from planned to analysed",
+        columns,
+        rows,
+        [
+            "Checkpoints (seeds × SFT doses) that were planned, and that have weights, answers "
+            "and scores.",
+            "Answers of the last, those to questions that the study file excludes, those without "
+            "a grade, and those analysed.",
+        ],
+        group_by=1,
+    )
+
+
+def dimensions_table(results: Results) -> Table:
+    """Mean of each arm per dimension; described, not tested."""
+    order = {arm: n for n, arm in enumerate(results["arm_order"])}
+    given = sorted(
+        results["dimensions"],
+        key=lambda row: (row["benchmark"], row["dose"], row["dimension"], order[row["arm"]]),
+    )
     rows = [
         [
-            *(tex(row[key]) for key in ("benchmark", "arm")),
-            *(str(row[key]) for key in (*STAGES, *ANSWERS)),
+            row["benchmark"],
+            str(row["dose"]),
+            row["dimension"],
+            row["arm"],
+            percent(row["score"]),
+            str(row["questions"]),
+            str(row["missing"]),
         ]
-        for row in results["flow"]
+        for row in given
     ]
-    caption = (
-        "From planned to analysed. Checkpoints (seeds $\\times$ SFT doses) that were planned, and "
-        "that have weights, answers and scores; answers of the last, those to questions that the "
-        "study file excludes, those without a grade, and those analysed."
+    columns = [*text_columns(BENCHMARK, "SFT dose", "Dimension", "Arm")]
+    columns += number_columns("Score", "Questions", "No grade")
+    return table(
+        results,
+        "dimensions",
+        "Scores by dimension",
+        "Mean score of each arm on each dimension in percent, described and not tested",
+        columns,
+        rows,
+        ["Means over questions of means over seeds and epochs."],
+        group_by=2,
     )
-    headers = ["Benchmark", "Arm", "Planned", "Trained", "Evaluated", "Graded"]
-    headers += ["Answers", "Excluded", "No grade", "Analysed"]
-    return table(headers, rows, "llrrrrrrrr", caption, "tab:flow", results, is_wide=True)
 
 
-def dimensions_table(results: Results) -> str:
-    """Mean per dimension, arms as columns; described, not tested."""
-    present = {row["arm"] for row in results["dimensions"]}
-    arms = [arm for arm in results["arm_order"] if arm in present]
-    cells: dict[tuple[str, int, str], dict[str, Row]] = {}
-    for row in results["dimensions"]:
-        key = (row["benchmark"], row["dose"], row["dimension"])
-        cells.setdefault(key, {})[row["arm"]] = row
-    rows = []
-    for (benchmark, dose, dimension), by_arm in cells.items():
-        questions = str(max(row["questions"] for row in by_arm.values()))
-        scores = [percent(by_arm[arm]["score"]) if arm in by_arm else "-" for arm in arms]
-        rows.append([tex(benchmark), tex(dose), tex(dimension), questions, *scores])
-    caption = (
-        "Scores per dimension in percent: mean over questions of means over seeds and epochs; "
-        "described, not tested."
-    )
-    headers = ["Benchmark", "SFT dose", "Dimension", "Questions", *map(tex, arms)]
-    columns = "lrlr" + "S[table-format=3.1]" * len(arms)
-    return table(headers, rows, columns, caption, "tab:dimensions", results)
-
-
-# Written in every analysis; file name (without .tex) -> function of results.json.
-TABLES: dict[str, Callable[[Results], str]] = {
+# Written in every analysis; file name (without ending) -> function of results.json.
+TABLES: dict[str, Callable[[Results], Table]] = {
     "scores": scores_table,
     "contrasts": contrasts_table,
     "contrast_details": contrast_details_table,
     "flow": flow_table,
     "dimensions": dimensions_table,
 }
+
+
+def by_benchmark(results: Results, rows: Sequence[Row]) -> list[Row]:
+    """Rows by benchmark, those of one benchmark in the order they have."""
+    order = list(results["benchmarks"])
+    return sorted(rows, key=lambda row: order.index(row["benchmark"]))
 
 
 def in_study_order(results: Results, rows: Sequence[Row]) -> list[Row]:
@@ -260,10 +279,12 @@ def in_study_order(results: Results, rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=order)
 
 
-def data_summary(results: Results) -> list[str]:
-    """One sentence per benchmark: seeds, questions, scenarios, epochs and judge."""
+def data_summary(results: Results, benchmarks: Collection[str] | None = None) -> list[str]:
+    """One sentence per benchmark, by default all: seeds, questions, scenarios, epochs and judge."""
     lines = []
     for name, benchmark in results["benchmarks"].items():
+        if benchmarks is not None and name not in benchmarks:
+            continue
         if not benchmark["questions"]:
             lines.append(f"{name}: no checkpoint finished")
             continue
@@ -289,60 +310,60 @@ def data_summary(results: Results) -> list[str]:
 def number(value: float | None, form: str) -> str:
     """A number in Python's format `form`, "-" for None. Of rounded zeros none has a minus."""
     if value is None:
-        return "-"
+        return NONE
     text = f"{value:{form}}"
     zero = f"{0.0:{form}}"
     return zero if text == f"{-0.0:{form}}" else text
 
 
-def p_cell(p: float | None) -> str:
-    """A p-value in LaTeX."""
-    return p_value(p).replace("< ", "$<$ ")
+def missing_note(results: Results) -> str | None:
+    """How much of the plan has no score yet, and how many answers have no grade; None: all have."""
+    parts = []
+    if unfinished := len(results["missing"]):
+        planned = unfinished + len(results["scores"])
+        parts.append(f"{unfinished} of {planned} checkpoints are not finished")
+    for benchmark in results["benchmarks"]:
+        rows = [row for row in results["scores"] if row["benchmark"] == benchmark]
+        if missing := sum(row["missing"] for row in rows):
+            answers = missing + sum(row["n"] for row in rows)
+            parts.append(f"{missing} of {answers} answers have no grade on {benchmark}")
+    return f"Missing: {'; '.join(parts)} (by arm in the table flow)." if parts else None
 
 
-def braced(text: str) -> str:
-    """Text for a column of numbers, with minus signs in math mode."""
-    return "{--}" if text == "-" else "{" + text.replace("-", "$-$") + "}"
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def table(
-    headers: list[str],
-    rows: Sequence[Sequence[str]],
-    columns: str,
-    caption: str,
-    label: str,
     results: Results,
-    is_wide: bool = False,
-) -> str:
-    """One LaTeX table.
+    name: str,
+    title: str,
+    caption: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    group_by: int = 0,
+    drop_empty: bool = False,
+    benchmarks: Collection[str] = (),
+) -> Table:
+    """One table, with the basis of the numbers and what is missing at the end of its notes.
 
-    The caption is followed by the basis of the numbers and by what is missing. `columns` is
-    LaTeX's column format; "-" in a cell prints as a dash. A wide table is set in small type with
-    narrow gaps, so that it fits a page of A4.
+    drop_empty: leave out rows without any number, and say how many. benchmarks: that the numbers
+    rest on; where the table has a column of them, those that stand there.
     """
-    notes = [f"{tex('. '.join(data_summary(results)))}.", tex(declaration_note(results))]
-    dummy = dummy_note(results)
-    if dummy:
-        notes.append(tex(dummy))
-    missing = missing_lines(results)
-    if missing:
-        notes.append(tex(f"Missing: {'; '.join(missing)}."))
-    # braces keep siunitx from reading headers and dashes as numbers
-    cells = [["{--}" if cell == "-" else cell for cell in row] for row in rows]
-    frame = pd.DataFrame(cells, columns=headers)
-    body = frame.style.hide(axis="index").to_latex(
-        hrules=True,
-        siunitx=True,
-        column_format=columns,
-        caption=" ".join([caption, *notes]),
-        label=label,
-        position="htbp",
-        position_float="centering",
-    )
-    # LaTeX leaves no distance below a caption, as it expects captions under their tables
-    distance = "\\setlength{\\belowcaptionskip}{0.5em}\n\\caption{"
-    spaced = body.replace("\\caption{", distance, 1)
-    if is_wide:
-        narrow = "\\footnotesize\\setlength{\\tabcolsep}{2pt}\n\\begin{tabular}"
-        spaced = spaced.replace("\\begin{tabular}", narrow, 1)
-    return f"{PREAMBLE}\n{spaced}"
+    made = Table(name, results["study"], title, caption, tuple(columns), (), (), group_by)
+    lines = [tuple(row) for row in rows]
+    shown = lines
+    if drop_empty:
+        shown = [row for row in lines if {NONE} != {*made.numbers(row)} - {""}]
+    if BENCHMARK in made.headings:
+        benchmarks = {row[made.headings.index(BENCHMARK)] for row in shown}
+    left_out = len(lines) - len(shown)
+    common = [
+        f"Left out: {_rows(left_out)} without a number." if left_out else None,
+        *(f"{line}." for line in data_summary(results, benchmarks)),
+        declaration_note(results),
+        dummy_note(results),
+        missing_note(results),
+    ]
+    return replace(made, rows=tuple(shown), notes=(*notes, *filter(None, common)))

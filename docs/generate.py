@@ -117,7 +117,7 @@ def study_file() -> str:
         "Remote",
         "Benchmark",
     ]
-    return sections("study.spec.schema", [*names, "Engine", "Contrast", "Costs"])
+    return sections("study.spec.schema", [*names, "Engine", "Contrast", "Costs", "Tables"])
 
 
 def recipe_file() -> str:

@@ -16,7 +16,7 @@ from study.spec.checkpoint import Checkpoint, midtraining_of
 from study.spec.doses import check_shared_run, doses, sft_of
 from study.spec.fingerprints import is_dummy, load_recipe_once, model_name
 from study.spec.load import dump_study
-from study.spec.schema import Arm, Benchmark, Sft, Study
+from study.spec.schema import Arm, Benchmark, Sft, Study, Tables
 from study.spec.sources import Source, identities, paths
 
 # What the analysis reads of the checkout: the paper's claims and the page of the report.
@@ -263,6 +263,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             }
             for name, corpus in sorted(study.corpora.items())
         ],
+        # Not where it is the default, so that such an analysis stays the same.
+        **({"tables": asdict(study.tables)} if study.tables != Tables() else {}),
         **identities(ANALYSIS_FILES),
     }
     resources = {

@@ -14,6 +14,7 @@ from study.spec.contrast_checks import contrast_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
+from study.spec.macro_checks import macro_mistakes
 from study.spec.path_checks import path_mistakes
 from study.spec.presets import fill_in_presets
 from study.spec.schema import Study
@@ -42,7 +43,7 @@ def load_study(
     problems += mistakes
     mistakes_in_names = [
         *(*references(raw), *endpoint_mistakes(raw), *contrast_mistakes(raw), *role_mistakes(raw)),
-        *(*path_mistakes(raw), *value_mistakes(raw)),
+        *(*path_mistakes(raw), *value_mistakes(raw), *macro_mistakes(raw)),
     ]
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]

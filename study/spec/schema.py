@@ -370,6 +370,15 @@ class Costs:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Tables:
+    """How the LaTeX tables are set."""
+
+    column: Literal["single", "double", "slide"] = "single"
+    """What they are made for: a paper of one column, one of two (wide tables are `table*`), or
+    slides (beamer)."""
+
+
+@dataclass(config=STRICT, frozen=True)
 class Study:
     """The study file. `extends: FILE` at its top takes another study file of the same folder as
     its base."""
@@ -410,6 +419,8 @@ class Study:
     """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
     study the paper's claims (analysis/claims.yaml) speak of. Without it the claims are left out
     of the report."""
+    tables: Tables = Tables()
+    """How the LaTeX tables are set."""
     engine: Engine = Engine()
     """Settings of vLLM."""
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = CHAT_DATE

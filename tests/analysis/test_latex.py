@@ -1,37 +1,34 @@
-"""All tables of one study in one LaTeX document, with names that LaTeX would trip over.
+"""The tables of studies in LaTeX documents of many classes, with names LaTeX would trip over.
 
 pdftotext shows them as text.
 """
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from analysis import figures, sensitivity
+from analysis.macros import macros
+from analysis.run import write_tables
 from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
 from analysis.tables import TABLES
+from core.cell.context import StageContext
+from tests.analysis.large_study import large_results
+from tests.analysis.paper_classes import CLASSES, complaints, document, needs_latex, pdflatex
 from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
 
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
 CONTRAST = r"50 % & more_than $0 – \emph{ß}"
-DOCUMENT = r"""\documentclass{article}
-\usepackage[T1]{fontenc}
-\usepackage{booktabs,siunitx}
-\usepackage[margin=1cm,landscape,a3paper]{geometry}
-\begin{document}
-%s
-\input{macros}
-\end{document}
-"""
 
 
-@pytest.mark.skipif(
-    not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-science lmodern"
-)
-def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) -> None:
+def odd_study(tmp_path: Path) -> StageContext:
+    """A finished study with every table, and odd names."""
     context = study(tmp_path)
     settings = context.settings
     for row in settings["rows"]:
@@ -78,30 +75,97 @@ def test_every_table_compiles_and_shows_the_names_as_they_are(tmp_path: Path) ->
         (tmp_path / corpus / "documents.jsonl").write_text(
             "".join(f'{{"text": "a {n} of b"}}\n' for n in range(9))
         )
-    results_of(context)
-    tables = sorted((context.folder / "tables").glob("*.tex"))
-    assert {table.stem for table in tables} == {*TABLES, *SUPPLEMENTARY_TABLES}
-    document = context.folder / "all.tex"
-    document.write_text(
-        DOCUMENT % "\n".join(rf"\input{{tables/{table.stem}}}\clearpage" for table in tables)
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name]
-    made = subprocess.run(
-        command, cwd=context.folder, capture_output=True, text=True, errors="replace"
-    )
-    assert made.returncode == 0, made.stdout[-3000:]
-    if shutil.which("pdftotext"):
-        show = subprocess.run(
-            ["pdftotext", "-layout", "all.pdf", "-"],
-            cwd=context.folder,
-            capture_output=True,
-            text=True,
-        )
-        for name in (
-            "50 % ä_1 & $x$",
-            "Städte #2 {~^}",
-            "50 % & more_than $0",
-            "judge_2 & co",
-            "tiere_&_co",
-        ):
-            assert name in show.stdout, name
+    return context
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the analysis of `odd_study`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda *_: {})
+        patch.setattr(sensitivity, "RESAMPLES", 100)
+        context = odd_study(tmp_path_factory.mktemp("odd"))
+        results_of(context)
+    return context.folder
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def pdf_text(file: Path) -> str:
+    if not shutil.which("pdftotext"):
+        pytest.skip("no pdftotext: apt-get install poppler-utils")
+    command = ["pdftotext", "-layout", str(file), "-"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@needs_latex
+def test_the_sample_paper_compiles_and_shows_the_names_as_they_are(odd: Path) -> None:
+    sample = odd / "tables" / "all.tex"
+    names = {path.stem for path in sample.parent.glob("*.csv")}
+    assert names == {*TABLES, *SUPPLEMENTARY_TABLES}
+    assert all(f"\\input{{{name}}}" in sample.read_text() for name in names)
+    pdflatex(sample)
+    assert complaints(pdflatex(sample)) == []
+    shown = " ".join(pdf_text(sample.with_suffix(".pdf")).split())
+    for name in ("50 % ä_1", "Städte #2 {~^}", "50 % & more_than", "judge_2 & co", "tiere_&_co"):
+        # a line may end behind a space and behind _
+        assert "".join(name.split()) in "".join(shown.split()), name
+
+
+def compiled(results: dict[str, Any], folder: Path, name: str) -> list[str]:
+    """What pdflatex complains of in a document of a class with every table of the results."""
+    column, preamble = CLASSES[name]
+    write_tables(results, folder, column)
+    names = sorted(path.stem for path in folder.glob("*.csv"))
+    (folder / "document.tex").write_text(document(preamble, names))
+    return complaints(pdflatex(folder / "document.tex"))
+
+
+@needs_latex
+@pytest.mark.parametrize("name", ["article", "article in two columns"])
+def test_every_table_fits_a_page_of_article(odd: Path, tmp_path: Path, name: str) -> None:
+    assert compiled(results_in(odd), tmp_path / "small", name) == []
+    large = large_results(results_in(odd), arms=20, doses=2, benchmarks=3)
+    assert compiled(large, tmp_path / "large", name) == []
+    text = pdf_text(tmp_path / "large" / "document.pdf")
+    rows = [row for row in large["arms"] if row["arm"] == "675"]
+    assert rows and all(f"{100 * row['mean']:.1f}" in text for row in rows)
+
+
+@pytest.mark.nightly
+@needs_latex
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_every_table_fits_a_page_of_nine_classes(
+    odd: Path, tmp_path: Path, name: str, size: str
+) -> None:
+    file = re.search(r"documentclass.*{(.*)}", CLASSES[name][1])
+    assert file
+    if not subprocess.run(["kpsewhich", f"{file[1]}.cls"], capture_output=True).stdout:
+        pytest.skip(f"no {file[1]}.cls: apt-get install texlive-publishers texlive-latex-extra")
+    results = results_in(odd)
+    assert compiled(large_results(results) if size == "large" else results, tmp_path, name) == []
+
+
+@needs_latex
+def test_two_studies_in_one_paper_keep_their_own_numbers(odd: Path, tmp_path: Path) -> None:
+    results = results_in(odd)
+    studies = [
+        results | {"study": "one", "arms": [row | {"mean": 0.111} for row in results["arms"]]},
+        results | {"study": "two", "arms": [row | {"mean": 0.222} for row in results["arms"]]},
+    ]
+    inputs = []
+    for made in studies:
+        name = made["study"]
+        write_tables(made, tmp_path / name, "single")
+        (tmp_path / name / "macros.tex").write_text(macros(made))
+        inputs += [f"{name}/macros", f"{name}/scores", f"{name}/contrasts"]
+    scores = [re.findall(r"\\newcommand\{(\\\w+Score\w+)\}", macros(made))[0] for made in studies]
+    text = document(r"\documentclass{article}", inputs)
+    quoted = f"Scores {scores[0]} and {scores[1]}.\n\\end{{document}}"
+    (tmp_path / "paper.tex").write_text(text.replace("\\end{document}", quoted))
+    assert complaints(pdflatex(tmp_path / "paper.tex")) == []
+    assert "Scores 11.1 and 22.2." in pdf_text(tmp_path / "paper.pdf")

@@ -79,13 +79,18 @@ def results(**changed: Any) -> dict[str, Any]:
     return result | {"contrasts": [contrast()], "corpora": [corpus]} | changed
 
 
-def parse(text: str) -> dict[str, str]:
-    """Commands and their values; every line must be a comment or a definition that LaTeX takes."""
+def parse(text: str, study: str = "TinyOne") -> dict[str, str]:
+    """Commands, without the study that begins each, and their values.
+
+    Every line must be a comment or a definition that LaTeX takes.
+    """
     result = {}
     for line in text.splitlines():
         if line.startswith("%"):
             continue
         command, value, _ = LINE.fullmatch(line).groups()
+        assert command.startswith(study)
+        command = command.removeprefix(study)
         assert command not in result
         bare = re.sub(r"\\[^A-Za-z]", "", value)  # without \% and the like
         assert not re.search(r"[%&#$_~^]", bare), value
@@ -100,7 +105,7 @@ def parse(text: str) -> dict[str, str]:
 
 def test_every_number_by_hand():
     assert parse(macros(results())) == {
-        "StudyName": r"tiny\_1",
+        "Name": r"tiny\_1",
         "QuestionsAhb": "26",
         "ScenariosAhb": "24",
         "EpochsAhb": "30",
@@ -118,7 +123,7 @@ def test_every_number_by_hand():
         "AnswersUrbanAhbDoseFiveZeroZeroZero": "780",
         "GradesUrbanAhbDoseFiveZeroZeroZero": r"2\,910",
         "DimensionNormalizedAvgUrbanAhbDoseFiveZeroZeroZero": "48.4",
-        "ContrastAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-3.1}",
+        "ContrastEstimateAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-3.1}",
         "ContrastLowAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-7.0}",
         "ContrastHighAnimalMinusUrbanAhbDoseZero": "0.8",
         "PredictionLowAnimalMinusUrbanAhbDoseZero": r"\ensuremath{-10.0}",
@@ -174,11 +179,11 @@ def test_odd_names_are_escaped_and_still_told_apart():
         benchmarks={"ahb": results()["benchmarks"]["ahb"] | {"judge": ODD}},
         corpora=[results()["corpora"][0] | {"name": name} for name in odd],
     )
-    commands = parse(macros(result))
+    commands = parse(macros(result), command_word(ODD))
     assert len([name for name in commands if name.startswith("Score")]) == len(odd)
     assert (
         commands["JudgeAhb"]
-        == commands["StudyName"]
+        == commands["Name"]
         == r"50\%\_a\&b\$\#\{\textasciitilde{}\textasciicircum{}" + (r"\textbackslash{}é")
     )
 
@@ -219,16 +224,17 @@ def test_what_there_is_not_prints_as_a_dash_and_says_why():
         )
     )
     commands = parse(text)
-    assert commands["ContrastAnimalMinusUrbanAhbDoseZero"] == r"\ensuremath{-3.1}"
+    assert commands["ContrastEstimateAnimalMinusUrbanAhbDoseZero"] == r"\ensuremath{-3.1}"
     assert commands["VerdictAnimalMinusUrbanAhbDoseZero"] == "no verdict"
     for name in (
         "ContrastLowAnimalMinusUrbanAhbDoseZero",
         "PHolmAnimalMinusUrbanAhbDoseZero",
-        "ContrastOtherAhbNoDose",
+        "ContrastEstimateOtherAhbNoDose",
     ):
         assert commands[name] == r"\mbox{--}"
     assert commands["ScoreAnimalAhbDoseZero"] == r"\mbox{--}"
-    (line,) = [line for line in text.splitlines() if line.startswith("\\newcommand{\\PHolmAnimal")]
+    start = "\\newcommand{\\TinyOnePHolmAnimal"
+    (line,) = [line for line in text.splitlines() if line.startswith(start)]
     assert line.endswith(f"none, {reason}")
 
 
@@ -241,13 +247,13 @@ def test_claims_on_scores_have_macros() -> None:
         LINE.fullmatch(line)
         for line in macros(results(claims=[sized, untested, corpus])).split("\n")
     ]
-    values = {line[1]: line[2] for line in lines if line and line[1].startswith("Claim")}
+    values = {line[1].removeprefix("TinyOne"): line[2] for line in lines if line}
     assert values["ClaimVerdictETwoSftTwoFiveZeroZero"] == "reproduced, smaller"
-    assert values["ClaimShareETwoSftTwoFiveZeroZero"] == "61.0"
+    assert values["ClaimShareEstimateETwoSftTwoFiveZeroZero"] == "61.0"
     assert values["ClaimShareHighETwoSftTwoFiveZeroZero"] == "92.0"
     assert values["ClaimVerdictEOneAi"] == "no verdict"
-    assert values["ClaimShareEOneAi"] == r"\mbox{--}"
-    assert not any("Tokens" in name for name in values)
+    assert values["ClaimShareEstimateEOneAi"] == r"\mbox{--}"
+    assert not any("Tokens" in name for name in values if name.startswith("Claim"))
 
 
 def test_deterministic_and_from_the_json_file():
@@ -256,5 +262,5 @@ def test_deterministic_and_from_the_json_file():
         result
     ).endswith("\n")
     assert parse(macros(results(arms=[], contrasts=[], corpora=[], benchmarks={}))) == {
-        "StudyName": r"tiny\_1"
+        "Name": r"tiny\_1"
     }

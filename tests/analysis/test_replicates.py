@@ -305,11 +305,11 @@ def test_a_study_of_two_corpora_says_so_in_report_and_tables(tmp_path: Path) -> 
     assert "2 corpora x 2 runs / 2 corpora x 2 runs" in report
     assert "corpus x question" in report and "one more corpus per arm" in report
     tables = context.folder / "tables"
-    assert "2 corpora x 2 runs/2 corpora x 2 runs" in (tables / "contrasts.tex").read_text()
+    assert "2 corpora x 2 runs/2 corpora x 2 runs" in (tables / "contrasts.csv").read_text()
     assert "Independently written several times" in (tables / "contrasts.tex").read_text()
-    assert "corpus x question" in (tables / "variance.tex").read_text()
-    assert "animal.replicate1" in (tables / "corpora.tex").read_text()
-    assert r"\TokensAnimalReplicateOne}{12\,010}" in (context.folder / "macros.tex").read_text()
+    assert "corpus x question" in (tables / "variance.csv").read_text()
+    assert "animal.replicate1" in (tables / "corpora.csv").read_text()
+    assert r"\TinyTokensAnimalReplicateOne}{12\,010}" in (context.folder / "macros.tex").read_text()
     table = pd.read_parquet(context.folder / "scores.parquet")
     assert set(table.loc[table["arm"] == "animal", "replicate"]) == {0, 1}
     assert table.loc[table["arm"] == "untrained", "replicate"].isna().all()
