@@ -131,7 +131,7 @@ def tabular(table: Table, design: Layout, rows: Sequence[tuple[str, ...]]) -> st
 
 
 def _settings(design: Layout) -> str:
-    return f"{design.size}\\setlength{{\\tabcolsep}}{{{design.share(GAP / 2)}}}"
+    return f"{design.letters.command}\\setlength{{\\tabcolsep}}{{{design.share(GAP / 2)}}}"
 
 
 def label(table: Table) -> str:
@@ -157,7 +157,7 @@ def float_file(table: Table, column: str) -> str:
     """NAME.tex: finished floats, as many as the rows need; slides for `column: slide`."""
     paper = PAPERS[column]
     design = layout(table, paper)
-    parts = floats(table, design, paper)
+    parts = floats(table, design)
     head = [
         f"% {table.title}; study {table.study}. For \\input; label {label(table)}.",
         f"% Needs {NEEDS}; made for `tables: {{column: {column}}}` of the study file.",

@@ -14,6 +14,7 @@ from analysis.table_text import NONE, Table
 
 GAP = 0.6  # em between two columns
 INDENT = 0.5  # em more between a column of numbers and one of text to its right
+SPARE = 1.05  # of the width of a text that need not be broken: fonts differ
 NAMED = {"SFT dose": "SFT dose ", "Family": "family "}  # headings that a group's title has
 LONGEST_PIECE = 16  # letters; longer ones may be broken anywhere
 # Behind these a line may end.
@@ -37,32 +38,48 @@ _WIDTHS = {
 
 
 @dataclass(frozen=True)
-class Paper:
-    """The lines of the classes that one value of `tables: {column: ...}` is for."""
+class Letters:
+    """A size of letters, and what a page holds in it."""
 
-    # Command of the size of letters, em of a line in it; larger letters first.
-    line: tuple[tuple[str, float], ...]
-    # The same for the whole page where that has two columns; tables wider than a column use it.
-    page: tuple[tuple[str, float], ...]
+    command: str
+    line: float  # em of a line
     lines: int  # of the rows of a float
     height: int  # lines of a float with its notes, the caption aside
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The classes that one value of `tables: {column: ...}` is for; larger letters come first."""
+
+    line: tuple[Letters, ...]
+    # Across both columns of a page, for tables that are wider than a column.
+    page: tuple[Letters, ...] = ()
     is_slide: bool = False
+
+    @property
+    def smallest(self) -> Letters:
+        return (self.page or self.line)[-1]
 
 
 # Narrowest lines: article of 10 pt (345 pt, \scriptsize is 7 pt) and of 11 pt (360 pt, 8 pt); in
-# two columns ACL (219 pt of 455 pt, 8 pt); beamer 4:3 (307 pt, \tiny is 6 pt). Small letters of
-# Computer Modern are wider for their size: those of 7 pt by 14 %, of 8 pt by 6 %.
+# two columns ACL (219 pt of 455 pt, 8 pt) and article of 12 pt (\footnotesize is 10 pt); beamer 4:3 (307 pt, \tiny is 6 pt). Small letters of
+# Computer Modern are wider for their size: those of 7 pt by 14 %, of 8 pt by 6 %. Lowest pages:
+# article of 12 pt (541 pt), beamer (273 pt with the frame's title).
 PAPERS = {
     "single": Paper(
-        ((r"\small", 35.0), (r"\footnotesize", 38.5), (r"\scriptsize", 42.0)), (), 42, 50
+        (
+            Letters(r"\small", 35.0, 31, 36),
+            Letters(r"\footnotesize", 38.5, 36, 41),
+            Letters(r"\scriptsize", 42.0, 42, 50),
+        )
     ),
     "double": Paper(
-        ((r"\footnotesize", 24.0), (r"\scriptsize", 27.0)),
-        ((r"\footnotesize", 50.0), (r"\scriptsize", 56.0)),
-        42,
-        50,
+        (Letters(r"\footnotesize", 22.5, 36, 41), Letters(r"\scriptsize", 26.5, 42, 50)),
+        (Letters(r"\footnotesize", 46.0, 36, 41), Letters(r"\scriptsize", 54.0, 42, 50)),
     ),
-    "slide": Paper(((r"\scriptsize", 36.0), (r"\tiny", 48.0)), (), 16, 20, is_slide=True),
+    "slide": Paper(
+        (Letters(r"\scriptsize", 36.0, 13, 16), Letters(r"\tiny", 48.0, 16, 20)), is_slide=True
+    ),
 }
 
 
@@ -70,14 +87,13 @@ PAPERS = {
 class Layout:
     """How a table is set."""
 
-    size: str  # command of the size of letters
-    line: float  # em in that size
+    letters: Letters
     widths: tuple[float, ...]  # of the columns that are printed, em
     is_page_wide: bool = False
 
     def share(self, width: float) -> str:
         r"""A width in em as a share of the line, such as `0.1234\linewidth`."""
-        return f"{width / self.line:.4f}\\linewidth"
+        return f"{width / self.letters.line:.4f}\\linewidth"
 
 
 @dataclass(frozen=True)
@@ -117,17 +133,17 @@ def layout(table: Table, paper: Paper) -> Layout:
     indents = [INDENT * is_indented(table, n) for n in columns]
     least = [max(em(piece) for text in column for piece in pieces(text)) for column in texts]
     least = [width + indent for width, indent in zip(least, indents, strict=True)]
-    natural = [max(em(text) for text in column) for column in texts]
+    natural = [SPARE * max(em(text) for text in column) for column in texts]
     natural = [width + indent for width, indent in zip(natural, indents, strict=True)]
     gaps = GAP * (len(least) - 1)
     for sizes, is_page_wide in ((paper.line, False), (paper.page, True)):
-        for size, line in sizes:
-            if sum(least) + gaps <= line:
-                widths = _shared_out(least, natural, line - gaps)
-                return Layout(size, line, tuple(widths), is_page_wide)
-    size, line = (paper.page or paper.line)[-1]
-    shrunk = (line - gaps) / sum(least)
-    return Layout(size, line, tuple(width * shrunk for width in least), bool(paper.page))
+        for letters in sizes:
+            if sum(least) + gaps <= letters.line:
+                widths = _shared_out(least, natural, letters.line - gaps)
+                return Layout(letters, tuple(widths), is_page_wide)
+    letters = paper.smallest
+    shrunk = (letters.line - gaps) / sum(least)
+    return Layout(letters, tuple(width * shrunk for width in least), bool(paper.page))
 
 
 def _shared_out(least: Sequence[float], natural: Sequence[float], line: float) -> list[float]:
@@ -163,7 +179,7 @@ def group_title(row: Sequence[str], table: Table) -> str:
     return ", ".join(NAMED.get(heading, "") + cell for heading, cell in named if cell != NONE)
 
 
-def floats(table: Table, design: Layout, paper: Paper) -> list[Part]:
+def floats(table: Table, design: Layout) -> list[Part]:
     """The table cut to parts that fit a page each, the lines of groups' titles counted.
 
     The notes are below the last rows, or in parts of their own where they do not fit there.
@@ -174,16 +190,16 @@ def floats(table: Table, design: Layout, paper: Paper) -> list[Part]:
     for row in table.rows:
         title = group_title(row, table)
         needed = float(row_lines(row, table, design))
-        above = num_lines(title, design.line) + 0.5 if title else 0.0
-        if not parts or used + needed + above * (title != group) > paper.lines:
+        above = num_lines(title, design.letters.line) + 0.5 if title else 0.0
+        if not parts or used + needed + above * (title != group) > design.letters.lines:
             parts.append(Part([], []))
             used, group = 0.0, None
         parts[-1].rows.append(row)
         used += needed + above * (title != group)
         group = title
     for note in table.notes:
-        needed = float(num_lines(note, design.line))
-        if not parts or used + needed > paper.height:
+        needed = float(num_lines(note, design.letters.line))
+        if not parts or used + needed > design.letters.height:
             parts.append(Part([], []))
             used = 0.0
         parts[-1].notes.append(note)

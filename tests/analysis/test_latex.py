@@ -67,6 +67,8 @@ def odd_study(tmp_path: Path) -> StageContext:
             edit(context, f"{role}-other", lambda frame: frame.assign(judge="judge_2 & co"))
             mine = next(row for row in settings["rows"] if row["role"] == role)
             settings["rows"].append(mine | {"role": f"{role}-other", "judge": "judge_2 & co"})
+    writer = settings["writers"][0]
+    settings["writers"] = [writer | {"corpus": name} for name in ("tiere_&_co", "urban")]
     for corpus in ("tiere_&_co", "urban"):
         context.inputs[f"corpus-{corpus}"] = tmp_path / corpus
         (tmp_path / corpus).mkdir()

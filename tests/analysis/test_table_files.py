@@ -170,10 +170,10 @@ def test_a_table_of_a_large_study_is_cut_to_floats_with_every_row(small: Path) -
     assert len(table.rows) == 20 * 5 * 10 and len(table.columns) < len(ARMS)
     for column, paper in PAPERS.items():
         design = layout(table, paper)
-        parts = floats(table, design, paper)
+        parts = floats(table, design)
         assert [row for part in parts for row in part.rows] == list(table.rows)
         assert tuple(note for part in parts for note in part.notes) == table.notes
-        assert all(len(part.rows) <= paper.lines for part in parts)
+        assert all(len(part.rows) <= design.letters.lines for part in parts)
         text = float_file(table, column)
         assert text.count("\\begin{tabular}") == len([part for part in parts if part.rows])
         assert len(tabular_rows(text)) == 1001
@@ -185,7 +185,7 @@ def test_columns_hold_their_longest_word_and_fill_no_more_than_the_line(small: P
     results = large_results(json.loads((small / "results.json").read_text()))
     for paper in PAPERS.values():
         design = layout(contrasts_table(results), paper)
-        assert sum(design.widths) <= design.line
+        assert sum(design.widths) <= design.letters.line
         assert all(width > 1.5 for width in design.widths)
     wide = sample([["a" * 60, "1", " ".join(["word"] * 90)]])
     design = layout(wide, PAPERS["single"])
@@ -193,7 +193,7 @@ def test_columns_hold_their_longest_word_and_fill_no_more_than_the_line(small: P
     assert pieces("a" * 40) == ["a" * 16, "a" * 16, "a" * 8]
     assert pieces("[+1.0, +2.0] x") == ["[+1.0,\u00a0+2.0] ", "x"]
     narrow = layout(sample([["ab", "1", "c"]]), PAPERS["single"])
-    assert narrow.size == r"\small" and sum(narrow.widths) < narrow.line / 2
+    assert narrow.letters.command == r"\small" and sum(narrow.widths) < 10
 
 
 def test_a_row_without_a_number_is_left_out_and_counted(small: Path) -> None:
