@@ -18,7 +18,7 @@ SPARE = 1.05  # of the width of a text that need not be broken: fonts differ
 NAMED = {"SFT dose": "SFT dose ", "Family": "family "}  # headings that a group's title has
 LONGEST_PIECE = 16  # letters; longer ones may be broken anywhere
 # Behind these a line may end.
-_ENDS = re.compile(r"(?<=[ _/\u00ad])|(?<=\w-)(?=\w)|(?<=\.)(?=[A-Za-z])")
+_ENDS = re.compile(r"(?<=[ _\u00ad])|(?<=/)(?!\d)|(?<=\w-)(?=\w)|(?<=\.)(?=[A-Za-z])")
 _INTERVAL = re.compile(r"\[[^\[\]]*\]|< \S+|\d{1,3}(?: \d{3})+")
 # Widths of the letters of Computer Modern Roman (cmr10) in em, rounded up; others count as 1.
 _WIDTHS = {

@@ -248,7 +248,7 @@ def dimensions_table(results: Results) -> Table:
         columns,
         rows,
         ["Means over questions of means over seeds and epochs."],
-        group_by=2,
+        group_by=3,
     )
 
 

@@ -159,7 +159,9 @@ def affected_results(cell: str, rows: list[Row]) -> str:
         and {*contrast["benchmarks"]} & benchmarks
     ]
     outputs = (last["manifest"] or {"outputs": {}})["outputs"]
-    tables = {Path(name).stem for name in outputs if name.startswith("tables/")}
+    # A table has several files (`analysis.run`), and all.tex is a paper with all of them.
+    files = [Path(name).name for name in outputs if name.startswith("tables/")]
+    tables = {name.partition(".")[0] for name in files} - {"all"}
     if not any(role.startswith("corpus-") for role in roles):
         tables -= {"corpora"}
     if not scores:

@@ -59,7 +59,9 @@ def files_of(cell: Cell) -> dict[str, str]:
     weights = {"model/model.safetensors": f"weights {cell.name:>30}", "model/config.json": "{}"}
     table = {
         "results.json": '{"scores": []}',
-        **{f"tables/{n}.tex": f"{text} {n}" for n in ("scores", "contrasts", "corpora")},
+        **{f"tables/{n}.tex": f"{text} {n}" for n in ("scores", "contrasts", "corpora", "all")},
+        "tables/scores.tabular.tex": text,
+        "tables/scores.csv": text,
     }
     training = {**weights, "metrics.jsonl": text}
     return {
