@@ -62,10 +62,10 @@ class Paper:
 
 
 # Narrowest lines: article of 10 pt (345 pt, \scriptsize is 7 pt) and of 11 pt (360 pt, 8 pt); in
-# two columns ACL (219 pt of 455 pt, 8 pt) and article of 12 pt (\footnotesize is 10 pt); beamer 4:3
-# (307 pt, \tiny is 6 pt). Small letters of Computer Modern are wider for their size: those of 7 pt
-# by 14 %, of 8 pt by 6 %. Lowest pages: article of 12 pt (541 pt), beamer (273 pt with the frame's
-# title).
+# two columns ACL (219 pt of 455 pt, \scriptsize is 8 pt) and article of 12 pt (\footnotesize is
+# 10 pt); beamer 4:3 (307 pt, \tiny is 6 pt). Small letters of Computer Modern are wider for their
+# size: those of 7 pt by 14 %, of 8 pt by 6 %. Lowest pages: article of 12 pt (541 pt), beamer (273
+# pt with the frame's title).
 PAPERS = {
     "single": Paper(
         (

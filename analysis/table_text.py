@@ -87,7 +87,8 @@ def to_markdown(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return with_signs(_MARKDOWN.sub(r"\\\1", " ".join(text.split())))
+    line = re.sub(r"[ \t\r\n]+", " ", text)
+    return with_signs(_MARKDOWN.sub(r"\\\1", line))
 
 
 def _markdown_cell(cell: str, column: Column) -> str:
