@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from core.cell.identity import Cell
 from core.stages import STAGE_INFO
@@ -275,6 +276,21 @@ def task_id(jobs: dict[Array, str], task: Task) -> str:
     assert task.array, "an array is submitted after those it waits for"
     job = jobs[task.array]
     return f"{job}_{task.index}" if len(task.array.tasks) > 1 else job
+
+
+def task_label(task: Task) -> str:
+    """The name of a task's cell; of several cells the words with which all their names begin."""
+    first, *others = [cell.name.split("-") for cell in task.cells]
+    for words in others:
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, words, strict=False))
+        first = [word for word, _ in pairs]
+    return "-".join(first) or task.cells[0].name
+
+
+def label(array: Array) -> str:
+    """The first task's label and how many follow, such as `base-animal-s0+5`."""
+    more = len(array.tasks) - 1
+    return task_label(array.tasks[0]) + (f"+{more}" if more else "")
 
 
 def count(tasks: Iterable[Task]) -> int:

@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +25,11 @@ from slurm.arrays import Array, Task
 from slurm.cluster_limits import Cluster, ask_cluster
 from slurm.job import CellJob
 from slurm.job_limits import Places, ask_places, choose
+from slurm.login_node import behind_login
 from slurm.profile import Profile, Resources
 from slurm.request_check import check_requests
 from slurm.slurm_cli import Queued
-from slurm.snapshot import snapshot, snapshot_path
+from slurm.snapshot import relocated, snapshot, snapshot_path
 
 COMPLETING_SECONDS = 30
 SUPERSEDED = "the study was started with another study file since"
@@ -50,9 +51,12 @@ class Target:
     def records(self) -> Path:
         return self.base / "slurm"
 
-    def executor(self, kind: str, resources: Resources, **settings: Any) -> Any:
-        """submitit's executor for jobs of one kind. `settings`: its group and dependency."""
-        name = f"{self.base.name}-{kind}"
+    def job_name(self, kind: str, label: str = "") -> str:
+        """A name for squeue, such as `tiny-sft-base-animal-s0-d80`."""
+        return "-".join(filter(None, (self.base.name, kind, label)))
+
+    def executor(self, name: str, resources: Resources, **settings: Any) -> Any:
+        """submitit's executor for jobs of one name. `settings`: its group and dependency."""
         logs = self.records / "jobs"
         return executors.executor(name, resources, self.profile, self.code, logs, **settings)
 
@@ -95,6 +99,7 @@ def submit(
     code: Path | None = None,
     only: set[str] | None = None,
     chain: bool = True,
+    stages: Collection[str] = STAGES,
 ) -> dict[str, Any]:
     """Submit the cells that are neither finished nor in the queue.
 
@@ -108,10 +113,12 @@ def submit(
         code: The folder that jobs run from. None: a new snapshot of the checkout.
         only: Identities of the cells to submit, of a study that was submitted before. None: all.
         chain: Whether such a job is queued; without it the caller submits what is left over.
+        stages: Those whose cells are submitted, but for stages with `where: login`.
 
     Returns:
         Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the
-        `remaining` identities; a line for each kind of job that `waits` for nodes; the ids of jobs
+        `remaining` identities; those of cells that wait for stages on the login node (`behind`) and
+        these stages (`login`); a line for each kind of job that `waits` for nodes; the ids of jobs
         `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id of the
         job that `continues` with the rest; the folder of the `code`; the `orphans`, queued jobs of
         which the study has no cell now (job, cells); the code of the jobs that were queued before
@@ -126,7 +133,7 @@ def submit(
     # Without a chain a person's shell submits, which may itself run in a job.
     noted = submissions.noted(base.absolute(), cluster) if chain else nullcontext()
     with noted:
-        return _submit(cells, base.absolute(), profile, cluster, code, only, chain)
+        return _submit(cells, base.absolute(), profile, cluster, code, only, chain, stages)
 
 
 def _submit(
@@ -137,6 +144,7 @@ def _submit(
     code: Path | None,
     only: set[str] | None,
     chain: bool,
+    stages: Collection[str],
 ) -> dict[str, Any]:
     """`submit`, which also records why a job could not."""
     slurm_cli.require_slurm()
@@ -152,10 +160,18 @@ def _submit(
         in_queue = submissions.in_queue(groups, queue)
         queued, dead = submissions.alive(cells, done, in_queue)
         slurm_cli.scancel(dead)
-        selected = [cell for cell in cells if only is None or cell.identity in only]
+        selected = [
+            cell
+            for cell in cells
+            if cell.stage in stages
+            and not profile.is_on_login(cell.stage)
+            and (only is None or cell.identity in only)
+        ]
         todo = array_plan.tasks(
             selected, profile.resources, lambda cell: cell.identity in done, queued
         )
+        ready = {cell.identity for task in todo for cell in task.cells}
+        login, behind = behind_login(cells, selected, done | queued.keys() | ready, profile)
         listed = queued_jobs.listed(groups, queue)
         continues, outdated = queued_jobs.pending_continuations(listed, cells)
         now: list[Task] = []
@@ -200,6 +216,8 @@ def _submit(
             "waits": waits,
             "left": len(remaining),
             "remaining": sorted(remaining),
+            "behind": sorted(behind),
+            "login": login,
             "jobs": sent,
             "continues": continues,
             "code": str(target.code) if target else None,
@@ -276,7 +294,7 @@ def _send_array(
     """Submit one array. `jobs`: the ids of those before it. Returns its id and its dependency."""
     for task in array.tasks:
         for cell in task.cells:
-            create_cell_dir(_relocated(cell, target.code), target.base)
+            create_cell_dir(relocated(cell, target.code), target.base)
     # As late as possible: Slurm may forget an id that a dependency names.
     needed = _needed(array, jobs, cells, queued)
     forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
@@ -284,7 +302,8 @@ def _send_array(
     after = array_plan.dependency_option(array, jobs, forgotten)
     calls = [_job(task, target) for task in array.tasks]
     identities = [[cell.identity for cell in task.cells] for task in array.tasks]
-    return _sbatch(array.kind, array.resources, calls, identities, target, after), after
+    name = target.job_name(array.kind, array_plan.label(array))
+    return _sbatch(array.kind, name, array.resources, calls, identities, target, after), after
 
 
 def _problem(error: UserError | OSError, base: Path) -> Problem:
@@ -296,7 +315,8 @@ def _problem(error: UserError | OSError, base: Path) -> Problem:
 
 def _job(task: Task, target: Target) -> CellJob:
     folders = tuple(str(target.base / cell.relpath) for cell in task.cells)
-    return CellJob(str(target.code), folders, target.profile.interface)
+    name = target.job_name(task.kind, array_plan.task_label(task))
+    return CellJob(str(target.code), folders, target.profile.interface, name)
 
 
 def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:
@@ -312,7 +332,7 @@ def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:
         tasks[array.resources] = max(tasks[array.resources], len(array.tasks))
 
     def script(resources: Resources) -> str:
-        executor = target.executor(kinds[resources], resources)
+        executor = target.executor(target.job_name(kinds[resources]), resources)
         return executors.script(executor, tasks=tasks[resources])
 
     return check_requests(kinds, cluster, script)
@@ -353,6 +373,7 @@ def _needed(
 
 def _sbatch(
     kind: str,
+    name: str,
     resources: Resources,
     calls: Sequence[Any],
     identities: list[list[str]],
@@ -361,13 +382,13 @@ def _sbatch(
 ) -> str:
     """Submit one array, with a record before and after.
 
-    `calls`: one picklable callable per task. Returns the job's id; raises UserError with Slurm's
-    reason.
+    `name`: in squeue. `calls`: one picklable callable per task. Returns the job's id; raises
+    UserError with Slurm's reason.
     """
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
     submissions.write_submitting(target.records, group, kind, identities, after)
     job, said = None, ""
-    executor = target.executor(kind, resources, group=group, dependency=after)
+    executor = target.executor(name, resources, group=group, dependency=after)
     try:
         with named_errors(target.records):
             result = executors.submit(executor, calls)
@@ -404,7 +425,9 @@ def _continue(call: Continuation, jobs: list[str]) -> str | None:
     resources = continuation_resources(call.target.profile)
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
-        return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)
+        kind = submissions.CONTINUE
+        name = call.target.job_name(kind)
+        return _sbatch(kind, name, resources, [call], [[]], call.target, after)
     except (UserError, OSError):
         return None
 
@@ -414,19 +437,3 @@ def _so_far(sent: list[dict[str, Any]]) -> str:
         return "nothing was submitted"
     cells = sum(facts["cells"] for facts in sent)
     return f"{cells} cells were submitted before it; the same command continues"
-
-
-def _relocated(cell: Cell, code: Path) -> Cell:
-    """The cell with the checkout's data files replaced by their copies in the snapshot."""
-
-    def relocate(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: relocate(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [relocate(item) for item in value]
-        if isinstance(value, str) and Path(value).is_relative_to(ROOT):
-            copy = code / Path(value).relative_to(ROOT)
-            return str(copy) if copy.is_file() else value
-        return value
-
-    return replace(cell, resources=relocate(cell.resources))

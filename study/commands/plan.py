@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from core.stages import TRAINING_STAGES
 from study.commands.common import (
     BUDGET_HELP,
     load,
+    load_cluster,
     parallel_plans,
     positive,
     shown_names,
@@ -44,6 +46,9 @@ from study.spec.sources import missing
 from study.spec.start_models import model_problems
 from study.spec.value_checks import study_warnings
 from study.upkeep import replaced
+
+MOST_LISTED = 200  # cells; of more, the table has a line for each stage
+STATES = ("done", "begun", "ready", "waiting")  # of `state`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print only what one more seed, question and answer cost (`costs:` of the study file)",
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"list the cells of a study of more than {MOST_LISTED} too",
+    )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
@@ -105,7 +115,7 @@ def plan(args: argparse.Namespace) -> None:
     finished = {
         cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"
     }
-    profile = _profile(args.cluster)
+    profile = load_cluster(args)
     layouts = parallel_plans(profile)
     if args.costs:
         costs = marginal_cost.costs(cells[-1], cells, layouts, profile)
@@ -139,7 +149,7 @@ def plan(args: argparse.Namespace) -> None:
         }
         data |= {"power": power} if args.power or args.variances else {}
         return print(json.dumps(data, indent=1))
-    print(_cell_table(rows))
+    print(_cell_table(rows) if args.all or len(rows) <= MOST_LISTED else _stage_table(rows))
     print(f"\n{len(rows)} cells, {len(finished)} done, in {base}. ~: estimated until it has run.")
     if remade:
         print("\n" + replaced.show(remade))
@@ -293,14 +303,6 @@ def _contaminated(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _profile(cluster: Path | None) -> Any:
-    if cluster is None:
-        return None
-    from slurm.profile import load_profile
-
-    return load_profile(cluster)
-
-
 def _cell_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
@@ -309,6 +311,19 @@ def _cell_table(rows: list[dict[str, Any]]) -> str:
     headers = ["stage", "cell", "state", "steps", "tokens"]
     alignment = ("left", "left", "left", "right", "right")
     return tabulate(lines, headers=headers, colalign=alignment)
+
+
+def _stage_table(rows: list[dict[str, Any]]) -> str:
+    """How many cells of each stage are in which state; `--all` lists the cells."""
+    counts = Counter((row["stage"], row["state"]) for row in rows)
+    stages = dict.fromkeys(row["stage"] for row in rows)
+    lines = [
+        [stage, *(counts[stage, name] or "" for name in STATES), counts_of]
+        for stage in stages
+        if (counts_of := sum(counts[stage, name] for name in STATES))
+    ]
+    headers = ["stage", *STATES, "cells"]
+    return tabulate(lines, headers=headers) + "\n(--all lists the cells)"
 
 
 def _about(number: int, estimated: bool) -> str:

@@ -66,7 +66,7 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
     reasons = dict.fromkeys(_behind_results(base), "behind the published results")
     reasons |= _used_elsewhere(base)
     # Users before their inputs.
-    for folder in sorted(_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
+    for folder in sorted(cells_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
         relpath = f"{folder.parent.name}/{folder.name}"
         if relpath in names:
             continue
@@ -204,7 +204,7 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
         if not read_manifest(base / cell.relpath):
             for used in cell.inputs.values():
                 need(relative_path(base / used.relpath, base), cell.relpath)
-    for folder in (folder for study in _studies(base) for folder in _on_disk(study)):
+    for folder in (folder for study in _studies(base) for folder in cells_on_disk(study)):
         if not read_manifest(folder):
             relpath = relative_path(folder, base)
             config = read_config(folder)
@@ -227,7 +227,7 @@ def _used_elsewhere(base: Path) -> dict[str, str]:
             keep(_input_relpath(relpath, used, base), study)
 
     for study in _studies(base):
-        for folder in _on_disk(study) if study != base else ():
+        for folder in cells_on_disk(study) if study != base else ():
             record = read_manifest(folder) or read_config(folder)
             for used in record["inputs"].values():
                 keep(_input_relpath(relative_path(folder, base), used, base), study.name)
@@ -325,7 +325,7 @@ def _row(kind: str, folder: Path, base: Path, files: list[str], go: bool, why: s
     }
 
 
-def _on_disk(base: Path) -> list[Path]:
+def cells_on_disk(base: Path) -> list[Path]:
     """Folders of all cells, of this and of other study files."""
     return [
         path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))
@@ -343,7 +343,7 @@ def _behind_results(base: Path) -> set[str]:
 
 def _code_copies(base: Path) -> Iterator[Row]:
     """Copies of the code that jobs ran from. Code that no commit holds exists only there."""
-    unfinished = [folder for folder in _on_disk(base) if not read_manifest(folder)]
+    unfinished = [folder for folder in cells_on_disk(base) if not read_manifest(folder)]
     configs = [(folder / "config.yaml").read_text(encoding="utf-8") for folder in unfinished]
     for folder in sorted((base / "slurm").glob("*code-*")):
         code = read_record(folder / "code.json") or {}
