@@ -279,12 +279,19 @@ def task_id(jobs: dict[Array, str], task: Task) -> str:
 
 
 def task_label(task: Task) -> str:
-    """The name of a task's cell; of several cells the words with which all their names begin."""
-    first, *others = [cell.name.split("-") for cell in task.cells]
-    for words in others:
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, words, strict=False))
-        first = [word for word, _ in pairs]
-    return "-".join(first) or task.cells[0].name
+    """The name of a task's cell; of several cells the words that all names begin or end with.
+
+    Evaluations of one checkpoint end with its name, the benchmark before it.
+    """
+    names = [cell.name.split("-") for cell in task.cells]
+    last = _common([name[::-1] for name in names])[::-1]
+    return "-".join(_common(names) or last or names[0])
+
+
+def _common(names: list[list[str]]) -> list[str]:
+    """The words with which all names begin."""
+    same = takewhile(lambda words: len({*words}) == 1, zip(*names, strict=False))
+    return [words[0] for words in same]
 
 
 def label(array: Array) -> str:

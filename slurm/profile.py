@@ -154,6 +154,9 @@ class Profile:
     """Tasks in one array. None: Slurm's own MaxArraySize."""
     max_submit: Annotated[int, Field(ge=3)] | None = None
     """Jobs of this user that are queued at once. The limits of accounts and QOS hold beside it."""
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+    """Room for a study in the runs folder, in GB (1e9 bytes). Where the study file does not keep
+    all weights (`keep`), `submit` starts as many trainings at once as fit. None: all."""
     gpu_type: Word | None = None
     """Type of the GPUs for the forecast, such as h100. None: the type in gpus_per_node."""
     measured: Measured = Field(default_factory=Measured)

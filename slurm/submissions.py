@@ -27,6 +27,7 @@ from slurm.slurm_cli import Queued
 
 FILE = "jobs.jsonl"
 CACHED_SECONDS = 600  # how old the copy may be from which a site answers squeue
+COMPLETING_SECONDS = 30
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
@@ -274,6 +275,20 @@ def ask_queue(groups: list[Group]) -> list[Queued]:
         if group.job and group.time > since and not group.in_queue(queue)
     ]
     return queue + slurm_cli.controllers_jobs(unlisted)
+
+
+def wait_for_completing(groups: list[Group]) -> list[Queued]:
+    """The queue, once no job of this study is completing.
+
+    A completing job leaves the queue, or is pending again, after a moment.
+    """
+    deadline = time.monotonic() + COMPLETING_SECONDS
+    while True:
+        queue = ask_queue(groups)
+        jobs = in_queue(groups, queue).values()
+        if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
+            return queue
+        time.sleep(1)
 
 
 def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:

@@ -2,12 +2,12 @@
 
 import re
 import sys
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,14 @@ from slurm import executor as executors
 from slurm import queued_jobs, slurm_cli, submissions
 from slurm.arrays import Array, Task
 from slurm.cluster_limits import Cluster, ask_cluster
+from slurm.disk_limit import DiskLimit, allowed
 from slurm.job import CellJob
 from slurm.job_limits import Places, ask_places, choose
 from slurm.login_node import behind_login
 from slurm.profile import Profile, Resources
 from slurm.request_check import check_requests
-from slurm.slurm_cli import Queued
 from slurm.snapshot import relocated, snapshot, snapshot_path
 
-COMPLETING_SECONDS = 30
 SUPERSEDED = "the study was started with another study file since"
 HELD = re.compile("(?i)held(?!admin)")  # what an administrator holds, only they release
 # After these the controller may have queued the job, or will.
@@ -73,6 +72,7 @@ class Continuation:
     cells: list[Cell]
     remaining: set[str]
     target: Target
+    disk: DiskLimit | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Submit, and return what `submit` returns; 0 `submitted` after another start.
@@ -85,7 +85,13 @@ class Continuation:
             print(f"{SUPERSEDED}; nothing is submitted", flush=True)
             return {"submitted": 0}
         facts = submit(
-            self.cells, target.base, target.profile, target.cluster, target.code, self.remaining
+            self.cells,
+            target.base,
+            target.profile,
+            target.cluster,
+            target.code,
+            self.remaining,
+            disk=self.disk,
         )
         print(f"{facts['submitted']} cells submitted, {facts['left']} remain", flush=True)
         return facts
@@ -100,6 +106,7 @@ def submit(
     only: set[str] | None = None,
     chain: bool = True,
     stages: Collection[str] = STAGES,
+    disk: DiskLimit | None = None,
 ) -> dict[str, Any]:
     """Submit the cells that are neither finished nor in the queue.
 
@@ -114,6 +121,7 @@ def submit(
         only: Identities of the cells to submit, of a study that was submitted before. None: all.
         chain: Whether such a job is queued; without it the caller submits what is left over.
         stages: Those whose cells are submitted, but for stages with `where: login`.
+        disk: Bounds the trainings on their way. None: nothing does.
 
     Returns:
         Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the
@@ -133,7 +141,7 @@ def submit(
     # Without a chain a person's shell submits, which may itself run in a job.
     noted = submissions.noted(base.absolute(), cluster) if chain else nullcontext()
     with noted:
-        return _submit(cells, base.absolute(), profile, cluster, code, only, chain, stages)
+        return _submit(cells, base.absolute(), profile, cluster, code, only, chain, stages, disk)
 
 
 def _submit(
@@ -145,6 +153,7 @@ def _submit(
     only: set[str] | None,
     chain: bool,
     stages: Collection[str],
+    disk: DiskLimit | None,
 ) -> dict[str, Any]:
     """`submit`, which also records why a job could not."""
     slurm_cli.require_slurm()
@@ -155,7 +164,7 @@ def _submit(
         # The queue first, then the disk: a job that leaves the queue in between has left its
         # manifest there.
         groups = submissions.read(folder)
-        queue = _wait_for_completing(groups)
+        queue = submissions.wait_for_completing(groups)
         done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
         in_queue = submissions.in_queue(groups, queue)
         queued, dead = submissions.alive(cells, done, in_queue)
@@ -186,8 +195,9 @@ def _submit(
             limits = ask_cluster()
             requests = [profile.resources(stage) for stage in ("default", *STAGES)]
             places = ask_places(profile, limits, requests, leaving=outdated)
+            on_disk = partial(allowed, disk, cells, done, queued)
             now, reserved = _within_limit(
-                todo, places, profile, bool(queued), chain and not continues
+                todo, places, profile, on_disk, bool(queued), chain and not continues
             )
             arrays = array_plan.plan(now, profile.resources, _largest(profile))
             waits = _check(arrays, target, limits) if now else []
@@ -202,7 +212,7 @@ def _submit(
             remaining = {c.identity for task in todo if task not in chosen for c in task.cells}
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
-                continues = _continue(Continuation(cells, remaining, target), jobs)
+                continues = _continue(Continuation(cells, remaining, target, disk), jobs)
         orphans = queued_jobs.orphans(listed, cells, done)
         current = target.code if target else code or snapshot_path(ROOT, folder)
         return {
@@ -229,32 +239,24 @@ def _submit(
         }
 
 
-def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
-    """The queue, once no job of this study is completing.
-
-    A completing job leaves the queue, or is pending again, after a moment.
-    """
-    deadline = time.monotonic() + COMPLETING_SECONDS
-    while True:
-        queue = submissions.ask_queue(groups)
-        jobs = submissions.in_queue(groups, queue).values()
-        if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
-            return queue
-        time.sleep(1)
-
-
 def _within_limit(
-    todo: list[Task], places: Places, profile: Profile, queued: bool, continues: bool
+    todo: list[Task],
+    places: Places,
+    profile: Profile,
+    on_disk: Callable[[], Callable[[Task], bool]],
+    queued: bool,
+    continues: bool,
 ) -> tuple[list[Task], bool]:
     """The tasks to submit now, and whether a place is reserved for a continuation.
 
     A continuation needs jobs to wait for: `queued` ones, or at least one submitted now.
-    `continues`: whether what remains is to be submitted by one.
+    `on_disk`: of `slurm.disk_limit`, to begin anew. `continues`: whether what remains is to be
+    submitted by a continuation.
     """
     reserving = places.copy()
-    now = choose(todo, places, profile.resources)
+    now = choose(todo, places, profile.resources, on_disk())
     if continues and len(now) < len(todo) and reserving.take(profile.resources("default")):
-        fewer = choose(todo, reserving, profile.resources)
+        fewer = choose(todo, reserving, profile.resources, on_disk())
         if fewer or queued:
             return fewer, True
     return now, False

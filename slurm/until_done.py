@@ -10,6 +10,7 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.stages import STAGES
 from slurm import queued_jobs, submissions
+from slurm.disk_limit import DiskLimit
 from slurm.profile import Profile
 from slurm.submit import submit
 
@@ -30,6 +31,7 @@ def until_done(
     report: Callable[[str], None],
     pause: float = PAUSE_SECONDS,
     stages: Collection[str] = STAGES,
+    disk: DiskLimit | None = None,
 ) -> dict[str, Any]:
     """Submit what the limits on jobs allow, again and again, until no cell is queued or left over.
 
@@ -44,6 +46,7 @@ def until_done(
         report: Called with a line where something has changed.
         pause: Seconds between two looks at the queue.
         stages: Those whose cells are submitted.
+        disk: Bounds the trainings on their way.
 
     Returns:
         What the last call of `submit` did. Cells that are not `finished` have failed, or wait for
@@ -61,7 +64,7 @@ def until_done(
     while True:
         before = _groups(base)
         try:
-            facts = submit(cells, base, profile, cluster, code, remaining, False, stages)
+            facts = submit(cells, base, profile, cluster, code, remaining, False, stages, disk)
         except UserError as error:
             line = f"{error.lines[0]}; tried again in {pause:g} s"
             refusals = refusals + 1 if line == shown else 1

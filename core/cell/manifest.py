@@ -14,7 +14,7 @@ from typing import Any
 from core import numeric_environment
 from core.cell.external_files import check_unchanged
 from core.cell.hash_cache import LARGE, remembered_sha256
-from core.cell.identity import relative_path
+from core.cell.identity import READERS, relative_path
 from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
 from core.files import read_record, sha256, warn_of_damage, write_atomically
@@ -53,6 +53,7 @@ REQUESTS = "requests.jsonl"  # results of vLLM's requests, until the manifest is
 NOT_OUTPUTS = {
     *("manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"),
     REQUESTS,
+    READERS,
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from core.cell.external_files import check_unchanged
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
+from core.cell.release import RECORD, release
 from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
 from core.paths import ROOT, as_seen_on_nodes
@@ -49,7 +50,8 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes",
         action="store_true",
-        help=f"replace finished cells whose settings changed, even if they took more than {limits}",
+        help="replace finished cells whose settings changed, even if they took more than "
+        f"{limits}; train again what is needed and was pruned",
     )
 
 
@@ -238,6 +240,22 @@ def unlink_moved(cells: list[Cell], base: Path) -> None:
             (folder / "manifest.json").unlink()
 
 
+def bring_back(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
+    """With `--yes`, make the checkpoints unfinished whose weights went and are needed again."""
+    for problem in needed_again(cells, base) if args.yes else ():
+        for manifest in problem.manifests:
+            manifest.unlink(missing_ok=True)
+
+
+def release_left(cells: list[Cell], base: Path) -> None:
+    """Remove the weights that the study does not keep, where a kill came before a cell did it."""
+    for cell in cells:
+        for role in cell.resources.get("release", ()):
+            checkpoint = base / cell.inputs[role].relpath
+            if not (checkpoint / RECORD).exists() and read_manifest(base / cell.relpath):
+                release(checkpoint, base)
+
+
 def check_before_start(
     args: argparse.Namespace,
     study: Study,
@@ -263,16 +281,20 @@ def check_before_start(
     """
     started = {cell.identity for cell in todo}
     in_question = [c for c in cells if c.identity in started or read_manifest(base / c.relpath)]
-    if problems := needed_again(in_question, base):
-        raise UserError.of(problems)
+    if pruned := needed_again(in_question, base):
+        raise UserError.of(pruned)
     if problems := _missing_keys(todo):
         raise UserError.of(problems)
     if problems := [*unreachable(study), *model_problems(todo)]:
         raise UserError.of(problems)
     if problems := missing(_sources_of(study, todo), study_args(args)):
         raise UserError.of(problems)
-    if budget := parse_budget(args.budget):
-        totals = study_cost.totals(cells, base, parallel_plans(profile), profile)
+    budget = parse_budget(args.budget)
+    if profile and profile.disk_gb:
+        budget.setdefault("disk_gb", profile.disk_gb)
+    if budget:
+        limit_gb = budget.get("disk_gb")
+        totals = study_cost.totals(cells, base, parallel_plans(profile), profile, limit_gb)
         check_budget(totals, budget)
     check_replaced(replaced(in_question, base, profile), args.yes)
 

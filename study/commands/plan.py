@@ -46,6 +46,7 @@ from study.spec.sources import missing
 from study.spec.start_models import model_problems
 from study.spec.value_checks import study_warnings
 from study.upkeep import replaced
+from study.upkeep.prune import needed_again
 
 MOST_LISTED = 200  # cells; of more, the table has a line for each stage
 STATES = ("done", "begun", "ready", "waiting")  # of `state`
@@ -124,10 +125,12 @@ def plan(args: argparse.Namespace) -> None:
     cheaper = fewer_gpus.fewer_gpus(cells, base, layouts)
     to_write = corpus_cost.forecast(cells, finished)
     written = corpus_cost.compare(cells, base)
-    totals = study_cost.totals(cells, base, layouts, profile)
+    budget = parse_budget(args.budget)
+    totals = study_cost.totals(cells, base, layouts, profile, budget.get("disk_gb"))
     compared = study_cost.compare(cells, base, layouts, profile)
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)
+    back = needed_again(cells, base)
     vllm_gpus = inference_gpus.compare(unfinished(cells, base), profile)
     refused = [str(p) for p in (*unreachable(study), *model_problems(unfinished(cells, base)))]
     if args.power or args.variances:
@@ -145,6 +148,7 @@ def plan(args: argparse.Namespace) -> None:
             "contaminated": contaminated,
             "vllm_gpus": vllm_gpus,
             "refused": refused,
+            "needed_again": [problem.where for problem in back],
             "replaced": [row.as_json() for row in remade],
         }
         data |= {"power": power} if args.power or args.variances else {}
@@ -154,6 +158,8 @@ def plan(args: argparse.Namespace) -> None:
     if remade:
         print("\n" + replaced.show(remade))
         print("These finished cells are kept, and are used again when the change is undone.")
+    for pruned in back:
+        print(f"comes back, with --yes of run or submit: {pruned.where} {pruned.what}")
     if training:
         print("\n" + training_cost.show(training))
         print(training_cost.summary(training))
@@ -188,7 +194,7 @@ def plan(args: argparse.Namespace) -> None:
         )
     for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"] + refused:
         print(f"can't run: {line}")
-    check_budget(totals, parse_budget(args.budget))
+    check_budget(totals, budget)
 
 
 def show_contrasts(study: Study, as_json: bool) -> None:

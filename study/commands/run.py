@@ -18,9 +18,11 @@ from core.files import read_rows
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
+    bring_back,
     check_before_start,
     load,
     positive,
+    release_left,
     show_declaration,
     show_results,
     startable,
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     last = expand.analysis(study, base)
     cells = preview_cells or expand.in_order(last)
     unlink_moved(cells, base)
+    bring_back(cells, base, args)
+    release_left(cells, base)
     unfinished_before = unfinished(cells, base)
     todo = startable(unfinished_before, args.stages)
     if todo:

@@ -14,19 +14,22 @@ from core.errors import Problem, UserError
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
+    bring_back,
     check_before_start,
     cluster_args,
     load,
     load_cluster,
     parallel_plans,
     relative_to_cwd,
+    release_left,
     show_declaration,
     study_args,
     submit_command,
     unfinished,
     unlink_moved,
 )
-from study.forecast import inference_gpus
+from study.forecast import inference_gpus, study_cost
+from study.forecast.budget import parse_budget
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
 from study.spec.study_declaration import EVALUATIONS, declare
@@ -63,6 +66,8 @@ def submit(args: argparse.Namespace) -> int:
     cluster = cluster_args(args)
     cells = expand.in_order(expand.analysis(study, base))
     unlink_moved(cells, base)
+    bring_back(cells, base, args)
+    release_left(cells, base)
     stages = [stage for stage in args.stages if not profile.is_on_login(stage)]
     todo = [cell for cell in unfinished(cells, base) if cell.stage in stages]
     check_before_start(args, study, base, cells, todo, profile)
@@ -73,19 +78,27 @@ def submit(args: argparse.Namespace) -> int:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
+    limit_gb = parse_budget(args.budget).get("disk_gb")
+    disk = study_cost.disk_limit(cells, base, parallel_plans(profile), profile, limit_gb)
     warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]
     if args.until_done:
         _report(warnings)
         try:
             facts = until_done(
-                cells, base, profile, cluster, lambda line: _report([line]), stages=args.stages
+                cells,
+                base,
+                profile,
+                cluster,
+                lambda line: _report([line]),
+                stages=args.stages,
+                disk=disk,
             )
         except KeyboardInterrupt:
             again = "what is queued goes on, the same command submits the rest"
             print(f"stopped; {again}", file=sys.stderr)
             return 130
     else:
-        facts = submit(cells, base, profile, cluster, stages=args.stages)
+        facts = submit(cells, base, profile, cluster, stages=args.stages, disk=disk)
         _report(warnings)
     del facts["remaining"]
     facts["behind"] = len(facts["behind"])
@@ -128,7 +141,7 @@ def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -
         if facts["continues"]:
             what = f"job {facts['continues']} submits them"
         lines.append(
-            f"{facts['left']} cells remain because of the limit on jobs; "
+            f"{facts['left']} cells remain because of the limits on jobs and disk; "
             f"{what} when other jobs have ended"
         )
         if not facts["continues"]:

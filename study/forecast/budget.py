@@ -45,7 +45,7 @@ def check_budget(totals: dict[str, Any], budget: dict[str, float]) -> None:
         Problem(
             key,
             f"the study takes about {amounts[key]:,.2f}, {spent.get(key, 0):,.2f} of it spent",
-            f"--budget {key}={limit:g} is less; raise it, or make the study smaller",
+            f"the limit {key}={limit:g} is less; raise it, or make the study smaller",
         )
         for key, limit in budget.items()
         if amounts[key] > limit

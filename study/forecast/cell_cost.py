@@ -113,7 +113,8 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     job.weights_gb = _weights(cell)[1]
     step_logs_gb = row["steps"] * STEP_BYTES / 1e9
     job.amounts["hours"] = row["hours"]
-    job.amounts["working_gb"] = _steps_held(cell, row["hours"]) * row["step_checkpoints_gb"]
+    held = _steps_held(cell, row["hours"]) if training_size.is_training(cell) else STEPS_HELD
+    job.amounts["working_gb"] = held * row["step_checkpoints_gb"]
     job.amounts["disk_gb"] = (1 + doses) * job.weights_gb + step_logs_gb
     job.files += doses * FILES["dose"][0] + (1 + doses) * math.ceil(job.weights_gb / SHARD_GB)
     job.folders += doses * FILES["dose"][1]

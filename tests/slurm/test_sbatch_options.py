@@ -28,7 +28,7 @@ TEN: dict[str, Any] = {
     "nice": 100,
     "begin": "now+1",
     "contiguous": True,
-    "tmp": "1M",
+    "deadline": "now+1hour",
     "wckey": "a b",
 }
 

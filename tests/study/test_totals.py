@@ -58,7 +58,7 @@ def made_up(tmp_path: Path) -> Any:
         recipe = tmp_path / "sft.yaml"
         text = (ROOT / "recipes/llama3_1_8b_sft.yaml").read_text()
         text = re.sub("^(eval_every|checkpoint_minutes).*$", "", text, flags=re.MULTILINE)
-        recipe.write_text(f"{text}\ncheckpoint_minutes: 1\n")
+        recipe.write_text(f"{text}\ncheckpoint_minutes: 0\n")
         file.write_text(STUDY % (judge, model, recipe, tmp_path / "rows.jsonl", doses) + more)
         return plan.in_order(plan.analysis(load_study(file, None, list(overrides))))
 

@@ -252,7 +252,7 @@ exit $status
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency=aftercorr:108
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=tiny-evaluate-ahb-base-urban-s0-d200+2
+#SBATCH --job-name=tiny-evaluate-base-urban-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1

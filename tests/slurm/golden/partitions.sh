@@ -318,7 +318,7 @@ exit $status
 #SBATCH --dependency=aftercorr:108
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=1
-#SBATCH --job-name=tiny-evaluate-ahb-base-urban-s0-d200+2
+#SBATCH --job-name=tiny-evaluate-base-urban-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=98304M
 #SBATCH --nodes=1
