@@ -6,7 +6,6 @@ A cell is finished when its manifest exists: it is written last, atomically (`co
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any
 import yaml
 
 from core.errors import UserError
-from core.files import named_errors, write_atomically
-from core.stages import SHARDING_STAGES, TRAINING_STAGES
+from core.files import write_atomically
+from core.stages import SHARDING_STAGES
 from core.yaml_text import from_yaml, to_yaml
-
-READERS = "readers.txt"  # in the folder of a checkpoint: the cells that read its weights
 
 
 @dataclass(frozen=True)
@@ -110,26 +107,11 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         },
         "resources": cell.resources,
     }
-    for used in cell.inputs.values():
-        if used.stage in TRAINING_STAGES:
-            _register_reader(folder, base / used.relpath)
     text = to_yaml(config)
     path = folder / "config.yaml"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
     return folder
-
-
-def _register_reader(reader: Path, checkpoint: Path) -> None:
-    """Note in a checkpoint's folder that a cell reads its weights (`core.cell.release`)."""
-    line = f"{relative_path(reader, checkpoint)}\n"
-    path = checkpoint / READERS
-    with suppress(PermissionError):  # of another user's study, which removes nothing
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        with named_errors(path), open(path, "a+", encoding="utf-8") as file:
-            file.seek(0)
-            if line not in file.readlines():
-                file.write(line)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from core import numeric_environment
 from core.cell.external_files import check_unchanged
 from core.cell.hash_cache import LARGE, remembered_sha256
-from core.cell.identity import READERS, relative_path
+from core.cell.identity import relative_path
 from core.cell.lookup import input_folder
 from core.errors import Problem, UserError
 from core.files import read_record, sha256, warn_of_damage, write_atomically
@@ -49,6 +49,7 @@ PACKAGES = (
 RECORDS = {"config.yaml", "speed.jsonl", "calls.jsonl"}
 # The key of the files from outside to which a cell links, so that its users read them.
 LINKED = "model"
+READERS = "readers.txt"  # of a checkpoint: the cells that read its weights (core.cell.release)
 REQUESTS = "requests.jsonl"  # results of vLLM's requests, until the manifest is written
 NOT_OUTPUTS = {
     *("manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"),

@@ -6,18 +6,50 @@ The manifest of the checkpoint stays, with the hashes. `pruned.json` records wha
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from core.cell.identity import READERS
+from core.cell.identity import Cell, relative_path
 from core.cell.lookup import input_folder
-from core.cell.manifest import read_manifest
+from core.cell.manifest import READERS, read_manifest
 from core.errors import UserError
 from core.files import locked, write_atomically
+from core.stages import STAGE_INFO
 
 RECORD = "pruned.json"
+
+
+def register_readers(cells: Iterable[Cell], base: Path) -> None:
+    """Note in the folders of checkpoints which unfinished cells will read them.
+
+    All of a study are noted before one runs: weights must not go while a later submission needs
+    them. So are checkpoints of other studies, which may let them go.
+
+    `cells`: the unfinished ones of the study in `base`.
+    """
+    readers: dict[Path, set[str]] = defaultdict(set)
+    for cell in cells:
+        for role, used in cell.inputs.items():
+            is_ours = not Path(used.folder).is_absolute()
+            if role in cell.resources.get("release", ()) or (not is_ours and _is_trained(used)):
+                checkpoint = base / used.relpath
+                readers[checkpoint].add(relative_path(base / cell.relpath, checkpoint))
+    for checkpoint, planned in readers.items():
+        with suppress(PermissionError):  # of another user, who cannot know
+            before = _lines(checkpoint)
+            # Those of an earlier study file count as long as they are there.
+            begun = {line for line in before if (checkpoint / line / "config.yaml").exists()}
+            if planned | begun != before:
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                text = "".join(f"{line}\n" for line in sorted(planned | begun))
+                write_atomically(checkpoint / READERS, text)
+
+
+def _is_trained(cell: Cell) -> bool:
+    return STAGE_INFO[cell.stage].trains
 
 
 def release_inputs(folder: Path, config: dict[str, Any]) -> None:
@@ -55,10 +87,9 @@ def release(checkpoint: Path, base: Path) -> bool:
 
 
 def is_read(checkpoint: Path) -> bool:
-    """Whether a cell that was ever planned reads the checkpoint and is not finished."""
-    for reader in _readers(checkpoint):
-        if not (reader / "config.yaml").exists():
-            continue  # removed
+    """Whether a cell that is noted there reads the checkpoint and is not finished."""
+    for line in _lines(checkpoint):
+        reader = Path(os.path.normpath(checkpoint / line))
         manifest = read_manifest(reader)
         if not manifest or ("run" in manifest["inputs"] and is_read(reader)):
             return True
@@ -112,7 +143,9 @@ def remove_on_record(
             parent.rmdir()
 
 
-def _readers(checkpoint: Path) -> Iterator[Path]:
-    with suppress(FileNotFoundError):
-        for line in (checkpoint / READERS).read_text(encoding="utf-8").splitlines():
-            yield Path(os.path.normpath(checkpoint / line))
+def _lines(checkpoint: Path) -> set[str]:
+    """The noted readers, as paths from the checkpoint's folder."""
+    try:
+        return set((checkpoint / READERS).read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return set()

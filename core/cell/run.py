@@ -13,10 +13,10 @@ from typing import Any
 from core import shell_limits, utc
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
-from core.cell.identity import READERS, read_config
+from core.cell.identity import read_config
 from core.cell.log import log_to
 from core.cell.lookup import RunsIndex
-from core.cell.manifest import REQUESTS, check_inputs, read_manifest, write_manifest
+from core.cell.manifest import READERS, REQUESTS, check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
 from core.cell.release import release_inputs
 from core.cell.restarts import start_text

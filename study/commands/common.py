@@ -16,7 +16,7 @@ from typing import Any
 from core.cell.external_files import check_unchanged
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
-from core.cell.release import RECORD, release
+from core.cell.release import RECORD, register_readers, release
 from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
 from core.paths import ROOT, as_seen_on_nodes
@@ -247,8 +247,9 @@ def bring_back(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
             manifest.unlink(missing_ok=True)
 
 
-def release_left(cells: list[Cell], base: Path) -> None:
-    """Remove the weights that the study does not keep, where a kill came before a cell did it."""
+def prepare_release(cells: list[Cell], base: Path) -> None:
+    """Note which cells read checkpoints, and remove weights that a killed cell has left."""
+    register_readers(unfinished(cells, base), base)
     for cell in cells:
         for role in cell.resources.get("release", ()):
             checkpoint = base / cell.inputs[role].relpath

@@ -22,7 +22,7 @@ from study.commands.common import (
     check_before_start,
     load,
     positive,
-    release_left,
+    prepare_release,
     show_declaration,
     show_results,
     startable,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     cells = preview_cells or expand.in_order(last)
     unlink_moved(cells, base)
     bring_back(cells, base, args)
-    release_left(cells, base)
+    prepare_release(cells, base)
     unfinished_before = unfinished(cells, base)
     todo = startable(unfinished_before, args.stages)
     if todo:

@@ -20,8 +20,8 @@ from study.commands.common import (
     load,
     load_cluster,
     parallel_plans,
+    prepare_release,
     relative_to_cwd,
-    release_left,
     show_declaration,
     study_args,
     submit_command,
@@ -67,7 +67,7 @@ def submit(args: argparse.Namespace) -> int:
     cells = expand.in_order(expand.analysis(study, base))
     unlink_moved(cells, base)
     bring_back(cells, base, args)
-    release_left(cells, base)
+    prepare_release(cells, base)
     stages = [stage for stage in args.stages if not profile.is_on_login(stage)]
     todo = [cell for cell in unfinished(cells, base) if cell.stage in stages]
     check_before_start(args, study, base, cells, todo, profile)

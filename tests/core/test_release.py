@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from core.cell.identity import READERS, Cell, create_cell_dir, read_config
-from core.cell.manifest import read_manifest, write_manifest
-from core.cell.release import RECORD, is_read, release, release_inputs
+from core.cell.identity import Cell, create_cell_dir, read_config
+from core.cell.manifest import READERS, read_manifest, write_manifest
+from core.cell.release import RECORD, is_read, register_readers, release, release_inputs
+from core.files import locked
+
+pytestmark = pytest.mark.multiprocess  # a manifest asks git
 
 RELEASE = {"release": ["checkpoint"]}
 NOW = "2026-01-01T00:00:00Z"
@@ -22,7 +25,8 @@ def finish(cell: Cell, base: Path, *files: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     config = read_config(folder)
-    write_manifest(folder, config, NOW, NOW, counts={}, warnings=[])
+    counts = {"steps": 1, "tokens": 1}
+    write_manifest(folder, config, NOW, NOW, counts=counts, warnings=[])
     release_inputs(folder, config)
     return folder
 
@@ -40,8 +44,8 @@ def weights(folder: Path) -> list[str]:
 
 def test_they_go_with_the_last_reader_and_the_manifest_stays(tmp_path: Path) -> None:
     base = tmp_path / "runs/s"
-    for reader in (FIRST, SECOND, FIRST):  # submitted twice
-        create_cell_dir(reader, base)
+    for _ in range(2):  # submitted twice; the second reader has no folder yet
+        register_readers([TRAINING, FIRST, SECOND], base)
     checkpoint = finish(TRAINING, base, *WEIGHTS, "metrics.jsonl")
     assert len((checkpoint / READERS).read_text().splitlines()) == 2
     before = read_manifest(checkpoint)
@@ -67,15 +71,17 @@ def test_they_stay_where_the_study_keeps_them(tmp_path: Path) -> None:
 def test_they_stay_for_a_reader_of_another_plan_and_go_without_its_folder(tmp_path: Path) -> None:
     base = tmp_path / "runs/s"
     checkpoint = finish(TRAINING, base, *WEIGHTS)
-    kept_by = Cell("likelihood", "later", {"n": 3}, {"checkpoint": TRAINING})
-    other = create_cell_dir(
-        replace(kept_by, inputs={"checkpoint": in_study(base)}), base.parent / "o"
-    )
+    later = Cell("likelihood", "later", {"n": 3}, {"checkpoint": in_study(base)})
+    other = create_cell_dir(later, base.parent / "o")
+    register_readers([later], base.parent / "o")
+    register_readers([FIRST], base)
     finish(FIRST, base)
     assert weights(checkpoint) == [*WEIGHTS] and is_read(checkpoint), "a cell of another study"
     for path in other.iterdir():
         path.unlink()
-    assert release(checkpoint, base) and not weights(checkpoint)
+    register_readers([SECOND], base)  # this forgets a reader that is gone
+    finish(SECOND, base)
+    assert not weights(checkpoint)
 
 
 def in_study(base: Path) -> Cell:
@@ -94,8 +100,7 @@ def test_a_longer_run_waits_for_the_readers_of_its_doses(tmp_path: Path) -> None
     base = tmp_path / "runs/s"
     dose = Cell("sft", "d80", {"dose": 80}, {"run": TRAINING}, {"release": ["run"]})
     of_dose = replace(SECOND, inputs={"checkpoint": dose})
-    for reader in (FIRST, dose, of_dose):
-        create_cell_dir(reader, base)
+    register_readers([FIRST, dose, of_dose], base)
     checkpoint = finish(TRAINING, base, *WEIGHTS)
     link = create_cell_dir(dose, base) / "model"
     link.symlink_to(os.path.relpath(checkpoint / "doses/80/model", link.parent))
@@ -106,10 +111,7 @@ def test_a_longer_run_waits_for_the_readers_of_its_doses(tmp_path: Path) -> None
     assert not weights(checkpoint)
 
 
-@pytest.mark.multiprocess
 def test_a_process_that_holds_the_checkpoint_keeps_it(tmp_path: Path) -> None:
-    from core.files import locked
-
     base = tmp_path / "runs/s"
     checkpoint = finish(TRAINING, base, *WEIGHTS)
     with locked(checkpoint / ".lock"):
