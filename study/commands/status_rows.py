@@ -94,26 +94,27 @@ def make_rows(
     roots: dict[str, str] = {}  # identity of a blocked cell -> the cell that blocks it
     rows = []
     for cell in cells:
+        row: Row = {
+            "stage": cell.stage,
+            "cell": names[cell.identity],
+            "folder": cell.relpath,
+            "state": "done",
+        }
+        rows.append(row)
+        if cell.identity in done:
+            states[cell.identity] = "done"
+            continue
         folder = base / cell.relpath
         job = jobs.get(cell.identity)
         blocker = next(
             (c for c in cell.inputs.values() if states[c.identity] in ("failed", "blocked")), None
         )
-        if cell.identity in done:
-            state = "done"
-        elif cell.identity in locked:
-            state = "running"
-        else:
+        state = "running"
+        if cell.identity not in locked:
             begun = cell.identity not in untouched and _begun(folder)
             state = _state(begun, job, busy_jobs, blocked=blocker is not None)
-        states[cell.identity] = state
-        row: Row = {
-            "stage": cell.stage,
-            "cell": names[cell.identity],
-            "folder": cell.relpath,
-            "state": state,
-        }
-        if job and state != "done":
+        states[cell.identity] = row["state"] = state
+        if job:
             row["job"] = job.job
         if job and state == "queued":
             row["reason"] = "another cell of their job"
@@ -131,7 +132,6 @@ def make_rows(
             row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
         if state in ("failed", "blocked") and "behind" not in row:
             row |= _why(folder, job, state, again)
-        rows.append(row)
     return rows
 
 
