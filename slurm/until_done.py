@@ -92,8 +92,11 @@ def until_done(
         if remaining is not None:
             new = _groups(base)
             remaining -= {i for name in new.keys() - before.keys() for i in new[name]}
-        if facts and not any(facts[key] for key in ("queued", "submitted", "left", "behind")):
-            return facts
+        if facts and not any(facts[key] for key in ("queued", "submitted", "behind")):
+            # Where a cell has failed whose weights stay for it, no other training may find room.
+            is_full = disk is not None and facts["finished"] + facts["left"] < facts["cells"]
+            if is_full or not facts["left"]:
+                return facts
         time.sleep(pause)
 
 

@@ -12,9 +12,11 @@ from core.cell import local_executor
 from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
+from core.cell.manifest import read_manifest
 from core.cell.publish import publish, record_start
 from core.cores import default_jobs
 from core.files import read_rows
+from core.stages import STAGES
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
@@ -86,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
             return 1
     if preview_cells:
         _preview(preview_cells, base, args)
-    elif rest := unfinished(cells, base):
-        _show_rest(rest, args)
+    elif args.stages != STAGES and not read_manifest(base / last.relpath):
+        _show_rest(unfinished(cells, base), args)
     else:
         if not unfinished_before:
             record_start(base, last.identity)
