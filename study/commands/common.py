@@ -291,12 +291,13 @@ def check_before_start(
     if problems := missing(_sources_of(study, todo), study_args(args)):
         raise UserError.of(problems)
     budget = parse_budget(args.budget)
-    if profile and profile.disk_gb:
-        budget.setdefault("disk_gb", profile.disk_gb)
-    if budget:
-        limit_gb = budget.get("disk_gb")
+    room = profile.disk_gb if profile else None
+    if budget or room:
+        # Only `submit` bounds the trainings on their way.
+        limit_gb = budget.get("disk_gb") if profile else None
         totals = study_cost.totals(cells, base, parallel_plans(profile), profile, limit_gb)
         check_budget(totals, budget)
+        check_budget(totals, {"disk_gb": room} if room else {}, "in the cluster profile")
     check_replaced(replaced(in_question, base, profile), args.yes)
 
 

@@ -126,7 +126,8 @@ def plan(args: argparse.Namespace) -> None:
     to_write = corpus_cost.forecast(cells, finished)
     written = corpus_cost.compare(cells, base)
     budget = parse_budget(args.budget)
-    totals = study_cost.totals(cells, base, layouts, profile, budget.get("disk_gb"))
+    limit_gb = budget.get("disk_gb") if profile else None  # only `submit` keeps to it
+    totals = study_cost.totals(cells, base, layouts, profile, limit_gb)
     compared = study_cost.compare(cells, base, layouts, profile)
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)

@@ -53,8 +53,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_finished_cells_are_read_once_and_others_cost_one_call(
-    tmp_path: Path, calls: list[str]
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # no squeue
     base, memory = tmp_path / "runs/s", Memory()
     for cell in CELLS[:500]:
         finish(cell, base)
@@ -123,12 +124,12 @@ def test_plan_of_many_cells_ends_in_a_line_for_each_stage(
 ) -> None:
     words = ["plan", str(ROOT / "studies/tiny.yaml"), "--runs", str(tmp_path / "runs")]
     main(words)
-    assert " base-animal-s0-d80" in capsys.readouterr().out
+    assert " base-animal-s0-d200" in capsys.readouterr().out
     monkeypatch.setattr(plan_command, "MOST_LISTED", 50)
     main(words)
     text = capsys.readouterr().out
     table = text.partition("(--all lists the cells)")[0].splitlines()
     assert table[0].split() == ["stage", "done", "begun", "ready", "waiting", "cells"]
-    assert len(table) < 15 and "base-animal-s0-d80" not in "".join(table)
+    assert len(table) < 15 and "base-animal-s0-d200" not in "".join(table)
     main([*words, "--all"])
-    assert " base-animal-s0-d80" in capsys.readouterr().out
+    assert " base-animal-s0-d200" in capsys.readouterr().out

@@ -221,10 +221,11 @@ def test_submit_declares_and_prints_how_to_date_it(
 ) -> None:
     base = tmp_path / "runs/small"
 
-    def submit(cells: list[Cell], base: Path, *args: Any) -> dict[str, Any]:
+    def submit(cells: list[Cell], base: Path, *args: Any, **options: Any) -> dict[str, Any]:
         assert (base / FILE).exists()
         facts = {"study": "small", "cells": 16, "finished": 0, "queued": 0, "submitted": 16}
         facts |= {"held": [], "left": 0, "jobs": [], "continues": None, "code": None}
+        facts |= {"behind": [], "login": []}
         return facts | {"remaining": [], "waits": [], "orphans": [], "queued_code": []}
 
     monkeypatch.setattr(slurm_submit, "submit", submit)
