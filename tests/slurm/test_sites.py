@@ -32,17 +32,17 @@ def test_the_four_kinds_of_site(lab: Lab, tmp_path: Path, monkeypatch: pytest.Mo
     """Corpora stand in for the stages with GPUs, so that a job takes seconds."""
     one = corpora(1)
     one_partition = site(tmp_path, {}, partition="cpu")
-    submit(one, tmp_path / "runs/one", one_partition, "mine")
+    submit(one, tmp_path / "one/runs/s", one_partition, "mine")
     gpus = {"minutes": 5, "mem_gb": 2, "partition": "gpu", "gpus_per_node": "h100:2"}
     typed = site(tmp_path, {"documents": gpus}, partition="cpu", offline=True)
-    facts = submit(one, tmp_path / "runs/typed", typed, "mine")
+    facts = submit(one, tmp_path / "typed/runs/s", typed, "mine")
     shown = lab.ask("scontrol", "show", "job", facts["jobs"][0]["job"])
     assert "Partition=gpu" in shown and "gpu:h100:2" in shown
 
     # No internet on nodes: what needs a corpus waits until it was made by hand.
     (corpus,) = one
     behind = Cell("labels", "behind", {"n": 1}, {"documents": corpus})
-    base = tmp_path / "runs/offline"
+    base = tmp_path / "offline/runs/s"
     offline = site(tmp_path, {"documents": {"where": "login"}}, partition="cpu", offline=True)
     facts = submit([corpus, behind], base, offline, "mine")
     assert not facts["jobs"] and facts["behind"] == [behind.identity]
@@ -52,12 +52,12 @@ def test_the_four_kinds_of_site(lab: Lab, tmp_path: Path, monkeypatch: pytest.Mo
     lab.ask("scancel", facts["jobs"][0]["job"])
     lab.wait()
     for name in ("one", "typed"):
-        assert all_done(one, tmp_path / "runs" / name)
+        assert all_done(one, tmp_path / name / "runs/s")
 
     # Nodes may not submit: a shell does, within the limit.
     lab.only_here(tmp_path, monkeypatch)
     cells = corpora(4)
     limited = site(tmp_path, {}, partition="cpu", max_submit=3)
     lines: list[str] = []
-    until_done(cells, tmp_path / "runs/shell", limited, "mine", lines.append, pause=0.5)
-    assert all_done(cells, tmp_path / "runs/shell"), lines
+    until_done(cells, tmp_path / "shell/runs/s", limited, "mine", lines.append, pause=0.5)
+    assert all_done(cells, tmp_path / "shell/runs/s"), lines

@@ -99,6 +99,28 @@ def _write(base: Path, content: dict[str, Any], read: Path) -> None:
 
 
 @pytest.mark.multiprocess
+def test_that_of_a_copy_from_another_machine_is_taken_over_with_its_scores(
+    tmp_path: Path,
+) -> None:
+    base, copy = tmp_path / "runs/small", tmp_path / "runs/small-cluster"
+    scored = next(cell for cell in cells_of(small(), copy) if cell.stage == "generate")
+    write_declaration(copy, content_of(small()), "2026-01-01T00:00:00Z")
+    finish(scored, copy)
+    cells = cells_of(small(), base)
+    assert cells[-1].settings["declaration"] == {
+        "sha256": content_sha256(content_of(small())),
+        "differences": [],
+    }
+    record = declare(small(), base, cells)
+    assert record and record["time"] == "2026-01-01T00:00:00Z"
+    # Another one there, or none, declares nothing here.
+    (base / FILE).unlink()
+    other = small("contrasts.0.name=other")
+    assert declare(other, base, cells_of(other, base)) is None
+    (copy / FILE).unlink()
+    assert declare(small(), base, cells_of(small(), base)) is None
+
+
 def test_of_several_processes_at_once_one_declares(tmp_path: Path) -> None:
     contents = [{"seeds": [n] * 2000} for n in range(8)]
     copies = [tmp_path / str(n) for n in range(8)]
