@@ -98,7 +98,6 @@ def _write(base: Path, content: dict[str, Any], read: Path) -> None:
     read.write_bytes((base / FILE).read_bytes())
 
 
-@pytest.mark.multiprocess
 def test_that_of_a_copy_from_another_machine_is_taken_over_with_its_scores(
     tmp_path: Path,
 ) -> None:
@@ -121,6 +120,7 @@ def test_that_of_a_copy_from_another_machine_is_taken_over_with_its_scores(
     assert declare(small(), base, cells_of(small(), base)) is None
 
 
+@pytest.mark.multiprocess
 def test_of_several_processes_at_once_one_declares(tmp_path: Path) -> None:
     contents = [{"seeds": [n] * 2000} for n in range(8)]
     copies = [tmp_path / str(n) for n in range(8)]
