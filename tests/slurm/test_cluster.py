@@ -20,6 +20,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.place import ROOT, SMALL, Place, comparable
 from tests.slurm.places import Kit, Lab
+from tests.slurm.test_survival import rank_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
@@ -220,7 +221,7 @@ def test_api_stages_by_hand_and_gpu_stages_by_slurm_in_two_runs_folders(
     assert evaluations == [2] and (facts["login"], facts["behind"]) == (["judge"], 1)
     job = next(job["job"] for job in facts["jobs"] if job["stage"] == "evaluate")
     until(lambda: [*here.base.glob("generate/*animal*/log.txt")])
-    lab.ask("scancel", "--signal=KILL", job)
+    os.kill(rank_of(job), 9)  # it is queued again
     lab.wait()
     (row,) = here.done("status", *ONE_DOSE)["login"]
     assert row == {"stage": "judge", "cells": 2, "ready": 2, "behind": 1}

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from slurm.disk_limit import DiskLimit
 from slurm.profile import Profile, Resources
 from slurm.until_done import until_done
 from tests.slurm.places import Lab
+from tests.slurm.test_survival import rank_of
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
@@ -56,8 +58,10 @@ def test_the_peak_stays_under_the_limit_though_jobs_are_killed(lab: Lab, tmp_pat
             most = max(most, len(held))
             running = [job for job, state in lab.jobs().items() if state == "RUNNING"]
             if kills < KILLS and running and chance.random() < 0.1:
-                lab.ask("scancel", "--signal=KILL", chance.choice(running))
-                kills += 1
+                shown = lab.ask("scontrol", "show", "job", chance.choice(running))
+                with suppress(AssertionError, OSError):  # it has not begun, or has ended
+                    os.kill(rank_of(shown.split()[0].removeprefix("JobId=")), 9)
+                    kills += 1
 
     environment = dict(os.environ)
     thread = threading.Thread(target=watch)
