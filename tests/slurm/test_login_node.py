@@ -96,8 +96,9 @@ def test_what_is_left_to_the_login_node_is_told_with_its_command(
     text = kit.call("submit", "--cluster", str(path)).stdout
     assert json.loads(text)["login"]
     data = kit.done("status")
-    row = {"stage": "documents", "cells": 2, "ready": 0, "behind": facts["behind"]}
-    assert data["login"][0] == row, "they count tokens by the model, which is not made yet"
+    # They count tokens by the model, which is not made yet. The analysis waits for the grades.
+    row = {"stage": "documents", "cells": 2, "ready": 0, "behind": facts["behind"] - 1}
+    assert data["login"][0] == row and data["login"][1]["behind"] == 1
     assert "to do:   documents on a login node: 2 cells, 0 ready; 16 more wait" in show(data)
     only = kit.done("submit", "--stages", "model,midtrain")
     assert {job["stage"] for job in only["jobs"]} == {"model"}
