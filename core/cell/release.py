@@ -16,7 +16,7 @@ from core.cell.identity import Cell, relative_path
 from core.cell.lookup import input_folder
 from core.cell.manifest import READERS, read_manifest
 from core.errors import UserError
-from core.files import locked, write_atomically
+from core.files import locked, read_record, write_atomically
 from core.stages import STAGE_INFO
 
 RECORD = "pruned.json"
@@ -125,9 +125,8 @@ def remove_on_record(
         }
         for name in (names if kind != "temporary" else [])
     }
-    record: dict[str, Any] = {"by": by, "files": {}}
-    with suppress(FileNotFoundError, ValueError):
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    before = read_record(folder / RECORD, files=dict) or {"files": {}}
+    record: dict[str, Any] = {"by": by, "files": before["files"]}
     if any(record["files"].get(n, file)["sha256"] != file["sha256"] for n, file in removed.items()):
         record["files"] = {}  # it was made again since, with other bytes
     record["files"] |= removed
