@@ -29,15 +29,18 @@ def lock_of(base: Path, name: str) -> Path:
     return locks / f"{base.name}-{name}"
 
 
-def write_declaration(base: Path, content: dict[str, Any]) -> None:
-    """Write the declaration of the study in `base`, unless there is one."""
+def write_declaration(base: Path, content: dict[str, Any], time: str | None = None) -> None:
+    """Write the declaration of the study in `base`, unless there is one.
+
+    `time`: that of the same declaration in another folder. None: now.
+    """
     base.mkdir(parents=True, exist_ok=True)
     with locked(lock_of(base, FILE)):
         if (base / FILE).exists():
             return
         record = {
             "sha256": content_sha256(content),
-            "time": utc.text(),
+            "time": time or utc.text(),
             "declared": content,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False)

@@ -211,6 +211,42 @@ def _check_node(node: yaml.Node, source: str, sizes: dict[int, int], depth: int)
     return size
 
 
+def override(raw: dict[str, Any], text: str, file: str) -> None:
+    """Apply one `key.path=value` to what a file says; list elements are named by their index.
+
+    `file`: what the file is, for the message of the UserError that a wrong one raises.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(
+            where=f"--set {text}", what="must be key.path=value, such as sft.doses=[0,100]"
+        )
+    *parents, last = key.split(".")
+    target: Any = raw
+    for part in parents:
+        if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+            target = target[int(part)]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+        else:
+            raise UserError(
+                where=f"--set {text}",
+                what=f"there is no {part!r} in {file}",
+                fix=f"give keys of {file}, or the index of a list's element",
+            )
+    parsed, _ = parse_yaml(value, f"--set {text}")
+    if isinstance(target, dict):
+        target[last] = parsed
+    elif isinstance(target, list) and last.isdigit() and int(last) < len(target):
+        target[int(last)] = parsed
+    else:
+        raise UserError(
+            where=f"--set {text}",
+            what=f"{'.'.join(parents)} has no {last!r}",
+            fix="give the key of a mapping, or the index of a list's element",
+        )
+
+
 def validate(kind: type[T], raw: Any) -> T:
     """`raw` as a dataclass of this kind. Raises pydantic's ValidationError."""
     # Through JSON, because pydantic's strict mode takes a mapping for a dataclass only there.

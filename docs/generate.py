@@ -48,7 +48,8 @@ def type_name(hint: Any) -> str:
     if origin is list:
         return f"list of {type_name(args[0])}"
     if origin is dict:
-        return f"mapping to {type_name(args[1])}" if args[1] is not Any else "mapping"
+        is_any = args[1] is Any or typing.get_args(args[1])[:1] == (Any,)
+        return "mapping" if is_any else f"mapping to {type_name(args[1])}"
     if args:
         return " or ".join(type_name(arg) for arg in args if arg is not type(None))
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}

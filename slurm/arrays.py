@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from core.cell.identity import Cell
 from core.stages import STAGE_INFO
@@ -275,6 +276,28 @@ def task_id(jobs: dict[Array, str], task: Task) -> str:
     assert task.array, "an array is submitted after those it waits for"
     job = jobs[task.array]
     return f"{job}_{task.index}" if len(task.array.tasks) > 1 else job
+
+
+def task_label(task: Task) -> str:
+    """The name of a task's cell; of several cells the words that all names begin or end with.
+
+    Evaluations of one checkpoint end with its name, the benchmark before it.
+    """
+    names = [cell.name.split("-") for cell in task.cells]
+    last = _common([name[::-1] for name in names])[::-1]
+    return "-".join(_common(names) or last or names[0])
+
+
+def _common(names: list[list[str]]) -> list[str]:
+    """The words with which all names begin."""
+    same = takewhile(lambda words: len({*words}) == 1, zip(*names, strict=False))
+    return [words[0] for words in same]
+
+
+def label(array: Array) -> str:
+    """The first task's label and how many follow, such as `base-animal-s0+5`."""
+    more = len(array.tasks) - 1
+    return task_label(array.tasks[0]) + (f"+{more}" if more else "")
 
 
 def count(tasks: Iterable[Task]) -> int:

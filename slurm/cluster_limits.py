@@ -125,14 +125,14 @@ def ask_cluster() -> Cluster:
     if "slurmdbd" not in accounting or not shutil.which("sacctmgr"):
         return Cluster(partitions, user=[], qos=[])
     try:
-        user = _sacctmgr(
+        user = ask_rows(
             "user", slurm_cli.user_name(), "withassoc", columns=_USER_COLUMNS + _USER_LIMITS
         )
-        qos = _sacctmgr("qos", columns=_QOS_COLUMNS)
+        qos = ask_rows("qos", columns=_QOS_COLUMNS)
         names = ",".join(sorted({row["Account"] for row in user}))
         rows: Rows = []
         if names:
-            rows = _sacctmgr("assoc", "where", f"account={names}", columns=_ACCOUNT_COLUMNS)
+            rows = ask_rows("assoc", "where", f"account={names}", columns=_ACCOUNT_COLUMNS)
     except UserError as error:
         problem = error.problems[0]
         trouble = str(Problem(problem.where, problem.what))
@@ -164,7 +164,8 @@ def ask_nodes(partition: str) -> list[Node]:
     return nodes
 
 
-def _sacctmgr(*words: str, columns: tuple[str, ...]) -> Rows:
+def ask_rows(*words: str, columns: tuple[str, ...]) -> Rows:
+    """What `sacctmgr show WORDS` answers. Raises UserError where slurmdbd does not answer."""
     output = slurm_cli.ask("sacctmgr", "-nP", "show", *words, f"format={','.join(columns)}")
     lines = [line.split("|") for line in output.splitlines()]
     # Other lines are a site's greeting.

@@ -68,6 +68,7 @@ def doctor(
     """
     profile = load_profile(profile_path)
     used = {cell.stage for cell in cells or ()} or set(STAGES)
+    used -= {stage for stage in STAGES if profile.is_on_login(stage)}
     by_resources: StagesByResources = defaultdict(list)
     for stage in STAGES:
         if stage in used:

@@ -15,6 +15,7 @@ from core.errors import UserError
 from core.paths import as_seen_on_nodes
 from slurm import slurm_cli
 from slurm.profile import Profile, Resources
+from slurm.sbatch_options import as_parameters
 
 # What libraries download or compile, and would do again in each job in a folder of the job's own.
 _CACHES = {
@@ -139,6 +140,7 @@ def _parameters(
             "requeue" if profile.requeue else "no-requeue": True,
             # The limits of a login node (ulimit) are not meant for trainings.
             "propagate": "NONE",
+            **as_parameters(resources.sbatch),
         },
         "setup": _setup(profile, code, logs, group),
         "teardown": _teardown(profile, resources, logs),

@@ -14,6 +14,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from core.cell.log import log_to
 from core.cell.run import run_cell
+from core.errors import UserError
 from slurm import slurm_cli
 from slurm.executor import requeue_flag
 from slurm.rendezvous import check_interfaces, first_address
@@ -31,6 +32,8 @@ class CellJob:
     code: str
     folders: tuple[str, ...]
     interface: str | None = None
+    name: str = ""
+    """The job's name in squeue. Slurm gives all tasks of an array the name of the array."""
 
     def __call__(self) -> None:
         """Run all cells, those after a failed one too.
@@ -45,6 +48,8 @@ class CellJob:
             SlurmJobEnvironment._requeue = _request_requeue  # type: ignore[assignment, method-assign]
         export_ranks(self.interface)
         rank = os.environ.get("RANK", "0")  # ranks above 0 write to Slurm's own log of the task
+        if rank == "0" and self.name and "SLURM_ARRAY_TASK_ID" in os.environ:
+            _rename(self.name)
         failed = []
         for folder in map(Path, self.folders):
             try:
@@ -66,6 +71,14 @@ class CellJob:
         A cell continues from its folder.
         """
         return DelayedSubmission(self)
+
+
+def _rename(name: str) -> None:
+    """Have squeue show what this task of an array runs; a refusal changes nothing else."""
+    if shutil.which("scontrol"):
+        with contextlib.suppress(UserError):
+            job = SlurmJobEnvironment().job_id
+            slurm_cli.call("scontrol", "update", f"JobId={job}", f"JobName={name}")
 
 
 def _requeue() -> None:

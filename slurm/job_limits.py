@@ -111,17 +111,25 @@ def _ask_queued(of_all_users: bool, leaving: Collection[str]) -> list[QueuedFor]
     return [QueuedFor(*row[:3]) for row in rows if row[3] not in leaving]
 
 
-def choose(todo: list[Task], places: Places, resources: Callable[[str], Resources]) -> list[Task]:
+def choose(
+    todo: list[Task],
+    places: Places,
+    resources: Callable[[str], Resources],
+    is_allowed: Callable[[Task], bool] = lambda task: True,
+) -> list[Task]:
     """The tasks of `todo` that have a place in the queue, with all that they wait for.
 
     They are chosen chain by chain, so that the first results come early: for the first seed the
-    trainings of every arm with their evaluations and grades, then for the next seed.
+    trainings of every arm with their evaluations and grades, then for the next seed. `is_allowed`:
+    of `slurm.disk_limit`.
     """
     chosen: dict[Task, bool] = {}
     for task in by_seed(todo):
         needs = [need for need in task.needs if isinstance(need, Task)]
-        chosen[task] = all(chosen[need] for need in needs) and places.take(
-            resources(task.cells[0].stage)
+        chosen[task] = (
+            all(chosen[need] for need in needs)
+            and is_allowed(task)
+            and places.take(resources(task.cells[0].stage))
         )
     return [task for task in todo if chosen[task]]
 

@@ -15,6 +15,7 @@ from core.stages import TRAINING_STAGES, VLLM_STAGES
 from slurm import slurm_cli
 from slurm.cluster_limits import gpus
 from slurm.profile import Profile, Resources, load_profile
+from slurm.sbatch_options import as_parameters
 
 WAIT_SECONDS = 3600
 # One answer a line: the packages are not there yet, so the node's Python is not asked.
@@ -22,6 +23,9 @@ _QUESTIONS = (
     "hostname; uname -m; getconf GNU_LIBC_VERSION; "
     "nvidia-smi --query-gpu=driver_version --format=csv,noheader || true"
 )
+
+# Options of sbatch that decide which nodes a job gets; srun has them too.
+_OF_NODES = ("reservation", "exclude", "nodelist")
 
 
 def ask_node(profile: Profile) -> dict[str, str]:
@@ -36,6 +40,9 @@ def ask_node(profile: Profile) -> dict[str, str]:
     options.append(f"--gpus-per-node={kind}:1" if kind else "--gpus-per-node=1")
     for key in ("partition", "account", "qos", "constraint"):
         if value := getattr(resources, key):
+            options.append(f"--{key}={value}")
+    for key, value in as_parameters(resources.sbatch).items():
+        if key in _OF_NODES:
             options.append(f"--{key}={value}")
     with slurm_cli.clean_environment():
         slurm_cli.require_slurm()

@@ -2,16 +2,26 @@
 
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from core.errors import UserError
-from core.stages import STAGE_INFO, Stage
-from core.strict_yaml import Rate, in_file_order, located, read_yaml, validate_file
+from core.errors import Problem, UserError
+from core.stages import STAGE_INFO, STAGES, Stage
+from core.strict_yaml import (
+    LineNumbers,
+    Rate,
+    in_file_order,
+    located,
+    override,
+    read_yaml,
+    validate_file,
+)
+from slurm.sbatch_options import Options
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -19,6 +29,10 @@ Count = Annotated[int, Field(ge=1)]
 Word = Annotated[str, Field(pattern=r"^\S+$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
+# Stages that need neither a GPU nor much of a machine.
+LOGIN_STAGES = [
+    name for name in STAGES if not (STAGE_INFO[name].trains or STAGE_INFO[name].needs_vllm)
+]
 EXAMPLES = {"lab", "partitions", "university"}
 
 
@@ -35,8 +49,12 @@ Gpus = Annotated[int | str, AfterValidator(_check_gpus)]
 class Resources:
     """What one job of a stage requests from Slurm."""
 
-    minutes: Count
-    """Time limit. A job that reaches it is requeued and continues."""
+    minutes: Annotated[int, Field(ge=0)] = 0
+    """Time limit; required, but for `where: login`. A job that reaches it is requeued and
+    continues."""
+    where: Literal["login"] | None = None
+    """login: cells of this stage are left to `run --stages` on a login node, for want of internet
+    on compute nodes. `submit` sends what needs them when they are finished."""
     nodes: Count = 1
     """Nodes of the job."""
     tasks_per_node: Count = 1
@@ -63,6 +81,10 @@ class Resources:
     """Quality of service, in place of the profile's."""
     constraint: Word | None = None
     """Node features, in place of the profile's."""
+    # A dict has no hash. Resources are equal where these are equal too.
+    sbatch: Options = field(default_factory=dict, hash=False)
+    """Other options of sbatch, such as {reservation: x, exclude: [n1], exclusive: true}, beside the
+    profile's; false leaves out one of those."""
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -101,6 +123,9 @@ class Profile:
     """Quality of service. None: the account's default."""
     constraint: Word | None = None
     """Node features that are required."""
+    sbatch: Options = field(default_factory=dict)
+    """Other options of sbatch for every job, by their long names, such as {mail-type: FAIL}. true
+    is an option without a value. What the kit writes itself is refused."""
     python: str | None = None
     """The command that starts Python in a job. None: the Python that submits."""
     setup: list[str] = Field(default_factory=list)
@@ -129,16 +154,24 @@ class Profile:
     """Tasks in one array. None: Slurm's own MaxArraySize."""
     max_submit: Annotated[int, Field(ge=3)] | None = None
     """Jobs of this user that are queued at once. The limits of accounts and QOS hold beside it."""
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+    """Room for a study in the runs folder, in GB (1e9 bytes). Where the study file does not keep
+    all weights (`keep`), `submit` starts as many trainings at once as fit. None: all."""
     gpu_type: Word | None = None
     """Type of the GPUs for the forecast, such as h100. None: the type in gpus_per_node."""
     measured: Measured = Field(default_factory=Measured)
     """Rates measured on this cluster."""
 
+    def is_on_login(self, stage: str) -> bool:
+        """Whether the stage's cells are not submitted, but run on a login node."""
+        return self.resources(stage).where == "login"
+
     def resources(self, stage: str) -> Resources:
         """The resources of a stage.
 
         A stage without an entry of its own has those of the stage that does the same work, or else
-        the default. Partition, account, qos, constraint and gpu_type default to the profile's.
+        the default. Partition, account, qos, constraint, gpu_type and each option of sbatch default
+        to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
         info = STAGE_INFO.get(stage)
@@ -151,11 +184,14 @@ class Profile:
             qos=resources.qos or self.qos,
             constraint=resources.constraint or self.constraint,
             gpu_type=resources.gpu_type or self.gpu_type,
+            sbatch=self.sbatch | resources.sbatch,
         )
 
 
-def load_profile(path: Path) -> Profile:
+def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
     """Read the profile in the file `path`, or the one of that name in slurm/clusters.
+
+    `overrides`: each a `key.path=value`, applied to what the file says.
 
     Raises UserError with one problem per mistake and the valid keys.
     """
@@ -171,14 +207,32 @@ def load_profile(path: Path) -> Profile:
         raise UserError(
             where=str(path), what="must be a mapping with `stages:`", fix=f"copy one of {FOLDER}"
         )
+    for text in overrides:
+        override(raw, text, "the cluster profile")
     profile, problems = validate_file(path, raw, Profile, lines)
     mistakes += problems
     if profile and "default" not in profile.stages:
         what = "needs `default`, for stages not named"
         mistakes.append(located(path, ("stages",), what, lines))
+    if profile:
+        mistakes += _stage_mistakes(path, profile, lines)
     if mistakes or profile is None:
         raise UserError.of(in_file_order(mistakes))
     return _expand_variables(profile)
+
+
+def _stage_mistakes(path: Path, profile: Profile, lines: LineNumbers) -> list[Problem]:
+    """Stages without a time limit, and stages on the login node that need GPUs."""
+    problems = []
+    for stage, resources in profile.stages.items():
+        if resources.where is None and not resources.minutes:
+            at, fix = ("stages", stage, "minutes"), "this key is required"
+            problems.append(located(path, at, "missing", lines, fix))
+        if resources.where and stage not in LOGIN_STAGES:
+            what = f"{stage} does not run on a login node"
+            fix = f"where: login is for {', '.join(LOGIN_STAGES)}"
+            problems.append(located(path, ("stages", stage, "where"), what, lines, fix))
+    return problems
 
 
 def written_profile() -> str | None:

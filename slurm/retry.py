@@ -46,11 +46,17 @@ def retry(logs: Path, job: str, retries: int) -> list[str]:
         number = count_retries(folder, job) + 1
         if failure and failure.is_transient and number <= retries:
             now = utc.text()
-            text = retry_text(job, number, retries, f"{failure.name}: {line}")
+            text = retry_text(job, number, retries, f"{failure.name}: {line}", _node())
             with open(log, "a", encoding="utf-8") as file:
                 file.write(f"{now} {text}\n")
             again.append(str(folder))
     return again
+
+
+def _node() -> str:
+    """The node that this job runs on; empty where it has several, of which any may have failed."""
+    is_alone = os.environ.get("SLURM_JOB_NUM_NODES") == "1"
+    return os.environ.get("SLURMD_NODENAME", "") if is_alone else ""
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from core.cell.identity import Cell
 from core.cell.manifest import code_version
 from core.files import named_errors
 from core.git import git
+from core.paths import ROOT
 
 VERSION = "code.json"
 NOT_CODE = {"runs", "results", "__pycache__"}
@@ -81,3 +85,19 @@ def _files(checkout: Path) -> list[str]:
         if path and not any(part.startswith(".") for part in Path(path).parts)
     }
     return sorted(path for path in visible if (checkout / path).is_file())
+
+
+def relocated(cell: Cell, code: Path) -> Cell:
+    """The cell with the checkout's data files replaced by their copies in the snapshot."""
+
+    def relocate(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: relocate(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [relocate(item) for item in value]
+        if isinstance(value, str) and Path(value).is_relative_to(ROOT):
+            copy = code / Path(value).relative_to(ROOT)
+            return str(copy) if copy.is_file() else value
+        return value
+
+    return replace(cell, resources=relocate(cell.resources))

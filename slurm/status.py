@@ -134,6 +134,8 @@ def jobs(
     """
     will_run, _ = submissions.alive(cells, done, queue.queued)
     submitted = [c for c in cells if c.identity in queue.jobs and c.identity not in done]
+    if not submitted:
+        return {}
     if not queue.trouble:
         ended = [
             queue.jobs[cell.identity]

@@ -3,8 +3,8 @@
 An array is recorded before its sbatch, under a group name that its jobs carry as their comment.
 So a submission that was killed between sbatch and its answer is still found in the queue.
 
-The functions `write_...` are the only writers of this file, and `read` and `last_cluster` its
-only readers.
+The functions `write_...` are the only writers of this file, and `read`, `last_cluster`,
+`login_stages`, `excluded_nodes` and `broken_chain` its only readers.
 """
 
 import json
@@ -13,18 +13,21 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from core import files, utc
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
+from core.stages import STAGES
 from slurm import slurm_cli
 from slurm.profile import Profile
 from slurm.slurm_cli import Queued
 
 FILE = "jobs.jsonl"
 CACHED_SECONDS = 600  # how old the copy may be from which a site answers squeue
+COMPLETING_SECONDS = 30
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
@@ -115,10 +118,11 @@ def write_submission(
 ) -> None:
     """Record the start of a submission.
 
-    `cluster`: the profile as the user named it. `analysis`: identity of the analysis that the
-    study's cells lead to; None without one.
+    `cluster`: the profile as the user named it, in words of a shell. `analysis`: identity of the
+    analysis that the study's cells lead to; None without one.
     """
-    facts = {"cluster": cluster, "code": str(code), "analysis": analysis}
+    login = [stage for stage in STAGES if profile.is_on_login(stage)]
+    facts = {"cluster": cluster, "code": str(code), "analysis": analysis, "login": login}
     _write(folder, "submission", **facts, profile=asdict(profile))
 
 
@@ -206,6 +210,19 @@ def last_cluster(folder: Path) -> str | None:
     return names[-1] if names else None
 
 
+def login_stages(folder: Path) -> list[str]:
+    """The stages that the last submission left to the login node."""
+    stages = [e.get("login", []) for e in _events(folder) if e["event"] == "submission"]
+    return stages[-1] if stages else []
+
+
+def excluded_nodes(folder: Path) -> set[str]:
+    """The nodes that every job of the last submission leaves out, by `sbatch: exclude`."""
+    profiles = [e["profile"] for e in _events(folder) if e["event"] == "submission"]
+    exclude = profiles[-1].get("sbatch", {}).get("exclude", []) if profiles else []
+    return set(exclude if isinstance(exclude, list) else str(exclude).split(","))
+
+
 def broken_chain(folder: Path, groups: list[Group], queue: list[Queued]) -> str | None:
     """Which job should have submitted the remaining cells and did not, and why.
 
@@ -227,12 +244,20 @@ def broken_chain(folder: Path, groups: list[Group], queue: list[Queued]) -> str 
     return f"job {last.job} ended without submitting: see {FILE[:-6]}/{last.job}_0_log.err"
 
 
-def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    if not (folder / FILE).exists():
-        return
+def _events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / FILE
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return []
+    return _parsed(path, (facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, version: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The events in a file; `version` tells it from the file of before."""
     damaged: list[Problem] = []  # cut short by a kill or a full disk; the queue has those jobs
-    for _, event in files.read_rows(folder / FILE, damaged):
-        yield event
+    return [event for _, event in files.read_rows(path, damaged)]
 
 
 def ask_queue(groups: list[Group]) -> list[Queued]:
@@ -250,6 +275,20 @@ def ask_queue(groups: list[Group]) -> list[Queued]:
         if group.job and group.time > since and not group.in_queue(queue)
     ]
     return queue + slurm_cli.controllers_jobs(unlisted)
+
+
+def wait_for_completing(groups: list[Group]) -> list[Queued]:
+    """The queue, once no job of this study is completing.
+
+    A completing job leaves the queue, or is pending again, after a moment.
+    """
+    deadline = time.monotonic() + COMPLETING_SECONDS
+    while True:
+        queue = ask_queue(groups)
+        jobs = in_queue(groups, queue).values()
+        if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
+            return queue
+        time.sleep(1)
 
 
 def in_queue(groups: list[Group], queue: list[Queued]) -> dict[str, Queued]:

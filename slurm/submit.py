@@ -2,12 +2,12 @@
 
 import re
 import sys
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from slurm import executor as executors
 from slurm import queued_jobs, slurm_cli, submissions
 from slurm.arrays import Array, Task
 from slurm.cluster_limits import Cluster, ask_cluster
+from slurm.disk_limit import DiskLimit, allowed
 from slurm.job import CellJob
 from slurm.job_limits import Places, ask_places, choose
+from slurm.login_node import behind_login
 from slurm.profile import Profile, Resources
 from slurm.request_check import check_requests
-from slurm.slurm_cli import Queued
-from slurm.snapshot import snapshot, snapshot_path
+from slurm.snapshot import relocated, snapshot, snapshot_path
 
-COMPLETING_SECONDS = 30
 SUPERSEDED = "the study was started with another study file since"
 HELD = re.compile("(?i)held(?!admin)")  # what an administrator holds, only they release
 # After these the controller may have queued the job, or will.
@@ -50,9 +50,12 @@ class Target:
     def records(self) -> Path:
         return self.base / "slurm"
 
-    def executor(self, kind: str, resources: Resources, **settings: Any) -> Any:
-        """submitit's executor for jobs of one kind. `settings`: its group and dependency."""
-        name = f"{self.base.name}-{kind}"
+    def job_name(self, kind: str, label: str = "") -> str:
+        """A name for squeue, such as `tiny-sft-base-animal-s0-d80`."""
+        return "-".join(filter(None, (self.base.name, kind, label)))
+
+    def executor(self, name: str, resources: Resources, **settings: Any) -> Any:
+        """submitit's executor for jobs of one name. `settings`: its group and dependency."""
         logs = self.records / "jobs"
         return executors.executor(name, resources, self.profile, self.code, logs, **settings)
 
@@ -69,6 +72,7 @@ class Continuation:
     cells: list[Cell]
     remaining: set[str]
     target: Target
+    disk: DiskLimit | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Submit, and return what `submit` returns; 0 `submitted` after another start.
@@ -81,7 +85,13 @@ class Continuation:
             print(f"{SUPERSEDED}; nothing is submitted", flush=True)
             return {"submitted": 0}
         facts = submit(
-            self.cells, target.base, target.profile, target.cluster, target.code, self.remaining
+            self.cells,
+            target.base,
+            target.profile,
+            target.cluster,
+            target.code,
+            self.remaining,
+            disk=self.disk,
         )
         print(f"{facts['submitted']} cells submitted, {facts['left']} remain", flush=True)
         return facts
@@ -95,6 +105,8 @@ def submit(
     code: Path | None = None,
     only: set[str] | None = None,
     chain: bool = True,
+    stages: Collection[str] = STAGES,
+    disk: DiskLimit | None = None,
 ) -> dict[str, Any]:
     """Submit the cells that are neither finished nor in the queue.
 
@@ -108,10 +120,13 @@ def submit(
         code: The folder that jobs run from. None: a new snapshot of the checkout.
         only: Identities of the cells to submit, of a study that was submitted before. None: all.
         chain: Whether such a job is queued; without it the caller submits what is left over.
+        stages: Those whose cells are submitted, but for stages with `where: login`.
+        disk: Bounds the trainings on their way. None: nothing does.
 
     Returns:
         Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the
-        `remaining` identities; a line for each kind of job that `waits` for nodes; the ids of jobs
+        `remaining` identities; those of cells that wait for stages on the login node (`behind`) and
+        these stages (`login`); a line for each kind of job that `waits` for nodes; the ids of jobs
         `held` in the queue; the submitted `jobs` (job, stage, tasks, cells, after); the id of the
         job that `continues` with the rest; the folder of the `code`; the `orphans`, queued jobs of
         which the study has no cell now (job, cells); the code of the jobs that were queued before
@@ -126,7 +141,7 @@ def submit(
     # Without a chain a person's shell submits, which may itself run in a job.
     noted = submissions.noted(base.absolute(), cluster) if chain else nullcontext()
     with noted:
-        return _submit(cells, base.absolute(), profile, cluster, code, only, chain)
+        return _submit(cells, base.absolute(), profile, cluster, code, only, chain, stages, disk)
 
 
 def _submit(
@@ -137,6 +152,8 @@ def _submit(
     code: Path | None,
     only: set[str] | None,
     chain: bool,
+    stages: Collection[str],
+    disk: DiskLimit | None,
 ) -> dict[str, Any]:
     """`submit`, which also records why a job could not."""
     slurm_cli.require_slurm()
@@ -147,15 +164,23 @@ def _submit(
         # The queue first, then the disk: a job that leaves the queue in between has left its
         # manifest there.
         groups = submissions.read(folder)
-        queue = _wait_for_completing(groups)
+        queue = submissions.wait_for_completing(groups)
         done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
         in_queue = submissions.in_queue(groups, queue)
         queued, dead = submissions.alive(cells, done, in_queue)
         slurm_cli.scancel(dead)
-        selected = [cell for cell in cells if only is None or cell.identity in only]
+        selected = [
+            cell
+            for cell in cells
+            if cell.stage in stages
+            and not profile.is_on_login(cell.stage)
+            and (only is None or cell.identity in only)
+        ]
         todo = array_plan.tasks(
             selected, profile.resources, lambda cell: cell.identity in done, queued
         )
+        ready = {cell.identity for task in todo for cell in task.cells}
+        login, behind = behind_login(cells, selected, done | queued.keys() | ready, profile)
         listed = queued_jobs.listed(groups, queue)
         continues, outdated = queued_jobs.pending_continuations(listed, cells)
         now: list[Task] = []
@@ -170,8 +195,9 @@ def _submit(
             limits = ask_cluster()
             requests = [profile.resources(stage) for stage in ("default", *STAGES)]
             places = ask_places(profile, limits, requests, leaving=outdated)
+            on_disk = partial(allowed, disk, cells, done, queued)
             now, reserved = _within_limit(
-                todo, places, profile, bool(queued), chain and not continues
+                todo, places, profile, on_disk, bool(queued), chain and not continues
             )
             arrays = array_plan.plan(now, profile.resources, _largest(profile))
             waits = _check(arrays, target, limits) if now else []
@@ -186,7 +212,7 @@ def _submit(
             remaining = {c.identity for task in todo if task not in chosen for c in task.cells}
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
-                continues = _continue(Continuation(cells, remaining, target), jobs)
+                continues = _continue(Continuation(cells, remaining, target, disk), jobs)
         orphans = queued_jobs.orphans(listed, cells, done)
         current = target.code if target else code or snapshot_path(ROOT, folder)
         return {
@@ -200,6 +226,8 @@ def _submit(
             "waits": waits,
             "left": len(remaining),
             "remaining": sorted(remaining),
+            "behind": sorted(behind),
+            "login": login,
             "jobs": sent,
             "continues": continues,
             "code": str(target.code) if target else None,
@@ -211,32 +239,24 @@ def _submit(
         }
 
 
-def _wait_for_completing(groups: list[submissions.Group]) -> list[Queued]:
-    """The queue, once no job of this study is completing.
-
-    A completing job leaves the queue, or is pending again, after a moment.
-    """
-    deadline = time.monotonic() + COMPLETING_SECONDS
-    while True:
-        queue = submissions.ask_queue(groups)
-        jobs = submissions.in_queue(groups, queue).values()
-        if not any(job.state == "COMPLETING" for job in jobs) or time.monotonic() > deadline:
-            return queue
-        time.sleep(1)
-
-
 def _within_limit(
-    todo: list[Task], places: Places, profile: Profile, queued: bool, continues: bool
+    todo: list[Task],
+    places: Places,
+    profile: Profile,
+    on_disk: Callable[[], Callable[[Task], bool]],
+    queued: bool,
+    continues: bool,
 ) -> tuple[list[Task], bool]:
     """The tasks to submit now, and whether a place is reserved for a continuation.
 
     A continuation needs jobs to wait for: `queued` ones, or at least one submitted now.
-    `continues`: whether what remains is to be submitted by one.
+    `on_disk`: of `slurm.disk_limit`, to begin anew. `continues`: whether what remains is to be
+    submitted by a continuation.
     """
     reserving = places.copy()
-    now = choose(todo, places, profile.resources)
+    now = choose(todo, places, profile.resources, on_disk())
     if continues and len(now) < len(todo) and reserving.take(profile.resources("default")):
-        fewer = choose(todo, reserving, profile.resources)
+        fewer = choose(todo, reserving, profile.resources, on_disk())
         if fewer or queued:
             return fewer, True
     return now, False
@@ -276,7 +296,7 @@ def _send_array(
     """Submit one array. `jobs`: the ids of those before it. Returns its id and its dependency."""
     for task in array.tasks:
         for cell in task.cells:
-            create_cell_dir(_relocated(cell, target.code), target.base)
+            create_cell_dir(relocated(cell, target.code), target.base)
     # As late as possible: Slurm may forget an id that a dependency names.
     needed = _needed(array, jobs, cells, queued)
     forgotten = set(needed) - slurm_cli.known_job_ids(list(needed))
@@ -284,7 +304,8 @@ def _send_array(
     after = array_plan.dependency_option(array, jobs, forgotten)
     calls = [_job(task, target) for task in array.tasks]
     identities = [[cell.identity for cell in task.cells] for task in array.tasks]
-    return _sbatch(array.kind, array.resources, calls, identities, target, after), after
+    name = target.job_name(array.kind, array_plan.label(array))
+    return _sbatch(array.kind, name, array.resources, calls, identities, target, after), after
 
 
 def _problem(error: UserError | OSError, base: Path) -> Problem:
@@ -296,7 +317,8 @@ def _problem(error: UserError | OSError, base: Path) -> Problem:
 
 def _job(task: Task, target: Target) -> CellJob:
     folders = tuple(str(target.base / cell.relpath) for cell in task.cells)
-    return CellJob(str(target.code), folders, target.profile.interface)
+    name = target.job_name(task.kind, array_plan.task_label(task))
+    return CellJob(str(target.code), folders, target.profile.interface, name)
 
 
 def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:
@@ -312,7 +334,7 @@ def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:
         tasks[array.resources] = max(tasks[array.resources], len(array.tasks))
 
     def script(resources: Resources) -> str:
-        executor = target.executor(kinds[resources], resources)
+        executor = target.executor(target.job_name(kinds[resources]), resources)
         return executors.script(executor, tasks=tasks[resources])
 
     return check_requests(kinds, cluster, script)
@@ -353,6 +375,7 @@ def _needed(
 
 def _sbatch(
     kind: str,
+    name: str,
     resources: Resources,
     calls: Sequence[Any],
     identities: list[list[str]],
@@ -361,13 +384,13 @@ def _sbatch(
 ) -> str:
     """Submit one array, with a record before and after.
 
-    `calls`: one picklable callable per task. Returns the job's id; raises UserError with Slurm's
-    reason.
+    `name`: in squeue. `calls`: one picklable callable per task. Returns the job's id; raises
+    UserError with Slurm's reason.
     """
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
     submissions.write_submitting(target.records, group, kind, identities, after)
     job, said = None, ""
-    executor = target.executor(kind, resources, group=group, dependency=after)
+    executor = target.executor(name, resources, group=group, dependency=after)
     try:
         with named_errors(target.records):
             result = executors.submit(executor, calls)
@@ -404,7 +427,9 @@ def _continue(call: Continuation, jobs: list[str]) -> str | None:
     resources = continuation_resources(call.target.profile)
     after = f"afterany:{':'.join(jobs[: (len(jobs) + 1) // 2])}"
     try:
-        return _sbatch(submissions.CONTINUE, resources, [call], [[]], call.target, after)
+        kind = submissions.CONTINUE
+        name = call.target.job_name(kind)
+        return _sbatch(kind, name, resources, [call], [[]], call.target, after)
     except (UserError, OSError):
         return None
 
@@ -414,19 +439,3 @@ def _so_far(sent: list[dict[str, Any]]) -> str:
         return "nothing was submitted"
     cells = sum(facts["cells"] for facts in sent)
     return f"{cells} cells were submitted before it; the same command continues"
-
-
-def _relocated(cell: Cell, code: Path) -> Cell:
-    """The cell with the checkout's data files replaced by their copies in the snapshot."""
-
-    def relocate(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: relocate(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [relocate(item) for item in value]
-        if isinstance(value, str) and Path(value).is_relative_to(ROOT):
-            copy = code / Path(value).relative_to(ROOT)
-            return str(copy) if copy.is_file() else value
-        return value
-
-    return replace(cell, resources=relocate(cell.resources))

@@ -2,13 +2,15 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.stages import STAGES
 from slurm import queued_jobs, submissions
+from slurm.disk_limit import DiskLimit
 from slurm.profile import Profile
 from slurm.submit import submit
 
@@ -28,11 +30,13 @@ def until_done(
     cluster: str,
     report: Callable[[str], None],
     pause: float = PAUSE_SECONDS,
+    stages: Collection[str] = STAGES,
+    disk: DiskLimit | None = None,
 ) -> dict[str, Any]:
     """Submit what the limits on jobs allow, again and again, until no cell is queued or left over.
 
-    A cell that fails is not submitted again: a person has to look at it first. Interrupted at any
-    time, the same call continues.
+    A cell that fails is not submitted again: a person has to look at it first. Cells that need a
+    stage on the login node are waited for. Interrupted at any time, the same call continues.
 
     Args:
         cells: Inputs before their users.
@@ -41,6 +45,8 @@ def until_done(
         cluster: The profile as the user named it.
         report: Called with a line where something has changed.
         pause: Seconds between two looks at the queue.
+        stages: Those whose cells are submitted.
+        disk: Bounds the trainings on their way.
 
     Returns:
         What the last call of `submit` did. Cells that are not `finished` have failed, or wait for
@@ -58,7 +64,7 @@ def until_done(
     while True:
         before = _groups(base)
         try:
-            facts = submit(cells, base, profile, cluster, code, remaining, chain=False)
+            facts = submit(cells, base, profile, cluster, code, remaining, False, stages, disk)
         except UserError as error:
             line = f"{error.lines[0]}; tried again in {pause:g} s"
             refusals = refusals + 1 if line == shown else 1
@@ -73,17 +79,24 @@ def until_done(
             )
             if facts["held"]:
                 line += f"; Slurm holds {', '.join(facts['held'])}"
+            if facts["behind"]:
+                stages_there = ", ".join(facts["login"])
+                line += f"; {len(facts['behind'])} wait for {stages_there} on the login node"
             line = "; ".join([line, *(f"waits: {wait}" for wait in facts["waits"])])
             code = code or (Path(facts["code"]) if facts["code"] else None)
-            remaining = {*facts["remaining"]} if remaining is None else remaining
+            if remaining is None:
+                remaining = {*facts["remaining"], *facts["behind"]}
         if line != shown:
             report(f"{time.strftime('%H:%M:%S')} {line}")
             shown = line
         if remaining is not None:
             new = _groups(base)
             remaining -= {i for name in new.keys() - before.keys() for i in new[name]}
-        if facts and not (facts["queued"] or facts["submitted"] or facts["left"]):
-            return facts
+        if facts and not any(facts[key] for key in ("queued", "submitted", "behind")):
+            # Where a cell has failed whose weights stay for it, no other training may find room.
+            is_full = disk is not None and facts["finished"] + facts["left"] < facts["cells"]
+            if is_full or not facts["left"]:
+                return facts
         time.sleep(pause)
 
 

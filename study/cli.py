@@ -158,7 +158,8 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="overrides",
         metavar="KEY.PATH=VALUE",
-        help="override a setting of the study file; may be repeated",
+        help="override a setting of the study file, or by cluster.KEY=VALUE one of the cluster "
+        "profile; may be repeated",
     )
     parser.add_argument(
         "--runs",

@@ -49,10 +49,12 @@ PACKAGES = (
 RECORDS = {"config.yaml", "speed.jsonl", "calls.jsonl"}
 # The key of the files from outside to which a cell links, so that its users read them.
 LINKED = "model"
+READERS = "readers.txt"  # of a checkpoint: the cells that read its weights (core.cell.release)
 REQUESTS = "requests.jsonl"  # results of vLLM's requests, until the manifest is written
 NOT_OUTPUTS = {
     *("manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"),
     REQUESTS,
+    READERS,
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _START = re.compile(r" starts \(process \d+(?:, after (\d+) of \d+ (.+))?\)$", re.MULTILINE)
-_RETRY = r" retry \d+ of \d+ of job {job}: "
+_RETRY = r" retry \d+ of \d+ of job {job}(?: on \S+)?: "
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def start_text(folder: Path, process: int) -> str:
     return f"starts (process {process}{after})"
 
 
-def retry_text(job: str, number: int, retries: int, cause: str) -> str:
-    """How it is logged that a job is queued again after a failure."""
-    return f"retry {number} of {retries} of job {job}: {cause}"
+def retry_text(job: str, number: int, retries: int, cause: str, node: str = "") -> str:
+    """How it is logged that a job is queued again after a failure. `node`: on which it ran."""
+    return f"retry {number} of {retries} of job {job}{' on ' if node else ''}{node}: {cause}"
 
 
 def count_retries(folder: Path, job: str = "") -> int:

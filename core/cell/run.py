@@ -16,15 +16,16 @@ from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
 from core.cell.log import log_to
 from core.cell.lookup import RunsIndex
-from core.cell.manifest import REQUESTS, check_inputs, read_manifest, write_manifest
+from core.cell.manifest import READERS, REQUESTS, check_inputs, read_manifest, write_manifest
 from core.cell.publish import publish
+from core.cell.release import release_inputs
 from core.cell.restarts import start_text
 from core.cell.stage import Stage, distributed_hooks, import_stage, is_resumable
 from core.errors import UserError
 from core.files import locked, write_atomically
 
 HALF_WRITTEN = re.compile(r"\.tmp\d+$")  # left by files.write_atomically when it was killed
-NEVER_REMOVED = {"config.yaml", "log.txt", ".lock"}
+NEVER_REMOVED = {"config.yaml", "log.txt", ".lock", READERS}
 JOB_WAIT_SECONDS = 300
 """How long a job waits for another process that runs the same cell."""
 LEDGER = "calls.jsonl"  # paid for, and its answers are found by what was asked
@@ -76,6 +77,7 @@ def run_cell(folder: Path) -> None:
         if manifest and manifest["identity"] == config["identity"]:
             if hooks:
                 hooks.sync("finished")
+            release_inputs(folder, config)  # a kill may have come before it
             return
         if elsewhere := RunsIndex(folder.parents[1], [config["stage"]]).finished(
             config["stage"], config["identity"]
@@ -101,6 +103,7 @@ def run_cell(folder: Path) -> None:
         (folder / REQUESTS).unlink(missing_ok=True)  # not before: a kill here would lose them all
         if config["stage"] == "analysis":
             _publish(context)
+        release_inputs(folder, config)
         context.log("finished: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 

@@ -9,16 +9,19 @@ import os
 import shlex
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from core.cell.external_files import check_unchanged
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED, read_manifest
+from core.cell.release import RECORD, register_readers, release
 from core.declaration import FILE, read_declaration, short
 from core.errors import Problem, UserError
 from core.paths import ROOT, as_seen_on_nodes
-from core.stages import TRAINING_STAGES
+from core.stages import STAGES, TRAINING_STAGES
+from core.strict_yaml import did_you_mean
 from core.visible_gpus import visible_gpus
 from study.forecast import study_cost
 from study.forecast.budget import check_budget, parse_budget
@@ -28,11 +31,12 @@ from study.spec.doses import unreachable
 from study.spec.load import load_study
 from study.spec.schema import Study
 from study.spec.source_cells import sources
-from study.spec.sources import missing
+from study.spec.sources import Source, locate, missing
 from study.spec.start_models import model_problems
 from study.upkeep.prune import needed_again
 from study.upkeep.replaced import ASK_ABOVE, check_replaced, replaced
 
+CLUSTER = "cluster."  # how an override begins that is of the cluster profile
 BUDGET_HELP = (
     "exit with an error if the forecast exceeds a limit, such as cost=200 gpu_hours=500 "
     "disk_gb=2000"
@@ -46,8 +50,43 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes",
         action="store_true",
-        help=f"replace finished cells whose settings changed, even if they took more than {limits}",
+        help="replace finished cells whose settings changed, even if they took more than "
+        f"{limits}; train again what is needed and was pruned",
     )
+
+
+def add_stages_argument(parser: argparse.ArgumentParser) -> None:
+    """The option of the commands that start cells of some stages alone."""
+    parser.add_argument(
+        "--stages",
+        type=stage_names,
+        default=STAGES,
+        metavar="STAGE,STAGE",
+        help="start only cells of these stages, such as drafts,documents,judge",
+    )
+
+
+def stage_names(text: str) -> tuple[str, ...]:
+    """The type of an option that lists stages, separated by commas."""
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in STAGES]:
+        guess = did_you_mean(unknown[0], list(STAGES))
+        valid = ", ".join(STAGES)
+        raise argparse.ArgumentTypeError(f"no stage {unknown[0]!r}{guess}; stages are {valid}")
+    return names
+
+
+def startable(todo: list[Cell], stages: Collection[str]) -> list[Cell]:
+    """Those of the unfinished cells `todo` that can run when only cells of `stages` do."""
+    unfinished_now = {cell.identity for cell in todo}
+    chosen: dict[str, Cell] = {}
+    for cell in todo:  # inputs before their users
+        inputs = [used.identity for used in cell.inputs.values()]
+        if cell.stage in stages and all(
+            identity in chosen or identity not in unfinished_now for identity in inputs
+        ):
+            chosen[cell.identity] = cell
+    return list(chosen.values())
 
 
 def positive(text: str) -> int:
@@ -68,15 +107,48 @@ def seconds(text: str) -> float:
 
 def load(args: argparse.Namespace) -> tuple[Study, Path]:
     """The study of the command line, and its folder below `--runs`."""
-    study = load_study(args.study, args.seeds, args.overrides)
+    if cluster_overrides(args) and not getattr(args, "cluster", None):
+        raise UserError(
+            where=f"--set {CLUSTER}{cluster_overrides(args)[0]}",
+            what="is a value of a cluster profile, and this command reads none",
+            fix="leave it out, or name the profile of `plan` or `submit` by --cluster",
+        )
+    study = load_study(args.study, args.seeds, _study_overrides(args))
     return study, as_seen_on_nodes(args.runs.absolute()) / study.study
+
+
+def _study_overrides(args: argparse.Namespace) -> list[str]:
+    return [text for text in args.overrides or [] if not text.startswith(CLUSTER)]
+
+
+def cluster_overrides(args: argparse.Namespace) -> list[str]:
+    """What `--set cluster.KEY=VALUE` sets in the cluster profile, without the `cluster.`."""
+    overrides = args.overrides or []
+    return [text.removeprefix(CLUSTER) for text in overrides if text.startswith(CLUSTER)]
+
+
+def load_cluster(args: argparse.Namespace) -> Any:
+    """The cluster profile (slurm.profile) of the command line; None without `--cluster`."""
+    if args.cluster is None:
+        return None
+    from slurm.profile import load_profile
+
+    return load_profile(args.cluster, cluster_overrides(args))
+
+
+def cluster_args(args: argparse.Namespace) -> str:
+    """The cluster profile as the user named it, with what was set in it: words of a shell."""
+    words = [str(args.cluster)]
+    for override in cluster_overrides(args):
+        words += ["--set", f"{CLUSTER}{override}"]
+    return shlex.join(words)
 
 
 def study_args(args: argparse.Namespace) -> str:
     """The arguments that name the study, as the user typed them: for a command to type next."""
     words = [str(args.study)]
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
-    for override in args.overrides or []:
+    for override in _study_overrides(args):
         words += ["--set", override]
     words += ["--runs", str(args.runs)] if args.runs != ROOT / "runs" else []
     return shlex.join(words)
@@ -90,8 +162,9 @@ def start_command(base: Path, named: str, is_toy: bool) -> str:
 
     `named`: of `study_args`. `is_toy`: whether the kit makes all its models.
     """
-    is_login_node = shutil.which("sbatch") and not visible_gpus()
-    if (base / "slurm" / "jobs.jsonl").exists() or (not is_toy and is_login_node):
+    if (base / "slurm" / "jobs.jsonl").exists():
+        return submit_command(base, named)
+    if not is_toy and shutil.which("sbatch") and not visible_gpus():
         return submit_command(base, named)
     return f"python -m study run {named}"
 
@@ -107,13 +180,13 @@ def submit_command(base: Path, named: str, cluster: str | None = None) -> str:
     The cluster profile is that of the study's last submission, else the one that the user has
     written, else a NAME to fill in.
 
-    `named`: of `study_args`. `cluster`: the profile, where the caller knows it.
+    `named`: of `study_args`. `cluster`: of `cluster_args`, where the caller knows it.
     """
     from slurm import profile, submissions
 
-    cluster = cluster or submissions.last_cluster(base / "slurm") or profile.written_profile()
-    name = shlex.quote(cluster) if cluster else "NAME"
-    return f"python -m study submit {named} --cluster {name}"
+    cluster = cluster or submissions.last_cluster(base / "slurm")
+    cluster = cluster or shlex.quote(profile.written_profile() or "NAME")
+    return f"python -m study submit {named} --cluster {cluster}"
 
 
 def parallel_plans(profile: Any) -> dict[str, Layout]:
@@ -167,6 +240,23 @@ def unlink_moved(cells: list[Cell], base: Path) -> None:
             (folder / "manifest.json").unlink()
 
 
+def bring_back(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
+    """With `--yes`, make the checkpoints unfinished whose weights went and are needed again."""
+    for problem in needed_again(cells, base) if args.yes else ():
+        for manifest in problem.manifests:
+            manifest.unlink(missing_ok=True)
+
+
+def prepare_release(cells: list[Cell], base: Path) -> None:
+    """Note which cells read checkpoints, and remove weights that a killed cell has left."""
+    register_readers(unfinished(cells, base), base)
+    for cell in cells:
+        for role in cell.resources.get("release", ()):
+            checkpoint = base / cell.inputs[role].relpath
+            if not (checkpoint / RECORD).exists() and read_manifest(base / cell.relpath):
+                release(checkpoint, base)
+
+
 def check_before_start(
     args: argparse.Namespace,
     study: Study,
@@ -186,22 +276,35 @@ def check_before_start(
         args: The command line.
         study: The study.
         base: Its folder below `--runs`.
-        cells: All cells of the run.
-        todo: Those without a manifest.
+        cells: All cells of the study.
+        todo: Those that are started now.
         profile: The cluster profile (slurm.profile), where there is one.
     """
-    if problems := needed_again(cells, base):
-        raise UserError.of(problems)
+    started = {cell.identity for cell in todo}
+    in_question = [c for c in cells if c.identity in started or read_manifest(base / c.relpath)]
+    if pruned := needed_again(in_question, base):
+        raise UserError.of(pruned)
     if problems := _missing_keys(todo):
         raise UserError.of(problems)
     if problems := [*unreachable(study), *model_problems(todo)]:
         raise UserError.of(problems)
-    if problems := missing(sources(study), study_args(args)):
+    if problems := missing(_sources_of(study, todo), study_args(args)):
         raise UserError.of(problems)
-    if budget := parse_budget(args.budget):
-        totals = study_cost.totals(cells, base, parallel_plans(profile), profile)
+    budget = parse_budget(args.budget)
+    room = profile.disk_gb if profile else None
+    if budget or room:
+        # Only `submit` bounds the trainings on their way.
+        limit_gb = budget.get("disk_gb") if profile else None
+        totals = study_cost.totals(cells, base, parallel_plans(profile), profile, limit_gb)
         check_budget(totals, budget)
-    check_replaced(replaced(cells, base, profile), args.yes)
+        check_budget(totals, {"disk_gb": room} if room else {}, "in the cluster profile")
+    check_replaced(replaced(in_question, base, profile), args.yes)
+
+
+def _sources_of(study: Study, cells: list[Cell]) -> list[Source]:
+    """The sources that these cells read."""
+    files = {path for cell in cells for path in cell.resources.get("files", {}).values()}
+    return [source for source in sources(study) if str(locate(source)) in files]
 
 
 def _missing_keys(cells: list[Cell]) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STUDY",
         help="also check this study's endpoints and models",
     )
-    parser.add_argument(
+    profile = parser.add_mutually_exclusive_group(required=True)
+    profile.add_argument(
         "--cluster",
         type=Path,
-        required=True,
         metavar="NAME",
         help="a profile of slurm/clusters, or a file",
+    )
+    profile.add_argument(
+        "--draft",
+        type=Path,
+        metavar="FILE",
+        help="write a profile of this cluster by what Slurm says of it, and check nothing",
     )
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs", metavar="DIR", help="folder of the cells"
@@ -69,6 +76,8 @@ def step_checkpoint_bytes(cell: Cell) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the report. Returns 1 where a check failed."""
+    if args.draft:
+        return _draft(args)
     from slurm.checks import of_error
     from slurm.doctor import doctor, show
 
@@ -99,6 +108,22 @@ def doctor(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"checks": checks, "shakedown": rows} if rows else checks, indent=1))
     return 1 if failed else 0
+
+
+def _draft(args: argparse.Namespace) -> int:
+    """Write a profile, and print what is left to a person."""
+    from slurm.draft import draft
+
+    choices = draft(args.draft)
+    if args.json:
+        print(json.dumps({"profile": str(args.draft), "choices": choices}, indent=1))
+        return 0
+    print(f"{args.draft} is drafted; {len(choices)} lines of it are marked <-:")
+    for line in choices:
+        print(f"  {line}")
+    words = ["--cluster", str(args.draft), *([str(args.study)] if args.study else [])]
+    print(f"next: python -m study doctor {shlex.join(words)}")
+    return 0
 
 
 def _shakedown(args: argparse.Namespace, study_file: Path, runs: Path) -> list[dict[str, Any]]:

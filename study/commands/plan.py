@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from core.stages import TRAINING_STAGES
 from study.commands.common import (
     BUDGET_HELP,
     load,
+    load_cluster,
     parallel_plans,
     positive,
     shown_names,
@@ -44,6 +46,10 @@ from study.spec.sources import missing
 from study.spec.start_models import model_problems
 from study.spec.value_checks import study_warnings
 from study.upkeep import replaced
+from study.upkeep.prune import needed_again
+
+MOST_LISTED = 200  # cells; of more, the table has a line for each stage
+STATES = ("done", "begun", "ready", "waiting")  # of `state`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print only what one more seed, question and answer cost (`costs:` of the study file)",
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help=f"list the cells of a study of more than {MOST_LISTED} too",
+    )
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
@@ -105,7 +116,7 @@ def plan(args: argparse.Namespace) -> None:
     finished = {
         cell.identity for cell, row in zip(cells, rows, strict=True) if row["state"] == "done"
     }
-    profile = _profile(args.cluster)
+    profile = load_cluster(args)
     layouts = parallel_plans(profile)
     if args.costs:
         costs = marginal_cost.costs(cells[-1], cells, layouts, profile)
@@ -114,10 +125,13 @@ def plan(args: argparse.Namespace) -> None:
     cheaper = fewer_gpus.fewer_gpus(cells, base, layouts)
     to_write = corpus_cost.forecast(cells, finished)
     written = corpus_cost.compare(cells, base)
-    totals = study_cost.totals(cells, base, layouts, profile)
+    budget = parse_budget(args.budget)
+    limit_gb = budget.get("disk_gb") if profile else None  # only `submit` keeps to it
+    totals = study_cost.totals(cells, base, layouts, profile, limit_gb)
     compared = study_cost.compare(cells, base, layouts, profile)
     contaminated = _contaminated(cells, base)
     remade = replaced.replaced(cells, base, profile)
+    back = needed_again(cells, base)
     vllm_gpus = inference_gpus.compare(unfinished(cells, base), profile)
     refused = [str(p) for p in (*unreachable(study), *model_problems(unfinished(cells, base)))]
     if args.power or args.variances:
@@ -135,15 +149,18 @@ def plan(args: argparse.Namespace) -> None:
             "contaminated": contaminated,
             "vllm_gpus": vllm_gpus,
             "refused": refused,
+            "needed_again": [problem.where for problem in back],
             "replaced": [row.as_json() for row in remade],
         }
         data |= {"power": power} if args.power or args.variances else {}
         return print(json.dumps(data, indent=1))
-    print(_cell_table(rows))
+    print(_cell_table(rows) if args.all or len(rows) <= MOST_LISTED else _stage_table(rows))
     print(f"\n{len(rows)} cells, {len(finished)} done, in {base}. ~: estimated until it has run.")
     if remade:
         print("\n" + replaced.show(remade))
         print("These finished cells are kept, and are used again when the change is undone.")
+    for pruned in back:
+        print(f"comes back, with --yes of run or submit: {pruned.where} {pruned.what}")
     if training:
         print("\n" + training_cost.show(training))
         print(training_cost.summary(training))
@@ -178,7 +195,7 @@ def plan(args: argparse.Namespace) -> None:
         )
     for line in training_cost.grouped(training, "refused") + vllm_gpus["refused"] + refused:
         print(f"can't run: {line}")
-    check_budget(totals, parse_budget(args.budget))
+    check_budget(totals, budget)
 
 
 def show_contrasts(study: Study, as_json: bool) -> None:
@@ -293,14 +310,6 @@ def _contaminated(cells: list[Cell], base: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _profile(cluster: Path | None) -> Any:
-    if cluster is None:
-        return None
-    from slurm.profile import load_profile
-
-    return load_profile(cluster)
-
-
 def _cell_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
@@ -309,6 +318,19 @@ def _cell_table(rows: list[dict[str, Any]]) -> str:
     headers = ["stage", "cell", "state", "steps", "tokens"]
     alignment = ("left", "left", "left", "right", "right")
     return tabulate(lines, headers=headers, colalign=alignment)
+
+
+def _stage_table(rows: list[dict[str, Any]]) -> str:
+    """How many cells of each stage are in which state; `--all` lists the cells."""
+    counts = Counter((row["stage"], row["state"]) for row in rows)
+    stages = dict.fromkeys(row["stage"] for row in rows)
+    lines = [
+        [stage, *(counts[stage, name] or "" for name in STATES), counts_of]
+        for stage in stages
+        if (counts_of := sum(counts[stage, name] for name in STATES))
+    ]
+    headers = ["stage", *STATES, "cells"]
+    return tabulate(lines, headers=headers) + "\n(--all lists the cells)"
 
 
 def _about(number: int, estimated: bool) -> str:

@@ -1,8 +1,10 @@
 """Run all missing cells on this machine."""
 
 import argparse
+import json
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,22 @@ from core.cell import local_executor
 from core.cell.failures import diagnose
 from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
+from core.cell.manifest import read_manifest
 from core.cell.publish import publish, record_start
 from core.cores import default_jobs
 from core.files import read_rows
+from core.stages import STAGES
 from study.commands.common import (
+    add_stages_argument,
     add_start_arguments,
+    bring_back,
     check_before_start,
     load,
     positive,
+    prepare_release,
     show_declaration,
     show_results,
+    startable,
     unfinished,
     unlink_moved,
 )
@@ -49,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs of one training (default: as few as its memory needs)",
     )
+    add_stages_argument(parser)
     add_start_arguments(parser)
 
 
@@ -59,24 +68,30 @@ def run(args: argparse.Namespace) -> int:
     last = expand.analysis(study, base)
     cells = preview_cells or expand.in_order(last)
     unlink_moved(cells, base)
-    if todo := unfinished(cells, base):
+    bring_back(cells, base, args)
+    prepare_release(cells, base)
+    unfinished_before = unfinished(cells, base)
+    todo = startable(unfinished_before, args.stages)
+    if todo:
         check_before_start(args, study, base, cells, todo)
         gpus = local_gpus(todo, args.gpus, args.ranks)
         jobs = args.jobs or max(default_jobs(), len(gpus.ids))
-        done = len(cells) - len(todo)
+        done = len(cells) - len(unfinished_before)
         if not preview_cells:
             record_start(base, last.identity)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
-        failed = _run_cells(study, cells, base, done, jobs, gpus)
+        failed = _run_cells(study, todo, cells, base, done, jobs, gpus)
         if not args.json:
             show_declaration(base)
         if failed:
             return 1
     if preview_cells:
         _preview(preview_cells, base, args)
+    elif args.stages != STAGES and not read_manifest(base / last.relpath):
+        _show_rest(unfinished(cells, base), args)
     else:
-        if not todo:
+        if not unfinished_before:
             record_start(base, last.identity)
         show_results(publish(base / last.relpath, last_only=True), args)
     return 0
@@ -90,12 +105,27 @@ def _shown(gpus: Gpus) -> str:
     return f", GPUs {', '.join(gpus.ids)}"
 
 
-def _run_cells(
-    study: Study, cells: list[Cell], base: Path, done: int, jobs: int, gpus: Gpus
-) -> int:
-    """Run the cells and report those that fail on stderr; returns how many.
+def _show_rest(rest: list[Cell], args: argparse.Namespace) -> None:
+    """Print what `--stages` leaves to other machines, by stage."""
+    counts = Counter(cell.stage for cell in rest)
+    if args.json:
+        return print(json.dumps({"remaining": counts}))
+    stages = ", ".join(f"{stage} {count}" for stage, count in counts.items())
+    print(f"{len(rest)} cells are left to others or wait for them: {stages}")
 
-    The study is declared when its first evaluation starts.
+
+def _run_cells(
+    study: Study,
+    todo: list[Cell],
+    cells: list[Cell],
+    base: Path,
+    done: int,
+    jobs: int,
+    gpus: Gpus,
+) -> int:
+    """Run the cells `todo` and report those that fail on stderr; returns how many.
+
+    The study, of all `cells`, is declared when its first evaluation starts.
     """
     from core.cell.progress_display import progress_display
 
@@ -112,7 +142,7 @@ def _run_cells(
             show(event, cell, facts)
 
         try:
-            failures = local_executor.run(cells, base, jobs, on_event, gpus)
+            failures = local_executor.run(todo, base, jobs, on_event, gpus)
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
             names = [f"{cell.stage} {cell.name}" for cell in running.values()]

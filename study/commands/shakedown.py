@@ -28,6 +28,7 @@ from core.stages import STAGE_INFO, TRAINING_STAGES
 from slurm.profile import Profile, load_profile
 from slurm.submit import submit
 from study.commands.status import look
+from study.commands.status_rows import Memory
 from study.spec import expand
 from study.spec.load import load_study
 
@@ -94,7 +95,7 @@ def shakedown(study_file: Path, cluster: Path, runs: Path, wait: float) -> list[
     for layout in all_layouts:
         only = {cell.identity for cell in cells if training_seed(cell) == layout.seed}
         try:
-            submit(cells, base, layout.profile, str(cluster), only=only)
+            submit(cells, base, layout.profile, shlex.quote(str(cluster)), only=only)
         except UserError as error:
             problem = error.problems[0]
             finding = f"{problem.where}: {problem.what}"
@@ -110,11 +111,11 @@ def shakedown(study_file: Path, cluster: Path, runs: Path, wait: float) -> list[
 def _await(cells: list[Cell], base: Path, named: str, wait: float) -> dict[str, Any]:
     """The state of all cells, once none goes on or `wait` seconds have passed."""
     deadline = time.monotonic() + wait
-    ends: dict[str, str] = {}
+    memory = Memory()
     last = None
     stop_one = True
     while True:
-        data = look(cells, base, named, ends)
+        data = look(cells, base, named, memory)
         counts = {key: value for key, value in data["total"].items() if value}
         if counts != last:
             print(", ".join(f"{key} {value}" for key, value in counts.items()), file=sys.stderr)

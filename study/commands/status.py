@@ -11,32 +11,39 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cell.failures import end, explain
-from core.cell.heartbeat import stalled
 from core.cell.identity import Cell
-from core.cell.manifest import LINKED, read_manifest
-from core.cell.restarts import read_progress, read_restarts
-from core.errors import UserError
-from core.files import locked, owner
-from study.commands.common import load, seconds, shown_names, start_command, study_args
+from core.cell.manifest import LINKED
+from core.files import owner
+from study.commands.common import (
+    load,
+    seconds,
+    start_command,
+    study_args,
+    submit_command,
+)
+from study.commands.status_rows import (
+    RELEASE_COMMANDS,
+    SHOW_COMMANDS,
+    Memory,
+    make_rows,
+    read_cells,
+)
 from study.commands.status_screen import STATES, Row, show
 from study.spec import expand
+from study.upkeep import stale
 
 if TYPE_CHECKING:
     from slurm.status import Job
 
-LOG_LINES = 3
-# Commands for a job that stays in the queue, by the name of its failure. They come first.
-RELEASE_COMMANDS = {"held job": "scontrol release", "refused by Slurm": "scancel"}
-MAX_IDS = 20  # in one such command
-# For what a person other than the user has to change: commands that show it.
-SHOW_COMMANDS = {
-    "held by an administrator": "scontrol show job {}",
-    "hours used up": "sshare --long",
-}
+WATCH_SECONDS = 15.0
+SLOW_SECONDS = 60.0
+MANY_CELLS = 500
+AUTOMATIC = -1.0  # `--watch` without a number
+MAX_IDS = 20  # of jobs in one command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,16 +51,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watch",
         type=seconds,
         nargs="?",
-        const=15,
+        const=AUTOMATIC,
         metavar="SECONDS",
-        help="refresh until the study ends (default: every 15 seconds)",
+        help=f"refresh until the study ends (default: every {WATCH_SECONDS:g} seconds, or "
+        f"{SLOW_SECONDS:g} beyond {MANY_CELLS} cells)",
+    )
+    parser.add_argument(
+        "--stale",
+        action="store_true",
+        help="list only the cells of earlier versions of the study file",
     )
 
 
 def status(args: argparse.Namespace) -> None:
     study, base = load(args)
     cells = expand.in_order(expand.analysis(study, base))
+    if args.stale:
+        return _print_stale(cells, base, args)
     print_status(cells, base, study_args(args), args.watch, args.json)
+
+
+def _print_stale(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
+    """Print the cells of earlier versions of the study file."""
+    rows = stale.stale(cells, base)
+    if args.json:
+        return print(json.dumps({"stale": rows}, indent=1))
+    if not rows:
+        return print(f"every cell in {base} is one of the study file as it is now")
+    print(stale.show(rows))
+    print(f"\nto see which of them can go: python -m study prune {study_args(args)} --orphans")
 
 
 def print_status(
@@ -69,15 +95,18 @@ def print_status(
         cells: Inputs before their users.
         base: The study's folder.
         named: How the user named the study, for the next command.
-        watch: Seconds between two prints, until nothing goes on. None: print once.
+        watch: Seconds between two prints, until nothing goes on. None: print once. AUTOMATIC: by
+            the number of cells.
         as_json: Print data once.
     """
-    ends: dict[str, str] = {}
+    memory = Memory()
+    if watch == AUTOMATIC:
+        watch = SLOW_SECONDS if len(cells) > MANY_CELLS else WATCH_SECONDS
     terminal = sys.stdout is not None and sys.stdout.isatty()  # None: started with it closed
     previous = None
     try:
         while True:
-            data = look(cells, base, named, ends)
+            data = look(cells, base, named, memory)
             if as_json:
                 print(json.dumps(data, indent=1))
                 return
@@ -94,17 +123,17 @@ def print_status(
             raise
 
 
-def look(
-    cells: list[Cell], base: Path, named: str, ends: dict[str, str] | None = None
-) -> dict[str, Any]:
+def look(cells: list[Cell], base: Path, named: str, memory: Memory | None = None) -> dict[str, Any]:
     """The state of every cell as data.
 
-    `ends`: how jobs ended, as far as earlier calls have found out; it is updated.
+    `memory`: what earlier calls have found out; it is updated.
 
     Returns `cells` (one row each), their counts by stage (`stages`) and over all (`total`), the
-    jobs that will submit more (`submits`, `driver`), the `user` whose study it is where it can only
-    be read, and the `next` command.
+    jobs that will submit more (`submits`, `driver`), what is left to the `login` node, the nodes
+    that failed (`failed_nodes`, with the command that submits `without_nodes`), the `user` whose
+    study it is where it can only be read, and the `next` command.
     """
+    memory = memory or Memory()
     queue = None
     jobs: dict[str, Job] = {}
     study_file = Path(shlex.split(named)[0])
@@ -125,10 +154,12 @@ def look(
     )
     # The queue first, then the disk: a job that leaves the queue in between has left its manifest
     # there.
-    done = {cell.identity for cell in cells if read_manifest(base / cell.relpath)}
+    done, untouched = read_cells(cells, base, memory)
     if queue:
-        jobs = slurm.jobs(queue, cells, done, {} if ends is None else ends)
-    rows = _rows(cells, base, done, jobs, again)
+        jobs = slurm.jobs(queue, cells, done, memory.ends)
+    rows = make_rows(cells, base, done, untouched, jobs, again)
+    login = _login(cells, rows, base)
+    failed_nodes = _failed_nodes(cells, rows, base, jobs) if queue else {}
     counts = Counter(row["state"] for row in rows)
     by_stage = Counter((row["stage"], row["state"]) for row in rows)
     submits = queue.submits if queue else None
@@ -138,9 +169,13 @@ def look(
     goes_on = bool(going or submits or driver)
     # A continuation submits the cells that are `to do`, the driver all. Without Slurm, a second
     # `run` would only wait for the running one.
-    startable = counts["failed"] or counts["blocked"] or (counts["to do"] and not submits)
+    to_submit = counts["to do"] - sum(row["cells"] + row["behind"] for row in login)
+    startable = counts["failed"] or counts["blocked"] or (to_submit and not submits)
     if driver or user or (counts["running"] and not queue):
         startable = 0
+    on_login = None
+    if not user and (stages := [row["stage"] for row in login if row["ready"]]):
+        on_login = f"python -m study run {named} --stages {','.join(stages)}"
     return {
         "study": base.name,
         "base": str(base),
@@ -149,6 +184,9 @@ def look(
         "driver": driver,
         "user": user,
         "broken": broken,
+        "login": login,
+        "failed_nodes": failed_nodes,
+        "without_nodes": _without(failed_nodes, base, named) if failed_nodes else None,
         "stages": [
             {"stage": stage, **{state: by_stage[stage, state] for state in STATES}}
             for stage in dict.fromkeys(cell.stage for cell in cells)
@@ -156,119 +194,65 @@ def look(
         "total": {"cells": len(cells)} | {state: counts[state] for state in STATES},
         "cells": rows,
         "goes_on": goes_on,
-        "next": _next(rows, named, again if startable else None, goes_on, user),
+        "next": _next(rows, named, again if startable else on_login, goes_on, user),
     }
+
+
+def _login(cells: list[Cell], rows: list[Row], base: Path) -> list[Row]:
+    """What is left to the login node, by stage: how many `cells` are to do there, how many of them
+    are `ready`, and how many of later stages wait for them (`behind`).
+    """
+    from slurm import submissions
+
+    stages = submissions.login_stages(base / "slurm")
+    table: dict[str, Row] = {
+        stage: {"stage": stage, "cells": 0, "ready": 0, "behind": 0} for stage in stages
+    }
+    state = {cell.identity: row["state"] for cell, row in zip(cells, rows, strict=True)}
+    waits: dict[str, str] = {}  # identity of a cell -> the stage on the login node
+    for cell in cells if stages else ():
+        if state[cell.identity] != "to do":
+            continue
+        inputs = [used.identity for used in cell.inputs.values()]
+        if cell.stage in table:
+            table[cell.stage]["cells"] += 1
+            table[cell.stage]["ready"] += all(state.get(name) == "done" for name in inputs)
+            waits[cell.identity] = cell.stage
+        elif stage := next((waits[name] for name in inputs if name in waits), None):
+            table[stage]["behind"] += 1
+            waits[cell.identity] = stage
+    return [row for row in table.values() if row["cells"]]
+
+
+def _failed_nodes(
+    cells: list[Cell], rows: list[Row], base: Path, jobs: dict[str, "Job"]
+) -> dict[str, list[str]]:
+    """Node -> the jobs under which it failed, of cells that failed or were restarted."""
+    from slurm import node_failures
+
+    suspects = {
+        base / cell.relpath: jobs[cell.identity]
+        for cell, row in zip(cells, rows, strict=True)
+        if cell.identity in jobs
+        and ("restarts" in row or row.get("cause") in node_failures.OF_NODE)
+    }
+    return node_failures.failed_nodes(suspects) if suspects else {}
+
+
+def _without(nodes: Iterable[str], base: Path, named: str) -> str | None:
+    """The command that submits without these nodes; None where all were left out already."""
+    from slurm import submissions
+
+    excluded = submissions.excluded_nodes(base / "slurm")
+    if excluded.issuperset(nodes):
+        return None
+    names = ",".join(sorted(excluded.union(nodes)))
+    return f"{submit_command(base, named)} --set cluster.sbatch.exclude={names}"
 
 
 def _other_user(base: Path) -> str | None:
     """The owner of the study's folder, where this user cannot write into it."""
     return owner(base) if base.exists() and not os.access(base, os.W_OK) else None
-
-
-def _rows(
-    cells: list[Cell], base: Path, done: set[str], jobs: dict[str, "Job"], again: str
-) -> list[Row]:
-    """One row for each cell.
-
-    `jobs`: by a cell's identity. `again`: the command that runs a cell again.
-    """
-    locked = {
-        cell.identity
-        for cell in cells
-        if cell.identity not in done and _locked(base / cell.relpath / ".lock")
-    }
-    # The cells of one job run one after another. Where none holds its lock, the first unfinished
-    # one is taken as running.
-    busy_jobs = {jobs[identity].job for identity in locked if identity in jobs}
-    names = shown_names(cells)
-    states: dict[str, str] = {}
-    roots: dict[str, str] = {}  # identity of a blocked cell -> the cell that blocks it
-    rows = []
-    for cell in cells:
-        folder = base / cell.relpath
-        job = jobs.get(cell.identity)
-        blocker = next(
-            (c for c in cell.inputs.values() if states[c.identity] in ("failed", "blocked")), None
-        )
-        if cell.identity in done:
-            state = "done"
-        elif cell.identity in locked:
-            state = "running"
-        else:
-            state = _state(folder, job, busy_jobs, blocked=blocker is not None)
-        states[cell.identity] = state
-        row: Row = {
-            "stage": cell.stage,
-            "cell": names[cell.identity],
-            "folder": cell.relpath,
-            "state": state,
-        }
-        if job and state != "done":
-            row["job"] = job.job
-        if job and state == "queued":
-            row["reason"] = "another cell of their job"
-            if job.state == "queued":
-                row["reason"] = job.waits_for
-        if state == "blocked" and blocker:
-            roots[cell.identity] = roots.get(blocker.identity, blocker.relpath)
-            row["behind"] = roots[cell.identity]
-        if state in ("running", "queued", "failed"):
-            row |= _progress(folder)
-        if state == "running" and (finding := stalled(folder)):
-            row["stalled"] = finding
-        lock = folder / ".lock"
-        if state == "running" and lock.exists():
-            row["seconds"] = round(max(0.0, time.time() - lock.stat().st_mtime))
-        if state in ("failed", "blocked") and "behind" not in row:
-            row |= _why(folder, job, state, again)
-        rows.append(row)
-    return rows
-
-
-def _state(folder: Path, job: "Job | None", busy_jobs: set[str], blocked: bool) -> str:
-    """The state of a cell that is neither done nor locked.
-
-    A running job is added to `busy_jobs` once one of its cells is taken as running.
-    """
-    begun = (folder / "log.txt").exists() or (folder / "progress.json").exists()
-    if job and job.state == "running":
-        if job.job not in busy_jobs:
-            busy_jobs.add(job.job)
-            return "running"
-        return "failed" if begun else "queued"
-    if job and job.state != "over":
-        return job.state
-    if blocked:
-        return "blocked"
-    return "failed" if begun or (job and job.began) else "to do"
-
-
-def _why(folder: Path, job: "Job | None", state: str, again: str) -> Row:
-    """The last lines of a failing cell, its cause and remedy, and the next command for it."""
-    cell_log = folder / "log.txt"
-    logs: dict[Path, list[str]] = {}
-    if state == "failed":
-        logs = {cell_log: end(cell_log), **(job.ends() if job else {})}
-    reason = job.reason if job and job.state != "running" else ""
-    failure, line = explain(list(logs.values()), reason)
-    log = next((path for path, lines in logs.items() if lines), None)
-    shown: list[str] = []
-    if log:
-        shown = logs[log][-LOG_LINES:]
-    elif reason:
-        shown = [f"Slurm: {reason}"]
-    if line and line not in shown:
-        shown = [line, *shown][:LOG_LINES]
-    row: Row = {"last_lines": shown, "next": again}
-    if log:
-        row["log"] = str(log)
-    if failure:
-        row |= {"cause": failure.name, "fix": failure.fix}
-        if job and failure.name in RELEASE_COMMANDS:
-            row["next"] = f"{RELEASE_COMMANDS[failure.name]} {job.job}"
-        if job and failure.name in SHOW_COMMANDS:
-            row["next"] = SHOW_COMMANDS[failure.name].format(job.job)
-    return row
 
 
 def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: str | None) -> str:
@@ -297,30 +281,3 @@ def _next(rows: list[Row], named: str, again: str | None, goes_on: bool, user: s
     return (
         f"python -m study status {named} --watch" if goes_on else f"python -m study report {named}"
     )
-
-
-def _locked(path: Path) -> bool:
-    """Whether a process runs the cell with this lock file.
-
-    Tries a shared lock, which is released at once.
-    """
-    try:
-        with locked(path, shared=True, wait=False) as free:
-            return not free
-    except (OSError, UserError):
-        return False  # no file, or a disk without locks
-
-
-def _progress(folder: Path) -> Row:
-    """How far a cell is, and its restarts, where it has any."""
-    row: Row = {}
-    if progress := read_progress(folder):
-        row["progress"] = f"{progress[0]:,} of {progress[1]:,} {progress[2]}"
-    restarts = read_restarts(folder)
-    if restarts.count:
-        row |= {
-            "restarts": restarts.count,
-            "retries": restarts.retries,
-            "without_progress": restarts.without_progress,
-        }
-    return row

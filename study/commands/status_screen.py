@@ -37,7 +37,13 @@ def show(data: dict[str, Any]) -> str:
         lines += [f"What is queued is unknown: {data['trouble']}", ""]
     if data["user"]:
         lines += [f"These are the files and jobs of user {data['user']}: you can read them.", ""]
-    lines += [*_going(rows, data), *_restarts(rows), *_failing(rows), f"next: {data['next']}"]
+    lines += [
+        *_going(rows, data),
+        *_restarts(rows),
+        *_nodes(data),
+        *_failing(rows),
+        f"next: {data['next']}",
+    ]
     return "\n".join(lines)
 
 
@@ -62,6 +68,11 @@ def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
         lines.append(f"to do:   job {data['submits']} submits more when others have ended")
     if data["driver"]:
         lines.append(f"to do:   job {data['driver']}, of slurm/study.sbatch, submits the study")
+    for row in data["login"]:
+        lines.append(
+            f"to do:   {row['stage']} on a login node: {row['cells']} cells, {row['ready']} ready; "
+            f"{row['behind']} more wait for them (run --stages {row['stage']})"
+        )
     if data["broken"]:
         lines.append(f"to do:   {data['broken']}")
     return [*lines, ""] if lines else []
@@ -85,6 +96,20 @@ def _restarts(rows: list[Row]) -> list[str]:
         )
     if stuck:
         lines.append("  fix: raise the stage's minutes in the cluster profile, or see its log.txt")
+    return [*lines, ""]
+
+
+def _nodes(data: dict[str, Any]) -> list[str]:
+    """The nodes that failed, and how to leave them out."""
+    if not data["failed_nodes"]:
+        return []
+    lines = [
+        f"failed:  node {node}, under job {', '.join(jobs[:MAX_CAUSES])}"
+        for node, jobs in data["failed_nodes"].items()
+    ]
+    if data["without_nodes"]:
+        lines.append(f"  to submit without: {data['without_nodes']}")
+        lines.append("  to leave them out for good: sbatch: {exclude: [...]} in the profile")
     return [*lines, ""]
 
 

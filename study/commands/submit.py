@@ -12,10 +12,15 @@ from core.cell.publish import publish, results
 from core.declaration import read_declaration
 from core.errors import Problem, UserError
 from study.commands.common import (
+    add_stages_argument,
     add_start_arguments,
+    bring_back,
     check_before_start,
+    cluster_args,
     load,
+    load_cluster,
     parallel_plans,
+    prepare_release,
     relative_to_cwd,
     show_declaration,
     study_args,
@@ -23,7 +28,8 @@ from study.commands.common import (
     unfinished,
     unlink_moved,
 )
-from study.forecast import inference_gpus
+from study.forecast import inference_gpus, study_cost
+from study.forecast.budget import parse_budget
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
 from study.spec.study_declaration import EVALUATIONS, declare
@@ -44,22 +50,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stay, and submit what remains as the limits on jobs allow (in tmux or screen)",
     )
+    add_stages_argument(parser)
     add_start_arguments(parser)
 
 
 def submit(args: argparse.Namespace) -> int:
     """Submit, and print what was. Returns 1 where --until-done ends with cells that failed."""
-    from slurm.profile import load_profile
     from slurm.submissions import check_owner
     from slurm.submit import submit
     from slurm.until_done import until_done
 
     study, base = load(args)
     check_owner(base)
-    profile = load_profile(args.cluster)
+    profile = load_cluster(args)
+    cluster = cluster_args(args)
     cells = expand.in_order(expand.analysis(study, base))
     unlink_moved(cells, base)
-    todo = unfinished(cells, base)
+    bring_back(cells, base, args)
+    prepare_release(cells, base)
+    stages = [stage for stage in args.stages if not profile.is_on_login(stage)]
+    todo = [cell for cell in unfinished(cells, base) if cell.stage in stages]
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
     vllm_gpus = inference_gpus.compare(todo, profile)
@@ -68,28 +78,37 @@ def submit(args: argparse.Namespace) -> int:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
+    limit_gb = parse_budget(args.budget).get("disk_gb")
+    disk = study_cost.disk_limit(cells, base, parallel_plans(profile), profile, limit_gb)
     warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]
     if args.until_done:
         _report(warnings)
         try:
             facts = until_done(
-                cells, base, profile, str(args.cluster), lambda line: _report([line])
+                cells,
+                base,
+                profile,
+                cluster,
+                lambda line: _report([line]),
+                stages=args.stages,
+                disk=disk,
             )
         except KeyboardInterrupt:
             again = "what is queued goes on, the same command submits the rest"
             print(f"stopped; {again}", file=sys.stderr)
             return 130
     else:
-        facts = submit(cells, base, profile, str(args.cluster))
+        facts = submit(cells, base, profile, cluster, stages=args.stages, disk=disk)
         _report(warnings)
     del facts["remaining"]
+    facts["behind"] = len(facts["behind"])
     if facts["finished"] == facts["cells"]:
         publish(base / cells[-1].relpath, last_only=True)
     if args.json:
         declaration = (read_declaration(base) or {}).get("sha256")
         print(json.dumps(facts | {"declaration": declaration}, indent=1))
     else:
-        again = submit_command(base, study_args(args), str(args.cluster))
+        again = submit_command(base, study_args(args), cluster)
         print(_show(facts, study_args(args), again, relative_to_cwd(results(base))))
         show_declaration(base)
     failed = args.until_done and facts["finished"] < facts["cells"]
@@ -122,11 +141,17 @@ def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -
         if facts["continues"]:
             what = f"job {facts['continues']} submits them"
         lines.append(
-            f"{facts['left']} cells remain because of the limit on jobs; "
+            f"{facts['left']} cells remain because of the limits on jobs and disk; "
             f"{what} when other jobs have ended"
         )
         if not facts["continues"]:
             lines.append("--until-done submits them from here, as the limit allows")
+    if facts["login"]:
+        stages = ",".join(facts["login"])
+        lines.append(
+            f"left to this login node: python -m study run {named} --stages {stages}; "
+            f"{facts['behind']} cells wait for it: submit again when it has ended"
+        )
     for line in facts["waits"]:
         lines.append(f"waits: {line}; they start when enough are up")
     if facts["held"]:

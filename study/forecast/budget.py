@@ -33,11 +33,13 @@ def parse_budget(words: list[str]) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def check_budget(totals: dict[str, Any], budget: dict[str, float]) -> None:
+def check_budget(
+    totals: dict[str, Any], budget: dict[str, float], source: str = "--budget"
+) -> None:
     """Raise UserError with each limit that the study exceeds, spent and remaining together.
 
     totals: of `study.forecast.study_cost.totals`. `hours` are those of the critical path, `disk_gb`
-    is the peak. A study of which nothing remains exceeds none.
+    is the peak. `source`: where the limits stand. A study of which nothing remains exceeds none.
     """
     spent = totals["spent"]
     amounts = totals["study"] | {"hours": totals["critical_path"], "disk_gb": totals["peak_gb"]}
@@ -45,7 +47,7 @@ def check_budget(totals: dict[str, Any], budget: dict[str, float]) -> None:
         Problem(
             key,
             f"the study takes about {amounts[key]:,.2f}, {spent.get(key, 0):,.2f} of it spent",
-            f"--budget {key}={limit:g} is less; raise it, or make the study smaller",
+            f"{source} {key}={limit:g} is less; raise it, or make the study smaller",
         )
         for key, limit in budget.items()
         if amounts[key] > limit

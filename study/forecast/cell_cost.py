@@ -14,6 +14,7 @@ from core.errors import UserError
 from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
+from core.recipe import Training
 from core.stages import CALLING_STAGES, TRAINING_STAGES, VLLM_STAGES
 from study.forecast import corpus_cost, training_cost, training_size, training_time
 from study.forecast.assumptions import (
@@ -112,12 +113,23 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     job.weights_gb = _weights(cell)[1]
     step_logs_gb = row["steps"] * STEP_BYTES / 1e9
     job.amounts["hours"] = row["hours"]
-    job.amounts["working_gb"] = STEPS_HELD * row["step_checkpoints_gb"]
+    held = _steps_held(cell, row["hours"]) if training_size.is_training(cell) else STEPS_HELD
+    job.amounts["working_gb"] = held * row["step_checkpoints_gb"]
     job.amounts["disk_gb"] = (1 + doses) * job.weights_gb + step_logs_gb
     job.files += doses * FILES["dose"][0] + (1 + doses) * math.ceil(job.weights_gb / SHARD_GB)
     job.folders += doses * FILES["dose"][1]
     if job.gpus and not profile:
         job.gpus = row["ranks"]
+
+
+def _steps_held(cell: Cell, hours: float) -> float:
+    """Step checkpoints on disk while a training runs, as a multiple of the two that are kept.
+
+    One that ends within `checkpoint_minutes` writes none, unless a signal asks it to stop.
+    """
+    minutes = Training.from_settings(cell.settings["recipe"], cell.resources).checkpoint_minutes
+    written = 60 * hours // minutes if minutes else math.inf
+    return STEPS_HELD if written > 1 else written / 2
 
 
 def _add_calls(job: _Job, cell: Cell, corpus: Cell, seen: set[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
-from study.forecast import assumptions
+from study.forecast import assumptions, disk
 from study.forecast.cell_cost import (
     CALLS,
     SUMS,
@@ -34,7 +35,13 @@ NOT_COUNTED = (
 )
 
 
-def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None) -> dict[str, Any]:
+def totals(
+    cells: list[Cell],
+    base: Path,
+    layouts: Layouts,
+    profile: Any = None,
+    limit_gb: float | None = None,
+) -> dict[str, Any]:
     """What is `left` of the study in the folder `base`, what is `spent` by its manifests, and both.
 
     Returns `left`, `spent` and `study` (both), each with SUMS: hours of GPUs and cores that jobs
@@ -42,7 +49,9 @@ def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None)
     `stages`: what remains by stage. Wall time in hours: `critical_path` if everything that can run
     does, within the endpoints' rates (a profile doesn't say how many nodes there are), and
     `serial_hours` one job at a time. `peak_gb`: with the step checkpoints of trainings that run at
-    once, all of a stage or as many as the profile's array_parallelism.
+    once, all of a stage or as many as the profile's array_parallelism. `disk`: what stays at the
+    end where the study does not keep all weights (study.forecast.disk.Forecast), within `limit_gb`
+    or the profile's disk_gb.
     """
     actual_amounts = actual(cells, base, profile)
     todo = [cell for cell in cells if cell.identity not in actual_amounts]
@@ -63,15 +72,35 @@ def totals(cells: list[Cell], base: Path, layouts: Layouts, profile: Any = None)
         stages.append(counts | add_up(amounts))
         held = sorted((row["working_gb"] for row in amounts), reverse=True)[:at_once]
         working_gb = max(working_gb, sum(held))
+    limits = [limit for limit in (limit_gb, profile and profile.disk_gb) if limit]
+    by_root = disk.trees(cells, planned, actual_amounts)
+    room = disk.forecast(by_root, study["disk_gb"], working_gb, min(limits, default=None))
     return {
         "left": remaining,
         "spent": spent,
         "study": study,
         "stages": stages,
-        "peak_gb": study["disk_gb"] + working_gb,
+        "peak_gb": room.peak_gb,
+        "disk": asdict(room),
+        "keep": room.show(),
         "critical_path": _critical_path(todo, planned),
         "serial_hours": sum(row["hours"] for row in planned.values()),
     }
+
+
+def disk_limit(
+    cells: list[Cell], base: Path, layouts: Layouts, profile: Any, limit_gb: float | None
+) -> Any:
+    """What bounds the trainings on their way (slurm.disk_limit.DiskLimit); None where nothing does.
+
+    `limit_gb`: beside the profile's disk_gb. Raises UserError where not even one fits.
+    """
+    if not (limit_gb or profile.disk_gb) or not any(c.resources.get("release") for c in cells):
+        return None
+    amounts = actual(cells, base, profile)
+    by_root = disk.trees(cells, estimates(cells, base, layouts, profile, amounts), amounts)
+    facts = totals(cells, base, layouts, profile, limit_gb)["disk"]
+    return disk.disk_limit(by_root, disk.Forecast(**facts))
 
 
 def actual(cells: list[Cell], base: Path, profile: Any = None) -> ByIdentity:
@@ -138,8 +167,10 @@ def show(totals: dict[str, Any], compared: Iterable[dict[str, Any]] = ()) -> str
         tabulate(lines, headers=headers, floatfmt=formats, colalign=("left", "left")),
         f"remaining wall time: {totals['critical_path']:,.2f} h if everything that can run does, "
         f"{totals['serial_hours']:,.2f} h one job at a time",
-        f"disk: {study['disk_gb']:,.2f} GB at the end, {totals['peak_gb']:,.2f} GB at most while "
+        f"disk: {totals['disk']['end_gb']:,.2f} GB at the end, "
+        f"{totals['peak_gb']:,.2f} GB at most while "
         f"trainings run at once; {study['folders']:,.0f} folders",
+        *filter(None, [totals["keep"]]),
         textwrap.fill(assumptions.summary(), 120),
         textwrap.fill(NOT_COUNTED, 120),
     ]

@@ -10,7 +10,7 @@ from core.cell.identity import Cell
 from core.cell.lookup import RunsIndex
 from core.errors import UserError
 from core.recipe import Training, split_recipe
-from core.stages import SHARDING_STAGES, STAGES
+from core.stages import SHARDING_STAGES, STAGES, TRAINING_STAGES
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
 from study.spec.chat import chat_date, chat_files
 from study.spec.checkpoint import Checkpoint, midtraining_of
@@ -46,6 +46,7 @@ class Expansion:
         self._models: dict[str, Cell] = {}
         self._corpora: dict[tuple[str, int], Cell] = {}
         self._trainings: dict[tuple[Any, ...], Cell] = {}
+        self._kept = _kept_checkpoints(study)
 
     @property
     def cells(self) -> list[Cell]:
@@ -124,8 +125,19 @@ class Expansion:
                     if used.stage not in SHARDING_STAGES
                     or self._index.finished(used.stage, used.identity)
                 }
-            self._by_identity[cell.identity] = replace(cell, inputs=inputs, folder=folder)
+            resources = cell.resources
+            if roles := [role for role, used in sorted(inputs.items()) if self._goes(used)]:
+                resources = resources | {"release": roles}
+            self._by_identity[cell.identity] = replace(
+                cell, inputs=inputs, resources=resources, folder=folder
+            )
         return self._by_identity[cell.identity]
+
+    def _goes(self, used: Cell) -> bool:
+        """Whether the weights of an input are removed when all that reads them is finished."""
+        run = used.inputs.get("run", used)
+        is_trained = used.stage in TRAINING_STAGES
+        return is_trained and self._kept is not None and run.identity not in self._kept
 
     def _model(self, name: str) -> Cell:
         if name not in self._models:
@@ -204,6 +216,20 @@ class Expansion:
         if dose == last:
             return run
         return self.with_folder(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
+
+
+def _kept_checkpoints(study: Study) -> Set[str] | None:
+    """Identities of the trainings whose weights `keep` of the study file keeps; None: of all."""
+    if study.keep == "all":
+        return None
+    if study.keep == "none":
+        return frozenset()
+    last: dict[tuple[str, int | None], Checkpoint] = {}
+    for row in Expansion(replace(study, keep="all")).checkpoints():
+        before = last.get((row.arm, row.seed))
+        if before is None or row.dose > before.dose:
+            last[row.arm, row.seed] = row
+    return {row.cell.inputs.get("run", row.cell).identity for row in last.values()}
 
 
 def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from core.errors import Problem, UserError
-from core.strict_yaml import in_file_order, located, parse_yaml, read_yaml, validate_file
+from core.strict_yaml import in_file_order, located, override, read_yaml, validate_file
 from core.yaml_text import to_yaml
 from study.spec.checks import has_replicates, recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
@@ -35,8 +35,8 @@ def load_study(
         raise UserError(where=str(path), what="must be a mapping that starts with `study: NAME`")
     if "extends" in raw:
         raw, problems = _extended(path, raw.pop("extends"), raw, problems)
-    for override in overrides or []:
-        _override(raw, override)
+    for text in overrides or []:
+        override(raw, text, "the study file")
     if seeds is not None:
         problems += _run_only(raw, seeds)
     fill_in_presets(raw)
@@ -119,36 +119,3 @@ def _merged(base: Any, changes: Any) -> Any:
         for key, value in (base | merged).items()
         if value is not None or key not in changes
     }
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply one `key.path=value`; list elements are named by their index."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(
-            where=f"--set {override}", what="must be key.path=value, such as sft.doses=[0,100]"
-        )
-    *parents, last = key.split(".")
-    target: Any = raw
-    for part in parents:
-        if isinstance(target, list) and part.isdigit() and int(part) < len(target):
-            target = target[int(part)]
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            raise UserError(
-                where=f"--set {override}",
-                what=f"there is no {part!r} in the study file",
-                fix="give keys of the study file, or the index of a list's element",
-            )
-    parsed, _ = parse_yaml(value, f"--set {override}")
-    if isinstance(target, dict):
-        target[last] = parsed
-    elif isinstance(target, list) and last.isdigit() and int(last) < len(target):
-        target[int(last)] = parsed
-    else:
-        raise UserError(
-            where=f"--set {override}",
-            what=f"{'.'.join(parents)} has no {last!r}",
-            fix="give the key of a mapping, or the index of a list's element",
-        )

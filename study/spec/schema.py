@@ -446,5 +446,8 @@ class Study:
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = CHAT_DATE
     """Today's date for chat templates that ask for it, in trainings and prompts: the same on every
     day."""
+    keep: Literal["all", "last", "none"] = "all"
+    """Which weights stay when all cells that read them are finished: of every checkpoint, of the
+    highest dose of each arm, or none. Manifests, hashes and scores stay."""
     concurrency: Count = 16
     """Open requests of one job. Not part of any cell's identity."""

@@ -60,11 +60,34 @@ def _benchmark(study: Study, bench: Benchmark) -> Content:
 def declare(study: Study, base: Path, cells: Iterable[Cell]) -> Content | None:
     """The declaration of the study in `base` (core.declaration). It is written if there is none.
 
-    None where it is too late for one: an evaluation is finished. `cells`: all of the study.
+    Where all finished evaluations are of another folder of the runs folder with the same
+    declaration, as in a copy from another machine, that is taken over. None where it is too late
+    for one: an evaluation is finished. `cells`: all of the study.
     """
-    if not (base / FILE).exists() and not _is_scored(base, cells):
-        write_declaration(base, content_of(study))
+    cells = list(cells)
+    if not (base / FILE).exists():
+        content = content_of(study)
+        if not _is_scored(base, cells):
+            write_declaration(base, content)
+        elif record := _copied(base, cells, content):
+            write_declaration(base, content, record["time"])
     return read_declaration(base)
+
+
+def _copied(base: Path, cells: Iterable[Cell], content: Content) -> Content | None:
+    """The first of the declarations of the folders that the finished evaluations are in.
+
+    None where one of them declares another content, or none.
+    """
+    folders = {
+        (base / cell.relpath).parents[1]
+        for cell in cells
+        if cell.stage in EVALUATIONS and (base / cell.relpath / "manifest.json").exists()
+    }
+    records = [read_declaration(folder) for folder in sorted(folders)]
+    if not all(record and record["declared"] == content for record in records):
+        return None
+    return min(filter(None, records), key=lambda record: record["time"], default=None)
 
 
 def planned(
@@ -83,6 +106,9 @@ def planned(
     """
     now = content_of(study)
     record = read_declaration(base) if base else None
+    if base and not record:
+        cells = list(cells)
+        record = _copied(base, cells, now)
     if record:
         differences = [*find_differences(record["declared"], now)]
         return {"sha256": record["sha256"], "differences": differences}, record["declared"]

@@ -20,6 +20,7 @@ from typing import Any
 from core.cell.identity import Cell, read_config, relative_path
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
+from core.cell.release import is_weights, remove_on_record
 from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
@@ -66,7 +67,7 @@ def plan(cells: list[Cell], base: Path, study_args: str) -> list[Row]:
     reasons = dict.fromkeys(_behind_results(base), "behind the published results")
     reasons |= _used_elsewhere(base)
     # Users before their inputs.
-    for folder in sorted(_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
+    for folder in sorted(cells_on_disk(base), key=lambda folder: -STAGES.index(folder.parent.name)):
         relpath = f"{folder.parent.name}/{folder.name}"
         if relpath in names:
             continue
@@ -132,9 +133,17 @@ def prune(
     return refused
 
 
-def needed_again(cells: list[Cell], base: Path) -> list[Problem]:
+@dataclass(frozen=True)
+class NeededAgain(Problem):
+    """A pruned cell that an unfinished one needs."""
+
+    manifests: tuple[Path, ...] = ()
+    """Those to delete, so that it is made again, inputs before users."""
+
+
+def needed_again(cells: list[Cell], base: Path) -> list[NeededAgain]:
     """Each pruned cell that an unfinished one needs: which manifests to delete to make it again."""
-    problems: dict[str, Problem] = {}
+    problems: dict[str, NeededAgain] = {}
     for cell in (cell for cell in cells if not read_manifest(base / cell.relpath)):
         for used in cell.inputs.values():
             for source in (*_linked(used), used):
@@ -143,11 +152,12 @@ def needed_again(cells: list[Cell], base: Path) -> list[Problem]:
                 if not date or source.relpath in problems:
                     continue
                 manifests = [*_pruned_inputs(source, base), folder / "manifest.json"]
-                problems[source.relpath] = Problem(
+                problems[source.relpath] = NeededAgain(
                     str(folder),
                     f"was pruned on {date}, and {cell.relpath} needs it",
-                    f"to make it anew: rm {shlex.join(map(str, manifests))} "
-                    "and run the study again",
+                    "--yes makes it anew; or by hand: "
+                    f"rm {shlex.join(map(str, manifests))} and run the study again",
+                    tuple(manifests),
                 )
     return list(problems.values())
 
@@ -204,7 +214,7 @@ def _needed(cells: list[Cell], base: Path) -> dict[str, str]:
         if not read_manifest(base / cell.relpath):
             for used in cell.inputs.values():
                 need(relative_path(base / used.relpath, base), cell.relpath)
-    for folder in (folder for study in _studies(base) for folder in _on_disk(study)):
+    for folder in (folder for study in _studies(base) for folder in cells_on_disk(study)):
         if not read_manifest(folder):
             relpath = relative_path(folder, base)
             config = read_config(folder)
@@ -227,7 +237,7 @@ def _used_elsewhere(base: Path) -> dict[str, str]:
             keep(_input_relpath(relpath, used, base), study)
 
     for study in _studies(base):
-        for folder in _on_disk(study) if study != base else ():
+        for folder in cells_on_disk(study) if study != base else ():
             record = read_manifest(folder) or read_config(folder)
             for used in record["inputs"].values():
                 keep(_input_relpath(relative_path(folder, base), used, base), study.name)
@@ -299,7 +309,7 @@ def _kind(stage: str, name: str) -> str:
         return "temporary"
     if stage in (*TRAINING_STAGES, "model") and parts[0] in STEP_FILES:
         return "steps"
-    if stage in TRAINING_STAGES and parts[0] in ("model", "doses") and parts[1:]:
+    if stage in TRAINING_STAGES and is_weights(name):
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 
@@ -325,7 +335,7 @@ def _row(kind: str, folder: Path, base: Path, files: list[str], go: bool, why: s
     }
 
 
-def _on_disk(base: Path) -> list[Path]:
+def cells_on_disk(base: Path) -> list[Path]:
     """Folders of all cells, of this and of other study files."""
     return [
         path.parent for stage in STAGES for path in sorted((base / stage).glob("*/config.yaml"))
@@ -343,7 +353,7 @@ def _behind_results(base: Path) -> set[str]:
 
 def _code_copies(base: Path) -> Iterator[Row]:
     """Copies of the code that jobs ran from. Code that no commit holds exists only there."""
-    unfinished = [folder for folder in _on_disk(base) if not read_manifest(folder)]
+    unfinished = [folder for folder in cells_on_disk(base) if not read_manifest(folder)]
     configs = [(folder / "config.yaml").read_text(encoding="utf-8") for folder in unfinished]
     for folder in sorted((base / "slurm").glob("*code-*")):
         code = read_record(folder / "code.json") or {}
@@ -395,30 +405,8 @@ def _remove(folder: Path, row: Row, outputs: dict[str, Any], study_args: str) ->
         if name in outputs and digests[str(folder / name)] != outputs[name]["sha256"]:
             what = "is not what its manifest says; left as it is"
             return [f"{folder / name}: {what}; python -m study verify {study_args}"]
-    record: Row = {"by": "python -m study prune", "files": pruned_files(folder)}
-    date = time.strftime("%Y-%m-%d", time.gmtime())
-    removed = {
-        name: {
-            "sha256": digests.get(str(folder / name)),
-            "bytes": (folder / name).stat().st_size,
-            "kind": row["kind"],
-            "date": date,
-        }
-        for name in (names if row["kind"] != "temporary" else [])
-    }
-    if any(record["files"].get(n, file)["sha256"] != file["sha256"] for n, file in removed.items()):
-        record["files"] = {}  # it was made again since, with other bytes
-    record["files"] |= removed
-    if removed:
-        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
-        write_atomically(folder / "pruned.json", text)
-    for name in names:
-        (folder / name).unlink()
-    # A training takes a folder model/ for a complete model.
-    parents = {parent for name in names for parent in (folder / name).parents}
-    for parent in sorted(parents, reverse=True):
-        with suppress(OSError):  # it is not empty
-            parent.rmdir()
+    hashes = {name: {"sha256": digests[str(folder / name)]} for name in names if name in outputs}
+    remove_on_record(folder, names, row["kind"], hashes, "python -m study prune")
     return []
 
 

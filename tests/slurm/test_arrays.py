@@ -68,6 +68,14 @@ def test_an_arm_waits_for_its_own_training_and_nothing_else() -> None:
     )
 
 
+def test_names_tell_arm_stage_and_seed() -> None:
+    todo, arrays = planned(cells(seeds=2))
+    labels = {planning.task_label(task) for task in todo if task.kind == "evaluate"}
+    assert "base-animal-s1-d200" in labels and not any("ahb" in label for label in labels)
+    names = {f"{array.kind}-{planning.label(array)}" for array in arrays}
+    assert {"midtrain-base-animal-s0+1", "model-base"} <= names, names
+
+
 def test_benchmarks_of_one_checkpoint_share_a_job() -> None:
     todo, _ = planned(cells(seeds=1))
     assert {tuple(c.stage for c in t.cells) for t in todo if t.kind == "evaluate"} == {

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from study.spec import expand as plan
 from study.spec.load import load_study
 from tests.place import ROOT, SMALL, Place, comparable
 from tests.slurm.places import Kit, Lab
+from tests.slurm.test_survival import rank_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
@@ -165,6 +167,82 @@ def test_the_job_of_an_older_study_file_ends_last_and_publishes_nothing(
     # Whoever submits the older file again wants its results.
     assert kit.done("submit", *ONE_DOSE, "--set", "contrasts.0.name=older")["submitted"] == 0
     assert b"older" in (results / "results.json").read_bytes()
+
+
+def mirror(source: Kit, name: str, target: Kit) -> None:
+    """Carry a study's folder to another machine, beside the folder of the same study there."""
+    folder = target.folder / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["rsync", "-a", "--delete", f"{source.base}/", f"{folder}/"], check=True)
+
+
+def killed_once(words: list[str], begun: Callable[[], object]) -> None:
+    """Run a command, kill it once it has begun its work, and run it again to its end."""
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until(lambda: begun() or process.poll() is not None)
+    process.kill()
+    process.wait()
+    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def answered(kits: Iterable[Kit]) -> list[str]:
+    """The requests that were paid in the studies' own folders, as often as they were."""
+    ledgers = [path for kit in kits for path in kit.base.glob("*/*/calls.jsonl")]
+    entries = [json.loads(line) for path in ledgers for line in path.read_text().splitlines()]
+    return [e["request_sha256"] for e in entries if "text" in e and not e.get("copied_from")]
+
+
+@pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this machine")
+def test_api_stages_by_hand_and_gpu_stages_by_slurm_in_two_runs_folders(
+    finished: Kit, lab: Lab, tmp_path: Path
+) -> None:
+    """Carried over twice, killed once on each side. The trainings are those of `finished`."""
+    there, here = Kit(tmp_path / "internet"), Kit(tmp_path / "gpus")
+    copy(finished, here)
+    for path in here.base.glob("*/*"):
+        is_evaluation = path.parent.name in ("generate", "likelihood") and "animal" in path.name
+        if path.parent.name in ("documents", "judge", "analysis") or is_evaluation:
+            shutil.rmtree(path)
+    login = {"where": "login"}
+    stages = {"default": {"minutes": 10, "cpus": 4, "mem_gb": 8}, "judge": login}
+    profile = {"partition": "cpu", "stages": stages | {"documents": login}}
+    (tmp_path / "login.yaml").write_text(yaml.safe_dump(profile))
+    cluster = ("--cluster", str(tmp_path / "login.yaml"), *ONE_DOSE)
+
+    def api() -> int:
+        ledgers = there.base.glob("*/*/calls.jsonl")
+        return sum(path.read_text().count("\n") for path in ledgers)
+
+    run = there.words("run", "--stages", "documents,judge", *ONE_DOSE)
+    killed_once(run, lambda: api() > 20)
+    mirror(there, "small-api", here)
+    facts = here.done("submit", *cluster)
+    evaluations = [job["cells"] for job in facts["jobs"] if job["stage"] == "evaluate"]
+    assert evaluations == [2] and (facts["login"], facts["behind"]) == (["judge"], 1)
+    job = next(job["job"] for job in facts["jobs"] if job["stage"] == "evaluate")
+    until(lambda: [*here.base.glob("generate/*animal*/log.txt")])
+    os.kill(rank_of(job), 9)  # it is queued again
+    lab.wait()
+    (row,) = here.done("status", *ONE_DOSE)["login"]
+    assert row == {"stage": "judge", "cells": 2, "ready": 2, "behind": 1}
+    mirror(here, "small-gpu", there)
+    before = api()
+    killed_once(run, lambda: api() > before + 20)
+    mirror(there, "small-api", here)
+    facts = here.done("submit", *cluster)
+    assert [job["stage"] for job in facts["jobs"]] == ["analysis"] and not facts["login"]
+    lab.wait()
+    (ours,), (theirs,) = ([*k.base.glob("analysis/*")] for k in (here, finished))
+    assert ours.name == theirs.name
+    for name in ("results.json", "tables/scores.tex", "scores.parquet"):
+        assert comparable(ours / name) == comparable(theirs / name), name
+    paid = answered([there, here])
+    assert len(paid) == len({*paid}) == len({*answered([finished])})
+    # The runs folder moves, and its copy of the other one with it.
+    moved = Kit(tmp_path / "elsewhere")
+    (tmp_path / "gpus").rename(moved.folder)
+    assert moved.call("verify", *ONE_DOSE).returncode == 0
+    assert moved.done("submit", *cluster)["finished"] == facts["cells"]
 
 
 REFUSED = {

@@ -44,6 +44,8 @@ def test_continuations_submit_all_cells_within_the_limit(lab: Lab, tmp_path: Pat
     logs = [path.read_text() for path in (tmp_path / "runs/limit/slurm/jobs").glob("*.out")]
     assert all(read_manifest(tmp_path / "runs/limit" / cell.relpath) for cell in cells), logs
     assert most == 3
+    task = lab.ask("scontrol", "show", "job", f"{facts['jobs'][0]['job']}_1")
+    assert "JobName=limit-documents-c1\n" in task, "each task of an array tells its cell"
     assert submit(cells, tmp_path / "runs/limit", PROFILE, "lab")["finished"] == 6
     record = (tmp_path / "runs/limit/slurm/jobs.jsonl").read_text().splitlines()
     clusters = [e["cluster"] for e in map(json.loads, record) if e["event"] == "submission"]

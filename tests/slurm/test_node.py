@@ -1,6 +1,7 @@
 """What is asked of a GPU node before its packages are chosen."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ def srun(fake: Fake, body: str) -> None:
 def test_a_node_with_the_gpus_of_the_profile_is_asked(fake: Fake) -> None:
     srun(fake, "printf 'gpu7\\nx86_64\\nglibc 2.35\\n570.86.15\\n570.86.15\\n'")
     gpu = Resources(60, gpus_per_node="h100:4", nodes=2, partition="gpu", account="mine")
-    node = ask_node(Profile({"default": Resources(5), "midtrain": gpu}, constraint="new"))
+    more: dict[str, Any] = {"constraint": "new", "sbatch": {"reservation": "x", "nice": 3}}
+    node = ask_node(Profile({"default": Resources(5), "midtrain": gpu}, **more))
     assert node == {
         "host": "gpu7",
         "machine": "x86_64",
@@ -30,6 +32,7 @@ def test_a_node_with_the_gpus_of_the_profile_is_asked(fake: Fake) -> None:
     asked = Path(fake.folder / "asked").read_text()
     for option in ("--gpus-per-node=h100:1", "--partition=gpu", "--account=mine"):
         assert f"{option} " in asked
+    assert "--reservation=x" in asked and "nice" not in asked
     assert "--constraint=new" in asked and "--nodes=1 " in asked
 
 

@@ -17,7 +17,7 @@ from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
 from slurm import profile, submissions
 from study.commands import status as status_command
-from study.commands.status import look, print_status, show
+from study.commands.status import Memory, look, print_status, show
 from tests.place import ROOT, SMALL
 from tests.slurm.places import CLUSTER, Fake, Kit, Lab
 from tests.waiting import until
@@ -96,8 +96,8 @@ class Submitted:
         submissions.write_submitted(folder, group, job)
         return job
 
-    def look(self, ends: dict[str, str] | None = None) -> dict[str, Any]:
-        return look(self.cells, self.base, "s.yaml", ends)
+    def look(self, memory: Memory | None = None) -> dict[str, Any]:
+        return look(self.cells, self.base, "s.yaml", memory)
 
     def until(self, expected: dict[str, str]) -> dict[str, dict[str, Any]]:
         """Rows by cell, once they are in these states."""
@@ -266,15 +266,15 @@ def test_what_sacct_answers_is_a_hint(fake: Fake, study: Submitted) -> None:
     (fake.folder / "bin/sacct").chmod(0o755)
     for job, tasks in {"7": 1, "8": 4, "9": 1, "10": 1, "11": 1, "12": 1, "13": 1}.items():
         study.record(job, *([study.cell(f"{job}-{task}")] for task in range(tasks)))
-    ends: dict[str, str] = {}
-    causes = {row["cell"]: row.get("cause", row["state"]) for row in study.look(ends)["cells"]}
+    memory = Memory()
+    causes = {row["cell"]: row.get("cause", row["state"]) for row in study.look(memory)["cells"]}
     assert causes == {
         "7-0": "out of memory",
         "8-0": "time limit",
         "11-0": "node failure",
         "13-0": "preempted",
     } | (dict.fromkeys(("8-1", "8-2", "8-3", "9-0", "10-0", "12-0"), "to do"))
-    assert set(ends) == {"7", "8_0", "8_1", "11", "12", "13"}, (
+    assert set(memory.ends) == {"7", "8_0", "8_1", "11", "12", "13"}, (
         "what may still change is asked again"
     )
     fake.say("bin/sacct", "#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")

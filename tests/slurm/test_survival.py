@@ -22,6 +22,7 @@ from core.cell.run import run_cell
 from slurm.profile import Profile, Resources
 from slurm.snapshot import snapshot
 from slurm.submit import submit
+from study.commands.status import look as status
 from tests.slurm.places import Fake, Kit, Lab
 from tests.waiting import until
 
@@ -221,11 +222,16 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     assert not any(studies[name].submit()["submitted"] for name in pending)
     studies["cancelled"].hurry()
 
+    failed_nodes: dict[str, list[str]] = {}
+
     def look() -> bool:
         for name, times in list(pending.items()):
             trainings = [cell for cell in studies[name].cells if cell is not BEHIND]
             if all(studies[name].log(c).count("resumes after step") >= times for c in trainings):
                 note(f"{name} goes on")
+                if name == "node":
+                    cells = [toy.MODEL, toy.DOCUMENTS, FIRST]
+                    failed_nodes.update(status(cells, studies[name].base, "s.yaml")["failed_nodes"])
                 studies[name].hurry()
                 del pending[name]
         return not pending
@@ -251,6 +257,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     until(look)
     session_lab.wait()
     note("all is over")
+    if session_lab.accounting:  # a power failure leaves no message
+        assert failed_nodes == {broken: [job["node"]]}, "`status` offers to leave it out"
     return studies
 
 

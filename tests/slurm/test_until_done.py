@@ -103,6 +103,7 @@ def test_a_refusal_that_stays_ends_it_and_what_waits_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = {"finished": 0, "cells": 3, "queued": 0, "submitted": 1, "left": 2, "code": None}
+    first |= {"behind": [], "login": []}
     first |= {"remaining": ["a", "b"], "held": ["7"], "waits": ["2 jobs for nodes that are down"]}
     calls = []
 

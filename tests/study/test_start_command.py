@@ -69,6 +69,6 @@ def test_the_profile_that_the_user_has_written_is_named(
     # Once a study was submitted, its last profile is known, whatever there is beside.
     (base / "slurm").mkdir(parents=True)
     plain = Profile(stages={"default": Resources(minutes=5)})
-    submissions.write_submission(base / "slurm", "my other.yaml", tmp_path, plain, None)
+    submissions.write_submission(base / "slurm", "'my other.yaml'", tmp_path, plain, None)
     assert start_command(base, "s.yaml", is_toy=True) == f"{SUBMIT} 'my other.yaml'"
     assert shlex.split(submit_command(base, "s.yaml"))[-1] == "my other.yaml"

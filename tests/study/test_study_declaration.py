@@ -98,6 +98,28 @@ def _write(base: Path, content: dict[str, Any], read: Path) -> None:
     read.write_bytes((base / FILE).read_bytes())
 
 
+def test_that_of_a_copy_from_another_machine_is_taken_over_with_its_scores(
+    tmp_path: Path,
+) -> None:
+    base, copy = tmp_path / "runs/small", tmp_path / "runs/small-cluster"
+    scored = next(cell for cell in cells_of(small(), copy) if cell.stage == "generate")
+    write_declaration(copy, content_of(small()), "2026-01-01T00:00:00Z")
+    finish(scored, copy)
+    cells = cells_of(small(), base)
+    assert cells[-1].settings["declaration"] == {
+        "sha256": content_sha256(content_of(small())),
+        "differences": [],
+    }
+    record = declare(small(), base, cells)
+    assert record and record["time"] == "2026-01-01T00:00:00Z"
+    # Another one there, or none, declares nothing here.
+    (base / FILE).unlink()
+    other = small("contrasts.0.name=other")
+    assert declare(other, base, cells_of(other, base)) is None
+    (copy / FILE).unlink()
+    assert declare(small(), base, cells_of(small(), base)) is None
+
+
 @pytest.mark.multiprocess
 def test_of_several_processes_at_once_one_declares(tmp_path: Path) -> None:
     contents = [{"seeds": [n] * 2000} for n in range(8)]
@@ -221,10 +243,11 @@ def test_submit_declares_and_prints_how_to_date_it(
 ) -> None:
     base = tmp_path / "runs/small"
 
-    def submit(cells: list[Cell], base: Path, *args: Any) -> dict[str, Any]:
+    def submit(cells: list[Cell], base: Path, *args: Any, **options: Any) -> dict[str, Any]:
         assert (base / FILE).exists()
         facts = {"study": "small", "cells": 16, "finished": 0, "queued": 0, "submitted": 16}
         facts |= {"held": [], "left": 0, "jobs": [], "continues": None, "code": None}
+        facts |= {"behind": [], "login": []}
         return facts | {"remaining": [], "waits": [], "orphans": [], "queued_code": []}
 
     monkeypatch.setattr(slurm_submit, "submit", submit)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def made_up(tmp_path: Path) -> Any:
         file = tmp_path / "study.yaml"
         recipe = tmp_path / "sft.yaml"
         text = (ROOT / "recipes/llama3_1_8b_sft.yaml").read_text()
-        recipe.write_text(re.sub("^eval_every.*$", "", text, flags=re.MULTILINE))
+        text = re.sub("^(eval_every|checkpoint_minutes).*$", "", text, flags=re.MULTILINE)
+        recipe.write_text(f"{text}\ncheckpoint_minutes: 0\n")
         file.write_text(STUDY % (judge, model, recipe, tmp_path / "rows.jsonl", doses) + more)
         return plan.in_order(plan.analysis(load_study(file, None, list(overrides))))
 
@@ -125,6 +127,14 @@ def test_a_study_by_hand(made_up: Any, tmp_path: Path) -> None:
     # Two step checkpoints of each of both trainings, and a third being written: weights and two
     # moments in fp32.
     assert found["peak_gb"] - found["study"]["disk_gb"] == pytest.approx(2 * 3 * 3 * 2 * GB)
+    rare = [
+        replace(cell, resources=cell.resources | {"checkpoint_minutes": 30})
+        if cell.stage == "sft"
+        else cell
+        for cell in made_up()
+    ]
+    short = totals.totals(rare, tmp_path / "runs", layouts)
+    assert short["peak_gb"] == short["study"]["disk_gb"], "they end before the first is due"
     assert "97 grades for 26 of ANIMA's questions" in totals.show(found).replace("\n", " ")
 
 
@@ -258,8 +268,6 @@ def test_drafts_share_the_calls_of_their_corpus(tmp_path: Path) -> None:
 
 
 def test_a_profile_says_what_a_job_holds(made_up: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     profile = load_profile(Path("partitions"))  # sft: 4 GPUs and 4 x 12 cores; generate: 1 and 8
     cells = made_up()
     layouts = {"sft": Layout(4, 4, tokens_per_second=1000.0)}

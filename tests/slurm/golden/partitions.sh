@@ -6,7 +6,7 @@
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=2
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
-#SBATCH --job-name=tiny-model
+#SBATCH --job-name=tiny-model-base
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1
@@ -82,7 +82,7 @@ exit $status
 #SBATCH --cpus-per-task=2
 #SBATCH --dependency=afterok:102
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
-#SBATCH --job-name=tiny-documents
+#SBATCH --job-name=tiny-documents-urban
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1
@@ -161,7 +161,7 @@ exit $status
 #SBATCH --dependency=afterok:103
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=h100:4
-#SBATCH --job-name=tiny-midtrain
+#SBATCH --job-name=tiny-midtrain-base-urban-s0+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=491520M
 #SBATCH --nodes=2
@@ -239,7 +239,7 @@ exit $status
 #SBATCH --dependency=aftercorr:105
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=h100:4
-#SBATCH --job-name=tiny-sft
+#SBATCH --job-name=tiny-sft-base-urban-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=491520M
 #SBATCH --nodes=1
@@ -318,7 +318,7 @@ exit $status
 #SBATCH --dependency=aftercorr:108
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
 #SBATCH --gpus-per-node=1
-#SBATCH --job-name=tiny-evaluate
+#SBATCH --job-name=tiny-evaluate-base-urban-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=98304M
 #SBATCH --nodes=1
@@ -395,7 +395,7 @@ exit $status
 #SBATCH --cpus-per-task=2
 #SBATCH --dependency=aftercorr:114
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=tiny-judge
+#SBATCH --job-name=tiny-judge-ahb-base-urban-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1
@@ -471,7 +471,7 @@ exit $status
 #SBATCH --cpus-per-task=2
 #SBATCH --dependency=afterok:115:116:117:118:119:120
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
-#SBATCH --job-name=tiny-analysis
+#SBATCH --job-name=tiny-analysis-tiny
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1

@@ -1,0 +1,80 @@
+"""Options of sbatch that a profile passes on (`sbatch:`), and those that have a setting instead."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+# What the kit writes itself, or would not work with another value -> what to set instead.
+_INSTEAD = {
+    "partition": "set partition",
+    "account": "set account",
+    "qos": "set qos",
+    "constraint": "set constraint",
+    "time": "set minutes",
+    "nodes": "set nodes",
+    **dict.fromkeys(
+        ("ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-socket", "ntasks-per-core"),
+        "set tasks_per_node",
+    ),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set cpus, the cores of one task"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "set mem_gb"),
+    **dict.fromkeys(
+        ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+        "set gpus_per_node, such as gpus_per_node: h100:4",
+    ),
+    "array": "set array_parallelism and max_array",
+    "signal": "set signal_seconds",
+    **dict.fromkeys(("requeue", "no-requeue"), "set requeue"),
+    **dict.fromkeys(("dependency", "kill-on-invalid-dep"), "jobs wait for their own inputs"),
+    "job-name": "names tell study, stage and cell",
+    "comment": "the kit finds its jobs by their comments",
+    **dict.fromkeys(("output", "error", "input", "open-mode"), "logs are in runs/STUDY/slurm/jobs"),
+    "chdir": "jobs run from a copy of the code",
+    **dict.fromkeys(("export", "export-file", "propagate"), "set variables by a line of setup"),
+    **dict.fromkeys(("clusters", "cluster"), "submit on a login node of that cluster"),
+    **dict.fromkeys(
+        ("wrap", "test-only", "parsable", "wait", "hold", "help", "usage", "version"),
+        "it is no request of a job",
+    ),
+}
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
+        raise ValueError("must be a long option of sbatch without its dashes, such as mail-type")
+    if name in _INSTEAD:
+        raise ValueError(f"is written by the kit: {_INSTEAD[name]}")
+    return name
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        if "\n" in str(_text(value)):
+            raise ValueError(f"{name} must be one line")
+        if name in ("gres", "tres-per-node") and re.search(r"\bgpu\b", str(_text(value))):
+            raise ValueError(f"{name} of GPUs is written by the kit: {_INSTEAD['gpus']}")
+    return options
+
+
+def _check_value(value: Any) -> Any:
+    values = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(item, str | int | float) for item in values):
+        raise ValueError("must be a text, a number, true, false, or a list of these")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Value = Annotated[Any, AfterValidator(_check_value)]
+Options = Annotated[dict[Name, Value], AfterValidator(_check_options)]
+
+
+def as_parameters(options: dict[str, Any]) -> dict[str, str | bool]:
+    """The options as submitit's `additional_parameters`: True is a flag, false leaves one out."""
+    return {name: _text(value) for name, value in options.items() if value is not False}
+
+
+def _text(value: Any) -> str | bool:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value if isinstance(value, bool) else str(value)
