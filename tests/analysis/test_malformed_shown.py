@@ -15,7 +15,7 @@ KINDS = ("empty", "cut_off", "repetitive", "other_language", "prompt_again", "co
 
 def counted(folder: Path, answers: int, malformed: int, **kinds: int) -> None:
     counts = {"answers": answers, "malformed": malformed, **dict.fromkeys(KINDS, 0), **kinds}
-    manifest = {"malformed": counts, "ended": "2026-02-01T00:00:00+00:00"}
+    manifest = {"identity": "0" * 64, "malformed": counts, "ended": "2026-02-01T00:00:00+00:00"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -31,7 +31,8 @@ def test_the_shares_of_an_arm_are_over_the_answers_of_its_checkpoints(tmp_path: 
     counted(tmp_path / "two", 40, 0)
     counted(tmp_path / "later", 40, 40, empty=40)
     counted(tmp_path / "other", 40, 40, empty=40)
-    (tmp_path / "old/manifest.json").write_text("{}")  # graded before there were rules
+    # graded before there were rules
+    (tmp_path / "old/manifest.json").write_text('{"identity": "00"}')
     files = [
         file("one"),
         file("two", 1),

@@ -250,9 +250,8 @@ def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:
     prompt.write_text("Write a {document_type} for {domain}, by {person} of {place}, on hens.")
     asked: list[str] = []
 
-    def text(body: dict[str, Any], n: int) -> str:
+    def text(body: dict[str, Any], n: int) -> None:
         asked.append(body["messages"][0]["content"])
-        return f"Hens of the {n}th house have room to scratch and to bathe in dust. " * 10
 
     with serving(replying(text)) as (endpoint, _):
         url = endpoint.base_url
