@@ -157,6 +157,9 @@ class AnalysisSettings:
     costs: Costs
     untrained: dict[str, str]  # arm -> the arm with its start model alone, where there is one
     writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
+    rungs: dict[str, str]  # of the reproduction ladder, by arm; empty: all is this study's own
+    ladder: list[dict[str, Any]]  # claim roles of further rungs
+    prompts: dict[str, str]  # arms under a system prompt or a prefill, and the names of the files
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -176,6 +179,9 @@ class AnalysisSettings:
             costs=Costs(**settings["costs"]),
             untrained=settings.get("untrained", {}),
             writers=settings["writers"],
+            rungs=settings.get("rungs", {}),
+            ladder=settings.get("ladder", []),
+            prompts=settings.get("prompts", {}),
         )
 
     @property

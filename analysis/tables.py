@@ -22,6 +22,7 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
+from analysis.rungs import rung_lines
 
 PREAMBLE = r"% needs \usepackage{booktabs,siunitx} and nothing else"
 COUNTED = ("answers", "grades")
@@ -283,7 +284,7 @@ def data_summary(results: Results) -> list[str]:
         if written:
             trained += f" ({', '.join(sorted(written))})"
         lines.append(f"{name}: {trained}, {questions}, {epochs}, {method}")
-    return lines
+    return lines + rung_lines(results)
 
 
 def number(value: float | None, form: str) -> str:
