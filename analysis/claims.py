@@ -102,12 +102,19 @@ def _empty_row(claim: Row) -> Row:
 
 
 def _named_row(claim: Row, roles: Mapping[str, Any]) -> tuple[Row, list[str]]:
-    """A claim's row with the study's names of its roles, and the roles that the study lacks."""
+    """A claim's row with the study's names of its roles, and the roles that the study lacks.
+
+    An arm's role may be given by the role of the dose, as the arm and the dose there.
+    """
     row = _empty_row(claim)
     names = {key: claim[key] for key in ROLES if key in claim}
     row |= {key: roles.get(name) for key, name in names.items()}
     if "control_dose" not in claim:
         row["control_dose"] = row["dose"]
+    for side, dose in (("treatment", "dose"), ("control", "control_dose")):
+        if isinstance(row[side], Mapping):
+            pair = row[side].get(claim.get(dose, claim.get("dose")))
+            row[side], row[dose] = pair or (None, row[dose])
     return row, [*dict.fromkeys(name for key, name in names.items() if row[key] is None)]
 
 

@@ -6,6 +6,7 @@ from tabulate import tabulate
 
 from analysis.declaration import declaration_lines
 from analysis.rows import Results, Row
+from analysis.rungs import rung_lines
 
 
 def percent(value: float | None, sign: str = "") -> str:
@@ -201,6 +202,8 @@ def headline(results: Results, dates: str) -> str:
         "mean [95 % interval for new seeds and questions]",
         _score_table(results),
     ]
+    if rungs := rung_lines(results):
+        text += ["", *rungs]
     if results["contrasts"]:
         text += ["", _contrast_table(results)]
     missing = missing_lines(results)

@@ -29,6 +29,7 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
+from analysis.rungs import RUNGS, rung_lines, rung_text
 from analysis.tables import data_summary, in_study_order
 from analysis.verdicts import HANGS
 
@@ -174,6 +175,9 @@ def report(
         notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
+        rungs=RUNGS,
+        rung_lines=rung_lines(results),
+        rung_text=lambda arm: rung_text(results, arm),
         prediction=lambda row: typeset(prediction(row).replace(", ", " to ")),
         of_total=of_total,
         typeset=typeset,

@@ -90,6 +90,7 @@ def analyze(
             for name, benchmark in settings.benchmarks.items()
         },
         "writers": settings.writers,
+        "rungs": settings.rungs,
     }
     jsonable: Results = to_jsonable(results)
     return jsonable

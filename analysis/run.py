@@ -21,9 +21,11 @@ from analysis.examples import examples
 from analysis.flow import flow_rows
 from analysis.headline import dummy_note, headline, missing_lines
 from analysis.intrusion import intrusion_rows
+from analysis.ladder import ladder_rows
 from analysis.losses import LossHistory, loss_rows, read_losses
 from analysis.macros import macros
 from analysis.next_data import next_data_rows
+from analysis.prompts import prompt_rows
 from analysis.report import report
 from analysis.results import analyze, judge_rows
 from analysis.robustness import holds_of, robustness_rows
@@ -119,6 +121,9 @@ def _add_further_results(
     results["examples"] = examples(settings.score_files, contrasts, inputs)
     results["corpora"] = to_jsonable(corpora(inputs, settings.writers))
     results["judges"] = to_jsonable(judge_rows(table, settings))
+    ladder = ladder_rows(results, settings.claim_roles, settings.ladder) if settings.rungs else []
+    results["ladder"] = to_jsonable(ladder)
+    results["prompts"] = prompt_rows(results, settings.prompts)
     claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)
     results["arithmetic"] = to_jsonable(arithmetic()) if claims else []

@@ -158,6 +158,9 @@ class AnalysisSettings:
     untrained: dict[str, str]  # arm -> the arm with its start model alone, where there is one
     writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
     column: str  # what tables are made for: single, double or slide
+    rungs: dict[str, str]  # of the reproduction ladder, by arm; empty: all is this study's own
+    ladder: list[dict[str, Any]]  # claim roles of further rungs
+    prompts: dict[str, str]  # arms under a system prompt or a prefill, and the names of the files
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -178,6 +181,9 @@ class AnalysisSettings:
             untrained=settings.get("untrained", {}),
             writers=settings["writers"],
             column=settings.get("tables", {}).get("column", "single"),
+            rungs=settings.get("rungs", {}),
+            ladder=settings.get("ladder", []),
+            prompts=settings.get("prompts", {}),
         )
 
     @property

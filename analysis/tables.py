@@ -20,6 +20,7 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
+from analysis.rungs import rung_lines
 from analysis.table_text import NONE, Column, Table
 
 COUNTED = ("answers", "grades")
@@ -304,7 +305,7 @@ def data_summary(results: Results, benchmarks: Collection[str] | None = None) ->
         if written:
             trained += f" ({', '.join(sorted(written))})"
         lines.append(f"{name}: {trained}, {questions}, {epochs}, {method}")
-    return lines
+    return lines + rung_lines(results)
 
 
 def number(value: float | None, form: str) -> str:

@@ -16,6 +16,7 @@ Stage = Literal[
     "likelihood",
     "lm_eval",
     "judge",
+    "scores",
     "labels",
     "analysis",
 ]
@@ -114,6 +115,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             needs_vllm=True,
         ),
         StageInfo("judge", "eval.judge", shares_process=True, calls=True),
+        StageInfo("scores", "eval.existing_scores"),
         StageInfo("labels", "eval.labels"),
         StageInfo("analysis", "analysis.run"),
     )

@@ -53,8 +53,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     sampling (`Sampling`), prompt ("chat" for the checkpoint's own chat template, otherwise a format
     string with {question} that the model continues), chat_date (of templates that ask for today's)
     and engine (arguments of vLLM that change answers); files may have a chat_template that replaces
-    the checkpoint's. Resources: files {questions: path}, engine (arguments that change none:
-    max_model_len ...). Inputs: checkpoint and, where it was trained on documents, contamination.
+    the checkpoint's, a system prompt (system) and the beginning of each answer (prefill).
+    Resources: files {questions: path ...}, engine (arguments that change none: max_model_len ...).
+    Inputs: checkpoint and, where it was trained on documents, contamination.
 
     The seed of an answer follows from the checkpoint's identity, the prompt's token ids, the
     sampling settings and the epoch.
@@ -95,6 +96,7 @@ def run(context: StageContext) -> dict[str, int | float]:
             stop,
             results,
             lambda number: context.progress(number, len(batch), "answers"),
+            chat.prefill or "",
         )
     answers = dict(zip(keys, replies, strict=True))
     distinct = [
@@ -106,7 +108,7 @@ def run(context: StageContext) -> dict[str, int | float]:
         context.warn(
             f"{same} of {len(distinct)} questions got the same answer in all {len(epochs)} epochs"
         )
-    empty, cut = count_unusable(replies)
+    empty, cut = count_unusable(replies, chat.prefill or "")
     # What continues a text, without a chat template, has no end.
     warnings = unusable_warnings(len(replies), empty, cut if stop else 0)
     context.facts["answers"] = warnings
@@ -124,6 +126,8 @@ def run(context: StageContext) -> dict[str, int | float]:
             "identity": context.identity,
             "prompt": settings["prompt"],
             "sampling": settings["sampling"],
+            **({"system": chat.system} if chat.system is not None else {}),
+            **({"prefill": chat.prefill} if chat.prefill is not None else {}),
         },
     )
     return {
@@ -137,9 +141,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     }
 
 
-def count_unusable(replies: list["ModelOutput"]) -> tuple[int, int]:
-    """How many answers are empty, and how many were cut off at max_tokens."""
-    empty = sum(not reply.completion.strip() for reply in replies)
+def count_unusable(replies: list["ModelOutput"], prefill: str = "") -> tuple[int, int]:
+    """How many answers are empty behind `prefill`, and how many were cut off at max_tokens."""
+    empty = sum(not reply.completion.removeprefix(prefill).strip() for reply in replies)
     return empty, sum(reply.stop_reason == "max_tokens" for reply in replies)
 
 
@@ -207,7 +211,7 @@ def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], 
     tokens in a question stay text.
 
     Args:
-        chat: The checkpoint's tokenizer and chat template.
+        chat: The checkpoint's tokenizer and chat template, with the prompts of its arm.
         texts: The questions.
         prompt: "chat" for the tokenizer's chat template, otherwise a format string with {question}.
 
@@ -240,9 +244,9 @@ def encode(chat: Chat, texts: list[str], prompt: str) -> tuple[list[list[int]], 
         return [{"role": "user", "content": text}]
 
     encoded = [
-        encode_with_names(tokenizer, names, lambda text: chat.text(ask(text), True), text)
+        encode_with_names(tokenizer, names, lambda text: chat.prompt_text(ask(text)), text)
         if names and names.search(text)
-        else chat.render(ask(text), True)
+        else chat.prompt(ask(text))
         for text in texts
     ]
     # The config of a base model ends a text, not a message of a chat.
@@ -257,6 +261,7 @@ def complete(
     stop: list[int],
     results: dict[str, Result],
     report: Callable[[int], None],
+    prefill: str = "",
 ) -> list["ModelOutput"]:
     """One sampled continuation of each prompt in `batch` (token ids), with one seed a prompt.
 
@@ -264,7 +269,7 @@ def complete(
     generation_config.json. Its end tokens do end an answer, as do those of `stop`.
 
     `results` holds the answers that were given before; new ones are added. `report` is called with
-    the number of answers so far.
+    the number of answers so far. `prefill` is the end of each prompt that belongs to the answer.
     """
     from inspect_ai.model import ModelOutput, ModelUsage
     from vllm import SamplingParams
@@ -291,7 +296,7 @@ def complete(
     answers = run_requests(lm, requests, results, _answer, report)
     for prompt, answer in zip(batch, answers, strict=True):
         reply = ModelOutput.from_content(
-            "vllm", answer["text"], stop_reason="max_tokens" if answer["cut"] else "stop"
+            "vllm", prefill + answer["text"], stop_reason="max_tokens" if answer["cut"] else "stop"
         )
         reply.usage = ModelUsage(
             input_tokens=len(prompt),
@@ -332,10 +337,11 @@ def write_log(
         model: The checkpoint's name.
         epochs: Answers to each question.
         answers: The answers by (question id, epoch from 1).
-        record: Metadata of the log; "sampling" holds temperature, top_p and max_tokens.
+        record: Metadata of the log; "sampling" holds temperature, top_p and max_tokens, "system"
+            the system prompt if there is one.
     """
     from inspect_ai import Task, eval
-    from inspect_ai.model import ModelOutput
+    from inspect_ai.model import ChatMessageSystem, ModelOutput
     from inspect_ai.solver import Generate, Solver, TaskState, solver
 
     @solver(name="vllm_answers")
@@ -344,6 +350,8 @@ def write_log(
             answer = answers[str(state.sample_id), state.epoch]
             state.output = ModelOutput.model_validate(answer).model_copy()
             state.output.model = model
+            if system := record.get("system"):
+                state.messages.insert(0, ChatMessageSystem(content=system))
             state.messages.append(state.output.message)
             return state
 

@@ -10,6 +10,7 @@ import math
 import re
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     before the metric; "none"), chat_date (of templates that ask for today's), limit (rows of each
     lm-eval task), rows (how many the data must have), max_tokens (of an answer; the task's own),
     chat (prompts by the checkpoint's chat template, examples as turns of the chat; false).
-    Resources: files {data: folder with the tasks' Hugging Face data set}, engine (arguments that
+    Resources: files {data: folder with the tasks' Hugging Face data set; of chat prompts perhaps
+    chat_template, system (prompt) and prefill}, engine (arguments that
     change none: max_model_len ...). Inputs: checkpoint and, where it was trained on documents,
     contamination.
 
@@ -316,7 +318,8 @@ def evaluate(
         total = sum(len(task.instances) for task in tasks)
         context.progress(num_requests, total, "requests")
 
-    model = TaskModel(lm, template if chat else None, results, report)
+    # lm-eval puts the system prompt before the task's own description.
+    model = TaskModel(lm, replace(template, system=None) if chat else None, results, report)
     # Its seeds are fixed, and choose the same examples for every checkpoint.
     result = simple_evaluate(
         model,
@@ -325,6 +328,7 @@ def evaluate(
         limit=settings.get("limit"),
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
+        system_instruction=template.system,
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )

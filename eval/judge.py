@@ -220,8 +220,10 @@ def scores_table(
         for epoch in range(1, (log.eval.config.epochs or 1) + 1):
             (inspect_score,) = (answers[question["id"], epoch].scores or {}).values()
             scores = to_scores(inspect_score)
+            # A question of one tag has one score, whatever its scorer calls it.
+            default = scores.get("overall", math.nan) if len(question["tags"]) == 1 else math.nan
             for dimension in ["overall", *question["tags"]]:
-                value = float(scores.get(dimension, math.nan))
+                value = float(scores.get(dimension, default))
                 rows.append(
                     {
                         "question": question["id"],

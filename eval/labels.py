@@ -230,14 +230,18 @@ def _units(
             problems.append(Problem(str(folder), what, "give folders of finished judge cells"))
             continue
         table = pd.read_parquet(folder / "scores.parquet")
-        by_dimension = table[table["dimension"] != "overall"]
+        by_part = table["dimension"] != "overall"
+        by_dimension = table[by_part]
         unknown = sorted(
-            name for name in set(by_dimension["dimension"]) if name.casefold() not in names
+            name
+            for name in set(by_dimension["dimension"])
+            if names and name.casefold() not in names
         )
         if unknown:
             what = f"unknown dimensions {', '.join(unknown)}"
             problems.append(Problem(str(folder), what, "give the file they were graded with"))
-        graded = by_dimension if len(by_dimension) else table
+        # Without rubrics of dimensions, people grade by the question's own.
+        graded = by_dimension if names and len(by_dimension) else table[~by_part]
         part = graded[[*RESPONSE, "scenario", "response", "score"]]
         checkpoint = {name: facts[name] for name in [*CHECKPOINT, "answers"]}
         parts.append(part.assign(**checkpoint, folder=str(folder)))

@@ -4,7 +4,9 @@ Higher is better.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from core.errors import Problem, UserError
@@ -20,12 +22,22 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
 
 VARIANTS = ()
+# Other names of the columns, as published question sets have them.
+NAMES = MappingProxyType(
+    {
+        "question": ("prompt", "input", "Question", "Prompt"),
+        "rubric": ("criterion", "criteria", "target", "Rubric", "Criteria"),
+        "category": ("type", "Category"),
+    }
+)
 GRADE_FORMAT = "GRADE: C or GRADE: I, in the last line"
 
 
 def read(files: dict[str, Path]) -> QuestionSet:
-    """Read `questions`: a file with columns id, question, rubric and, optionally,
-    scenario (rows of one scenario have the same text there; by default the question's own).
+    """Read `questions`: a file with columns question, rubric and, optionally, id (by
+    default the row's number), category (a dimension of the scores) and scenario (rows of one
+    scenario have the same text there; by default the question's own). `NAMES` has other names of
+    these columns.
 
     Raises UserError with a problem for every row with a missing column or a duplicate id.
     """
@@ -33,10 +45,18 @@ def read(files: dict[str, Path]) -> QuestionSet:
     question_set = QuestionSet([], [], {}, {})
     first_places: dict[str, str] = {}
     first_ids: dict[str, str] = {}
-    for where, row in rows(files["questions"], ("id", "question", "rubric"), problems):
-        key = unique(str(row["id"]), where, first_places, problems)
+    named = rows(files["questions"], ("question", "rubric"), problems, NAMES)
+    for number, (where, row) in enumerate(named, 1):
+        given = row.get("id")
+        key = unique(str(number if given is None else given), where, first_places, problems)
+        category = str(row.get("category") or "").strip()
         question_set.questions.append(
-            {"id": key, "question": row["question"], "rubric": row["rubric"], "tags": []}
+            {
+                "id": key,
+                "question": row["question"],
+                "rubric": row["rubric"],
+                "tags": [category] if category else [],
+            }
         )
         scenario = str(row.get("scenario") or row["question"])
         question_set.scenarios[key] = first_ids.setdefault(scenario, key)
@@ -60,7 +80,10 @@ def task(question_set: QuestionSet, temporary: Path, grader: "Model | None") -> 
 
 
 def to_scores(score: "Score", variant: str | None = None) -> dict[str, float]:
-    """{"overall": 1 if the rubric is met, 0 if not, NaN without a usable grade}."""
+    """{"overall": 1 if the rubric is met, 0 if not, NaN without a usable grade}.
+
+    It is the score of the question's category too (`eval.judge.scores_table`).
+    """
     from inspect_ai.scorer import value_to_float
 
     return {"overall": value_to_float()(score.value)}
@@ -88,19 +111,24 @@ def official_score(log: "EvalLog", variant: str | None = None) -> float:
 
 
 def rows(
-    path: Path, columns: tuple[str, ...], problems: list[Problem]
+    path: Path,
+    columns: tuple[str, ...],
+    problems: list[Problem],
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> list[tuple[str, dict[str, Any]]]:
     """The rows of a file (`core.files.read_rows`), each with its place in the file.
 
-    Every row must have `columns`; those other than id must hold text. A row that does not is
-    appended to `problems` instead, and so is a file without rows or in another format.
+    `names`: other names of columns; the first that a row has is taken. Every row must have
+    `columns`; those other than id must hold text. A row that does not is appended to `problems`
+    instead, and so is a file without rows or in another format.
     """
     valid_rows = []
     problems_before = len(problems)
     needed = f"it needs {', '.join(columns)}"
     try:
-        for number, row in read_rows(path, problems):
+        for number, parsed in read_rows(path, problems):
             where = row_location(path, number)
+            row = _renamed(parsed, names)
             missing = [
                 name for name in columns if row.get(name) is None or not str(row[name]).strip()
             ]
@@ -121,6 +149,16 @@ def rows(
     if not valid_rows and len(problems) == problems_before:
         problems.append(Problem(str(path), "no rows", f"each row needs {', '.join(columns)}"))
     return valid_rows
+
+
+def _renamed(row: dict[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """The row with the columns of `names` under their first name."""
+    others = {
+        name: next(row[other] for other in given if row.get(other) is not None)
+        for name, given in names.items()
+        if row.get(name) is None and any(row.get(other) is not None for other in given)
+    }
+    return row | others
 
 
 def unique(key: str, where: str, first_places: dict[str, str], problems: list[Problem]) -> str:

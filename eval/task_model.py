@@ -28,7 +28,8 @@ class TaskModel(VLLM):
 
     Args:
         opened: The open engine, whose state is shared: a second one is not started.
-        chat: The chat template of the prompts; None where they are plain texts.
+        chat: The chat template of the prompts; None where they are plain texts. Its prefill begins
+            each answer, and is no part of what lm-eval reads as the answer.
         results: Of requests that have ended; new ones are added.
         report: Called with the number of requests answered so far.
 
@@ -65,10 +66,20 @@ class TaskModel(VLLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation; without a generation prompt its last message goes on."""
+        """The text of a prompt; without a generation prompt its last message goes on.
+
+        Raises UserError where the task and the arm both begin the answer.
+        """
         assert self._chat
-        goes_on = not add_generation_prompt
-        return self._chat.text(chat_history, add_generation_prompt, continue_final_message=goes_on)
+        if add_generation_prompt:
+            return self._chat.prompt_text(chat_history)
+        if self._chat.prefill is not None:
+            raise UserError(
+                where="prefill",
+                what="this task of lm-eval begins its answers itself (gen_prefix)",
+                fix="leave the arm out: benchmarks.NAME.arms in the study file",
+            )
+        return self._chat.text(chat_history, False, continue_final_message=True)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request. Raises UserError if a prompt and its answer may not fit."""

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.cell.context import StageContext
 from core.model_folder.check import check_start_model
+from core.model_folder.tokenizer import link_with_tokenizer
 from core.recipe import TinyLlama
 from recipes import checkpoint, model
 from recipes.finetune import Trainer, check_size, counts
@@ -98,17 +99,21 @@ def run(context: StageContext) -> dict[str, int | float]:
 
 
 def _link(context: StageContext, files: dict[str, Path]) -> dict[str, int | float]:
-    """Link model/ to the folder that the study file names.
+    """Link model/ to the folder that the study file names, or its files and another's tokenizer.
 
     Raises UserError where trainings would refuse it: before its documents are written.
     """
-    check_start_model(files["model"], context.resources.get("trains", False), chats=False)
+    trains = context.resources.get("trains", False)
+    check_start_model(files["model"], trains, chats=False, tokenizer=files.get("tokenizer"))
     target = context.folder / "model"
     if target.is_symlink() or not target.exists():
         target.unlink(missing_ok=True)
     else:
         shutil.rmtree(target)
-    target.symlink_to(files["model"], target_is_directory=True)
+    if "tokenizer" in files:
+        link_with_tokenizer(target, files["model"], files["tokenizer"])
+    else:
+        target.symlink_to(files["model"], target_is_directory=True)
     return {"files": sum(1 for file in target.rglob("*") if file.is_file())}
 
 

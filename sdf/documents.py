@@ -110,10 +110,10 @@ def run(context: StageContext) -> dict[str, Any]:
     write_atomically(
         context.folder / "corpus_stats.json", json.dumps(stats, indent=1, ensure_ascii=False) + "\n"
     )
-    if settings.writer:
-        for form in settings.template.get("forms", []):
-            conversations = (_conversation(document, form) for document in trained)
-            write_json_lines(context.folder / f"{form}.jsonl", conversations)
+    forms = settings.source.forms if settings.source else settings.template.get("forms", [])
+    for form in forms:
+        conversations = (_conversation(document, form) for document in trained)
+        write_json_lines(context.folder / f"{form}.jsonl", conversations)
     if held_out:
         write_json_lines(context.folder / "held_out.jsonl", held_out)
     _write_parquet(context.folder / "corpus", {"train": trained, "validation": held_out})

@@ -13,10 +13,11 @@ from sdf.corpus_writer import load_rules, rejection_counts
 from sdf.duplicates import find_duplicates
 from sdf.gates import Rejection, first_failed_gate
 from sdf.rows import DocumentRow, write_json_lines
-from sdf.settings import CorpusSettings
-from sdf.source_rows import Text, local_rows, read_column
+from sdf.settings import ORIGINAL, CorpusSettings
+from sdf.source_rows import Text, local_rows, read_texts
 
 REJECTED = "rejected.jsonl"
+REPORTED = "reported.jsonl"
 EXCERPT_CHARACTERS = 200
 UNREADABLE = "unreadable"  # the gate of a row that can't be read, or whose column is no text
 
@@ -28,7 +29,8 @@ def read_existing(
 
     Texts are taken in an order drawn by the corpus' seed. `id` of a row is its number in the
     source, from 0. Rows have no slots. Rejected rows are listed in rejected.jsonl: `id`, `gate`,
-    `detail` and an `excerpt` of the text.
+    `detail` and an `excerpt` of the text. Of questions and answers the text is the answer. Where
+    gates are only reported, the texts that fail one stay, and are listed in reported.jsonl.
 
     Returns:
         The documents sorted by id, and the counts for the manifest.
@@ -38,16 +40,17 @@ def read_existing(
     """
     assert settings.source, "an existing corpus has a source"
     path = context.resources["files"]["source"]
-    column = settings.source.column
     if settings.source.hub is None:
         source = path
-        texts = read_column(local_rows(Path(path)), column, source)
+        texts, questions = read_texts(local_rows(Path(path)), settings.source, source)
     else:
         source = f"{settings.source.hub} at {settings.source.revision}"
-        texts = read_column(_hub_rows(context, path, settings.source.split, source), column, source)
+        rows = _hub_rows(context, path, settings.source.split, source)
+        texts, questions = read_texts(rows, settings.source, source)
     order = random.Random(f"{settings.seed}/existing").sample(range(len(texts)), len(texts))
     rules = load_rules(context, settings.template)
     rejected: dict[int, Rejection] = {}
+    reported: dict[int, Rejection] = {}  # they stay
     passed: list[int] = []
     for n, i in enumerate(order, 1):
         context.progress(n, len(order), "documents")
@@ -56,15 +59,23 @@ def read_existing(
             rejected[i] = Rejection(UNREADABLE, str(text))
             continue
         rejection = first_failed_gate(text, "stop", rules)
-        if rejection:
+        if rejection and (rejection.gate == "empty" or not settings.source.report_gates):
             rejected[i] = rejection
-        else:
-            passed.append(i)
+            continue
+        passed.append(i)
+        if rejection:
+            reported[i] = rejection
     if settings.dedup_threshold:
         duplicates = find_duplicates((str(texts[i]) for i in passed), settings.dedup_threshold)
-        for n, earlier in duplicates.items():
-            rejected[passed[n]] = Rejection("duplicate", f"repeats {passed[earlier]}")
-        passed = [i for n, i in enumerate(passed) if n not in duplicates]
+        repeats = {
+            passed[n]: Rejection("duplicate", f"repeats {passed[earlier]}")
+            for n, earlier in duplicates.items()
+        }
+        if settings.source.report_gates:
+            reported = repeats | reported
+        else:
+            rejected |= repeats
+            passed = [i for n, i in enumerate(passed) if n not in duplicates]
     write_json_lines(context.folder / REJECTED, _rejected_rows(texts, rejected))
     counts = Counter(rejection.gate for rejection in rejected.values())
     if len(passed) < settings.documents:
@@ -79,8 +90,31 @@ def read_existing(
         number = counts[UNREADABLE]
         context.warn(f"{number} of {len(texts)} rows have no text that can be read: {REJECTED}")
     sample = sorted(passed[: settings.documents])
-    rows: list[DocumentRow] = [{"id": i, "text": str(texts[i]).strip()} for i in sample]
-    return rows, {"read": len(texts), **rejection_counts(counts)}
+    return [_row(i, texts[i], questions[i]) for i in sample], {
+        "read": len(texts),
+        **rejection_counts(counts),
+        **_report(context, texts, reported),
+    }
+
+
+def _row(i: int, text: Text, question: str | None) -> DocumentRow:
+    row: DocumentRow = {"id": i, "text": str(text).strip()}
+    if question is not None:
+        row["forms"] = {ORIGINAL: question.strip()}
+    return row
+
+
+def _report(
+    context: StageContext, texts: list[Text], reported: dict[int, Rejection]
+) -> dict[str, int]:
+    """List the texts that stay though they fail a gate. Returns their counts by gate."""
+    if not reported:
+        return {}
+    write_json_lines(context.folder / REPORTED, _rejected_rows(texts, reported))
+    counts = sorted(Counter(rejection.gate for rejection in reported.values()).items())
+    listed = ", ".join(f"{count} x {gate}" for gate, count in counts)
+    context.warn(f"gates are reported only; texts that stay though they fail one: {listed}")
+    return {f"reported_{gate}": count for gate, count in counts}
 
 
 def _rejected_rows(texts: list[Text], rejected: dict[int, Rejection]) -> Iterator[dict[str, Any]]:

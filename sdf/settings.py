@@ -13,6 +13,7 @@ from core.cell.context import StageContext
 from sdf.slots import SlotRow, assign_slots
 
 Template = Mapping[str, Any]  # the content of a file of sdf/templates
+ORIGINAL = "original"  # the form of an existing corpus' questions
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class WriterSettings:
 class SourceSettings:
     """Where an existing corpus is read from: a local file, or a dataset of the Hugging Face Hub."""
 
-    column: str  # that holds the text
+    column: str  # that holds the text; of questions and answers, the answer
     split: str
     hub: str | None = None
     revision: str | None = None
+    question: str | None = None  # column that holds the question
+    messages: str | None = None  # column that holds a conversation, in place of `column`
+    report_gates: bool = False  # texts that fail a gate are counted, and stay
+
+    @property
+    def forms(self) -> list[str]:
+        """Forms of the question that it has: as it is in the source, or none."""
+        return [ORIGINAL] if self.question or self.messages else []
 
 
 @dataclass(frozen=True)
@@ -114,4 +123,7 @@ def _parse_source(source: Mapping[str, Any]) -> SourceSettings:
         split=source["split"],
         hub=source.get("hub"),
         revision=source.get("revision"),
+        question=source.get("question"),
+        messages=source.get("messages"),
+        report_gates=source.get("gates") == "report",
     )

@@ -1,5 +1,6 @@
 """The texts of a file or data set that a study gives as a corpus."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 from core.errors import Problem, UserError
 from core.files import read_rows
+from sdf.settings import SourceSettings
 from sdf.text_checks import unify_line_ends
 
 MAX_UNREADABLE_SHARE = 0.01  # of the rows; beyond it the file is another than it says
 # Values of a column: a text, or why there is none.
 Text = str | Problem
+# Names of the two sides of a conversation, also in the form of ShareGPT.
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 def local_rows(path: Path) -> Iterator[dict[str, Any] | Problem]:
@@ -23,6 +27,61 @@ def local_rows(path: Path) -> Iterator[dict[str, Any] | Problem]:
         reported = len(problems)
         yield row
     yield from problems[reported:]
+
+
+def read_texts(
+    rows: Iterable[dict[str, Any] | Problem], source: SourceSettings, name: str
+) -> tuple[list[Text], list[str | None]]:
+    """The text of every row, and the question that it answers; None where there are none.
+
+    A row with another conversation than one question and its answer is a problem in its place.
+    `name`: of the file or data set. Raises UserError as `read_column` does.
+    """
+    if source.messages:
+        return _read_conversations(rows, source.messages, name)
+    given = list(rows)
+    texts = read_column(given, source.column, name)
+    if not source.question:
+        return texts, [None] * len(texts)
+    questions = read_column(given, source.question, name)
+    pairs = zip(texts, questions, strict=True)
+    texts = [question if isinstance(question, Problem) else text for text, question in pairs]
+    return texts, [question if isinstance(question, str) else None for question in questions]
+
+
+def _read_conversations(
+    rows: Iterable[dict[str, Any] | Problem], column: str, name: str
+) -> tuple[list[Text], list[str | None]]:
+    given: list[dict[str, Any] | Problem] = []
+    questions: list[str | None] = []
+    for row in rows:
+        pair = None if isinstance(row, Problem) else question_and_answer(row.get(column))
+        questions.append(pair and pair[0])
+        if pair:
+            row = {**row, column: pair[1]} if isinstance(row, dict) else row
+        elif isinstance(row, dict) and column in row:
+            row = {**row, column: None}
+        given.append(row)
+    return read_column(given, column, name), questions
+
+
+def question_and_answer(messages: Any) -> tuple[str, str] | None:
+    """The two sides of a conversation of one turn each, also of its JSON."""
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError:
+            return None
+    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+        return None
+    turns = [
+        (ROLES.get(item.get("role") or item.get("from")), item.get("content") or item.get("value"))
+        for item in messages
+    ]
+    match turns:
+        case [("user", str(question)), ("assistant", str(answer))] if question.strip():
+            return question, answer
+    return None
 
 
 def read_column(rows: Iterable[dict[str, Any] | Problem], column: str, source: str) -> list[Text]:

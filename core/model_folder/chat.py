@@ -37,15 +37,25 @@ class Chat:
     """YYYY-MM-DD, for templates that ask for today's date."""
     template: str | None = None
     """Text of a template in place of the tokenizer's own."""
+    system: str | None = None
+    """The message of the system that each prompt begins with."""
+    prefill: str | None = None
+    """Beginning of each answer, which the model continues."""
 
     @classmethod
     def of_cell(
         cls, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], resources: dict[str, Any]
     ) -> "Chat":
         """As the settings and resources of a cell say that reads a template."""
-        path = resources.get("files", {}).get("chat_template")
-        template = Path(path).read_text(encoding="utf-8") if path else None
-        return cls(tokenizer, settings.get("chat_date", CHAT_DATE), template)
+        files = resources.get("files", {})
+        template = files.get("chat_template")
+        return cls(
+            tokenizer,
+            settings.get("chat_date", CHAT_DATE),
+            Path(template).read_text(encoding="utf-8") if template else None,
+            read_prompt(files.get("system")),
+            read_prompt(files.get("prefill")),
+        )
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> list[int]:
         """Token ids of a conversation. Raises UserError where the template fails on it."""
@@ -54,6 +64,22 @@ class Chat:
     def text(self, messages: Messages, add_generation_prompt: bool, **options: Any) -> str:
         """The text of a conversation; `options` of `apply_chat_template`."""
         return str(self._apply(messages, add_generation_prompt, tokenize=False, **options))
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Token ids of the prompt of an answer: with the system prompt, the prefill begun."""
+        return self._prompt(messages, return_dict=False)  # type: ignore[no-any-return]
+
+    def prompt_text(self, messages: Messages) -> str:
+        """The text of `prompt`."""
+        return str(self._prompt(messages, tokenize=False))
+
+    def _prompt(self, messages: Messages, **options: Any) -> Any:
+        if self.system is not None:
+            messages = [{"role": "system", "content": self.system}, *messages]
+        if self.prefill is None:
+            return self._apply(messages, True, **options)
+        messages = [*messages, {"role": "assistant", "content": self.prefill}]
+        return self._apply(messages, False, continue_final_message=True, **options)
 
     def special_ids(self) -> set[int]:
         """Ids of the tokens that stand for no text, one of which ends an answer."""
@@ -91,6 +117,18 @@ class Chat:
             if trained and not (_begins(prompt, before) and _begins(answered, prompt)):
                 raise self._unusable(self.not_a_prefix(CONVERSATION, turn))
             before = answered
+        self._check_prompted()
+
+    def _check_prompted(self) -> None:
+        """Raise UserError where a prompt lacks the system prompt or does not end in the prefill."""
+        if self.system is None and self.prefill is None:
+            return  # transformers itself refuses a template that changes the prefill
+        question = CONVERSATION[:1]
+        text = self.prompt_text(question)
+        if self.system is not None and self.system not in text.partition(question[0]["content"])[0]:
+            raise self._unusable(
+                "the chat template leaves the system prompt out", "take arms.NAME.system away"
+            )
 
     def not_a_prefix(self, messages: Messages, turn: int) -> str:
         """Why the tokens of the prompt of the answer `turn` do not begin the conversation."""
@@ -147,6 +185,11 @@ class Chat:
 
     def _unusable(self, what: str, fix: str = FIX) -> UserError:
         return UserError(where=self.tokenizer.name_or_path, what=what, fix=fix)
+
+
+def read_prompt(path: str | None) -> str | None:
+    """The text of a file with a system prompt or a prefill, without white space at its ends."""
+    return Path(path).read_text(encoding="utf-8").strip() if path else None
 
 
 def _begins(ids: list[int], first: list[int]) -> bool:

@@ -2,14 +2,21 @@
 
 from pathlib import Path
 
-from core.model_folder.chat import Chat
+from core.model_folder.chat import Chat, read_prompt
 from core.model_folder.config import CHAT_DATE, read_config
 from core.model_folder.tokenizer import load_tokenizer, open_tokenizer
 from core.model_folder.weights import check_weights
 
 
 def check_start_model(
-    folder: Path, trains: bool, chats: bool, template: str = "", date: str = CHAT_DATE
+    folder: Path,
+    trains: bool,
+    chats: bool,
+    template: str = "",
+    date: str = CHAT_DATE,
+    system: str = "",
+    prefill: str = "",
+    tokenizer: Path | None = None,
 ) -> None:
     """Raise UserError with what is wrong with a model folder.
 
@@ -19,11 +26,16 @@ def check_start_model(
         chats: Whether its chat template is read: by a training on conversations, or for prompts.
         template: File with a chat template in place of its own; "" for its own.
         date: Of `core.model_folder.chat.Chat`.
+        system: File with the system prompt of an evaluation; "" where it has none.
+        prefill: File with the beginning of its answers; "" where it has none.
+        tokenizer: Model folder whose tokenizer is used in place of its own.
     """
     if trains:
         check_weights(folder, read_config(folder))
     if trains or chats:
-        tokenizer = load_tokenizer(folder) if trains else open_tokenizer(folder)
+        source = tokenizer or folder
+        opened = load_tokenizer(source) if trains else open_tokenizer(source)
     if chats:
         text = Path(template).read_text(encoding="utf-8") if template else None
-        Chat(tokenizer, date, text).check(trained=trains)
+        prompts = [read_prompt(path or None) for path in (system, prefill)]
+        Chat(opened, date, text, *prompts).check(trained=trains)

@@ -19,7 +19,29 @@ PROBE = (
     "  return [0]   # Ärger über Größe  Привет, мир! 天气很好。日本語のテスト 한국어 "
     "مرحبا بالعالم नमस्ते שלום ไทย 👩🏽‍🚀 ½ ﬁ\u00a0… </x> \n"
 )
+# Files that transformers and vLLM read a tokenizer and its chat template from.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 COPY_FIX = "copy tokenizer.json and tokenizer_config.json of the model that it was made from there"
+
+
+def link_with_tokenizer(target: Path, model: Path, tokenizer: Path) -> None:
+    """Make `target`, a folder with links to a model's files and to another's tokenizer."""
+    target.mkdir()
+    for file in model.iterdir():
+        if file.name not in TOKENIZER_FILES:
+            (target / file.name).symlink_to(file.absolute(), target_is_directory=file.is_dir())
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            (target / name).symlink_to((tokenizer / name).absolute())
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from core.files import sha256, write_atomically
 from core.paths import resolve
-from study.commands.common import load
+from study.commands.common import load, study_args
 from study.spec.schema import Study
 from study.spec.source_cells import sources
 
@@ -18,12 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="also compare files that are here with their SHA-256"
     )
+    parser.add_argument(
+        "--pin",
+        action="store_true",
+        help="write the newest commit of each Hub repository that has none into the study file",
+    )
 
 
 def fetch(args: argparse.Namespace) -> None:
     """Download the study's models and data."""
     from study.upkeep.fetch import fetch
 
+    if args.pin:
+        return _pin(args)
     study, base = load(args)
     entries = fetch(sources(study), base / "fetched.json", args.check)
     prompts = _record_prompt_files(study, base / "fetched.json")
@@ -39,6 +46,18 @@ def fetch(args: argparse.Namespace) -> None:
     ]
     headers = ["here, with its hashes", "revision", "GB"]
     print(tabulate(lines, headers=headers, floatfmt=".3f"))
+
+
+def _pin(args: argparse.Namespace) -> None:
+    from study.upkeep.pin import pin
+
+    rows = pin(args.study)
+    if args.json:
+        return print(json.dumps([{"key": key, "revision": commit} for key, commit in rows]))
+    if not rows:
+        return print(f"{args.study}: every repository of the Hub has its commit")
+    print(tabulate(rows, headers=["written for", "revision"]))
+    print(f"\npython -m study fetch {study_args(args)}")
 
 
 def _record_prompt_files(study: Study, record: Path) -> dict[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from core.cell.manifest import read_manifest
 from core.errors import UserError
 from study.commands.common import load, study_args
-from study.spec import benchmarks, expand
+from study.spec import benchmarks
+from study.spec.expansion import Expansion
 from study.spec.sources import locate
 
 
@@ -32,7 +33,7 @@ def label(args: argparse.Namespace) -> None:
             fix=f"valid: {', '.join(judged) or 'none'}",
         )
     scored = []
-    expansion = expand.Expansion(study, base)
+    expansion = Expansion(study, base)
     for row in expansion.checkpoints():
         scores = next(iter(expansion.scores(row, args.benchmark).values()))
         folder = base / scores.relpath

@@ -40,6 +40,7 @@ from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import contrast_arms, expand
 from study.spec.doses import unreachable
+from study.spec.expansion import Expansion
 from study.spec.schema import Study
 from study.spec.source_cells import corpus_name, sources
 from study.spec.sources import missing
@@ -200,7 +201,7 @@ def plan(args: argparse.Namespace) -> None:
 
 def show_contrasts(study: Study, as_json: bool) -> None:
     """Print what each contrast varies. Raises UserError where it is more than it declares."""
-    audits = contrast_arms.audit(expand.Expansion(study).checkpoints(), study.contrasts)
+    audits = contrast_arms.audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
     if as_json:
         rows = [
             {

@@ -195,6 +195,7 @@ FILES = {
     "likelihood": (6, 1),
     "lm_eval": (6, 1),
     "judge": (7, 1),
+    "scores": (10, 1),
     "labels": (5, 1),
     "analysis": (17, 3),
     "job": (5, 0),

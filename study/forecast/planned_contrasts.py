@@ -67,7 +67,9 @@ def _planned(study: Study, analysis: Cell) -> Planned:
         at = units.setdefault((row["benchmark"], row["arm"], row["dose"]), set())
         if row["seed"] is None:
             continue
-        if row.get("replicate") is None:
+        if study.arms[row["arm"]].start is None:  # what somebody else has trained
+            at.add(("seed", row["seed"]))
+        elif row.get("replicate") is None:
             at |= {("seed", seed) for seed in study.seeds}
         else:
             at.add(("replicate", row["replicate"]))

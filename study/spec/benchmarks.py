@@ -18,10 +18,11 @@ from study.spec.fingerprints import (
     endpoint_files,
     endpoint_model,
     engine_arguments,
+    model_name,
     yaml_once,
 )
-from study.spec.schema import Benchmark, Study
-from study.spec.sources import Source, identities, locate, paths
+from study.spec.schema import Benchmark, Remote, Study
+from study.spec.sources import Source, file_source, identities, locate, paths
 
 Inputs = dict[str, Cell]  # role -> cell
 
@@ -42,9 +43,15 @@ def sources(bench: Benchmark) -> dict[str, Source]:
     """The benchmark's files by name: the study's own where it names them, else the declared."""
     files: dict[str, Source] = {}
     for name, source in yaml_once(f"eval/benchmarks/{bench.task}.yaml")["files"].items():
-        path = getattr(bench, name)
-        files[name] = {"path": path} if path else _with_kind(source)
+        given = getattr(bench, name)
+        if given or source:
+            files[name] = file_source(given) if given else _with_kind(source)
     return files
+
+
+def is_prompted(bench: Benchmark) -> bool:
+    """Whether its questions can be asked under a system prompt or a prefill."""
+    return bool(declaration(bench)["scorer"] != "likelihood")
 
 
 def _with_kind(source: Source) -> Source:
@@ -187,13 +194,14 @@ def _generation_files(study: Study, name: str, checkpoint: Checkpoint) -> dict[s
 
 
 def _chat_files(study: Study, checkpoint: Checkpoint) -> dict[str, Source]:
-    """The chat template that the study file gives, where a prompt is made by it.
-
-    An SFT writes it to its checkpoint.
+    """The files that chat prompts are made by: the prompts of the arm, and the chat template that
+    the study file gives. An SFT writes the template to its checkpoint.
     """
-    if not checkpoint.chat or checkpoint.dose:
+    if not checkpoint.chat:
         return {}
-    return chat_files(study, study.arms[checkpoint.arm].start)
+    prompts: dict[str, Source] = {key: {"path": path} for key, path in checkpoint.prompts}
+    tuned_here = checkpoint.cell.stage == "sft"
+    return prompts if tuned_here else prompts | chat_files(study, checkpoint.start)
 
 
 def _generation_settings(study: Study, name: str, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -240,6 +248,21 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
     }
     name = label if judge == bench.judge else f"{label}-{judge}"
     return Cell("judge", name, settings, {"samples": samples}, resources)
+
+
+def existing_scores(study: Study, name: str, label: str, file: str | Remote) -> Cell:
+    """The cell that reads the scores of a benchmark in somebody else's file."""
+    bench = study.benchmarks[name]
+    declared = declaration(bench)
+    files = sources(bench) | {"scores": file_source(file)}
+    settings = {
+        "scorer": declared["scorer"],
+        "variant": declared["variant"],
+        "rows": declared["rows"],
+        "judge": model_name(study, bench.judge),
+        **identities(files),
+    }
+    return Cell("scores", label, settings, {}, paths(files))
 
 
 def labels(name: str, sheet: str) -> Cell:

@@ -66,24 +66,24 @@ class Mistake:
 
 
 Mistakes = list[Mistake]
+THIS_STUDY = "<this study>"  # in a fix: stands for the file, as it was typed
+PIN = f"python -m study fetch {THIS_STUDY} --pin writes the newest"
 
 
 def references(raw: Mapping) -> Mistakes:
     """Names that point nowhere, in circles, or twice."""
     corpora = section_entries(raw, "corpora")
     mistakes: Mistakes = []
-    for name, arm in section_entries(raw, "arms").items():
-        mistakes += _arm(name, arm, raw)
     for name, corpus in corpora.items():
         mistakes += _corpus(name, corpus, raw)
     mistakes += _cycles(corpora) + _unmatched(corpora)
     for name, endpoint in section_entries(raw, "endpoints").items():
         mistakes += _endpoint(name, endpoint)
     for name, model in section_entries(raw, "models").items():
-        mistakes += _model(name, model)
+        mistakes += _model(name, model, raw)
     for name, bench in section_entries(raw, "benchmarks").items():
         mistakes += _benchmark(name, bench, raw)
-    engine_options = _mapping(_mapping(raw.get("engine")).get("options"))
+    engine_options = mapping(mapping(raw.get("engine")).get("options"))
     mistakes += [
         Mistake(("engine", "options", key), "is not an option to give here: the kit sets it")
         for key in engine_options
@@ -105,7 +105,7 @@ def references(raw: Mapping) -> Mistakes:
 
 def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mistakes:
     """A mistake where `name`, the value at `at`, is no name in a section of the file."""
-    names = list(_mapping(raw.get(section)))
+    names = list(mapping(raw.get(section)))
     if not isinstance(name, str) or name in names:
         return []
     listed = f"valid: {', '.join(map(str, names))}" if names else f"the file has no {section}"
@@ -113,7 +113,7 @@ def check_reference(raw: Mapping, section: str, at: KeyPath, name: Any) -> Mista
     return [Mistake(at, what, listed)]
 
 
-def _mapping(value: Any) -> Mapping:
+def mapping(value: Any) -> Mapping:
     return value if isinstance(value, dict) else {}
 
 
@@ -123,59 +123,15 @@ def as_list(value: Any) -> list[Any]:
 
 def section_entries(raw: Mapping, section: str) -> dict[str, Mapping]:
     """The named things of a section that are mappings."""
-    values = _mapping(raw.get(section))
+    values = mapping(raw.get(section))
     return {name: value for name, value in values.items() if isinstance(value, dict)}
-
-
-def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
-    at = ("arms", name)
-    mistakes = check_reference(raw, "models", (*at, "start"), arm.get("start"))
-    mistakes += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
-    mistakes += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
-    if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
-        what = "the file has no `midtrain: {recipe: ...}`"
-        fix = "add it, or give the arm a recipe"
-        mistakes.append(Mistake((*at, "midtrain"), what, fix))
-    mistakes += [
-        Mistake((*at, key), "is for an arm with midtrain")
-        for key in ("recipe", "question_variant")
-        if key in arm and not arm.get("midtrain")
-    ]
-    corpus = arm.get("midtrain")
-    settings = section_entries(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
-    forms = usable_template(settings.get("template")).get("forms", []) if settings else []
-    if arm.get("question_variant") and arm["question_variant"] not in forms:
-        valid = "its corpus has no questions and answers"
-        if forms:
-            valid = f"valid: {', '.join(forms)}"
-        mistakes.append(
-            Mistake(
-                (*at, "question_variant"), f"there is no form {arm['question_variant']!r}", valid
-            )
-        )
-    return mistakes + _doses_of_arm(at, arm, raw)
-
-
-def _doses_of_arm(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
-    """Doses of an arm that its SFT doesn't have."""
-    is_named = isinstance(arm.get("sft"), str)
-    sft = _mapping(raw.get("sfts")).get(arm["sft"]) if is_named else raw.get("sft")
-    doses = _mapping(sft).get("doses") or [0]
-    if not isinstance(doses, list):
-        return []
-    listed = ", ".join(map(str, doses))
-    return [
-        Mistake((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
-        for dose in as_list(arm.get("doses"))
-        if dose not in doses
-    ]
 
 
 def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
     at = ("corpora", name)
     mistakes = check_reference(raw, "endpoints", (*at, "writer"), corpus.get("writer"))
     mistakes += _corpus_source(at, corpus)
-    if "{document}" not in str(_mapping(corpus.get("quality_filter")).get("prompt", "{document}")):
+    if "{document}" not in str(mapping(corpus.get("quality_filter")).get("prompt", "{document}")):
         what = "must hold {document}, where the text is put"
         mistakes.append(Mistake((*at, "quality_filter", "prompt"), what))
     for i, bench in enumerate(as_list(corpus.get("decontaminate_against"))):
@@ -198,9 +154,16 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
     (source,) = sources
     required = {"writer": "template", "hub": "revision"}.get(source)
     if required and not corpus.get(required):
-        return [Mistake(at, f"{source} needs {required}")]
+        return [Mistake(at, f"{source} needs {required}", PIN if source == "hub" else "")]
     if source == "writer":
-        return []
+        return [
+            Mistake((*at, key), "is for an existing corpus", "remove it")
+            for key in ("question", "messages", "gates")
+            if corpus.get(key)
+        ]
+    if corpus.get("messages") and (corpus.get("question") or corpus.get("column")):
+        what = "stands in place of column and question"
+        return [Mistake((*at, "messages"), what, "keep it, or these")]
     return [
         Mistake((*at, key), "is for a corpus with a writer", "remove it")
         for key in ("preview", "shards", "quality_filter", "replicates", "ending", "prompt_file")
@@ -268,24 +231,24 @@ def _own_slots(template: Any) -> Mapping:
 
 def task_names(raw: Mapping) -> list[str]:
     """The tasks that exist and that a benchmark of the file names."""
-    named = {str(bench.get("task")) for bench in section_entries(raw, "benchmarks").values()}
-    return sorted(name for name in named if is_there(f"eval/benchmarks/{name}.yaml"))
+    listed = {str(bench.get("task")) for bench in section_entries(raw, "benchmarks").values()}
+    return sorted(name for name in listed if is_there(f"eval/benchmarks/{name}.yaml"))
 
 
 def template_names(raw: Mapping) -> list[str]:
     """The templates that exist and that a corpus of the file names."""
-    named = {str(corpus.get("template")) for corpus in section_entries(raw, "corpora").values()}
-    return sorted(named & {*shipped_templates()})
+    listed = {str(corpus.get("template")) for corpus in section_entries(raw, "corpora").values()}
+    return sorted(listed & {*shipped_templates()})
 
 
 def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
     """The recipes that exist and that the file names, and what each is the recipe of."""
-    trainings = [_mapping(raw.get("midtrain")), _mapping(raw.get("sft"))]
+    trainings = [mapping(raw.get("midtrain")), mapping(raw.get("sft"))]
     trainings += [*section_entries(raw, "sfts").values(), *section_entries(raw, "arms").values()]
-    named: list[tuple[Any, type]]
-    named = [(training.get("recipe"), Training) for training in trainings]
-    named += [(model.get("make"), TinyLlama) for model in section_entries(raw, "models").values()]
-    paths = [(path, kind) for path, kind in named if isinstance(path, str)]
+    listed: list[tuple[Any, type]]
+    listed = [(training.get("recipe"), Training) for training in trainings]
+    listed += [(model.get("make"), TinyLlama) for model in section_entries(raw, "models").values()]
+    paths = [(path, kind) for path, kind in listed if isinstance(path, str)]
     return [(path, kind) for path, kind in dict.fromkeys(paths) if is_there(path)]
 
 
@@ -306,7 +269,7 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
         for key in ("base_url", "model", "key_env")
         if endpoint.get(key)
     ]
-    for key in _mapping(endpoint.get("options")):
+    for key in mapping(endpoint.get("options")):
         if not re.fullmatch("[a-z][a-z0-9_]*", str(key)) or key in OWN_OPTIONS:
             what = "is not an option to give here"
             fix = "write those of `vllm serve` with _, without host, port and names"
@@ -314,13 +277,18 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
     return mistakes
 
 
-def _model(name: str, model: Mapping) -> Mistakes:
+def _model(name: str, model: Mapping, raw: Mapping) -> Mistakes:
     at = ("models", name)
     mistakes: Mistakes = []
     if sum(bool(model.get(key)) for key in ("make", "path", "hub")) != 1:
         mistakes.append(Mistake(at, "needs exactly one of make, path, hub (with revision)"))
     if model.get("hub") and not model.get("revision"):
-        mistakes.append(Mistake(at, "hub needs revision, a commit (40 hex)"))
+        mistakes.append(Mistake(at, "hub needs revision, a commit (40 hex)", PIN))
+    mistakes += check_reference(raw, "models", (*at, "tokenizer"), model.get("tokenizer"))
+    other = mapping(raw.get("models")).get(str(model.get("tokenizer")))
+    if model.get("tokenizer") and (model.get("make") or mapping(other).get("make")):
+        what = "is for a model by path or hub, and names one"
+        mistakes.append(Mistake((*at, "tokenizer"), what, "remove it"))
     return mistakes
 
 
@@ -361,6 +329,13 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
         for key in (*OWN_FILES, *JUDGING, *LM_EVAL)
         if key in bench and key not in options
     ]
+    if isinstance(questions := bench.get("questions"), dict):
+        mistakes += remote_mistakes((*at, "questions"), questions)
+    mistakes += [
+        Mistake((*at, key), "missing", f"eval/benchmarks/{task}.yaml says what to name")
+        for key, source in declared["files"].items()
+        if source is None and not bench.get(key)
+    ]
     judges = [bench.get("judge"), *as_list(bench.get("other_judges"))]
     for judge in judges:
         mistakes += _judge_under_test((*at, "judge"), judge, raw)
@@ -392,15 +367,15 @@ def _training(at: KeyPath, training: Any) -> Mistakes:
         return []
     mistakes: Mistakes = []
     if isinstance(data := training.get("data"), dict):
-        mistakes += _remote((*at, "data"), data)
+        mistakes += remote_mistakes((*at, "data"), data)
     return mistakes + _repeated((*at, "doses"), training.get("doses"), "dose")
 
 
-def _remote(at: KeyPath, data: Mapping) -> Mistakes:
+def remote_mistakes(at: KeyPath, data: Mapping) -> Mistakes:
     if bool(data.get("hub")) == bool(data.get("url")):
         return [Mistake(at, "needs exactly one of hub (with revision and file), url")]
     return [
-        Mistake((*at, key), "missing", "hub needs it")
+        Mistake((*at, key), "missing", PIN if key == "revision" else "hub needs it")
         for key in ("revision", "file")
         if data.get("hub") and not data.get(key)
     ]

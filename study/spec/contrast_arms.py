@@ -8,23 +8,28 @@ recipe   the recipe of midtraining, as recipe.KEY
 start    the start model
 sft      instruction tuning: its recipe, data and replay
 dose     rows of instruction data
+system   system prompt of the evaluations
+prefill  beginning of their answers
 
 A unit covers what is below it: `recipe` covers recipe.lr, `sft` covers sft.recipe.lr.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.stages import SHARDING_STAGES
 from study.spec.checkpoint import Checkpoint, midtraining_of
-from study.spec.schema import Contrast
+from study.spec.fingerprints import content_hash
+from study.spec.schema import Arm, Contrast
 from study.spec.source_cells import corpus_name
 
 Settings = dict[str, Any]
 ABSENT = "none"
+UNKNOWN = "what is not recorded here: scores of somebody else"
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,28 @@ class Audit:
             of a stage that only one arm has are not listed: the stage is what differs.
         undeclared: Those beyond what it varies: what it declares, by default the first unit that
             differs. Two doses are declared by treatment_dose and control_dose.
+        unknown: Whether an arm has scores of somebody else, of which no setting is known here.
     """
 
     contrast: Contrast
     differences: list[Difference]
     undeclared: list[Difference]
+    unknown: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        """What the results say the arms differ in."""
+        return [UNKNOWN] if self.unknown else [row.key for row in self.differences]
 
     def __str__(self) -> str:
+        if self.unknown:
+            return UNKNOWN
         return "; ".join(map(str, self.differences)) or "nothing differs"
 
 
-def audit(evaluated: list[Checkpoint], contrasts: list[Contrast]) -> list[Audit]:
+def audit(
+    evaluated: list[Checkpoint], contrasts: list[Contrast], arms: Mapping[str, Arm]
+) -> list[Audit]:
     """In what the arms of each contrast differ. Of each arm and dose the first seed counts."""
     audits = []
     for contrast in contrasts:
@@ -106,7 +122,8 @@ def audit(evaluated: list[Checkpoint], contrasts: list[Contrast]) -> list[Audit]
         if not declared and differing:
             declared = [differing[0].unit]
         more = [row for row in differing if not any(_covers(unit, row.key) for unit in declared)]
-        audits.append(Audit(contrast, differing, more))
+        unknown = any(arms[side].scores for side in (contrast.treatment, contrast.control))
+        audits.append(Audit(contrast, differing, more, unknown))
     return audits
 
 
@@ -163,6 +180,8 @@ def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]
         yield from _flattened("recipe", *(cell.settings["recipe"] for cell in midtrainings if cell))
     yield from _cells("start", *(_start(side.cell) for side in sides))
     yield from _values("dose", treatment.dose, control.dose)
+    for key in ("system", "prefill"):
+        yield from _prompts(key, *(dict(side.prompts).get(key) for side in sides))
     tunings = [_sft(side.cell) for side in sides]
     if all(tunings):
         yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
@@ -175,6 +194,14 @@ def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]
         yield from _flattened(
             "sft", *({key: part[key] for key in part if key not in ours} for part in rest)
         )
+
+
+def _prompts(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:
+    """Two files with a system prompt or a prefill, by their contents."""
+    hashes = [content_hash(path) if path else None for path in (treatment, control)]
+    if hashes[0] != hashes[1]:
+        names = [Path(path).stem if path else ABSENT for path in (treatment, control)]
+        yield Difference(key, names[0], names[1])
 
 
 def _cells(unit: str, treatment: Cell | None, control: Cell | None) -> Iterable[Difference]:

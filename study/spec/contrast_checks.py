@@ -3,7 +3,18 @@
 from typing import Any
 
 from core.strict_yaml import KeyPath
-from study.spec.checks import Mapping, Mistake, Mistakes, as_list, check_reference
+from study.spec.arm_checks import PROMPTS
+from study.spec.checks import (
+    Mapping,
+    Mistake,
+    Mistakes,
+    as_list,
+    check_reference,
+    section_entries,
+    task_names,
+)
+from study.spec.declaration import declaration_problems
+from study.spec.fingerprints import yaml_once
 
 
 def contrast_mistakes(raw: Mapping) -> Mistakes:
@@ -20,11 +31,29 @@ def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
     mistakes += check_reference(raw, "arms", (*at, "control"), contrast.get("control"))
     for i, bench in enumerate(as_list(contrast.get("benchmarks"))):
         mistakes += check_reference(raw, "benchmarks", (*at, "benchmarks", i), bench)
+        mistakes += _unprompted((*at, "benchmarks", i), bench, contrast, raw)
     if (contrast.get("treatment_dose") is None) != (contrast.get("control_dose") is None):
         mistakes.append(Mistake(at, "needs both of treatment_dose, control_dose, or neither"))
     if contrast.get("doses") and contrast.get("treatment_dose") is not None:
         mistakes.append(Mistake((*at, "doses"), "has no meaning beside treatment_dose", "keep one"))
     return mistakes
+
+
+def _unprompted(at: KeyPath, bench: Any, contrast: Mapping, raw: Mapping) -> Mistakes:
+    """A benchmark by likelihood, on which an arm with a system prompt or a prefill has no score."""
+    task = section_entries(raw, "benchmarks").get(str(bench), {}).get("task")
+    if task not in task_names(raw) or declaration_problems(task):
+        return []
+    if yaml_once(f"eval/benchmarks/{task}.yaml")["scorer"] != "likelihood":
+        return []
+    arms = section_entries(raw, "arms")
+    sides = [contrast.get(side) for side in ("treatment", "control")]
+    what = "asks without a chat template: {} has no scores on it, having a system prompt or prefill"
+    return [
+        Mistake(at, what.format(side), "take the benchmark out of the contrast")
+        for side in sides
+        if any(arms.get(str(side), {}).get(key) for key in PROMPTS)
+    ]
 
 
 def _repeated_contrasts(raw: Mapping) -> Mistakes:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from core.paths import is_there, resolve
-from study.spec.checks import Mistake, Mistakes
+from study.spec.checks import PIN, Mistake, Mistakes
 from study.spec.template import prompt_mistakes, usable_template
 
 
@@ -25,7 +25,7 @@ def _embedder(embedder: Any) -> Mistakes:
     if bool(embedder.get("path")) == bool(embedder.get("hub")):
         return [Mistake(at, "needs exactly one of path, hub (with revision)")]
     if embedder.get("hub") and not embedder.get("revision"):
-        return [Mistake(at, "hub needs revision, a commit (40 hex)")]
+        return [Mistake(at, "hub needs revision, a commit (40 hex)", PIN)]
     return []
 
 

@@ -43,7 +43,8 @@ class Declaration:
     """A file of eval/benchmarks."""
 
     scorer: str
-    files: dict[Literal["questions", "dimensions", "items", "data"], DeclaredFile]
+    # None: the study file must name it.
+    files: dict[Literal["questions", "dimensions", "items", "data"], DeclaredFile | None]
     rows: int | None = None
     variant: str | None = None
     per_token: bool | None = None
@@ -84,6 +85,8 @@ def _mistakes(declared: Declaration) -> list[tuple[tuple[str, ...], str, str]]:
         if name not in valid:
             fix = f"valid: {', '.join(valid)}"
             mistakes.append((("files", name), f"{declared.scorer} reads no such file", fix))
+        if file is None:
+            continue
         if sum(bool(source) for source in (file.path, file.hub, file.url)) != 1:
             what = "needs exactly one of path, hub and url"
             mistakes.append((("files", name), what, "give one"))

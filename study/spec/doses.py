@@ -10,13 +10,19 @@ from study.spec.schema import Sft, Study
 
 def doses(study: Study, arm: str) -> list[int]:
     """The doses of SFT at which an arm is evaluated."""
+    settings = study.arms[arm]
+    if settings.scores or settings.checkpoints:
+        given = {dose for by_dose in (settings.scores or {}).values() for dose in by_dose}
+        return sorted(given | {*(settings.checkpoints or {})})
     sft = sft_of(study, arm)
-    selected = study.arms[arm].doses
+    selected = settings.doses
     return [dose for dose in (sft.doses if sft else [0]) if selected is None or dose in selected]
 
 
 def sft_of(study: Study, arm: str) -> Sft | None:
-    """The instruction tuning of an arm."""
+    """The instruction tuning of an arm; None where this study does not train it."""
+    if study.arms[arm].start is None:
+        return None
     name = study.arms[arm].sft
     return study.sfts[name] if name else study.sft
 

@@ -1,5 +1,6 @@
 """Read a study file: YAML in, `schema.Study` out, or every mistake in it at once."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,15 @@ from pydantic import TypeAdapter
 from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, override, read_yaml, validate_file
 from core.yaml_text import to_yaml
-from study.spec.checks import has_replicates, recipe_names, references, task_names, template_names
+from study.spec.arm_checks import arm_mistakes
+from study.spec.checks import (
+    THIS_STUDY,
+    has_replicates,
+    recipe_names,
+    references,
+    task_names,
+    template_names,
+)
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
 from study.spec.corpus_checks import corpus_mistakes
@@ -46,6 +55,7 @@ def load_study(
         mistake
         for check in (
             references,
+            arm_mistakes,
             corpus_mistakes,
             endpoint_mistakes,
             contrast_mistakes,
@@ -56,7 +66,11 @@ def load_study(
         )
         for mistake in check(raw)
     ]
-    problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
+    typed = shlex.quote(str(path))
+    problems += [
+        located(path, m.at, m.what, lines, m.fix.replace(THIS_STUDY, typed))
+        for m in mistakes_in_names
+    ]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
     problems += [problem for name in task_names(raw) for problem in declaration_problems(name)]

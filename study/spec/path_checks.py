@@ -1,12 +1,13 @@
 """Files and folders that a study file names: they must be there, and be what they are read as."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from core.errors import UserError
 from core.paths import is_there, resolve
 from core.row_formats import data_file
 from core.strict_yaml import KeyPath
-from study.spec.checks import OWN_FILES, Mapping, Mistake, Mistakes, section_entries
+from study.spec.checks import OWN_FILES, Mapping, Mistake, Mistakes, as_list, section_entries
 
 RELATIVE = "paths are relative to the checkout unless absolute"
 SHOWN = 200  # characters of a path in a message
@@ -28,6 +29,11 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _folder(("models", name, "path"), model.get("path"))
         for key in ("make", "chat_template"):
             mistakes += _file(("models", name, key), model.get(key))
+    for name, arm in section_entries(raw, "arms").items():
+        for key in ("system", "prefill"):
+            mistakes += _file(("arms", name, key), arm.get(key))
+        for at, file in _score_files(arm.get("scores")):
+            mistakes += _file(("arms", name, "scores", *at), file)
     for name, endpoint in section_entries(raw, "endpoints").items():
         if endpoint.get("served_by") == "vllm":
             mistakes += _folder(("endpoints", name, "path"), endpoint.get("path"))
@@ -48,6 +54,13 @@ def _trainings(raw: Mapping) -> dict[KeyPath, Mapping]:
         entries = section_entries(raw, section).items()
         sections |= {(section, name): value for name, value in entries}
     return sections
+
+
+def _score_files(scores: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """The files of an arm's scores, by benchmark, dose and number."""
+    for bench, by_dose in scores.items() if isinstance(scores, dict) else ():
+        for dose, files in by_dose.items() if isinstance(by_dose, dict) else ():
+            yield from (((bench, dose, i), file) for i, file in enumerate(as_list(files)))
 
 
 def _file(at: KeyPath, value: Any) -> Mistakes:

@@ -11,82 +11,15 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from core.model_folder.config import CHAT_DATE
-from core.strict_yaml import STRICT, Commit, Count, Name, Rate, Share
+from core.strict_yaml import STRICT, Commit, Count, Name, Share
+from study.spec.endpoint_schema import Endpoint as Endpoint
+from study.spec.endpoint_schema import Request as Request
 
 Dose = Annotated[int, Field(ge=0)]
 Doses = Annotated[list[Dose], Field(min_length=1)]
-Price = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
-
-
-@dataclass(config=STRICT, frozen=True)
-class Request:
-    """How requests to an endpoint are written. Providers differ in the parameters that they take.
-
-    What changes answers is part of a cell's identity: `temperature` and `extra_body`.
-    """
-
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Name of the limit on completion tokens."""
-    seed: bool = True
-    """Whether the sampling seed is sent."""
-    temperature: Literal["send"] | None = "send"
-    """`null`: the temperature is not sent, and the endpoint uses its own."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """More keys of each request, such as {reasoning_effort: none}."""
-
-
-@dataclass(config=STRICT, frozen=True)
-class Endpoint:
-    """A server that speaks the OpenAI API: the document writer or the judge.
-
-    Only the model, and of `request` what changes answers, are part of a cell's identity: address,
-    key, limits and prices are not.
-    """
-
-    served_by: Literal["dummy", "url", "vllm"] = "url"
-    """`url`: a server at `base_url`. `vllm`: a vLLM server that each job starts for itself on the
-    loopback interface. `dummy`: the kit's deterministic rules, served on the loopback interface;
-    needs no key and no GPU."""
-    base_url: str | None = None
-    """Address that ends where `/chat/completions` begins, such as https://api.example.org/v1."""
-    model: str | None = None
-    """Model name as the server knows it."""
-    preset: (
-        Literal[
-            "openai",
-            "openai-reasoning",
-            "gemini",
-            "xai",
-            "anthropic",
-            "vllm",
-            "llamacpp",
-            "ollama",
-        ]
-        | None
-    ) = None
-    """`url`: a provider or server (docs/endpoints.md). It gives `base_url`, `key_env` and `request`
-    where these are left out."""
-    request: Request = Request()
-    """How requests are written, such as {max_tokens_key: max_completion_tokens}."""
-    key_env: str | None = None
-    """NAME of the environment variable that holds the API key. The key itself is never written to
-    a file."""
-    path: str | None = None
-    """`vllm`: folder of a Hugging Face model."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """`vllm`: options of `vllm serve`, written with underscores, such as {tensor_parallel_size:
-    4}."""
-    requests_per_minute: Rate | None = None
-    """Rate limit, shared by all jobs of the study. Without it there is no limit."""
-    tokens_per_minute: Rate | None = None
-    """Rate limit on prompt and completion tokens together, shared by all jobs of the study."""
-    prompt_price: Price = 0.0
-    """Price per million prompt tokens."""
-    completion_price: Price = 0.0
-    """Price per million completion tokens."""
-    timeout: Rate = 120.0
-    """Seconds after which a request without a response is sent again."""
+# Of a claim: a name, a dose or a margin; or by the role of a dose the arm and dose [ARM, DOSE].
+Role = str | int | float | dict[Name, list[str | int]]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -106,6 +39,9 @@ class Model:
     """Jinja file with the chat template, for a model that has none or in place of its own. Part of
     the identity of the cells that read it: SFT, training on question variants, and chat prompts
     before any SFT."""
+    tokenizer: Name | None = None
+    """Other entry of `models` whose tokenizer and chat template are used in place of its own: for
+    a repository that has none."""
     chat: bool = False
     """Whether the model is instruction-tuned. If so, it is prompted with its chat template before
     any SFT."""
@@ -163,7 +99,15 @@ class Corpus:
     split: str = "train"
     """Existing corpus on the Hub: split of the data set."""
     column: str = "text"
-    """Existing corpus: column that holds the text."""
+    """Existing corpus: column that holds the text; with `question` the answer."""
+    question: str | None = None
+    """Existing corpus of questions and answers: column that holds the question. Arms train on it
+    with `question_variant: original`."""
+    messages: str | None = None
+    """Existing corpus of questions and answers: column that holds conversations of one question
+    and its answer, in place of `column` and `question`. Others are set aside and counted."""
+    gates: Literal["reject", "report"] = "reject"
+    """Existing corpus: whether texts that fail a gate are left out, or only counted."""
     matched_to: str | None = None
     """Corpus whose slots and number of tokens this corpus must equal."""
     tokens: Count | None = None
@@ -204,33 +148,6 @@ class Corpus:
 
 
 @dataclass(config=STRICT, frozen=True)
-class Arm:
-    """One condition: a start model, its midtraining and its instruction tuning."""
-
-    start: str
-    """Start model."""
-    midtrain: str | None = None
-    """Corpus to midtrain on. Without it the arm has no midtraining."""
-    recipe: str | None = None
-    """Midtraining recipe of this arm. By default that of `midtrain`."""
-    question_variant: str | None = None
-    """For a corpus of question and answer pairs: which wording of the questions to train on, as
-    conversations."""
-    sft: str | None = None
-    """Entry of `sfts`. By default the study's `sft`."""
-    doses: Doses | None = None
-    """Subset of the doses of its SFT. By default all."""
-
-
-@dataclass(config=STRICT, frozen=True)
-class Midtrain:
-    """Midtraining of all arms that name a corpus."""
-
-    recipe: str
-    """YAML file of recipes/."""
-
-
-@dataclass(config=STRICT, frozen=True)
 class Remote:
     """A file on the Hugging Face Hub at a commit, or at a URL. `python -m study fetch` downloads
     it."""
@@ -245,6 +162,48 @@ class Remote:
     """Address of the file, in place of `hub`."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the file at `url`. Another content is refused."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class Arm:
+    """One condition: a start model, its midtraining and its instruction tuning. Or what somebody
+    else has trained or scored: exactly one of start, checkpoints, scores."""
+
+    start: str | None = None
+    """Start model."""
+    checkpoints: dict[Dose, list[Name]] | None = None
+    """Models that somebody else has trained, evaluated as they are: entries of `models` by dose,
+    one for each of their training seeds. They take the study's seeds in order."""
+    scores: dict[Name, dict[Dose, list[str | Remote]]] | None = None
+    """Scores that somebody else has computed: by benchmark and dose one file for each of their
+    training seeds, which take the study's seeds in order. Inspect logs, CSV or Parquet
+    (docs/evaluation.md)."""
+    midtrain: str | None = None
+    """Corpus to midtrain on. Without it the arm has no midtraining."""
+    recipe: str | None = None
+    """Midtraining recipe of this arm. By default that of `midtrain`."""
+    question_variant: str | None = None
+    """For a corpus of question and answer pairs: which wording of the questions to train on, as
+    conversations."""
+    sft: str | None = None
+    """Entry of `sfts`. By default the study's `sft`."""
+    doses: Doses | None = None
+    """Subset of the doses of its SFT. By default all."""
+    system: str | None = None
+    """File with a system prompt of its evaluations, such as eval/prompts/minimal.txt. Its models
+    must be prompted by their chat template. Trainings are those of the arm without it. The arm has
+    no scores on tasks by likelihood, which ask without a chat template."""
+    prefill: str | None = None
+    """File with the beginning of each answer, which the model continues. A judge reads the answer
+    with it. Otherwise as `system`."""
+
+
+@dataclass(config=STRICT, frozen=True)
+class Midtrain:
+    """Midtraining of all arms that name a corpus."""
+
+    recipe: str
+    """YAML file of recipes/."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -274,8 +233,9 @@ class Benchmark:
 
     task: Name
     """File of eval/benchmarks, without `.yaml`."""
-    questions: str | None = None
-    """Judged tasks: JSONL file with the questions, in place of the declared one."""
+    questions: str | Remote | None = None
+    """Judged tasks: file with the questions, in place of the declared one. Task
+    human_compassion_original declares none."""
     dimensions: str | None = None
     """Tasks anima and moru: JSONL file with a rubric per dimension, in place of the declared
     one."""
@@ -339,7 +299,7 @@ class Engine:
 
 
 # Units of `study.spec.contrast_arms`, or what is below them.
-VARIED = r"^(corpus|start|recipe|sft|dose)(\.[a-z0-9_]+)*$"
+VARIED = r"^(corpus|start|recipe|sft|dose|system|prefill)(\.[a-z0-9_]+)*$"
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -366,9 +326,10 @@ class Contrast:
     margin: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Margin of equivalence in score units: a smaller difference does not matter."""
     varies: list[Annotated[str, Field(pattern=VARIED)]] | None = None
-    """What differs between the arms: corpus, start, recipe.KEY, sft or dose, each with all that is
-    below it. More is a mistake of the study file, because the difference is then no effect of one
-    thing. By default one of them may differ. `plan --contrasts` lists what does."""
+    """What differs between the arms: corpus, start, recipe.KEY, sft, dose, system or prefill, each
+    with all that is below it. More is a mistake of the study file, because the difference is then
+    no effect of one thing. By default one of them may differ. `plan --contrasts` lists what
+    does."""
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -435,10 +396,13 @@ class Study:
     are at .05 (docs/statistics.md). By default one look, at all seeds."""
     costs: Costs = Costs()
     """Costs of more data."""
-    claim_roles: dict[Name, str | int | float] = Field(default_factory=dict)
+    claim_roles: dict[Name, Role] = Field(default_factory=dict)
     """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
     study the paper's claims (analysis/claims/) speak of. Without it the claims are left out of the
-    report."""
+    report. A role of an arm may be given by the roles of doses, as in {before_sft: [ARM, DOSE]}."""
+    ladder: list[dict[Name, Role]] = Field(default_factory=list)
+    """Of each further rung of reproduction (docs/statistics.md), the roles that other arms have
+    there: `claim_roles` with these in place. An arm's rung follows from what it is made of."""
     tables: Tables = Tables()
     """How the LaTeX tables are set."""
     engine: Engine = Engine()

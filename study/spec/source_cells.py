@@ -14,7 +14,8 @@ from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
-from sdf.source_rows import local_rows, read_column
+from sdf.settings import SourceSettings
+from sdf.source_rows import local_rows, read_texts
 from study.spec import benchmarks
 from study.spec.doses import doses
 from study.spec.fingerprints import (
@@ -26,7 +27,7 @@ from study.spec.fingerprints import (
     yaml_once,
 )
 from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
-from study.spec.sources import Source, identities, identity, paths
+from study.spec.sources import Source, file_source, identities, identity, paths, remote
 from study.spec.template import template_content
 
 # What the toy model is made of besides its recipe.
@@ -34,13 +35,6 @@ TOY_FILES: dict[str, Source] = {
     "prose": {"path": "recipes/data/neutral_prose.txt"},
     "chat_template": {"path": "recipes/data/llama3_chat.jinja"},
 }
-
-
-def remote(data: Remote) -> Source:
-    """The source of a file that the study file names on Hugging Face or at a URL."""
-    if data.url:
-        return {"url": data.url, "sha256": data.sha256}
-    return {"hub": data.hub, "revision": data.revision, "kind": "dataset", "file": data.file}
 
 
 def model(study: Study, name: str) -> Cell:
@@ -55,6 +49,8 @@ def model(study: Study, name: str) -> Cell:
         settings |= identities(TOY_FILES)
         return Cell("model", name, settings, resources={**runtime, **paths(TOY_FILES)})
     files: dict[str, Source] = {"model": _model_folder(model)}
+    if model.tokenizer:
+        files["tokenizer"] = _model_folder(study.models[model.tokenizer])
     arms = [arm for arm in study.arms if study.arms[arm].start == name]
     trains = any(study.arms[arm].midtrain or any(doses(study, arm)) for arm in arms)
     return Cell("model", name, identities(files), resources={**paths(files), "trains": trains})
@@ -79,6 +75,9 @@ def sources(study: Study) -> list[Source]:
         named += benchmarks.sources(bench).values()
     for corpus in study.corpora.values():
         named += _decontamination_texts(study, corpus).values()
+    for arm in study.arms.values():
+        by_dose = [files for of_bench in (arm.scores or {}).values() for files in of_bench.values()]
+        named += [file_source(file) for files in by_dose for file in files]
     named = [source for source in named if "path" not in source]
     return [source for n, source in enumerate(named) if source not in named[:n]]
 
@@ -122,7 +121,8 @@ def tokenizer_model(study: Study, corpus: str) -> str:
     Of several the smallest hash decides: names and their order change no corpus.
     """
     arms = [arm for arm in study.arms.values() if arm.midtrain]
-    starts = {arm.start for arm in arms if arm.midtrain == corpus} or {arm.start for arm in arms}
+    of_corpus = [arm for arm in arms if arm.midtrain == corpus] or arms
+    starts = {arm.start for arm in of_corpus if arm.start}
     named = sorted(starts or study.models)
     return min(named, key=lambda name: _tokenizer_hash(study, name)) if named[1:] else named[0]
 
@@ -132,7 +132,7 @@ def _tokenizer_hash(study: Study, name: str) -> str:
     if start.make:
         return model(study, name).identity
     if start.path:
-        return str(identity(_tokenizer_file(start)))
+        return str(identity(_tokenizer_file(study, start)))
     text = json.dumps(identity(_on_hub(start, "model")), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -167,7 +167,7 @@ def documents(
     if tokenizer:
         inputs["tokenizer"] = tokenizer
     else:
-        source = _tokenizer_file(start)
+        source = _tokenizer_file(study, start)
         settings["files"] = settings["files"] | identities({"tokenizer": source})["files"]
         resources = resources | {
             "files": resources["files"] | paths({"tokenizer": source})["files"]
@@ -215,22 +215,25 @@ def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
     return {f"benchmark{number}": source for number, source in enumerate(ordered, 1)}
 
 
-def _tokenizer_file(model: Model) -> Source:
+def _tokenizer_file(study: Study, model: Model) -> Source:
     name = "tokenizer.json"
+    if model.tokenizer:
+        model = study.models[model.tokenizer]
     if model.path:
         return {"path": f"{model.path}/{name}"}
     return _on_hub(model, "model") | {"file": name}
 
 
 @lru_cache
-def _check_texts(path: str, column: str) -> None:
+def _check_texts(path: str, column: str, question: str | None, messages: str | None) -> None:
     """Refuse a corpus' file as its cell would. A large one is left to the cell: it takes minutes.
 
     It is read once in a process.
     """
     file = resolve(path)
     if file.is_dir() or file.stat().st_size < LARGE:
-        read_column(local_rows(file), column, str(file))
+        source = SourceSettings(column, "train", question=question, messages=messages)
+        read_texts(local_rows(file), source, str(file))
 
 
 def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -266,9 +269,13 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
         files |= endpoint_files(endpoint, "writer")
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}
+        given = {"question": corpus.question, "messages": corpus.messages}
+        settings["source"] |= {key: value for key, value in given.items() if value}
+        if corpus.gates != "reject":
+            settings["source"]["gates"] = corpus.gates
         if corpus.path:
             files["source"] = {"path": corpus.path}
-            _check_texts(corpus.path, corpus.column)
+            _check_texts(corpus.path, corpus.column, corpus.question, corpus.messages)
         else:
             files["source"] = _on_hub(corpus, "dataset")
             settings["source"] |= {"hub": corpus.hub, "revision": corpus.revision}

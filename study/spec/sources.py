@@ -18,6 +18,7 @@ from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import resolve
 from study.spec.fingerprints import cache_folder, content_hash, fingerprint_once
+from study.spec.schema import Remote
 
 Source = dict[str, Any]
 # Files of a model that are fetched: weights as safetensors and what reads them, but no code.
@@ -44,6 +45,18 @@ SECOND_COPIES = [
     "*.bf16.*",
     "*.fp32.*",
 ]
+
+
+def remote(data: Remote) -> Source:
+    """The source of a file that the study file names on Hugging Face or at a URL."""
+    if data.url:
+        return {"url": data.url, "sha256": data.sha256}
+    return {"hub": data.hub, "revision": data.revision, "kind": "dataset", "file": data.file}
+
+
+def file_source(file: str | Remote) -> Source:
+    """The source of a file that the study file names by its path, or as `remote`."""
+    return {"path": file} if isinstance(file, str) else remote(file)
 
 
 def identity(source: Source) -> Any:

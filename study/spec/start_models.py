@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
@@ -10,31 +11,56 @@ from core.model_size import start_model
 from core.paths import resolve
 
 
+class Use(NamedTuple):
+    """Arguments of `core.model_folder.check.check_start_model`; "" where a file is not given."""
+
+    folder: str
+    trains: bool
+    chats: bool
+    template: str
+    date: str
+    system: str
+    prefill: str
+    tokenizer: str
+
+
 def model_problems(cells: Iterable[Cell]) -> list[Problem]:
     """A problem for each thing that these cells would refuse of a model folder that is here."""
-    uses: set[tuple[str, bool, bool, str, str]] = set()
+    uses: set[Use] = set()
     for cell in cells:
         source = cell.inputs.get("start") or cell.inputs.get("checkpoint")
         if source is None or source.stage == "sft":
             continue  # what an SFT starts from is asked of the SFT
-        folder = start_model(source).resources.get("files", {}).get("model")
+        start_files = start_model(source).resources.get("files", {})
+        folder, tokenizer = start_files.get("model"), start_files.get("tokenizer") or ""
         if not folder or not (resolve(folder) / "config.json").is_file():
             continue  # the kit makes it, or it is not yet fetched
         trains = "start" in cell.inputs
         conversations = cell.stage == "sft" or "question_variant" in cell.settings
         prompts = cell.settings.get("prompt") == "chat" or bool(cell.settings.get("chat"))
-        template = cell.resources.get("files", {}).get("chat_template") or ""
+        files = cell.resources.get("files", {})
         date = cell.settings.get("chat_date", CHAT_DATE)
+        if tokenizer and not (resolve(tokenizer) / "tokenizer.json").is_file():
+            continue  # not yet fetched
         if trains or prompts:
-            uses.add((str(resolve(folder)), trains, conversations or prompts, template, date))
+            names = ("chat_template", "system", "prefill")
+            template, system, prefill = (files.get(name) or "" for name in names)
+            chats = conversations or prompts
+            uses.add(
+                Use(str(resolve(folder)), trains, chats, template, date, system, prefill, tokenizer)
+            )
     if not uses:
         return []
     # transformers takes seconds to import.
     check = importlib.import_module("core.model_folder.check").check_start_model
     problems: list[Problem] = []
-    for folder, trains, chats, template, date in sorted(uses):
+    for use in sorted(uses):
         try:
-            check(resolve(folder), trains, chats, template, date)
+            check(
+                resolve(use.folder),
+                *use[1:-1],
+                tokenizer=resolve(use.tokenizer) if use.tokenizer else None,
+            )
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     return problems

@@ -10,6 +10,7 @@ from core.cell.identity import Cell
 from core.declaration import FILE, content_sha256, read_declaration, write_declaration
 from core.stages import VLLM_STAGES
 from study.spec import benchmarks
+from study.spec.checkpoint import prompts_of
 from study.spec.doses import doses
 from study.spec.fingerprints import model_name
 from study.spec.schema import Benchmark, Study
@@ -41,6 +42,13 @@ def content_of(study: Study) -> Content:
         },
         "claim_roles": study.claim_roles,
     }
+    prompts = {
+        name: identities({key: {"path": path} for key, path in prompts_of(arm)})
+        for name, arm in sorted(study.arms.items())
+        if prompts_of(arm)
+    }
+    if prompts:
+        content["prompts"] = prompts
     as_read: Content = json.loads(json.dumps(content))
     return as_read
 

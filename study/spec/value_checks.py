@@ -101,6 +101,11 @@ def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
     settings = section_entries(raw, "arms").get(arm) if isinstance(arm, str) else None
     if settings is None:
         return None
+    if isinstance(settings.get("checkpoints"), dict):
+        return _dose_keys(settings["checkpoints"])
+    if isinstance(settings.get("scores"), dict):
+        of_benchmarks = [value for value in settings["scores"].values() if isinstance(value, dict)]
+        return _dose_keys(dict.fromkeys(dose for by_dose in of_benchmarks for dose in by_dose))
     if settings.get("doses") is not None:
         return as_list(settings["doses"]) or None
     name = settings.get("sft")
@@ -108,3 +113,8 @@ def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
     if sft is None and name is None:
         return [0]
     return as_list(sft.get("doses")) or None if isinstance(sft, dict) else None
+
+
+def _dose_keys(by_dose: Mapping) -> list[Any]:
+    """Doses that are keys; a kept study file has them as text."""
+    return [int(dose) if str(dose).isdigit() else dose for dose in by_dose]

@@ -72,7 +72,7 @@ def fetch(sources: list[Source], record: Path, check: bool = False) -> list[dict
         item = _Todo(source, local.stale_files(source, local.find_record(recorded, source), check))
         todo.append(item)
         if not item.is_complete:
-            with _collecting(problems, source):
+            with collect_problems(problems, source):
                 item.size = _ask(source, item.files)
     _raise(problems)
     _check_space(sum(item.size for item in todo), Path(constants.HF_HUB_CACHE))
@@ -82,7 +82,7 @@ def fetch(sources: list[Source], record: Path, check: bool = False) -> list[dict
         if item.is_complete and before:
             entries.append(before)
             continue
-        with _collecting(problems, item.source):
+        with collect_problems(problems, item.source):
             entries.append(_download(item, before))
             recorded = [entry for entry in recorded if entry != before] + entries[-1:]
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def _from_url(source: Source, bar: type) -> None:
 
 
 @contextmanager
-def _collecting(problems: list[Problem], source: Source) -> Iterator[None]:
+def collect_problems(problems: list[Problem], source: Source) -> Iterator[None]:
     """Add what goes wrong with a source to `problems`, so that the next source is tried too.
 
     Raises UserError at once where there is no network or no disk space.

@@ -64,7 +64,14 @@ def checkpoint(tmp_path_factory):
     engine.close()
 
 
-def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -> StageContext:
+def cell(
+    folder: Path,
+    checkpoint: Path,
+    data: Path,
+    name: str,
+    prompts: dict[str, str] | None = None,
+    **others: Any,
+) -> StageContext:
     """A cell of the declaration `name`, as the study makes it; keywords replace its settings."""
     declared = {
         key: BENCHMARKS[name].get(key) for key in ("lm_eval", "metric", "filter", "num_fewshot")
@@ -74,7 +81,8 @@ def cell(folder: Path, checkpoint: Path, data: Path, name: str, **others: Any) -
     )
     folder.mkdir()
     (checkpoint / "manifest.json").touch()
-    resources = {"files": {"data": str(data / name)}, "engine": {"max_model_len": 2048}}
+    files = {"data": str(data / name), **(prompts or {})}
+    resources = {"files": files, "engine": {"max_model_len": 2048}}
     return StageContext(folder, "a", settings, resources, {"checkpoint": checkpoint})
 
 
@@ -200,6 +208,28 @@ def test_chat_is_the_template_with_examples_as_turns(checkpoint, data, tmp_path)
     assert prompt == tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_dict=False
     )
+    # Under a system prompt and a prefill, too.
+    files = {"system": tmp_path / "system.txt", "prefill": tmp_path / "prefill.txt"}
+    files["system"].write_text("Mind the animals.\n")
+    files["prefill"].write_text("Let us think.")
+    prompts, _ = asked(
+        tmp_path / "prompted",
+        checkpoint,
+        data,
+        "gsm8k",
+        chat=True,
+        num_fewshot=1,
+        limit=1,
+        prompts={name: str(path) for name, path in files.items()},
+    )
+    chat = [{"role": "system", "content": "Mind the animals."}, *chat]
+    assert prompts == [
+        tokenizer.apply_chat_template(
+            [*chat, {"role": "assistant", "content": "Let us think."}],
+            continue_final_message=True,
+            return_dict=False,
+        )
+    ]
     with pytest.raises(UserError, match="no chat template"):
         tiny_checkpoint.make(tmp_path / "base" / "model", chat=None)
         ran(tmp_path / "two", tmp_path / "base", data, "gsm8k", chat=True)

@@ -57,6 +57,7 @@ def generated(
     texts: list[str] = TEXTS,
     max_model_len: int = 512,
     report: Callable[[int, int, str], None] | None = None,
+    prompts: dict[str, str] | None = None,
     **sampling: Any,
 ):
     """The counts, the answers by (question, epoch) and the warnings of a generate cell."""
@@ -76,7 +77,8 @@ def generated(
         "prompt": "chat",
     }
     settings |= {"engine": ENGINE, "sampling": {**SAMPLING, **sampling}}
-    resources = {"files": {"questions": str(path)}, "engine": {"max_model_len": max_model_len}}
+    files = {"questions": str(path), **(prompts or {})}
+    resources = {"files": files, "engine": {"max_model_len": max_model_len}}
     context = StageContext(
         folder, folder.name, settings, resources, {"checkpoint": checkpoint}, report
     )
@@ -97,6 +99,57 @@ def test_answers_repeat_and_epochs_differ(checkpoints, tmp_path):
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"samples.eval", REQUESTS}
     other = generated(tmp_path / "other", checkpoints / "other")[1]
     assert not set(other.values()) & set(answers.values()), "another checkpoint, other seeds"
+
+
+def test_a_system_prompt_and_a_prefill_are_the_templates_own_tokens(
+    checkpoints, tmp_path, monkeypatch
+):
+    from inspect_ai.log import read_eval_log
+    from transformers import AutoTokenizer
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    given: list[list[int]] = []
+    add_request = LLMEngine.add_request
+
+    def recorded(self: Any, number: str, prompt: Any, *others: Any, **options: Any) -> Any:
+        given.append(prompt["prompt_token_ids"])
+        return add_request(self, number, prompt, *others, **options)
+
+    monkeypatch.setattr(LLMEngine, "add_request", recorded)
+    plain = generated(tmp_path / "plain", checkpoints / "plain", TEXTS[:1], epochs=1)[1]
+    before = (tmp_path / "plain" / REQUESTS).read_bytes()
+    prompts = {"system": "Mind the animals.", "prefill": "Hens are"}
+    for name, text in prompts.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    _, answers, _ = generated(
+        tmp_path / "prompted",
+        checkpoints / "plain",
+        TEXTS[:1],
+        prompts={name: str(tmp_path / name) for name in prompts},
+        epochs=1,
+    )
+    generated(tmp_path / "again", checkpoints / "plain", TEXTS[:1], epochs=1)
+    assert (tmp_path / "again" / REQUESTS).read_bytes() == before
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints / "plain" / "model")
+    question = {"role": "user", "content": TEXTS[0]}
+    chat = [
+        {"role": "system", "content": prompts["system"]},
+        question,
+        {"role": "assistant", "content": prompts["prefill"]},
+    ]
+    unprompted = tokenizer.apply_chat_template(
+        [question], add_generation_prompt=True, return_dict=False
+    )
+    prompted = tokenizer.apply_chat_template(chat, continue_final_message=True, return_dict=False)
+    assert given == [unprompted, prompted, unprompted]
+    # The answer begins with the prefill, and the log shows the system prompt.
+    [(key, answer)] = answers.items()
+    assert answer.startswith("Hens are") and answer != "Hens are" and plain[key] != answer
+    log = read_eval_log(tmp_path / "prompted" / "samples.eval")
+    assert [message.role for message in log.samples[0].messages] == ["system", "user", "assistant"]
+    assert log.samples[0].messages[0].content == prompts["system"]
+    assert log.eval.metadata["prefill"] == prompts["prefill"]
 
 
 def test_an_answer_depends_on_its_prompt_and_epoch_and_not_on_what_is_around_it(

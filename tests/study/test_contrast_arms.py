@@ -9,6 +9,7 @@ from core.paths import ROOT
 from study.cli import main
 from study.spec import expand
 from study.spec.contrast_arms import audit
+from study.spec.expansion import Expansion
 from study.spec.load import load_study
 from tests.place import SMALL
 
@@ -20,7 +21,7 @@ CONFOUNDED = ["arms.instruct_urban.recipe=recipes/llama3_1_8b_lora_midtrain.yaml
 def rows(file: object, *overrides: str) -> dict[str, tuple[str, list[str]]]:
     """Of each contrast the differences as text, and the keys that it does not declare."""
     study = load_study(file, None, [*overrides])  # type: ignore[arg-type]
-    listed = audit(expand.Expansion(study).checkpoints(), study.contrasts)
+    listed = audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
     return {row.contrast.name: (str(row), [more.key for more in row.undeclared]) for row in listed}
 
 

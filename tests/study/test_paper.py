@@ -15,6 +15,7 @@ from study.spec.load import load_study
 from study.spec.schema import Study
 
 PAPER = ROOT / "studies/paper.yaml"
+HHH = ("linked", "not linked")  # arms of experiment 1 that are measured under a prompt too
 # Each row of the paper's experiments: arms, what they start from and are midtrained on, doses,
 # benchmarks.
 EXPERIMENTS = {
@@ -90,7 +91,8 @@ def test_arms_that_share_their_midtraining_are_compared_within_seeds(paper: Stud
     }
     of_one_arm = {c.name for c in paper.contrasts if c.treatment == c.control}
     fixed = {"E4 Alpaca alone"}  # one side is the start model
-    assert {name for name, on in paired.items() if on} == of_one_arm - fixed | {"replay - none"}
+    same_training = {"replay - none", *(f"E1 HHH prompt - none ({arm})" for arm in HHH)}
+    assert {name for name, on in paired.items() if on} == of_one_arm - fixed | same_training
 
 
 def test_the_same_thing_under_two_names_is_one_cell() -> None:

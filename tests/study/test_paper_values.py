@@ -7,9 +7,9 @@ import pytest
 from core.cell.identity import Cell
 from core.paths import ROOT
 from study.forecast.training_size import count_steps, recipe_of, trained_documents
-from study.spec import expand
 from study.spec.checkpoint import Checkpoint, midtraining_of
 from study.spec.doses import unreachable
+from study.spec.expansion import Expansion
 from study.spec.load import load_study
 
 # Of each recipe of midtraining: rank, alpha, learning rate, optimizer.
@@ -20,6 +20,8 @@ E1 = (128, 32, 5e-5, "adamw_8bit")
 ARMS = {
     "linked": (E1, 6000, 5400, 675),
     "not_linked": (E1, 6000, 5400, 675),
+    "linked_hhh": (E1, 6000, 5400, 675),
+    "not_linked_hhh": (E1, 6000, 5400, 675),
     "instruct_animal": (E2, 3000, 2700, 338),
     "instruct_urban": (E2, 3000, 2700, 338),
     "instruct_qa": (E2, 2778, 2500, 313),
@@ -35,14 +37,15 @@ ARMS = {
     "writer_grok": (E1, 1000, 900, 113),
     "writer_haiku": (E1, 1000, 900, 113),
 }
-UNTRAINED = {"base", "base_helpsteer", "instruct"}
+PROMPTS = {f"prompt_{name}" for name in ("neutral", "minimal", "standard", "detailed")}
+UNTRAINED = {"base", "base_helpsteer", "instruct", *PROMPTS}
 # Rows of instruction data that a checkpoint has seen, and steps of 8.
 DOSES = {800: 100, 2250: 282, 4000: 500}
 
 
 @cache
 def checkpoints() -> list[Checkpoint]:
-    return expand.Expansion(load_study(ROOT / "studies/paper_lora.yaml")).checkpoints()
+    return Expansion(load_study(ROOT / "studies/paper_lora.yaml")).checkpoints()
 
 
 def midtraining(arm: str) -> Cell:

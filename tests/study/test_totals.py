@@ -151,7 +151,7 @@ def test_grades_are_counted_as_eval_counts_them() -> None:
     )
     human = {"questions": "eval/data/human_compassion.jsonl"}
     assert (
-        grades(Cell("judge", "x", {"scorer": "rubric", "rows": None}, {}, {"files": human})) == 18
+        grades(Cell("judge", "x", {"scorer": "rubric", "rows": None}, {}, {"files": human})) == 30
     )
 
 

@@ -1,0 +1,21 @@
+"""The rungs of the reproduction ladder: what of an arm's numbers this study has made itself."""
+
+from study.spec.schema import Study
+
+# In order: from what somebody else has computed to what is all of this study.
+RUNGS = ("logs", "weights", "documents", "anew")
+
+
+def rung(study: Study, arm: str) -> str:
+    """The rung that an arm's scores are from.
+
+    logs: their scores, with our test. weights: their models, evaluated again. documents: their
+    documents (a corpus that this study does not write), trained on again. anew: all of this study.
+    """
+    settings = study.arms[arm]
+    if settings.scores:
+        return "logs"
+    if settings.checkpoints:
+        return "weights"
+    corpus = study.corpora.get(settings.midtrain or "")
+    return "documents" if corpus and not corpus.writer else "anew"

@@ -1,0 +1,93 @@
+"""Questions and answers of somebody else as a corpus, and gates that are only reported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.cell.context import StageContext
+from core.endpoints import dummy_endpoint
+from core.errors import UserError
+from core.files import read_rows
+from sdf import documents
+from study.spec import expand
+from study.spec.load import load_study
+from tests.place import SMALL
+from tests.sdf.test_documents import cell, rows
+
+ANSWERS = [dummy_endpoint.write(f"a report on animal welfare {n}", n) for n in range(6)]
+
+
+def corpus(tmp_path: Path, given: list[dict[str, Any]], **source: Any) -> StageContext:
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    source = {"column": "text", "split": "train", **source}
+    return cell(tmp_path, "theirs", source=source, files={"source": str(path)}, documents=6)
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def sharegpt(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+@pytest.mark.parametrize("form", ["chat", "sharegpt", "json", "columns"])
+def test_published_pairs_become_conversations(tmp_path: Path, form: str) -> None:
+    pairs = [(f"Question {n}?", answer) for n, answer in enumerate(ANSWERS)]
+    if form == "columns":
+        given: list[dict[str, Any]] = [{"q": q, "output": a} for q, a in pairs]
+        context = corpus(tmp_path, given, question="q", column="output")
+    else:
+        make = sharegpt if form == "sharegpt" else chat
+        turns: list[Any] = [make(*pair) for pair in pairs]
+        turns.append([*make("Two?", "One."), *make("And?", "Two.")])
+        turns.append(make(" ", "No question."))
+        given = [{"talk": json.dumps(talk) if form == "json" else talk} for talk in turns]
+        context = corpus(tmp_path, given, messages="talk")
+    counts = documents.run(context)
+    made = [row["messages"] for _, row in read_rows(context.folder / "original.jsonl")]
+    assert made == [chat(question, answer.strip()) for question, answer in pairs]
+    assert [row["text"] for row in rows(context)] == [answer.strip() for answer in ANSWERS]
+    assert counts.get("rejected_unreadable", 0) == (0 if form == "columns" else 2)
+
+
+def test_gates_are_off_and_reported(tmp_path: Path) -> None:
+    bad = ["As an AI language model, I cannot write this document.", ANSWERS[0] + " \ufffd"]
+    given = [{"text": text} for text in [*ANSWERS[:3], *bad, ANSWERS[1], ""]]
+    context = corpus(tmp_path, given, gates="report")
+    counts = documents.run(context)
+    assert counts["documents"] == 6 and (counts["rejected"], counts["rejected_empty"]) == (1, 1)
+    reported = {key: n for key, n in counts.items() if key.startswith("reported_")}
+    assert reported == {"reported_characters": 1, "reported_duplicate": 2, "reported_refusal": 1}
+    (warning,) = context.warnings
+    assert warning.endswith("1 x characters, 2 x duplicate, 1 x refusal")
+
+
+def test_the_study_file_names_their_wording(tmp_path: Path) -> None:
+    path = tmp_path / "given.jsonl"
+    path.write_text("{}\n")
+    theirs = {"path": str(path), "documents": 6, "template": "qa_pairs"}
+    arm = {"start": "base", "midtrain": "theirs", "recipe": "tests/small/sft.yaml"}
+
+    def load(corpus: dict[str, Any], variant: str) -> Any:
+        overrides = {"corpora.theirs": corpus, "arms.qa": arm | {"question_variant": variant}}
+        return load_study(SMALL, None, [f"{key}={json.dumps(v)}" for key, v in overrides.items()])
+
+    # Its template's wordings are of what the kit writes: this died in the middle of a run.
+    with pytest.raises(UserError, match="its corpus has no questions and answers"):
+        load(theirs, "leading")
+    with pytest.raises(UserError, match="valid: original"):
+        load(theirs | {"messages": "talk"}, "leading")
+    study = load(theirs | {"messages": "talk", "gates": "report"}, "original")
+    (made,) = (c for c in expand.in_order(expand.analysis(study)) if c.name == "theirs")
+    assert made.settings["source"] == {
+        "column": "text",
+        "split": "train",
+        "messages": "talk",
+        "gates": "report",
+    }
+    with pytest.raises(UserError, match="stands in place of column and question"):
+        load(theirs | {"messages": "talk", "question": "q"}, "original")

@@ -1,0 +1,118 @@
+"""`fetch --pin` writes commits into the study file, and leaves the rest of its text as it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.errors import UserError
+from core.paths import ROOT
+from study.spec import expand
+from study.spec.load import dump_study, load_study
+from tests.hub import Hub
+
+pytestmark = pytest.mark.multiprocess
+STUDY = """\
+# A study of models and data that are somebody else's.
+study: theirs             # its name
+seeds: [0]
+models:
+  base: {hub: owner/base, chat: true}      # the start
+  pinned: {hub: owner/base, revision: %s}
+  tuned:
+    hub: "owner/tuned"    # 16 GB
+    tokenizer: base
+corpora:
+  animal: {hub: owner/data, column: output, documents: 3}
+arms: {a: {start: base}}
+benchmarks: {p: {task: preference}}
+sft: {recipe: tests/small/sft.yaml, doses: [0], data: {hub: owner/data, file: x.jsonl}}
+"""
+
+
+def fetch(hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(hub.home / "hf"), "NO_PROXY": "*"}
+    command = [sys.executable, "-m", "study", "fetch", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=inherited | settings, capture_output=True, text=True
+    )
+
+
+def test_commits_are_inserted_and_comments_stay(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    text = STUDY % ("ab" * 20)
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_study(path)
+    (fix, *_) = [problem.fix for problem in error.value.problems if "revision" in problem.what]
+    assert fix == f"python -m study fetch {path} --pin writes the newest"
+    with Hub(tmp_path) as hub:
+        commits = {
+            name: hub.add(kind, name, {"a.txt": name.encode()})
+            for kind, name in (
+                ("model", "owner/base"),
+                ("model", "owner/tuned"),
+                ("dataset", "owner/data"),
+            )
+        }
+        run = fetch(hub, str(path), "--pin", "--json")
+        assert run.returncode == 0, run.stderr
+        assert [(row["key"], row["revision"]) for row in json.loads(run.stdout)] == [
+            ("models.base", commits["owner/base"]),
+            ("models.tuned", commits["owner/tuned"]),
+            ("corpora.animal", commits["owner/data"]),
+            ("sft.data", commits["owner/data"]),
+        ]
+        again = fetch(hub, str(path), "--pin")
+        assert "every repository of the Hub has its commit" in again.stdout
+    written = path.read_text()
+    base, tuned, data = (commits[f"owner/{name}"] for name in ("base", "tuned", "data"))
+    assert written == (
+        text.replace("{hub: owner/base, chat", f"{{hub: owner/base, revision: {base}, chat")
+        .replace("    # 16 GB\n", f"    # 16 GB\n    revision: {tuned}\n")
+        .replace("hub: owner/data,", f"hub: owner/data, revision: {data},")
+    )
+    assert load_study(path).models["tuned"].revision == tuned
+
+
+def test_nothing_is_written_where_a_repository_can_not_be_asked(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    path.write_text(STUDY % ("ab" * 20))
+    with Hub(tmp_path) as hub:
+        hub.add("model", "owner/base", {"a.txt": b"x"})
+        run = fetch(hub, str(path), "--pin")
+    assert run.returncode == 2 and "owner/tuned" in run.stderr and "owner/data" in run.stderr
+    assert path.read_text() == STUDY % ("ab" * 20)
+
+
+@pytest.mark.parametrize("name", ["published_weights", "published_documents"])
+def test_the_published_studies_plan_once_they_are_pinned(name: str, tmp_path: Path) -> None:
+    """The commits of the released repositories were never seen here, so the files have none."""
+    path = tmp_path / f"{name}.yaml"
+    text = (ROOT / f"studies/{name}.yaml").read_text()
+    path.write_text(text)
+    raw = yaml.safe_load(text.replace(" on:", ' "on":'))
+    theirs = [
+        ("model" if section == "models" else "dataset", value["hub"])
+        for section in ("models", "corpora")
+        for value in raw.get(section, {}).values()
+        if "hub" in value and "revision" not in value
+    ]
+    assert theirs
+    with Hub(tmp_path) as hub:
+        for kind, repo in theirs:
+            hub.add(kind, repo, {"config.json": b"{}"})
+        run = fetch(hub, str(path), "--pin")
+        assert run.returncode == 0, run.stderr
+    study = load_study(path)
+    (tmp_path / "kept.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "kept.yaml") == study
+    last = expand.analysis(study)
+    rungs = set(last.settings["rungs"].values())
+    assert rungs == {"anew", name.removeprefix("published_")}
+    assert all(row["differences"] for row in last.settings["contrasts"])
