@@ -1,9 +1,10 @@
-"""What cells say of answers that have no end or are empty, for the report."""
+"""What cells say of answers that are malformed, have no end or are empty, for the report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.rows import Row
 from analysis.settings import ScoreFile
 from analysis.table import checkpoint_name
 from core.cell.identity import read_config
@@ -25,6 +26,30 @@ def answer_notes(files: Sequence[ScoreFile], inputs: Mapping[str, Path]) -> list
         for warning in manifest.get("answers", []):
             notes[f"{file.benchmark}: {warning}: {checkpoint_name(vars(file))}"] = None
     return [*notes]
+
+
+def malformed_rows(files: Sequence[ScoreFile], inputs: Mapping[str, Path]) -> list[Row]:
+    """The shares of malformed answers of each arm on each judged benchmark, at each dose.
+
+    A row has benchmark, dose, arm, checkpoints (those that were counted), answers, malformed (the
+    share of answers that are malformed in any way) and kinds (the share of each kind, of which an
+    answer can have several). The rules are those of eval.malformed. A checkpoint whose grades are
+    from before there were rules is not counted.
+    """
+    counts: dict[tuple[str, int, str], list[Row]] = {}
+    for file in files:
+        counted = (read_manifest(inputs[file.role]) or {}).get("malformed")
+        if counted and file.other_judge is None:
+            counts.setdefault((file.benchmark, file.dose, file.arm), []).append(counted)
+    rows = []
+    for (benchmark, dose, arm), of_arm in counts.items():
+        totals = {key: sum(counted[key] for counted in of_arm) for key in of_arm[0]}
+        answers = totals.pop("answers")
+        shares = {key: total / answers for key, total in totals.items()}
+        facts = {"benchmark": benchmark, "dose": dose, "arm": arm, "checkpoints": len(of_arm)}
+        facts |= {"answers": answers, "malformed": shares.pop("malformed")}
+        rows.append({**facts, "kinds": shares})
+    return rows
 
 
 def training_notes(base: Path, trainings: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,15 +1,15 @@
-"""The paper's claims (analysis/claims.yaml) beside this study's numbers.
+"""The paper's claims (analysis/claims/) beside this study's numbers.
 
 The arithmetic of the paper's own figures is in analysis.claim_arithmetic.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
 from analysis.claim_arithmetic import published, published_difference
 from analysis.claim_size import SIZE_KEYS, size_row
+from analysis.described_claims import described_value, is_described, quantity
 from analysis.estimates import ALPHA, adjusted
 from analysis.headline import dummy_note
 from analysis.reference import Reference
@@ -26,6 +26,8 @@ OTHER_KEYS = (
     "p_equivalence",
     "verdict",
     "reason",
+    "contrast",
+    "figure",
 )
 SMALLER = "its interval lies below the published difference"
 OPPOSITE = {"higher": "lower", "lower": "higher"}
@@ -48,14 +50,14 @@ def claim_rows(
         results: results.json.
         roles: the role names of `claims` -> the study's own: arms, benchmarks and corpora by name,
             doses in rows of SFT, equivalence margins in score units (0..1).
-        claims: None: those of claims.yaml.
+        claims: None: those of the paper (analysis.claims_file).
 
     Returns:
         Rows with the claim's fields, `published` as text; the study's names of the `ROLES`;
         `score_treatment`, `score_control`, `estimate` (their difference), `low` and `high` (95 %;
         all in score units), `p_holm`, `seeds`, `questions`, `margin`, `p_equivalence`; the
-        `SIZE_KEYS` of analysis.claim_size; `verdict` and `reason`. A value that doesn't exist is
-        None.
+        `SIZE_KEYS` of analysis.claim_size; `verdict` and `reason`; `contrast`, the name of the
+        study's own; `figure`, in which way the paper draws it. A value that doesn't exist is None.
 
     `reproduced` and `contradicted` need the deciding test after Holm, in or against the claimed
     direction. A reproduced difference whose interval lies below the published one is
@@ -65,12 +67,12 @@ def claim_rows(
     Pharmacokinet. Biopharm. 15, 1987) within the margin agree after Holm over all such claims, and
     contradicted where the deciding test finds a difference whose interval lies outside the margin;
     without a margin it is `inconclusive`. `not run`: a role, the contrast or its scores are
-    lacking. `none`: one seed per arm, a dummy, a claim of unknown direction, or a claim on corpora
-    gives no verdict.
+    lacking. `none`: one seed per arm, a dummy, a claim of unknown direction, or one that is only
+    described (analysis.described_claims) gives no verdict.
     """
     matches = [
-        _corpus_match(claim, results, roles)
-        if "measure" in claim
+        _described_match(claim, results, roles)
+        if is_described(claim)
         else _score_match(claim, results, roles)
         for claim in claims or published()["claims"]
     ]
@@ -95,19 +97,25 @@ def _empty_row(claim: Row) -> Row:
     keys = ("id", "experiment", "statement", "direction", "notes")
     row = {key: claim[key] for key in keys}
     row["published"] = _published_text(claim["published"])
-    return row | dict.fromkeys([*ROLES, *CONTRAST_KEYS, *SIZE_KEYS, *OTHER_KEYS])
+    row |= dict.fromkeys([*ROLES, *CONTRAST_KEYS, *SIZE_KEYS, *OTHER_KEYS])
+    return row | {"figure": claim.get("figure")}
+
+
+def _named_row(claim: Row, roles: Mapping[str, Any]) -> tuple[Row, list[str]]:
+    """A claim's row with the study's names of its roles, and the roles that the study lacks."""
+    row = _empty_row(claim)
+    names = {key: claim[key] for key in ROLES if key in claim}
+    row |= {key: roles.get(name) for key, name in names.items()}
+    if "control_dose" not in claim:
+        row["control_dose"] = row["dose"]
+    return row, [*dict.fromkeys(name for key, name in names.items() if row[key] is None)]
 
 
 def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Match:
     """A claim on scores, answered by a declared contrast."""
-    row = _empty_row(claim)
+    row, lacking = _named_row(claim, roles)
     row |= size_row(claim["published"], claim["direction"], None)
-    names = {key: claim[key] for key in ROLES if key in claim}
-    row |= {key: roles.get(name) for key, name in names.items()}
     row["margin"] = roles.get(claim.get("margin", ""))
-    if "control_dose" not in claim:
-        row["control_dose"] = row["dose"]
-    lacking = dict.fromkeys(name for key, name in names.items() if row[key] is None)
     if lacking:
         reason = f"this study has no {', '.join(lacking)}"
         return Match(row | {"verdict": "not run", "reason": reason})
@@ -126,7 +134,7 @@ def _score_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Matc
         return Match(row | {"verdict": "not run", "reason": reason})
     # declared in several families: the largest p, so that none can be chosen for its result
     contrast = max(matching, key=_holm_or_untested)
-    row |= {key: contrast[key] for key in CONTRAST_KEYS}
+    row |= {key: contrast[key] for key in CONTRAST_KEYS} | {"contrast": contrast["name"]}
     if contrast["estimate"] is None:
         return Match(row | {"verdict": "not run", "reason": contrast["reason"]})
     row |= size_row(claim["published"], claim["direction"], contrast)
@@ -142,29 +150,30 @@ def _holm_or_untested(contrast: Row) -> float:
     return p
 
 
-def _corpus_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Match:
-    """A claim on a measure of two corpora, which is described and not tested."""
-    row = _empty_row(claim)
-    measure = claim["measure"]
-    row["difference"] = published_difference(claim["published"])[0]
-    of_replicates: dict[str, list[float]] = {}  # `animal.replicate1` is one of `animal`
-    for corpus in results["corpora"]:
-        if corpus[measure] is not None:
-            of_replicates.setdefault(corpus["name"].partition(".")[0], []).append(corpus[measure])
-    values = {name: mean(measures) for name, measures in of_replicates.items()}
-    lacking = []
-    for side, score in (("treatment", "score_treatment"), ("control", "score_control")):
-        row[side] = roles.get(claim[side])
-        row[score] = values.get(row[side])
-        if row[score] is None:
+def _described_match(claim: Row, results: Results, roles: Mapping[str, Any]) -> Match:
+    """A claim that is described and not tested."""
+    row, lacking = _named_row(claim, roles)
+    if lacking:
+        reason = f"this study has no {', '.join(lacking)}"
+        return Match(row | {"verdict": "not run", "reason": reason})
+    if "treatment" in claim["published"]:
+        scale = 100 if row["benchmark"] else 1  # scores are printed in percent
+        row["difference"] = published_difference(claim["published"])[0] / scale
+    for side in ("treatment", "control"):
+        row[f"score_{side}"] = described_value(claim, results, row, side)
+        if row[f"score_{side}"] is None:
             lacking.append(claim[side])
     if lacking:
-        reason = f"this study has no {measure} of {', '.join(lacking)}"
+        reason = f"this study has no {quantity(claim)} of {', '.join(dict.fromkeys(lacking))}"
         return Match(row | {"verdict": "not run", "reason": reason})
     row["estimate"] = row["score_treatment"] - row["score_control"]
     row["verdict"] = "none"
-    agreement = "as" if row["estimate"] * row["difference"] > 0 else "not as"
-    row["reason"] = f"described, not tested; {agreement} published"
+    row["reason"] = "described, not tested"
+    if claim["direction"] in OPPOSITE:
+        agrees = (row["estimate"] > 0) == (claim["direction"] == "higher") and row["estimate"] != 0
+        row["reason"] += f"; {'as' if agrees else 'not as'} published"
+    elif claim["direction"] is None:
+        row["reason"] += "; the claim's direction is not known"
     return Match(row)
 
 

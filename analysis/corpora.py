@@ -4,12 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analysis.rows import Row, select
 from core.files import read_rows
 
 SHOWN = 1200  # letters of an example
 SIZES = ("documents", "held_out", "words", "tokens", "tokens_trimmed")
-DIVERSITY = ("type_token", "distinct_2", "distinct_3", "over_words", "mean_similarity", "vendi")
+DIVERSITY = ("type_token", "distinct_2", "distinct_3", "over_words", "vendi")
+SIMILARITY = ("mean_similarity", "similarity_sd")
 
 
 def corpora(inputs: Mapping[str, Path], writers: Sequence[Row]) -> list[Row]:
@@ -17,8 +21,9 @@ def corpora(inputs: Mapping[str, Path], writers: Sequence[Row]) -> list[Row]:
 
     `writers`: of the settings, with corpus and matched_to. The `name` of a row is the role's.
 
-    Sizes, diversity, counts of rejected drafts and of paid calls, an example, and the balance:
-    the measures in which a matched corpus differs from its counterpart `against`, None for a
+    Sizes, diversity (similarity by sentence embeddings where an input `embeddings-NAME` has them,
+    else by TF-IDF: `similarity_by`), counts of rejected drafts and of paid calls, an example, and
+    the balance: the measures in which a matched corpus differs from `reference_corpus`, None for a
     corpus that is matched to none.
     """
     matched_to = {row["corpus"]: row["matched_to"] for row in writers}
@@ -28,12 +33,16 @@ def corpora(inputs: Mapping[str, Path], writers: Sequence[Row]) -> list[Row]:
             corpus, dot, replicate = role.removeprefix("corpus-").partition(".")
             reference = matched_to[corpus]
             reference = reference and f"{reference}{dot}{replicate}"
-            rows.append(_corpus_row(f"{corpus}{dot}{replicate}", folder, reference))
+            name = f"{corpus}{dot}{replicate}"
+            rows.append(_corpus_row(name, folder, inputs.get(f"embeddings-{name}"), reference))
     return rows
 
 
-def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
+def _corpus_row(name: str, folder: Path, embedded: Path | None, matched_to: str | None) -> Row:
     card = json.loads((folder / "corpus_stats.json").read_text(encoding="utf-8"))
+    similarity = card["diversity"]
+    if embedded:
+        similarity = json.loads((embedded / "similarity.json").read_text(encoding="utf-8"))
     counts = card["counts"]
     rejected = {
         key.removeprefix("rejected_"): count
@@ -48,6 +57,8 @@ def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
         **select(card, SIZES),
         "median_words": card["length"]["words"]["50%"],
         **{key: card["diversity"].get(key) for key in DIVERSITY},
+        **{key: similarity.get(key) for key in SIMILARITY},
+        "similarity_by": similarity.get("model", "TF-IDF"),
         "calls": counts.get("calls"),
         "cost": counts.get("cost"),
         "rejected": rejected,
@@ -56,6 +67,23 @@ def _corpus_row(name: str, folder: Path, matched_to: str | None) -> Row:
         "compared": len(measures),
         "example": card["examples"][0]["text"][:SHOWN] if card["examples"] else "",
     }
+
+
+def sentence_embeddings(
+    rows: Sequence[Row], inputs: Mapping[str, Path]
+) -> dict[str, NDArray[np.float32]]:
+    """The sentence embeddings of each corpus' documents, of all its replicates.
+
+    Empty unless all corpora have them. `rows`: of `corpora`.
+    """
+    vectors: dict[str, list[NDArray[np.float32]]] = {}
+    for row in rows:
+        folder = inputs.get(f"embeddings-{row['name']}")
+        if folder is None:
+            return {}
+        of_corpus = vectors.setdefault(row["name"].partition(".")[0], [])
+        of_corpus.append(np.load(folder / "embeddings.npy"))
+    return {corpus: np.concatenate(parts) for corpus, parts in vectors.items()}
 
 
 def training_texts(rows: Sequence[Row], inputs: Mapping[str, Path]) -> dict[str, list[str]]:

@@ -1,4 +1,7 @@
-"""A map of the documents of corpora by their words, in the manner of analysis.plots."""
+"""A map of the documents of corpora, in the manner of analysis.plots.
+
+It is by their sentence embeddings where there are some, else by their words.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy import stats
 
 from analysis import plots
@@ -18,20 +22,27 @@ SHOWN = 500  # documents of a corpus
 
 @dataclass(frozen=True)
 class DocumentMap:
-    """The documents of a sample in the two main directions of their words."""
+    """The documents of a sample in two main directions."""
 
     points: dict[str, np.ndarray] = field(default_factory=dict)  # corpus -> (documents, 2)
     variance_shares: list[float] = field(default_factory=list)  # of each direction
 
 
+Embeddings = Mapping[str, NDArray[np.float32]]  # corpus -> (documents of a sample, dimensions)
+
+
 @plots.styled
-def corpus_map(corpora: Mapping[str, Sequence[str]], arm_order: Sequence[str] = ()) -> Figure:
-    """Documents as dots in the two main directions of their words.
+def corpus_map(
+    corpora: Mapping[str, Sequence[str]],
+    embeddings: Embeddings,
+    arm_order: Sequence[str] = (),
+) -> Figure:
+    """Documents as dots in the two main directions of their embeddings, or else of their words.
 
     Contours enclose about half and nine tenths of a corpus. A corpus that has an arm's name has
     its style.
     """
-    document_map = _document_map(corpora)
+    document_map = _document_map(corpora, embeddings)
     if not document_map.points:
         return plots.placeholder("too few different documents or words")
     figure = plots.new_figure(4.6)
@@ -63,9 +74,14 @@ def corpus_map(corpora: Mapping[str, Sequence[str]], arm_order: Sequence[str] = 
     return figure
 
 
-def _document_map(corpora: Mapping[str, Sequence[str]]) -> DocumentMap:
-    """Principal components of TF-IDF vectors; empty for too few documents or words."""
-    from sklearn.decomposition import PCA
+def _document_map(corpora: Mapping[str, Sequence[str]], embeddings: Embeddings) -> DocumentMap:
+    """Principal components of embeddings, or else of TF-IDF vectors.
+
+    Empty for too few documents or words.
+    """
+    if embeddings:
+        sizes = {corpus: len(vectors) for corpus, vectors in embeddings.items()}
+        return _principal_components(np.concatenate([*embeddings.values()]), sizes)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     samples: dict[str, list[str]] = {}
@@ -79,6 +95,13 @@ def _document_map(corpora: Mapping[str, Sequence[str]]) -> DocumentMap:
         return DocumentMap()
     vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+", sublinear_tf=True, max_features=20_000)
     vectors = vectorizer.fit_transform(documents)
+    return _principal_components(vectors, {name: len(texts) for name, texts in samples.items()})
+
+
+def _principal_components(vectors: Any, sizes: Mapping[str, int]) -> DocumentMap:
+    """The first two of vectors, of which each corpus has as many as `sizes` says, in order."""
+    from sklearn.decomposition import PCA
+
     if min(vectors.shape) < 3:
         return DocumentMap()
     pca = PCA(2, svd_solver="arpack", random_state=0)
@@ -87,9 +110,14 @@ def _document_map(corpora: Mapping[str, Sequence[str]]) -> DocumentMap:
     largest = pca.components_[range(2), np.abs(pca.components_).round(6).argmax(axis=1)]
     # rounded, because the last bits may differ between machines
     points = (points * np.sign(largest)).round(5) + 0.0
-    ends = np.cumsum([len(texts) for texts in samples.values()])
-    by_corpus = dict(zip(samples, np.split(points, ends[:-1]), strict=True))
+    ends = np.cumsum([*sizes.values()])
+    by_corpus = dict(zip(sizes, np.split(points, ends[:-1]), strict=True))
     return DocumentMap(by_corpus, pca.explained_variance_ratio_.tolist())
+
+
+def basis(embeddings: Embeddings) -> str:
+    """What the directions are of, in words."""
+    return "sentence embeddings" if embeddings else "words"
 
 
 def _contours(axis: Axes, dots: np.ndarray, style: dict[str, Any]) -> None:
@@ -113,8 +141,8 @@ def _contours(axis: Axes, dots: np.ndarray, style: dict[str, Any]) -> None:
         )
 
 
-def describe_corpus_map(corpora: Mapping[str, Sequence[str]]) -> str:
-    document_map = _document_map(corpora)
+def describe_corpus_map(corpora: Mapping[str, Sequence[str]], embeddings: Embeddings) -> str:
+    document_map = _document_map(corpora, embeddings)
     parts = []
     for corpus, texts in corpora.items():
         points = document_map.points.get(corpus)
@@ -127,7 +155,7 @@ def describe_corpus_map(corpora: Mapping[str, Sequence[str]]) -> str:
             f"{corpus}: {len(points)} of {len(texts)} documents, centre ({x:.3f}, {y:.3f}), "
             f"standard deviation ({x_deviation:.3f}, {y_deviation:.3f})"
         )
-    title = "Documents in the two main directions of their words"
+    title = f"Documents in the two main directions of their {basis(embeddings)}"
     if document_map.variance_shares:
         shares = ", ".join(f"{share:.1%}" for share in document_map.variance_shares)
         title += f" ({shares} of the variance)"

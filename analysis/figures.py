@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import corpus_map, curves, losses, plots, profiles
+from analysis import corpus_map, curves, intrusion, losses, plots, profiles
 from analysis.losses import LossHistory
 from analysis.rows import Results, Row
 from core.garbage import gc_disabled
@@ -58,6 +58,7 @@ def draw(
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
     corpora: Mapping[str, Sequence[str]],
+    embeddings: corpus_map.Embeddings | None = None,
 ) -> dict[str, Drawn]:
     """File name -> figure, in the order of a page.
 
@@ -69,9 +70,10 @@ def draw(
         means: analysis.table.question_means of the deciding judges' scores.
         runs: the losses of the trainings.
         corpora: name -> the texts of its documents.
+        embeddings: name -> their sentence embeddings, where the study has some.
     """
     drawn: dict[str, Drawn] = {}
-    for figure in _planned(results, means, runs, corpora):
+    for figure in _planned(results, means, runs, corpora, embeddings or {}):
         name = figure.name
         n = 1
         while name in drawn:
@@ -86,6 +88,7 @@ def _planned(
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
     corpora: Mapping[str, Sequence[str]],
+    embeddings: corpus_map.Embeddings,
 ) -> Iterator[Planned]:
     yield Planned(
         "scores",
@@ -112,6 +115,14 @@ def _planned(
         )
     yield from _planned_radars(results)
     yield from _planned_differences(results, means)
+    if results.get("intrusion"):
+        yield Planned(
+            "intrusion",
+            "Effect of each arm against the answers that bring animals up off topic, both less its "
+            "untrained start model; numbers are SFT doses",
+            partial(intrusion.intrusion_figure, results),
+            partial(intrusion.describe_intrusion, results),
+        )
     if runs:
         yield Planned(
             "losses",
@@ -122,9 +133,10 @@ def _planned(
     if any(map(len, corpora.values())):
         yield Planned(
             "corpora",
-            "Documents of each corpus in the two main directions of their words",
-            partial(corpus_map.corpus_map, corpora, arm_order=results["arm_order"]),
-            partial(corpus_map.describe_corpus_map, corpora),
+            "Documents of each corpus in the two main directions of their "
+            f"{corpus_map.basis(embeddings)}",
+            partial(corpus_map.corpus_map, corpora, embeddings, arm_order=results["arm_order"]),
+            partial(corpus_map.describe_corpus_map, corpora, embeddings),
         )
 
 
@@ -143,10 +155,15 @@ def _planned_radars(results: Results) -> Iterator[Planned]:
 
 
 def _planned_differences(results: Results, means: pd.DataFrame) -> Iterator[Planned]:
-    """Each primary contrast on each benchmark, question by question."""
+    """Contrasts question by question: the primary ones, and those that the paper draws so."""
     contrasts: dict[tuple[str, str], list[Row]] = {}
+    drawn_by_paper = {
+        (claim["contrast"], claim["benchmark"])
+        for claim in results.get("claims", [])
+        if claim["figure"] == "questions"
+    }
     for row in results["contrasts"]:
-        if row["family"] == "primary":
+        if row["family"] == "primary" or (row["name"], row["benchmark"]) in drawn_by_paper:
             contrasts.setdefault((row["name"], row["benchmark"]), []).append(row)
     for (contrast, benchmark), rows in contrasts.items():
         by_dose = profiles.differences(means, rows).values()

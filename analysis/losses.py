@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, cast
 
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis import plots
 from analysis.curves import mark_missing, panel_grid
 from analysis.plots import TOGETHER, arm_style, finite_or_none, wrapped
+from analysis.rows import Row
 from core.files import read_rows
 
 Curve = list[tuple[int, float]]  # (step, loss in nats per token)
@@ -46,6 +48,25 @@ def _read_curve(path: Path) -> Curve:
     if not path.exists():
         return []
     return [(row["step"], row["loss"]) for _, row in read_rows(path, skip_torn_line=True)]
+
+
+def loss_rows(runs: Sequence[LossHistory]) -> list[Row]:
+    """The held-out loss of each arm's midtraining: arm, seeds, and means over them.
+
+    `held_out_loss` is the last one of a training, `held_out_loss_fall` the first less the last.
+    """
+    rows = []
+    of_arms: dict[str, list[Curve]] = {}
+    for run in runs:
+        curve = [point for point in sorted(run.held_out) if finite_or_none(point[1]) is not None]
+        if run.stage == "midtrain" and curve:
+            of_arms.setdefault(run.arm, []).append(curve)
+    for arm, curves in of_arms.items():
+        last = [curve[-1][1] for curve in curves]
+        fall = [curve[0][1] - curve[-1][1] for curve in curves]
+        means = {"held_out_loss": mean(last), "held_out_loss_fall": mean(fall)}
+        rows.append({"arm": arm, "seeds": len(curves), **means})
+    return rows
 
 
 @plots.styled

@@ -151,6 +151,11 @@ def report(
         data_summary=data_summary(results),
         missing=missing_lines(results),
         arms=in_study_order(results, results["arms"]),
+        in_study_order=in_study_order,
+        malformed={
+            (row["benchmark"], row["dose"], row["arm"]): row["malformed"]
+            for row in results["malformed"]
+        },
         seeds=seeds,
         dimensions=dimensions,
         strips=strips(results["contrasts"]),

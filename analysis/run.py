@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import figures, looks
-from analysis.answers import answer_notes, training_notes
-from analysis.claim_arithmetic import arithmetic
+from analysis.answers import answer_notes, malformed_rows, training_notes
+from analysis.claim_arithmetic import arithmetic, published
 from analysis.claims import claim_rows
-from analysis.corpora import corpora, training_texts
+from analysis.corpora import corpora, sentence_embeddings, training_texts
 from analysis.declaration import (
     copy_declaration,
     dates_line,
@@ -20,7 +20,8 @@ from analysis.declaration import (
 from analysis.examples import examples
 from analysis.flow import flow_rows
 from analysis.headline import dummy_note, headline, missing_lines
-from analysis.losses import LossHistory, read_losses
+from analysis.intrusion import intrusion_rows
+from analysis.losses import LossHistory, loss_rows, read_losses
 from analysis.macros import macros
 from analysis.next_data import next_data_rows
 from analysis.report import report
@@ -48,7 +49,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
 
     Settings: see `AnalysisSettings.parse`. Inputs: each role of `rows` and `labels` holds
-    scores.parquet, and `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json.
+    scores.parquet, `corpus-NAME` (`corpus-NAME.replicateN` of several) corpus_stats.json, and
+    `embeddings-NAME`, where there is one, similarity.json and embeddings.npy.
     Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
     exist; `unfinished`, the cells that the checkpoints without scores need (see `flow.flow_rows`);
     `study_file`, its text, which is kept as study.yaml. The study's folder holds declaration.json,
@@ -76,6 +78,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     results["notes"] += answer_notes(settings.score_files, context.inputs)
     results["notes"] += training_notes(base, context.resources.get("trainings", []))
     results["notes"] += unused_labels(settings.score_files, context.inputs, settings.labels)
+    results["malformed"] = to_jsonable(malformed_rows(settings.score_files, context.inputs))
+    histories = _losses(context)
+    results["losses"] = to_jsonable(loss_rows(histories))
     _add_further_results(results, table, settings, context.inputs)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
     for row in results["missing"]:
@@ -89,7 +94,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     _write_tables(results, context.folder / "tables")
     _write_macros(results, context)
     scored = first_score(context.inputs[file.role] for file in settings.score_files)
-    _write_report(results, question_means(primary), context, dates_line(declared, scored))
+    dates = dates_line(declared, scored)
+    _write_report(results, question_means(primary), histories, context, dates)
     return {
         "checkpoints": len(results["scores"]),
         "checkpoints_missing": len(results["missing"]),
@@ -114,6 +120,10 @@ def _add_further_results(
     claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)
     results["arithmetic"] = to_jsonable(arithmetic()) if claims else []
+    source = published()
+    results["claims_of"] = source["paper"] if claims else None
+    results["claims_without_row"] = source["without_row"] if claims else []
+    results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)
     results["robustness"] = to_jsonable(robustness)
     for contrast in contrasts:
@@ -148,11 +158,18 @@ def _write_macros(results: Results, context: StageContext) -> None:
     (context.folder / "macros.tex").write_text(comments + text, encoding="utf-8")
 
 
-def _write_report(results: Results, means: pd.DataFrame, context: StageContext, dates: str) -> None:
+def _write_report(
+    results: Results,
+    means: pd.DataFrame,
+    histories: list[LossHistory],
+    context: StageContext,
+    dates: str,
+) -> None:
     """The figures, report.html and headline.txt."""
     folder = context.folder
     texts = training_texts(results["corpora"], context.inputs)
-    drawn = figures.draw(results, means, _losses(context), texts)
+    vectors = sentence_embeddings(results["corpora"], context.inputs)
+    drawn = figures.draw(results, means, histories, texts, vectors)
     for name, figure in drawn.items():
         if figure.error:
             context.warn(f"figures/{name}: {figure.error}")

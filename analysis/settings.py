@@ -155,6 +155,7 @@ class AnalysisSettings:
         str, str | int | float
     ]  # of the paper's claims: see analysis.claims; empty: none
     costs: Costs
+    untrained: dict[str, str]  # arm -> the arm with its start model alone, where there is one
     writers: list[Row]  # corpus, model, dummy, matched_to; replicates where there are several
 
     @classmethod
@@ -173,6 +174,7 @@ class AnalysisSettings:
             benchmarks={name: Benchmark.parse(benchmarks[name]) for name in benchmarks},
             claim_roles=settings["claim_roles"],
             costs=Costs(**settings["costs"]),
+            untrained=settings.get("untrained", {}),
             writers=settings["writers"],
         )
 

@@ -17,7 +17,15 @@ from analysis.headline import (
     scope_note,
 )
 from analysis.rows import Results, Row
-from analysis.tables import braced, interval_heading, number, p_cell, table, tex
+from analysis.tables import (
+    braced,
+    in_study_order,
+    interval_heading,
+    number,
+    p_cell,
+    table,
+    tex,
+)
 
 SHOWN_P = 0.001  # a smaller p has no digits
 
@@ -197,8 +205,9 @@ def corpora_table(results: Results) -> str:
     ]
     caption = (
         "Corpora as trained on. Type-token ratio and shares of distinct bi- and trigrams over "
-        "the first 100\\,000 words at most; mean cosine of TF-IDF vectors over pairs of "
-        "documents, and the Vendi score, the effective number of different documents. Rejected: "
+        "the first 100\\,000 words at most; mean cosine over pairs of documents by "
+        f"{tex(' and '.join(sorted({row['similarity_by'] for row in results['corpora']})))}, "
+        "and the Vendi score, the effective number of different documents. Rejected: "
         "drafts that a gate stopped and that were written again."
     )
     headers = [
@@ -282,7 +291,7 @@ CLAIM_INTERVALS = (("share", ""), ("predicted", "+"))
 def claims_table(results: Results) -> str:
     """The paper's claims beside this study's numbers.
 
-    Claims on corpora have other units and are left out.
+    Claims on corpora and losses have other units and are left out.
     """
     rows = [
         [
@@ -323,6 +332,27 @@ def claims_table(results: Results) -> str:
 def _ends(row: Row, key: str) -> Row:
     """The interval `key` of a claim's row."""
     return {"low": row[f"{key}_low"], "high": row[f"{key}_high"]}
+
+
+def malformed_table(results: Results) -> str:
+    """Shares of malformed answers, in percent."""
+    kinds = [*results["malformed"][0]["kinds"]]
+    rows = [
+        [
+            *(tex(row[key]) for key in ("benchmark", "dose", "arm", "answers")),
+            percent(row["malformed"]),
+            *(percent(row["kinds"][kind]) for kind in kinds),
+        ]
+        for row in in_study_order(results, results["malformed"])
+    ]
+    caption = (
+        "Malformed answers in percent, by simple rules (docs/evaluation.md). An answer can be "
+        "malformed in several ways."
+    )
+    headers = ["Benchmark", "SFT dose", "Arm", "Answers", "Malformed"]
+    headers += [kind.replace("_", " ").capitalize() for kind in kinds]
+    columns = "lrlr" + "S[table-format=3.1]" * (1 + len(kinds))
+    return table(headers, rows, columns, caption, "tab:malformed", results)
 
 
 def arithmetic_table(results: Results) -> str:
@@ -384,6 +414,7 @@ SUPPLEMENTARY_TABLES: dict[str, Callable[[Results], str]] = {
     "corpora": corpora_table,
     "judges": judges_table,
     "bounds": bounds_table,
+    "malformed": malformed_table,
     "robustness": robustness_table,
     "claims": claims_table,
     "arithmetic": arithmetic_table,

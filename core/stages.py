@@ -9,6 +9,7 @@ Stage = Literal[
     "drafts",
     "documents",
     "contamination",
+    "embeddings",
     "midtrain",
     "sft",
     "generate",
@@ -84,6 +85,7 @@ STAGE_INFO: dict[str, StageInfo] = {
             follows_input=True,
             shares_process=True,
         ),
+        StageInfo("embeddings", "sdf.embeddings"),
         StageInfo("midtrain", "recipes.finetune", import_group="train", trains=True),
         StageInfo("sft", "recipes.finetune", import_group="train", trains=True),
         StageInfo(

@@ -14,6 +14,7 @@ from core.cell.context import StageContext
 from core.errors import UserError
 from eval import questions
 from eval.grader import RESPONSE, Grader, open_grader
+from eval.malformed import malformed_counts, preload_languages
 from eval.scorer import QuestionSet, Scorer
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     (expected, or None), judge (endpoint), temperature, max_tokens, missing (the share of grades
     that may be missing).
     Resources: files {name: path}, address, limits, concurrency (open calls), asks (calls for one
-    grade, in one run). Inputs: samples.
+    grade, in one run). Inputs: samples. The manifest's `malformed` has the counts of
+    `eval.malformed`.
 
     Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and the
     calls, tokens and cost of the judge (calls_estimated: those whose tokens the endpoint did not
@@ -71,6 +73,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     write_eval_log(log, context.folder / "scored.eval")
     table.to_parquet(context.folder / "scores.parquet", index=False)
     write_examples(log, overall, context.folder / "examples.jsonl")
+    context.facts["malformed"] = malformed_counts(log)
     calls = grader.client.counts
     return {
         "questions": len(question_set.questions),
@@ -96,6 +99,8 @@ def preload() -> None:
     import openai  # noqa: F401
     import pandas  # noqa: F401
     import uvicorn  # noqa: F401
+
+    preload_languages()
 
 
 def check_variant(scorer: Scorer, name: str, variant: str | None) -> None:

@@ -1,6 +1,7 @@
 """How diverse the texts of a corpus are: distinct words and n-grams, similarity, Vendi score."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ def diversity(texts: Sequence[str]) -> dict[str, float | int]:
         whole_type_token, whole_distinct_2, whole_distinct_3: the same in the whole corpus, as
             papers report them. They fall as a corpus grows.
         compared: the number of texts of which similarity and Vendi score are computed.
-        mean_similarity: mean cosine similarity of all pairs, by TF-IDF fitted on these texts.
+        mean_similarity, similarity_sd: mean and standard deviation of the cosine similarity of all
+            pairs, by TF-IDF fitted on these texts.
         vendi: Vendi score, the effective number of different texts: the exponential of the entropy
             of the eigenvalues of the similarity matrix (Friedman and Dieng, arXiv 2210.02410).
     """
@@ -55,6 +57,18 @@ def _distinct_share(hashes_of_texts: list[NDArray[np.uint64]]) -> float:
     return round(np.unique(hashes).size / max(1, hashes.size), 4)
 
 
+def pairwise_similarity(cosines: NDArray[Any]) -> dict[str, float]:
+    """Mean and standard deviation of the cosines of all pairs of different texts.
+
+    `cosines` has shape (texts, texts). Empty for fewer than two texts.
+    """
+    pairs = cosines[np.triu_indices(len(cosines), k=1)]
+    if not pairs.size:
+        return {}
+    mean, sd = float(pairs.mean()), float(pairs.std())
+    return {"mean_similarity": round(mean, 4), "similarity_sd": round(sd, 4)}
+
+
 def _similarity(texts: list[list[str]]) -> dict[str, float | int]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -68,6 +82,6 @@ def _similarity(texts: list[list[str]]) -> dict[str, float | int]:
     eigenvalues = eigenvalues[eigenvalues > 1e-12]
     return {
         "compared": n,
-        "mean_similarity": round(float((cosines.sum() - n) / (n * (n - 1))), 4),
+        **pairwise_similarity(cosines),
         "vendi": round(float(np.exp(-(eigenvalues * np.log(eigenvalues)).sum())), 2),
     }

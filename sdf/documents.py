@@ -60,7 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the endpoint fails for good, documents stay rejected, or the corpora don't match.
     """
-    settings = CorpusSettings.parse(context.settings)
+    settings = CorpusSettings.of_cell(context)
     held_out_numbers = _held_out_numbers(settings)
     matched_cell = context.inputs.get("matched_to")
     matched_stats = _read_stats(matched_cell) if matched_cell else None

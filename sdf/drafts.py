@@ -22,7 +22,7 @@ def run(context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the endpoint fails for good, or documents stay rejected.
     """
-    settings = CorpusSettings.parse(context.settings)
+    settings = CorpusSettings.of_cell(context)
     assert settings.shard, "a drafts cell has a shard"
     index, shards = settings.shard
     with open_corpus_writer(context, settings) as writer:

@@ -6,8 +6,10 @@ The keys are those of a cell's config.yaml. A cell holds the settings of a corpu
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from core.cell.context import StageContext
 from sdf.slots import SlotRow, assign_slots
 
 Template = Mapping[str, Any]  # the content of a file of sdf/templates
@@ -61,9 +63,13 @@ class CorpusSettings:
     shard: tuple[int, int] | None  # index and number of shards, of a `drafts` cell
 
     @classmethod
-    def parse(cls, settings: Mapping[str, Any]) -> "CorpusSettings":
-        """Read the settings of a cell."""
+    def of_cell(cls, context: StageContext) -> "CorpusSettings":
+        """The settings of a cell. A prompt in a file of the user's is read."""
+        settings = context.settings
         template = settings.get("template") or {}
+        if prompt_file := context.resources["files"].get("prompt"):
+            prompt = Path(prompt_file).read_text(encoding="utf-8")
+            template = {**template, "prompt": prompt}
         source = settings.get("source")
         shard = settings.get("share")
         return cls(

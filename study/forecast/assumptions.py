@@ -190,6 +190,7 @@ FILES = {
     "documents": (9, 2),
     "drafts": (5, 1),
     "contamination": (6, 1),
+    "embeddings": (6, 1),
     "generate": (5, 1),
     "likelihood": (6, 1),
     "lm_eval": (6, 1),

@@ -80,7 +80,9 @@ def _corpus(cell: Cell) -> dict[str, Any]:
         prompts = [template["asker"], template["answerer"]]
     else:
         completions = [DUMMY_DOCUMENT_TOKENS if by_dummy else TOKENS_PER_DOCUMENT["url"]]
-        prompts = [template["prompt"]]
+        prompt_file = cell.resources["files"].get("prompt")
+        text = Path(prompt_file).read_text(encoding="utf-8") if prompt_file else None
+        prompts = [text or template["prompt"]]
     completions = [min(tokens, settings["max_tokens"]) for tokens in completions]
     prompt_tokens = documents * sum(
         round(PROMPT_GROWTH * len(prompt) / CHARACTERS_PER_TOKEN) for prompt in prompts

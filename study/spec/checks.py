@@ -14,7 +14,7 @@ from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
 from study.spec.presets import asks_for_no_key
-from study.spec.template import template_problems
+from study.spec.template import shipped_templates, usable_template
 
 Mapping = dict[str, Any]
 # Sections of named things, and what one of them is called in a message.
@@ -143,7 +143,7 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
     ]
     corpus = arm.get("midtrain")
     settings = section_entries(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
-    forms = _template(settings.get("template")).get("forms", []) if settings else []
+    forms = usable_template(settings.get("template")).get("forms", []) if settings else []
     if arm.get("question_variant") and arm["question_variant"] not in forms:
         valid = "its corpus has no questions and answers"
         if forms:
@@ -183,8 +183,8 @@ def _corpus(name: str, corpus: Mapping, raw: Mapping) -> Mistakes:
             mistakes += check_reference(raw, "benchmarks", (*at, "decontaminate_against", i), bench)
     mistakes += check_reference(raw, "corpora", (*at, "matched_to"), corpus.get("matched_to"))
     template = corpus.get("template")
-    if isinstance(template, str) and template not in _templates():
-        fix = f"valid: {', '.join(_templates())}"
+    if isinstance(template, str) and template not in shipped_templates():
+        fix = f"valid: {', '.join(shipped_templates())}"
         mistakes.append(Mistake((*at, "template"), f"there is no template {template!r}", fix))
     return mistakes
 
@@ -203,7 +203,7 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
         return []
     return [
         Mistake((*at, key), "is for a corpus with a writer", "remove it")
-        for key in ("preview", "shards", "quality_filter", "replicates")
+        for key in ("preview", "shards", "quality_filter", "replicates", "ending", "prompt_file")
         if corpus.get(key)
     ]
 
@@ -263,20 +263,7 @@ def has_replicates(raw: Mapping) -> bool:
 
 def _own_slots(template: Any) -> Mapping:
     """The slots that a template defines itself."""
-    return _template(template).get("slots") or {}
-
-
-def _template(name: Any) -> Mapping:
-    """The content of a template; empty where there is none or `template_problems` finds some."""
-    if name not in _templates() or template_problems(name):
-        return {}
-    content: Mapping = yaml_once(f"sdf/templates/{name}.yaml")
-    return content
-
-
-def _templates() -> list[str]:
-    files = (ROOT / "sdf/templates").glob("*.yaml")
-    return sorted(path.stem for path in files if path.stem != "slots")
+    return usable_template(template).get("slots") or {}
 
 
 def task_names(raw: Mapping) -> list[str]:
@@ -288,7 +275,7 @@ def task_names(raw: Mapping) -> list[str]:
 def template_names(raw: Mapping) -> list[str]:
     """The templates that exist and that a corpus of the file names."""
     named = {str(corpus.get("template")) for corpus in section_entries(raw, "corpora").values()}
-    return sorted(named & {*_templates()})
+    return sorted(named & {*shipped_templates()})
 
 
 def recipe_names(raw: Mapping) -> list[tuple[str, type]]:

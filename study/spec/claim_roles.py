@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from core.paths import ROOT
+from analysis.claims_file import CLAIMS_PATH
 from core.strict_yaml import did_you_mean
 from study.spec.checks import Mistake, Mistakes, check_reference
 from study.spec.fingerprints import yaml_once
-
-CLAIMS = ROOT / "analysis/claims.yaml"
 
 
 def role_mistakes(raw: dict[str, Any]) -> Mistakes:
@@ -33,8 +31,8 @@ def role_mistakes(raw: dict[str, Any]) -> Mistakes:
 def _sections() -> dict[str, str | None]:
     """Each role of the claims, with the section that its value is named in; None: a number."""
     sections: dict[str, str | None] = {}
-    for claim in yaml_once(str(CLAIMS))["claims"]:
-        sides = "corpora" if "measure" in claim else "arms"
+    for claim in yaml_once(str(CLAIMS_PATH))["claims"]:
+        sides = "arms" if "dose" in claim else "corpora"
         kinds: dict[str, str | None] = {"treatment": sides, "control": sides}
         kinds |= {"benchmark": "benchmarks"} | dict.fromkeys(("dose", "control_dose", "margin"))
         sections |= {claim[key]: kind for key, kind in kinds.items() if claim.get(key)}

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.claims_file import CLAIMS
 from core.cell.identity import Cell
 from core.cell.lookup import RunsIndex
 from core.errors import UserError
@@ -21,7 +22,7 @@ from study.spec.sources import Source, identities, paths
 
 # What the analysis reads of the checkout: the paper's claims and the page of the report.
 ANALYSIS_FILES: dict[str, Source] = {
-    "claims": {"path": "analysis/claims.yaml"},
+    "claims": {"path": CLAIMS},
     "page": {"path": "analysis/report.html.j2"},
 }
 
@@ -229,6 +230,9 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     for name, corpus in expansion.corpora().items():
         if corpus.identity not in without:
             inputs[f"corpus-{name}"] = corpus
+            embedded = source_cells.embeddings(study, corpus)
+            if embedded and embedded.identity not in without:
+                inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
@@ -263,6 +267,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             }
             for name, corpus in sorted(study.corpora.items())
         ],
+        "untrained": _untrained(study),
         **identities(ANALYSIS_FILES),
     }
     resources = {
@@ -367,6 +372,17 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),
         "exclude": bench.exclude,
+    }
+
+
+def _untrained(study: Study) -> dict[str, str]:
+    """Arm -> the arm with its start model and nothing else, where there is one."""
+    alone: dict[str, str] = {}
+    for name, arm in sorted(study.arms.items()):
+        if not arm.midtrain and 0 in doses(study, name):
+            alone.setdefault(arm.start, name)
+    return {
+        name: alone[arm.start] for name, arm in sorted(study.arms.items()) if arm.start in alone
     }
 
 

@@ -11,6 +11,7 @@ from core.yaml_text import to_yaml
 from study.spec.checks import has_replicates, recipe_names, references, task_names, template_names
 from study.spec.claim_roles import role_mistakes
 from study.spec.contrast_checks import contrast_mistakes
+from study.spec.corpus_checks import corpus_mistakes
 from study.spec.declaration import declaration_problems
 from study.spec.endpoint_checks import endpoint_mistakes
 from study.spec.fingerprints import recipe_problems
@@ -41,8 +42,17 @@ def load_study(
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
     mistakes_in_names = [
-        *(*references(raw), *endpoint_mistakes(raw), *contrast_mistakes(raw), *role_mistakes(raw)),
-        *(*path_mistakes(raw), *value_mistakes(raw)),
+        mistake
+        for check in (
+            references,
+            corpus_mistakes,
+            endpoint_mistakes,
+            contrast_mistakes,
+            role_mistakes,
+            path_mistakes,
+            value_mistakes,
+        )
+        for mistake in check(raw)
     ]
     problems += [located(path, m.at, m.what, lines, m.fix) for m in mistakes_in_names]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]

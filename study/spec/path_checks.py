@@ -20,7 +20,10 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _rows((*section, "data"), values.get("data"))
     for name, corpus in section_entries(raw, "corpora").items():
         mistakes += _rows(("corpora", name, "path"), corpus.get("path"))
-        mistakes += _file(("corpora", name, "exclude"), corpus.get("exclude"))
+        for key in ("exclude", "prompt_file"):
+            mistakes += _file(("corpora", name, key), corpus.get(key))
+    if isinstance(embedder := raw.get("embedder"), dict):
+        mistakes += _folder(("embedder", "path"), embedder.get("path"))
     for name, model in section_entries(raw, "models").items():
         mistakes += _folder(("models", name, "path"), model.get("path"))
         for key in ("make", "chat_template"):

@@ -112,6 +112,18 @@ class Model:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Embedder:
+    """A model of sentence-transformers, as a folder or on the Hub. Exactly one of the two."""
+
+    path: str | None = None
+    """Folder of the model."""
+    hub: str | None = None
+    """Repository on the Hugging Face Hub; needs `revision`."""
+    revision: Commit | None = None
+    """Commit of the repository, 40 hexadecimal digits."""
+
+
+@dataclass(config=STRICT, frozen=True)
 class QualityFilter:
     """A gate that has the corpus' writer model grade each document. It costs one more request per
     document."""
@@ -135,6 +147,11 @@ class Corpus:
     """Number of documents, held-out ones included."""
     template: str | None = None
     """File of sdf/templates without `.yaml`. For an existing corpus only its gates are applied."""
+    ending: str | None = None
+    """Which of the template's `endings` its prompt has. By default the first."""
+    prompt_file: str | None = None
+    """File with a prompt in place of the template's, with the same slots in braces. Its content is
+    part of the identity, and is in no published file."""
     writer: str | None = None
     """Endpoint that writes the documents."""
     path: str | None = None
@@ -390,6 +407,9 @@ class Study:
     """Document writers and judges."""
     corpora: dict[Name, Corpus] = Field(default_factory=dict)
     """Documents to midtrain on."""
+    embedder: Embedder | None = None
+    """Model by whose sentence embeddings the similarity of documents is measured, and their map is
+    drawn. By default TF-IDF."""
     midtrain: Midtrain | None = None
     """Midtraining of all arms that name a corpus."""
     sft: Sft | None = None
@@ -408,8 +428,8 @@ class Study:
     """Costs of more data."""
     claim_roles: dict[Name, str | int | float] = Field(default_factory=dict)
     """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
-    study the paper's claims (analysis/claims.yaml) speak of. Without it the claims are left out
-    of the report."""
+    study the paper's claims (analysis/claims/) speak of. Without it the claims are left out of the
+    report."""
     engine: Engine = Engine()
     """Settings of vLLM."""
     chat_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = CHAT_DATE

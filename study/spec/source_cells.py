@@ -6,6 +6,7 @@ import platform
 import re
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from core.cell.hash_cache import LARGE
@@ -24,8 +25,9 @@ from study.spec.fingerprints import (
     load_recipe_once,
     yaml_once,
 )
-from study.spec.schema import Benchmark, Corpus, Model, Remote, Study
+from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
 from study.spec.sources import Source, identities, identity, paths
+from study.spec.template import template_content
 
 # What the toy model is made of besides its recipe.
 TOY_FILES: dict[str, Source] = {
@@ -72,6 +74,7 @@ def sources(study: Study) -> list[Source]:
     named += [_on_hub(corpus, "dataset") for corpus in study.corpora.values() if corpus.hub]
     for sft in filter(None, [study.sft, *study.sfts.values()]):
         named += [remote(sft.data)] if isinstance(sft.data, Remote) else []
+    named += [_embedder(study.embedder)] if study.embedder else []
     for bench in study.benchmarks.values():
         named += benchmarks.sources(bench).values()
     for corpus in study.corpora.values():
@@ -178,6 +181,23 @@ def documents(
     return Cell("documents", label, settings, inputs, resources)
 
 
+def embeddings(study: Study, documents: Cell) -> Cell | None:
+    """The cell that embeds a corpus' documents; None where the study names no model for it."""
+    if study.embedder is None:
+        return None
+    source = _embedder(study.embedder)
+    name = study.embedder.hub or Path(str(study.embedder.path)).name
+    settings = {"name": name, **identities({"embedder": source})}
+    resources = paths({"embedder": source})
+    return Cell("embeddings", documents.name, settings, {"documents": documents}, resources)
+
+
+def _embedder(embedder: Embedder) -> Source:
+    if embedder.path:
+        return {"path": embedder.path}
+    return {"hub": embedder.hub, "revision": embedder.revision, "kind": "model"}
+
+
 def _decontamination_texts(study: Study, corpus: Corpus) -> dict[str, Source]:
     """Files whose texts the writer may not quote, by "benchmark1", "benchmark2" ...
 
@@ -227,7 +247,10 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
     # Names for the dataset card.
     resources: dict[str, Any] = {"decontaminate_against": corpus.decontaminate_against}
     if corpus.template:
-        settings["template"] = yaml_once(f"sdf/templates/{corpus.template}.yaml")
+        own_prompt = corpus.prompt_file is not None
+        settings["template"] = template_content(corpus.template, corpus.ending, own_prompt)
+    if corpus.prompt_file:
+        files["prompt"] = {"path": corpus.prompt_file}
     if corpus.writer:
         endpoint = study.endpoints[corpus.writer]
         settings["slots"] = yaml_once("sdf/templates/slots.yaml")

@@ -6,7 +6,7 @@
 import string
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from core.errors import Problem
 from core.paths import ROOT
 from core.strict_yaml import STRICT, in_file_order, located, read_yaml, validate_file
+from study.spec.fingerprints import yaml_once
 
 Words = list[str]
 # Placeholders of every prompt, beside the slots of the template itself and {question}.
@@ -48,6 +49,41 @@ class Template:
     answerer: str | None = None
     slots: dict[str, Words] = Field(default_factory=dict)
     wording: dict[str, str] = Field(default_factory=dict)
+    endings: dict[str, str] = Field(default_factory=dict)
+
+
+def template_content(name: str, ending: str | None, has_prompt_file: bool) -> dict[str, Any]:
+    """A template as a cell's settings have it: with one of its endings in the prompt.
+
+    The prompt is left out where a file of the user's has it.
+    """
+    content: dict[str, Any] = yaml_once(f"sdf/templates/{name}.yaml")
+    template = {key: value for key, value in content.items() if key != "endings"}
+    if has_prompt_file:
+        del template["prompt"]
+    elif endings := content.get("endings"):
+        text = endings[ending or next(iter(endings))]
+        template["prompt"] = content["prompt"].replace("{ending}", text)
+    return template
+
+
+def prompt_mistakes(prompt: str, slots: Collection[str]) -> list[tuple[str, str]]:
+    """What is wrong with a prompt for a template that has `slots` of its own, and the fix."""
+    return _prompt_mistakes(prompt, SHARED | set(slots))
+
+
+def shipped_templates() -> list[str]:
+    """The names of the files of sdf/templates, except slots.yaml."""
+    files = (ROOT / "sdf/templates").glob("*.yaml")
+    return sorted(path.stem for path in files if path.stem != "slots")
+
+
+def usable_template(name: Any) -> dict[str, Any]:
+    """The content of a template; empty where there is none or `template_problems` finds some."""
+    if name not in shipped_templates() or template_problems(name):
+        return {}
+    content: dict[str, Any] = yaml_once(f"sdf/templates/{name}.yaml")
+    return content
 
 
 @lru_cache
@@ -68,6 +104,10 @@ def template_problems(name: str) -> tuple[Problem, ...]:
             if not getattr(template, key)
         ]
         placeholders = SHARED | template.slots.keys() | ({"question"} if template.forms else set())
+        for ending, text in template.endings.items():
+            for what, fix in _prompt_mistakes(text, placeholders):
+                problems.append(located(path, ("endings", ending), what, lines, fix))
+        placeholders |= {"ending"} if template.endings else set()
         for key in ("prompt", "asker", "answerer"):
             for what, fix in _prompt_mistakes(getattr(template, key) or "", placeholders):
                 problems.append(located(path, (key,), what, lines, fix))

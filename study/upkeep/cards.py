@@ -214,6 +214,7 @@ def dataset_card(folder: Path, license: str = "other", today: Names | None = Non
             f"The writer's prompt, slots in braces:\n\n```\n{prompt.strip()}\n```"
             for prompt in prompts
         ),
+        _prompt_file(cell),
         _table(slots, ["slot", "values", "fewest documents", "most"]) if slots else "",
         "## What it holds\n\n" + _table(_corpus_numbers(card, splits), ["", "number"]),
         _differences(cell),
@@ -358,6 +359,12 @@ def _source(corpus: FinishedCell) -> str:
         f"Written again after a gate: {', '.join(rejected) or 'none'}. "
         f"Checked not to quote: {', '.join(checked) or 'nothing'}."
     )
+
+
+def _prompt_file(corpus: FinishedCell) -> str:
+    """A prompt that is a file of the user's is not shown."""
+    digest = corpus.settings.get("files", {}).get("prompt")
+    return f"The writer's prompt is a file with the sha256 `{digest}`." if digest else ""
 
 
 def _corpus_numbers(card: dict[str, Any], splits: dict[str, int]) -> list[tuple[str, Any]]:

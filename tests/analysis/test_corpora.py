@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from analysis.corpora import corpora
+import numpy as np
+
+from analysis.corpora import corpora, sentence_embeddings
 
 CARD = {
     "documents": 90,
@@ -59,3 +61,31 @@ def test_a_row_says_what_was_rejected_paid_and_unequal(tmp_path: Path) -> None:
         2,
         ["vendi"],
     )
+
+
+def test_similarity_is_by_embeddings_where_there_are_some(tmp_path: Path) -> None:
+    tf_idf = {**CARD["diversity"], "mean_similarity": 0.1, "similarity_sd": 0.05}  # type: ignore[dict-item]
+    inputs = {}
+    for name in ("animal", "urban"):
+        for stage in ("corpus", "embeddings"):
+            inputs[f"{stage}-{name}"] = tmp_path / f"{stage}-{name}"
+            inputs[f"{stage}-{name}"].mkdir()
+        card = json.dumps({**CARD, "diversity": tf_idf})
+        (inputs[f"corpus-{name}"] / "corpus_stats.json").write_text(card)
+        facts = {"model": "mpnet", "compared": 9, "mean_similarity": 0.4, "similarity_sd": 0.2}
+        (inputs[f"embeddings-{name}"] / "similarity.json").write_text(json.dumps(facts))
+        np.save(inputs[f"embeddings-{name}"] / "embeddings.npy", np.ones((9, 4), np.float32))
+    writers = [{"corpus": name, "matched_to": None} for name in ("animal", "urban")]
+    rows = corpora(inputs, writers)
+    keys = ("mean_similarity", "similarity_sd", "similarity_by")
+    assert [[row[key] for key in keys] for row in rows] == [[0.4, 0.2, "mpnet"]] * 2
+    vectors = sentence_embeddings(rows, inputs)
+    assert {name: rows.shape for name, rows in vectors.items()} == {
+        "animal": (9, 4),
+        "urban": (9, 4),
+    }
+    del inputs["embeddings-urban"]
+    rows = corpora(inputs, writers)
+    assert [row["similarity_by"] for row in rows] == ["mpnet", "TF-IDF"]
+    assert rows[1]["mean_similarity"] == 0.1
+    assert sentence_embeddings(rows, inputs) == {}, "a map is of one kind"

@@ -77,7 +77,7 @@ def test_files_of_the_checkout_that_stages_read_are_identity() -> None:
         for key, path in cell.resources.get("files", {}).items()
     }
     assert read.keys() == {
-        "analysis/claims.yaml",
+        "analysis/claims/2604.13076v3.yaml",
         "analysis/report.html.j2",
         "core/endpoints/dummy_endpoint.yaml",
         "eval/data/anima_like/dimensions.jsonl",

@@ -202,6 +202,7 @@ def test_grades_by_hand(make_cell):
     assert table(cell) == RIGHT
     assert counts == dict(questions=2, responses=4, **TOOK)
     assert sorted(path.name for path in cell.folder.iterdir()) == FILES
+    assert cell.facts["malformed"]["answers"] == 4 and cell.facts["malformed"]["malformed"] == 0
     assert set(pd.read_parquet(cell.folder / "scores.parquet").scenario) == {
         "0"
     }  # 1 is a translation of 0

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
 from core.files import read_rows
 from sdf import documents, drafts
+from study.spec.template import template_content
 from tests.endpoint import KEY, Hostile, serving
 from tests.sdf.support import save_word_tokenizer
 
@@ -55,7 +57,9 @@ def cell(
         tokenizer.mkdir(parents=True)
         save_word_tokenizer(tokenizer)
     settings = {
-        "template": yaml.safe_load((TEMPLATES / f"{template}.yaml").read_text()),
+        "template": deepcopy(
+            template_content(template, None, "prompt" in changes.get("files", {}))
+        ),
         "slots": SLOTS,
         "documents": 60,
         "seed": 0,
@@ -239,6 +243,25 @@ def test_a_renamed_corpus_and_template_pay_for_nothing(tmp_path: Path) -> None:
     renamed.settings["template"]["name"] = "creature_welfare"
     assert documents.run(renamed)["paid_calls"] == 0
     assert rows(renamed) == rows(first)
+
+
+def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("Write a {document_type} for {domain}, by {person} of {place}, on hens.")
+    asked: list[str] = []
+
+    def text(body: dict[str, Any], n: int) -> None:
+        asked.append(body["messages"][0]["content"])
+
+    with serving(replying(text)) as (endpoint, _):
+        url = endpoint.base_url
+        own = cell(
+            tmp_path, "own", url=url, files={"prompt": str(prompt)}, documents=3, dedup_threshold=0
+        )
+        assert "prompt" not in own.settings["template"]
+        documents.run(own)
+    expected = [prompt.read_text().format(**row["slots"]) for row in rows(own)]
+    assert sorted(asked) == sorted(expected)
 
 
 def test_replicates_share_no_request_and_no_document(tmp_path: Path) -> None:

@@ -10,13 +10,20 @@ import yaml
 from core.endpoints import dummy_endpoint
 from sdf.gates import first_failed_gate, parse_gates
 from sdf.slots import SlotRow, assign_slots, render_prompts
+from study.spec.template import template_content
 
 TEMPLATES = Path(__file__).parents[2] / "sdf" / "templates"
 SLOTS = yaml.safe_load((TEMPLATES / "slots.yaml").read_text())
-ALL = {
+FILES = {
     path.stem: yaml.safe_load(path.read_text())
     for path in sorted(TEMPLATES.glob("*.yaml"))
     if path.stem != "slots"
+}
+# With its first ending, and "NAME ENDING" with each other one.
+ALL = {name: template_content(name, None, False) for name in FILES} | {
+    f"{name} {ending}": template_content(name, ending, False)
+    for name, file in FILES.items()
+    for ending in [*file.get("endings", {})][1:]
 }
 DOCUMENTS = sorted(name for name, template in ALL.items() if "prompt" in template)
 OF_ANIMALS = ("animal_welfare", "animal_welfare_non_ai", "qa_pairs")
@@ -55,9 +62,10 @@ def written(name: str, documents: int) -> list[str]:
 
 
 def test_the_templates_are_these_and_share_their_lists():
-    assert sorted(ALL) == sorted({*OF_ANIMALS, *CONTROLS})
+    assert sorted(FILES) == sorted({*OF_ANIMALS, *CONTROLS})
+    assert {*ALL} - {*FILES} == {f"{name} neutral" for name in ("animal_welfare", *CONTROLS)}
     for name, template in ALL.items():
-        assert template["name"] == name and template["gates"]["language"] == "en"
+        assert template["name"] == name.partition(" ")[0] and template["gates"]["language"] == "en"
         assert set(template["gates"]) - {"drop"} == {"words", "language", "banned", "leaks"}
         assert ("drop" in template["gates"]) == (name == "animal_welfare_non_ai")
         assert template["gates"]["banned"] == ALL["animal_welfare"]["gates"]["banned"]
@@ -82,7 +90,7 @@ def test_matched_templates_fill_the_same_slots_in_the_same_order(name):
         render_prompts(ALL["animal_welfare"], SLOTS, rows),
     )
     wording = ALL[name].get("wording", {})
-    longer = 14 if name in ("random_topic", "animal_welfare_non_ai") else 8
+    longer = 14 if name.startswith(("random_topic", "animal_welfare_non_ai")) else 8
     slots = (
         "document_type",
         "authority",
@@ -204,6 +212,14 @@ def test_the_variant_without_ai_has_no_ai_in_its_prompts_and_the_same_slots():
     assert all("for the field of technology development." in texts[i] for i in of_ai)
     assert not re.search(r"\bAI\b|machine learning|harmless", "\n".join(texts))
     assert "AI systems" in ALL["animal_welfare"]["prompt"]
+
+
+def test_a_neutral_ending_speaks_of_ai_in_the_first_sentence_only():
+    for name in ("animal_welfare", *CONTROLS):
+        ai, neutral = ALL[name]["prompt"], ALL[f"{name} neutral"]["prompt"]
+        assert (ai.count("AI systems"), neutral.count("AI systems")) == (2, 1)
+        assert ai.split("The pattern")[0] == neutral.split("The pattern")[0]
+        assert "{ending}" not in ai + neutral and "endings" not in ALL[name]
 
 
 @pytest.mark.slow

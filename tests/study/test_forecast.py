@@ -9,8 +9,8 @@ from core.cell.manifest import write_manifest
 from core.paths import ROOT
 from study.forecast.corpus_cost import compare, forecast, total
 from study.spec import expand as plan
-from study.spec.fingerprints import yaml_once
 from study.spec.load import load_study
+from study.spec.template import template_content
 
 REAL = (
     "endpoints.dummy={base_url: 'https://x.example/v1', model: m, key_env: K, requests_per_minute: 600,"
@@ -26,7 +26,7 @@ def rows(*overrides: str) -> list[dict]:
 
 def test_calls_tokens_cost_and_hours_by_hand() -> None:
     animal, urban = rows()
-    prompt = round(1.2 * len(yaml_once("sdf/templates/animal_welfare.yaml")["prompt"]) / 4)
+    prompt = round(1.2 * len(template_content("animal_welfare", None, False)["prompt"]) / 4)
     assert (animal["corpus"], animal["calls"]) == ("animal", 2700)
     assert animal["prompt_tokens"] == 2700 * prompt and animal["completion_tokens"] == 2700 * 1100
     assert abs(animal["cost"] - (2700 * prompt * 0.1 + 2700 * 1100 * 0.4) / 1e6) < 1e-9

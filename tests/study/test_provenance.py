@@ -281,7 +281,7 @@ def test_every_file_from_outside_of_a_study_is_followed(tmp_path: Path) -> None:
         str(path) for path in outside.rglob("*") if path.is_file()
     }
     assert {str(Path(path).relative_to(ROOT)) for path in read if path.startswith(str(ROOT))} == {
-        "analysis/claims.yaml",
+        "analysis/claims/2604.13076v3.yaml",
         "analysis/report.html.j2",
         "eval/data/anima_like/questions.jsonl",
         "eval/data/anima_like/dimensions.jsonl",
