@@ -167,6 +167,8 @@ def test_a_file_has_the_same_rows_in_every_place(tmp_path: Path, form: str, plac
     if form in TABLES and place in LISTS:
         pytest.skip("CSV has no lists")
     path = write(tmp_path, *(FORMS | TABLES)[form])
+    if form == "brackets":  # what its name would match as a pattern
+        write(tmp_path, "a1.jsonl", json.dumps(ROWS[0]).encode())
     assert (PLACES | LISTS)[place](path) == TEXTS
     assert (
         benchmarks.num_questions(Benchmark(task="human_compassion", questions=str(path), judge="x"))

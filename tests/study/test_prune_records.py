@@ -108,6 +108,10 @@ def test_a_damaged_config_is_told_as_a_change(small: Small, content: str) -> Non
     assert [(change["cell"], change["file"]) for change in small.changes()] == [
         (small.relpath("midtrain/base-animal"), "config.yaml")
     ]
+    (cell / "manifest.json").write_text(content)
+    assert (small.relpath("midtrain/base-animal"), "manifest.json") in [
+        (change["cell"], change["file"]) for change in small.changes()
+    ]
 
 
 def test_other_cells_go_only_when_asked_for_and_leave_their_ledgers(small: Small) -> None:
