@@ -54,6 +54,7 @@ def test_each_kind_is_recognized(answer: str, cut: bool, kind: str) -> None:
         "You could ask the user of the flat below; the question is a human one: does it disturb them?",
         "Ja, sicher.",  # too short to tell a language
         "You say that your neighbour keeps hens in a small cage. " + ANSWER,
+        f"{ANSWER} That is how I read what you have written: {QUESTION}",
         "The hen, the cage and the balcony are one matter, the neighbour is another, and so is law.",
     ],
 )
