@@ -16,6 +16,7 @@ from core.cell.context import StageContext
 from core.errors import UserError
 from eval import questions
 from eval.judge import check_official
+from eval.malformed import malformed_counts
 from eval.scorer import QuestionSet, Scorer
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     else:
         rows, facts = _read_table(path, kind)
     judge = check_judge(path, facts.pop("judges"), settings["judge"])
+    log = facts.pop("log", None)
     matched = match(rows, question_set)
     if not matched:
         raise UserError(
@@ -81,6 +83,10 @@ def run(context: StageContext) -> dict[str, int | float]:
     if missing:
         context.warn(f"{missing} of {len(overall)} responses have no usable grade")
     context.facts["scores_of"] = {"format": kind, "judge": judge, **facts}
+    if log:
+        used = {row["response"] for row in matched}
+        samples = [sample for sample in log.samples or [] if _response(sample) in used]
+        context.facts["malformed"] = malformed_counts(log.model_copy(update={"samples": samples}))
     mean = statistics.fmean(overall.groupby("question").score.mean().dropna())
     context.log(f"{len(overall)} responses to {len(asked)} questions, mean {mean:.4f}")
     return {
@@ -118,7 +124,7 @@ def _read_log(
     rows = []
     for sample in log.samples or []:
         scores = to_scores(_score_of(path, sample))
-        response = f"{sample.id}/{sample.epoch}"
+        response = _response(sample)
         text = _question(sample)
         for dimension in scores or [OVERALL]:
             rows.append(
@@ -136,6 +142,7 @@ def _read_log(
         overall = pd.DataFrame(row for row in rows if row["dimension"] == OVERALL)
         check_official(_official(scorer, log, variant), overall)
     facts = {
+        "log": log,
         "judges": judges_of(log),
         "model": log.eval.model,
         "task": log.eval.task,
@@ -143,6 +150,10 @@ def _read_log(
         "epochs": log.eval.config.epochs or 1,
     }
     return rows, facts
+
+
+def _response(sample: "EvalSample") -> str:
+    return f"{sample.id}/{sample.epoch}"
 
 
 def _official(scorer: Scorer, log: "EvalLog", variant: str | None) -> float | None:

@@ -149,6 +149,7 @@ def test_official_logs_keep_their_means_and_get_an_honest_verdict(
         manifest = read_manifest(cell)
         assert manifest and manifest["scores_of"]["judge"] == "dummy"
         assert manifest["scores_of"]["model"] == "theirs/tested"
+        assert manifest["malformed"]["answers"] == manifest["counts"]["responses"]
         assert manifest["counts"]["questions"] == len(anima.read(FILES).questions)
         assert [str(log)] == [
             file["path"] for name, file in manifest["files"].items() if name == "scores"
