@@ -66,7 +66,7 @@ EDITS: list[tuple[str, Edit, int | None]] = [
     ("margin", lambda raw: raw["contrasts"][0].update(margin=0.1), 1),
     ("family", lambda raw: raw["contrasts"][0].update(family="second"), 1),
     ("exclusions", setting("benchmarks.ahb.exclude", ["1"]), 1),
-    ("fewer doses", setting("arms.linked.doses", [0]), 1),
+    ("fewer doses", setting("arms.base_human.doses", [0]), 1),
     ("one arm fewer", one_arm_fewer, 1),
     ("an arm's name", renamed("arms", "base_random", "any_text"), 1),
     ("one more seed", setting("seeds", [0, 1, 2, 3, 4, 5]), None),

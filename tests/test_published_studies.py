@@ -111,10 +111,10 @@ def test_their_weights_and_documents_become_rungs_of_one_ladder(tmp_path: Path) 
     texts = [dummy_endpoint.write(f"a report on animal welfare {n}", n) for n in range(24)]
     chats = [
         [
-            {"role": "user", "content": f"Is report {n} fair?"},
-            {"role": "assistant", "content": text},
+            {"role": "user", "content": f"Is pen {n} fair?"},
+            {"role": "assistant", "content": f"Hen {n} needs more room."},
         ]
-        for n, text in enumerate(texts)
+        for n in range(len(texts))
     ]
     with Hub(tmp_path) as hub:
         for name in ("base", "documents", "tuned"):
