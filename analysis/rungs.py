@@ -21,6 +21,8 @@ def rung_text(results: Results, arm: str) -> str | None:
 def rung_lines(results: Results) -> list[str]:
     """A line for each rung with the arms on it; [] where this study has made everything itself."""
     rungs: dict[str, str] = results.get("rungs", {})
+    if not rungs:
+        return []
     scored = [arm for arm in results["arm_order"] if arm in rungs]
     if all(rungs[arm] == "anew" for arm in scored):
         return []
