@@ -33,6 +33,8 @@ from analysis.tables import (
 
 # In headings \u00ad marks a place for a hyphen.
 SHOWN_P = 0.001  # a smaller p has no digits
+_HYPHENATED = ("repet\u00aditive", "lan\u00adguage", "con\u00adtin\u00adued", "dia\u00adlogue")
+HYPHENATED = {word.replace("\u00ad", ""): word for word in _HYPHENATED}
 INTERVAL = "95 % interval"
 
 
@@ -211,6 +213,7 @@ def corpora_table(results: Results) -> Table:
         ]
         for row in results["corpora"]
     ]
+    vectors = sorted({row["similarity_by"] for row in results["corpora"]})
     columns = text_columns("Corpus")
     columns += number_columns("Docu\u00adments", "Held out", "Tokens", "Median words", "Type-token")
     columns += number_columns(
@@ -226,9 +229,8 @@ def corpora_table(results: Results) -> Table:
         [
             "Type-token ratio and shares of distinct bi- and trigrams over the first 100000 words "
             "at most.",
-            "Cosine: mean over pairs of documents by "
-            f"{' and '.join(sorted({row['similarity_by'] for row in results['corpora']}))}; Vendi: "
-            "the Vendi score, the effective number of different documents.",
+            f"Cosine: mean over pairs of documents, by {' and '.join(vectors)}; Vendi: the Vendi "
+            "score, the effective number of different documents.",
             "Rejected: drafts that a gate stopped and that were written again.",
         ],
     )
@@ -305,7 +307,11 @@ def claims_table(results: Results) -> Table:
             *(row[key] for key in ("id", "statement", "published")),
             percent(row["estimate"], "+"),
             interval(row, "+"),
-            *(interval(_ends(row, key), sign) for key, sign in CLAIM_INTERVALS),
+            # without brackets, whose lines are not broken
+            *(
+                interval(_ends(row, key), sign).strip("[]").replace(", ", " to ")
+                for key, sign in CLAIM_INTERVALS
+            ),
             p_value(row["p_holm"]),
             row["verdict"],
             row["reason"] or "",
@@ -344,24 +350,29 @@ def malformed_table(results: Results) -> Table:
     kinds = [*results["malformed"][0]["kinds"]]
     rows = [
         [
-            *(str(row[key]) for key in ("benchmark", "dose", "arm", "answers")),
+            row["benchmark"],
+            row["arm"],
+            str(row["dose"]),
+            str(row["answers"]),
             percent(row["malformed"]),
             *(percent(row["kinds"][kind]) for kind in kinds),
         ]
         for row in in_study_order(results, results["malformed"])
     ]
-    columns = text_columns(BENCHMARK, "SFT dose", "Arm")
-    columns += number_columns("Answers", "Malformed")
-    columns += number_columns(*(kind.replace("_", " ").capitalize() for kind in kinds))
+    columns = text_columns(BENCHMARK, "Arm")
+    columns += number_columns("SFT dose", "An\u00adswers", "Mal\u00adformed")
+    for kind in kinds:
+        words = (HYPHENATED.get(word, word) for word in kind.split("_"))
+        columns += number_columns(" ".join(words).capitalize())
     return table(
         results,
         "malformed",
         "Malformed answers",
-        "Shares of malformed answers in percent, by simple rules (docs/evaluation.md)",
+        "Malformed answers in percent, by simple rules",
         columns,
         rows,
-        ["An answer can be malformed in several ways."],
-        group_by=2,
+        ["The rules: docs/evaluation.md. An answer can be malformed in several ways."],
+        group_by=1,
     )
 
 

@@ -68,6 +68,8 @@ def large_results(
         dimension, benchmark=asked[:2], dose=numbers, dimension=kinds, arm=names
     )
     result["flow"] = rows(small["flow"][-1], benchmark=asked, arm=names)
+    if small["malformed"]:
+        result["malformed"] = rows(small["malformed"][0], benchmark=asked, dose=numbers, arm=names)
     on = {"name": CONTRASTS, "benchmark": asked}
     for key in ("contrasts", "sensitivity"):
         result[key] = [

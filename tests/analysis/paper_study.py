@@ -20,6 +20,8 @@ def paper_study(folder: Path) -> StageContext:
     levels: dict[str, float] = {}
     inputs = {}
     for row in cell.settings["rows"]:
+        if row["role"] in inputs:  # two benchmarks of the same questions share their cells
+            continue
         judge = row.get("judge") or cell.settings["benchmarks"][row["benchmark"]]["judge"]
         level = levels.setdefault(row["arm"], rng.uniform(0.3, 0.7))
         dimensions = DIMENSIONS if row["benchmark"] in ("ahb", "anima") else []
@@ -30,4 +32,5 @@ def paper_study(folder: Path) -> StageContext:
         made.assign(judge=judge or "likelihood").to_parquet(path)
     out = folder / "out"
     out.mkdir()
-    return StageContext(out, cell.identity, cell.settings, {}, inputs)
+    settings = cell.settings | {"declaration": None}
+    return StageContext(out, cell.identity, settings, {}, inputs)

@@ -20,9 +20,12 @@ from analysis.tables import TABLES
 from core.cell.context import StageContext
 from tests.analysis.large_study import large_results
 from tests.analysis.paper_classes import CLASSES, complaints, document, needs_latex, pdflatex
+from tests.analysis.paper_study import paper_study
 from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
+from tests.analysis.test_malformed_shown import counted
 
+pytestmark = pytest.mark.multiprocess  # pdflatex
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
 CONTRAST = r"50 % & more_than $0 – \emph{ß}"
 
@@ -61,6 +64,7 @@ def odd_study(tmp_path: Path) -> StageContext:
                     missing=frame["missing"].where(frame.index != 4, "no & grade")
                 ),
             )
+            counted(context.inputs[role], 24, 3, cut_off=3)
             other = tmp_path / f"{role}-other"
             shutil.copytree(context.inputs[role], other)
             context.inputs[f"{role}-other"] = other
@@ -78,6 +82,17 @@ def odd_study(tmp_path: Path) -> StageContext:
             "".join(f'{{"text": "a {n} of b"}}\n' for n in range(9))
         )
     return context
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the analysis of tests/small/paper.yaml, of made-up scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda *_: {})
+        patch.setattr(sensitivity, "RESAMPLES", 100)
+        context = paper_study(tmp_path_factory.mktemp("paper"))
+        results_of(context)
+    return context.folder
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +155,15 @@ def test_every_table_fits_a_page_of_article(odd: Path, tmp_path: Path, name: str
 @pytest.mark.nightly
 @needs_latex
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("size", ["small", "paper", "large"])
 def test_every_table_fits_a_page_of_nine_classes(
-    odd: Path, tmp_path: Path, name: str, size: str
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, size: str
 ) -> None:
     file = re.search(r"documentclass.*{(.*)}", CLASSES[name][1])
     assert file
     if not subprocess.run(["kpsewhich", f"{file[1]}.cls"], capture_output=True).stdout:
         pytest.skip(f"no {file[1]}.cls: apt-get install texlive-publishers texlive-latex-extra")
-    results = results_in(odd)
+    results = results_in(request.getfixturevalue("paper" if size == "paper" else "odd"))
     assert compiled(large_results(results) if size == "large" else results, tmp_path, name) == []
 
 
