@@ -68,5 +68,5 @@ def test_they_stand_beside_every_score_and_the_claims_name_the_papers_version(
     assert page.count('<td class="n">25.0</td>') >= 1, "beside the score"
     assert "arXiv 2604.13076v3 (2 May 2026)" in page
     assert "Without a row: the density of the corpora’s embeddings" in page.replace("&#39;", "’")
-    table = (context.folder / "tables/malformed.tex").read_text()
+    table = (context.folder / "tables/malformed.csv").read_text()
     assert "animal" in table and "25.0" in table and "Continued dialogue" in table
