@@ -36,6 +36,7 @@ def corpus_map(
     corpora: Mapping[str, Sequence[str]],
     embeddings: Embeddings,
     arm_order: Sequence[str] = (),
+    width: float = plots.WIDTH,
 ) -> Figure:
     """Documents as dots in the two main directions of their embeddings, or else of their words.
 
@@ -44,8 +45,8 @@ def corpus_map(
     """
     document_map = _document_map(corpora, embeddings)
     if not document_map.points:
-        return plots.placeholder("too few different documents or words")
-    figure = plots.new_figure(4.6)
+        return plots.placeholder("too few different documents or words", width)
+    figure = plots.new_figure(3.2 if plots.is_column(width) else 4.6, width)
     axis = figure.subplots()
     order = list(dict.fromkeys([*arm_order, *corpora]))
     for corpus, dots in document_map.points.items():
@@ -139,6 +140,12 @@ def _contours(axis: Axes, dots: np.ndarray, style: dict[str, Any]) -> None:
             linestyles=style["linestyle"],
             linewidths=[0.9, 1.6],
         )
+
+
+def alt_corpus_map(corpora: Mapping[str, Sequence[str]], embeddings: Embeddings) -> str:
+    names = ", ".join(name for name, texts in corpora.items() if texts)
+    of = basis(embeddings)
+    return f"Documents as dots in the two main directions of their {of}, by corpus: {names}."
 
 
 def describe_corpus_map(corpora: Mapping[str, Sequence[str]], embeddings: Embeddings) -> str:

@@ -44,7 +44,11 @@ Line = dict[int, Point]  # by dose
 
 
 def panel_grid(
-    panels: Sequence[tuple[str, list[str]]], order: Sequence[str], xlabel: str, *handles: Artist
+    panels: Sequence[tuple[str, list[str]]],
+    order: Sequence[str],
+    xlabel: str,
+    width: float,
+    *handles: Artist,
 ) -> list[Panel]:
     """Axes for panels (title, arms), with a legend.
 
@@ -53,6 +57,8 @@ def panel_grid(
     """
     small = any(len(arms) > TOGETHER for _, arms in panels)
     columns = 4 if small else min(2, len(panels))
+    if plots.is_column(width):
+        columns = 2 if small else 1
     rows: list[list[tuple[int, list[str]]]] = []
     for panel, (_, arms) in enumerate(panels):
         cells = [(panel, [arm]) for arm in arms] if small else [(panel, arms)]
@@ -61,8 +67,8 @@ def panel_grid(
         else:
             rows += [cells[start : start + columns] for start in range(0, len(cells), columns)]
     lines = 1 + max(wrapped(arm, 24).count("\n") for _, arms in panels for arm in arms)
-    height = 1.15 + 0.11 * lines if small else 2.2
-    figure = plots.new_figure(len(rows) * height + 0.2)
+    height = 1.15 + 0.12 * lines if small else 2.2
+    figure = plots.new_figure(len(rows) * height + 0.2, width)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     placed: list[Panel] = []
     for line, cells in zip(axes, rows, strict=True):
@@ -72,11 +78,12 @@ def panel_grid(
             title = panels[panel][0]
             plots.strip_frame(axis, "y")
             if small:
-                axis.set_title(wrapped(arms[0], 24), loc="left", fontsize=6.5)
-                axis.tick_params(labelsize=7)
+                axis.set_title(wrapped(arms[0], 24), loc="left", fontsize=plots.SMALL)
+                axis.tick_params(labelsize=plots.SMALL)
                 first = next((cell.axis for cell in placed if cell.number == panel), None)
                 if first:
                     axis.sharey(first)
+                axis.tick_params(labelleft=axis is line[0])
                 if axis is line[0]:
                     axis.set_ylabel(wrapped(title, 20))
             else:
@@ -91,22 +98,17 @@ def panel_grid(
 
 
 @plots.styled
-def erosion(results: Results) -> Figure:
-    """Scores against SFT dose, then the declared contrasts with the control of the first.
+def erosion(results: Results, benchmark: str, width: float = plots.WIDTH) -> Figure:
+    """Scores on one benchmark against SFT dose, then contrasts with the control of the first.
 
     Thin lines: training seeds; thick lines: the mean, in the band of its 95 % interval.
     """
-    lines = _lines(results)
+    lines = _lines(plots.of_benchmark(results, benchmark), control_of(results))
     if not lines:
-        return plots.placeholder("no arm was planned")
+        return plots.placeholder("no arm was planned", width)
     order = results["arm_order"]
-    benchmarks = [*results["benchmarks"], *(benchmark for _, benchmark, _ in lines)]
-    panels: dict[tuple[str, str], list[str]] = {}  # (benchmark, kind) -> arms
-    for benchmark in dict.fromkeys(benchmarks):
-        for kind in TITLES:
-            arms = [arm for k, b, arm in lines if (b, k) == (benchmark, kind)]
-            if arms:
-                panels[benchmark, kind] = arms
+    by_kind = {kind: [arm for of, arm in lines if of == kind] for kind in TITLES}
+    panels = {kind: arms for kind, arms in by_kind.items() if arms}
     doses = sorted({dose for line in lines.values() for dose in line})
     handles: list[Artist] = []
     if any(len(arms) > TOGETHER for arms in panels.values()):
@@ -116,23 +118,24 @@ def erosion(results: Results) -> Figure:
         Patch(color=INK, alpha=0.15, linewidth=0, label="95 % interval"),
         plots.legend_entry("no number of a seed", marker="x", markersize=2.5),
     ]
-    titles = [(f"{benchmark}: {TITLES[kind]}", arms) for (benchmark, kind), arms in panels.items()]
-    placed = panel_grid(titles, order, "SFT dose", *handles)
-    keys = list(panels)
+    titles = [(f"{benchmark}: {TITLES[kind]}", arms) for kind, arms in panels.items()]
+    placed = panel_grid(titles, order, "SFT dose", width, *handles)
+    kinds = list(panels)
     for panel in placed:
-        benchmark, kind = keys[panel.number]
-        for arm in panels[benchmark, kind]:
-            line = lines[kind, benchmark, arm]
-            if arm in panel.arms:
-                # in points; intervals at one dose stay apart
-                offset = 4 * (panel.arms.index(arm) - (len(panel.arms) - 1) / 2)
-                _draw_line(panel.axis, line, arm_style(arm, order), doses, offset)
-            else:
-                means = [point.mean for point in _in_order(line, doses).values()]
-                shown = list(_in_order(line, doses))
-                panel.axis.plot(shown, means, color=OTHER, linewidth=0.7, zorder=1)
+        kind = kinds[panel.number]
+        for n, arm in enumerate(panel.arms):
+            # in points; intervals at one dose stay apart
+            offset = 4 * (n - (len(panel.arms) - 1) / 2)
+            _draw_line(panel.axis, lines[kind, arm], arm_style(arm, order), doses, offset)
+        others = [lines[kind, arm] for arm in panels[kind] if arm not in panel.arms]
+        ordered = [_in_order(line, doses) for line in others]
+        behind = joined([(list(line), [point.mean for point in line.values()]) for line in ordered])
+        panel.axis.plot(*behind, color=OTHER, linewidth=0.7, zorder=1)
         if kind == "advantage":
             panel.axis.axhline(0, color=INK, linewidth=0.8)
+        else:  # an interval of few seeds may reach beyond what a score can be
+            low, high = panel.axis.get_ylim()
+            panel.axis.set_ylim(max(low, -2), min(high, 102))
         _set_dose_ticks(panel.axis, doses)
     return cast(Figure, placed[0].axis.figure)
 
@@ -183,10 +186,16 @@ def _draw_line(
     bar: dict[str, Any] = {"linewidth": 4, "alpha": 0.3, "solid_capstyle": "butt"}
     axis.plot([x, x], ends, color=color, **bar, transform=transform)
     thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6, "marker": ".", "markersize": 2}
+    axis.plot(*joined([(x, values) for values in dots]), color=color, **thin, transform=transform)
     for values in dots:
-        axis.plot(x, values, color=color, **thin, transform=transform)
         mark_missing(axis, zip(x, values, strict=True), color, offset, 2.5)
     mark_missing(axis, zip(x, mean, strict=True), color, offset)
+
+
+def joined(lines: Iterable[tuple[Sequence[float], Sequence[float]]]) -> np.ndarray:
+    """x and y of several lines as those of one with gaps, which is drawn much faster."""
+    parts = [np.array([(*x, math.nan), (*y, math.nan)], float) for x, y in lines]
+    return np.concatenate([np.empty((2, 0)), *parts], axis=1)
 
 
 def mark_missing(
@@ -207,10 +216,14 @@ def mark_missing(
         axis.autoscale_view()
 
 
-def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
-    """(score or advantage, benchmark, arm) -> the line of it."""
-    control = results["contrasts"][0]["control"] if results["contrasts"] else None
-    lines: dict[tuple[str, str, str], Line] = {}
+def control_of(results: Results) -> str | None:
+    """The arm that advantages are over: the control of the contrast declared first."""
+    return results["contrasts"][0]["control"] if results["contrasts"] else None
+
+
+def _lines(results: Results, control: str | None) -> dict[tuple[str, str], Line]:
+    """(score or advantage, arm) -> the line of it, of results on one benchmark."""
+    lines: dict[tuple[str, str], Line] = {}
     order = results["arm_order"]
     rows = [*results["arms"], *results["missing"]]
     for row in sorted(rows, key=lambda row: order.index(row["arm"])):
@@ -224,7 +237,7 @@ def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
             if checkpoint["seed"] is not None
         }
         mean, low, high = (to_percent(row.get(key)) for key in ("mean", "low", "high"))
-        line = lines.setdefault(("score", row["benchmark"], row["arm"]), {})
+        line = lines.setdefault(("score", row["arm"]), {})
         line[row["dose"]] = Point(mean, low, high, seeds)
     for row in results["contrasts"]:
         if row["dose"] is None or row["dose"] != row["control_dose"]:
@@ -235,8 +248,8 @@ def _lines(results: Results) -> dict[tuple[str, str, str], Line]:
             arm, sign = row["control"], -1
         else:
             continue
-        scores = lines.get(("score", row["benchmark"], arm), {}).get(row["dose"])
-        line = lines.setdefault(("advantage", row["benchmark"], arm), {})
+        scores = lines.get(("score", arm), {}).get(row["dose"])
+        line = lines.setdefault(("advantage", arm), {})
         line[row["dose"]] = _advantage(row, sign, scores)
     return lines
 
@@ -252,9 +265,21 @@ def _advantage(row: Row, sign: int, scores: Point | None) -> Point:
     return Point(mean, min(ends), max(ends), seeds)
 
 
-def describe_erosion(results: Results) -> str:
+def alt_erosion(results: Results, benchmark: str) -> str:
+    lines = _lines(plots.of_benchmark(results, benchmark), control_of(results))
+    doses = {dose for line in lines.values() for dose in line}
+    counts = [
+        f"{plots.counted(sum(kind == of for of, _ in lines), 'line')} of {kind}"
+        for kind in TITLES
+        if any(kind == of for of, _ in lines)
+    ]
+    return f"{' and '.join(counts)} on {benchmark} over {plots.counted(len(doses), 'SFT dose')}."
+
+
+def describe_erosion(results: Results, benchmark: str) -> str:
     parts: list[str] = []
-    for (kind, benchmark, arm), line in _lines(results).items():
+    results, control = plots.of_benchmark(results, benchmark), control_of(results)
+    for (kind, arm), line in _lines(results, control).items():
         for dose, point in sorted(line.items()):
             row = {
                 key: None if math.isnan(getattr(point, key)) else getattr(point, key) / 100

@@ -6,6 +6,7 @@ analysis.plots, curves, losses, profiles and corpus_map draw them.
 import math
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,24 +15,37 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import corpus_map, curves, intrusion, losses, plots, profiles
+from analysis import corpus_map, curves, figure_files, intrusion, losses, plots, profiles
 from analysis.losses import LossHistory
 from analysis.rows import Results, Row
 from core.garbage import gc_disabled
+
+WIDTHS = (plots.WIDTH, plots.COLUMN)
 
 
 @dataclass(frozen=True)
 class Drawn:
     """A figure that was drawn.
 
-    `title`: a caption; `text`: the text alternative; `error`: why the figure could not be drawn
-    and a placeholder is shown, else None.
+    `column`: its form for a column or a phone; `title`: a caption; `alt`: what it shows, in one
+    sentence; `text`: the figure in words, with its numbers; `error`: why the figure could not be
+    drawn and a placeholder is shown, else None.
     """
 
     figure: Figure
+    column: Figure
     title: str
+    alt: str
     text: str
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written of the figures."""
+
+    svgs: dict[str, tuple[str, str]]  # name -> SVG texts of the wide and the narrow form
+    unknown_letters: set[str]  # that no font here has; a page's reader may have one
 
 
 @dataclass(frozen=True)
@@ -40,16 +54,19 @@ class Planned:
 
     name: str  # of its file
     title: str
-    draw: Callable[[], Figure]
+    draw: Callable[..., Figure]  # in a given width
+    alt: Callable[[], str]
     describe: Callable[[], str]
 
     def drawn(self) -> Drawn:
         try:
-            return Drawn(self.draw(), self.title, self.describe())
+            wide, column = (self.draw(width=width) for width in WIDTHS)
+            return Drawn(wide, column, self.title, self.alt(), self.describe())
         except Exception as error:
             reason = f"it could not be drawn ({type(error).__name__}: {error})"
+            wide, column = (plots.placeholder(reason, width) for width in WIDTHS)
             text = plots.description(self.title, [reason])
-            return Drawn(plots.placeholder(reason), self.title, text, reason)
+            return Drawn(wide, column, self.title, text, text, reason)
 
 
 @gc_disabled()
@@ -62,7 +79,7 @@ def draw(
 ) -> dict[str, Drawn]:
     """File name -> figure, in the order of a page.
 
-    `scores` always exists, the others where the study has data for them. A figure that can't be
+    Each benchmark has its own, where the study has data for them. A figure that can't be
     drawn is replaced by its error and doesn't affect the others.
 
     Args:
@@ -90,29 +107,34 @@ def _planned(
     corpora: Mapping[str, Sequence[str]],
     embeddings: corpus_map.Embeddings,
 ) -> Iterator[Planned]:
-    yield Planned(
-        "scores",
-        "Mean scores by arm and SFT dose, with 95 % intervals and a dot for each training seed",
-        partial(plots.bars, results),
-        partial(plots.describe_bars, results),
-    )
-    if results["contrasts"]:
+    control = curves.control_of(results)
+    for benchmark in _benchmarks(results):
+        scope = (results, benchmark)
+        scores = "mean scores by arm and SFT dose, with 95 % intervals and a dot for each seed"
         yield Planned(
-            "contrasts",
-            "Every declared contrast in percentage points, with its interval and its verdict",
-            partial(plots.forest, results),
-            partial(plots.describe_forest, results),
+            _file_name("scores", benchmark),
+            f"{benchmark}: {scores}",
+            partial(plots.bars, *scope),
+            partial(plots.alt_bars, *scope),
+            partial(plots.describe_bars, *scope),
         )
-    if _num_doses(results) > 1:
-        advantage = ""
-        if results["contrasts"]:
-            advantage = f", and the advantage over {results['contrasts'][0]['control']},"
-        yield Planned(
-            "erosion",
-            f"Scores{advantage} by SFT dose",
-            partial(curves.erosion, results),
-            partial(curves.describe_erosion, results),
-        )
+        if any(row["benchmark"] == benchmark for row in results["contrasts"]):
+            yield Planned(
+                _file_name("contrasts", benchmark),
+                f"{benchmark}: declared contrasts in percentage points, with interval and verdict",
+                partial(plots.forest, *scope),
+                partial(plots.alt_forest, *scope),
+                partial(plots.describe_forest, *scope),
+            )
+        if _num_doses(results, benchmark) > 1:
+            advantage = f", and the advantage over {control}," if control else ""
+            yield Planned(
+                _file_name("erosion", benchmark),
+                f"{benchmark}: scores{advantage} by SFT dose",
+                partial(curves.erosion, *scope),
+                partial(curves.alt_erosion, *scope),
+                partial(curves.describe_erosion, *scope),
+            )
     yield from _planned_radars(results)
     yield from _planned_differences(results, means)
     if results.get("intrusion"):
@@ -121,6 +143,7 @@ def _planned(
             "Effect of each arm against the answers that bring animals up off topic, both less its "
             "untrained start model; numbers are SFT doses",
             partial(intrusion.intrusion_figure, results),
+            partial(intrusion.alt_intrusion, results),
             partial(intrusion.describe_intrusion, results),
         )
     if runs:
@@ -128,6 +151,7 @@ def _planned(
             "losses",
             "Training and held-out loss, a thin line for each training seed",
             partial(losses.losses, runs, arm_order=results["arm_order"]),
+            partial(losses.alt_losses, runs),
             partial(losses.describe_losses, runs),
         )
     if any(map(len, corpora.values())):
@@ -136,6 +160,7 @@ def _planned(
             "Documents of each corpus in the two main directions of their "
             f"{corpus_map.basis(embeddings)}",
             partial(corpus_map.corpus_map, corpora, embeddings, arm_order=results["arm_order"]),
+            partial(corpus_map.alt_corpus_map, corpora, embeddings),
             partial(corpus_map.describe_corpus_map, corpora, embeddings),
         )
 
@@ -147,9 +172,10 @@ def _planned_radars(results: Results) -> Iterator[Planned]:
         doses[row["benchmark"]] = min(row["dose"], doses.get(row["benchmark"], row["dose"]))
     for benchmark, dose in doses.items():
         yield Planned(
-            _file_name("dimensions", benchmark) if len(doses) > 1 else "dimensions",
+            _file_name("dimensions", benchmark),
             f"Mean grades by dimension on {benchmark}, {plots.dose_label(dose)}",
             partial(profiles.radar, results, benchmark, dose),
+            partial(profiles.alt_radar, results, benchmark, dose),
             partial(profiles.describe_radar, results, benchmark, dose),
         )
 
@@ -175,15 +201,24 @@ def _planned_differences(results: Results, means: pd.DataFrame) -> Iterator[Plan
                 _file_name("questions", contrast, benchmark),
                 f"{contrast} on {benchmark}, question by question",
                 partial(profiles.per_question, means, rows),
+                partial(profiles.alt_per_question, means, rows),
                 partial(profiles.describe_per_question, means, rows),
             )
 
 
-def _num_doses(results: Results) -> int:
-    """SFT doses of the arm that was scored or planned at most of them on one benchmark."""
-    doses: dict[tuple[str, str], set[int]] = {}
+def _benchmarks(results: Results) -> list[str]:
+    """Those with a checkpoint that was scored or planned."""
+    planned = [row["benchmark"] for row in [*results["arms"], *results["missing"]]]
+    names = dict.fromkeys([*results["benchmarks"], *sorted(planned)])
+    return [name for name in names if name in planned]
+
+
+def _num_doses(results: Results, benchmark: str) -> int:
+    """SFT doses of the arm that was scored or planned at most of them on a benchmark."""
+    doses: dict[str, set[int]] = {}
     for row in [*results["arms"], *results["missing"]]:
-        doses.setdefault((row["benchmark"], row["arm"]), set()).add(row["dose"])
+        if row["benchmark"] == benchmark:
+            doses.setdefault(row["arm"], set()).add(row["dose"])
     return max(map(len, doses.values()), default=0)
 
 
@@ -194,6 +229,24 @@ def _file_name(*parts: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text).strip("-")[:80].rstrip("-")
 
 
-def save(drawn: Mapping[str, Drawn], folder: Path) -> dict[str, str]:
-    """Write NAME.pdf and NAME.png of each; returns their SVG texts by name."""
-    return plots.save_all({name: figure.figure for name, figure in drawn.items()}, folder)
+# Embedding fonts makes so much garbage that looking for it takes a fifth of the time.
+@gc_disabled()
+def save(drawn: Mapping[str, Drawn], folder: Path) -> Saved:
+    """Write NAME.pdf, NAME.png and NAME-column.pdf of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = Saved({}, set())
+    for name, figure in drawn.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            saved.svgs[name] = (
+                figure_files.save(figure.figure, folder, name),
+                figure_files.save(figure.column, folder, f"{name}-column"),
+            )
+        for warning in caught:
+            if letter := re.match(r"Glyph (\d+) ", str(warning.message)):
+                saved.unknown_letters.add(chr(int(letter[1])))
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+    return saved

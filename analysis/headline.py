@@ -8,6 +8,9 @@ from analysis.declaration import declaration_lines
 from analysis.rows import Results, Row
 from analysis.rungs import rung_lines
 
+ROWS = 6  # of a table
+LINES = 3  # of a list
+
 
 def percent(value: float | None, sign: str = "") -> str:
     """A score in 0..1 as percent with one decimal: `45.2`; with sign="+" `+3.1`; None: a dash."""
@@ -192,10 +195,11 @@ def _listed(names: Sequence[str]) -> str:
 def headline(results: Results, dates: str) -> str:
     """Plain text: arms x benchmarks at each dose, contrasts with verdicts, and what is missing.
 
+    Of a long list the first lines are shown and the rest is counted, so that it fits a screen.
     `dates`: the line of `declaration.dates_line`.
     """
     text = [
-        *declaration_lines(results),
+        *_shortened(declaration_lines(results), LINES),
         dates,
         "",
         f"Study {results['study']}: scores in percent, "
@@ -203,14 +207,14 @@ def headline(results: Results, dates: str) -> str:
         _score_table(results),
     ]
     if rungs := rung_lines(results):
-        text += ["", *rungs]
+        text += ["", *_shortened(rungs, LINES)]
     if results["contrasts"]:
         text += ["", _contrast_table(results)]
     missing = missing_lines(results)
     if missing:
-        text += ["", *missing]
+        text += ["", *_shortened(missing, LINES)]
     if results["notes"]:
-        text += ["", *results["notes"]]
+        text += ["", *_shortened(results["notes"], LINES)]
     note = dummy_note(results)
     if note:
         text += ["", note]
@@ -228,7 +232,8 @@ def _score_table(results: Results) -> str:
                 rows = [cells.get((dose, arm, benchmark)) for benchmark in benchmarks]
                 scores = [f"{percent(row['mean'])} {interval(row)}" if row else "-" for row in rows]
                 lines.append([dose, arm, *scores])
-    return tabulate(lines, headers=["SFT dose", "arm", *benchmarks], disable_numparse=True)
+    text = tabulate(lines, headers=["SFT dose", "arm", *benchmarks], disable_numparse=True)
+    return "\n".join(_shortened(text.splitlines(), ROWS + 2))
 
 
 def _contrast_table(results: Results) -> str:
@@ -246,4 +251,20 @@ def _contrast_table(results: Results) -> str:
     ]
     intervals = interval_header(results["contrasts"])
     headers = ["contrast", "on", "SFT dose", "points", intervals, "Holm p", "verdict"]
-    return tabulate(lines, headers=headers, disable_numparse=True)
+    text = tabulate(lines, headers=headers, disable_numparse=True).splitlines()
+    text = _shortened(text, ROWS + 2)
+    if len(lines) > ROWS:
+        verdicts = [
+            "no verdict" if row["verdict"] == "none" else row["verdict"]
+            for row in results["contrasts"]
+        ]
+        counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
+        text.append(f"all {len(lines)}: {', '.join(counts)}")
+    return "\n".join(text)
+
+
+def _shortened(lines: Sequence[str], count: int) -> list[str]:
+    """At most `count` lines, the last of which says how many are left out."""
+    if len(lines) <= count:
+        return [*lines]
+    return [*lines[: count - 1], f"... and {len(lines) - count + 1} more in report.html"]

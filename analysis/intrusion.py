@@ -1,12 +1,13 @@
 """What arms gain on a benchmark, against how often they bring animals up off topic."""
 
+import math
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.headline import percent
-from analysis.plots import INK, arm_style, dose_label, wrapped
+from analysis.plots import INK, SMALL, arm_style, dose_label, is_column, wrapped
 from analysis.rows import Results, Row
 
 TASK = "topic_intrusion"
@@ -59,18 +60,24 @@ def _against_untrained(
 
 
 @plots.styled
-def intrusion_figure(results: Results) -> Figure:
+def intrusion_figure(results: Results, width: float = plots.WIDTH) -> Figure:
     """Effect against added intrusion in points, a panel for each benchmark; no effect is at 0."""
     rows = [row for row in results["intrusion"] if row["effect"] is not None]
     if not rows:
-        return plots.placeholder("no arm can be compared with its untrained start model")
+        reason = "no arm can be compared with its untrained start model"
+        return plots.placeholder(reason, width)
     benchmarks = [*dict.fromkeys(row["benchmark"] for row in rows)]
     order = results["arm_order"]
-    figure = plots.new_figure(3.0)
-    axes = figure.subplots(1, len(benchmarks), squeeze=False)[0]
-    for axis, benchmark in zip(axes, benchmarks, strict=True):
-        axis.set_title(wrapped(benchmark, 62 // len(benchmarks)), loc="left")
-        axis.set(xlabel="answers that bring animals up (added points)", ylabel="effect (points)")
+    columns = 1 if is_column(width) else min(2, len(benchmarks))
+    rows_of_panels = math.ceil(len(benchmarks) / columns)
+    figure = plots.new_figure(2.8 * rows_of_panels + 0.2, width)
+    axes = figure.subplots(rows_of_panels, columns, squeeze=False).flatten()
+    for axis in axes[len(benchmarks) :]:
+        axis.set_visible(False)
+    label = "answers that bring animals up (added points)"
+    for axis, benchmark in zip(axes, benchmarks, strict=False):
+        axis.set_title(wrapped(benchmark, int(9 * width) // columns), loc="left")
+        axis.set(xlabel=wrapped(label, int(9 * width) // columns), ylabel="effect (points)")
         plots.strip_frame(axis, "both")
         axis.axhline(0, color=INK, linewidth=0.8)
         axis.axvline(0, color=INK, linewidth=0.8)
@@ -79,11 +86,17 @@ def intrusion_figure(results: Results) -> Figure:
                 point = (100 * row["added_intrusion"], 100 * row["effect"])
                 style = arm_style(row["arm"], order)
                 axis.plot(*point, style["marker"], color=style["color"], markersize=4.5)
-                shift = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": 6}
+                shift = {"textcoords": "offset points", "xytext": (4, 3), "fontsize": SMALL}
                 axis.annotate(str(row["dose"]), point, **shift)
     arms = [arm for arm in order if any(row["arm"] == arm for row in rows)]
     plots.add_legend(figure, arms, order)
     return figure
+
+
+def alt_intrusion(results: Results) -> str:
+    rows = [row for row in results["intrusion"] if row["effect"] is not None]
+    points = plots.counted(len(rows), "checkpoint")
+    return f"Effect of {points} against the answers that bring animals up, both in points."
 
 
 def describe_intrusion(results: Results) -> str:

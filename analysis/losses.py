@@ -70,19 +70,21 @@ def loss_rows(runs: Sequence[LossHistory]) -> list[Row]:
 
 
 @plots.styled
-def losses(runs: Sequence[LossHistory], arm_order: Sequence[str] = ()) -> Figure:
+def losses(
+    runs: Sequence[LossHistory], arm_order: Sequence[str] = (), width: float = plots.WIDTH
+) -> Figure:
     """Loss of every training.
 
     A thin line per seed, and a thick one for the mean where all seeds have a value.
     """
     if not runs:
-        return plots.placeholder("no training was given")
+        return plots.placeholder("no training was given", width)
     order = list(dict.fromkeys([*arm_order, *(run.arm for run in runs)]))
     arms = [arm for arm in order if any(run.arm == arm for run in runs)]
     small = len(arms) > TOGETHER
     panels = _panels(runs, small)
     if not panels:
-        return plots.placeholder("no training has a loss yet")
+        return plots.placeholder("no training has a loss yet", width)
     titles = [
         f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} loss (nats per token)"
         for stage, kinds in panels
@@ -92,7 +94,7 @@ def losses(runs: Sequence[LossHistory], arm_order: Sequence[str] = ()) -> Figure
     handles = [plots.legend_entry(seed_label, linestyle="-", linewidth=0.6)]
     if small:
         handles.append(plots.legend_entry("held-out: with marks", linestyle="-", marker="o"))
-    placed = panel_grid([(title, arms) for title in titles], order, "step", *handles)
+    placed = panel_grid([(title, arms) for title in titles], order, "step", width, *handles)
     for panel in placed:
         stage, kinds = panels[panel.number]
         lost = []
@@ -104,7 +106,7 @@ def losses(runs: Sequence[LossHistory], arm_order: Sequence[str] = ()) -> Figure
                 lost.append(f"× no {KINDS[kind]} loss: {arm}, {count}")
         text = wrapped("; ".join(lost), 36)
         corner: dict[str, Any] = {"transform": panel.axis.transAxes, "ha": "right", "va": "top"}
-        panel.axis.text(1, 1, text, **corner, fontsize=6)
+        panel.axis.text(1, 1, text, **corner, fontsize=plots.SMALL)
     return cast(Figure, placed[0].axis.figure)
 
 
@@ -143,6 +145,12 @@ def _thinned(curve: Curve, size: int) -> Curve:
     ]
     parts = [points[start : start + size] for start in range(0, len(points), size)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def alt_losses(runs: Sequence[LossHistory]) -> str:
+    stages = ", ".join(dict.fromkeys(run.stage for run in runs))
+    trainings = plots.counted(len(runs), "training")
+    return f"Curves of loss against optimizer step of {trainings}: {stages}."
 
 
 def describe_losses(runs: Sequence[LossHistory]) -> str:

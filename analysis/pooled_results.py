@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from analysis import plots
+from analysis import figure_files, plots
 from analysis.rows import Results, Row
 from core.files import write_atomically
 
@@ -128,8 +128,8 @@ def write_tables(results: Results, folder: Path) -> None:
     write_atomically(
         folder / "pooled.tex", f"% needs \\usepackage{{booktabs}}\n% {NOTE}\n{latex}\n"
     )
-    pages = plots.save_all({"forest": forest(results)}, folder)
-    write_atomically(folder / "forest.svg", pages["forest"])
+    svg = figure_files.save(forest(results), folder, "forest")
+    write_atomically(folder / "forest.svg", svg)
 
 
 def describe_markdown(results: Results) -> str:

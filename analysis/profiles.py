@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,25 @@ from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from analysis import plots
-from analysis.plots import COLORS, GRID, INK, TOGETHER, arm_style, to_percent, wrapped
+from analysis.plots import (
+    COLORS,
+    GRID,
+    HIGHER,
+    INK,
+    LOWER,
+    SMALL,
+    TOGETHER,
+    arm_style,
+    is_column,
+    to_percent,
+    wrapped,
+)
 from analysis.rows import Results, Row
 from analysis.table import REPLICATE
 
 FEW = 5  # dimensions that make a radar
 LISTED = 60  # questions that the text lists
-LABELED = 130  # questions that the axis names
+LABELED = 85  # questions that the axis names: of more, letters would be too small
 Seeds = dict[int | None, float]  # seed (None: a fixed checkpoint) -> score in percent
 Replicates = Mapping[int | None, int]  # seed -> replicate of its corpus; empty: written once
 
@@ -37,7 +50,7 @@ Differences = dict[str, Difference]  # by question
 
 
 @plots.styled
-def per_question(means: pd.DataFrame, rows: Sequence[Row]) -> Figure:
+def per_question(means: pd.DataFrame, rows: Sequence[Row], width: float = plots.WIDTH) -> Figure:
     """Differences question by question, a panel per SFT dose, in the order of the first.
 
     See `differences`.
@@ -45,23 +58,28 @@ def per_question(means: pd.DataFrame, rows: Sequence[Row]) -> Figure:
     by_dose = differences(means, rows)
     questions = _by_size(by_dose)
     if not questions:
-        return plots.placeholder("no question was asked of both arms")
+        return plots.placeholder("no question was asked of both arms", width)
     space = min(0.16, 9 / len(questions))
-    width = max(plots.WIDTH, 1.2 * len(by_dose))
-    figure = plots.new_figure(0.8 + space * len(questions), width)
-    axes = figure.subplots(1, len(by_dose), squeeze=False)[0]
+    columns = min(len(by_dose), 2 if is_column(width) else 5)
+    lines = math.ceil(len(by_dose) / columns)
+    figure = plots.new_figure(0.6 + lines * (0.3 + space * len(questions)), width)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for axis in axes[len(by_dose) :]:
+        axis.set_visible(False)
     reach = 0.0
-    for axis, (dose, values) in zip(axes, by_dose.items(), strict=True):
-        axis.set_title(wrapped(dose, 62 // len(by_dose)), loc="left")
+    for axis, (dose, values) in zip(axes, by_dose.items(), strict=False):
+        axis.set_title(wrapped(dose, int(9 * width) // columns), loc="left")
         shown = [values.get(question, Difference()) for question in questions]
         reach = max(reach, _question_panel(axis, shown, space))
     reach = min(105, 1.05 * reach) or 100
     for axis in axes:
         axis.set_xlim(-reach, reach)
     names = questions if len(questions) <= LABELED else []
-    labels = [wrapped(text, 40) for text in names]
-    axes[0].set_yticks(range(len(names)), labels, fontsize=min(7, 62 * space))
-    figure.suptitle(wrapped(f"{_title(rows)}, percentage points", 90), fontsize=9)
+    letters = 12 if is_column(width) else 40
+    labels = [textwrap.shorten(text, letters, placeholder="…") for text in names]
+    axes[0].set_yticks(range(len(names)), labels, fontsize=SMALL)
+    title = f"{_title(rows)}, percentage points"
+    figure.suptitle(wrapped(title, int(13 * width)), fontsize=9)
     interval_label = "95 % interval for new training seeds"
     handles = [
         plots.legend_entry(interval_label, linestyle="-", linewidth=0.8),
@@ -81,7 +99,7 @@ def _question_panel(axis: Axes, shown: Sequence[Difference], space: float) -> fl
     points = np.array([(point.value, point.low, point.high) for point in shown])
     value, low, high = points.T
     width = min(2.5, 30 * space)
-    for sign, color in ((1, COLORS[1]), (-1, COLORS[2]), (0, COLORS[0])):
+    for sign, color in ((1, HIGHER), (-1, LOWER), (0, COLORS[0])):
         of_sign = np.sign(value) == sign
         axis.hlines(spots[of_sign], 0, value[of_sign], color=color, linewidth=width, alpha=0.6)
         axis.plot(value[of_sign], spots[of_sign], "o", color=color, markersize=size)
@@ -201,6 +219,12 @@ def _by_size(by_dose: Mapping[str, Differences]) -> list[str]:
     return sorted(first, key=order)
 
 
+def alt_per_question(means: pd.DataFrame, rows: Sequence[Row]) -> str:
+    by_dose = differences(means, rows)
+    questions = plots.counted(len(_by_size(by_dose)), "question")
+    return f"Differences in points on {questions} of {_title(rows)}: {', '.join(by_dose)}."
+
+
 def describe_per_question(means: pd.DataFrame, rows: Sequence[Row]) -> str:
     by_dose = differences(means, rows)
     questions = _by_size(by_dose)
@@ -264,11 +288,11 @@ def _profile(results: Results, benchmark: str, dose: int) -> Profile:
 
 
 @plots.styled
-def radar(results: Results, benchmark: str, dose: int) -> Figure:
+def radar(results: Results, benchmark: str, dose: int, width: float = plots.WIDTH) -> Figure:
     """Every dimension of a benchmark per arm at one dose; fewer than FEW are drawn as dots."""
     profile = _profile(results, benchmark, dose)
     if not profile.arms:
-        return plots.placeholder(f"no dimensions of {profile.title}")
+        return plots.placeholder(f"no dimensions of {profile.title}", width)
     order = results["arm_order"]
     labels = [f"{dimension} ({count})" for dimension, count in profile.questions.items()]
     names = {
@@ -278,13 +302,14 @@ def radar(results: Results, benchmark: str, dose: int) -> Figure:
     is_radar = len(labels) >= FEW
     small = is_radar and len(names) > TOGETHER
     if is_radar:
-        figure = _radars(profile.arms, names, labels, order, small)
+        figure = _radars(profile.arms, names, labels, order, small, width)
         title = f"{profile.title}: mean grade (outer ring: 100 %)"
     else:
-        figure = plots.new_figure(0.8 + len(labels) * max(0.4, 0.13 * len(names)))
-        _dots(figure.subplots(), labels, profile.arms, order)
+        figure = plots.new_figure(0.8 + len(labels) * max(0.4, 0.13 * len(names)), width)
+        letters = 14 if is_column(width) else 24
+        _dots(figure.subplots(), [wrapped(label, letters) for label in labels], profile.arms, order)
         title = profile.title
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(wrapped(title, int(13 * width)), fontsize=9)
     if small:
         handles = [
             plots.legend_entry(f"{n} {label}", marker="none") for n, label in enumerate(labels, 1)
@@ -305,13 +330,15 @@ def _radars(
     labels: Sequence[str],
     order: Sequence[str],
     small: bool,
+    width: float,
 ) -> Figure:
     """All arms in one radar, or with `small` one radar for each, the others behind."""
-    columns = 4 if small else 1
+    columns = (2 if is_column(width) else 4) if small else 1
     rows = math.ceil(len(arms) / columns) if small else 1
     lines = 1 + max(wrapped(name, 26).count("\n") for name in names.values())
     has_gaps = any(0 < np.isnan(values).sum() < len(labels) for values in arms.values())
-    figure = plots.new_figure(rows * (1.6 + 0.12 * lines) + 0.3 if small else 4.6)
+    whole = 3.0 if is_column(width) else 4.6
+    figure = plots.new_figure(rows * (1.6 + 0.13 * lines) + 0.3 if small else whole, width)
     polar = {"projection": "polar"}
     axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=polar).flat
     groups = [[arm] for arm in arms] if small else [list(arms)]
@@ -320,10 +347,11 @@ def _radars(
             axis.remove()
             continue
         numbers = [str(n + 1) for n in range(len(labels))]
-        _spokes(axis, numbers if small else [wrapped(label, 18) for label in labels])
+        letters = 14 if is_column(width) else 18
+        _spokes(axis, numbers if small else [wrapped(label, letters) for label in labels])
         axis.set_ylim(0, 106 + 6 * len(shown) if has_gaps else 100)
         if small:
-            axis.set_title(wrapped(names[shown[0]], 26), fontsize=6.5, y=1.12)
+            axis.set_title(wrapped(names[shown[0]], 24), fontsize=SMALL, y=1.12)
         for arm, values in arms.items():
             if arm in shown:
                 _web(axis, values, arm_style(arm, order), shown.index(arm))
@@ -341,7 +369,7 @@ def _dots(
         axis.plot(values, spots, **style, markersize=4.5)
         lost = [y for y, value in zip(spots, values, strict=True) if math.isnan(value)]
         axis.plot([-4] * len(lost), lost, "x", color=style["color"], markersize=4.5)
-    axis.set_yticks(range(len(labels)), [wrapped(label, 24) for label in labels])
+    axis.set_yticks(range(len(labels)), labels)
     axis.set(xlim=(-6, 102), ylim=(len(labels) - 0.5, -0.5), xlabel="mean grade (%)")
     axis.hlines(np.arange(len(labels) - 1) + 0.5, -6, 102, color=GRID, linewidth=0.6)
     plots.strip_frame(axis, "x")
@@ -350,8 +378,8 @@ def _dots(
 def _spokes(axis: Any, labels: Sequence[str]) -> None:
     axis.set_theta_offset(math.pi / 2)
     axis.set_theta_direction(-1)
-    axis.set_xticks(_angles(len(labels)), labels, fontsize=6.5)
-    axis.set_yticks([25, 50, 75, 100], ["", "50", "", ""], fontsize=6)
+    axis.set_xticks(_angles(len(labels)), labels, fontsize=SMALL)
+    axis.set_yticks([25, 50, 75, 100], ["", "50", "", ""], fontsize=SMALL)
     axis.set_rlabel_position(180 / len(labels))
     axis.tick_params(axis="x", pad=-2)
     axis.grid(color=GRID, linewidth=0.6)
@@ -379,6 +407,13 @@ def _web(axis: Axes, values: Sequence[float], style: dict[str, Any], ring: int) 
         return
     for angle in _angles(len(values))[lost]:
         axis.plot(angle, 105 + 6 * ring, "x", color=style["color"], markersize=4.5)
+
+
+def alt_radar(results: Results, benchmark: str, dose: int) -> str:
+    profile = _profile(results, benchmark, dose)
+    dimensions = plots.counted(len(profile.questions), "dimension")
+    arms = plots.counted(len(profile.arms), "arm")
+    return f"Mean grades of {arms} on {dimensions} of {profile.title}."
 
 
 def describe_radar(results: Results, benchmark: str, dose: int) -> str:

@@ -1,4 +1,4 @@
-"""The report: one self-contained page, verdict first, readable without a network or scripts."""
+"""The report: one self-contained page, verdict first, readable without a network or its script."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,10 +28,36 @@ from analysis.headline import (
     runs_text,
     scope_note,
 )
+from analysis.made import Made
+from analysis.report_tables import (
+    GOOD,
+    MARKS,
+    by_checkpoint,
+    dimension_tables,
+    favour,
+    matrix,
+    verdict_name,
+    worth,
+)
 from analysis.rows import Results, Row
 from analysis.rungs import RUNGS, rung_lines, rung_text
 from analysis.tables import data_summary, in_study_order
 from analysis.verdicts import HANGS
+
+# Figures on the page, the first kinds first, until they have so many letters: a page can be mailed.
+KINDS = (
+    "scores",
+    "contrasts",
+    "dimensions",
+    "losses",
+    "corpora",
+    "intrusion",
+    "erosion",
+    "questions",
+)
+LETTERS = 5_000_000
+CARDS = 6  # results in whole sentences
+ROWS = 500  # of a table that decides nothing
 
 
 def when(row: Row) -> str:
@@ -41,13 +67,14 @@ def when(row: Row) -> str:
     return "before SFT" if doses(row) == "0" else f"at SFT dose {doses(row)}"
 
 
-def sentence(row: Row) -> str:
+def sentence(row: Row, results: Results) -> str:
     """One contrast's result in plain words."""
     scope = f"on {row['benchmark']} {when(row)}".strip()
     treatment = row["treatment"]
     control = row["control"]
     if row["verdict"] in ("higher", "lower"):
-        return f"{treatment} scores {row['verdict']} than {control} {scope}."
+        good = GOOD[results["benchmarks"][row["benchmark"]]["direction"]]
+        return f"{treatment} scores {row['verdict']} than {control} {scope} ({good})."
     if row["verdict"] == "interim":
         return f"Interim for {treatment} against {control} {scope}: {row['reason']}."
     if row["verdict"] in ("inconclusive", HANGS):
@@ -62,7 +89,7 @@ def title(results: Results) -> str:
     first = results["contrasts"][0]
     rows = [row for row in results["contrasts"] if row["name"] == first["name"]]
     if len(rows) == 1:
-        return sentence(first).removesuffix(".")
+        return sentence(first, results).removesuffix(".")
     verdicts = [row["verdict"] for row in rows]
     decided = [
         f"{verdict} in {_of_all(verdicts.count(verdict), len(rows))}"
@@ -116,38 +143,54 @@ def typeset(number: str) -> str:
     return "–" if number == "-" else number.replace("-", "−")
 
 
+def counted(count: int, names: str) -> str:
+    """`1 epoch`, `2 epochs`; of a plural, `corpora` among them."""
+    one = {"corpora": "corpus", "seeds or corpora": "seed or corpus"}
+    return f"{count} {one.get(names, names.removesuffix('s')) if count == 1 else names}"
+
+
 def report(
-    results: Results, drawn: Mapping[str, Drawn], svgs: Mapping[str, str], dates: str
+    results: Results,
+    drawn: Mapping[str, Drawn],
+    svgs: Mapping[str, tuple[str, str]],
+    dates: str,
+    made: Made,
 ) -> str:
     """The page as HTML.
 
     `drawn` and `svgs` are from figures.draw and figures.save; all other text is escaped. `dates`:
     the line of `declaration.dates_line`.
     """
+    here = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(here),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    seeds: dict[tuple[str, int, str], list[Row]] = {}
-    for score in results["scores"]:
-        seeds.setdefault((score["benchmark"], score["dose"], score["arm"]), []).append(score)
-    dimensions: dict[tuple[str, int], dict[str, dict[str, Row]]] = {}
-    for row in results["dimensions"]:
-        table = dimensions.setdefault((row["benchmark"], row["dose"]), {})
-        table.setdefault(row["dimension"], {})[row["arm"]] = row
+    shown = _on_page(svgs)
     figures = {
-        name: {"svg": Markup(svgs[name]), "title": figure.title, "text": figure.text}
+        name: {
+            "wide": Markup(svgs[name][0]),
+            "narrow": Markup(svgs[name][1]),
+            "title": figure.title,
+            "alt": figure.alt,
+            "text": figure.text,
+        }
         for name, figure in drawn.items()
+        if name in shown
     }
+    benchmarks, parts = matrix(results)
     return environment.get_template("report.html.j2").render(
         results=results,
+        style=Markup((here / "report.css").read_text("utf-8")),
+        script=Markup((here / "report.js").read_text("utf-8")),
         title=title(results),
         declaration=declaration_lines(results),
         dates=dates,
+        made=made,
         dummy=dummy_note(results),
         data_summary=data_summary(results),
         missing=missing_lines(results),
@@ -157,11 +200,29 @@ def report(
             (row["benchmark"], row["dose"], row["arm"]): row["malformed"]
             for row in results["malformed"]
         },
-        seeds=seeds,
-        dimensions=dimensions,
+        rungs=RUNGS,
+        rung_lines=rung_lines(results),
+        rung_text=lambda arm: rung_text(results, arm),
+        seeds=by_checkpoint(results),
+        dimensions=dimension_tables(results),
         strips=strips(results["contrasts"]),
+        benchmarks=benchmarks,
+        matrix=parts,
+        cards=cards(results),
+        marks=[(mark, verdict) for verdict, mark in MARKS.items()],
+        mark_of=MARKS,
+        written=any(writer["model"] for writer in results["writers"]),
         figures=figures,
-        sentence=sentence,
+        names_of=lambda kind: [name for name in drawn if _kind(name) == kind],
+        titles={name: figure.title for name, figure in drawn.items()},
+        first_rows=lambda name: results[name][:ROWS],
+        unshown_rows=lambda name: max(0, len(results[name]) - ROWS),
+        good=lambda name: GOOD[results["benchmarks"][name]["direction"]],
+        worth=lambda row: worth(results, row),
+        sentence=lambda row: sentence(row, results),
+        verdict_name=verdict_name,
+        favour=favour,
+        counted=counted,
         when=when,
         components_text=components_text,
         confidence=confidence,
@@ -175,11 +236,33 @@ def report(
         notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),
         interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
-        rungs=RUNGS,
-        rung_lines=rung_lines(results),
-        rung_text=lambda arm: rung_text(results, arm),
         prediction=lambda row: typeset(prediction(row).replace(", ", " to ")),
         of_total=of_total,
         typeset=typeset,
         p_value=lambda p: typeset(p_value(p)),
     )
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
+
+
+def _on_page(svgs: Mapping[str, tuple[str, str]]) -> set[str]:
+    """The figures that the page holds."""
+    shown: set[str] = set()
+    letters = 0
+    for name in sorted(svgs, key=lambda name: KINDS.index(_kind(name))):
+        letters += sum(map(len, svgs[name]))
+        if letters <= LETTERS:
+            shown.add(name)
+    return shown
+
+
+def cards(results: Results) -> list[tuple[int, Row]]:
+    """The rows of the contrast declared first, with their index; none where they are many."""
+    rows = [
+        (index, row)
+        for index, row in enumerate(results["contrasts"])
+        if row["name"] == results["contrasts"][0]["name"]
+    ]
+    return rows if len(rows) <= CARDS else []

@@ -24,6 +24,7 @@ from analysis.intrusion import intrusion_rows
 from analysis.ladder import ladder_rows
 from analysis.losses import LossHistory, loss_rows, read_losses
 from analysis.macros import macros
+from analysis.made import made
 from analysis.next_data import next_data_rows
 from analysis.prompts import prompt_rows
 from analysis.report import report
@@ -188,8 +189,23 @@ def _write_report(
     for name, figure in drawn.items():
         if figure.error:
             context.warn(f"figures/{name}: {figure.error}")
-    svgs = figures.save(drawn, folder / "figures")
-    (folder / "report.html").write_text(report(results, drawn, svgs, dates), encoding="utf-8")
+    saved = figures.save(drawn, folder / "figures")
+    if saved.unknown_letters:
+        letters = "".join(sorted(saved.unknown_letters))
+        context.warn(
+            f"figures/*.pdf and *.png show boxes for {letters}: no font here has them; install "
+            "one, such as Noto Sans CJK, and run the analysis again"
+        )
+    how = made(
+        context.identity,
+        context.resources.get("study_file"),
+        context.resources.get("trainings", []),
+        context.inputs.values(),
+        folder.parents[1],
+    )
+    (folder / "report.html").write_text(
+        report(results, drawn, saved.svgs, dates, how), encoding="utf-8"
+    )
     (folder / "headline.txt").write_text(headline(results, dates) + "\n", encoding="utf-8")
 
 

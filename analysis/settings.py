@@ -73,6 +73,7 @@ class Benchmark:
     """A benchmark as the study declares it."""
 
     task: str
+    direction: str  # which scores are good: higher, lower or neither
     judge: str | None  # the model that decides; None where nothing is judged
     dummy: bool  # the judge is the kit's deterministic one
     other_judges: tuple[str, ...]  # their grades are reported and decide nothing
@@ -82,6 +83,7 @@ class Benchmark:
     def parse(cls, settings: dict[str, Any]) -> "Benchmark":
         return cls(
             task=settings["task"],
+            direction=settings["direction"],
             judge=settings["judge"],
             dummy=settings["dummy"],
             other_judges=tuple(settings["other_judges"]),
@@ -92,6 +94,7 @@ class Benchmark:
         """The benchmark's entries in results.json."""
         return {
             "task": self.task,
+            "direction": self.direction,
             "judge": self.judge,
             "dummy": self.dummy,
             "other_judges": list(self.other_judges),

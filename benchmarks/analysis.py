@@ -89,6 +89,7 @@ def study(folder: Path, arms: int, seeds: int, questions: int, epochs: int) -> S
         "benchmarks": {
             "ahb": {
                 "task": "anima",
+                "direction": "higher",
                 "judge": JUDGE,
                 "other_judges": [],
                 "dummy": False,

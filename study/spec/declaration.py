@@ -43,6 +43,8 @@ class Declaration:
     """A file of eval/benchmarks."""
 
     scorer: str
+    # Which scores are good: results say so beside each benchmark, and no verdict rests on it.
+    direction: Literal["higher", "lower", "neither"]
     # None: the study file must name it.
     files: dict[Literal["questions", "dimensions", "items", "data"], DeclaredFile | None]
     rows: int | None = None

@@ -22,6 +22,8 @@ from study.spec.sources import Source, identities, paths
 ANALYSIS_FILES: dict[str, Source] = {
     "claims": {"path": CLAIMS},
     "page": {"path": "analysis/report.html.j2"},
+    "style": {"path": "analysis/report.css"},
+    "script": {"path": "analysis/report.js"},
 }
 
 
@@ -203,6 +205,7 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
     others = [model_name(study, judge) for judge in bench.other_judges]
     return {
         "task": bench.task,
+        "direction": benchmarks.declaration(bench)["direction"],
         "judge": model_name(study, bench.judge),
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),

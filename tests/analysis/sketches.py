@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import plots
+from analysis.figure_files import apply_layout
 from analysis.losses import LossHistory
 
 DIMENSIONS = ["Harm", "Scope", "Sentience", "Novel", "Humility", "Control"]
@@ -26,7 +27,7 @@ def study(
     """
     results: dict[str, Any] = {
         "arm_order": list(arms),
-        "benchmarks": {"ahb": {}},
+        "benchmarks": {"ahb": {"direction": "higher"}},
         "scores": [],
         "arms": [],
         "missing": [],
@@ -137,7 +138,7 @@ def drawn(figure: Figure) -> str:
     """The words of a figure once it is laid out and drawn."""
     page = io.StringIO()
     with matplotlib.rc_context(plots.STYLE):
-        plots.apply_layout(figure)
+        apply_layout(figure)
         figure.savefig(page, format="svg")
     return html.unescape(" ".join(re.findall(r">([^<>]+)</text>", page.getvalue())))
 

@@ -66,6 +66,7 @@ def study(
         "benchmarks": {
             "ahb": {
                 "task": "anima",
+                "direction": "higher",
                 "judge": "dummy",
                 "other_judges": [],
                 "dummy": True,
@@ -73,6 +74,7 @@ def study(
             },
             "concern": {
                 "task": "concern",
+                "direction": "higher",
                 "judge": None,
                 "other_judges": [],
                 "dummy": False,

@@ -230,5 +230,5 @@ def test_what_the_data_cannot_say_is_a_marked_gap_everywhere(tmp_path, change, r
     ).read_text()
     assert (
         "nan" not in text.lower().replace("finan", "")
-        and (context.folder / "figures/scores.png").exists()
+        and (context.folder / "figures/scores-ahb.png").exists()
     )

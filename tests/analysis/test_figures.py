@@ -3,11 +3,17 @@
 The same bytes twice; one that fails costs no other.
 """
 
+import itertools
 import re
+from pathlib import Path
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from analysis import curves, figures
+from analysis import curves, figures, plots, profiles
+from analysis.figure_files import apply_layout
 from tests.analysis.sketches import NASTY, answers, contrast, corpora, drawn, study, trainings
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -21,24 +27,80 @@ def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
         result = figures.draw(study(gone=[("urban", 100)]), answers(), trainings(), corpora())
         pages.append(figures.save(result, tmp_path / name))
     names = [
-        "scores",
-        "contrasts",
-        "erosion",
-        "dimensions",
+        "scores-ahb",
+        "contrasts-ahb",
+        "erosion-ahb",
+        "dimensions-ahb",
         "questions-animal-urban-ahb",
         "losses",
         "corpora",
     ]
-    assert list(result) == names and pages[0] == pages[1] and list(pages[0]) == names
+    assert list(result) == names and pages[0] == pages[1] and list(pages[0].svgs) == names
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
-    assert files == sorted(f"{name}.{kind}" for name in names for kind in ("pdf", "png"))
+    kinds = (".pdf", ".png", "-column.pdf")
+    assert files == sorted(f"{name}{kind}" for name in names for kind in kinds)
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (
             tmp_path / "second" / file
         ).read_bytes(), file
     for figure in result.values():
         assert figure.error is None and figure.title and figure.text.endswith(".")
-    assert "before SFT" in result["dimensions"].title and "Harm 81.2 %" in result["dimensions"].text
+        # one sentence says what is seen; the numbers are in the words and in tables
+        assert len(figure.alt) < 200 and re.fullmatch(r"[^.]+( SFT)?[^.]*\.", figure.alt), (
+            figure.alt
+        )
+        assert smallest_letters(figure.column) >= 7 and figure.column.get_figwidth() == 3.4
+        assert smallest_letters(figure.figure) >= 7
+    dimensions = result["dimensions-ahb"]
+    assert "before SFT" in dimensions.title and "Harm 81.2 %" in dimensions.text
+
+
+def smallest_letters(figure: Figure) -> float:
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    return min(text.get_fontsize() for text in texts)
+
+
+def test_letters_of_many_questions_are_no_smaller() -> None:
+    for count in (85, 100, 131):
+        figure = profiles.per_question(answers(seeds=1, questions=count), contrast(), 3.4)
+        assert smallest_letters(figure) >= 7 and figure.get_figheight() < 11
+        with matplotlib.rc_context(plots.STYLE):
+            apply_layout(figure)
+            boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+
+
+def test_a_figure_is_of_one_benchmark_and_fits_its_width(tmp_path: Path) -> None:
+    results = study(arms=("a long name of an arm, written by two models", "urban"))
+    for name in ("arms", "scores", "contrasts"):
+        results[name] += [row | {"benchmark": "other"} for row in results[name]]
+    results["benchmarks"]["other"] = {"direction": "lower"}
+    result = figures.draw(results, NOTHING, [], {})
+    kinds = ("scores", "contrasts", "erosion")
+    assert {f"{kind}-{name}" for kind in kinds for name in ("ahb", "other")} < set(result)
+    for name, figure in result.items():
+        assert ("other" in drawn(figure.figure)) == name.endswith("other"), name
+        for form in (figure.figure, figure.column):
+            with matplotlib.rc_context(plots.STYLE):
+                apply_layout(form)
+                extent = form.get_tightbbox()
+            # what is drawn beyond the edge would be cut off
+            assert extent.x0 > -0.02 and extent.x1 < form.get_figwidth() + 0.02, name
+
+
+def test_no_axis_of_scores_shows_what_a_score_can_not_be() -> None:
+    results = study()
+    for row in results["arms"]:
+        row |= {"low": row["mean"] - 0.9, "high": row["mean"] + 0.9}
+    bars, curve = plots.bars(results, "ahb"), curves.erosion(results, "ahb")
+    assert bars.axes[0].get_xlim()[0] == 0 and bars.axes[0].get_xlim()[1] <= 102
+    assert curve.axes[0].get_ylim() == (-2, 102)
+
+
+def test_letters_without_a_font_are_told_once_and_do_not_warn(tmp_path: Path) -> None:
+    letter = "\U00010000"  # of Linear B
+    result = figures.draw(study(arms=(f"a{letter}", "b"), doses=(0,)), NOTHING, [], {})
+    assert figures.save(result, tmp_path).unknown_letters == {letter}
 
 
 @pytest.mark.parametrize(
@@ -52,12 +114,17 @@ def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
 def test_a_study_without_what_a_figure_shows_has_none(results):
     means = answers(arms=("animal",))  # no question in both arms
     result = figures.draw(results, means, [], {"animal": []})
-    assert list(result) == ["scores", "contrasts"][: 1 + bool(results["contrasts"])]
+    assert (
+        list(result)
+        == ["scores-ahb", "contrasts-ahb"][: bool(results["arms"]) + bool(results["contrasts"])]
+    )
     assert not any(figure.error for figure in result.values())
 
 
 def test_a_dose_that_is_only_planned_makes_an_erosion():
-    assert "erosion" in figures.draw(study(gone=[("animal", 100), ("urban", 100)]), NOTHING, [], {})
+    assert "erosion-ahb" in figures.draw(
+        study(gone=[("animal", 100), ("urban", 100)]), NOTHING, [], {}
+    )
 
 
 def test_questions_are_those_of_primary_contrasts():
@@ -105,10 +172,10 @@ def test_names_suit_latex_and_file_systems_and_none_is_lost():
 
 
 def test_a_figure_that_fails_says_so_and_costs_no_other(monkeypatch):
-    monkeypatch.setattr(curves, "erosion", lambda results: 1 / 0)
+    monkeypatch.setattr(curves, "erosion", lambda *_, **__: 1 / 0)
     result = figures.draw(study(), NOTHING, [], {})
-    lost = result.pop("erosion")
-    assert list(result) == ["scores", "contrasts", "dimensions"] and not any(
+    lost = result.pop("erosion-ahb")
+    assert list(result) == ["scores-ahb", "contrasts-ahb", "dimensions-ahb"] and not any(
         figure.error for figure in result.values()
     )
     assert "ZeroDivisionError" in lost.error and lost.error in lost.text

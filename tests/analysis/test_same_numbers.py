@@ -69,7 +69,7 @@ def test_a_look_names_its_interval_and_its_seeds_wherever_it_is_shown(
     headline = (context.folder / "headline.txt").read_text()
     assert "points    interval" in headline and "points    95 % interval" not in headline
     page = (context.folder / "report.html").read_text()
-    assert '<p class="soft">98.86 %: ' in page and page.count("<th>Interval</th>") == 2
+    assert '<p class="soft">98.86 %: ' in page and page.count('<th scope="col">Interval</th>') == 2
     table = (context.folder / "tables" / "contrasts.tex").read_text()
     claims = (context.folder / "tables" / "claims.tex").read_text()
     assert "& Interval &" in claims and "claims" in page

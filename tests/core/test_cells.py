@@ -78,7 +78,9 @@ def test_files_of_the_checkout_that_stages_read_are_identity() -> None:
     }
     assert read.keys() == {
         "analysis/claims/2604.13076v3.yaml",
+        "analysis/report.css",
         "analysis/report.html.j2",
+        "analysis/report.js",
         "core/endpoints/dummy_endpoint.yaml",
         "eval/data/anima_like/dimensions.jsonl",
         "eval/data/anima_like/questions.jsonl",

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from core.paths import ROOT
-from study.spec import declaration
+from study.spec import declaration, expand
 from study.spec.declaration import declaration_problems
+from study.spec.load import load_study
 
 TASKS = sorted(path.stem for path in (ROOT / "eval/benchmarks").glob("*.yaml"))
 GOOD = """scorer: rubric
+direction: higher
 rows: 2
 files:
   questions: {path: eval/data/insects.jsonl}
@@ -31,6 +33,7 @@ def test_the_kits_own_have_no_mistake(task: str) -> None:
 
 WRONG = {
     "scorer: rubric": ("scorer: rubrik", "there is no scorer 'rubrik' (did you mean rubric?)"),
+    "direction: higher": ("direction: up", "'up' is not a valid choice"),
     "rows:": ("row:", "unknown key (did you mean rows?)"),
     "rows: 2": ("rows: two", "should be a valid integer"),
     "questions:": ("items:", "rubric reads no such file"),
@@ -57,3 +60,11 @@ def test_each_mistake_has_its_line(
     problems = declaration_problems("insects")
     assert any(what in problem.what for problem in problems), problems
     assert all(problem.where.startswith(f"{path}:") for problem in problems)
+
+
+def test_results_know_which_scores_are_good() -> None:
+    task = "benchmarks.extra={task: %s}"
+    for name, direction in (("power_seeking", "lower"), ("concern_for_animals", "higher")):
+        study = load_study(ROOT / "studies/tiny.yaml", None, [task % name])
+        settings = expand.analysis(study).settings
+        assert settings["benchmarks"]["extra"]["direction"] == direction

@@ -282,7 +282,9 @@ def test_every_file_from_outside_of_a_study_is_followed(tmp_path: Path) -> None:
     }
     assert {str(Path(path).relative_to(ROOT)) for path in read if path.startswith(str(ROOT))} == {
         "analysis/claims/2604.13076v3.yaml",
+        "analysis/report.css",
         "analysis/report.html.j2",
+        "analysis/report.js",
         "eval/data/anima_like/questions.jsonl",
         "eval/data/anima_like/dimensions.jsonl",
         "eval/data/concern_for_animals.jsonl",
