@@ -353,8 +353,8 @@ def forest(results: Results, benchmark: str, width: float = WIDTH) -> Figure:
             _forest_line(axis, y, row, "\n" if is_column(width) else " ")
     ends = [abs(end) for end in axis.dataLim.intervalx if math.isfinite(end)]
     reach = max(ends, default=0) * 1.06 or 1
-    label = f"percentage points, with {interval_header(rows)}"
-    axis.set(xlim=(-reach, reach), xlabel=wrapped(label, int(9 * width)))
+    scale = f"percentage points, with {interval_header(rows)}"
+    axis.set(xlim=(-reach, reach), xlabel=wrapped(scale, int(9 * width)))
     axis.set_title(wrapped(benchmark, int(9 * width)), loc="left")
     shown = {row["verdict"] for row in rows}
     handles = [
