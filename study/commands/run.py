@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if preview_cells:
         _preview(preview_cells, base, args)
     elif args.stages != STAGES and not read_manifest(base / last.relpath):
-        _show_rest(unfinished(cells, base), args)
+        _show_rest(unfinished(cells, base), args, started=bool(todo))
     else:
         if not unfinished_before:
             record_start(base, last.identity)
@@ -105,13 +105,26 @@ def _shown(gpus: Gpus) -> str:
     return f", GPUs {', '.join(gpus.ids)}"
 
 
-def _show_rest(rest: list[Cell], args: argparse.Namespace) -> None:
-    """Print what `--stages` leaves to other machines, by stage."""
+def _show_rest(rest: list[Cell], args: argparse.Namespace, started: bool) -> None:
+    """Print what `--stages` leaves to other machines, by stage, and what they wait for.
+
+    `started`: whether any cell was.
+    """
     counts = Counter(cell.stage for cell in rest)
     if args.json:
         return print(json.dumps({"remaining": counts}))
     stages = ", ".join(f"{stage} {count}" for stage, count in counts.items())
     print(f"{len(rest)} cells are left to others or wait for them: {stages}")
+    unfinished_now = {cell.identity for cell in rest}
+    needed = [
+        used.stage
+        for cell in rest
+        for used in cell.inputs.values()
+        if cell.stage in args.stages and used.identity in unfinished_now
+    ]
+    missing = [stage for stage in STAGES if stage in needed and stage not in args.stages]
+    if not started and missing:
+        print(f"nothing could start: {', '.join(args.stages)} need {', '.join(missing)} first")
 
 
 def _run_cells(

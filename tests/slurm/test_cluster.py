@@ -213,7 +213,8 @@ def test_api_stages_by_hand_and_gpu_stages_by_slurm_in_two_runs_folders(
         ledgers = there.base.glob("*/*/calls.jsonl")
         return sum(path.read_text().count("\n") for path in ledgers)
 
-    run = there.words("run", "--stages", "documents,judge", *ONE_DOSE)
+    # The toy model is made there too: its tokenizer counts the documents' tokens.
+    run = there.words("run", "--stages", "model,documents,judge", *ONE_DOSE)
     killed_once(run, lambda: api() > 20)
     mirror(there, "small-api", here)
     facts = here.done("submit", *cluster)

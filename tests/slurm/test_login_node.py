@@ -51,6 +51,16 @@ def test_cells_of_stages_start_where_their_inputs_are_finished_or_start_too() ->
     assert startable(CELLS, STAGES) == CELLS
 
 
+@pytest.mark.multiprocess  # a plan asks git
+def test_what_must_be_finished_first_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(SMALL), "--runs", str(tmp_path / "runs"), "--stages", "documents,judge"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "nothing could start: documents, judge need model, generate first" in text
+
+
 def test_a_stage_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", str(SMALL), "--stages", "documents,jugde"])
