@@ -104,8 +104,8 @@ def tabular(table: Table, design: Layout, rows: Sequence[tuple[str, ...]]) -> st
     """The rows in a tabular environment; groups have a line of their own above their rows."""
     columns = table.columns[table.group_by :]
     formats = [
-        # pandoc takes what follows \arraybackslash for its argument
-        f">{{{_alignment(table, n)}\\arraybackslash\\hspace{{0pt}}}}p{{{design.share(width)}}}"
+        # {}: pandoc takes what follows \arraybackslash for its argument
+        f">{{{_alignment(table, n)}\\arraybackslash{{}}}}p{{{design.share(width)}}}"
         for n, width in enumerate(design.widths, table.group_by)
     ]
     lines = [

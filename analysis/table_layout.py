@@ -25,9 +25,9 @@ _WIDTHS = {
     letter: width
     for letters, width in (
         ("ijlI.,:;!'|()[] \u00a0\u00ad\u202f", 0.31),
-        ("frst/\u2013", 0.4),
+        ("frst", 0.4),
         ("cez`", 0.45),
-        ("ao0123456789*", 0.5),
+        ("ao0123456789*/\u2013", 0.5),
         ('bdghknpquvxyJS?_~^"', 0.56),
         ("ZLF", 0.66),
         ("ABCDEGHKNOPQRTUVXY&+-=<>#$", 0.78),
@@ -61,7 +61,8 @@ class Paper:
         return (self.page or self.line)[-1]
 
 
-# Narrowest lines: article of 10 pt (345 pt, \scriptsize is 7 pt) and of 11 pt (360 pt, 8 pt); in
+# Narrowest lines: article of 10 pt (345 pt, \scriptsize is 7 pt) and of 11 pt (360 pt, 8 pt),
+# llncs (347 pt, \footnotesize is 9 pt); in
 # two columns ACL (219 pt of 455 pt, \scriptsize is 8 pt) and article of 12 pt (\footnotesize is
 # 10 pt); beamer 4:3 (307 pt, \tiny is 6 pt). Small letters of Computer Modern are wider for their
 # size: those of 7 pt by 14 %, of 8 pt by 6 %. Lowest pages: article of 12 pt (541 pt), beamer (273
@@ -70,7 +71,7 @@ PAPERS = {
     "single": Paper(
         (
             Letters(r"\small", 35.0, 31, 36),
-            Letters(r"\footnotesize", 38.5, 36, 41),
+            Letters(r"\footnotesize", 37.0, 36, 41),
             Letters(r"\scriptsize", 42.0, 42, 50),
         )
     ),
@@ -79,7 +80,7 @@ PAPERS = {
         (Letters(r"\footnotesize", 46.0, 36, 41), Letters(r"\scriptsize", 54.0, 42, 50)),
     ),
     "slide": Paper(
-        (Letters(r"\scriptsize", 36.0, 13, 16), Letters(r"\tiny", 48.0, 16, 20)), is_slide=True
+        (Letters(r"\scriptsize", 35.0, 13, 16), Letters(r"\tiny", 47.0, 16, 20)), is_slide=True
     ),
 }
 
