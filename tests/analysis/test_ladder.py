@@ -117,7 +117,8 @@ def test_every_table_says_it_and_the_report_has_the_ladder(tmp_path: Path) -> No
     report = (context.folder / "report.html").read_text()
     assert '<h2 id="ladder">The ladder</h2>' in report
     assert (
-        "<th>Their weights, evaluated again</th><th>Their documents, trained again</th>" in report
+        '<th scope="col">Their weights, evaluated again</th>'
+        '<th scope="col">Their documents, trained again</th>' in report
     )
 
 

@@ -64,7 +64,7 @@ def test_they_stand_beside_every_score_and_the_claims_name_the_papers_version(
     (claim,) = (row for row in results["claims"] if row["id"] == "e3.malformed")
     assert (claim["estimate"], claim["reason"]) == (0.125, "described, not tested")
     page = (context.folder / "report.html").read_text()
-    assert '<th class="n">Malformed</th>' in page and 'id="malformed"' in page
+    assert '<th scope="col" class="n">Malformed</th>' in page and 'id="malformed"' in page
     assert page.count('<td class="n">25.0</td>') >= 1, "beside the score"
     assert "arXiv 2604.13076v3 (2 May 2026)" in page
     assert "Without a row: the density of the corpora’s embeddings" in page.replace("&#39;", "’")

@@ -69,4 +69,4 @@ def test_the_report_says_it(tmp_path: Path) -> None:
     report = (context.folder / "report.html").read_text()
     assert '<h2 id="prompts">Documents or a prompt</h2>' in report
     assert "On ahb at SFT dose 0 the documents of animal (" in report
-    assert "score above urban (" in report and "<td>system minimal</td>" in report
+    assert "score above urban (" in report and '<td class="wrap">system minimal</td>' in report

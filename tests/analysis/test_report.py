@@ -80,7 +80,7 @@ def test_what_nobody_wrote_has_no_writer_and_no_calls(small: dict[str, Any]) -> 
     results = copy.deepcopy(small)
     corpus = {
         "name": "animal", "documents": 9, "held_out": 0, "tokens": 1234, "median_words": 7.0,
-        "type_token": 0.1, "distinct_2": 0.2, "distinct_3": 0.3, "mean_similarity": 0.4,
+        "type_token": 0.1, "distinct_2": 0.2, "distinct_3": 0.3, "mean_similarity": 0.4, "similarity_sd": None, "similarity_by": "TF-IDF",
         "vendi": 5.0, "calls": None, "cost": None, "rejected": {}, "reference_corpus": None,
         "balance": None, "compared": 0, "example": "text",
     }  # fmt: skip
@@ -112,6 +112,7 @@ def test_the_page_says_how_it_was_made(small: dict[str, Any], tmp_path: Path) ->
             continue
         folder = create_cell_dir(cell, tmp_path)
         manifest = {
+            "identity": cell.identity,
             "counts": {"steps": 100 + n},
             "code": {"commit": "abcdef0123456789", "dirty": n == 1},
             "packages": {"torch": "2.13.0", "python": f"3.11.{n}"},

@@ -117,9 +117,13 @@ def test_the_doses_of_a_contrast_hold_in_every_part() -> None:
 def test_both_doses_are_shown() -> None:
     row: dict[str, Any] = {"dose": 200, "control_dose": 0, "verdict": "lower", "benchmark": "ahb"}
     row |= {"treatment": "A", "control": "A"}
+    results = {"benchmarks": {"ahb": {"direction": "lower"}}}
     assert doses(row) == "200 v 0"
     assert when(row) == "at SFT dose 200 v 0"
-    assert sentence(row) == "A scores lower than A on ahb at SFT dose 200 v 0."
+    assert (
+        sentence(row, results)
+        == "A scores lower than A on ahb at SFT dose 200 v 0 (lower is better)."
+    )
     assert doses(row | {"control_dose": 200}) == "200"
     assert when(row | {"dose": 0}) == "before SFT"
     assert doses(row | {"dose": None, "control_dose": None}) == "-"

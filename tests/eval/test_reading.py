@@ -92,8 +92,8 @@ def test_all_mistakes_of_a_rubric_file_are_reported_at_once(tmp_path):
     assert sorted(mistakes(rubric, questions=path)) == [
         "column question is not text",
         "duplicate id '0'",
-        "missing column id, rubric",
         "missing column question",
+        "missing column rubric",
         "not JSON (Expecting property name enclosed in double quotes)",
         "not a JSON object",
     ]
