@@ -187,7 +187,7 @@ def corpus_temperature(study: EditedStudy, n: int) -> None:
 @edit
 def shards(study: EditedStudy, n: int) -> None:
     for corpus in study.spec["corpora"].values():
-        corpus["shards"] = n + 1
+        corpus["shards"] = min(n + 1, corpus["documents"])
 
 
 def _change_recipe(study: EditedStudy, name: str, **changes: Any) -> None:
