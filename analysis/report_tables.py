@@ -29,11 +29,6 @@ def worth(results: Results, row: Row) -> str:
     return "better" if row["verdict"] == direction else "worse"
 
 
-def contrast_id(index: int) -> str:
-    """The anchor of the row of results["contrasts"] at `index`."""
-    return f"contrast-{index}"
-
-
 @dataclass
 class MatrixPart:
     """The contrasts at one dose: a line for each, with a row of results or None a benchmark."""

@@ -17,7 +17,7 @@ from core.errors import UserError
 from eval import questions
 from eval.judge import check_official
 from eval.malformed import malformed_counts
-from eval.scorer import QuestionSet, Scorer
+from eval.scorer import SCORE_COLUMNS, QuestionSet, Scorer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,17 +305,7 @@ def to_table(rows: list[dict[str, Any]], question_set: QuestionSet, judge: str) 
     table["judge"] = judge
     table["missing"] = [NO_GRADE if math.isnan(score) else None for score in table["score"]]
     table["response"] = table["question"] + "/" + table["epoch"].astype(str)
-    columns = [
-        "question",
-        "scenario",
-        "dimension",
-        "epoch",
-        "judge",
-        "score",
-        "missing",
-        "response",
-    ]
-    return table[columns].astype({"missing": "str"})
+    return table[[*SCORE_COLUMNS]].astype({"missing": "str"})
 
 
 def preload() -> None:

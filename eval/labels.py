@@ -13,6 +13,7 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from core.files import read_rows
 from core.row_formats import csv_table, open_binary, open_text
+from eval.scorer import SCORE_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,18 +198,11 @@ def read_back(path: Path) -> "pd.DataFrame":
     complete = table["labelled"] == table["asked"]
     reason = pd.Series("labelled for some animals only", table.index).where(~complete)
     table = table.assign(judge=HUMAN, score=table["score"].where(complete), missing=reason)
-    columns = [
-        "answers",
-        "question",
-        "scenario",
-        "dimension",
-        "epoch",
-        "judge",
-        "score",
-        "missing",
-        "response",
-    ]
-    return table[columns].reset_index(drop=True).astype(dict.fromkeys(TEXT_COLUMNS, "str"))
+    return (
+        table[["answers", *SCORE_COLUMNS]]
+        .reset_index(drop=True)
+        .astype(dict.fromkeys(TEXT_COLUMNS, "str"))
+    )
 
 
 def _units(

@@ -33,6 +33,18 @@ if TYPE_CHECKING:
     from inspect_ai.model import Model
     from inspect_ai.scorer import Score
 
+# Of scores.parquet: what each is stands in `eval.judge.scores_table`.
+SCORE_COLUMNS = (
+    "question",
+    "scenario",
+    "dimension",
+    "epoch",
+    "judge",
+    "score",
+    "missing",
+    "response",
+)
+
 
 @dataclass
 class QuestionSet:

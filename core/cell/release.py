@@ -5,13 +5,13 @@ The manifest of the checkpoint stays, with the hashes. `pruned.json` records wha
 
 import json
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from core import utc
 from core.cell.identity import Cell, relative_path
 from core.cell.lookup import input_folder
 from core.cell.manifest import READERS, read_manifest
@@ -115,7 +115,7 @@ def remove_on_record(
         by: What removes them: a command, or the setting `keep`.
     """
     names = list(names)
-    date = time.strftime("%Y-%m-%d", time.gmtime())
+    date = utc.date()
     removed = {
         name: {
             "sha256": outputs.get(name, {}).get("sha256"),

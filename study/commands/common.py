@@ -240,21 +240,26 @@ def unlink_moved(cells: list[Cell], base: Path) -> None:
             (folder / "manifest.json").unlink()
 
 
-def bring_back(cells: list[Cell], base: Path, args: argparse.Namespace) -> None:
-    """With `--yes`, make the checkpoints unfinished whose weights went and are needed again."""
+def prepare_folders(cells: list[Cell], base: Path, args: argparse.Namespace) -> list[Cell]:
+    """Make the folders of a study's cells fit for a start; returns the unfinished cells.
+
+    Cells that link to a model's former place become unfinished (`unlink_moved`); with `--yes` so do
+    checkpoints whose weights went and are needed again. Noted is which cells read checkpoints.
+    Weights that a killed cell has left are removed.
+    """
+    unlink_moved(cells, base)
     for problem in needed_again(cells, base) if args.yes else ():
         for manifest in problem.manifests:
             manifest.unlink(missing_ok=True)
-
-
-def prepare_release(cells: list[Cell], base: Path) -> None:
-    """Note which cells read checkpoints, and remove weights that a killed cell has left."""
-    register_readers(unfinished(cells, base), base)
+    remaining = unfinished(cells, base)
+    register_readers(remaining, base)
+    identities = {cell.identity for cell in remaining}
     for cell in cells:
         for role in cell.resources.get("release", ()):
             checkpoint = base / cell.inputs[role].relpath
-            if not (checkpoint / RECORD).exists() and read_manifest(base / cell.relpath):
+            if cell.identity not in identities and not (checkpoint / RECORD).exists():
                 release(checkpoint, base)
+    return remaining
 
 
 def check_before_start(

@@ -20,16 +20,14 @@ from core.stages import STAGES
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
-    bring_back,
     check_before_start,
     load,
     positive,
-    prepare_release,
+    prepare_folders,
     show_declaration,
     show_results,
     startable,
     unfinished,
-    unlink_moved,
 )
 from study.local_gpus import local_gpus
 from study.spec import expand
@@ -67,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
     preview_cells = expand.previews(study, base)
     last = expand.analysis(study, base)
     cells = preview_cells or expand.in_order(last)
-    unlink_moved(cells, base)
-    bring_back(cells, base, args)
-    prepare_release(cells, base)
-    unfinished_before = unfinished(cells, base)
+    unfinished_before = prepare_folders(cells, base, args)
     todo = startable(unfinished_before, args.stages)
     if todo:
         check_before_start(args, study, base, cells, todo)

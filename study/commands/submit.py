@@ -14,19 +14,16 @@ from core.errors import Problem, UserError
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
-    bring_back,
     check_before_start,
     cluster_args,
     load,
     load_cluster,
     parallel_plans,
-    prepare_release,
+    prepare_folders,
     relative_to_cwd,
     show_declaration,
     study_args,
     submit_command,
-    unfinished,
-    unlink_moved,
 )
 from study.forecast import inference_gpus, study_cost
 from study.forecast.budget import parse_budget
@@ -65,11 +62,9 @@ def submit(args: argparse.Namespace) -> int:
     profile = load_cluster(args)
     cluster = cluster_args(args)
     cells = expand.in_order(expand.analysis(study, base))
-    unlink_moved(cells, base)
-    bring_back(cells, base, args)
-    prepare_release(cells, base)
+    unfinished_before = prepare_folders(cells, base, args)
     stages = [stage for stage in args.stages if not profile.is_on_login(stage)]
-    todo = [cell for cell in unfinished(cells, base) if cell.stage in stages]
+    todo = [cell for cell in unfinished_before if cell.stage in stages]
     check_before_start(args, study, base, cells, todo, profile)
     rows = [row for row in forecast(cells, base, parallel_plans(profile)) if row["left"]]
     vllm_gpus = inference_gpus.compare(todo, profile)

@@ -9,7 +9,6 @@ samples, ledgers, manifests, corpora, scores, results and logs.
 import json
 import shlex
 import shutil
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import utc
 from core.cell.identity import Cell, read_config, relative_path
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
@@ -416,7 +416,7 @@ def _remove_other(folder: Path, base: Path, manifest: Row | None, size: int) -> 
     if manifest:
         record["cells"][folder.relative_to(base).as_posix()] = {
             "manifest_sha256": sha256(folder / "manifest.json"),
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "date": utc.date(),
             "bytes": size,
         }
         text = json.dumps(record, indent=1, sort_keys=True) + "\n"

@@ -1,12 +1,12 @@
 """Cells of earlier versions of a study file: their folders are beside those of today's cells."""
 
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from core import utc
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from study.upkeep.prune import cells_on_disk
@@ -29,7 +29,6 @@ def stale(cells: list[Cell], base: Path) -> list[Row]:
         if folder in current:
             continue
         manifest = read_manifest(folder)
-        changed = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         stage, name = folder.parent.name, folder.name.rpartition("-")[0]
         files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         rows.append(
@@ -37,7 +36,7 @@ def stale(cells: list[Cell], base: Path) -> list[Row]:
                 "stage": stage,
                 "cell": folder.name,
                 "state": "finished" if manifest else "begun",
-                "last": (manifest or {}).get("ended") or changed.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "last": (manifest or {}).get("ended") or utc.text(folder.stat().st_mtime),
                 "bytes": sum(path.stat().st_size for path in files),
                 "now": by_name[stage, name],
             }

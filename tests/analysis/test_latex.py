@@ -84,26 +84,25 @@ def odd_study(tmp_path: Path) -> StageContext:
     return context
 
 
-@pytest.fixture(scope="module")
-def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the analysis of tests/small/paper.yaml, of made-up scores."""
+def analysed(context: StageContext) -> Path:
+    """The folder of an analysis without figures and with few resamples."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda *_: {})
         patch.setattr(sensitivity, "RESAMPLES", 100)
-        context = paper_study(tmp_path_factory.mktemp("paper"))
         results_of(context)
     return context.folder
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the analysis of tests/small/paper.yaml, of made-up scores."""
+    return analysed(paper_study(tmp_path_factory.mktemp("paper")))
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the analysis of `odd_study`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda *_: {})
-        patch.setattr(sensitivity, "RESAMPLES", 100)
-        context = odd_study(tmp_path_factory.mktemp("odd"))
-        results_of(context)
-    return context.folder
+    return analysed(odd_study(tmp_path_factory.mktemp("odd")))
 
 
 def results_in(folder: Path) -> dict[str, Any]:
