@@ -59,7 +59,7 @@ def test_every_kind_goes_from_the_study_file_to_the_tables(tmp_path: Path) -> No
     assert ran.returncode == 0, ran.stdout + ran.stderr
     scores = pd.read_parquet(tmp_path / "results/kinds/scores.parquet")
     overall = scores[scores["dimension"] == "overall"]
-    rows = {"human": 36, "moru": 3, "harm": 3, "content": 3, "prefers": 64, "risks": 2, "scenes": 6}
+    rows = {"human": 60, "moru": 3, "harm": 3, "content": 3, "prefers": 64, "risks": 2, "scenes": 6}
     assert (
         overall.groupby("benchmark").size().to_dict() == rows
         and overall["score"].between(0, 1).all()

@@ -66,7 +66,7 @@ def test_contrasts_of_the_papers_study() -> None:
     assert entries[untrained, "ahb", "fixed"].doses == ((0, 0),)
     assert entries[untrained, "ahb", "free"].doses == ((2250, 2250), (4000, 4000))
     alpaca = entries["E4 Alpaca alone", "anima", "fixed"]
-    assert (alpaca.doses, alpaca.family_size, alpaca.sizes) == (((4000, 0),), 4, (1,) * 115)
+    assert (alpaca.doses, alpaca.family_size, alpaca.sizes) == (((4000, 0),), 5, (1,) * 115)
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def test_what_is_in_it_and_what_never_is(base: Path) -> None:
     assert names >= {
         "README.md", "study/small.yaml", "SHA256SUMS", "results/results.json", "results/scores.parquet",
         "results/declaration.json", "results/looks.json",
-        "results/report.html", "results/tables/scores.tex", "results/figures/scores.pdf",
+        "results/report.html", "results/tables/scores.tex", "results/figures/scores-ahb.pdf",
         "cells/documents/animal/corpus_stats.json", "cells/documents/animal/calls.jsonl",
         "cells/midtrain/base-animal-s0/metrics.jsonl", "cells/judge/ahb-base-animal-s0/scores.parquet",
         "cells/judge/ahb-base-animal-s0/log.txt", "cells/judge/ahb-base-animal-s0/manifest.json",
@@ -229,11 +229,11 @@ def test_a_path_with_an_umlaut_is_replaced_in_json_too(monkeypatch: pytest.Monke
 
 
 def test_a_home_that_cannot_be_replaced_is_refused(base: Path) -> None:
-    figure = results(base) / "figures/scores.png"
+    figure = results(base) / "figures/scores-ahb.png"
     figure.write_bytes(figure.read_bytes() + b"/home/jane/fonts\xff")
     with pytest.raises(
         UserError,
-        match=r"scores.png: holds the path of a home, /home/jane, in a file that is no text",
+        match=r"scores-ahb.png: holds the path of a home, /home/jane, in a file that is no text",
     ):
         make(base)
 
