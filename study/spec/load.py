@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from core.errors import Problem, UserError
 from core.strict_yaml import in_file_order, located, override, read_yaml, validate_file
 from core.yaml_text import to_yaml
+from study.spec.addition import Addition
 from study.spec.arm_checks import arm_mistakes
 from study.spec.checks import (
     THIS_STUDY,
@@ -33,11 +34,15 @@ from study.spec.value_checks import value_mistakes
 
 
 def load_study(
-    path: Path, seeds: list[int] | None = None, overrides: list[str] | None = None
+    path: Path,
+    seeds: list[int] | None = None,
+    overrides: list[str] | None = None,
+    addition: Addition | None = None,
 ) -> Study:
     """The study in `path`, with `--seeds` and `--set key.path=value` applied.
 
-    Raises UserError with every mistake in the file.
+    `addition`: arms and contrasts beside those of the file. Raises UserError with every mistake in
+    the file.
     """
     raw, lines, problems = read_yaml(path)
     if not isinstance(raw, dict):
@@ -46,6 +51,8 @@ def load_study(
         raw, problems = _extended(path, raw.pop("extends"), raw, problems)
     for text in overrides or []:
         override(raw, text, "the study file")
+    if addition:
+        problems += addition.add_to(raw)
     if seeds is not None:
         problems += _run_only(raw, seeds)
     fill_in_presets(raw)
