@@ -129,7 +129,7 @@ KNOWN = {
 def start_model(cell: Cell) -> Cell:
     """The model cell at the beginning of a chain of trainings."""
     while cell.stage != "model":
-        cell = cell.inputs["start"]
+        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
     return cell
 
 
