@@ -71,7 +71,7 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "seed" not in {difference["key"] for difference in results["differences"]}
     assert (out / "forest.pdf").stat().st_size and "+10.0" in (out / "pooled.md").read_text()
     table = (out / "pooled.tex").read_text()
-    assert r"\toprule" in table and r"\caption[Contrasts of several labs]" in table
+    assert r"\toprule" in table and r"\caption[{Contrasts of several labs}]" in table
     rows = list(csv.DictReader((out / "pooled.csv").open()))
     assert [row["Lab"] for row in rows[:3]] == ["north", "south", "west"]
     labs = results["contrasts"][0]["labs"]
