@@ -35,6 +35,19 @@ def test_it_ends_with_the_headline_and_says_where_things_are(one_machine: Place)
     assert "<script src" not in report and "a document of animal" in report
 
 
+def test_its_page_of_progress_is_that_of_the_last_cell(one_machine: Place) -> None:
+    page = (one_machine.folder / "runs/small/status.html").read_text()
+    assert "24 of 24 cells done" in page and "refresh" not in page and "animal, 80" in page
+
+
+def test_a_reviewer_finds_the_dummy_and_the_single_seed(one_machine: Place) -> None:
+    page = one_machine.folder / "review.html"
+    result = one_machine.study("review", "--out", str(page), "--json")
+    answers = json.loads(result.stdout)["answers"]
+    assert {row["key"] for row in answers if row["light"] == "red"} == {"judge", "seeds"}
+    assert page.stat().st_size
+
+
 def test_a_preview_shows_documents_and_does_nothing_else(tmp_path: Path) -> None:
     place = Place(tmp_path)
     result = place.study("run", "--set", "corpora.animal.preview=2")
