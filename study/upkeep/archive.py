@@ -22,7 +22,7 @@ from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import ROOT
-from core.stages import TRAINING_STAGES
+from core.stages import CHECKPOINT_STAGES
 from core.yaml_text import from_yaml
 from study.upkeep import ro_crate
 from study.upkeep.unpacked import REPLACED
@@ -244,7 +244,7 @@ def _sources(
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
     for folder in cells:
         names = [*PACKED, *(SAMPLES if samples else ())]
-        if folder.parent.name in ("model", *TRAINING_STAGES):
+        if folder.parent.name in ("model", *CHECKPOINT_STAGES):
             names += TRAINING_FILES
         sources |= {f"cells/{_packed_as(folder)}/{name}": folder / name for name in names}
     # What a link leads to was not meant to be published; a study file the user has named.
