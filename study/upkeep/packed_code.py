@@ -21,7 +21,7 @@ def code_files(commit: str | None, dirty: bool | None) -> dict[str, bytes]:
     if dirty is False:
         return files
     changes = git_bytes(ROOT, "diff", "--binary", "--no-ext-diff", "--no-color", commit)
-    untracked = git(ROOT, "ls-files", "--others", "--exclude-standard") or ""
+    untracked = git(ROOT, "ls-files", "-o", "--exclude-standard") or ""
     names = "".join(f"not in the commit: {name}\n" for name in untracked.splitlines())
     if text := names.encode() + (changes or b""):
         files[CHANGES] = text
