@@ -27,6 +27,7 @@ from study.forecast import study_cost
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import stage_gpu, stage_rates
 from study.forecast.training_time import Layout
+from study.spec.addition import Addition
 from study.spec.doses import unreachable
 from study.spec.load import load_study
 from study.spec.schema import Study
@@ -105,16 +106,28 @@ def seconds(text: str) -> float:
     return number
 
 
-def load(args: argparse.Namespace) -> tuple[Study, Path]:
-    """The study of the command line, and its folder below `--runs`."""
+def load(args: argparse.Namespace, addition: Addition | None = None) -> tuple[Study, Path]:
+    """The study of the command line, with an addition to it, and its folder below `--runs`."""
     if cluster_overrides(args) and not getattr(args, "cluster", None):
         raise UserError(
             where=f"--set {CLUSTER}{cluster_overrides(args)[0]}",
             what="is a value of a cluster profile, and this command reads none",
             fix="leave it out, or name the profile of `plan` or `submit` by --cluster",
         )
-    study = load_study(args.study, args.seeds, _study_overrides(args))
+    study = load_study(args.study, args.seeds, _study_overrides(args), addition)
     return study, as_seen_on_nodes(args.runs.absolute()) / study.study
+
+
+def check_archive_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that an archive in the place of a study file does not take."""
+    given = [option for option in ("seeds", "overrides", "trace") if getattr(args, option, None)]
+    if given:
+        option = {"overrides": "set"}.get(given[0], given[0])
+        raise UserError(
+            where=f"--{option}",
+            what=f"has no meaning for an archive, {args.study}",
+            fix="leave it out, or name the study file",
+        )
 
 
 def _study_overrides(args: argparse.Namespace) -> list[str]:

@@ -16,6 +16,7 @@ from core.gpu_specs import GPUS
 from core.model_size import start_model
 from core.paths import resolve
 from core.stages import TRAINING_STAGES
+from study.commands import plan_addition
 from study.commands.common import (
     BUDGET_HELP,
     load,
@@ -101,11 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"list the cells of a study of more than {MOST_LISTED} too",
     )
+    plan_addition.add_arguments(parser)
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
 def plan(args: argparse.Namespace) -> None:
     """Print the cells, the forecasts and what prevents the study from running."""
+    if args.add or args.contrast:
+        return plan_addition.plan_addition(args)
     study, base = load(args)
     if args.contrasts:
         return show_contrasts(study, args.json)

@@ -185,6 +185,7 @@ FILES = {
     "model": (13, 3),
     "midtrain": (13, 3),
     "sft": (13, 3),
+    "merge": (9, 2),
     "link": (5, 1),
     "dose": (5, 2),
     "documents": (9, 2),

@@ -28,12 +28,11 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
     settings = AnalysisSettings.parse(analysis.settings)
     planned = _planned(study, analysis)
     level = levels(settings.looks or [len(settings.seeds)])[-1]
-    sizes: Counter[str] = Counter()
+    sizes = family_sizes(study, analysis)
     entries = []
     for contrast in settings.contrasts:
         for name in contrast.benchmarks:
             kinds = _kinds(contrast, name, planned)
-            sizes[contrast.family] += max(1, sum(map(len, kinds.values())))
             bench = study.benchmarks[name]
             if (scenarios := _scenario_sizes(name, bench)) is None:
                 continue
@@ -59,6 +58,17 @@ def planned_contrasts(study: Study, analysis: Cell) -> list[PlannedContrast]:
                 entries.append(entry)
     entries = [replace(entry, family_size=sizes[entry.family]) for entry in entries]
     return sorted(entries, key=lambda entry: entry.family != "primary")
+
+
+def family_sizes(study: Study, analysis: Cell) -> Counter[str]:
+    """The tests of each family: contrasts x benchmarks x doses."""
+    planned = _planned(study, analysis)
+    sizes: Counter[str] = Counter()
+    for contrast in AnalysisSettings.parse(analysis.settings).contrasts:
+        for name in contrast.benchmarks:
+            doses = _kinds(contrast, name, planned).values()
+            sizes[contrast.family] += max(1, sum(map(len, doses)))
+    return sizes
 
 
 def _planned(study: Study, analysis: Cell) -> Planned:

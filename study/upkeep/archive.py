@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,10 @@ from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import ROOT
-from core.stages import TRAINING_STAGES
+from core.stages import CHECKPOINT_STAGES
 from core.yaml_text import from_yaml
 from study.upkeep import ro_crate
+from study.upkeep.unpacked import REPLACED
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
 PACKED = (
@@ -163,20 +164,20 @@ def archive(
     sources = _sources(study_file, base, results, cells, samples)
     secrets = _secret_values(sources)
     sums: list[str] = []
-    replaced: list[str] = []
+    replaced: dict[str, str] = {}  # name -> sha256 of the file as it is here
     problems: list[Problem] = []
     for name, file in sources.items():  # one at a time: ledgers are large
         content = file.read_bytes()
         clean = _clean(name, content, base)
         sums.append(f"{hashlib.sha256(clean).hexdigest()}  {name}\n")
         if clean != content:
-            replaced.append(name)
+            replaced[name] = hashlib.sha256(content).hexdigest()
         problems += [Problem(str(file), what, fix) for what, fix in _leaks(name, clean, secrets)]
     if problems:
         raise UserError.of(problems)
     readme = _readme(study_file, base, _packed_as(analysis), manifest["code"], samples, replaced)
     manifests = {_packed_as(cell): read_manifest(cell) or {} for cell in cells}
-    written = {"README.md": readme}
+    written = {"README.md": readme, REPLACED: json.dumps(replaced, indent=1).encode()}
     written[ro_crate.NAME] = ro_crate.crate(base.name, [*written, *sources], manifests).encode()
     sums += [f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in written.items()]
     written["SHA256SUMS"] = "".join(sums).encode()
@@ -196,7 +197,7 @@ def archive(
         "sha256": sha256(path),
         "files": len(names),
         "cells": len(cells),
-        "replaced": replaced,
+        "replaced": [*replaced],
     }
 
 
@@ -242,7 +243,7 @@ def _sources(
     sources |= {f"results/{file.relative_to(results)}": file for file in results.rglob("*")}
     for folder in cells:
         names = [*PACKED, *(SAMPLES if samples else ())]
-        if folder.parent.name in ("model", *TRAINING_STAGES):
+        if folder.parent.name in ("model", *CHECKPOINT_STAGES):
             names += TRAINING_FILES
         sources |= {f"cells/{_packed_as(folder)}/{name}": folder / name for name in names}
     # What a link leads to was not meant to be published; a study file the user has named.
@@ -266,12 +267,13 @@ def _readme(
     analysis: str,
     code: dict[str, Any],
     samples: bool,
-    replaced: list[str],
+    replaced: Iterable[str],
 ) -> bytes:
     list_of_replaced = ""
     if replaced:
         list_of_replaced = (
-            "Paths were replaced in these files; their hashes in manifests are of the originals:"
+            "Paths were replaced in these files; `replaced.json` has the hashes of the originals, "
+            "which manifests have too:"
         )
         list_of_replaced += "".join(f"\n- `{name}`" for name in replaced) + "\n"
     excluded = "; questions and answers of benchmarks, some of which are under licences"
