@@ -218,14 +218,18 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
             step = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
             remove = f"timeout 60 {step} {remove} 2>/dev/null"
         lines.append(remove)
-    if profile.requeue:
+    python, folder = _python(profile), shlex.quote(str(logs))
+    failed_for_good = f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running ||"
+    if profile.requeue or profile.notify:
         # A cancelled job is not RUNNING any more.
         lines.append(
             'running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }'
         )
-        if profile.retries:
-            retry = f"{_python(profile)} -m slurm.retry {shlex.quote(str(logs))} {profile.retries}"
-            lines.append(f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running || {retry}")
+    if profile.requeue and profile.retries:
+        lines.append(f"{failed_for_good} {python} -m slurm.retry {folder} {profile.retries}")
+    if profile.notify:
+        lines.append(f"{failed_for_good} {python} -m slurm.notify {folder}")
+    if profile.requeue:
         lines += [
             f"delay=$(cat {_flag(logs)} 2>/dev/null)",
             f"if rm {_flag(logs)} 2>/dev/null && running; then",

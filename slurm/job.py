@@ -12,12 +12,14 @@ from pathlib import Path
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from core.cell import status_page
 from core.cell.log import log_to
 from core.cell.run import run_cell
 from core.cell.waiting import STATUS, Waiting
 from core.errors import UserError
 from slurm import slurm_cli
 from slurm.executor import requeue_flag
+from slurm.notify import tell_of_results
 from slurm.rendezvous import check_interfaces, first_address
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -35,6 +37,8 @@ class CellJob:
     interface: str | None = None
     name: str = ""
     """The job's name in squeue. Slurm gives all tasks of an array the name of the array."""
+    notify: str | None = None
+    """Of the cluster profile."""
 
     def __call__(self) -> None:
         """Run all cells, those after a failed one too.
@@ -68,6 +72,11 @@ class CellJob:
                 if exit_request.code == 128 + signal.SIGTERM:
                     _requeue()
                 raise
+            finally:
+                if rank == "0":
+                    status_page.update(folder.resolve().parents[1])
+                    if self.notify:
+                        tell_of_results(self.notify, folder)
         if failed:
             logs = ", ".join(f"{folder}/log.txt" for folder in failed)
             raise RuntimeError(f"failed: {logs}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core import shell_limits, utc
-from core.cell import waiting
+from core.cell import status_page, waiting
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
@@ -52,6 +52,9 @@ def run_cells(folders: Sequence[Path], terminal: bool = False) -> int:
             return 2
         except Exception:
             return 1
+        finally:
+            if os.environ.get("RANK", "0") == "0":
+                status_page.update(folder.resolve().parents[1])
     return status
 
 

@@ -34,6 +34,7 @@ PACKED = (
     "log.txt",
     "corpus_stats.json",
     "match.json",
+    "similarity.json",
     "calls.jsonl",
     "scores.parquet",
 )

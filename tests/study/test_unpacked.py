@@ -3,11 +3,13 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from core.cell.publish import results
 from study.cli import main
 from study.upkeep.unpacked import unpack
 from tests.study.test_archive import finished, make, members
@@ -17,8 +19,12 @@ SUMS = "small/SHA256SUMS"
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = finished(tmp_path_factory.mktemp("study") / "runs")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("study") / "lab/runs")
+
+
+@pytest.fixture(scope="module")
+def packed(base: Path) -> Path:
     cell = next(base.glob("midtrain/*"))
     # A path of this machine in a file that the manifest lists: it is replaced in the archive.
     assert str(base.parents[1]) in (cell / "log.txt").read_text()
@@ -54,6 +60,40 @@ def test_an_archive_as_it_was_packed_has_no_fault(
     assert verified(packed, capsys) == (0, [])
     assert main(["verify", str(packed)]) == 0
     assert capsys.readouterr().out.endswith(" files of 24 cells checked, 0 changes\n")
+
+
+def test_the_report_comes_again_from_the_archive_alone(
+    base: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = shutil.copy(packed, tmp_path / "lab.tar.gz")
+    base.parent.rename(tmp_path / "elsewhere")  # nothing of it is read
+    try:
+        capsys.readouterr()
+        assert main(["report", str(alone), "--out", str(tmp_path / "again"), "--json"]) == 0
+    finally:
+        (tmp_path / "elsewhere").rename(base.parent)
+    data = json.loads(capsys.readouterr().out)
+    assert data["other"] == [] and {"report.html", "results.json"} <= {*data["same"]}
+    for name in ("report.html", "results.json", "tables/contrasts.tex", "figures/scores-ahb.pdf"):
+        published = (results(base) / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == published
+    assert main(["report", str(alone), "--out", str(tmp_path / "again")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_report_of_other_scores_says_what_is_not_as_published(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = members(packed)
+    first, second = [n for n in files if n.endswith("/scores.parquet") and "judge" in n][:2]
+    swapped = pack(
+        tmp_path / "a.tar.gz", files | {first: files[second], second: files[first]}, sums=False
+    )
+    assert main(["report", str(swapped), "--out", str(tmp_path / "again")]) == 2
+    assert "changed after it was packed" in capsys.readouterr().err
+    swapped = pack(tmp_path / "b.tar.gz", files | {first: files[second], second: files[first]})
+    assert main(["report", str(swapped), "--out", str(tmp_path / "again")]) == 1
+    assert "not as published: results.json" in capsys.readouterr().out
 
 
 def test_a_file_changed_in_the_archive_is_found(
