@@ -54,6 +54,7 @@ READERS = "readers.txt"  # of a checkpoint: the cells that read its weights (cor
 REQUESTS = "requests.jsonl"  # results of vLLM's requests, until the manifest is written
 NOT_OUTPUTS = {
     *("manifest.json", "log.txt", "server.log", "progress.json", "pruned.json", ".lock"),
+    "waiting.json",
     REQUESTS,
     READERS,
 }
