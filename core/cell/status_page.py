@@ -20,6 +20,7 @@ from core import utc
 from core.cell.failures import end, explain
 from core.cell.manifest import read_manifest
 from core.cell.restarts import read_progress
+from core.cell.waiting import read_waiting
 from core.errors import UserError
 from core.files import locked, read_record, read_rows, write_atomically
 from core.stages import TRAINING_STAGES
@@ -151,6 +152,8 @@ def _state(folder: Path) -> str:
         return "to do"
     try:
         with locked(folder / ".lock", shared=True, wait=False) as is_free:
+            if is_free and read_waiting(folder):
+                return "to do"
             return "stopped" if is_free else "running"
     except (OSError, UserError):
         return "stopped"

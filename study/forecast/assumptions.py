@@ -202,6 +202,11 @@ FILES = {
     "job": (5, 0),
 }
 
+BATCH_HOURS = (
+    "Providers answer one within 24 hours, and a rejected draft or an unusable grade is in another "
+    "one. Hours do not include that; meanwhile no job runs."
+)
+
 
 def summary() -> str:
     """The assumptions that matter most, as a line for `plan`."""

@@ -13,12 +13,13 @@ from study.spec.chat import chat_date, chat_files
 from study.spec.checkpoint import Checkpoint, trainings_of
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
-    LIMITS,
     endpoint_address,
     endpoint_files,
+    endpoint_limits,
     endpoint_model,
     engine_arguments,
     model_name,
+    open_requests,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Remote, Study
@@ -248,8 +249,8 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
     resources = {
         **paths(files),
         "address": endpoint_address(endpoint),
-        "limits": {key: getattr(endpoint, key) for key in LIMITS},
-        "concurrency": study.concurrency,
+        "limits": endpoint_limits(endpoint),
+        "concurrency": open_requests(study, endpoint),
         "asks": bench.judge_max_attempts,
     }
     name = label if judge == bench.judge else f"{label}-{judge}"

@@ -13,6 +13,7 @@ import pytest
 from core.cell import status_page
 from core.cell.run import run_cells
 from core.cell.status_page import FINISHED, PAGE, PLAN, gather, read_curve, update
+from core.cell.waiting import Waiting, write_waiting
 from core.files import locked
 
 
@@ -61,6 +62,18 @@ def scores(folder: Path, *values: float | None) -> None:
 def text_of(base: Path) -> str:
     """The words of the page."""
     return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", (base / PAGE).read_text(), flags=re.S))  # fmt: skip
+
+
+def test_a_cell_that_waits_for_a_batch_is_to_do(tmp_path: Path) -> None:
+    base = tmp_path / "s"
+    plan = planned(base, {"cell": "judge/a"})
+    (base / "judge/a").mkdir(parents=True)
+    (base / "judge/a/log.txt").write_text("judge a starts (process 1)\n")
+    with locked(base / "judge/a/.lock"):
+        pass
+    write_waiting(base / "judge/a", Waiting("batch batch_7", 60))
+    facts = gather(base, plan, {})
+    assert facts.states == {"to do": 1} and not facts.failures
 
 
 def test_a_study_at_work(tmp_path: Path) -> None:
