@@ -74,8 +74,7 @@ def draw(
     results: Results,
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
-    corpora: Mapping[str, Sequence[str]],
-    embeddings: corpus_map.Embeddings | None = None,
+    documents: corpus_map.DocumentMap,
 ) -> dict[str, Drawn]:
     """File name -> figure, in the order of a page.
 
@@ -86,11 +85,10 @@ def draw(
         results: results.json.
         means: analysis.table.question_means of the deciding judges' scores.
         runs: the losses of the trainings.
-        corpora: name -> the texts of its documents.
-        embeddings: name -> their sentence embeddings, where the study has some.
+        documents: the map of the corpora's documents.
     """
     drawn: dict[str, Drawn] = {}
-    for figure in _planned(results, means, runs, corpora, embeddings or {}):
+    for figure in _planned(results, means, runs, documents):
         name = figure.name
         n = 1
         while name in drawn:
@@ -104,8 +102,7 @@ def _planned(
     results: Results,
     means: pd.DataFrame,
     runs: Sequence[LossHistory],
-    corpora: Mapping[str, Sequence[str]],
-    embeddings: corpus_map.Embeddings,
+    documents: corpus_map.DocumentMap,
 ) -> Iterator[Planned]:
     control = curves.control_of(results)
     for benchmark in _benchmarks(results):
@@ -154,14 +151,13 @@ def _planned(
             partial(losses.alt_losses, runs),
             partial(losses.describe_losses, runs),
         )
-    if any(map(len, corpora.values())):
+    if any(documents.sizes.values()):
         yield Planned(
             "corpora",
-            "Documents of each corpus in the two main directions of their "
-            f"{corpus_map.basis(embeddings)}",
-            partial(corpus_map.corpus_map, corpora, embeddings, arm_order=results["arm_order"]),
-            partial(corpus_map.alt_corpus_map, corpora, embeddings),
-            partial(corpus_map.describe_corpus_map, corpora, embeddings),
+            f"Documents of each corpus in the two main directions of their {documents.basis}",
+            partial(corpus_map.corpus_map, documents, arm_order=results["arm_order"]),
+            partial(corpus_map.alt_corpus_map, documents),
+            partial(corpus_map.describe_corpus_map, documents),
         )
 
 

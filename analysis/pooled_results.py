@@ -11,13 +11,17 @@ from tabulate import tabulate
 
 from analysis import figure_files, plots
 from analysis.rows import Results, Row
+from analysis.table_latex import float_file, tabular_file
+from analysis.table_text import NONE, Column, Table, to_csv, to_markdown
 from core.files import write_atomically
 
 POOLED, COMMON, FURTHER = "all labs like these", "these labs alone", "a further lab"
-NOTE = (
-    "Percentage points with 95 % intervals. All labs like these: random effects (REML), Hartung "
-    "and Knapp's interval. These labs alone: common effect. Each lab's standard error counts as "
-    "known, so with few seeds a lab the intervals are somewhat too narrow."
+NOTES = (
+    "Percentage points with 95 % intervals.",
+    "All labs like these: random effects (REML), Hartung and Knapp's interval.",
+    "These labs alone: common effect.",
+    "Each lab's standard error counts as known, so with few seeds a lab the intervals are somewhat "
+    "too narrow.",
 )
 TOO_WELL = "the labs agree better than their errors allow: read the interval of these labs alone"
 
@@ -63,42 +67,49 @@ def _points(row: Row, *names: str) -> Row:
     return {name: None if value is None else 100 * value for name, value in values}
 
 
-def _cells(lines: pd.DataFrame) -> list[list[str]]:
-    """The lines as a reader sees them; names of contrasts stand once."""
-    cells = []
-    before = None
-    for line in lines.to_dict("records"):
-        key = tuple(line[name] for name in ("contrast", "benchmark", "dose", "control_dose"))
-        doses = " against ".join(dict.fromkeys(str(line[n]) for n in ("dose", "control_dose")))
-        first = [line["contrast"], line["benchmark"], doses] if key != before else ["", "", ""]
-        before = key
-        interval = "" if pd.isna(line["low"]) else f"[{line['low']:+.1f}, {line['high']:+.1f}]"
-        cells.append(
-            [
-                *first,
-                line["lab"],
-                "" if pd.isna(line["estimate"]) else f"{line['estimate']:+.1f}",
-                interval,
-                _text(line, "seeds", "{}"),
-                _text(line, "p", "{:.3g}"),
-                _text(line, "tau", "{:.1f}"),
-                _text(line, "i2", "{:.0%}"),
-            ]
-        )
-    return cells
+def pooled_table(results: Results) -> Table:
+    """The lines of the forest plot as a reader sees them."""
+    columns = [Column(heading) for heading in ("Contrast", "Benchmark", "SFT dose", "Lab")]
+    headings = ("Points", "95 % interval", "Seeds", "p", "tau", "I2")
+    columns += [Column(heading, is_number=True) for heading in headings]
+    return Table(
+        name="pooled",
+        study="pooled",
+        title="Contrasts of several labs",
+        caption="Each lab's estimate of a contrast and the estimates of all labs together",
+        columns=tuple(columns),
+        rows=tuple(_cells(line) for line in table(results).to_dict("records")),
+        notes=NOTES,
+        group_by=1,
+    )
+
+
+def _cells(line: dict[Any, Any]) -> tuple[str, ...]:
+    doses = dict.fromkeys(str(line[name]) for name in ("dose", "control_dose"))
+    has_interval = not pd.isna(line["low"])
+    return (
+        line["contrast"],
+        line["benchmark"],
+        " v ".join(doses),
+        line["lab"],
+        _text(line, "estimate", "{:+.1f}"),
+        f"[{line['low']:+.1f}, {line['high']:+.1f}]" if has_interval else NONE,
+        _text(line, "seeds", "{}"),
+        _text(line, "p", "{:.3g}"),
+        _text(line, "tau", "{:.1f}"),
+        _text(line, "i2", "{:.0%}"),
+    )
 
 
 def _text(line: dict[Any, Any], name: str, form: str) -> str:
-    return "" if pd.isna(line.get(name)) else form.format(line[name])
-
-
-HEADERS = ["contrast", "benchmark", "dose", "lab", "points", "95 %", "seeds", "p", "tau", "I2"]
+    return NONE if pd.isna(line.get(name)) else form.format(line[name])
 
 
 def describe(results: Results) -> str:
     """What the command prints: the table, its basis, in what the labs differ."""
     lines = table(results)
-    texts = [tabulate(_cells(lines), HEADERS, disable_numparse=True), "", NOTE]
+    shown = pooled_table(results)
+    texts = [tabulate(shown.rows, shown.headings, disable_numparse=True), "", " ".join(NOTES)]
     noted = lines[lines["note"] != ""]
     texts += [
         f"{row.contrast} on {row.benchmark}, {row.lab}: {row.note}" for row in noted.itertuples()
@@ -119,22 +130,18 @@ def describe(results: Results) -> str:
 
 
 def write_tables(results: Results, folder: Path) -> None:
-    """Write pooled.csv (all digits), pooled.md, pooled.tex (needs booktabs) and the forest plot."""
-    lines = table(results)
-    write_atomically(folder / "pooled.csv", lines.to_csv(index=False))
-    write_atomically(folder / "pooled.md", describe_markdown(results))
-    cells = _cells(lines)
-    latex = tabulate(cells, HEADERS, tablefmt="latex_booktabs", disable_numparse=True)
-    write_atomically(
-        folder / "pooled.tex", f"% needs \\usepackage{{booktabs}}\n% {NOTE}\n{latex}\n"
-    )
+    """Write the table as LaTeX (float and tabular), CSV and Markdown, and the forest plot."""
+    shown = pooled_table(results)
+    texts = {
+        "tex": float_file(shown, "single"),
+        "tabular.tex": tabular_file(shown, "single"),
+        "csv": to_csv(shown),
+        "md": to_markdown(shown),
+    }
+    for suffix, text in texts.items():
+        write_atomically(folder / f"pooled.{suffix}", text)
     svg = figure_files.save(forest(results), folder, "forest")
     write_atomically(folder / "forest.svg", svg)
-
-
-def describe_markdown(results: Results) -> str:
-    cells = _cells(table(results))
-    return f"{tabulate(cells, HEADERS, tablefmt='github', disable_numparse=True)}\n\n{NOTE}\n"
 
 
 @plots.styled

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from analysis import figures, looks
 from analysis.answers import answer_notes, malformed_rows, training_notes
-from analysis.claim_arithmetic import arithmetic, published
+from analysis.claim_arithmetic import arithmetic
+from analysis.claim_arithmetic import published as published_claims
 from analysis.claims import claim_rows
 from analysis.corpora import corpora, sentence_embeddings, training_texts
+from analysis.corpus_map import DocumentMap, document_map
 from analysis.declaration import (
     copy_declaration,
     dates_line,
@@ -49,6 +53,8 @@ from core.cell.context import StageContext
 from core.cell.lookup import input_folder
 from core.errors import UserError
 
+DOCUMENT_MAP = "figures/corpora.json"  # the data of the figure, without the texts
+
 
 def run(context: StageContext) -> dict[str, int | float]:
     """Write every output of the analysis into `context.folder`.
@@ -59,7 +65,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     Resources: `trainings` (stage, arm, seed, cell), whose losses are drawn as far as their folders
     exist; `unfinished`, the cells that the checkpoints without scores need (see `flow.flow_rows`);
     `study_file`, its text, which is kept as study.yaml. The study's folder holds declaration.json,
-    and looks.json, to which finished looks are added.
+    and looks.json, to which finished looks are added. `published`, of an archive, which has no
+    texts: the folder of its results, from which examples and the map of documents are taken.
 
     Returns the counts for the manifest. Raises UserError when the scores can't be analyzed as
     they are (see `table.check_table`).
@@ -86,7 +93,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     results["malformed"] = to_jsonable(malformed_rows(settings.score_files, context.inputs))
     histories = _losses(context)
     results["losses"] = to_jsonable(loss_rows(histories))
-    _add_further_results(results, table, settings, context.inputs)
+    _add_further_results(results, table, settings, context.inputs, context.resources)
     context.log(f"{len(table)} scores of {len(results['scores'])} checkpoints")
     for row in results["missing"]:
         context.warn(f"not finished: {checkpoint_name(row)}")
@@ -112,14 +119,22 @@ def run(context: StageContext) -> dict[str, int | float]:
 
 
 def _add_further_results(
-    results: Results, table: pd.DataFrame, settings: AnalysisSettings, inputs: dict[str, Path]
+    results: Results,
+    table: pd.DataFrame,
+    settings: AnalysisSettings,
+    inputs: dict[str, Path],
+    resources: Mapping[str, Any],
 ) -> None:
     """Add to `results` what rests on other judges' scores, on corpora and on the paper's claims."""
     contrasts = results["contrasts"]
     judges = {name: benchmark["judge"] for name, benchmark in results["benchmarks"].items()}
     variance = next_data_rows(table, contrasts, judges, settings.costs, settings.seeds)
     results["variance"] = to_jsonable(variance)
-    results["examples"] = examples(settings.score_files, contrasts, inputs)
+    if published := resources.get("published"):
+        text = (Path(published) / "results.json").read_text(encoding="utf-8")
+        results["examples"] = json.loads(text)["examples"]
+    else:
+        results["examples"] = examples(settings.score_files, contrasts, inputs)
     results["corpora"] = to_jsonable(corpora(inputs, settings.writers))
     results["judges"] = to_jsonable(judge_rows(table, settings))
     ladder = ladder_rows(results, settings.claim_roles, settings.ladder) if settings.rungs else []
@@ -128,7 +143,7 @@ def _add_further_results(
     claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
     results["claims"] = to_jsonable(claims)
     results["arithmetic"] = to_jsonable(arithmetic()) if claims else []
-    source = published()
+    source = published_claims()
     results["claims_of"] = source["paper"] if claims else None
     results["claims_without_row"] = source["without_row"] if claims else []
     results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
@@ -183,9 +198,8 @@ def _write_report(
 ) -> None:
     """The figures, report.html and headline.txt."""
     folder = context.folder
-    texts = training_texts(results["corpora"], context.inputs)
-    vectors = sentence_embeddings(results["corpora"], context.inputs)
-    drawn = figures.draw(results, means, histories, texts, vectors)
+    documents = _documents(results, context)
+    drawn = figures.draw(results, means, histories, documents)
     for name, figure in drawn.items():
         if figure.error:
             context.warn(f"figures/{name}: {figure.error}")
@@ -196,6 +210,7 @@ def _write_report(
             f"figures/*.pdf and *.png show boxes for {letters}: no font here has them; install "
             "one, such as Noto Sans CJK, and run the analysis again"
         )
+    (folder / DOCUMENT_MAP).write_text(documents.to_json(), encoding="utf-8")
     how = made(
         context.identity,
         context.resources.get("study_file"),
@@ -207,6 +222,14 @@ def _write_report(
         report(results, drawn, saved.svgs, dates, how), encoding="utf-8"
     )
     (folder / "headline.txt").write_text(headline(results, dates) + "\n", encoding="utf-8")
+
+
+def _documents(results: Results, context: StageContext) -> DocumentMap:
+    """The map of the documents, by the texts, or as it was published where they are not here."""
+    if published := context.resources.get("published"):
+        return DocumentMap.from_json((Path(published) / DOCUMENT_MAP).read_text(encoding="utf-8"))
+    texts = training_texts(results["corpora"], context.inputs)
+    return document_map(texts, sentence_embeddings(results["corpora"], context.inputs))
 
 
 def _losses(context: StageContext) -> list[LossHistory]:

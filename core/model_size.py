@@ -16,7 +16,12 @@ CHUNK = 1024
 # context and pinned buffers.
 PROCESS_BYTES = {"gpu": 6e9, "cpu": 1e9}
 # Architectures that the recipes train (recipes.model): whether q, k and v projections have biases.
-BIASES = {"LlamaForCausalLM": False, "Qwen2ForCausalLM": True, "Qwen3ForCausalLM": False}
+BIASES = {
+    "LlamaForCausalLM": False,
+    "Qwen2ForCausalLM": True,
+    "Qwen3ForCausalLM": False,
+    "Olmo3ForCausalLM": False,
+}
 # Keys of config.json that count here -> the toy's name of them (recipes/tiny_llama.yaml).
 CONFIG_KEYS = {
     "vocab_size": "vocab_size",
@@ -93,6 +98,10 @@ def _qwen3(*sizes: int, tied: bool) -> ModelShape:
     return replace(_known("Qwen3ForCausalLM", sizes, tied), head_dim=128)
 
 
+def _olmo3(*sizes: int) -> ModelShape:
+    return _known("Olmo3ForCausalLM", sizes, tied=False)
+
+
 def _known(name: str, sizes: tuple[int, ...], tied: bool) -> ModelShape:
     named: dict[str, Any] = dict(zip(CONFIG_KEYS, sizes, strict=True))
     return ModelShape(**named, architecture=name, tie_word_embeddings=tied, dtype="bfloat16")
@@ -112,13 +121,15 @@ KNOWN = {
     "Qwen/Qwen3-1.7B": _qwen3(151_936, 2048, 6144, 28, 16, 8, tied=True),
     "Qwen/Qwen3-4B": _qwen3(151_936, 2560, 9728, 36, 32, 8, tied=True),
     "Qwen/Qwen3-8B": _qwen3(151_936, 4096, 12288, 36, 32, 8, tied=False),
+    "allenai/Olmo-3-1025-7B": _olmo3(100_278, 4096, 11008, 32, 32, 32),
+    "allenai/Olmo-3-7B": _olmo3(100_278, 4096, 11008, 32, 32, 32),
 }
 
 
 def start_model(cell: Cell) -> Cell:
     """The model cell at the beginning of a chain of trainings."""
     while cell.stage != "model":
-        cell = cell.inputs["start"]
+        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
     return cell
 
 
@@ -184,6 +195,8 @@ def parameters(model: ModelShape) -> ParameterCounts:
         layer += model.q_dim + 2 * model.kv_dim
     if model.architecture == "Qwen3ForCausalLM":
         layer += 2 * model.q_dim // model.num_attention_heads  # norms of queries and keys
+    if model.architecture == "Olmo3ForCausalLM":
+        layer += model.q_dim + model.kv_dim  # norms of all heads' queries and keys
     root = embedding * (1 if model.tie_word_embeddings else 2) + d
     return ParameterCounts(embedding, layer, root, root + model.num_hidden_layers * layer)
 

@@ -1,5 +1,6 @@
 """The stages of a study: one table, in the order of the work."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ Stage = Literal[
     "embeddings",
     "midtrain",
     "sft",
+    "merge",
     "generate",
     "likelihood",
     "lm_eval",
@@ -41,6 +43,7 @@ class StageInfo:
         shards: Whether its cells only shard another cell's work. The number of shards is not part
             of that cell's identity.
         trains: Whether it trains a checkpoint with a recipe.
+        merges: Whether it makes a checkpoint of others without training.
         profile_fallback: The stage whose entry in a cluster profile applies where the profile has
             none for this stage.
         needs_vllm: Whether its cells run vLLM in their process.
@@ -56,6 +59,7 @@ class StageInfo:
     import_group: str | None = None
     shards: bool = False
     trains: bool = False
+    merges: bool = False
     profile_fallback: Stage | None = None
     needs_vllm: bool = False
     calls: bool = False
@@ -71,7 +75,8 @@ class StageInfo:
         return self.import_group or self.group
 
 
-# In the order of the work: a cell's inputs are of earlier stages, or come before it in its own.
+# In the order of the work: a cell's inputs are of earlier stages, but for those that make
+# checkpoints: a chain of trainings has them in any order.
 STAGE_INFO: dict[str, StageInfo] = {
     info.name: info
     for info in (
@@ -89,6 +94,7 @@ STAGE_INFO: dict[str, StageInfo] = {
         StageInfo("embeddings", "sdf.embeddings"),
         StageInfo("midtrain", "recipes.finetune", import_group="train", trains=True),
         StageInfo("sft", "recipes.finetune", import_group="train", trains=True),
+        StageInfo("merge", "recipes.merge", import_group="train", merges=True),
         StageInfo(
             "generate",
             "eval.generate",
@@ -125,5 +131,24 @@ assert tuple(STAGE_INFO) == get_args(Stage), "the Literal and the table must lis
 STAGES: tuple[str, ...] = tuple(STAGE_INFO)
 SHARDING_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.shards)
 TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains)
+# Those whose cells hold weights that this study has made.
+CHECKPOINT_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains or info.merges)
 VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)
 CALLING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.calls)
+
+
+def in_stage_order(stages: Mapping[str, str], inputs: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names of cells stage by stage, inputs before their users.
+
+    A training that starts from a checkpoint of a later stage comes after that. Unknown inputs do
+    not count.
+
+    Args:
+        stages: The stage of each cell, inputs before their users.
+        inputs: The names of each cell's inputs.
+    """
+    position: dict[str, int] = {}
+    for name, stage in stages.items():
+        before = (position.get(used, 0) for used in inputs[name])
+        position[name] = max([STAGES.index(stage), *before])
+    return sorted(position, key=position.__getitem__)

@@ -113,6 +113,7 @@ def study_file() -> str:
         "Corpus",
         "QualityFilter",
         "Arm",
+        "Step",
         "Midtrain",
         "Sft",
         "Remote",

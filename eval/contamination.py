@@ -47,19 +47,27 @@ def run(context: StageContext) -> dict[str, int | float]:
 def check(context: StageContext) -> None:
     """Refuse to evaluate a checkpoint that was trained on the benchmark's texts.
 
+    Inputs: `contamination` for the first corpus that it was trained on, contamination2 for the
+    second; none for a model that this study has trained on no documents.
+
     Raises:
-        UserError: Its input `contamination` lists hits.
+        UserError: One of them lists hits.
     """
-    folder = context.inputs.get("contamination")
-    if folder is None:
-        return  # no model of this study was trained on documents before this checkpoint
+    for role in sorted(context.inputs):
+        if role.startswith("contamination"):
+            number = role.removeprefix("contamination")
+            _check_corpus(context.inputs[role], context.resources.get(f"corpus{number}", {}))
+
+
+def _check_corpus(folder: Path, named: dict[str, str | None]) -> None:
+    """`named`: the corpus' `name` in the study file, and its file `exclude`."""
     hits = [row for _, row in read_rows(folder / HITS)]
     if not hits:
         return
     numbers = sorted({row["document"] for row in hits})
     listed = ", ".join(map(str, numbers[:SHOWN]))
     more = f" and {len(numbers) - SHOWN} more" if numbers[SHOWN:] else ""
-    corpus, exclude = (context.resources["corpus"][key] for key in ("name", "exclude"))
+    corpus, exclude = named["name"], named["exclude"]
     file = exclude or f"studies/{corpus}_exclude.txt"
     setting = "" if exclude else f", then set corpora.{corpus}.exclude: {file} in the study file"
     example = f'{hits[0]["item"]}: "{hits[0]["text"]}"'

@@ -184,7 +184,7 @@ def save(
     split = split_torch_state_dict_into_shards(outputs, max_shard_size=FILE_BYTES)
     try:
         if ranks.rank == 0:
-            _copy_files(config, template, folder, end_ids or [], chat_template)
+            copy_files(config, template, folder, end_ids or [], chat_template)
         for file, file_outputs in split.filename_to_tensors.items():
             part: StateDict = {}
             for output in file_outputs:
@@ -271,7 +271,7 @@ def _copied_files(template: Path) -> list[Path]:
     ]
 
 
-def _copy_files(
+def copy_files(
     config: dict[str, Any],
     template: Path,
     folder: Path,

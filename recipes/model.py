@@ -1,4 +1,4 @@
-"""A Llama, Qwen2 or Qwen3 of torchtune by a Hugging Face config.json, and its parallel layout."""
+"""A model of torchtune's parts by a Hugging Face config.json, and its parallel layout."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ from torchtune.training import set_activation_checkpointing
 from core.gpu_specs import find_gpu
 from core.model_folder.config import effective
 from core.recipe import Lora, Training
+from recipes import olmo3, qwen3
 from recipes.attention import patch_attention
 from recipes.distributed import Ranks
-from recipes.qwen3 import qwen3, qwen3_hf_to_tune, qwen3_tune_to_hf
 from recipes.token_rows import add_token_rows
 
 # The paper's seven adapted layers are these four and gate, up, down.
@@ -71,6 +71,14 @@ class Family:
     to_hf: Converter
 
 
+def _lora_qwen2(**sizes: Any) -> TransformerDecoder:
+    model: TransformerDecoder = lora_qwen2(**ADAPTED, **sizes)
+    # Each layer has a table of positions, all alike: some GB of a 7B model.
+    for layer in model.layers:
+        layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
+    return model
+
+
 FAMILIES = {
     "LlamaForCausalLM": Family(
         config_keys=CONFIG_KEYS | {"scale_factor": "factor"},
@@ -83,21 +91,33 @@ FAMILIES = {
         config_keys=CONFIG_KEYS,
         untied=Builders(
             partial(qwen2, tie_word_embeddings=False),
-            partial(lora_qwen2, tie_word_embeddings=False, **ADAPTED),
+            partial(_lora_qwen2, tie_word_embeddings=False),
         ),
         tied=Builders(
             partial(qwen2, tie_word_embeddings=True),
-            partial(lora_qwen2, tie_word_embeddings=True, **ADAPTED),
+            partial(_lora_qwen2, tie_word_embeddings=True),
         ),
         from_hf=qwen2_hf_to_tune,
         to_hf=qwen2_tune_to_hf,
     ),
     "Qwen3ForCausalLM": Family(
         config_keys=CONFIG_KEYS | {"head_dim": "head_dim"},
-        untied=Builders(*[partial(qwen3, tie_word_embeddings=False)] * 2),
-        tied=Builders(*[partial(qwen3, tie_word_embeddings=True)] * 2),
-        from_hf=qwen3_hf_to_tune,
-        to_hf=qwen3_tune_to_hf,
+        untied=Builders(*[partial(qwen3.qwen3, tie_word_embeddings=False)] * 2),
+        tied=Builders(*[partial(qwen3.qwen3, tie_word_embeddings=True)] * 2),
+        from_hf=qwen3.from_hf,
+        to_hf=qwen3.to_hf,
+    ),
+    "Olmo3ForCausalLM": Family(
+        config_keys={
+            argument: key
+            for argument, key in CONFIG_KEYS.items()
+            if argument not in ("num_layers", "rope_base")
+        }
+        | {"layer_types": "layer_types", "rope": "rope"},
+        untied=Builders(*[partial(olmo3.olmo3, tie_word_embeddings=False)] * 2),
+        tied=Builders(*[partial(olmo3.olmo3, tie_word_embeddings=True)] * 2),
+        from_hf=olmo3.from_hf,
+        to_hf=olmo3.to_hf,
     ),
 }
 
@@ -125,9 +145,6 @@ def build(
             lora_dropout=lora.dropout,
             **sizes,
         )
-        # Each layer of Qwen2 has a table of positions, all alike: some GB of a 7B model.
-        for layer in model.layers:
-            layer.attn.pos_embeddings = model.layers[0].attn.pos_embeddings
         if token_ids:
             add_token_rows(model, token_ids)
         set_trainable_params(model, get_adapter_params(model))

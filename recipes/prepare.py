@@ -13,7 +13,7 @@ from core.cell.context import StageContext
 from core.errors import UserError
 from core.files import read_rows
 from core.model_folder.chat import Chat
-from core.model_folder.config import end_token_ids, read_config
+from core.model_folder.config import end_token_ids, longest_row, read_config
 from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Training
 from recipes.conversations import (
@@ -57,7 +57,7 @@ def prepare_rows(
     start = context.inputs["start"] / "model"
     chat = chat or chat_of(context)
     tokenizer = chat.tokenizer if chat else load_tokenizer(start)
-    max_seq_len = read_config(start)["max_position_embeddings"]
+    max_seq_len = longest_row(read_config(start))
     if recipe.seq_len > max_seq_len:
         raise UserError(
             where=str(context.folder),

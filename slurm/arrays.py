@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 from core.cell.identity import Cell
-from core.stages import STAGE_INFO, STAGES
+from core.stages import STAGE_INFO
 from slurm.profile import Resources
 
 # Up to this many cells, a study is submitted in as many arrays as its dependencies need; beyond,
@@ -105,8 +105,13 @@ def tasks(
     if ranks:
         for task in ordered:
             task.rank = min(ranks.get(cell.identity, 0) for cell in task.cells)
-        ordered.sort(key=lambda task: (STAGES.index(task.cells[0].stage), task.rank))
+        by_stage = groupby(ordered, key=lambda task: task.cells[0].stage)
+        ordered = [task for _, group in by_stage for task in sorted(group, key=_rank)]
     return ordered
+
+
+def _rank(task: Task) -> int:
+    return task.rank
 
 
 def _drop_indirect(ordered: list[Task]) -> None:

@@ -1,7 +1,7 @@
 """The job of slurm/study.sbatch in the queue: it submits a study and ends."""
 
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 from core.errors import UserError
@@ -22,21 +22,34 @@ def driver_in(queue: list[Queued], study_file: Path, runs: Path) -> str | None:
     """The job that submits the study of this file into the runs folder; None where there is none.
 
     Slurm lists the script with its arguments. Their paths are relative to the checkout that holds
-    the script.
+    the script. Slurm quotes nothing: a path may be several words.
     """
     for job in queue:
-        script, _, arguments = job.command.partition(f"/{SCRIPT} ")
-        words = arguments.split()
-        if not words:
+        script, has_script, arguments = job.command.partition(f"/{SCRIPT} ")
+        if not has_script:
             continue
         checkout = Path(script)
-        options = dict(pairwise([word for part in words for word in part.split("=", 1)]))
-        folder = options.get("--runs", "runs")
-        files = [checkout / word for word in words if not word.startswith("-")]
-        if _same(checkout / folder, runs) and any(_same(file, study_file) for file in files):
+        words = arguments.replace("--runs=", "--runs ").split(" ")
+        folder = words[words.index("--runs") + 1 :] if "--runs" in words else ["runs"]
+        # The word behind a path is an option, or the study file behind the runs folder.
+        if any(
+            _is_option(rest) or any(map(_is_option, _behind(rest, study_file, checkout)))
+            for rest in _behind(folder, runs, checkout)
+        ) and any(
+            _is_option(rest)
+            for n in range(len(words))
+            for rest in _behind(words[n:], study_file, checkout)
+        ):
             return job.job
     return None
 
 
-def _same(path: Path, other: Path) -> bool:
-    return path.resolve() == other.resolve()
+def _behind(words: list[str], path: Path, checkout: Path) -> Iterator[list[str]]:
+    """The words behind a path that the first of them, one or more, are."""
+    for n in range(1, len(words) + 1):
+        if (checkout / " ".join(words[:n])).resolve() == path.resolve():
+            yield words[n:]
+
+
+def _is_option(words: list[str]) -> bool:
+    return not words or words[0].startswith("-")

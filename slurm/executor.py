@@ -114,7 +114,10 @@ def script(slurm: SlurmExecutor, command: str = "true", tasks: int = 1) -> str:
 
 
 def requeue_flag(logs: str | Path, job: str) -> str:
-    """The file by which a job asks the batch script to queue it again."""
+    """The file by which a job asks the batch script to queue it again.
+
+    It holds the seconds until the job should start, or nothing.
+    """
     return f"{logs}/requeue-{job}"
 
 
@@ -215,17 +218,27 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
             step = f"srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1"
             remove = f"timeout 60 {step} {remove} 2>/dev/null"
         lines.append(remove)
-    if profile.requeue:
+    python, folder = _python(profile), shlex.quote(str(logs))
+    failed_for_good = f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running ||"
+    if profile.requeue or profile.notify:
         # A cancelled job is not RUNNING any more.
         lines.append(
             'running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }'
         )
-        if profile.retries:
-            retry = f"{_python(profile)} -m slurm.retry {shlex.quote(str(logs))} {profile.retries}"
-            lines.append(f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running || {retry}")
+    if profile.requeue and profile.retries:
+        lines.append(f"{failed_for_good} {python} -m slurm.retry {folder} {profile.retries}")
+    if profile.notify:
+        lines.append(f"{failed_for_good} {python} -m slurm.notify {folder}")
+    if profile.requeue:
         lines += [
+            f"delay=$(cat {_flag(logs)} 2>/dev/null)",
             f"if rm {_flag(logs)} 2>/dev/null && running; then",
             '  scontrol requeue "$job"',
+            # Slurm then ends this shell by SIGTERM, which it ignores, and soon after by SIGKILL.
+            "  for _ in ${delay:+1 2 3 4 5}; do",
+            '    scontrol update JobId="$job" StartTime=now+"$delay" && break',
+            "    sleep 1",
+            "  done",
             "fi",
         ]
     return [*lines, "exit $status"]

@@ -12,11 +12,14 @@ from pathlib import Path
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from core.cell import status_page
 from core.cell.log import log_to
 from core.cell.run import run_cell
+from core.cell.waiting import STATUS, Waiting
 from core.errors import UserError
 from slurm import slurm_cli
 from slurm.executor import requeue_flag
+from slurm.notify import tell_of_results
 from slurm.rendezvous import check_interfaces, first_address
 
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -34,9 +37,14 @@ class CellJob:
     interface: str | None = None
     name: str = ""
     """The job's name in squeue. Slurm gives all tasks of an array the name of the array."""
+    notify: str | None = None
+    """Of the cluster profile."""
 
     def __call__(self) -> None:
         """Run all cells, those after a failed one too.
+
+        Where a cell waits for something outside, the batch script queues the job again, to start
+        when it is time to look again.
 
         Raises RuntimeError that names the cells that failed.
         """
@@ -51,19 +59,30 @@ class CellJob:
         if rank == "0" and self.name and "SLURM_ARRAY_TASK_ID" in os.environ:
             _rename(self.name)
         failed = []
+        waits: list[float] = []
         for folder in map(Path, self.folders):
             try:
                 with log_to(folder) if rank == "0" else contextlib.nullcontext():
                     run_cell(folder)
+            except Waiting as waiting:
+                waits.append(waiting.seconds)
             except Exception:
                 failed.append(folder)
             except SystemExit as exit_request:
                 if exit_request.code == 128 + signal.SIGTERM:
                     _requeue()
                 raise
+            finally:
+                if rank == "0":
+                    status_page.update(folder.resolve().parents[1])
+                    if self.notify:
+                        tell_of_results(self.notify, folder)
         if failed:
             logs = ", ".join(f"{folder}/log.txt" for folder in failed)
             raise RuntimeError(f"failed: {logs}")
+        if waits:
+            _ask_for_requeue(round(min(waits)))
+            sys.exit(STATUS)
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at a time limit or a preemption: queue the same job again.
@@ -104,8 +123,14 @@ def _request_requeue(environment: SlurmJobEnvironment, countdown: int) -> None:
 
     In place of submitit's own, which calls scontrol: a container lacks it.
     """
-    Path(requeue_flag(os.environ["SUBMITIT_FOLDER"], os.environ["SLURM_JOB_ID"])).touch()
+    _ask_for_requeue()
     print(f"The batch script requeues the job ({countdown} remaining timeouts)", flush=True)
+
+
+def _ask_for_requeue(seconds: int | None = None) -> None:
+    """Have the batch script queue the job again, to start in so many seconds or at once."""
+    flag = Path(requeue_flag(os.environ["SUBMITIT_FOLDER"], os.environ["SLURM_JOB_ID"]))
+    flag.write_text("" if seconds is None else str(seconds))
 
 
 def export_ranks(interface: str | None) -> None:

@@ -157,6 +157,10 @@ class Profile:
     disk_gb: Annotated[float, Field(gt=0)] | None = None
     """Room for a study in the runs folder, in GB (1e9 bytes). Where the study file does not keep
     all weights (`keep`), `submit` starts as many trainings at once as fit. None: all."""
+    notify: str | None = None
+    """A shell line that a job runs at the study's first failure since it was submitted, and when
+    its results are there, such as `mail -s "$NOTIFY_SUBJECT" me@example.org`. The message is on its
+    standard input. None: nobody is told."""
     gpu_type: Word | None = None
     """Type of the GPUs for the forecast, such as h100. None: the type in gpus_per_node."""
     measured: Measured = Field(default_factory=Measured)

@@ -325,7 +325,8 @@ def _problem(error: UserError | OSError, base: Path) -> Problem:
 def _job(task: Task, target: Target) -> CellJob:
     folders = tuple(str(target.base / cell.relpath) for cell in task.cells)
     name = target.job_name(task.kind, array_plan.task_label(task))
-    return CellJob(str(target.code), folders, target.profile.interface, name)
+    profile = target.profile
+    return CellJob(str(target.code), folders, profile.interface, name, profile.notify)
 
 
 def _check(arrays: list[Array], target: Target, cluster: Cluster) -> list[str]:

@@ -5,6 +5,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -33,6 +35,41 @@ def test_it_ends_with_the_headline_and_says_where_things_are(one_machine: Place)
         assert "\\toprule" in table and "dummy" in table
     report = (one_machine.results / "report.html").read_text()
     assert "<script src" not in report and "a document of animal" in report
+
+
+def test_its_page_of_progress_is_that_of_the_last_cell(one_machine: Place) -> None:
+    page = (one_machine.folder / "runs/small/status.html").read_text()
+    assert "24 of 24 cells done" in page and "refresh" not in page and "animal, 80" in page
+
+
+def test_a_reviewer_finds_the_dummy_and_the_single_seed(one_machine: Place) -> None:
+    page = one_machine.folder / "review.html"
+    result = one_machine.study("review", "--out", str(page), "--json")
+    answers = json.loads(result.stdout)["answers"]
+    assert {row["key"] for row in answers if row["light"] == "red"} == {"judge", "seeds"}
+    assert page.stat().st_size
+
+
+def test_the_archive_alone_is_verified_and_gives_the_report_to_the_byte(
+    one_machine: Place, tmp_path: Path
+) -> None:
+    archive = tmp_path / "lab.tar.gz"
+    assert one_machine.study("archive", str(archive)).returncode == 0
+
+    def of_archive(*words: str) -> dict[str, Any]:
+        """On a machine that has the kit and this file."""
+        command = [sys.executable, "-m", "study", *words, "--json"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        data: dict[str, Any] = json.loads(result.stdout)
+        return data
+
+    verified = of_archive("verify", str(archive))
+    assert verified["problems"] == [] and verified["cells"] == 24
+    again = of_archive("report", str(archive), "--out", str(tmp_path / "again"))
+    assert again["other"] == [] and "report.html" in again["same"]
+    report = (one_machine.results / "report.html").read_bytes()
+    assert (tmp_path / "again/report.html").read_bytes() == report
 
 
 def test_a_preview_shows_documents_and_does_nothing_else(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from core.cell.fork_server import Child, ForkServer
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.lookup import RunsIndex
 from core.cell.manifest import read_manifest
+from core.cell.waiting import clear_waiting, read_waiting
 from core.stages import STAGE_INFO
 
 # The groups of stages in the order in which free slots take them: first those that begin the
@@ -28,7 +29,8 @@ SHARED_GROUPS = {info.group for info in STAGE_INFO.values() if info.shares_proce
 NO_RANKS: Mapping[str, int] = MappingProxyType({})
 
 # (event, cell, facts). Events: "started"; "progress" with the content of progress.json; "finished"
-# with `seconds` and `counts`; "failed" with the exit `status`.
+# with `seconds` and `counts`; "waiting" with `what` it waits for and the `seconds` until it is
+# started again; "failed" with the exit `status`.
 ProgressCallback = Callable[[str, Cell, dict[str, Any]], None]
 
 
@@ -145,15 +147,19 @@ class _Executor:
         self.free_gpus = list(gpus.ids)
         self.running: list[Running] = []
         self.failures: list[Failure] = []
+        self.waiting: dict[str, tuple[Cell, float]] = {}
+        """Identity -> a cell that waits for something outside, and when to start it again (by
+        time.monotonic)."""
         self.servers: dict[str, ForkServer] = {}
         """By import group."""
 
     def run(self) -> None:
         """Run all cells that can be run."""
-        while self.todo or self.running:
+        while self.todo or self.running or self.waiting:
+            self._wake()
             while len(self.running) < self.slots and (batch := self._next()):
                 self._start(batch)
-            if not self.running:
+            if not self.running and not self.waiting:
                 break  # all remaining cells need a failed cell
             if len(self.running) < self.slots:
                 self._import_ahead()
@@ -163,6 +169,14 @@ class _Executor:
                 status = job.poll()
                 if status is not None:
                     self._end(job, status)
+
+    def _wake(self) -> None:
+        """Take up the cells that have waited long enough."""
+        now = time.monotonic()
+        for identity, (cell, moment) in [*self.waiting.items()]:
+            if moment <= now:
+                del self.waiting[identity]
+                self.todo[identity] = cell
 
     def close(self) -> None:
         """Stop all processes."""
@@ -182,6 +196,7 @@ class _Executor:
         """
         unfinished = (
             set(self.todo)
+            | set(self.waiting)
             | {c.identity for job in self.running for c in job.cells}
             | {f.cell.identity for f in self.failures}
         )
@@ -221,6 +236,7 @@ class _Executor:
         first = batch[0]
         for cell in batch:
             del self.todo[cell.identity]
+            clear_waiting(self.base / cell.relpath)  # of an earlier run
         taken = [self.free_gpus.pop(0) for _ in range(self.gpus.of(first))]
         environment = {}
         if self.gpus.ids:
@@ -269,22 +285,21 @@ class _Executor:
             folder = self.base / failed.relpath
             self.failures.append(Failure(failed, folder, status, last_lines(folder)))
             self.on_event("failed", failed, {"status": status})
-        remaining = [*self.todo.values(), *(c for other in self.running for c in other.cells)]
+        remaining = [*self.todo.values(), *(cell for cell, _ in self.waiting.values())]
+        remaining += [cell for other in self.running for cell in other.cells]
         needed = {STAGE_INFO[cell.stage].imports for cell in remaining}
         for group in self.servers.keys() - needed:
             self.servers.pop(group).close()  # its memory is for the others
 
     def _follow(self, job: Running, ended: bool = False) -> None:
-        """Report the cells that finished since the last call, and the progress of the current one.
+        """Report the cells that ended since the last call, and the progress of the current one.
 
         ended: the process is over. It left out cells that another study had finished by then.
         """
-        while job.cells and (manifest := _manifest(job.cells[0], self.base, everywhere=ended)):
-            finished = job.cells.pop(0)
-            now = time.monotonic()
-            facts = {"seconds": now - job.started, "counts": manifest["counts"]}
-            self.on_event("finished", finished, facts)
-            job.started = now
+        while job.cells and (event := self._ending(job, ended)):
+            cell = job.cells.pop(0)
+            self.on_event(event[0], cell, event[1])
+            job.started = time.monotonic()
             if job.cells:
                 self.on_event("started", job.cells[0], {})
         if job.cells and not ended:
@@ -296,6 +311,20 @@ class _Executor:
             if not isinstance(progress, dict):
                 return
             self.on_event("progress", job.cells[0], progress)
+
+    def _ending(self, job: Running, ended: bool) -> tuple[str, dict[str, Any]] | None:
+        """The event by which the current cell of a job has ended; None while it runs.
+
+        A cell that waits is put aside.
+        """
+        cell = job.cells[0]
+        if manifest := _manifest(cell, self.base, everywhere=ended):
+            seconds = time.monotonic() - job.started
+            return "finished", {"seconds": seconds, "counts": manifest["counts"]}
+        if record := read_waiting(self.base / cell.relpath):
+            self.waiting[cell.identity] = cell, time.monotonic() + record.seconds
+            return "waiting", {"what": record.what, "seconds": record.seconds}
+        return None
 
 
 def _group(cell: Cell) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import shell_limits
+from core.cell.waiting import Waiting
 from core.errors import UserError
 
 
@@ -16,7 +17,8 @@ from core.errors import UserError
 def log_to(folder: Path, terminal: bool = False) -> Iterator[None]:
     """Send stdout and stderr of this process, those of C libraries included, to log.txt.
 
-    An exception is written there too, a UserError as its lines, and raised again.
+    An exception is written there too, a UserError and what is waited for as lines, and raised
+    again.
 
     Args:
         folder: The cell's folder.
@@ -34,6 +36,9 @@ def log_to(folder: Path, terminal: bool = False) -> Iterator[None]:
         os.dup2(tees[-1].stdin.fileno(), stream)  # type: ignore[union-attr]
     try:
         yield
+    except Waiting as waiting:
+        print(*waiting.lines, flush=True)
+        raise
     except UserError as error:
         print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
         raise

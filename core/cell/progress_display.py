@@ -31,7 +31,7 @@ def _lines(done: int, total: int) -> ProgressCallback:
     def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
         nonlocal count
         count += event == "finished"
-        if event in ("finished", "failed"):
+        if event in ("finished", "waiting", "failed"):
             print(
                 f"{time.strftime('%H:%M:%S')} {_line(event, cell, facts, count, total)}", flush=True
             )
@@ -40,7 +40,9 @@ def _lines(done: int, total: int) -> ProgressCallback:
 
 
 def _line(event: str, cell: Cell, facts: dict[str, Any], count: int, total: int) -> str:
-    outcome = f"{facts['seconds']:5.1f} s" if event == "finished" else "failed"
+    outcome = f"{facts['seconds']:5.1f} s" if event == "finished" else event
+    if event == "waiting":
+        outcome += f" for {facts['what']}; looked at again in {facts['seconds']:.0f} s"
     return f"[{count:{len(str(total))}}/{total}] {cell.stage:<13} {cell.label:<37} {outcome}"
 
 

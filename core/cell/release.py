@@ -17,7 +17,7 @@ from core.cell.lookup import input_folder
 from core.cell.manifest import READERS, read_manifest
 from core.errors import UserError
 from core.files import locked, read_record, write_atomically
-from core.stages import STAGE_INFO
+from core.stages import CHECKPOINT_STAGES
 
 RECORD = "pruned.json"
 
@@ -49,7 +49,7 @@ def register_readers(cells: Iterable[Cell], base: Path) -> None:
 
 
 def _is_trained(cell: Cell) -> bool:
-    return STAGE_INFO[cell.stage].trains
+    return cell.stage in CHECKPOINT_STAGES
 
 
 def release_inputs(folder: Path, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core import shell_limits, utc
+from core.cell import status_page, waiting
 from core.cell.context import StageContext
 from core.cell.external_files import Record, check_planned, check_unchanged
 from core.cell.identity import read_config
@@ -21,6 +22,7 @@ from core.cell.publish import publish
 from core.cell.release import release_inputs
 from core.cell.restarts import start_text
 from core.cell.stage import Stage, distributed_hooks, import_stage, is_resumable
+from core.cell.waiting import Waiting
 from core.errors import UserError
 from core.files import locked, write_atomically
 
@@ -36,17 +38,24 @@ def run_cells(folders: Sequence[Path], terminal: bool = False) -> int:
 
     terminal: print to the terminal too.
 
-    Returns the exit status: 0, 2 after a UserError, 1 after another exception.
+    Those after a cell that waits are run. Returns the exit status: 0, `waiting.STATUS` where a cell
+    waits, 2 after another UserError, 1 after another exception.
     """
+    status = 0
     for folder in folders:
         try:
             with log_to(folder, terminal):
                 run_cell(folder)
+        except Waiting:
+            status = waiting.STATUS
         except UserError:
             return 2
         except Exception:
             return 1
-    return 0
+        finally:
+            if os.environ.get("RANK", "0") == "0":
+                status_page.update(folder.resolve().parents[1])
+    return status
 
 
 def run_cell(folder: Path) -> None:
@@ -56,6 +65,7 @@ def run_cell(folder: Path) -> None:
     the stage too where it defines DISTRIBUTED, and do nothing otherwise.
 
     Raises:
+        Waiting: It waits for longer than a job may; `waiting.json` in its folder says for what.
         UserError: An input is not finished, or a file from outside has changed since the study was
             planned or while the cell ran. Exceptions of the stage are passed on.
     """
@@ -95,7 +105,12 @@ def run_cell(folder: Path) -> None:
         started = utc.text()
         if hooks:
             hooks.sync("go")
-        counts = stage.run(context)
+        waiting.clear_waiting(folder)
+        try:
+            counts = stage.run(context)
+        except Waiting as reason:
+            waiting.write_waiting(folder, reason)
+            raise
         (folder / "progress.json").unlink(missing_ok=True)
         _check_again(folder, config, files)
         facts = {**context.facts, "counts": counts, "warnings": context.warnings, "files": files}

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core.endpoints.batch_ledger import parse_batch_request
 from core.endpoints.ledger import LEDGER, LedgerEntry, parse_entry
 from core.stages import CALLING_STAGES
 
 FILE = "calls.index"
-# key: `_key` of the request; 0 for a line without an answer. ledger: `_number` of
-# the ledger. start and end: of the line, in bytes.
+# key: `_key` of the answered request, `_batch_key` of a request in a batch; 0 for any other line.
+# ledger: `_number` of the ledger. start and end: of the line, in bytes.
 RECORD = np.dtype([("key", "<u8"), ("ledger", "<u8"), ("start", "<u8"), ("end", "<u8")])
 CLAIM_BYTES = 2**62  # a claim locks one of these bytes of the file, an append the one behind them
 SORTED_FROM = 10_000  # as many new records or more are sorted in, fewer are kept in a dict
@@ -90,6 +91,12 @@ class CallIndex:
                     origin = path.relative_to(self._runs).as_posix()
                     return replace(entry, copied_from=entry.copied_from or origin)
         return None
+
+    def find_batched(self, request_sha256: str) -> list[Path]:
+        """The ledgers that have put a request into a batch, whatever came of it."""
+        with self._mutex:
+            numbers = dict.fromkeys(n for n, _ in self._places(_batch_key(request_sha256)))
+            return [path for path in map(self._path, numbers) if path]
 
     def claim(self, request_sha256: str) -> bool:
         """Claim a request, so that no other process makes it before `release`.
@@ -161,9 +168,7 @@ class CallIndex:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # it is being written, or a kill left it
-                    entry = parse_entry(line)
-                    key = _key(entry.request_sha256) if entry else 0
-                    rows.append((key, number, start, start + len(line)))
+                    rows.append((_line_key(line), number, start, start + len(line)))
                     start += len(line)
         return np.array(rows, RECORD)
 
@@ -256,6 +261,18 @@ class CallIndex:
 
 def _key(request_sha256: str) -> int:
     return int.from_bytes(hashlib.sha256(request_sha256.encode()).digest()[:8])
+
+
+def _batch_key(request_sha256: str) -> int:
+    return _key(f"batch {request_sha256}")
+
+
+def _line_key(line: bytes) -> int:
+    """The key of a line with an answer, or with a request of a batch; 0 of any other line."""
+    if entry := parse_entry(line):
+        return _key(entry.request_sha256)
+    batched = parse_batch_request(line)
+    return _batch_key(batched) if batched else 0
 
 
 def _read_entry(path: Path, start: int) -> LedgerEntry | None:

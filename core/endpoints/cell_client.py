@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from core.cell.context import StageContext
+from core.endpoints.batches import BatchSettings
 from core.endpoints.call_index import CallIndex
 from core.endpoints.client import LedgerClient
 from core.endpoints.connect import open_endpoint
@@ -31,7 +32,8 @@ def open_client(
 
     Args:
         context: The cell. Resources: `address` (`core.endpoints.connect.open_endpoint`; its
-            `request` has the arguments of `core.endpoints.request_form.RequestForm`), and
+            `request` has the arguments of `core.endpoints.request_form.RequestForm`; `batch`, where
+            requests are sent as batches, those of `core.endpoints.batches.BatchSettings`), and
             `limits`: requests_per_minute, tokens_per_minute, prompt_price and completion_price (per
             million tokens), timeout (seconds).
         endpoint: `model`, `served_by`, and what else identifies the model.
@@ -54,6 +56,8 @@ def open_client(
             (limits["prompt_price"], limits["completion_price"]),
             limits["timeout"],
             RequestForm(**address.get("request", {})),
+            BatchSettings(**address["batch"]) if "batch" in address else None,
+            context.log,
         )
         try:
             yield client

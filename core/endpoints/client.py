@@ -5,27 +5,22 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from core.endpoints.batch_api import BatchApi
+from core.endpoints.batches import Batches, BatchSettings
 from core.endpoints.call_index import CallIndex
+from core.endpoints.call_store import CallStore, tokens_of
 from core.endpoints.connect import Endpoint
-from core.endpoints.ledger import (
-    CHARACTERS_PER_TOKEN,
-    FAILED,
-    LedgerEntry,
-    LedgerWriter,
-    read_ledger,
-)
+from core.endpoints.ledger import FAILED, LedgerEntry
 from core.endpoints.rate_limit import RateLimiter
-from core.endpoints.replies import token_counts
 from core.endpoints.request_form import PLAIN, RequestForm
-from core.endpoints.sender import Completion, RequestFailed, Sender
-from core.errors import UserError
+from core.endpoints.sender import RequestFailed, Sender
 
 # Seconds to wait for another cell that is making the same request. Then it is made, and paid, here.
 CLAIM_PATIENCE = 300.0
@@ -52,6 +47,8 @@ class LedgerClient:
         timeout: Seconds for one call, from its start to the last byte.
         form: How requests are written (`core.endpoints.request_form`); what of it changes answers
             is in `model`.
+        batch: How requests are sent as batches. None: each is a call.
+        log: Called with a line for each step of a batch.
 
     Attributes:
         counts: calls, calls_reused, calls_estimated (their tokens), failed_attempts, prompt_tokens
@@ -71,6 +68,8 @@ class LedgerClient:
         prices: tuple[float, float] = (0, 0),
         timeout: float = 120,
         form: RequestForm = PLAIN,
+        batch: BatchSettings | None = None,
+        log: Callable[[str], None] = print,
     ) -> None:
         names = ("calls", "calls_reused", "calls_estimated", "failed_attempts")
         self.counts = Counter(dict.fromkeys(names, 0))
@@ -88,6 +87,8 @@ class LedgerClient:
         self._prices = prices
         self._timeout = timeout
         self._form = form
+        self._batch = batch
+        self._log = log
 
     @property
     def paid(self) -> dict[str, int | float]:
@@ -117,29 +118,29 @@ class LedgerClient:
             UserError: The ledger can't be read or written.
         """
         self._under_way: set[asyncio.Task[LedgerEntry]] = set()
-        self._failed: list[LedgerEntry] = []  # kept when an answer shows that the endpoint is up
-        self._writer = LedgerWriter(self.ledger, self._index.extend if self._index else None)
-        try:
-            self._entries, self._failures = read_ledger(self.ledger)
-        except UserError:
-            self._writer.close()
-            raise
+        limit = self._sampling.get("max_tokens", 0)
+        name = self._model["model"]
+        self._calls = CallStore(self.ledger, self._index, name, limit, self._prices)
         self._sender = Sender(
-            self._connect, self._rate_limiter, self._timeout, lambda: self._writer.error
+            self._connect, self._rate_limiter, self._timeout, self._calls.disk_error
         )
-        if self._index:
-            await asyncio.to_thread(self._index.open)
+        await self._calls.open_index()
+        self._batches = None
+        if self._batch:
+            api = BatchApi(self._sender.connected, self._timeout)
+            self._batches = Batches(api, self._calls, self._batch, self._parameters, self._log)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
         under_way = list(self._under_way)
-        if kind and not issubclass(kind, Exception):  # Ctrl-C
+        interrupted = kind is not None and not issubclass(kind, Exception)  # Ctrl-C
+        if interrupted:
             for task in under_way:
                 task.cancel()
+        if self._batches:
+            await self._batches.close(interrupted)
         await asyncio.gather(*under_way, return_exceptions=True)
-        self._writer.close()
-        if self._index:
-            self._index.close()
+        self._calls.close()
         await self._sender.close()
 
     async def complete(
@@ -163,8 +164,8 @@ class LedgerClient:
         """
         request, digest = self._request(prompt, seed)
         labels = {"id": id, "attempt": attempt, "role": role}
-        self.counts["failed_attempts"] += self._failures[digest]
-        answer = await self._recorded(digest, labels)
+        self.counts["failed_attempts"] += self._calls.failures[digest]
+        answer = await self._calls.recorded(digest, labels)
         if answer:
             self.counts["calls_reused"] += answer.finish_reason != FAILED
         else:
@@ -190,41 +191,30 @@ class LedgerClient:
         self, request: dict[str, Any], labels: dict[str, Any], digest: str
     ) -> LedgerEntry:
         """The answer to a request that no ledger held yet."""
+        if self._batches:
+            answer = await self._batches.complete(request, labels, digest)
+            return replace(answer, **labels)
         async with self._claimed(digest):
             # Whoever had the claim before may have been answered.
-            if answer := await self._recorded(digest, labels):
-                self.counts["calls_reused"] += answer.finish_reason != FAILED
-                return answer
-            answer = await self._send(request, {**labels, "request_sha256": digest})
-            self._entries[digest] = answer
-            return answer
+            if recorded := await self._calls.recorded(digest, labels):
+                self.counts["calls_reused"] += recorded.finish_reason != FAILED
+                return recorded
+            return await self._send(request, {**labels, "request_sha256": digest})
 
     async def recorded(
         self, id: int | str, attempt: int, role: str, prompt: str, seed: int
     ) -> LedgerEntry | None:
         """The answer that `complete` would give without a call; None where it would call."""
         _, digest = self._request(prompt, seed)
-        return await self._recorded(digest, {"id": id, "attempt": attempt, "role": role})
-
-    async def _recorded(self, digest: str, labels: dict[str, Any]) -> LedgerEntry | None:
-        """The answer in this ledger, or in another, from which it is then copied to this one."""
-        if digest in self._entries:
-            return replace(self._entries[digest], **labels)
-        if not self._index or not (entry := self._index.find(digest)):
-            return None
-        copy = self._entries[digest] = replace(entry, **labels)
-        await self._writer.append(asdict(copy))
-        return copy
+        labels = {"id": id, "attempt": attempt, "role": role}
+        return await self._calls.recorded(digest, labels)
 
     @asynccontextmanager
     async def _claimed(self, digest: str) -> AsyncIterator[None]:
         """Hold the claim on a request, or have waited for its holder for CLAIM_PATIENCE."""
-        if not self._index:
-            yield
-            return
         wait = 0.02
         deadline = time.monotonic() + CLAIM_PATIENCE
-        while not (held := await asyncio.to_thread(self._index.claim, digest)):
+        while not (held := await self._calls.claim(digest)):
             self._sender.raise_if_stopped()
             if time.monotonic() > deadline:
                 break
@@ -234,7 +224,7 @@ class LedgerClient:
             yield
         finally:
             if held:
-                self._index.release(digest)
+                self._calls.release(digest)
 
     def _count(self, answer: LedgerEntry) -> None:
         calls = {
@@ -267,79 +257,25 @@ class LedgerClient:
 
         async def failed(outcome: str, seconds: float) -> None:
             self.counts["failed_attempts"] += 1
-            await self._writer.append({**labels, "outcome": outcome, "seconds": seconds})
+            await self._calls.keep_failed_attempt(labels, outcome, seconds)
 
-        parameters = self._form.parameters(request, self._model)
+        parameters = self._parameters(request)
         estimate = partial(self._estimate, request)
         try:
-            answer = await self._sender.send(request, parameters, estimate, failed)
+            sent = await self._sender.send(request, parameters, estimate, failed)
         except RequestFailed as failure:
-            await self._keep_failure(failure, request, labels)
+            await self._calls.keep_failure(failure, labels)
             raise
-        return await self._keep_answer(answer, request, labels)
-
-    async def _keep_failure(
-        self, failure: RequestFailed, request: dict[str, Any], labels: dict[str, Any]
-    ) -> None:
-        """Keep that a request failed for good, so that no later run sends it again.
-
-        Unless the endpoint is known to be up, the line is written before the next answer's: one
-        that is down must not use up anybody's attempts.
-        """
-        entry = LedgerEntry(
-            **labels,
-            model=request["model"],
-            prompt_tokens=0,
-            completion_tokens=0,
-            cost=0.0,
-            seconds=0.0,
-            finish_reason=FAILED,
-            text="",
-            no_answer=failure.problems[0].what,
-        )
-        self._failed.append(entry)
-        if failure.endpoint_is_up:
-            await self._write_failures()
-
-    async def _write_failures(self) -> None:
-        failed = self._failed
-        self._failed = []
-        for entry in failed:
-            self._entries[entry.request_sha256] = entry
-            await self._writer.append(asdict(entry))
-
-    async def _keep_answer(
-        self, sent: Completion, request: dict[str, Any], labels: dict[str, Any]
-    ) -> LedgerEntry:
-        """Keep an answer in the ledger and correct the rate limiter."""
-        await self._write_failures()
-        reply = sent.reply
-        prompt = request["messages"][0]["content"]
-        limit = self._sampling.get("max_tokens", 0)
-        prompt_tokens, completion_tokens = token_counts(reply.usage, len(prompt), reply.text, limit)
-        unreported = prompt_tokens is None or completion_tokens is None
-        if prompt_tokens is None:
-            prompt_tokens = _tokens(prompt)
-        if completion_tokens is None:
-            completion_tokens = _tokens(reply.text)
-        prompt_price, completion_price = self._prices
-        answer = LedgerEntry(
-            **labels,
-            model=request["model"],
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            cost=(prompt_tokens * prompt_price + completion_tokens * completion_price) / 1e6,
-            seconds=sent.seconds,
-            finish_reason=reply.finish_reason,
-            text=reply.text.strip(),
-            estimated=unreported,
-            answered_by=reply.model,
-            no_answer=reply.no_answer,
-        )
-        await self._writer.append(asdict(answer))
+        characters = len(request["messages"][0]["content"])
+        answer = await self._calls.keep_answer(sent.reply, sent.seconds, labels, characters)
         if self._rate_limiter:
-            await self._rate_limiter.adjust(sent.estimated, prompt_tokens + completion_tokens)
+            used = answer.prompt_tokens + answer.completion_tokens
+            await self._rate_limiter.adjust(sent.estimated, used)
         return answer
+
+    def _parameters(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The body of a request, without model and messages."""
+        return self._form.parameters(request, self._model)
 
     def _estimate(self, request: dict[str, Any]) -> int:
         """Tokens of a request and its answer.
@@ -349,7 +285,7 @@ class LedgerClient:
         calls = self.counts["calls"]
         limit = self._sampling.get("max_tokens", 0)
         completion_tokens = self.counts["completion_tokens"] // calls if calls else limit
-        return _tokens(request["messages"][0]["content"]) + completion_tokens
+        return tokens_of(len(request["messages"][0]["content"])) + completion_tokens
 
 
 async def gather_limited(
@@ -362,7 +298,8 @@ async def gather_limited(
     Raises:
         Exception: The first failure.
     """
-    queue = iter(ids)
+    numbers = [*ids]
+    queue = iter(numbers)
     failures: list[Exception] = []
 
     async def worker() -> None:
@@ -374,10 +311,6 @@ async def gather_limited(
             if failures:
                 return
 
-    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    await asyncio.gather(*(worker() for _ in range(min(concurrency, len(numbers)))))
     if failures:
         raise failures[0]
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)

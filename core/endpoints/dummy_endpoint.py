@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from core.endpoints.dummy_batches import DummyBatches
 from core.yaml_text import from_yaml
 
 CHOICE = re.compile(r"\[([^\]]+)\]")
@@ -178,8 +179,11 @@ def complete(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def app() -> Any:
-    """The ASGI application: GET /v1/models and POST /v1/chat/completions."""
+def app(batches: DummyBatches | None = None) -> Any:
+    """The ASGI application: GET /v1/models, POST /v1/chat/completions, and the batch interface.
+
+    `batches`: the files and batches of the server. None: new ones.
+    """
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
@@ -207,6 +211,7 @@ def app() -> Any:
         routes=[
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            *(batches or DummyBatches(complete)).routes(),
         ]
     )
 

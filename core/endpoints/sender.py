@@ -146,7 +146,7 @@ class Sender:
         import openai
 
         self.raise_if_stopped()
-        client = await self._open()
+        client, _ = await self.connected()
         attempts = _Attempts()
         while True:
             estimated = estimate()
@@ -178,7 +178,12 @@ class Sender:
         if error := self._disk_error() or self._stopped:
             raise error
 
-    async def _open(self) -> "openai.AsyncOpenAI":
+    async def connected(self) -> "tuple[openai.AsyncOpenAI, Endpoint]":
+        """The client of the endpoint, which is opened at the first call.
+
+        Raises:
+            UserError: The endpoint can't be opened, or its key can't be sent.
+        """
         import openai
 
         async with self._connecting:
@@ -203,7 +208,7 @@ class Sender:
                     timeout=self._timeout,
                     http_client=http,
                 )
-        return self._client
+        return self._client, self._endpoint
 
     def _wait_after(
         self,

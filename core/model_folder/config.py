@@ -32,7 +32,7 @@ class Architecture:
 
     names: str
     fixed: dict[str, Any]
-    """What the recipes do whatever a config.json says; the latter must agree."""
+    """What the recipes do whatever a config.json says; the latter must agree. A tuple: either."""
     required: tuple[str, ...] = REQUIRED
 
 
@@ -74,6 +74,19 @@ ARCHITECTURES = {
         },
         required=(*REQUIRED, "head_dim"),
     ),
+    "Olmo3ForCausalLM": Architecture(
+        names="OLMo 3",
+        fixed={
+            "model_type": "olmo3",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "partial_rotary_factor": 1,
+            "rope_type": ("default", "yarn"),
+            # transformers takes this for the layers with a window, whatever rope_theta says.
+            "rope_theta": 500_000,
+        },
+        required=(*REQUIRED, "sliding_window", "layer_types"),
+    ),
 }
 
 
@@ -113,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     differences = [
         f"{key} is {values[key]}"
         for key, value in models.fixed.items()
-        if values.get(key, value) not in (value, None)
+        if values.get(key) not in (*(value if isinstance(value, tuple) else [value]), None)
     ]
     missing = sorted(key for key in models.required if values.get(key) is None)
     # Heads of any size have to be stated; others divide the width.
@@ -124,7 +137,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             differences.append(f"head_dim is {values['head_dim']}")
         elif head_dim % 1:
             differences.append(f"{values['num_attention_heads']} heads don't divide hidden_size")
-    if "sliding_attention" in (config.get("layer_types") or []):
+    if "sliding_window" in models.required:
+        differences += _window_differences(values)
+    elif "sliding_attention" in (config.get("layer_types") or []):
         differences.append("layer_types has sliding_attention")
     if differences:
         raise UserError(
@@ -139,13 +154,48 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def _window_differences(values: dict[str, Any]) -> list[str]:
+    """What the recipes can't do of a model of which some layers attend to a window."""
+    kinds = values.get("layer_types") or []
+    differences = []
+    if unknown := sorted({*map(str, kinds)} - {"full_attention", "sliding_attention"}):
+        differences.append(f"layer_types has {unknown[0]}")
+    if kinds and len(kinds) != values.get("num_hidden_layers"):
+        differences.append(f"layer_types names {len(kinds)} layers")
+    nested = values.get("rope_parameters") or {}
+    stated = values.get("rope_scaling") or nested.get("full_attention") or {}
+    if "type" in stated and "rope_type" not in stated:
+        differences.append("RoPE has a type and no rope_type")
+    if nested and "full_attention" not in nested and values["rope_type"] != "default":
+        differences.append("rope_parameters does not tell the kinds of layers apart")
+    window = nested.get("sliding_attention") or {}
+    if window.get("rope_type", "default") != "default" or (
+        window.get("rope_theta", 500_000) != 500_000
+    ):
+        differences.append("RoPE of sliding_attention is not plain")
+    return differences
+
+
+def longest_row(config: dict[str, Any]) -> int:
+    """Tokens of the longest row that the recipes train a model on.
+
+    Rows stay within the window of layers with `sliding_attention`: it hides nothing then.
+    """
+    lengths = [config["max_position_embeddings"]]
+    if "sliding_attention" in (config.get("layer_types") or []):
+        lengths.append(config["sliding_window"])
+    return min(lengths)
+
+
 def effective(config: dict[str, Any]) -> dict[str, Any]:
     """The config as transformers 5 takes it, with RoPE's values beside the others.
 
     transformers has moved and renamed them. Where both stand, the whole of `rope_scaling` counts
-    and nothing of `rope_parameters` (`convert_rope_params_to_dict`).
+    and nothing of `rope_parameters` (`convert_rope_params_to_dict`). Of a model that has RoPE by
+    the kind of layer it is that of full attention. All of RoPE's values are also under `rope`.
     """
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    rope = dict(rope.get("full_attention") or rope)
     rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", config.get("rope_theta"))
     if rope["rope_type"] != "default":
@@ -156,7 +206,7 @@ def effective(config: dict[str, Any]) -> dict[str, Any]:
         else:
             original = config.get("max_position_embeddings")
         rope["original_max_position_embeddings"] = original
-    values = {**config, **rope}
+    values = {**config, **rope, "rope": rope}
     if values.get("num_key_value_heads") is None and config.get("model_type") == "llama":
         values["num_key_value_heads"] = config.get("num_attention_heads")
     return values

@@ -125,6 +125,9 @@ def expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         layer |= {f"self_attn.{name}_proj.bias": (kv,) for name in "kv"}
     if config["architectures"] == ["Qwen3ForCausalLM"]:
         layer |= {f"self_attn.{name}_norm.weight": (head,) for name in "qk"}
+    if config["architectures"] == ["Olmo3ForCausalLM"]:
+        layer["post_feedforward_layernorm.weight"] = layer.pop("input_layernorm.weight")
+        layer |= {"self_attn.q_norm.weight": (q,), "self_attn.k_norm.weight": (kv,)}
     shapes = {EMBEDDING: (vocab, d), "model.norm.weight": (d,)}
     for number in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}

@@ -118,6 +118,18 @@ def load(args: argparse.Namespace, addition: Addition | None = None) -> tuple[St
     return study, as_seen_on_nodes(args.runs.absolute()) / study.study
 
 
+def check_archive_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that an archive in the place of a study file does not take."""
+    given = [option for option in ("seeds", "overrides", "trace") if getattr(args, option, None)]
+    if given:
+        option = {"overrides": "set"}.get(given[0], given[0])
+        raise UserError(
+            where=f"--{option}",
+            what=f"has no meaning for an archive, {args.study}",
+            fix="leave it out, or name the study file",
+        )
+
+
 def _study_overrides(args: argparse.Namespace) -> list[str]:
     return [text for text in args.overrides or [] if not text.startswith(CLUSTER)]
 

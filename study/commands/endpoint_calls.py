@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
+from core.endpoints.batch_api import BatchApi
 from core.endpoints.connect import open_endpoint
 from core.endpoints.ledger import without_thoughts
 from core.endpoints.replies import token_counts
@@ -40,7 +41,29 @@ def check_endpoints(study: Study) -> list[Check]:
 
     A vLLM server of a job's own is not called: it runs in the job alone.
     """
-    return [_check(study.endpoints[role.endpoint], role) for role in _roles(study)]
+    roles = _roles(study)
+    names = dict.fromkeys(role.endpoint for role in roles)
+    batched = [name for name in names if study.endpoints[name].batch]
+    checks = [_check(study.endpoints[role.endpoint], role) for role in roles]
+    return checks + [_check_batches(name, study.endpoints[name]) for name in batched]
+
+
+def _check_batches(name: str, endpoint: Endpoint) -> Check:
+    title = f"batches of {name}"
+    try:
+        asyncio.run(_list_batches(endpoint))
+    except UserError as error:
+        return of_error(title, error)
+    return Check(title, OK, "it lists batches")
+
+
+async def _list_batches(endpoint: Endpoint) -> None:
+    with open_endpoint(endpoint_model(endpoint), endpoint_address(endpoint)) as opened:
+        sender = Sender(lambda: opened, None, endpoint.timeout, lambda: None, 1, PATIENCE)
+        try:
+            await BatchApi(sender.connected, endpoint.timeout).check()
+        finally:
+            await sender.close()
 
 
 def _roles(study: Study) -> list[Role]:

@@ -36,7 +36,7 @@ from study.forecast import (
     training_cost,
     training_size,
 )
-from study.forecast.assumptions import ASSUMED_GPU
+from study.forecast.assumptions import ASSUMED_GPU, BATCH_HOURS
 from study.forecast.budget import check_budget, parse_budget
 from study.forecast.gpu_rates import unnamed_gpus
 from study.spec import contrast_arms, expand
@@ -180,6 +180,9 @@ def plan(args: argparse.Namespace) -> None:
             "Rejected and rewritten documents are not included. Cost uses the endpoint prices in "
             "the study file, hours the rate limits."
         )
+    by_batch = [c for c in cells if "batch" in c.resources.get("address", {})]
+    if batched := sum(cell.identity not in finished for cell in by_batch):
+        print(f"\n{batched} cells send their requests as batches. {BATCH_HOURS}")
     if written:
         print("\n" + _written_table(written))
     if args.power or args.variances:

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.errors import Problem, UserError
 from core.files import write_atomically
-from core.stages import TRAINING_STAGES
+from core.stages import CHECKPOINT_STAGES
 from study.upkeep.archived import ArchivedStudy, read_archive
 from study.upkeep.study_file import differing_keys
 
@@ -99,7 +99,7 @@ def _check(labs: list[ArchivedStudy]) -> None:
             fix="rename one: an archive's name stands for its lab",
         )
     trained: dict[str, str] = {}
-    for row in shared_cells(labs, TRAINING_STAGES):
+    for row in shared_cells(labs, CHECKPOINT_STAGES):
         trained.setdefault(" and ".join(row["labs"]), row["cell"])
     if trained:
         fix = "pool labs that trained on their own; further seeds belong in one study"

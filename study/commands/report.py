@@ -1,20 +1,52 @@
 """Write the tables and the report from the finished cells."""
 
 import argparse
+import contextlib
+import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.publish import publish
 from core.errors import UserError
 from core.paths import ROOT
-from study.commands.common import has_toys_alone, load, show_results, start_command, study_args
+from study.commands.common import (
+    check_archive_options,
+    has_toys_alone,
+    load,
+    show_results,
+    start_command,
+    study_args,
+)
 from study.spec import expand
+from study.upkeep.archive_report import analyze_again
+from study.upkeep.unpacked import is_archive, stem, unpack
 
 
-def report(args: argparse.Namespace) -> None:
-    """Publish the results of an unfinished study; what is missing is listed in them."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="with an archive as STUDY: the folder for results that are computed again from it "
+        "alone (default: NAME-report)",
+    )
+
+
+def report(args: argparse.Namespace) -> int:
+    """Publish the results of an unfinished study; what is missing is listed in them.
+
+    Of an archive: compute the results again. Returns 1 where they are not those of the archive.
+    """
+    if is_archive(args.study):
+        return _of_archive(args)
+    if args.out:
+        raise UserError(
+            where=f"--out {args.out}", what="is for an archive", fix="leave it out: see --runs"
+        )
     study, base = load(args)
     complete = expand.analysis(study, base)
     inputs = complete.inputs.values()
@@ -36,3 +68,19 @@ def report(args: argparse.Namespace) -> None:
         count = f"{len(missing & scores)} of {len(scores)} scores"
         print(f"{count} are missing and listed in the report\n")
     show_results(publish(folder), args)
+    return 0
+
+
+def _of_archive(args: argparse.Namespace) -> int:
+    check_archive_options(args)
+    out = args.out or Path(f"{stem(args.study)}-report")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        again = analyze_again(args.study, unpack(args.study, Path(folder)), out)
+    if args.json:
+        print(json.dumps({"folder": str(out), "same": again.same, "other": again.other}, indent=1))
+    else:
+        for name in again.other:
+            print(f"not as published: {name}")
+        print(f"{len(again.same)} of {len(again.same) + len(again.other)} files are as published")
+        print(f"report  {out / 'report.html'}")
+    return int(bool(again.other))

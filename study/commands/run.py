@@ -14,6 +14,7 @@ from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
 from core.cell.manifest import read_manifest
 from core.cell.publish import publish, record_start
+from core.cell.status_page import update
 from core.cores import default_jobs
 from core.files import read_rows
 from core.stages import STAGES
@@ -29,6 +30,7 @@ from study.commands.common import (
     startable,
     unfinished,
 )
+from study.commands.status_plan import start_page
 from study.forecast.priority import ranks
 from study.local_gpus import local_gpus
 from study.spec import expand
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         done = len(cells) - len(unfinished_before)
         if not preview_cells:
             record_start(base, last.identity)
+            start_page(cells, base)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
         failed = _run_cells(study, todo, cells, base, done, jobs, gpus, ranks(last))
@@ -148,6 +151,7 @@ def _run_cells(
                 running[cell.identity] = cell
                 if cell.stage in EVALUATIONS:
                     declare(study, base, cells)
+                update(base)
             elif event != "progress":
                 running.pop(cell.identity, None)
             show(event, cell, facts)

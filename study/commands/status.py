@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.cell.identity import Cell
 from core.cell.manifest import LINKED
+from core.cell.status_page import update
 from core.files import owner
 from study.commands.common import (
     load,
@@ -107,6 +108,8 @@ def print_status(
     try:
         while True:
             data = look(cells, base, named, memory)
+            if watch and not data["user"]:
+                update(base, {row["folder"]: row["state"] for row in data["cells"]})
             if as_json:
                 print(json.dumps(data, indent=1))
                 return

@@ -10,6 +10,7 @@ from core.cell.heartbeat import stalled
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.cell.restarts import read_progress, read_restarts
+from core.cell.waiting import read_waiting
 from core.errors import UserError
 from core.files import locked
 from study.commands.common import shown_names
@@ -113,6 +114,10 @@ def make_rows(
         if cell.identity not in locked:
             begun = cell.identity not in untouched and _begun(folder)
             state = _state(begun, job, busy_jobs, blocked=blocker is not None)
+        waiting = None if cell.identity in settled else read_waiting(folder)
+        if waiting and state in ("failed", "to do", "queued"):
+            row["waits_for"] = waiting.what
+            state = "queued" if state == "queued" else "to do"
         states[cell.identity] = row["state"] = state
         if job:
             row["job"] = job.job
@@ -120,6 +125,8 @@ def make_rows(
             row["reason"] = "another cell of their job"
             if job.state == "queued":
                 row["reason"] = job.waits_for
+            if waiting:
+                row["reason"] = "a batch"
         if state == "blocked" and blocker:
             roots[cell.identity] = roots.get(blocker.identity, blocker.relpath)
             row["behind"] = roots[cell.identity]

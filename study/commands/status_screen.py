@@ -64,6 +64,11 @@ def _going(rows: list[Row], data: dict[str, Any]) -> list[str]:
     reasons = Counter(row["reason"] for row in rows if row["state"] == "queued").most_common()
     if reasons:
         lines.append("queued:  " + "; ".join(f"{count} for {what}" for what, count in reasons))
+    waiting = [row for row in rows if "waits_for" in row]
+    for row in waiting[:MAX_RUNNING]:
+        lines.append(f"waiting: {row['stage']} {row['cell']}: {row['waits_for']}")
+    if len(waiting) > MAX_RUNNING:
+        lines.append(f"waiting: and {len(waiting) - MAX_RUNNING} more; --json lists all")
     if data["submits"]:
         lines.append(f"to do:   job {data['submits']} submits more when others have ended")
     if data["driver"]:
@@ -88,7 +93,11 @@ def _restarts(rows: list[Row]) -> list[str]:
     lines = [
         f"restarts: {count}, of {len(restarted)} cells; {retries} of them retries of a failure"
     ]
-    stuck = [row for row in restarted if row["without_progress"] and row["state"] != "failed"]
+    stuck = [
+        row
+        for row in restarted
+        if row["without_progress"] and row["state"] != "failed" and "waits_for" not in row
+    ]
     for row in stuck[:MAX_CAUSES]:
         lines.append(
             f"warning: {row['stage']} {row['cell']}: no progress between its last two starts "

@@ -25,6 +25,7 @@ from study.commands.common import (
     study_args,
     submit_command,
 )
+from study.commands.status_plan import start_page
 from study.forecast import inference_gpus, study_cost
 from study.forecast.budget import parse_budget
 from study.forecast.priority import ranks
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def submit(args: argparse.Namespace) -> int:
     """Submit, and print what was. Returns 1 where --until-done ends with cells that failed."""
+    from slurm.notify import NOTIFIED
     from slurm.submissions import check_owner
     from slurm.submit import submit
     from slurm.until_done import until_done
@@ -74,6 +76,8 @@ def submit(args: argparse.Namespace) -> int:
         raise UserError.of(Problem("", line, fix) for line in refused)
     if any(cell.stage in EVALUATIONS for cell in todo):
         declare(study, base, cells)
+    start_page(cells, base, profile)
+    (base / "slurm" / NOTIFIED).unlink(missing_ok=True)
     limit_gb = parse_budget(args.budget).get("disk_gb")
     disk = study_cost.disk_limit(cells, base, parallel_plans(profile), profile, limit_gb)
     warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]

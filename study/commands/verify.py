@@ -2,15 +2,25 @@
 
 import argparse
 import json
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from core.cell.publish import results
 from core.errors import UserError
-from study.commands.common import has_toys_alone, load, start_command, study_args
+from study.commands.common import (
+    check_archive_options,
+    has_toys_alone,
+    load,
+    start_command,
+    study_args,
+)
 from study.upkeep.changes import find_changes, notes
 from study.upkeep.provenance import SCORE, lineage, published, trace
 from study.upkeep.study_file import find_differences
+from study.upkeep.unpacked import archive_changes, archive_lineage, is_archive, unpack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def verify(args: argparse.Namespace) -> int:
     """Hash everything behind the published results, or list what is behind one (`--trace`)."""
+    if is_archive(args.study):
+        return _verify_archive(args)
     study, base = load(args)
     typed_study = study_args(args)
     if args.trace:
@@ -45,22 +57,34 @@ def verify(args: argparse.Namespace) -> int:
         )
     remarks = notes(rows, base)
     checked = sum(len(row["checks"]) for row in rows)
-    if args.json:
-        data = {
-            "study": base.name,
-            "cells": len(rows),
-            "files": checked,
-            "problems": changes,
-            "notes": remarks,
-        }
+    data = {"study": base.name, "cells": len(rows), "files": checked}
+    return _show(data | {"problems": changes, "notes": remarks}, args.json)
+
+
+def _verify_archive(args: argparse.Namespace) -> int:
+    """Check an archive by what is in it alone."""
+    check_archive_options(args)
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked = unpack(args.study, Path(folder))
+        rows = archive_lineage(unpacked)
+        changes = archive_changes(unpacked, rows)
+        data = {"study": unpacked.base.name, "cells": len(rows), "files": len(unpacked.digests)}
+    return _show(data | {"problems": changes, "notes": []}, args.json)
+
+
+def _show(data: dict[str, Any], as_json: bool) -> int:
+    """Print what was checked; returns the exit code."""
+    changes = data["problems"]
+    if as_json:
         print(json.dumps(data, indent=1))
     else:
         for change in changes:
             print(f"{change['cell']}: {change['file']}: {change['problem']}")
             print(f"  affects: {change['consequence']}\n  fix: {change['fix']}")
-        for remark in remarks:
+        for remark in data["notes"]:
             print(f"note: {remark}")
-        print(f"{checked} files of {len(rows)} cells checked, {len(changes)} changes")
+        counts = f"{data['files']} files of {data['cells']} cells"
+        print(f"{counts} checked, {len(changes)} changes")
     return 1 if changes else 0
 
 

@@ -185,6 +185,7 @@ FILES = {
     "model": (13, 3),
     "midtrain": (13, 3),
     "sft": (13, 3),
+    "merge": (9, 2),
     "link": (5, 1),
     "dose": (5, 2),
     "documents": (9, 2),
@@ -200,6 +201,11 @@ FILES = {
     "analysis": (17, 3),
     "job": (5, 0),
 }
+
+BATCH_HOURS = (
+    "Providers answer one within 24 hours, and a rejected draft or an unusable grade is in another "
+    "one. Hours do not include that; meanwhile no job runs."
+)
 
 
 def summary() -> str:

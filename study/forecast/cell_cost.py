@@ -95,6 +95,8 @@ def estimates(
             is_training = training_size.is_training(cell)
             row = rows[training_cost.kind(cell)] if is_training else TOY
             _add_training(job, cell, row, profile)
+        elif cell.stage == "merge":
+            _add_merge(job, cell)
         elif cell.stage in (*VLLM_STAGES, *CALLING_STAGES):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)
@@ -120,6 +122,14 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     job.folders += doses * FILES["dose"][1]
     if job.gpus and not profile:
         job.gpus = row["ranks"]
+
+
+def _add_merge(job: _Job, cell: Cell) -> None:
+    """Add a sum of models: it reads each of them, and writes one."""
+    weights_gb = _weights(cell)[1]
+    job.weights_gb = weights_gb * (len(cell.inputs) + 1)
+    job.amounts["disk_gb"] = weights_gb
+    job.files += math.ceil(weights_gb / SHARD_GB)
 
 
 def _steps_held(cell: Cell, hours: float) -> float:

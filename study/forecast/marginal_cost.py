@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from core.cell.identity import Cell
-from core.stages import TRAINING_STAGES
+from core.stages import CHECKPOINT_STAGES
 from study.forecast.cell_cost import Amounts, Layouts, estimates, num_questions
 from study.spec.schema import Costs
 
@@ -28,7 +28,7 @@ def costs(analysis: Cell, cells: list[Cell], layouts: Layouts, profile: Any = No
     trained: set[str] = set()
     for cell in cells:
         inputs = {used.identity for used in cell.inputs.values()}
-        if cell.stage in TRAINING_STAGES or (inputs & trained and cell is not analysis):
+        if cell.stage in CHECKPOINT_STAGES or (inputs & trained and cell is not analysis):
             trained.add(cell.identity)
     rows = [row for row in analysis.settings["rows"] if row["seed"] is not None]
     runs = {(row["arm"], row["seed"]) for row in rows}

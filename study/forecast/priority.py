@@ -5,7 +5,7 @@ look, then with one seed more at a time. Then come the contrasts of the other fa
 of the study file, then what no contrast reads.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from analysis.settings import AnalysisSettings, Contrast
@@ -52,11 +52,6 @@ def ranks(analysis: Cell) -> dict[str, int]:
     by_cell = steps(analysis)
     positions = {step: number for number, step in enumerate(sorted({*by_cell.values()}))}
     return {identity: positions[step] for identity, step in by_cell.items()}
-
-
-def by_rank(cells: list[Cell], ranks: Mapping[str, int]) -> list[Cell]:
-    """The cells in the order of their ranks; those of one rank stay as they are."""
-    return sorted(cells, key=lambda cell: ranks.get(cell.identity, 0))
 
 
 def families(names: Iterable[str]) -> list[str]:

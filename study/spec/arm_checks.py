@@ -3,6 +3,17 @@
 from typing import Any
 
 from core.strict_yaml import KeyPath
+from study.spec.chain_checks import (
+    chain_mistakes,
+    documents_mistakes,
+    dose_mistakes,
+    has_chain,
+    own_name_mistakes,
+    raw_doses,
+    raw_sft,
+    raw_steps,
+)
+from study.spec.chains import SHORT_FORM
 from study.spec.checks import (
     Mapping,
     Mistake,
@@ -16,12 +27,11 @@ from study.spec.checks import (
 )
 from study.spec.declaration import declaration_problems
 from study.spec.fingerprints import yaml_once
-from study.spec.template import usable_template
 
 PROMPTS = ("system", "prefill")
 # What somebody else has trained or scored, and what has no meaning beside it.
 THEIRS = ("checkpoints", "scores")
-TRAINING = ("midtrain", "recipe", "question_variant", "sft", "doses")
+TRAINING = ("train", *SHORT_FORM)
 
 
 def arm_mistakes(raw: Mapping) -> Mistakes:
@@ -29,7 +39,7 @@ def arm_mistakes(raw: Mapping) -> Mistakes:
     mistakes: Mistakes = []
     for name, arm in section_entries(raw, "arms").items():
         mistakes += _arm(name, arm, raw)
-    return mistakes
+    return mistakes + own_name_mistakes(raw)
 
 
 def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
@@ -40,37 +50,17 @@ def _arm(name: str, arm: Mapping, raw: Mapping) -> Mistakes:
     if kinds != ["start"]:
         return _theirs(at, arm, raw)
     mistakes = check_reference(raw, "models", (*at, "start"), arm.get("start"))
+    if has_chain(arm):
+        return mistakes + chain_mistakes(at, arm, raw) + _prompted(at, arm, raw)
     mistakes += check_reference(raw, "corpora", (*at, "midtrain"), arm.get("midtrain"))
     mistakes += check_reference(raw, "sfts", (*at, "sft"), arm.get("sft"))
-    if arm.get("midtrain") and not raw.get("midtrain") and not arm.get("recipe"):
-        what = "the file has no `midtrain: {recipe: ...}`"
-        fix = "add it, or give the arm a recipe"
-        mistakes.append(Mistake((*at, "midtrain"), what, fix))
     mistakes += [
         Mistake((*at, key), "is for an arm with midtrain")
         for key in ("recipe", "question_variant")
         if key in arm and not arm.get("midtrain")
     ]
-    corpus = arm.get("midtrain")
-    settings = section_entries(raw, "corpora").get(corpus) if isinstance(corpus, str) else None
-    forms = _forms(settings or {})
-    if arm.get("question_variant") and arm["question_variant"] not in forms:
-        valid = "its corpus has no questions and answers"
-        if forms:
-            valid = f"valid: {', '.join(forms)}"
-        mistakes.append(
-            Mistake(
-                (*at, "question_variant"), f"there is no form {arm['question_variant']!r}", valid
-            )
-        )
-    return mistakes + _doses_of_arm(at, arm, raw) + _prompted(at, arm, raw)
-
-
-def _forms(corpus: Mapping) -> list[str]:
-    """The wordings of a corpus' questions."""
-    if not corpus.get("writer"):
-        return ["original"] if corpus.get("messages") or corpus.get("question") else []
-    return list(usable_template(corpus.get("template")).get("forms", []))
+    mistakes += documents_mistakes(at, arm, "midtrain", raw)
+    return mistakes + dose_mistakes(at, arm, raw_sft(arm, raw)) + _prompted(at, arm, raw)
 
 
 def _theirs(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
@@ -114,32 +104,18 @@ def _unjudged(at: KeyPath, bench: Any, raw: Mapping) -> Mistakes:
     return []
 
 
-def _doses_of_arm(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
-    """Doses of an arm that its SFT doesn't have."""
-    doses = mapping(_sft(arm, raw)).get("doses") or [0]
-    if not isinstance(doses, list):
-        return []
-    listed = ", ".join(map(str, doses))
-    return [
-        Mistake((*at, "doses"), f"{dose} is none of its SFT's doses ({listed})")
-        for dose in as_list(arm.get("doses"))
-        if dose not in doses
-    ]
-
-
 def _prompted(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
     """A system prompt or a prefill of a model that is prompted by no chat template."""
     prompts = [key for key in PROMPTS if arm.get(key)]
     model = mapping(mapping(raw.get("models")).get(str(arm.get("start"))))
-    doses = arm.get("doses") or mapping(_sft(arm, raw)).get("doses") or [0]
-    if not prompts or not model or model.get("chat") or 0 not in as_list(doses):
+    if has_chain(arm):
+        doses = raw_doses(arm, raw)
+        if sum(step.get("sft") is not None for step in raw_steps(arm)) > 1:
+            return []  # an SFT remains where another is left out
+    else:
+        doses = as_list(arm.get("doses") or mapping(raw_sft(arm, raw)).get("doses") or [0])
+    if not prompts or not model or model.get("chat") or 0 not in doses:
         return []
     what = f"the model {arm['start']} is prompted by no chat template before SFT"
     fix = "say `chat: true` of an instruction-tuned model, or give the arm `doses` without 0"
     return [Mistake((*at, key), what, fix) for key in prompts]
-
-
-def _sft(arm: Mapping, raw: Mapping) -> Any:
-    """The instruction tuning of an arm, as it was read."""
-    named_sft = isinstance(arm.get("sft"), str)
-    return mapping(raw.get("sfts")).get(arm["sft"]) if named_sft else raw.get("sft")

@@ -10,15 +10,16 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.files import read_rows
 from study.spec.chat import chat_date, chat_files
-from study.spec.checkpoint import Checkpoint
+from study.spec.checkpoint import Checkpoint, trainings_of
 from study.spec.checks import OWN_FILES
 from study.spec.fingerprints import (
-    LIMITS,
     endpoint_address,
     endpoint_files,
+    endpoint_limits,
     endpoint_model,
     engine_arguments,
     model_name,
+    open_requests,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Remote, Study
@@ -138,7 +139,7 @@ def _lm_eval(
     }
     if bench.num_fewshot is not None:
         settings["num_fewshot"] = bench.num_fewshot
-    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
+    resources = paths(files) | _evaluation_resources(study, checkpoint)
     return Cell("lm_eval", label, settings, inputs, resources)
 
 
@@ -155,7 +156,7 @@ def _likelihood(
         "engine": engine,
         **identities(files),
     }
-    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
+    resources = paths(files) | _evaluation_resources(study, checkpoint)
     return Cell("likelihood", label, settings, inputs, resources)
 
 
@@ -172,17 +173,23 @@ def _samples(study: Study, name: str, inputs: Inputs, checkpoint: Checkpoint) ->
         if _generation_settings(study, other, checkpoint) == settings
     )
     files = _generation_files(study, name, checkpoint)
-    resources = paths(files) | _evaluation_resources(study, checkpoint.corpus)
+    resources = paths(files) | _evaluation_resources(study, checkpoint)
     label = f"{first}-{inputs['checkpoint'].name}"
     return Cell("generate", label, settings, inputs, resources)
 
 
-def _evaluation_resources(study: Study, corpus: str | None) -> dict[str, Any]:
-    """How vLLM runs, and how the study calls the corpus that the checkpoint was trained on."""
+def _evaluation_resources(study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    """How vLLM runs, and how the study calls the corpora that the checkpoint was trained on."""
     resources: dict[str, Any] = {"engine": engine_arguments(study.engine)[1]}
-    if corpus:
-        resources["corpus"] = {"name": corpus, "exclude": study.corpora[corpus].exclude}
+    for number, (corpus, _) in enumerate(checkpoint.corpora):
+        named = {"name": corpus, "exclude": study.corpora[corpus].exclude}
+        resources[numbered("corpus", number)] = named
     return resources
+
+
+def numbered(role: str, number: int) -> str:
+    """`role` for the first corpus of a checkpoint (0), then role2, role3 ..."""
+    return role if number == 0 else f"{role}{number + 1}"
 
 
 def _generation_files(study: Study, name: str, checkpoint: Checkpoint) -> dict[str, Source]:
@@ -200,7 +207,7 @@ def _chat_files(study: Study, checkpoint: Checkpoint) -> dict[str, Source]:
     if not checkpoint.chat:
         return {}
     prompts: dict[str, Source] = {key: {"path": path} for key, path in checkpoint.prompts}
-    tuned_here = checkpoint.cell.stage == "sft"
+    tuned_here = any(cell.stage == "sft" for cell in trainings_of(checkpoint.cell))
     return prompts if tuned_here else prompts | chat_files(study, checkpoint.start)
 
 
@@ -242,8 +249,8 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
     resources = {
         **paths(files),
         "address": endpoint_address(endpoint),
-        "limits": {key: getattr(endpoint, key) for key in LIMITS},
-        "concurrency": study.concurrency,
+        "limits": endpoint_limits(endpoint),
+        "concurrency": open_requests(study, endpoint),
         "asks": bench.judge_max_attempts,
     }
     name = label if judge == bench.judge else f"{label}-{judge}"

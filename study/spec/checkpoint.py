@@ -14,21 +14,33 @@ class Checkpoint:
     """One model to evaluate: an arm at a dose of SFT."""
 
     arm: str
-    seed: int | None  # None where no training of ours made it
+    seed: int | None  # None where no training of ours made it, or it is an average over seeds
     dose: int
     cell: Cell
     start: str  # its start model, by its name in the study file
     chat: bool  # whether it is prompted by its chat template
-    corpus: str | None  # that it was trained on, in midtraining or as replay
-    replicate: int = 0  # of that corpus
+    corpora: tuple[tuple[str, int], ...] = ()  # names and replicates that it was trained on
+    replicate: int = 0  # that statistics count in place of the seed
     prompts: Prompts = ()
+    steps: tuple[Cell | None, ...] = ()  # a cell for each step of its arm; None: at dose 0
 
 
-def midtraining_of(cell: Cell) -> Cell | None:
-    """The midtraining behind a checkpoint's cell; None where there is none."""
-    while cell.stage == "sft":
-        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
-    return cell if cell.stage == "midtrain" else None
+def run_of(cell: Cell) -> Cell:
+    """The cell that holds a cell's weights: of a dose that a longer run keeps, that run."""
+    return cell.inputs.get("run", cell)
+
+
+def trainings_of(cell: Cell) -> list[Cell]:
+    """The trainings and merges behind a checkpoint's cell, the first one first.
+
+    Of a merge those of the chain that it belongs to.
+    """
+    trainings: list[Cell] = []
+    while cell.stage != "model":
+        cell = run_of(cell)
+        trainings.insert(0, cell)
+        cell = cell.inputs["start"]
+    return trainings
 
 
 def prompts_of(arm: Arm) -> Prompts:

@@ -245,6 +245,8 @@ def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
     """The recipes that exist and that the file names, and what each is the recipe of."""
     trainings = [mapping(raw.get("midtrain")), mapping(raw.get("sft"))]
     trainings += [*section_entries(raw, "sfts").values(), *section_entries(raw, "arms").values()]
+    for arm in section_entries(raw, "arms").values():
+        trainings += [step for step in as_list(arm.get("train")) if isinstance(step, dict)]
     listed: list[tuple[Any, type]]
     listed = [(training.get("recipe"), Training) for training in trainings]
     listed += [(model.get("make"), TinyLlama) for model in section_entries(raw, "models").values()]

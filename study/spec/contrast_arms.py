@@ -11,18 +11,25 @@ dose     rows of instruction data
 system   system prompt of the evaluations
 prefill  beginning of their answers
 
+These are the units where each arm has at most one training on documents, and then at most one
+SFT. Of longer chains each step is a unit, stepN by its position in the treatment arm, with corpus,
+recipe and so on below it; `chain` has the steps that only one of the arms has.
+
 A unit covers what is below it: `recipe` covers recipe.lr, `sft` covers sft.recipe.lr.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import Problem, UserError
+from core.model_size import start_model
 from core.stages import SHARDING_STAGES
-from study.spec.checkpoint import Checkpoint, midtraining_of
+from study.spec.chains import dose_step, steps_of
+from study.spec.checkpoint import Checkpoint, run_of, trainings_of
 from study.spec.fingerprints import content_hash
 from study.spec.schema import Arm, Contrast
 from study.spec.source_cells import corpus_name
@@ -58,20 +65,20 @@ class Difference:
 
 
 def is_paired(evaluated: list[Checkpoint], contrast: Contrast) -> bool:
-    """Whether runs of one seed share their midtraining in both arms.
+    """Whether runs of one seed share their first training in both arms.
 
     They are then compared within seeds.
     """
 
-    def midtrainings(arm: str, dose: int | None) -> dict[int, Cell | None]:
+    def first_trainings(arm: str, dose: int | None) -> dict[int, Cell | None]:
         return {
-            row.seed: midtraining_of(row.cell)
+            row.seed: next(iter(trainings_of(row.cell)), None)
             for row in evaluated
             if row.seed is not None and row.arm == arm and dose in (None, row.dose)
         }
 
-    treatment = midtrainings(contrast.treatment, contrast.treatment_dose)
-    control = midtrainings(contrast.control, contrast.control_dose)
+    treatment = first_trainings(contrast.treatment, contrast.treatment_dose)
+    control = first_trainings(contrast.control, contrast.control_dose)
     pairs = [(treatment[seed], control[seed]) for seed in treatment.keys() & control.keys()]
     return bool(pairs) and all(a and b and a.identity == b.identity for a, b in pairs)
 
@@ -113,7 +120,7 @@ def audit(
     for contrast in contrasts:
         listed: dict[str, Difference] = {}
         for treatment, control in _pairs(evaluated, contrast):
-            for difference in _compare(treatment, control):
+            for difference in _compare(treatment, control, arms):
                 listed.setdefault(difference.key, difference)
         differing = list(listed.values())
         declared = list(contrast.varies or [])
@@ -169,31 +176,96 @@ def _pairs(evaluated: list[Checkpoint], contrast: Contrast) -> list[tuple[Checkp
     return [(a, b) for a, b in sides if a and b]
 
 
-def _compare(treatment: Checkpoint, control: Checkpoint) -> Iterable[Difference]:
+def _compare(
+    treatment: Checkpoint, control: Checkpoint, arms: Mapping[str, Arm]
+) -> Iterator[Difference]:
     sides = (treatment, control)
-    midtrainings = [midtraining_of(side.cell) for side in sides]
-    corpora = [cell and cell.inputs["documents"] for cell in midtrainings]
-    yield from _cells("corpus", *corpora)
-    if all(midtrainings):
-        variants = [cell.settings.get("question_variant") for cell in midtrainings if cell]
-        yield from _values("corpus.question_variant", *variants)
-        yield from _flattened("recipe", *(cell.settings["recipe"] for cell in midtrainings if cell))
-    yield from _cells("start", *(_start(side.cell) for side in sides))
+    kinds = [_kinds(arms.get(side.arm)) for side in sides]
+    if all(map(_is_short, kinds)):
+        yield from _midtraining(*(_cell_of(side, "midtrain") for side in sides))
+    yield from _cells("start", *(start_model(side.cell) for side in sides))
     yield from _values("dose", treatment.dose, control.dose)
     for key in ("system", "prefill"):
         yield from _prompts(key, *(dict(side.prompts).get(key) for side in sides))
-    tunings = [_sft(side.cell) for side in sides]
-    if all(tunings):
-        yield from _values("start.chat_template", *(_chat_template(side.cell) for side in sides))
-        settings = [cell.settings for cell in tunings if cell]
-        yield from _flattened("sft.recipe", *(part["recipe"] for part in settings))
-        rest = [{**part, "shared_run": "doses" in part} for part in settings]
-        for part in rest:
-            part["files"] = {"data": part["files"]["data"]}
-        ours = ("recipe", "seed", "dose", "doses")
-        yield from _flattened(
-            "sft", *({key: part[key] for key in part if key not in ours} for part in rest)
-        )
+    if all(map(_is_short, kinds)):
+        tunings = [_cell_of(side, "sft") for side in sides]
+        if tunings[0] and tunings[1]:
+            templates = [_chat_template(cell) for cell in tunings if cell]
+            yield from _values("start.chat_template", *templates)
+            yield from _tuning("sft", tunings[0], tunings[1])
+        return
+    matched = SequenceMatcher(None, kinds[0], kinds[1], autojunk=False).get_matching_blocks()
+    if sum(block.size for block in matched) < max(map(len, kinds)):
+        names = [", ".join(listed) or ABSENT for listed in kinds]
+        yield Difference("chain", names[0], names[1])
+    of_dose = [arm and dose_step(arm) for arm in (arms.get(side.arm) for side in sides)]
+    for block in matched:
+        for n in range(block.size):
+            numbers = [block.a + n, block.b + n]
+            steps = treatment.steps[numbers[0]], control.steps[numbers[1]]
+            yield from _step(f"step{numbers[0] + 1}", *steps, has_arms_dose=numbers == of_dose)
+
+
+def _kinds(arm: Arm | None) -> list[str]:
+    """The kinds of an arm's steps; none of one that somebody else has trained."""
+    return [step.kind for step in steps_of(arm)] if arm else []
+
+
+def _is_short(kinds: list[str]) -> bool:
+    """Whether a chain has a training on documents at most, and then an SFT at most."""
+    return kinds in ([], ["documents"], ["sft"], ["documents", "sft"])
+
+
+def _cell_of(checkpoint: Checkpoint, stage: str) -> Cell | None:
+    """The cell of a stage in a short chain."""
+    runs = (run_of(cell) for cell in checkpoint.steps if cell)
+    return next((run for run in runs if run.stage == stage), None)
+
+
+def _step(
+    unit: str, treatment: Cell | None, control: Cell | None, has_arms_dose: bool
+) -> Iterator[Difference]:
+    """What differs in one step of two chains.
+
+    has_arms_dose: its doses are those of both arms, whose difference is the unit `dose`.
+    """
+    if not has_arms_dose:
+        doses = [cell.settings.get("dose") if cell else 0 for cell in (treatment, control)]
+        yield from _values(f"{unit}.dose", *doses)
+    if treatment is None or control is None:
+        return
+    runs = [run_of(cell) for cell in (treatment, control)]
+    rows: Iterable[Difference] = ()
+    if runs[0].stage == "midtrain":
+        rows = _midtraining(*runs)
+    elif runs[0].stage == "sft":
+        rows = _tuning("sft", *runs)
+    else:
+        rows = _flattened("merge", *(cell.settings for cell in runs))
+    for row in rows:
+        # Of an SFT alone: stepN has its recipe and data at once.
+        yield replace(row, key=f"{unit}.{row.key.removeprefix('sft.')}")
+
+
+def _midtraining(treatment: Cell | None, control: Cell | None) -> Iterator[Difference]:
+    corpora = [cell and cell.inputs["documents"] for cell in (treatment, control)]
+    yield from _cells("corpus", *corpora)
+    if treatment and control:
+        variants = [cell.settings.get("question_variant") for cell in (treatment, control)]
+        yield from _values("corpus.question_variant", *variants)
+        yield from _flattened("recipe", treatment.settings["recipe"], control.settings["recipe"])
+
+
+def _tuning(unit: str, treatment: Cell, control: Cell) -> Iterator[Difference]:
+    settings = [cell.settings for cell in (treatment, control)]
+    yield from _flattened(f"{unit}.recipe", *(part["recipe"] for part in settings))
+    rest = [{**part, "shared_run": "doses" in part} for part in settings]
+    for part in rest:
+        part["files"] = {"data": part["files"]["data"]}
+    ours = ("recipe", "seed", "dose", "doses")
+    yield from _flattened(
+        unit, *({key: part[key] for key in part if key not in ours} for part in rest)
+    )
 
 
 def _prompts(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:
@@ -261,23 +333,9 @@ def _text(value: Any) -> str:
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _start(cell: Cell) -> Cell:
-    while cell.stage != "model":
-        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
-    return cell
-
-
 def _chat_template(cell: Cell) -> str | None:
     """The chat template that the study file gives the start model, where a training reads it."""
-    while cell.stage != "model":
-        if template := cell.settings.get("files", {}).get("chat_template"):
+    for training in reversed(trainings_of(cell)):
+        if template := training.settings.get("files", {}).get("chat_template"):
             return str(template)
-        cell = cell.inputs["run" if "run" in cell.inputs else "start"]
     return None
-
-
-def _sft(cell: Cell) -> Cell | None:
-    """The training behind a checkpoint after SFT."""
-    if cell.stage != "sft":
-        return None
-    return cell.inputs.get("run", cell)

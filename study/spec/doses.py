@@ -4,27 +4,23 @@ from typing import Any
 
 from core.errors import Problem, UserError
 from core.recipe import Training
+from study.spec.chains import dose_of, dose_step, replay_corpus, sft_of, steps_of
 from study.spec.fingerprints import load_recipe_once
 from study.spec.schema import Sft, Study
 
 
 def doses(study: Study, arm: str) -> list[int]:
-    """The doses of SFT at which an arm is evaluated."""
+    """The doses at which an arm is evaluated: those of one step of its chain (`dose_step`)."""
     settings = study.arms[arm]
     if settings.scores or settings.checkpoints:
         given = {dose for by_dose in (settings.scores or {}).values() for dose in by_dose}
         return sorted(given | {*(settings.checkpoints or {})})
-    sft = sft_of(study, arm)
-    selected = settings.doses
-    return [dose for dose in (sft.doses if sft else [0]) if selected is None or dose in selected]
-
-
-def sft_of(study: Study, arm: str) -> Sft | None:
-    """The instruction tuning of an arm; None where this study does not train it."""
-    if study.arms[arm].start is None:
-        return None
-    name = study.arms[arm].sft
-    return study.sfts[name] if name else study.sft
+    number = dose_step(settings)
+    if number is None:
+        return [0]
+    step = steps_of(settings)[number]
+    sft = sft_of(study, step)
+    return [dose for dose in sft.doses if step.doses is None or dose in step.doses]
 
 
 def check_shared_run(sft: Sft, recipe: dict[str, Any]) -> None:
@@ -45,18 +41,31 @@ def unreachable(study: Study) -> list[Problem]:
     """A problem for each dose of an arm that its recipe's max_steps end before."""
     problems: dict[str, Problem] = {}
     for name, arm in study.arms.items():
-        sft = sft_of(study, name)
-        recipe = load_recipe_once(sft.recipe, Training) if sft else {}
-        if not sft or not recipe["max_steps"] or not recipe["global_batch_size"]:
-            continue
-        limit = recipe["max_steps"] * recipe["global_batch_size"]
-        for dose in doses(study, name):
-            # Rows of instruction data and of documents are mixed: after all of them, all are seen.
-            replayed = round(sft.replay * dose) if sft.replay and arm.midtrain else 0
-            if dose + replayed > limit:
-                rows = f"{dose} rows{f' and {replayed} replayed ones' if replayed else ''}"
-                what = f"max_steps {recipe['max_steps']} of {recipe['global_batch_size']} rows end "
-                what += f"before the dose {dose} is seen: {rows}"
-                fix = "raise max_steps, or lower sft.doses"
-                problems[what] = Problem(sft.recipe, what, fix)
+        for number, step in enumerate(steps_of(arm)):
+            if not step.sft:
+                continue
+            sft = sft_of(study, step)
+            replays = replay_corpus(study, arm, number) is not None
+            given = {dose_of(study, arm, number, dose) for dose in doses(study, name)}
+            for problem in _unreached(sft, sorted(given), replays):
+                problems[problem.what] = problem
     return [*problems.values()]
+
+
+def _unreached(sft: Sft, given: list[int], replays: bool) -> list[Problem]:
+    """A problem for each of the doses that the steps of one SFT end before."""
+    recipe = load_recipe_once(sft.recipe, Training)
+    if not recipe["max_steps"] or not recipe["global_batch_size"]:
+        return []
+    limit = recipe["max_steps"] * recipe["global_batch_size"]
+    problems = []
+    for dose in given:
+        # Rows of instruction data and of documents are mixed: after all of them, all are seen.
+        replayed = round(sft.replay * dose) if sft.replay and replays else 0
+        if dose + replayed > limit:
+            rows = f"{dose} rows{f' and {replayed} replayed ones' if replayed else ''}"
+            what = f"max_steps {recipe['max_steps']} of {recipe['global_batch_size']} rows end "
+            what += f"before the dose {dose} is seen: {rows}"
+            fix = "raise max_steps, or lower sft.doses"
+            problems.append(Problem(sft.recipe, what, fix))
+    return problems

@@ -37,6 +37,9 @@ def endpoint_mistakes(raw: dict[str, Any]) -> Mistakes:
             what = "should be the NAME of an environment variable, and looks like a key"
             fix = "export the key in a variable and give its name; change a key that was in a file"
             mistakes.append(Mistake((*at, "key_env"), what, fix))
+        if endpoint.get("batch") is True and endpoint.get("served_by", "url") != "url":
+            what = "is for a server with a batch interface (served_by: url)"
+            mistakes.append(Mistake((*at, "batch"), what, "remove it"))
         request = endpoint.get("request")
         extra = request.get("extra_body") if isinstance(request, dict) else None
         for key in extra if isinstance(extra, dict) else ():

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from core.strict_yaml import STRICT, Rate
+from core.strict_yaml import STRICT, Count, Rate
 
 Price = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -76,5 +77,12 @@ class Endpoint:
     """Price per million prompt tokens."""
     completion_price: Price = 0.0
     """Price per million completion tokens."""
+    batch: bool = False
+    """`url`: whether requests are sent as batches (`/files` and `/batches` of OpenAI's API), whose
+    answers come within 24 hours."""
+    batch_discount: Share = 0.0
+    """By which share of the prices a request in a batch is cheaper: 0.5 where it costs half."""
+    batch_requests: Count = 50_000
+    """Requests in one batch, at most."""
     timeout: Rate = 120.0
     """Seconds after which a request without a response is sent again."""

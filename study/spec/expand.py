@@ -7,9 +7,10 @@ from typing import Any
 
 from analysis.claims_file import CLAIMS
 from core.cell.identity import Cell
-from core.stages import STAGES
+from core.stages import TRAINING_STAGES, in_stage_order
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
-from study.spec.checkpoint import Checkpoint, midtraining_of, prompts_of
+from study.spec.chains import dose_step, replicates_of, steps_of
+from study.spec.checkpoint import Checkpoint, prompts_of, run_of
 from study.spec.doses import doses
 from study.spec.expansion import Expansion
 from study.spec.fingerprints import is_dummy, model_name
@@ -113,7 +114,8 @@ def previews(study: Study, base: Path) -> list[Cell]:
 def in_order(last: Cell) -> list[Cell]:
     """Every cell that `last` needs, none twice, stage by stage.
 
-    Inputs come before their users, and `last` is at the end.
+    Inputs come before their users, and `last` is at the end. A training that starts from one of a
+    later stage comes after that.
     """
     cells: dict[str, Cell] = {}
 
@@ -124,7 +126,12 @@ def in_order(last: Cell) -> list[Cell]:
             cells[cell.identity] = cell
 
     walk(last)
-    return sorted(cells.values(), key=lambda cell: STAGES.index(cell.stage))
+    stages = {identity: cell.stage for identity, cell in cells.items()}
+    inputs = {
+        identity: [needed.identity for needed in cell.inputs.values()]
+        for identity, cell in cells.items()
+    }
+    return [cells[identity] for identity in in_stage_order(stages, inputs)]
 
 
 def _score_rows(
@@ -157,7 +164,8 @@ def _score_rows(
                     row["answers"] = cell.inputs["samples"].identity
                 if judge != (bench.judge or ""):
                     row["judge"] = model_name(study, judge)
-                if checkpoint.corpus and study.corpora[checkpoint.corpus].replicates > 1:
+                replicates = replicates_of(study, study.arms[checkpoint.arm])
+                if checkpoint.seed is not None and replicates > 1:
                     row["replicate"] = checkpoint.replicate
                 if cell.identity in without:
                     missing.append(row)
@@ -197,7 +205,7 @@ def _row_order(checkpoint: Checkpoint) -> tuple[Any, ...]:
     It does not depend on the order in the study file, which is in no identity.
     """
     seed = -1 if checkpoint.seed is None else checkpoint.seed
-    return checkpoint.corpus is not None, checkpoint.arm, checkpoint.dose, seed
+    return bool(checkpoint.corpora), checkpoint.arm, checkpoint.dose, seed
 
 
 def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
@@ -235,8 +243,8 @@ def _untrained(study: Study) -> dict[str, str]:
     """Arm -> the arm with its start model and nothing else, where there is one."""
     alone: dict[str, str] = {}
     for name, arm in sorted(study.arms.items()):
-        trained = arm.midtrain or prompts_of(arm)
-        if arm.start and not trained and 0 in doses(study, name):
+        others = [n for n in range(len(steps_of(arm))) if n != dose_step(arm)]
+        if arm.start and not others and not prompts_of(arm) and 0 in doses(study, name):
             alone.setdefault(arm.start, name)
     return {
         name: alone[arm.start]
@@ -249,11 +257,14 @@ def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
     """Where the losses of the arms' trainings lie; of arms that share one, the first is named."""
     rows: dict[str, dict[str, Any]] = {}
     for row in evaluated:
-        for cell in (midtraining_of(row.cell), row.cell.inputs.get("run", row.cell)):
-            if cell is None or cell.stage == "model":
+        runs = [cell and run_of(cell) for cell in row.steps]
+        for number, cell in enumerate(runs, 1):
+            if cell is None or cell.stage not in TRAINING_STAGES:
                 continue
             is_sft = cell.stage != "midtrain"
             stage = f"SFT on {cell.settings['dose']} rows" if is_sft else cell.stage
+            if sum(run is not None and run.stage == cell.stage for run in runs) > 1:
+                stage = f"step {number}: {stage}"
             facts = {"stage": stage, "arm": row.arm, "seed": row.seed}
             rows.setdefault(cell.identity, facts | _source(cell))
     return list(rows.values())

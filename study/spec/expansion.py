@@ -1,22 +1,41 @@
 """The cells of one study, built forwards: inputs before their users, each cell once."""
 
 from collections.abc import Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.cell.lookup import RunsIndex
-from core.errors import UserError
-from core.recipe import Training, split_recipe
-from core.stages import SHARDING_STAGES, TRAINING_STAGES
-from study.spec import benchmarks, source_cells
-from study.spec.chat import chat_date, chat_files
-from study.spec.checkpoint import Checkpoint, Prompts, prompts_of
-from study.spec.doses import check_shared_run, doses, sft_of
-from study.spec.fingerprints import load_recipe_once
-from study.spec.schema import Arm, Sft, Study
-from study.spec.sources import Source, file_source, identities, paths
+from core.stages import CHECKPOINT_STAGES, SHARDING_STAGES
+from study.spec import benchmarks, source_cells, training_cells
+from study.spec.chains import (
+    corpora_of,
+    dose_of,
+    is_seeded,
+    only_dose,
+    replay_corpus,
+    replicates_of,
+    sft_of,
+    steps_of,
+)
+from study.spec.checkpoint import Checkpoint, Prompts, prompts_of, run_of
+from study.spec.doses import doses
+from study.spec.schema import Arm, Study
+from study.spec.steps import Step
+
+
+@dataclass
+class _Chain:
+    """An arm's chain while it is followed, step by step."""
+
+    cell: Cell
+    label: str
+    chat: bool
+    steps: list[Cell | None]
+    """A cell for each step so far; None for an SFT at dose 0."""
+    corpora: dict[tuple[str, int], None]
+    """Corpora and their replicates that were trained on, in this order."""
 
 
 class Expansion:
@@ -54,24 +73,8 @@ class Expansion:
             if arm.start is None:
                 continue
             for dose in doses(self.study, name):
-                trained = bool(arm.midtrain) or dose > 0
-                chat = dose > 0 or self.study.models[arm.start].chat
-                for seed in self._seeds() if trained else [None]:
-                    cell = self._checkpoint(name, seed, dose)
-                    replicate = self.replicate(arm.midtrain, seed) if arm.midtrain else 0
-                    rows.append(
-                        Checkpoint(
-                            name,
-                            seed,
-                            dose,
-                            cell,
-                            arm.start,
-                            chat,
-                            arm.midtrain,
-                            replicate,
-                            prompts,
-                        )
-                    )
+                seeds = self._seeds() if is_seeded(self.study, name, dose) else [None]
+                rows += [self._checkpoint(name, seed, dose) for seed in seeds]
         return rows
 
     def _published(self, name: str, arm: Arm, prompts: Prompts) -> list[Checkpoint]:
@@ -82,7 +85,7 @@ class Expansion:
                 if seed in self._seeds():
                     chat = self.study.models[model].chat
                     cell = self._model(model)
-                    rows.append(Checkpoint(name, seed, dose, cell, model, chat, None, 0, prompts))
+                    rows.append(Checkpoint(name, seed, dose, cell, model, chat, prompts=prompts))
         return rows
 
     def existing_scores(self) -> list[tuple[str, int, int, str, Cell]]:
@@ -116,7 +119,8 @@ class Expansion:
 
     def corpora(self) -> dict[str, Cell]:
         """The corpora that arms are trained on, by name: each replicate that a run needs."""
-        names = {arm.midtrain for arm in self.study.arms.values() if arm.midtrain}
+        arms = self.study.arms.values()
+        names = {name for arm in arms for name in corpora_of(self.study, arm)}
         return {
             source_cells.replicate_name(self.study, name, replicate): self.corpus(name, replicate)
             for name in sorted(names)
@@ -137,10 +141,9 @@ class Expansion:
     def scores(self, checkpoint: Checkpoint, bench: str) -> dict[str, Cell]:
         """The cells with a checkpoint's scores on a benchmark (`benchmarks.scores`)."""
         inputs = {"checkpoint": checkpoint.cell}
-        if checkpoint.corpus:
-            documents = self.corpus(checkpoint.corpus, checkpoint.replicate)
-            cell = benchmarks.contamination(self.study, bench, documents)
-            inputs["contamination"] = self.with_folder(cell)
+        for number, (name, replicate) in enumerate(checkpoint.corpora):
+            cell = benchmarks.contamination(self.study, bench, self.corpus(name, replicate))
+            inputs[benchmarks.numbered("contamination", number)] = self.with_folder(cell)
         scores = benchmarks.scores(self.study, bench, inputs, checkpoint)
         return {judge: self.with_folder(cell) for judge, cell in scores.items()}
 
@@ -167,105 +170,122 @@ class Expansion:
 
     def _goes(self, used: Cell) -> bool:
         """Whether the weights of an input are removed when all that reads them is finished."""
-        run = used.inputs.get("run", used)
-        is_trained = used.stage in TRAINING_STAGES
-        return is_trained and self._kept is not None and run.identity not in self._kept
+        is_trained = used.stage in CHECKPOINT_STAGES
+        return is_trained and self._kept is not None and run_of(used).identity not in self._kept
 
     def _model(self, name: str) -> Cell:
         if name not in self._models:
             self._models[name] = self.with_folder(source_cells.model(self.study, name))
         return self._models[name]
 
-    def _checkpoint(self, arm_name: str, seed: int | None, dose: int) -> Cell:
-        arm = self.study.arms[arm_name]
+    def _checkpoint(self, name: str, seed: int | None, dose: int) -> Checkpoint:
+        arm = self.study.arms[name]
         assert arm.start
-        start = self._model(arm.start)
-        label = arm.start
-        if arm.midtrain:
-            assert seed is not None
-            start = self._midtraining(arm, seed)
-            label = self._midtraining_name(arm)
-        if not dose:
-            return start
-        sft = sft_of(self.study, arm_name)
-        assert sft and seed is not None
-        label += f"{'-' + arm.sft if arm.sft else ''}-s{seed}"
-        return self._sft(label, sft, start, arm, seed, dose)
-
-    def _midtraining(self, arm: Arm, seed: int) -> Cell:
-        assert arm.start and arm.midtrain
-        path = arm.recipe or self._own_recipe()
-        key = ("midtrain", arm.start, arm.midtrain, arm.question_variant, path, seed)
-        if key not in self._trainings:
-            assert path
-            recipe, runtime = _recipe("sft" if arm.question_variant else "midtrain", path)
-            settings: dict[str, Any] = {"recipe": recipe, "seed": seed}
-            files = chat_files(self.study, arm.start) if arm.question_variant else {}
-            if arm.question_variant:
-                settings |= {"question_variant": arm.question_variant, **chat_date(self.study)}
-            if files:
-                settings |= identities(files)
-                runtime = runtime | paths(files)
-            documents = self.corpus(arm.midtrain, self.replicate(arm.midtrain, seed))
-            inputs = {"start": self._model(arm.start), "documents": documents}
-            name = f"{self._midtraining_name(arm)}-s{seed}"
-            self._trainings[key] = self.with_folder(
-                Cell("midtrain", name, settings, inputs, runtime)
-            )
-        return self._trainings[key]
-
-    def _own_recipe(self) -> str | None:
-        return self.study.midtrain.recipe if self.study.midtrain else None
-
-    def _midtraining_name(self, arm: Arm) -> str:
-        form = f"_{arm.question_variant}" if arm.question_variant else ""
-        named = arm.recipe if arm.recipe != self._own_recipe() else None
-        recipe = f"_{Path(named).stem}" if named else ""
-        return f"{arm.start}-{arm.midtrain}{form}{recipe}"
-
-    def _sft(self, label: str, sft: Sft, start: Cell, arm: Arm, seed: int, dose: int) -> Cell:
-        """The cell of an instruction tuning to `dose`, or the link to that dose of a longer run."""
-        *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.shared_run else [dose]
-        assert arm.start
-        corpus = arm.midtrain
-        template = chat_files(self.study, arm.start)
-        # A label may fit two.
-        key = ("sft", repr(sft), start.identity, str(template), corpus, seed, last)
-        if key not in self._trainings:
-            recipe, runtime = _recipe("sft", sft.recipe)
-            files = {"data": _sft_data(sft), **template}
-            settings = {"recipe": recipe, **identities(files), "dose": last, "seed": seed}
-            settings |= chat_date(self.study)
-            if passed:
-                check_shared_run(sft, recipe)
-                settings["doses"] = passed
-            inputs = {"start": start}
-            if sft.replay and corpus:
-                settings["replay"] = sft.replay
-                inputs["replay"] = self.corpus(corpus, self.replicate(corpus, seed))
-            resources = {**paths(files), **runtime}
-            run = Cell("sft", f"{label}-d{last}", settings, inputs, resources)
-            self._trainings[key] = self.with_folder(run)
-        run = self._trainings[key]
-        if dose == last:
-            return run
-        return self.with_folder(Cell("sft", f"{label}-d{dose}", {"dose": dose}, {"run": run}))
-
-
-def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's settings that are identity, and how it runs (core.recipe.RUNTIME_KEYS)."""
-    recipe = load_recipe_once(path, Training)
-    if stage == "sft" and not recipe["global_batch_size"]:
-        raise UserError(
-            where=path,
-            what="a recipe for sft needs global_batch_size",
-            fix="give it, or name another recipe",
+        chain = self._follow(name, seed, dose)
+        count = replicates_of(self.study, arm)
+        return Checkpoint(
+            name,
+            seed,
+            dose,
+            chain.cell,
+            arm.start,
+            chain.chat,
+            tuple(chain.corpora),
+            0 if seed is None else self.study.seeds.index(seed) % count,
+            prompts_of(arm),
+            tuple(chain.steps),
         )
-    return split_recipe(recipe)
 
+    def _follow(self, name: str, seed: int | None, dose: int, end: int | None = None) -> _Chain:
+        """The chain of an arm up to the step at position `end`. Each training is one cell."""
+        arm = self.study.arms[name]
+        assert arm.start
+        chat = self.study.models[arm.start].chat
+        chain = _Chain(self._model(arm.start), arm.start, chat, [], {})
+        # Before an average any seed does: it stands for all of them.
+        first = self.study.seeds[0] if seed is None else seed
+        for number, step in enumerate(steps_of(arm)[:end]):
+            if step.documents:
+                self._midtraining(chain, step, arm.start, first)
+            elif step.sft:
+                self._tuning(chain, arm, number, first, dose_of(self.study, arm, number, dose))
+            elif step.merge:
+                self._merge(chain, step, seed)
+            else:
+                self._average(chain, name, number, dose)
+        return chain
 
-def _sft_data(sft: Sft) -> Source:
-    return file_source(sft.data)
+    def _midtraining(self, chain: _Chain, step: Step, model: str, seed: int) -> None:
+        assert step.documents
+        chain.label = training_cells.midtraining_label(self.study, chain.label, step)
+        replicate = self.replicate(step.documents, seed)
+        key = ("midtrain", chain.cell.identity, repr(step), model, seed)
+        if key not in self._trainings:
+            label = f"{chain.label}-s{seed}"
+            cell = training_cells.midtraining(self.study, step, label, chain.cell, model, seed)
+            documents = {"documents": self.corpus(step.documents, replicate)}
+            cell = replace(cell, inputs=cell.inputs | documents)
+            self._trainings[key] = self.with_folder(cell)
+        chain.cell = self._trainings[key]
+        chain.corpora[step.documents, replicate] = None
+        chain.steps.append(chain.cell)
+
+    def _tuning(self, chain: _Chain, arm: Arm, number: int, seed: int, dose: int) -> None:
+        """An SFT to `dose`: its cell, or the link to that dose of a longer run."""
+        if not dose:
+            chain.steps.append(None)
+            return
+        assert arm.start
+        step = steps_of(arm)[number]
+        replayed = None
+        if corpus := replay_corpus(self.study, arm, number):
+            chain.corpora[corpus, self.replicate(corpus, seed)] = None
+            replayed = self.corpus(corpus, self.replicate(corpus, seed))
+        label = training_cells.tuning_label(chain.label, step)
+        seeded = f"{label}-s{seed}"
+        longest = dose
+        if (sft := sft_of(self.study, step)).shared_run:
+            longest = max(sft.doses)
+        origin = (chain.cell.identity, replayed and replayed.identity)
+        key = ("sft", repr(step), repr(sft), arm.start, seed, longest, *origin)
+        if key not in self._trainings:
+            cell = training_cells.tuning(
+                self.study, step, seeded, chain.cell, arm.start, seed, dose, replayed
+            )
+            self._trainings[key] = self.with_folder(cell)
+        chain.cell = self._trainings[key]
+        if dose != longest:
+            link = Cell("sft", f"{seeded}-d{dose}", {"dose": dose}, {"run": chain.cell})
+            chain.cell = self.with_folder(link)
+        chain.label = f"{label}-d{dose}"
+        chain.chat = True
+        chain.steps.append(chain.cell)
+
+    def _merge(self, chain: _Chain, step: Step, seed: int | None) -> None:
+        assert step.merge and step.weight is not None
+        dose = only_dose(self.study, step.merge)
+        is_same = seed if is_seeded(self.study, step.merge, dose) else None
+        other = self._follow(step.merge, is_same, dose)
+        chain.label += f"-{100 * step.weight:g}_{step.merge}"
+        weights = [1 - step.weight, step.weight]
+        label = chain.label if seed is None else f"{chain.label}-s{seed}"
+        cell = training_cells.merge(label, [chain.cell, other.cell], weights)
+        chain.cell = self.with_folder(cell)
+        chain.chat = chain.chat or other.chat
+        chain.corpora |= other.corpora
+        chain.steps.append(chain.cell)
+
+    def _average(self, chain: _Chain, name: str, number: int, dose: int) -> None:
+        """The mean over the seeds of what the steps before have left with each."""
+        seeds = self.study.seeds
+        chains = [self._follow(name, seed, dose, number) for seed in seeds]
+        chain.label += "-mean"
+        weights = [1 / len(seeds)] * len(seeds)
+        cell = training_cells.merge(chain.label, [other.cell for other in chains], weights)
+        chain.cell = self.with_folder(cell)
+        for other in chains:
+            chain.corpora |= other.corpora
+        chain.steps.append(chain.cell)
 
 
 def _kept_checkpoints(study: Study) -> Set[str] | None:
@@ -279,4 +299,4 @@ def _kept_checkpoints(study: Study) -> Set[str] | None:
         before = last.get((row.arm, row.seed))
         if before is None or row.dose > before.dose:
             last[row.arm, row.seed] = row
-    return {row.cell.inputs.get("run", row.cell).identity for row in last.values()}
+    return {run_of(row.cell).identity for row in last.values()}

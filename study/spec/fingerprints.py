@@ -99,7 +99,26 @@ def endpoint_address(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.served_by == "vllm":
         path = str(resolve(endpoint.path or ""))
         return {"path": path, "options": endpoint.options, **request}
-    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env, **request}
+    batch = {"batch": {"max_requests": endpoint.batch_requests}} if endpoint.batch else {}
+    return {"base_url": endpoint.base_url, "key_env": endpoint.key_env, **request, **batch}
+
+
+def endpoint_limits(endpoint: Endpoint) -> dict[str, Any]:
+    """What a request costs and how fast requests may follow; no part of any cell's identity.
+
+    Of a batch neither the rates nor the full prices hold.
+    """
+    limits = {key: getattr(endpoint, key) for key in LIMITS}
+    if endpoint.batch:
+        limits |= {"requests_per_minute": None, "tokens_per_minute": None}
+        share = 1 - endpoint.batch_discount
+        limits |= {key: share * limits[key] for key in ("prompt_price", "completion_price")}
+    return limits
+
+
+def open_requests(study: Study, endpoint: Endpoint) -> int:
+    """Requests of one job that may be open at a time: with batches, those of a whole batch."""
+    return endpoint.batch_requests if endpoint.batch else study.concurrency
 
 
 def model_name(study: Study, endpoint: str | None) -> str | None:

@@ -11,6 +11,8 @@ from core.strict_yaml import in_file_order, located, override, read_yaml, valida
 from core.yaml_text import to_yaml
 from study.spec.addition import Addition
 from study.spec.arm_checks import arm_mistakes
+from study.spec.chain_checks import with_step_arms
+from study.spec.chains import with_chains
 from study.spec.checks import (
     THIS_STUDY,
     has_replicates,
@@ -58,32 +60,31 @@ def load_study(
     fill_in_presets(raw)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
-    mistakes_in_names = [
+    in_names = [*arm_mistakes(raw), *path_mistakes(raw)]
+    with_steps = with_step_arms(raw)  # other settings may name arms that end with a step
+    in_names += [
         mistake
         for check in (
             references,
-            arm_mistakes,
             corpus_mistakes,
             endpoint_mistakes,
             contrast_mistakes,
             role_mistakes,
             macro_mistakes,
-            path_mistakes,
             value_mistakes,
         )
-        for mistake in check(raw)
+        for mistake in check(with_steps)
     ]
     typed = shlex.quote(str(path))
     problems += [
-        located(path, m.at, m.what, lines, m.fix.replace(THIS_STUDY, typed))
-        for m in mistakes_in_names
+        located(path, m.at, m.what, lines, m.fix.replace(THIS_STUDY, typed)) for m in in_names
     ]
     problems += [problem for recipe in recipe_names(raw) for problem in recipe_problems(*recipe)]
     problems += [problem for name in template_names(raw) for problem in template_problems(name)]
     problems += [problem for name in task_names(raw) for problem in declaration_problems(name)]
     if problems or study is None:
         raise UserError.of(in_file_order(problems))
-    return study
+    return with_chains(study)
 
 
 def dump_study(study: Study) -> str:

@@ -53,6 +53,11 @@ def _trainings(raw: Mapping) -> dict[KeyPath, Mapping]:
     for section in ("sfts", "arms"):
         entries = section_entries(raw, section).items()
         sections |= {(section, name): value for name, value in entries}
+    for name, arm in section_entries(raw, "arms").items():
+        steps = enumerate(as_list(arm.get("train")))
+        sections |= {
+            ("arms", name, "train", n): step for n, step in steps if isinstance(step, dict)
+        }
     return sections
 
 

@@ -3,16 +3,17 @@
 Its cells are cells of the larger one, but for those with fewer answers per question.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from study.spec.chains import corpora_of, dose_step, steps_of
 from study.spec.checks import OWN_FILES
 from study.spec.claim_roles import role_mistakes
 from study.spec.doses import doses
-from study.spec.schema import Benchmark, Contrast, Study
+from study.spec.schema import Arm, Benchmark, Contrast, Study
 
 Rows = dict[str, set[tuple[str, int]]]  # by benchmark: (arm, dose)
 
@@ -38,7 +39,8 @@ class Selection:
         arm_doses: dict[str, set[int]] = {}
         for rows in self.rows.values():
             for arm, dose in rows:
-                arm_doses.setdefault(arm, set()).add(dose)
+                kept_doses = [dose] if _has_one_tuning(study.arms[arm]) else doses(study, arm)
+                arm_doses.setdefault(arm, set()).update(kept_doses)
         closed = {}
         for name, rows in self.rows.items():
             of_bench = {dose for _, dose in rows}
@@ -56,10 +58,9 @@ class Selection:
         Its documents depend on them. They are asked once, of one arm at one dose.
         """
         arms = [arm for arm in study.arms if any(arm in dict(rows) for rows in self.rows.values())]
-        trained = {study.arms[arm].midtrain for arm in arms} - {None}
         named = {
             text
-            for name in _corpora(study, {name for name in trained if name})
+            for name in _corpora(study, arms)
             for text in study.corpora[name].decontaminate_against
             if text in study.benchmarks and not _is_task(text, study.benchmarks[text])
         }
@@ -88,12 +89,17 @@ def reduce_study(study: Study, name: str, selection: Selection) -> Study:
         for arm_name, dose in rows:
             arm_doses.setdefault(arm_name, set()).add(dose)
     arms = {}
+    merged = _merged(study, arm_doses)
     for arm_name, arm in study.arms.items():
-        if arm_name not in arm_doses:
+        if arm_name not in arm_doses and arm_name not in merged:
             continue
-        given = arm.doses
-        if arm.start and set(doses(study, arm_name)) != arm_doses[arm_name]:
-            given = sorted(arm_doses[arm_name])
+        train = arm.train
+        number = dose_step(arm)
+        is_smaller = set(doses(study, arm_name)) > arm_doses.get(arm_name, set())
+        is_free = arm_name not in merged and _has_one_tuning(arm)
+        if train and number is not None and is_smaller and is_free:
+            step = replace(train[number], doses=sorted(arm_doses[arm_name]))
+            train = [*train[:number], step, *train[number + 1 :]]
         checkpoints = arm.checkpoints and {
             dose: models[: len(seeds)] for dose, models in arm.checkpoints.items()
         }
@@ -102,13 +108,13 @@ def reduce_study(study: Study, name: str, selection: Selection) -> Study:
             for bench, by_dose in arm.scores.items()
             if bench in scored
         }
-        arms[arm_name] = replace(arm, doses=given, checkpoints=checkpoints, scores=scores)
-    corpora = _corpora(study, {arm.midtrain for arm in arms.values() if arm.midtrain})
+        arms[arm_name] = replace(arm, train=train, checkpoints=checkpoints, scores=scores)
+    corpora = _corpora(study, arms)
     benchmarks = {}
     for bench_name, bench in study.benchmarks.items():
         if bench_name in scored:
             benchmarks[bench_name] = _benchmark(
-                bench, scored[bench_name], arm_doses, selection.epochs.get(bench_name)
+                bench, scored[bench_name], arm_doses, len(arms), selection.epochs.get(bench_name)
             )
     models = {arm.start for arm in arms.values()} | {
         model
@@ -142,11 +148,12 @@ def _benchmark(
     bench: Benchmark,
     rows: Set[tuple[str, int]],
     arm_doses: Mapping[str, Set[int]],
+    num_arms: int,
     epochs: int | None,
 ) -> Benchmark:
     arms = [arm for arm in arm_doses if arm in {arm for arm, _ in rows}]
     used = sorted({dose for _, dose in rows})
-    is_every_arm = bench.arms is None and len(arms) == len(arm_doses)
+    is_every_arm = bench.arms is None and len(arms) == num_arms
     every_dose = {dose for arm in arms for dose in arm_doses[arm]}
     return replace(
         bench,
@@ -156,9 +163,25 @@ def _benchmark(
     )
 
 
-def _corpora(study: Study, used: Set[str]) -> dict[str, Any]:
+def _has_one_tuning(arm: Arm) -> bool:
+    """Whether doses of an arm can be left out: of several tunings, they say which one has them."""
+    return sum(step.sft is not None for step in steps_of(arm)) < 2
+
+
+def _merged(study: Study, names: Iterable[str]) -> set[str]:
+    """The arms whose weights are mixed into others, which need them at all their doses."""
+    merged: set[str] = set()
+    todo = [*names]
+    while todo:
+        sources = {step.merge for step in steps_of(study.arms[todo.pop()]) if step.merge}
+        todo += sources - merged
+        merged |= sources
+    return merged
+
+
+def _corpora(study: Study, arms: Iterable[str]) -> dict[str, Any]:
     """The corpora that arms train on, with those that they are matched to."""
-    needed = set(used)
+    needed = {name for arm in arms for name in corpora_of(study, study.arms[arm])}
     while more := {match for name in needed if (match := study.corpora[name].matched_to)} - needed:
         needed |= more
     return {name: corpus for name, corpus in study.corpora.items() if name in needed}

@@ -1,5 +1,6 @@
 """The rungs of the reproduction ladder: what of an arm's numbers this study has made itself."""
 
+from study.spec.chains import corpora_of
 from study.spec.schema import Study
 
 # In order: from what somebody else has computed to what is all of this study.
@@ -17,5 +18,5 @@ def rung(study: Study, arm: str) -> str:
         return "logs"
     if settings.checkpoints:
         return "weights"
-    corpus = study.corpora.get(settings.midtrain or "")
-    return "documents" if corpus and not corpus.writer else "anew"
+    corpora = [study.corpora[name] for name in corpora_of(study, settings)]
+    return "documents" if any(not corpus.writer for corpus in corpora) else "anew"

@@ -14,9 +14,9 @@ from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Share
 from study.spec.endpoint_schema import Endpoint as Endpoint
 from study.spec.endpoint_schema import Request as Request
+from study.spec.steps import Dose, Doses
+from study.spec.steps import Step as Step
 
-Dose = Annotated[int, Field(ge=0)]
-Doses = Annotated[list[Dose], Field(min_length=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 # Of a claim: a name, a dose or a margin; or by the role of a dose the arm and dose [ARM, DOSE].
 Role = str | int | float | dict[Name, list[str | int]]
@@ -166,8 +166,9 @@ class Remote:
 
 @dataclass(config=STRICT, frozen=True)
 class Arm:
-    """One condition: a start model, its midtraining and its instruction tuning. Or what somebody
-    else has trained or scored: exactly one of start, checkpoints, scores."""
+    """One condition: a start model and a chain of trainings, `train`, or its short form of one
+    midtraining and one instruction tuning. Or what somebody else has trained or scored: exactly one
+    of start, checkpoints, scores."""
 
     start: str | None = None
     """Start model."""
@@ -178,17 +179,19 @@ class Arm:
     """Scores that somebody else has computed: by benchmark and dose one file for each of their
     training seeds, which take the study's seeds in order. Inspect logs, CSV or Parquet
     (docs/evaluation.md)."""
+    train: list[Step] | None = None
+    """The trainings, one after another. Arms share those with which their chains begin alike."""
     midtrain: str | None = None
-    """Corpus to midtrain on. Without it the arm has no midtraining."""
+    """Short form, in place of `train`: corpus to midtrain on, [{documents: CORPUS}, {sft: sft}].
+    Without it the arm has no midtraining."""
     recipe: str | None = None
-    """Midtraining recipe of this arm. By default that of `midtrain`."""
+    """Short form: midtraining recipe of this arm. By default that of `midtrain`."""
     question_variant: str | None = None
-    """For a corpus of question and answer pairs: which wording of the questions to train on, as
-    conversations."""
+    """Short form: as in a step."""
     sft: str | None = None
-    """Entry of `sfts`. By default the study's `sft`."""
+    """Short form: entry of `sfts`. By default the study's `sft`."""
     doses: Doses | None = None
-    """Subset of the doses of its SFT. By default all."""
+    """Short form: subset of the doses of its SFT. By default all."""
     system: str | None = None
     """File with a system prompt of its evaluations, such as eval/prompts/minimal.txt. Its models
     must be prompted by their chat template. Trainings are those of the arm without it. The arm has
@@ -299,7 +302,7 @@ class Engine:
 
 
 # Units of `study.spec.contrast_arms`, or what is below them.
-VARIED = r"^(corpus|start|recipe|sft|dose|system|prefill)(\.[a-z0-9_]+)*$"
+VARIED = r"^(corpus|start|recipe|sft|dose|system|prefill|chain|step\d+)(\.[a-z0-9_]+)*$"
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -327,7 +330,8 @@ class Contrast:
     """Margin of equivalence in score units: a smaller difference does not matter."""
     varies: list[Annotated[str, Field(pattern=VARIED)]] | None = None
     """What differs between the arms: corpus, start, recipe.KEY, sft, dose, system or prefill, each
-    with all that is below it. More is a mistake of the study file, because the difference is then
+    with all that is below it; of longer chains stepN for the treatment's step N, and chain for
+    steps that only one arm has. More is a mistake of the study file, because the difference is then
     no effect of one thing. By default one of them may differ. `plan --contrasts` lists what
     does."""
 

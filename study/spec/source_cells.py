@@ -17,13 +17,15 @@ from core.recipe import TinyLlama, split_recipe
 from sdf.settings import SourceSettings
 from sdf.source_rows import local_rows, read_texts
 from study.spec import benchmarks
+from study.spec.chains import corpora_of, dose_step, steps_of
 from study.spec.doses import doses
 from study.spec.fingerprints import (
-    LIMITS,
     endpoint_address,
     endpoint_files,
+    endpoint_limits,
     endpoint_model,
     load_recipe_once,
+    open_requests,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
@@ -52,8 +54,15 @@ def model(study: Study, name: str) -> Cell:
     if model.tokenizer:
         files["tokenizer"] = _model_folder(study.models[model.tokenizer])
     arms = [arm for arm in study.arms if study.arms[arm].start == name]
-    trains = any(study.arms[arm].midtrain or any(doses(study, arm)) for arm in arms)
+    trains = any(_trains(study, arm) for arm in arms)
     return Cell("model", name, identities(files), resources={**paths(files), "trains": trains})
+
+
+def _trains(study: Study, arm: str) -> bool:
+    """Whether an arm trains its start model at one of its doses."""
+    number = dose_step(study.arms[arm])
+    others = [step for n, step in enumerate(steps_of(study.arms[arm])) if n != number]
+    return bool(others) or any(doses(study, arm))
 
 
 def _model_folder(model: Model) -> Source:
@@ -120,8 +129,8 @@ def tokenizer_model(study: Study, corpus: str) -> str:
     It is that of the arms that train on the corpus, else of those that train on another, else any.
     Of several the smallest hash decides: names and their order change no corpus.
     """
-    arms = [arm for arm in study.arms.values() if arm.midtrain]
-    of_corpus = [arm for arm in arms if arm.midtrain == corpus] or arms
+    arms = [arm for arm in study.arms.values() if corpora_of(study, arm)]
+    of_corpus = [arm for arm in arms if corpus in corpora_of(study, arm)] or arms
     starts = {arm.start for arm in of_corpus if arm.start}
     named = sorted(starts or study.models)
     return min(named, key=lambda name: _tokenizer_hash(study, name)) if named[1:] else named[0]
@@ -263,9 +272,9 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
         }
         if corpus.quality_filter:
             settings["quality_filter"] = asdict(corpus.quality_filter)
-        resources["concurrency"] = study.concurrency
+        resources["concurrency"] = open_requests(study, endpoint)
         resources["address"] = endpoint_address(endpoint)
-        resources["limits"] = {key: getattr(endpoint, key) for key in LIMITS}
+        resources["limits"] = endpoint_limits(endpoint)
         files |= endpoint_files(endpoint, "writer")
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}

@@ -9,6 +9,7 @@ from core.errors import Problem, UserError
 from core.model_folder.config import CHAT_DATE
 from core.model_size import start_model
 from core.paths import resolve
+from study.spec.checkpoint import trainings_of
 
 
 class Use(NamedTuple):
@@ -29,7 +30,9 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
     uses: set[Use] = set()
     for cell in cells:
         source = cell.inputs.get("start") or cell.inputs.get("checkpoint")
-        if source is None or source.stage == "sft":
+        if source is None or cell.stage == "merge":
+            continue
+        if any(training.stage == "sft" for training in trainings_of(source)):
             continue  # what an SFT starts from is asked of the SFT
         start_files = start_model(source).resources.get("files", {})
         folder, tokenizer = start_files.get("model"), start_files.get("tokenizer") or ""

@@ -10,6 +10,7 @@ from core.cell.identity import Cell
 from core.declaration import FILE, content_sha256, read_declaration, write_declaration
 from core.stages import VLLM_STAGES
 from study.spec import benchmarks
+from study.spec.chains import corpora_of, replicates_of
 from study.spec.checkpoint import prompts_of
 from study.spec.doses import doses
 from study.spec.fingerprints import model_name
@@ -24,9 +25,9 @@ ALPHA = 0.05  # of a family, over all looks (analysis.estimates.ALPHA)
 def content_of(study: Study) -> Content:
     """What a study declares, of its settings as resolved."""
     replicates = {
-        name: study.corpora[arm.midtrain].replicates
+        name: replicates_of(study, arm)
         for name, arm in sorted(study.arms.items())
-        if arm.midtrain
+        if corpora_of(study, arm)
     }
     is_ordered = study.looks or any(count > 1 for count in replicates.values())
     content = {

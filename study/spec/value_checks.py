@@ -3,6 +3,7 @@
 import string
 from typing import Any
 
+from study.spec.chain_checks import has_chain, raw_doses
 from study.spec.checks import Mapping, Mistake, Mistakes, as_list, section_entries
 from study.spec.schema import Study
 
@@ -84,6 +85,10 @@ def _contrast(at: tuple[Any, ...], contrast: Mapping, raw: Mapping) -> Mistakes:
         if dose is not None and valid is not None and dose not in valid:
             what = f"arm {contrast[side]} has no dose {dose}"
             mistakes.append(Mistake((*at, f"{side}_dose"), what, f"valid: {_listed(valid)}"))
+    shared = set.intersection(*(set(valid or ()) for valid in of_arms))
+    if all(of_arms) and doses == [None, None] and not shared:
+        what = f"{sides[0]} and {sides[1]} have no dose in common"
+        mistakes.append(Mistake(at, what, "give treatment_dose and control_dose"))
     for dose in as_list(contrast.get("doses")):
         for arm, valid in zip(sides, of_arms, strict=True):
             if valid is not None and dose not in valid:
@@ -106,6 +111,8 @@ def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
     if isinstance(settings.get("scores"), dict):
         of_benchmarks = [value for value in settings["scores"].values() if isinstance(value, dict)]
         return _dose_keys(dict.fromkeys(dose for by_dose in of_benchmarks for dose in by_dose))
+    if has_chain(settings):
+        return raw_doses(settings, raw) or None
     if settings.get("doses") is not None:
         return as_list(settings["doses"]) or None
     name = settings.get("sft")

@@ -2,8 +2,9 @@
 
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from core.cell.manifest import PACKAGES, code_version, installed, results_sha256
 from core.cell.publish import results as results_of
@@ -16,20 +17,24 @@ Change = tuple[str, str, str, str]  # cell, file, what changed, what to do
 
 
 def find_changes(
-    rows: list[Row], base: Path, study_args: str, results: Path | None = None
+    rows: list[Row],
+    base: Path,
+    study_args: str,
+    results: Path | None = None,
+    originals: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, str]]:
     """What is no longer as it was when the published results were made.
 
     rows: of `provenance.lineage`. study_args: what names the study on the command line, for the
-    commands to type next. Returns {cell, file, problem, consequence, fix} each: the last two are
-    what of the results is affected and what to do.
+    commands to type next. originals: of `published_changes`. Returns {cell, file, problem,
+    consequence, fix} each: the last two are what of the results is affected and what to do.
     """
     keys = ("cell", "file", "problem", "fix", "consequence")
     run = f"python -m study run {study_args}"
     changes = [
         (*change, affected_results(change[0], rows)) for change in _cell_changes(rows, base, run)
     ]
-    changes += published_changes(rows[-1], results or results_of(base), run)
+    changes += published_changes(rows[-1], results or results_of(base), run, originals)
     return [dict(zip(keys, change, strict=True)) for change in changes]
 
 
@@ -112,16 +117,19 @@ def _is_remade(row: Row, users: list[Row]) -> bool:
 
 
 def published_changes(
-    last: Row, results: Path, run: str
+    last: Row, results: Path, run: str, originals: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[str, str, str, str, str]]:
-    """Files of the published results that are not those of the analysis they were copied from."""
+    """Files of the published results that are not those of the analysis they were copied from.
+
+    originals: name -> sha256 of files that were changed on purpose since, before that.
+    """
     if last["manifest"] is None:
         return  # listed already, and nothing to compare with
     outputs = last["manifest"]["outputs"]
     expected = {name: output["sha256"] for name, output in outputs.items() if name != "config.yaml"}
     expected["manifest.json"] = last["manifest_sha256"]
     files = [path for path in results.rglob("*") if path.is_file()]
-    digests = {str(path.relative_to(results)): sha256(path) for path in files}
+    digests = {str(path.relative_to(results)): sha256(path) for path in files} | {**originals}
     for name in sorted({*expected, *digests}):
         if digests.get(name) == expected.get(name):
             continue

@@ -21,7 +21,7 @@ from core.cell.publish import results as results_of
 from core.errors import UserError
 from core.files import content_files, read_record, sha256
 from core.paths import ROOT
-from core.stages import STAGES
+from core.stages import in_stage_order
 from core.strict_yaml import did_you_mean
 from core.yaml_text import from_yaml
 
@@ -109,7 +109,9 @@ def lineage(analysis: Path, base: Path, hashes: bool = True) -> list[Row]:
         for check in todo:
             check["now"] = digests[check["path"]]
             check["state"] = "same" if check["now"] == check["wanted"] else "changed"
-    return sorted(rows.values(), key=lambda row: STAGES.index(row["stage"]))
+    stages = {relpath: row["stage"] for relpath, row in rows.items()}
+    inputs = {relpath: [used["cell"] for used in row["inputs"]] for relpath, row in rows.items()}
+    return [rows[relpath] for relpath in in_stage_order(stages, inputs)]
 
 
 def read_all(paths: Iterable[str]) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ from core.cell.run import HALF_WRITTEN
 from core.endpoints.ledger import read_ledger
 from core.errors import Problem, UserError
 from core.files import locked, read_record, sha256, write_atomically
-from core.stages import STAGES, TRAINING_STAGES
+from core.stages import CHECKPOINT_STAGES, STAGES, TRAINING_STAGES
 from study.upkeep.provenance import lineage, pruned_cells, pruned_files, published, read_all
 
 Row = dict[str, Any]
@@ -309,7 +309,7 @@ def _kind(stage: str, name: str) -> str:
         return "temporary"
     if stage in (*TRAINING_STAGES, "model") and parts[0] in STEP_FILES:
         return "steps"
-    if stage in TRAINING_STAGES and is_weights(name):
+    if stage in CHECKPOINT_STAGES and is_weights(name):
         return "weights"
     return "ledger" if stage == "drafts" and name == "calls.jsonl" else "records"
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from analysis import curves, figures, plots, profiles
+from analysis.corpus_map import DocumentMap, document_map
 from analysis.figure_files import apply_layout
 from tests.analysis.sketches import NASTY, answers, contrast, corpora, drawn, study, trainings
 
@@ -24,7 +25,9 @@ NOTHING = answers(arms=())
 def test_the_same_bytes_twice_and_every_figure_in_order(tmp_path):
     pages = []
     for name in ("first", "second"):
-        result = figures.draw(study(gone=[("urban", 100)]), answers(), trainings(), corpora())
+        result = figures.draw(
+            study(gone=[("urban", 100)]), answers(), trainings(), document_map(corpora(), {})
+        )
         pages.append(figures.save(result, tmp_path / name))
     names = [
         "scores-ahb",
@@ -75,7 +78,7 @@ def test_a_figure_is_of_one_benchmark_and_fits_its_width(tmp_path: Path) -> None
     for name in ("arms", "scores", "contrasts"):
         results[name] += [row | {"benchmark": "other"} for row in results[name]]
     results["benchmarks"]["other"] = {"direction": "lower"}
-    result = figures.draw(results, NOTHING, [], {})
+    result = figures.draw(results, NOTHING, [], DocumentMap())
     kinds = ("scores", "contrasts", "erosion")
     assert {f"{kind}-{name}" for kind in kinds for name in ("ahb", "other")} < set(result)
     for name, figure in result.items():
@@ -99,7 +102,7 @@ def test_no_axis_of_scores_shows_what_a_score_can_not_be() -> None:
 
 def test_letters_without_a_font_are_told_once_and_do_not_warn(tmp_path: Path) -> None:
     letter = "\U00010000"  # of Linear B
-    result = figures.draw(study(arms=(f"a{letter}", "b"), doses=(0,)), NOTHING, [], {})
+    result = figures.draw(study(arms=(f"a{letter}", "b"), doses=(0,)), NOTHING, [], DocumentMap())
     assert figures.save(result, tmp_path).unknown_letters == {letter}
 
 
@@ -113,7 +116,7 @@ def test_letters_without_a_font_are_told_once_and_do_not_warn(tmp_path: Path) ->
 )
 def test_a_study_without_what_a_figure_shows_has_none(results):
     means = answers(arms=("animal",))  # no question in both arms
-    result = figures.draw(results, means, [], {"animal": []})
+    result = figures.draw(results, means, [], document_map({"animal": []}, {}))
     assert (
         list(result)
         == ["scores-ahb", "contrasts-ahb"][: bool(results["arms"]) + bool(results["contrasts"])]
@@ -123,7 +126,7 @@ def test_a_study_without_what_a_figure_shows_has_none(results):
 
 def test_a_dose_that_is_only_planned_makes_an_erosion():
     assert "erosion-ahb" in figures.draw(
-        study(gone=[("animal", 100), ("urban", 100)]), NOTHING, [], {}
+        study(gone=[("animal", 100), ("urban", 100)]), NOTHING, [], DocumentMap()
     )
 
 
@@ -133,20 +136,26 @@ def test_questions_are_those_of_primary_contrasts():
         family="aside", estimate=None, low=None, high=None, verdict="none", reason="why"
     )
     assert not [
-        name for name in figures.draw(results, answers(), [], {}) if name.startswith("questions")
+        name
+        for name in figures.draw(results, answers(), [], DocumentMap())
+        if name.startswith("questions")
     ]
     # ... and those that the paper draws question by question
     first = results["contrasts"][0]
     results["claims"] = [{"contrast": first["name"], "benchmark": "other", "figure": "questions"}]
-    assert not [name for name in figures.draw(results, answers(), [], {}) if "questions" in name]
+    assert not [
+        name for name in figures.draw(results, answers(), [], DocumentMap()) if "questions" in name
+    ]
     results["claims"][0]["benchmark"] = first["benchmark"]
-    assert [name for name in figures.draw(results, answers(), [], {}) if "questions" in name]
+    assert [
+        name for name in figures.draw(results, answers(), [], DocumentMap()) if "questions" in name
+    ]
     results["claims"][0]["figure"] = None
     for row in results["contrasts"]:
         row["family"] = "primary"
     (figure,) = (
         figure
-        for name, figure in figures.draw(results, answers(), [], {}).items()
+        for name, figure in figures.draw(results, answers(), [], DocumentMap()).items()
         if name.startswith("questions")
     )
     assert [axis.get_title("left") for axis in figure.figure.axes] == ["before SFT", "SFT dose 100"]
@@ -157,7 +166,7 @@ def test_names_suit_latex_and_file_systems_and_none_is_lost():
     results["benchmarks"] = {"a_b": {}, "A b": {}, NASTY: {}, "動物": {}, "été" * 90: {}}
     results["dimensions"] = [row | {"benchmark": name} for name in results["benchmarks"] for row in
                              results["dimensions"]]  # fmt: skip
-    result = figures.draw(results, NOTHING, [], {})
+    result = figures.draw(results, NOTHING, [], DocumentMap())
     names = [name for name in result if name.startswith("dimensions")]
     assert (
         names[:2] == ["dimensions-a-b", "dimensions-a-b-2"]
@@ -173,7 +182,7 @@ def test_names_suit_latex_and_file_systems_and_none_is_lost():
 
 def test_a_figure_that_fails_says_so_and_costs_no_other(monkeypatch):
     monkeypatch.setattr(curves, "erosion", lambda *_, **__: 1 / 0)
-    result = figures.draw(study(), NOTHING, [], {})
+    result = figures.draw(study(), NOTHING, [], DocumentMap())
     lost = result.pop("erosion-ahb")
     assert list(result) == ["scores-ahb", "contrasts-ahb", "dimensions-ahb"] and not any(
         figure.error for figure in result.values()

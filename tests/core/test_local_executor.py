@@ -55,6 +55,9 @@ def run(context):
     match context.settings.get("end"):
         case "mistake":
             raise UserError(where="there", what="is wrong", fix="correct it")
+        case "waits" if not Path(context.settings["for"]).exists():
+            from core.cell.waiting import Waiting
+            raise Waiting("a batch", 0.0)
         case "error":
             raise ValueError("of its own")
         case "exit":
@@ -185,6 +188,31 @@ def test_a_failure_stays_with_its_cell_and_those_that_need_it(
     (failure,) = failures
     assert (failure.cell, failure.status, failure.last_lines[-1]) == (bad, status, last)
     assert read_manifest(base / good.relpath) and not read_manifest(base / needs_it.relpath)
+
+
+def test_a_cell_that_waits_is_put_aside_and_started_again(base: Path, tmp_path: Path) -> None:
+    """The cells behind it in its process, and those that need it, are run."""
+    model = cell("model", "model")
+    there = tmp_path / "there"
+    waits = cell("waits", "judge", (model,), end="waits", **{"for": str(there)})
+    behind = cell("behind", "judge", (model,))
+    needs_it = cell("needs it", "analysis", (waits, behind))
+    events: list[tuple[str, str]] = []
+
+    def on_event(event: str, cell: Cell, facts: dict[str, Any]) -> None:
+        events.append((event, cell.name))
+        if events.count(("waiting", "waits")) == 2:
+            there.touch()
+        if event == "waiting":
+            assert facts["what"] == "a batch"
+
+    failures = local_executor.run([model, waits, behind, needs_it], base, 1, on_event)
+    assert not failures and read_manifest(base / needs_it.relpath)
+    assert events.index(("finished", "behind")) < events.index(("finished", "waits"))
+    assert events.count(("waiting", "waits")) >= 2
+    log = (base / waits.relpath / "log.txt").read_text()
+    assert "waits for a batch; run the cell again later" in log and "error" not in log
+    assert not (base / waits.relpath / "waiting.json").exists()
 
 
 def test_an_import_that_fails_is_in_the_log_of_each_cell(

@@ -18,6 +18,8 @@ from tests.recipes.toy import make_recipe
 RECIPE = make_recipe(dtype="fp32")
 SETTINGS = {"dtype": "float32"}
 SIZES = {"hidden_size": 64}  # vLLM's CPU build has no heads of 8
+# vLLM runs transformers' OLMo 3 and changes its class for good: one a process.
+NOT_TWICE = ("olmo3 v5, plain RoPE", "olmo3 v5, YaRN")
 # One of each kind on every day.
 DAILY = ("rope_scaling counts before rope_parameters", "tied, head equal in another shard", "qwen3")
 
@@ -26,7 +28,7 @@ def names() -> list[Any]:
     accepted = [
         name
         for name, entry in zoo.MODELS.items()
-        if entry[-1] is None and entry[1].get("head_dim", 32) >= 32
+        if entry[-1] is None and entry[1].get("head_dim", 32) >= 32 and name not in NOT_TWICE
     ]
     return [
         pytest.param(name, marks=[] if name in DAILY else [pytest.mark.nightly])
@@ -43,6 +45,11 @@ def test_an_export_has_the_same_log_probabilities(name: str, tmp_path: Path) -> 
     model = checkpoint.load(folder, SINGLE_PROCESS, RECIPE)
     checkpoint.save(model, folder, tmp_path / "out", SINGLE_PROCESS, RECIPE)
     ids = load_tokenizer(folder)(zoo.TEXTS[0], add_special_tokens=False).input_ids
+    # Before the engine: where vLLM runs transformers' model, it changes the class.
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = written(torch.tensor([ids])).logits[0].log_softmax(-1)
+        ours = model(torch.tensor([ids]))[0].log_softmax(-1)
     lm = engine.open_engine(tmp_path / "out", SETTINGS, {"max_model_len": 256})
     assert lm.tokenizer(zoo.TEXTS[0], add_special_tokens=False).input_ids == ids
     once = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
@@ -50,10 +57,6 @@ def test_an_export_has_the_same_log_probabilities(name: str, tmp_path: Path) -> 
     theirs = [
         step[token].logprob for step, token in zip(reply.prompt_logprobs[1:], ids[1:], strict=True)
     ]
-    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.no_grad():
-        logprobs = written(torch.tensor([ids])).logits[0].log_softmax(-1)
-        ours = model(torch.tensor([ids]))[0].log_softmax(-1)
     at = torch.arange(len(ids) - 1), torch.tensor(ids[1:])
     assert theirs == pytest.approx(logprobs[at].tolist(), abs=1e-4)
     assert theirs == pytest.approx(ours[at].tolist(), abs=1e-4)

@@ -85,6 +85,11 @@ def tied_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
+def olmo3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.make_olmo3(tmp_path_factory.mktemp("olmo3") / "model")
+
+
+@pytest.fixture(scope="package")
 def alone(base: Path) -> Path:
     """The training as one process does it, undisturbed."""
     folder = toy.training(base, "alone")

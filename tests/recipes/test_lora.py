@@ -48,7 +48,9 @@ def test_adapters_begin_by_the_seed_and_change_nothing_yet(start: Path) -> None:
     assert not any(one[name].any() for name in one if ".lora_b." in name)
 
 
-@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2", "qwen3", "tied_qwen3"])
+@pytest.mark.parametrize(
+    "which", ["start", "tied", "qwen2", "tied_qwen2", "qwen3", "tied_qwen3", "olmo3"]
+)
 def test_the_merged_model_answers_as_the_adapted_one(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

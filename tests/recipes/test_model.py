@@ -45,7 +45,9 @@ def ids(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("which", ["start", "tied", "qwen2", "tied_qwen2", "qwen3", "tied_qwen3"])
+@pytest.mark.parametrize(
+    "which", ["start", "tied", "qwen2", "tied_qwen2", "qwen3", "tied_qwen3", "olmo3"]
+)
 def test_logits_are_those_of_transformers_before_and_after(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -100,8 +102,8 @@ def test_activation_checkpointing_changes_no_bit(base: Path, alone: Path, kind: 
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("which", ["tied", "tied_qwen2", "tied_qwen3"])
-def test_a_tied_model_trains_on_two_ranks_as_on_one(
+@pytest.mark.parametrize("which", ["tied", "tied_qwen2", "tied_qwen3", "olmo3"])
+def test_a_model_of_each_family_trains_on_two_ranks_as_on_one(
     base: Path, which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     started, start = Cell("model", which, {}), request.getfixturevalue(which)
@@ -136,20 +138,30 @@ def test_flops_of_a_token() -> None:
     assert 0.6 < flops_per_token(lora, 2048) / flops_per_token(whole, 2048) < 0.72
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN if "Qwen3" in name])
-def test_a_plan_counts_a_qwen3_as_it_is_built(name: str) -> None:
+CARDS = {
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "allenai/Olmo-3-1025-7B": 7_298_011_136,
+    "allenai/Olmo-3-7B": 7_298_011_136,
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_plan_counts_a_model_as_it_is_built(name: str) -> None:
     """Sizes are those of the model's config.json, its counts those of the card."""
     shape = KNOWN[name]
     config = {key: getattr(shape, key) for key in CONFIG_KEYS}
     config |= {"architectures": [shape.architecture], "head_dim": shape.head_dim}
     config |= {"tie_word_embeddings": shape.tie_word_embeddings}
     config |= {"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 512}
+    config |= {"layer_types": ["full_attention"] * shape.num_hidden_layers}
     recipe = make_recipe(**LORA)
     with torch.device("meta"):
         whole, lora = build(config), build(config, recipe.lora)
-    card = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "4B": 4_022_468_096, "8B": 8_190_735_360}
     count = sum(p.numel() for p in whole.parameters())
-    assert count == parameters(shape).total == card[name.partition("-")[2]]
+    assert count == parameters(shape).total == CARDS[name]
     assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == trained(shape, recipe)
     planned = model_size.flops_per_token(shape, RECIPE)
     assert flops_per_token(whole, RECIPE.seq_len) == pytest.approx(planned, rel=1e-6)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.model_folder.chat import Chat
-from core.model_folder.config import read_config
+from core.model_folder.config import longest_row, read_config
 from core.model_folder.tokenizer import load_tokenizer
 from recipes import checkpoint, finetune, prepare, tokenization
 from recipes.conversations import Conversation
@@ -163,3 +163,10 @@ def test_a_seq_len_beyond_the_models_is_refused(study: Path, tmp_path: Path) -> 
         UserError, match="the recipe's seq_len 40000 is beyond the model's 32768; lower it"
     ):
         prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
+
+
+def test_a_row_stays_within_a_models_window(olmo3: Path) -> None:
+    config = read_config(olmo3)
+    assert (config["sliding_window"], config["max_position_embeddings"]) == (64, 512)
+    assert longest_row(config) == 64
+    assert longest_row(config | {"layer_types": ["full_attention"] * 2}) == 512

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
@@ -96,15 +98,33 @@ CHATML = """
 
 def make_qwen2(folder: Path, tied: bool) -> Path:
     """A tiny untrained Qwen2 as transformers writes it, with nonzero biases; it has no BOS."""
-    return _make_qwen(folder, Qwen2Config, Qwen2ForCausalLM, tied)
+    return _make_model(folder, Qwen2Config, Qwen2ForCausalLM, tied)
 
 
 def make_qwen3(folder: Path, tied: bool) -> Path:
     """A tiny untrained Qwen3, with heads that don't divide its width and norms that aren't 1."""
-    return _make_qwen(folder, Qwen3Config, Qwen3ForCausalLM, tied, head_dim=48)
+    return _make_model(folder, Qwen3Config, Qwen3ForCausalLM, tied, head_dim=48)
 
 
-def _make_qwen(folder: Path, configs: Any, models: Any, tied: bool, **sizes: int) -> Path:
+def make_olmo3(folder: Path) -> Path:
+    """A tiny untrained OLMo 3: a layer with a window, and one without, whose RoPE is scaled."""
+    yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "attention_factor": 1.3}
+    return _make_model(
+        folder,
+        Olmo3Config,
+        Olmo3ForCausalLM,
+        tied=False,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=64,
+        max_position_embeddings=512,
+        rope_parameters={
+            "full_attention": yarn | {"original_max_position_embeddings": 64},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+        },
+    )
+
+
+def _make_model(folder: Path, configs: Any, models: Any, tied: bool, **sizes: Any) -> Path:
     llama_tokenizer = tiny_llama.make_tokenizer(TEXTS, TINY.vocab_size, CHAT_TEMPLATE)
     bpe = json.loads(llama_tokenizer.backend_tokenizer.to_str())["model"]
     tokenizer = Qwen2Tokenizer(

@@ -159,6 +159,13 @@ def weights_of(config: Json) -> dict[str, torch.Tensor]:
                 shapes[f"{at}.self_attn.{name}_proj.bias"] = (size,)
         if config["model_type"] == "qwen3":
             shapes |= {f"{at}.self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        if config["model_type"] == "olmo3":
+            shapes |= {
+                f"{at}.self_attn.q_norm.weight": (q,),
+                f"{at}.self_attn.k_norm.weight": (kv,),
+            }
+            del shapes[f"{at}.input_layernorm.weight"]
+            shapes[f"{at}.post_feedforward_layernorm.weight"] = (d,)
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (vocab, d)
     generator = torch.Generator().manual_seed(0)
@@ -317,6 +324,22 @@ LLAMA2 = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 V5 = {"rope_scaling": None, "rope_theta": None}
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
+OLMO3 = {
+    "architectures": ["Olmo3ForCausalLM"],
+    "model_type": "olmo3",
+    "rope_theta": 500_000,
+    "sliding_window": 4096,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+OLMO3_YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+NESTED = {"rope_type": "default", "rope_theta": 500_000}
 EXTRA = {"model.layers.2.input_layernorm.weight": torch.ones(16)}
 
 # name -> (Qwen?, config.json's differences when it is made, changes, what refuses it says)
@@ -421,7 +444,84 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
         tied(),
         None,
     ),
+    "olmo3 v4, as published": (
+        True,
+        {**OLMO3, "rope_scaling": OLMO3_YARN},
+        nothing,
+        None,
+    ),
+    "olmo3 v5, plain RoPE": (
+        True,
+        {
+            **OLMO3,
+            "rope_theta": None,
+            "rope_parameters": {"full_attention": NESTED, "sliding_attention": NESTED},
+        },
+        nothing,
+        None,
+    ),
+    "olmo3 v5, YaRN": (
+        True,
+        {
+            **OLMO3,
+            "rope_theta": None,
+            "rope_parameters": {
+                "full_attention": {**NESTED, **OLMO3_YARN},
+                "sliding_attention": NESTED,
+            },
+        },
+        nothing,
+        None,
+    ),
     # Refused.
+    "olmo3, another theta": (
+        True,
+        {**OLMO3, "rope_theta": 10_000},
+        nothing,
+        "rope_theta is 10000; this recipe trains OLMo 3",
+    ),
+    "olmo3, YaRN of no kind of layer": (
+        True,
+        {**OLMO3, "rope_parameters": {**NESTED, **OLMO3_YARN}},
+        nothing,
+        "rope_parameters does not tell the kinds of layers apart",
+    ),
+    "olmo3, YaRN in the windows": (
+        True,
+        {
+            **OLMO3,
+            "rope_parameters": {
+                "full_attention": NESTED,
+                "sliding_attention": {**NESTED, **OLMO3_YARN},
+            },
+        },
+        nothing,
+        "RoPE of sliding_attention is not plain",
+    ),
+    "olmo3, YaRN as old files name it": (
+        True,
+        {**OLMO3, "rope_scaling": YARN},
+        nothing,
+        "RoPE has a type and no rope_type",
+    ),
+    "olmo3 without layer_types": (
+        True,
+        {**OLMO3, "layer_types": None},
+        nothing,
+        "lacks layer_types; write them as the model was made",
+    ),
+    "olmo3 with other layers": (
+        True,
+        {**OLMO3, "layer_types": ["chunked_attention", "full_attention", "full_attention"]},
+        nothing,
+        "layer_types has chunked_attention, layer_types names 3 layers; this recipe",
+    ),
+    "olmo3 with biases": (
+        True,
+        {**OLMO3, "attention_bias": True},
+        nothing,
+        "attention_bias is True",
+    ),
     "qwen3 without head_dim": (
         True,
         {**QWEN3, "head_dim": None},

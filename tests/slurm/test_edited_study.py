@@ -186,10 +186,10 @@ def test_submit_says_which_code_the_queued_jobs_run(kit: Kit, fake: Fake) -> Non
     jobs = sum(job["tasks"] for job in facts["jobs"])
     shown = f"commit {commit[:8]}" if commit else "commit not known"
     assert f"  {jobs} jobs: {shown}" in output and "(code-0123456789ab)" in output
-    runs = kit.folder / "runs"
+    words = [str(SMALL), "--runs", str(kit.folder / "runs")]
     assert output.partition("to run all by the code as it is now: ")[2].splitlines()[0] == (
-        f"python -m study cancel {SMALL} --runs {runs} && "
-        f"python -m study submit {SMALL} --runs {runs} --cluster {CLUSTER}"
+        f"python -m study cancel {shlex.join(words)} && "
+        f"python -m study submit {shlex.join([*words, '--cluster', str(CLUSTER)])}"
     )
 
 

@@ -74,7 +74,7 @@ def test_only_stages_without_gpus_are_for_a_login_node(tmp_path: Path) -> None:
     for line, words in zip(
         error.value.lines,
         ("default does not run on", "midtrain does not run on a login node; where: login is for "
-         "model, drafts, documents, contamination, embeddings, judge", "stages.model.minutes: missing"),
+         "model, drafts, documents, contamination, embeddings, merge, judge", "stages.model.minutes: missing"),
         strict=True,
     ):  # fmt: skip
         assert words in line

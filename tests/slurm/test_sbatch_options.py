@@ -1,6 +1,7 @@
 """Options of sbatch in a profile: in the scripts, refused with the setting to use, set at submit."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_profile_is_changed_for_one_submission_and_the_next_command_repeats_it
         assert script.directives["exclude"] == "n1"
     assert {script.directives["time"] for script in fake.scripts} == {"7", "5"}
     command = kit.done("status")["next"]
-    assert command.endswith(f"--cluster {CLUSTER} {' '.join(change)}")
+    assert command.endswith(f"--cluster {shlex.quote(str(CLUSTER))} {' '.join(change)}")
     assert kit.done("plan", "--cluster", str(CLUSTER), *change)["cells"]
     (line,) = kit.refused("submit", "--set", "cluster.partitoin=x")
     assert "partitoin: unknown key (did you mean partition?)" in line

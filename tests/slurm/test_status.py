@@ -15,7 +15,7 @@ import pytest
 
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
-from slurm import profile, submissions
+from slurm import driver, profile, submissions
 from study.commands import status as status_command
 from study.commands.status import Memory, look, print_status, show
 from tests.place import ROOT, SMALL
@@ -385,19 +385,26 @@ def test_a_driver_in_the_queue_is_waited_for(
     def look_at(study_file: str) -> dict[str, Any]:
         return look(study.cells, study.base, study_file)
 
-    tiny = str(ROOT / "studies/tiny.yaml")
+    tiny = shlex.quote(str(ROOT / "studies/tiny.yaml"))
     data = look_at(tiny)
     assert data["driver"] == "12" and data["goes_on"]
     assert data["next"] == f"python -m study status {tiny} --watch"
     assert "to do:   job 12, of slurm/study.sbatch, submits the study" in show(data)
     # That of another study, and of another runs folder, is not this one's.
-    assert not look_at(str(ROOT / "studies/paper.yaml"))["driver"]
+    assert not look_at(shlex.quote(str(ROOT / "studies/paper.yaml")))["driver"]
     fake.say("queue", driver_line("studies/tiny.yaml", f"--runs={runs}"))
     assert look_at(tiny)["driver"] == "12"
     fake.say("queue", driver_line("studies/tiny.yaml", "--runs", "elsewhere"))
     assert not look_at(tiny)["driver"]
     fake.say("queue", driver_line("studies/tiny.yaml"))
     assert not look_at(tiny)["driver"], "its runs folder is that of the checkout"
+    # Slurm quotes no blank.
+    fake.say("queue", driver_line("my studies/a b.yaml", "--runs", f"{runs}/x y", "--json"))
+    assert driver.ask(ROOT / "my studies/a b.yaml", runs / "x y") == "12"
+    assert not driver.ask(ROOT / "my studies/a", runs / "x y")
+    fake.say("queue", driver_line("--runs", f"{runs}/x y", "my studies/a b.yaml"))
+    assert driver.ask(ROOT / "my studies/a b.yaml", runs / "x y") == "12"
+    assert not driver.ask(ROOT / "my studies/a b.yaml", runs / "x")
     # A controller that does not answer.
     fake.say("bin/squeue", "#!/bin/sh\nexit 1\n")
     assert not look_at(tiny)["driver"]
@@ -408,7 +415,7 @@ def test_watching_goes_on_from_the_driver_to_the_end(
 ) -> None:
     cell = study.cell("a")
     runs = str(study.base.parent)
-    tiny = str(ROOT / "studies/tiny.yaml")
+    tiny = shlex.quote(str(ROOT / "studies/tiny.yaml"))
 
     def submits() -> None:
         study.record("9", [cell])
@@ -429,11 +436,11 @@ def test_watching_goes_on_from_the_driver_to_the_end(
 def test_a_driver_on_a_real_cluster_is_seen(lab: Lab, kit: Kit) -> None:
     arguments = [str(SMALL), "--cluster", str(CLUSTER), "--runs", str(kit.folder / "runs")]
     sbatch = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "slurm/study.sbatch"]
-    driver = subprocess.run(
+    job = subprocess.run(
         [*sbatch, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     data = kit.done("status")
-    assert data["driver"] == driver and data["next"].endswith("--watch")
+    assert data["driver"] == job and data["next"].endswith("--watch")
 
 
 def test_the_next_command_names_the_cluster_of_the_last_submission(

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from core.cell.waiting import STATUS, Waiting
+from slurm import job as job_module
 from slurm.executor import executor
 from slurm.executor import script as batch_script
 from slurm.job import CellJob
@@ -341,6 +343,47 @@ def test_the_snapshot_is_the_code_of_that_moment(tmp_path: Path) -> None:
     (checkout / "study/a.py").write_text("1")
     assert snapshot(checkout, runs / "s/slurm") == first
     assert not list((runs / "s/slurm").glob(".code*"))
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("refusals", [0, 2])
+def test_a_job_whose_cell_waits_is_queued_again_with_a_delay(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """Slurm may refuse a new time at first, while it ends the job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    seconds = iter((900.0, 90.4))
+
+    def waits(folder: Path) -> None:
+        raise Waiting("a batch", next(seconds))
+
+    cells = [tmp_path / name for name in "ab"]
+    for folder in cells:
+        folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(job_module, "run_cell", waits)
+        patch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as ended:
+            CellJob(str(ROOT), tuple(map(str, cells)))()
+    assert ended.value.code == STATUS
+    flag = tmp_path / "requeue-7"
+    assert flag.read_text() == "90", "the cell that looks again first decides"
+    for name, body in {
+        "srun": f"printf 90 > {flag}; exit {STATUS}",
+        "squeue": "echo RUNNING",
+        "sleep": "",
+        "scontrol": f'echo "$@" >> {tmp_path}/told; '
+        f'[ "$1" != update ] || [ $(wc -l < {tmp_path}/told) -gt {refusals + 1} ]',
+    }.items():
+        (fake.folder / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (fake.folder / "bin" / name).chmod(0o755)
+    script = tmp_path / "script"
+    profile = Profile(stages={"default": Resources(10)})
+    script.write_text(batch_script(executor("job", Resources(10), profile, tmp_path, tmp_path)))
+    assert subprocess.run(["bash", str(script)]).returncode == STATUS
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told == ["requeue 7", *["update JobId=7 StartTime=now+90"] * (refusals + 1)]
 
 
 @pytest.mark.multiprocess

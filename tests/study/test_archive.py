@@ -77,7 +77,7 @@ def finished(runs: Path, *overrides: str) -> Path:
             counts = DOCUMENTS | {"tokens": 29_900, "words": 14_000}
         elif cell.stage in ("generate", "judge", "likelihood"):
             if cell.stage != "generate":
-                _scores(folder, number, "dummy" if cell.stage == "judge" else "likelihood")
+                _scores(folder, number, cell.settings.get("judge", {}).get("model", "likelihood"))
             for name in {"generate": ["samples.eval"], "judge": ["scored.eval"]}.get(
                 cell.stage, []
             ):

@@ -16,6 +16,7 @@ from study.forecast import schedule, study_cost
 from study.forecast.deadline import EFFECTS, Planner, Primary, mean_power
 from study.forecast.limits import Limits
 from study.spec import expand
+from study.spec.doses import doses
 from study.spec.load import dump_study, load_study
 from study.spec.reduction import Selection, reduce_study
 from study.spec.schema import Study
@@ -163,7 +164,7 @@ def test_a_smaller_study_drops_what_nothing_needs() -> None:
     smaller = reduce_study(study, "part", Selection(3, rows, {"ahb": 5}, (study.contrasts[0],)))
     assert list(smaller.arms) == ["base_animal", "base_urban"] and smaller.seeds == [0, 1, 2]
     assert list(smaller.models) == ["base"] and list(smaller.corpora) == ["animal", "urban"]
-    assert smaller.arms["base_animal"].doses == [0, 4000] and smaller.benchmarks["ahb"].epochs == 5
+    assert doses(smaller, "base_animal") == [0, 4000] and smaller.benchmarks["ahb"].epochs == 5
     assert smaller.claim_roles["animal"] == "base_animal" and "gemini" not in smaller.claim_roles
     names = {cell.name for cell in identities(smaller).values() if cell.stage == "judge"}
     assert len(names) == 2 * 2 * 3

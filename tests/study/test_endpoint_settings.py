@@ -1,5 +1,6 @@
 """Endpoints of a study file: the form of requests, presets, addresses, and doctor's calls."""
 
+import json
 import re
 import typing
 from pathlib import Path
@@ -8,13 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
+from core.cell.identity import Cell, create_cell_dir
+from core.endpoints.batch_ledger import Batch, BatchRequest
 from core.errors import UserError
 from core.paths import ROOT
+from study.cli import main
 from study.commands.endpoint_calls import check_endpoints
-from study.spec import schema
+from study.forecast.cell_cost import estimates
+from study.spec import expand, schema
 from study.spec.fingerprints import endpoint_address, endpoint_model
 from study.spec.load import dump_study, load_study
 from study.spec.presets import presets
+from tests import batch_endpoint
 from tests.endpoint import KEY, Hostile, Reply, serving
 
 URL = "https://api.example.org/v1"
@@ -48,6 +54,102 @@ def test_what_changes_answers_is_identity_and_what_does_not_is_not(tmp_path: Pat
     extra = {"reasoning_effort": "none"}
     changed = other(tmp_path, request={"temperature": None, "extra_body": extra})
     assert endpoint_model(changed)["request"] == {"temperature": None, "extra_body": extra}
+
+
+def judge_cell(tmp_path: Path, **judge: Any) -> Cell:
+    given = {"base_url": URL, "model": "m", "key_env": "A_KEY"}
+    cells = expand.in_order(expand.analysis(study(tmp_path, **(given | judge))))
+    return next(cell for cell in cells if cell.stage == "judge")
+
+
+def test_batches_change_no_identity_and_halve_the_price_where_that_is_said(tmp_path: Path) -> None:
+    prices = {"prompt_price": 3.0, "completion_price": 8.0, "requests_per_minute": 60}
+    plain = judge_cell(tmp_path, **prices)
+    batched = judge_cell(tmp_path, **prices, batch=True, batch_requests=700)
+    half = judge_cell(tmp_path, **prices, batch=True, batch_discount=0.5)
+    assert plain.identity == batched.identity == half.identity
+    assert "batch" not in plain.resources["address"]
+    assert batched.resources["address"]["batch"] == {"max_requests": 700}
+    assert batched.resources["concurrency"] == 700
+    limits = [cell.resources["limits"] for cell in (plain, batched, half)]
+    assert [(row["prompt_price"], row["completion_price"]) for row in limits] == [
+        (3.0, 8.0),
+        (3.0, 8.0),
+        (1.5, 4.0),
+    ]
+    assert [row["requests_per_minute"] for row in limits] == [60, None, None]
+    forecasts = [estimates([cell], tmp_path, {})[cell.identity] for cell in (plain, half)]
+    assert forecasts[1]["cost"] == pytest.approx(forecasts[0]["cost"] / 2) != 0
+    assert forecasts[1]["hours"] < forecasts[0]["hours"], "no rate limit, and no waiting in a job"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch": "yes"}, "batch"),
+        ({"batch_discount": 50}, "batch_discount"),
+        ({"batch_requests": 0}, "batch_requests"),
+        ({"served_by": "dummy", "batch": True}, "is for a server with a batch interface"),
+    ],
+)
+def test_settings_of_batches_that_can_not_be_right(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        other(tmp_path, **changes)
+
+
+def test_plan_says_that_batches_take_hours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"base_url": URL, "model": "m", "key_env": "A_KEY", "batch": True}
+    study(tmp_path, **given)
+    assert main(["plan", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]) == 0
+    assert re.search(r"\n\d+ cells send their requests as batches", capsys.readouterr().out)
+
+
+def test_doctor_asks_for_the_batch_interface(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", batch_endpoint.KEY)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    provider = batch_endpoint.Provider()
+    with batch_endpoint.serving(provider) as endpoint:
+        judge = {"base_url": endpoint.base_url, "model": "dummy", "key_env": "A_KEY"}
+        read = study(tmp_path, **judge, batch=True)
+        check = check_endpoints(read)[1]
+        assert (check.name, check.state) == ("batches of other", "ok")
+        provider.refuse = lambda step, number: (404, {}) if step == "list" else None
+        check = check_endpoints(read)[1]
+    assert check.state == "failed" and "lists no batches (HTTP 404)" in check.finding
+
+
+def test_cancel_says_which_batches_are_out_and_cancels_them_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("A_KEY", batch_endpoint.KEY)
+    provider = batch_endpoint.Provider(looks=10**9)
+    with batch_endpoint.serving(provider) as endpoint:
+        judge = {"base_url": endpoint.base_url, "model": "dummy", "key_env": "A_KEY"}
+        cell = judge_cell(tmp_path, **judge, batch=True)
+        folder = create_cell_dir(cell, tmp_path / "runs/tiny")
+        file = provider.upload(b'{"custom_id": "a", "body": {}}\n')["id"]
+        name = provider.create(
+            {"input_file_id": file, "endpoint": "x", "completion_window": "24h"}
+        )["id"]
+        batch = Batch("k", {"a": BatchRequest("a", "0/1", 0, "grade", 9)}, 0.0)
+        lines = [*batch.request_lines(), batch.event_line("created", batch_id=name)]
+        (folder / "calls.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        command = ["cancel", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs")]
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        row = f"{cell.relpath}: batch {name} of 1 requests at {endpoint.base_url}, sent 1970"
+        assert f"goes on, and is paid: {row}" in said
+        assert f"python -m study {' '.join(command)} --batches" in said
+        assert provider.batches[name]["status"] == "validating"
+        assert main([*command, "--batches"]) == 0
+        assert f"cancelled: {row}" in capsys.readouterr().out
+        assert provider.batches[name]["status"] == "cancelled"
 
 
 def test_a_preset_fills_in_what_the_study_file_leaves_out(tmp_path: Path) -> None:

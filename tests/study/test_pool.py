@@ -1,5 +1,6 @@
 """`pool`: archives of several labs, what they share, and in what they differ."""
 
+import csv
 import hashlib
 import io
 import json
@@ -59,8 +60,8 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["pool", *paths, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     lines = [line.split() for line in printed.splitlines()]
-    assert ["a", "-", "b", "ahb", "0", "north", "+10.0", "[+6.0,", "+14.0]", "3/3"] in lines
-    assert any(line[:4] == ["all", "labs", "like", "these"] for line in lines)
+    assert ["a", "-", "b", "ahb", "0", "north", "+10.0", "[+6.0,", "+14.0]", "3/3", *"---"] in lines
+    assert any(line[5:9] == ["all", "labs", "like", "these"] for line in lines)
     assert (
         "- sft recipe.lr (base-animal-d80): north: 0.0001; south: 0.0002; west: 0.0001" in printed
     )
@@ -70,7 +71,13 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "seed" not in {difference["key"] for difference in results["differences"]}
     assert (out / "forest.pdf").stat().st_size and "+10.0" in (out / "pooled.md").read_text()
     table = (out / "pooled.tex").read_text()
-    assert table.count(r"\\") == 1 + 3 + 3 and r"\toprule" in table
+    assert r"\toprule" in table and r"\caption[{Contrasts of several labs}]" in table
+    rows = list(csv.DictReader((out / "pooled.csv").open()))
+    assert [row["Lab"] for row in rows[:3]] == ["north", "south", "west"]
+    labs = results["contrasts"][0]["labs"]
+    assert [float(row["Points"]) for row in rows[:3]] == [
+        pytest.approx(100 * lab["estimate"], abs=0.05) for lab in labs
+    ]
     assert main(["pool", *paths, "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results
 

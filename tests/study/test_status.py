@@ -19,6 +19,7 @@ from core.cell.identity import Cell, create_cell_dir
 from core.cell.log import log_to
 from core.cell.restarts import retry_text
 from core.cell.run import run_cell
+from core.cell.waiting import Waiting
 from core.errors import UserError
 from core.stages import STAGE_INFO
 from study.commands import status as module
@@ -185,6 +186,25 @@ def test_a_study_from_nothing_to_its_end(runner: Runner) -> None:
     data = look(CELLS, base, "s.yaml")
     assert set(states(data).values()) == {"done"}
     assert data["next"] == "python -m study report s.yaml"
+
+
+def test_what_waits_for_a_batch_is_no_failure(runner: Runner) -> None:
+    a, b, _ = DOCUMENTS
+    waiting = Waiting("batch batch_7 of 40 requests, sent 2026-01-01T00:00:00Z (in_progress)", 60)
+    for _ in range(3):
+        runner.fail((a, waiting))
+    runner.finish(b)
+    data = look(CELLS, runner.base, "s.yaml")
+    assert states(data)["a"] == "to do" and states(data)["a-t"] == "to do"
+    assert data["next"] == AGAIN
+    text = show(data)
+    assert f"waiting: documents a: {waiting.awaited}\n" in text
+    assert "failed" not in text.splitlines()[0] and "no progress" not in text
+    with runner.running(a):
+        row = look(CELLS, runner.base, "s.yaml")["cells"][0]
+    assert row["state"] == "running" and "waits_for" not in row
+    runner.finish(a)
+    assert "waiting:" not in show(look(CELLS, runner.base, "s.yaml"))
 
 
 def test_a_thousand_cells_fit_on_a_screen(runner: Runner) -> None:

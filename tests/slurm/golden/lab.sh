@@ -54,8 +54,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -115,8 +120,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -177,8 +187,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -239,8 +254,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -301,8 +321,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -363,8 +388,13 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -424,7 +454,12 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 status=$?
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status

@@ -69,8 +69,13 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -146,8 +151,13 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -224,8 +234,13 @@ status=$?
 timeout 60 srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 rm -rf -- "/local/$SLURM_JOB_ID" 2>/dev/null
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -302,8 +317,13 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -381,8 +401,13 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -458,8 +483,13 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -534,7 +564,12 @@ status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status

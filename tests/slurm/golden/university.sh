@@ -64,8 +64,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -135,8 +140,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -208,8 +218,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -281,8 +296,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -354,8 +374,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -426,8 +451,13 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status
 #!/bin/bash
@@ -497,7 +527,12 @@ status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
 running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
+delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
   scontrol requeue "$job"
+  for _ in ${delay:+1 2 3 4 5}; do
+    scontrol update JobId="$job" StartTime=now+"$delay" && break
+    sleep 1
+  done
 fi
 exit $status

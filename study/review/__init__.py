@@ -1,0 +1,1 @@
+"""The reviewer's page: twelve questions about a study, answered from its files."""

@@ -1,0 +1,203 @@
+"""An archive laid out as a runs folder, so that what reads a study reads it too.
+
+Nothing but the archive is read: cells are below FOLDER/runs/STUDY, the published results in
+FOLDER/results/STUDY, all else in FOLDER/archive.
+"""
+
+import hashlib
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from core.cell.manifest import results_sha256
+from core.cell.publish import results as results_of
+from core.declaration import FILE
+from core.errors import UserError
+from core.files import read_record
+from study.upkeep.changes import Change, find_changes
+from study.upkeep.provenance import Row, lineage, published
+
+SUMS = "SHA256SUMS"
+REPLACED = "replaced.json"
+ENDINGS = (".tar.gz", ".zip")
+IN_BASE = (FILE, "looks.json")  # of the results; an analysis reads them in the study's folder
+_FIX = "get the archive again from where it was published"
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """An archive on disk.
+
+    Attributes:
+        base: Its cells, as STAGE/CELL.
+        digests: sha256 of each file by its name in the archive, but of SHA256SUMS.
+        listed: The same, as SHA256SUMS lists them.
+        originals: sha256 of a file before paths of the machine were replaced in it, by its name.
+    """
+
+    base: Path
+    digests: dict[str, str]
+    listed: dict[str, str]
+    originals: dict[str, str]
+
+    @property
+    def results(self) -> Path:
+        """The published results."""
+        return results_of(self.base)
+
+    @property
+    def others(self) -> Path:
+        """The folder of what is neither a cell's nor of the results."""
+        return self.base.parents[1] / "archive"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path of the command line names an archive, and no study file."""
+    return path.name.endswith(ENDINGS)
+
+
+def stem(path: Path) -> str:
+    """The name of an archive's file without its ending."""
+    return path.name.removesuffix(".zip").removesuffix(".tar.gz")
+
+
+def unpack(path: Path, folder: Path) -> Unpacked:
+    """Lay an archive out below `folder`. Links and names that lead out of it are left out.
+
+    Raises UserError where it is none, or holds no results.
+    """
+    digests: dict[str, str] = {}
+    study = ""
+    try:
+        for name, file in _members(path):
+            study, _, inside = name.partition("/")
+            target = folder / _location(study, inside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest = hashlib.sha256()
+            with open(target, "wb") as copy:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    copy.write(block)
+            digests[inside] = digest.hexdigest()
+    except FileNotFoundError:
+        raise UserError(
+            where=str(path),
+            what="no such file",
+            fix="name an archive that `python -m study archive` has written",
+        ) from None
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(where=str(path), what=f"is no archive ({error})", fix=_FIX) from None
+    if not {SUMS, "results/results.json", "results/manifest.json"} <= digests.keys():
+        raise UserError(where=str(path), what="holds no study's results", fix=_FIX)
+    base = folder / "runs" / study
+    base.mkdir(parents=True, exist_ok=True)
+    for name in IN_BASE:
+        if (record := results_of(base) / name).exists():
+            (base / name).write_bytes(record.read_bytes())
+    others = folder / "archive"
+    del digests[SUMS]
+    lines = (others / SUMS).read_text(encoding="utf-8").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    return Unpacked(base, digests, listed, read_record(others / REPLACED) or {})
+
+
+def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The regular files, by their names, each open for reading until the next."""
+    if path.name.endswith(".zip"):
+        with zipfile.ZipFile(path) as packed:
+            for name in packed.namelist():
+                if _is_inside(name) and not name.endswith("/"):
+                    with packed.open(name) as content:
+                        yield name, content
+        return
+    with tarfile.open(path, "r|gz") as unpacked:  # as a stream: ledgers are large
+        for member in unpacked:
+            if member.isreg() and _is_inside(member.name):
+                file = unpacked.extractfile(member)
+                assert file
+                yield member.name, file
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return len(parts) > 1 and ".." not in parts and not name.startswith("/")
+
+
+def _location(study: str, name: str) -> Path:
+    room, _, rest = name.partition("/")
+    rooms = {"cells": Path("runs", study, rest), "results": Path("results", study, rest)}
+    return rooms.get(room, Path("archive", name)) if rest else Path("archive", name)
+
+
+def archive_lineage(unpacked: Unpacked) -> list[Row]:
+    """`provenance.lineage` of what an archive holds: checks of files that it lacks are left out."""
+    base = unpacked.base
+    rows = lineage(published(base, ""), base)
+    for row in rows:
+        cell = f"cells/{row['cell']}"
+        checks = []
+        for check in row["checks"]:
+            name = f"{cell}/{check['file']}"
+            if check["kind"] == "external" or name not in unpacked.digests:
+                continue
+            if name in unpacked.originals:  # the file that is packed is another than was recorded
+                check["now"] = unpacked.originals[name]
+                check["state"] = "same" if check["now"] == check["wanted"] else "changed"
+            checks.append(check)
+        row["checks"] = checks
+        manifest = unpacked.originals.get(f"{cell}/manifest.json")
+        row["manifest_sha256"] = manifest or row["manifest_sha256"]
+    return rows
+
+
+def archive_changes(unpacked: Unpacked, rows: list[Row]) -> list[dict[str, str]]:
+    """What in an archive is not as it was packed, or as the cells recorded it.
+
+    `rows`: of `archive_lineage`. Each as of `changes.find_changes`.
+    """
+    changes = [_change(*row) for row in _sums(unpacked)]
+    originals = {
+        name.removeprefix("results/"): digest
+        for name, digest in unpacked.originals.items()
+        if name.startswith("results/")
+    }
+    inside = find_changes(rows, unpacked.base, "", unpacked.results, originals)
+    changes += [{**row, "fix": _FIX} for row in [*inside, *_unlike_results(rows)]]
+    return changes
+
+
+def _sums(unpacked: Unpacked) -> Iterator[Change]:
+    """Files that SHA256SUMS does not list so."""
+    for name in sorted({*unpacked.listed, *unpacked.digests}):
+        wanted, now = unpacked.listed.get(name), unpacked.digests.get(name)
+        if wanted != now:
+            what = "is missing" if now is None else "was added"
+            what = "changed after it was packed" if wanted and now else what
+            yield "archive", name, f"{what} ({SUMS})", _FIX
+
+
+def _unlike_results(rows: list[Row]) -> Iterator[dict[str, str]]:
+    """Inputs whose manifest is as recorded by its hash alone, and not by what it lists."""
+    manifests: dict[str, Any] = {row["cell"]: row["manifest"] for row in rows if row["manifest"]}
+    for row in rows:
+        for used in row["inputs"]:
+            manifest = manifests.get(used["cell"])
+            wanted = used["wanted_results"]
+            if manifest and wanted and results_sha256(manifest) != wanted:
+                what = f"lists other outputs than {row['cell']} has used"
+                yield _change(used["cell"], "manifest.json", what, _FIX)
+
+
+def _change(cell: str, file: str, problem: str, fix: str) -> dict[str, str]:
+    keys = ("cell", "file", "problem", "fix", "consequence")
+    return dict(zip(keys, (cell, file, problem, fix, "what rests on it"), strict=True))
+
+
+def check_sums(path: Path, unpacked: Unpacked) -> None:
+    """Raise UserError where a file is not the one that was packed."""
+    if changes := list(_sums(unpacked)):
+        named = ", ".join(file for _, file, _, _ in changes[:3])
+        raise UserError(where=str(path), what=f"{named}: {changes[0][2]}", fix=_FIX)
