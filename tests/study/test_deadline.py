@@ -238,3 +238,15 @@ def test_the_papers_study_in_60_gpu_hours(
     assert order[0]["gpu_hours"] < 20 and order[-1]["gpu_hours"] <= 60
     assert main(["plan", str(file), *common, *limits]) == 0, "by the forecast of its own file"
     assert "# Gives up:" in file.read_text()
+
+
+def test_a_smaller_study_keeps_chains_and_the_arms_that_are_mixed_in() -> None:
+    study = load_study(ROOT / "tests/small/chain.yaml")
+    there = identities(study)
+    for arm, others in (("chain", []), ("kept", ["midtrained"]), ("soup", [])):
+        rows = {"ahb": {(arm, max(doses(study, arm)))}}
+        selection = Selection(len(study.seeds), rows).closed(study)
+        smaller = reduce_study(study, "part", selection)
+        assert sorted(smaller.arms) == sorted([arm, *others])
+        new = [c for c in identities(smaller).values() if c.identity not in there]
+        assert [c.stage for c in new] == ["analysis"]
