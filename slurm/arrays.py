@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 
 from core.cell.identity import Cell
-from core.stages import STAGE_INFO
+from core.stages import STAGE_INFO, STAGES
 from slurm.profile import Resources
 
 # Up to this many cells, a study is submitted in as many arrays as its dependencies need; beyond,
@@ -145,18 +145,29 @@ def plan(
 def _arrays(
     todo: list[Task], resources: Callable[[str], Resources], largest: int, merge: bool
 ) -> list[Array]:
-    buckets: dict[tuple[str, int, Resources], list[Task]] = defaultdict(list)
+    buckets: dict[tuple[int, str, int, Resources], list[Task]] = defaultdict(list)
     depth: dict[Task, int] = {}
+    turns: dict[Task, int] = {}
     for task in todo:
+        # In a chain a training may start from one of a later stage: it is of a later turn.
+        turns[task] = max(
+            (turns[n] + (_stage(n) > _stage(task)) for n in task.needs if isinstance(n, Task)),
+            default=0,
+        )
         # A corpus may wait for another corpus: such tasks are of one kind but not of one array.
         needs = [n for n in task.needs if isinstance(n, Task) and n.kind == task.kind]
         depth[task] = max((depth[need] for need in needs), default=-1) + 1
-        buckets[task.kind, depth[task], resources(task.cells[0].stage)].append(task)
+        key = turns[task], task.kind, depth[task], resources(task.cells[0].stage)
+        buckets[key].append(task)
     arrays: list[Array] = []
-    for (kind, _, requested), bucket in buckets.items():
-        for key, group in _groups(bucket, merge, largest).items():
-            arrays += _split(kind, requested, key.parent, group, largest)
+    for (_, kind, _, requested), bucket in sorted(buckets.items(), key=lambda item: item[0][0]):
+        for group_key, group in _groups(bucket, merge, largest).items():
+            arrays += _split(kind, requested, group_key.parent, group, largest)
     return arrays
+
+
+def _stage(task: Task) -> int:
+    return STAGES.index(task.cells[0].stage)
 
 
 def _groups(bucket: list[Task], merge: bool, largest: int) -> Groups:

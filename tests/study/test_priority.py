@@ -93,6 +93,19 @@ def test_seeds_come_by_looks() -> None:
     assert rounds == {3: 0, 1: 0, 2: 0, 0: 1}
 
 
+@pytest.mark.parametrize("order", [True, False])
+def test_arrays_of_a_chain_are_sent_after_those_they_wait_for(order: bool) -> None:
+    last = expand.analysis(load_study(ROOT / "tests/small/chain.yaml"))
+    cells = expand.in_order(last)
+    given = ranks(last) if order else None
+    todo = array_plan.tasks(cells, PLAIN.resources, lambda cell: False, {}, given)
+    sent: set[int] = set()
+    for array in array_plan.plan(todo, PLAIN.resources, 1000):
+        assert all(id(need) in sent for task in array.tasks for need in task.needs), array.kind
+        sent |= {id(task) for task in array.tasks}
+    assert len(sent) == len(todo)
+
+
 def test_submit_sends_the_primary_contrast_first_and_orders_the_tasks_of_arrays() -> None:
     last = expand.analysis(load_study(TINY))
     cells = expand.in_order(last)
