@@ -203,9 +203,9 @@ exit $status
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=4
-#SBATCH --dependency=aftercorr:105
+#SBATCH --dependency=afterok:101
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=tiny-sft-base-urban-s0-d200+2
+#SBATCH --job-name=tiny-sft-base-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=2
@@ -272,7 +272,7 @@ exit $status
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency=aftercorr:108
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=tiny-evaluate-base-urban-s0-d200+2
+#SBATCH --job-name=tiny-evaluate-base-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1
@@ -339,7 +339,7 @@ exit $status
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency=aftercorr:114
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%A_%a_0_log.err
-#SBATCH --job-name=tiny-judge-ahb-base-urban-s0-d200+2
+#SBATCH --job-name=tiny-judge-ahb-base-s0-d200+2
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --mem=8192M
 #SBATCH --nodes=1
@@ -403,7 +403,7 @@ exit $status
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
 #SBATCH --comment=tiny-GROUP
 #SBATCH --cpus-per-task=2
-#SBATCH --dependency=afterok:115:116:117:118:119:120
+#SBATCH --dependency=afterok:119:120:115:117:116:118
 #SBATCH --error=/shared/runs/tiny/slurm/jobs/%j_0_log.err
 #SBATCH --job-name=tiny-analysis-tiny
 #SBATCH --kill-on-invalid-dep=yes
