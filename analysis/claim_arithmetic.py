@@ -7,10 +7,8 @@ from typing import Any
 
 from scipy import stats
 
-from analysis.claims_file import CLAIMS_PATH
 from analysis.estimates import ALPHA
 from analysis.rows import Row
-from core.yaml_text import from_yaml
 
 
 @dataclass(frozen=True)
@@ -23,24 +21,16 @@ class Check:
     agrees: bool | None
 
 
-def published() -> dict[str, Any]:
-    """The file of claims: `paper`, `claims`, `counts`, `either`, `without_row`.
-
-    Numbers are as printed.
-    """
-    content: dict[str, Any] = from_yaml(CLAIMS_PATH.read_text(encoding="utf-8"))
-    return content
-
-
-def arithmetic() -> list[Row]:
+def arithmetic(source: dict[str, Any]) -> list[Row]:
     """The published figures recomputed: `id`, `what`, `published`, `recomputed` (text), `agrees`.
+
+    `source`: a file of claims (analysis.claims_file).
 
     A printed number stands for all that round to it. n scores between 0 and 1 of mean m vary most
     if each is 0 or 1, by n m (1 - m) / (n - 1) (Bhatia and Davis, Am. Math. Mon. 107, 2000). This
     gives the largest standard error, smallest t and largest p of any test that takes answers as
     independent.
     """
-    source = published()
     rows = []
     printed_tests = [claim["published"] | {"id": claim["id"]} for claim in source["claims"]]
     for printed in [*printed_tests, *source["either"]]:

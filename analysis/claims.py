@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.claim_arithmetic import published, published_difference
+from analysis.claim_arithmetic import published_difference
 from analysis.claim_size import SIZE_KEYS, size_row
 from analysis.described_claims import described_value, is_described, quantity
 from analysis.estimates import ALPHA, adjusted
@@ -41,16 +41,14 @@ class Match:
     contrast: Row | None = None
 
 
-def claim_rows(
-    results: Results, roles: Mapping[str, Any], claims: Sequence[Row] | None = None
-) -> list[Row]:
+def claim_rows(results: Results, roles: Mapping[str, Any], claims: Sequence[Row]) -> list[Row]:
     """One row per claim: the published numbers, this study's, the verdict on the claim, and why.
 
     Args:
         results: results.json.
         roles: the role names of `claims` -> the study's own: arms, benchmarks and corpora by name,
             doses in rows of SFT, equivalence margins in score units (0..1).
-        claims: None: those of the paper (analysis.claims_file).
+        claims: of a file of claims (analysis.claims_file).
 
     Returns:
         Rows with the claim's fields, `published` as text; the study's names of the `ROLES`;
@@ -74,7 +72,7 @@ def claim_rows(
         _described_match(claim, results, roles)
         if is_described(claim)
         else _score_match(claim, results, roles)
-        for claim in claims or published()["claims"]
+        for claim in claims
     ]
     rows = [match.row for match in matches]
     unchanged = [row for row in rows if row["direction"] == "none" and row["margin"] is not None]

@@ -1,6 +1,15 @@
-"""Which file of claims is read: that of one version of the paper."""
+"""Files of claims: what a version of a paper prints."""
 
-from core.paths import ROOT
+from pathlib import Path
+from typing import Any
 
-CLAIMS = "analysis/claims/2604.13076v3.yaml"  # relative to the checkout
-CLAIMS_PATH = ROOT / CLAIMS
+from core.yaml_text import from_yaml
+
+CLAIMS = "analysis/claims/2604.13076v3.yaml"  # those that are read by default, in the checkout
+LISTS = ("claims", "counts", "either", "without_row")
+
+
+def read_claims(path: Path) -> dict[str, Any]:
+    """A file of claims: `paper` and the LISTS, which may be empty. Numbers are as printed."""
+    content: dict[str, Any] = from_yaml(path.read_text(encoding="utf-8"))
+    return {name: [] for name in LISTS} | content

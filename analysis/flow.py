@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.exclusion import excluded_ids
 from analysis.rows import Row
 from analysis.settings import AnalysisSettings
 from analysis.table import OVERALL, primary_judge_rows
@@ -62,7 +63,8 @@ def _count_answers(
 ) -> None:
     overall = primary_judge_rows(table[table["dimension"] == OVERALL], settings.other_judges)
     excluded = pd.Series(False, index=overall.index)
-    for benchmark, ids in settings.excluded.items():
+    for benchmark, patterns in settings.excluded.items():
+        ids = excluded_ids(overall["question"].unique(), patterns)
         excluded |= (overall["benchmark"] == benchmark) & overall["question"].isin(ids)
     flags = overall[[*ARM]].assign(excluded=excluded, graded=overall["score"].notna())
     key: Any

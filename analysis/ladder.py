@@ -12,7 +12,10 @@ NOT_RUN = "not run"
 
 
 def ladder_rows(
-    results: Results, roles: Mapping[str, Any], further: Sequence[Mapping[str, Any]]
+    results: Results,
+    roles: Mapping[str, Any],
+    further: Sequence[Mapping[str, Any]],
+    claims: Sequence[Row],
 ) -> list[Row]:
     """One row for each claim that this study can answer on some rung.
 
@@ -20,6 +23,7 @@ def ladder_rows(
         results: With `rungs`, and what `claim_rows` reads.
         roles: `claim_roles` of the study.
         further: Of each further rung, the roles that other arms have there.
+        claims: Of a file of claims.
 
     Returns:
         Rows with `id`, `statement`, `published`, and under each of `RUNGS` None or the entries
@@ -27,7 +31,7 @@ def ladder_rows(
     """
     rows: dict[str, Row] = {}
     for mapping in ({}, *further):
-        for claim in claim_rows(results, {**roles, **mapping}):
+        for claim in claim_rows(results, {**roles, **mapping}, claims):
             row = select(claim, ("id", "statement", "published"))
             row = rows.setdefault(claim["id"], row | dict.fromkeys(RUNGS))
             if claim["verdict"] == NOT_RUN or claim["benchmark"] is None:

@@ -114,7 +114,7 @@ def benchmark_row(benchmark: Benchmark, table: pd.DataFrame) -> Row:
 def exclusion_notes(benchmarks: Mapping[str, Benchmark]) -> list[str]:
     """A line per benchmark some of whose questions the study file excludes."""
     return [
-        f"{name}: the study file leaves out {len(ids)} questions: {', '.join(ids)}"
+        f"{name}: the study file leaves out the questions {', '.join(ids)}"
         for name, ids in ((name, benchmark.exclude) for name, benchmark in benchmarks.items())
         if ids
     ]

@@ -11,8 +11,8 @@ import pandas as pd
 from analysis import figures, looks
 from analysis.answers import answer_notes, malformed_rows, training_notes
 from analysis.claim_arithmetic import arithmetic
-from analysis.claim_arithmetic import published as published_claims
 from analysis.claims import claim_rows
+from analysis.claims_file import CLAIMS, read_claims
 from analysis.corpora import corpora, sentence_embeddings, training_texts
 from analysis.corpus_map import DocumentMap, document_map
 from analysis.declaration import (
@@ -52,6 +52,7 @@ from analysis.tables import TABLES
 from core.cell.context import StageContext
 from core.cell.lookup import input_folder
 from core.errors import UserError
+from core.paths import resolve
 
 DOCUMENT_MAP = "figures/corpora.json"  # the data of the figure, without the texts
 
@@ -137,15 +138,16 @@ def _add_further_results(
         results["examples"] = examples(settings.score_files, contrasts, inputs)
     results["corpora"] = to_jsonable(corpora(inputs, settings.writers))
     results["judges"] = to_jsonable(judge_rows(table, settings))
-    ladder = ladder_rows(results, settings.claim_roles, settings.ladder) if settings.rungs else []
+    source = read_claims(resolve(resources.get("files", {}).get("claims", CLAIMS)))
+    roles, claims = settings.claim_roles, source["claims"]
+    ladder = ladder_rows(results, roles, settings.ladder, claims) if settings.rungs else []
     results["ladder"] = to_jsonable(ladder)
     results["prompts"] = prompt_rows(results, settings.prompts)
-    claims = claim_rows(results, settings.claim_roles) if settings.claim_roles else []
-    results["claims"] = to_jsonable(claims)
-    results["arithmetic"] = to_jsonable(arithmetic()) if claims else []
-    source = published_claims()
-    results["claims_of"] = source["paper"] if claims else None
-    results["claims_without_row"] = source["without_row"] if claims else []
+    answered = claim_rows(results, roles, claims) if roles else []
+    results["claims"] = to_jsonable(answered)
+    results["arithmetic"] = to_jsonable(arithmetic(source)) if answered else []
+    results["claims_of"] = source["paper"] if answered else None
+    results["claims_without_row"] = source["without_row"] if answered else []
     results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)
     results["robustness"] = to_jsonable(robustness)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.exclusion import excluded_ids
 from analysis.settings import ScoreFile
 from core.errors import Problem, UserError
 
@@ -134,19 +135,20 @@ def primary_judge_rows(
 
 
 def drop_excluded(table: pd.DataFrame, excluded: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Remove the questions (by id) that a study leaves out of a benchmark.
+    """Remove the questions that a study leaves out of a benchmark (`excluded_ids`).
 
-    Raises UserError for ids that the table does not hold.
+    Raises UserError for ids and patterns of which the table has no question.
     """
     problems = []
-    for benchmark, ids in excluded.items():
+    for benchmark, patterns in excluded.items():
         of_benchmark = table["benchmark"] == benchmark
         questions = set(table.loc[of_benchmark, "question"])
         problems += [
-            Problem(f"{benchmark}: exclude", f"no question {question}")
-            for question in ids
-            if question not in questions
+            Problem(f"{benchmark}: exclude", f"no question {pattern}")
+            for pattern in patterns
+            if not excluded_ids(questions, [pattern])
         ]
+        ids = excluded_ids(questions, patterns)
         table = table[~(of_benchmark & table["question"].isin(ids))]
     if problems:
         raise UserError.of(problems)

@@ -18,15 +18,22 @@ def git(checkout: Path, *words: str) -> str | None:
     None where git is missing or fails, or where the repository is another's: a folder above holds
     it, and it has no file of the checkout.
     """
+    output = git_bytes(checkout, *words)
+    return None if output is None else output.decode(errors="surrogateescape")
+
+
+def git_bytes(checkout: Path, *words: str) -> bytes | None:
+    """As `git`, for output that is no text."""
     top = _output(checkout, "rev-parse", "--show-toplevel")
     if top is None:
         return None
-    if Path(top.strip()) != checkout.resolve() and not _output(checkout, "ls-files", "--", "."):
+    is_top = Path(os.fsdecode(top.strip())) == checkout.resolve()
+    if not is_top and not _output(checkout, "ls-files", "--", "."):
         return None
     return _output(checkout, *words)
 
 
-def _output(checkout: Path, *words: str) -> str | None:
+def _output(checkout: Path, *words: str) -> bytes | None:
     # Dotfile managers set GIT_DIR, hooks GIT_INDEX_FILE.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
     command = ["git", "-C", str(checkout), *_SETTINGS, *words]
@@ -36,8 +43,6 @@ def _output(checkout: Path, *words: str) -> str | None:
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
             check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -220,7 +220,8 @@ def rows_at_once(recipe: Training, ranks: int) -> int:
 def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict[str, float]:
     """GB on one of `ranks` GPUs, `within` of them on a node.
 
-    state: weights, gradients and the optimizer's moments, a shard of each (exact).
+    state: weights, gradients and the optimizer's moments, a shard of each (exact). Of all weights
+        also the start's, for l2_to_start and for kl_to_start.
     gathered: what FSDP2 holds unsharded at the worst moment: the root and two layers (on one GPU
         all layers, kept between the micro-batches of a step), and the gradients of the root and of
         one layer where they are trained, in the dtype of the products; with gradient_sync: step
@@ -240,7 +241,8 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
     weight_bytes = 2 if recipe.dtype == "bf16" else 4
     moment_bytes = 2 if recipe.optimizer == "adamw_8bit" else 2 * weight_bytes
     trained_bytes = trained(model, recipe) * (weight_bytes + moment_bytes)
-    state = (counts.total * weight_bytes + trained_bytes) / shards
+    copies_of_start = 0 if recipe.lora else bool(recipe.l2_to_start) + bool(recipe.kl_to_start)
+    state = ((1 + copies_of_start) * counts.total * weight_bytes + trained_bytes) / shards
 
     product_bytes = 4 if recipe.dtype == "fp32" else 2
     tokens = rows_at_once(recipe, ranks) * recipe.seq_len
@@ -256,14 +258,16 @@ def memory(model: ModelShape, recipe: Training, ranks: int, within: int) -> dict
         activations = layers * tokens * widths * product_bytes + layer
     else:
         activations = layers * layer
-    activations += 2 * 4 * min(tokens, CHUNK) * model.vocab_size
+    chunks = 4 if recipe.kl_to_start else 2  # the start's logits and predictions too
+    activations += chunks * 4 * min(tokens, CHUNK) * model.vocab_size
 
     gathered = 0
     if ranks > 1 or recipe.dtype == "mixed":  # FSDP2 holds the model
         gradients = 0 if recipe.lora else counts.root + counts.layer
         root_sums = 0 if recipe.lora else counts.root * (2 * product_bytes + 4)
         copies = counts.root + 2 * counts.layer if ranks > 1 else counts.total
-        gathered = max((copies + gradients) * product_bytes, root_sums - activations)
+        start_copies = copies if recipe.kl_to_start and not recipe.lora else 0
+        gathered = max((copies + start_copies + gradients) * product_bytes, root_sums - activations)
         if recipe.gradient_sync == "step" and ranks > 1:
             gathered += 4 * trained(model, recipe)  # unsharded, in fp32
     gb = {"state": state / 1e9, "gathered": gathered / 1e9, "activations": activations / 1e9}
@@ -296,8 +300,13 @@ def host_memory(
 
 
 def flops_per_token(model: ModelShape, recipe: Training) -> float:
-    """Floating-point operations of training on one token, counted as by recipes.model."""
+    """Floating-point operations of training on one token, counted as by recipes.model.
+
+    With kl_to_start the forward pass of the start model is among them.
+    """
     forward = forward_flops_per_token(model, recipe)
+    if recipe.kl_to_start:
+        return forward + flops_per_token(model, replace(recipe, kl_to_start=None))
     if recipe.lora:  # no gradient of the frozen weights themselves
         attention = _attention_flops(model, recipe)
         return 2 * (forward - attention) + 2 * trained(model, recipe) + 3 * attention

@@ -28,6 +28,8 @@ MULTIPLE = 8
 # Rules for rows of instruction data that can't be used. They are part of an identity only where
 # they differ from the default: data without such rows keeps its cells.
 ROW_RULES = ("malformed", "empty", "special_tokens", "too_long", "max_dropped")
+# What holds a training near its start. Also part of an identity only where it is given.
+PRESERVATION = ("l2_to_start", "kl_to_start")
 # Fields that a user may change while a training is half done: it continues in the same folder. They
 # change no result beyond rounding, and are not part of a cell's identity.
 RUNTIME_KEYS = (
@@ -112,6 +114,15 @@ class Training:
 
     lora: Lora | None = None
     """Adapters to train. None: full fine-tuning."""
+
+    l2_to_start: Annotated[float, Field(gt=0)] | None = None
+    """Half of this factor times the squared distance from the start model's weights is added to the
+    loss. Of LoRA: of the product of the adapters, which begins at 0."""
+
+    kl_to_start: Annotated[float, Field(gt=0)] | None = None
+    """This factor times the KL divergence of the start model's predictions from the trained model's
+    is added to the loss: the mean over the trained tokens, in nats. All weights: the start model is
+    held beside the trained one. LoRA: it is the same weights without their adapters."""
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """SFT: share of the rows that is not trained on. (Of documents, the corpus says it.)"""
@@ -295,6 +306,9 @@ def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if recipe["lora"] and not recipe["lora"]["train_special_tokens"]:
         lora = recipe["lora"].items()  # a cell without it stays as it was
         settings["lora"] = {key: value for key, value in lora if key != "train_special_tokens"}
+    for key in PRESERVATION:
+        if recipe[key] is None:
+            del settings[key]
     for key in ROW_RULES:
         if recipe["tokens_per_step"] or recipe[key] == getattr(Training, key):
             del settings[key]

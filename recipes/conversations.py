@@ -20,7 +20,7 @@ from core.row_formats import data_file, row_location
 Messages = list[dict[str, Any]]
 RULES = ("malformed", "empty", "special_tokens", "too_long")
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
-FORMS = "give `messages`, `instruction` and `output`, or `prompt` and `response`"
+FORMS = "give `messages`, `instruction` and `output` or `response`, or `prompt` and `response`"
 # What Alpaca's rows without an input hold as `input`, besides nothing.
 NO_INPUT = re.compile(r"\s*(<\s*no\s*input\s*>|no\s?input\.?)\s*", re.IGNORECASE)
 NO_OUTPUT = re.compile(r"\s*<\s*no\s*output\s*>\s*", re.IGNORECASE)
@@ -76,16 +76,18 @@ def parse_messages(row: dict[str, Any]) -> Messages:
     """A row's messages.
 
     It has `messages` (with `weight` 0 or 1 as in OpenAI's format), Alpaca's `instruction`, `input`
-    and `output`, or HelpSteer's `prompt` and `response`. Of the answers within HelpSteer's prompt
-    none is trained on: only the response was chosen.
+    and `output`, Dolly's `instruction`, `context` and `response` (Magicoder's without `context`),
+    or HelpSteer's `prompt` and `response`. Of the answers within HelpSteer's prompt none is trained
+    on: only the response was chosen.
     """
     if "messages" in row:
         messages = row["messages"]
-    elif "instruction" in row and "output" in row:
-        texts = [_text(row, "instruction"), _text(row, "input", optional=True)]
+    elif "instruction" in row and ("output" in row or "response" in row):
+        context, output = ("input", "output") if "output" in row else ("context", "response")
+        texts = [_text(row, "instruction"), _text(row, context, optional=True)]
         if NO_INPUT.fullmatch(texts[1]):
             texts.pop()
-        answer = _text(row, "output")
+        answer = _text(row, output)
         prompt = "\n\n".join(filter(None, texts))
         messages = _exchange(prompt, "" if NO_OUTPUT.fullmatch(answer) else answer)
     elif "prompt" in row and "response" in row:

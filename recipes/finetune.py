@@ -36,10 +36,11 @@ from recipes.distributed import (
     sync_with_rank0,
 )
 from recipes.held_out import EvalHistory, held_out_loss
-from recipes.loss import chunked_cross_entropy, skip_output_layer
+from recipes.loss import chunked_loss, skip_output_layer
 from recipes.metrics import StepResult
 from recipes.model import reshard, shard_index, sync_gradients
 from recipes.preemption import SignalGuard, guard_signals
+from recipes.preservation import Preservation
 from recipes.rows import Rows
 from recipes.schedule import batch_indices, learning_rate, num_steps
 
@@ -85,7 +86,7 @@ def run(context: StageContext) -> dict[str, int | float]:
                 shutil.rmtree(context.folder / scratch, ignore_errors=True)
     if ranks.rank:
         return {}
-    return {**counts(context, rows), "ranks": ranks.world_size}
+    return {**metrics.counts(context.folder, len(rows)), "ranks": ranks.world_size}
 
 
 def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
@@ -146,6 +147,7 @@ class Trainer:
     step: int
     """Optimizer steps done."""
     history: EvalHistory
+    preservation: Preservation
 
     def __init__(
         self,
@@ -204,12 +206,14 @@ class Trainer:
         """Whether the state after `step` could be restored; that of step 0 always can."""
         model = load_start()
         adamw = optimizer.build_optimizer(model, self.recipe)
+        preservation = Preservation(self.recipe, model, load_start)
         if step:
             folder = self.context.folder / "steps"
             if reason := step_checkpoint.load(folder, step, model, adamw, self.ranks):
                 self.context.warn(f"{folder}/{step} can't be read and is skipped: {reason}")
                 return False
         self.model = model
+        self.preservation = preservation
         self.optimizer = adamw
         self.step = step
         return True
@@ -300,15 +304,19 @@ class Trainer:
         torch.manual_seed(derive_seed(self.context.identity, "torch", step, self.ranks.rank))
         started = self.speed.begin_step()
         optimizer.set_lr(self.optimizer, learning_rate(step, self.total_steps, self.recipe))
-        total_loss = torch.zeros((), device=self.ranks.device)
+        total_loss, total_kl = torch.zeros(2, device=self.ranks.device).unbind()
         for number, batch in enumerate(given.batches, 1):
             is_last = number == len(given.batches)
             sync_gradients(self.model, self.recipe, self.ranks, is_last)
-            nats = chunked_cross_entropy(self.model, to_device(batch, self.ranks))
+            inputs = to_device(batch, self.ranks)
+            reference = self.preservation.reference(self.model, inputs)
+            nats, kl = chunked_loss(self.model, inputs, reference)
             loss = nats / max(given.num_trained, 1)  # 0 of rows without a trained token
             (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
             total_loss += loss.detach().float()
+            total_kl += kl / max(given.num_trained, 1)
         reshard(self.model)
+        self.preservation.end_step(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
         # For stochastic rounding: replicas of a shard on several nodes must be rounded alike, or
         # they drift apart.
@@ -319,7 +327,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # Filled on the GPU: a copy from the host would wait for it.
         counts = [torch.full_like(total_loss, count) for count in given.sizes()]
-        sums = self.ranks.sum(torch.stack([total_loss, *counts]))
+        sums = self.ranks.sum(torch.stack([total_loss, total_kl, *counts]))
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         lr = float(self.optimizer.param_groups[0]["lr"])
         return StepResult.of(given, started, lr, torch.cat([sums, whole_norm.float().view(1)]))
@@ -335,8 +343,10 @@ class Trainer:
             return
         result = self.unread
         self.unread = None
-        loss, tokens, positions, norm = result.read()
+        loss, kl, tokens, positions, norm = result.read()
         line = {"step": result.step, "loss": loss, "lr": result.lr, "grad_norm": norm}
+        if factor := self.recipe.kl_to_start:
+            line |= {"loss": loss - factor * kl, "kl": kl}
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.saver.finish()
             raise self._diverged(line, result.indices)
@@ -418,26 +428,3 @@ class Trainer:
             self.context.log(f"ends with the weights after step {best}: the lowest held-out loss")
             (folder / f"best/{best}").rename(folder / "model")
         self.ranks.barrier()
-
-
-def counts(context: StageContext, rows: Rows) -> dict[str, int | float]:
-    """What the manifest of a finished training states: steps, rows, tokens, losses, throughput."""
-    lines = metrics.read(context.folder / "metrics.jsonl")
-    speed = metrics.read(context.folder / "speed.jsonl")
-    evaluations = metrics.read(context.folder / "held_out.jsonl")
-    tokens = sum(line["tokens"] for line in speed)
-    positions = sum(line["positions"] for line in speed)
-    rates = sorted(line["tokens_per_second"] for line in speed)
-    numbers: dict[str, int | float] = {
-        "steps": len(lines),
-        "rows": len(rows),
-        "tokens": tokens,
-        "padding": round(1 - tokens / positions, 4),
-        "first_loss": round(lines[0]["loss"], 6),
-        "last_loss": round(lines[-1]["loss"], 6),
-        "tokens_per_second": round(rates[len(rates) // 2], 1),
-    }
-    if evaluations:
-        numbers["eval_seconds"] = round(sum(line.get("eval_seconds", 0) for line in speed), 3)
-        numbers["best_held_out_loss"] = round(min(line["loss"] for line in evaluations), 6)
-    return numbers

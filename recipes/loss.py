@@ -1,5 +1,6 @@
 """Cross-entropy that never holds the logits of a whole batch."""
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,27 @@ def skip_output_layer(model: TransformerDecoder) -> None:
     model.unembed = model.norm.forward
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What another model makes of a batch, without gradients (`recipes.preservation`)."""
+
+    hidden: torch.Tensor
+    """Its normalised hidden states [b, s, d]."""
+    weight: torch.Tensor
+    """Its output layer's weight [v, d]."""
+    factor: float
+    """Of the KL divergence in the loss."""
+
+
+def output_weight(model: TransformerDecoder) -> torch.Tensor:
+    """The output layer's weight [v, d], tied or not.
+
+    With FSDP2 it is unsharded after a forward pass, because the root keeps its own parameters until
+    the backward pass.
+    """
+    return with_rows(model.tok_embeddings if hasattr(model.output, "tied_module") else model.output)
+
+
 def chunked_cross_entropy(
     model: TransformerDecoder, batch: dict[str, torch.Tensor]
 ) -> torch.Tensor:
@@ -35,17 +57,25 @@ def chunked_cross_entropy(
     The output layer is applied here, to CHUNK tokens at a time, and its gradients are computed
     with the loss. Where no token is trained the loss is 0 and its gradients are 0.
     """
+    return chunked_loss(model, batch)[0]
+
+
+def chunked_loss(
+    model: TransformerDecoder, batch: dict[str, torch.Tensor], reference: Reference | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `chunked_cross_entropy`, with a reference plus its factor times the KL divergence.
+
+    Returns the sum of both over the trained tokens, and the KL divergence alone (no gradient): of
+    each token sum(q log(q / p)), q the reference's predictions, p the model's.
+    """
     hidden = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
     hidden = hidden.flatten(0, 1)
-    # Tied or not. With FSDP2 the weight is unsharded here, because the root keeps its own
-    # parameters until the backward pass.
-    layer = model.tok_embeddings if hasattr(model.output, "tied_module") else model.output
-    weight = with_rows(layer)
+    weight = output_weight(model)
     needs_grad = [torch.is_grad_enabled() and t.requires_grad for t in (hidden, weight)]
-    nats: torch.Tensor = ChunkedLinearCrossEntropy.apply(
-        hidden, weight, batch["labels"].flatten(), *needs_grad
+    summed: tuple[torch.Tensor, torch.Tensor] = ChunkedLinearCrossEntropy.apply(
+        hidden, weight, batch["labels"].flatten(), *needs_grad, reference
     )
-    return nats
+    return summed
 
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -59,9 +89,11 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         hidden_needs_grad: bool,
         weight_needs_grad: bool,
-    ) -> torch.Tensor:
-        """hidden [n, d], weight [v, d], labels [n] -> the summed loss, a scalar."""
+        reference: Reference | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [n, d], weight [v, d], labels [n] -> the summed loss and KL, scalars."""
         total = torch.zeros((), device=hidden.device)
+        total_kl = torch.zeros((), device=hidden.device)
         ctx.hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
         ctx.weight_grad = torch.zeros_like(weight) if weight_needs_grad else None
         # Eager, each operation is a pass over the logits; compiled, they share a few passes.
@@ -72,14 +104,23 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
             logits = _logits(hidden[chunk], weight)
             nats, logits_grad = loss_and_grad(logits, labels[chunk], hidden.dtype, fused)
             total += nats
+            if reference:
+                theirs = _logits(reference.hidden.flatten(0, 1)[chunk], reference.weight)
+                kl, kl_grad = kl_of(logits, theirs, labels[chunk])
+                total += reference.factor * kl
+                total_kl += kl
+                logits_grad += (reference.factor * kl_grad).to(logits_grad.dtype)
             if hidden_needs_grad:
                 torch.mm(logits_grad, weight, out=ctx.hidden_grad[chunk])
             if weight_needs_grad:
                 ctx.weight_grad.addmm_(logits_grad.T, hidden[chunk])
-        return total
+        ctx.mark_non_differentiable(total_kl)
+        return total, total_kl
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_output: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         """The gradients that `forward` computed, scaled."""
         grads = [
             None if grad is None else grad.mul_(grad_output)
@@ -87,7 +128,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         ]
         ctx.hidden_grad = None
         ctx.weight_grad = None
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -115,3 +156,18 @@ def cross_entropy_and_grad(
         is_label = torch.arange(logits.shape[1], device=logits.device) == label
         return nats.sum(), torch.where(is_label, at_label, grad)
     return nats.sum(), grad.scatter_(1, label, at_label)
+
+
+def kl_of(
+    logits: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The KL divergence of fp32 logits [n, v] from a reference's, summed over the trained tokens.
+
+    Returns it (nats) and its gradient, which is the difference of the predictions, in fp32.
+    """
+    trained = (labels != IGNORE)[:, None]
+    log_probs = logits.log_softmax(1)
+    reference_log_probs = reference.log_softmax(1)
+    reference_probs = reference_log_probs.exp()
+    nats = reference_probs * (reference_log_probs - log_probs) * trained
+    return nats.sum(), (log_probs.exp() - reference_probs) * trained

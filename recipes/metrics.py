@@ -1,6 +1,7 @@
 """What a training records while it runs.
 
-metrics.jsonl    a line for each optimizer step: loss (nats a token), lr, grad_norm; the same in
+metrics.jsonl    a line for each optimizer step: loss (nats a token), lr, grad_norm, with
+                 kl_to_start also kl (nats a token, which the loss does not count); the same in
                  every run of the training
 held_out.jsonl   a line for each evaluation of the held-out loss
 speed.jsonl      a line for each optimizer step: tokens, positions (padding included), seconds,
@@ -50,6 +51,29 @@ def truncate(folder: Path, step: int) -> None:
         write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def counts(folder: Path, rows: int) -> dict[str, int | float]:
+    """What the manifest of a finished training states: steps, rows, tokens, losses, throughput."""
+    lines = read(folder / "metrics.jsonl")
+    speed = read(folder / "speed.jsonl")
+    evaluations = read(folder / "held_out.jsonl")
+    tokens = sum(line["tokens"] for line in speed)
+    positions = sum(line["positions"] for line in speed)
+    rates = sorted(line["tokens_per_second"] for line in speed)
+    numbers: dict[str, int | float] = {
+        "steps": len(lines),
+        "rows": rows,
+        "tokens": tokens,
+        "padding": round(1 - tokens / positions, 4),
+        "first_loss": round(lines[0]["loss"], 6),
+        "last_loss": round(lines[-1]["loss"], 6),
+        "tokens_per_second": round(rates[len(rates) // 2], 1),
+    }
+    if evaluations:
+        numbers["eval_seconds"] = round(sum(line.get("eval_seconds", 0) for line in speed), 3)
+        numbers["best_held_out_loss"] = round(min(line["loss"] for line in evaluations), 6)
+    return numbers
+
+
 class Metrics:
     """The open FILES of a training that resumes after `step`. Only rank 0 writes."""
 
@@ -95,7 +119,7 @@ class StepResult:
     """When the step began, by time.monotonic."""
     lr: float
     numbers: torch.Tensor
-    """Loss, tokens, positions and gradient norm, in the host's memory."""
+    """Loss, KL to the start, tokens, positions and gradient norm, in the host's memory."""
     computed: torch.cuda.Event | None
     """Recorded once they are there."""
 

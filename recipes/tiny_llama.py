@@ -29,7 +29,8 @@ from core.model_folder.check import check_start_model
 from core.model_folder.tokenizer import link_with_tokenizer
 from core.recipe import TinyLlama
 from recipes import checkpoint, model
-from recipes.finetune import Trainer, check_size, counts
+from recipes.finetune import Trainer, check_size
+from recipes.metrics import counts
 from recipes.preemption import guard_signals
 from recipes.tokenization import pack_documents
 
@@ -95,7 +96,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     for scratch in ("steps", "rows"):
         shutil.rmtree(context.folder / scratch, ignore_errors=True)
     num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    return {**counts(context, rows), "parameters": num_parameters}
+    return {**counts(context.folder, len(rows)), "parameters": num_parameters}
 
 
 def _link(context: StageContext, files: dict[str, Path]) -> dict[str, int | float]:

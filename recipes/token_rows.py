@@ -16,9 +16,12 @@ class RowEmbedding(nn.Embedding):
 
     row_ids: torch.Tensor
     lora_rows: nn.Parameter
+    disabled: bool  # as in torchtune's adapters (`disable_adapter`)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [b, s, d] of token ids [b, s]."""
+        if self.disabled:
+            return super().forward(tokens)
         is_row = (tokens[..., None] == self.row_ids).to(self.lora_rows.dtype)
         return super().forward(tokens) + is_row @ self.lora_rows
 
@@ -35,6 +38,7 @@ def add_token_rows(model: TransformerDecoder, token_ids: list[int]) -> None:
         layer.register_parameter(ROWS, nn.Parameter(torch.zeros(len(token_ids), width)))
         layer.register_buffer("row_ids", torch.tensor(token_ids), persistent=False)
         layer.adapter_params = lambda: [ROWS]
+        layer.disabled = False
 
 
 def fill_row_ids(model: TransformerDecoder, token_ids: list[int]) -> None:
@@ -47,6 +51,6 @@ def fill_row_ids(model: TransformerDecoder, token_ids: list[int]) -> None:
 def with_rows(layer: nn.Module) -> torch.Tensor:
     """The weight [v, d] of an embedding or output layer, its trained rows added."""
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-    if hasattr(layer, ROWS):
+    if hasattr(layer, ROWS) and not layer.disabled:
         return weight.index_add(0, layer.row_ids, layer.lora_rows.to(weight.dtype))  # type: ignore[arg-type]
     return weight

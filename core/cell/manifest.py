@@ -13,6 +13,7 @@ from typing import Any
 
 from core import numeric_environment
 from core.cell.external_files import check_unchanged
+from core.cell.hardware import hardware
 from core.cell.hash_cache import LARGE, remembered_sha256
 from core.cell.identity import relative_path
 from core.cell.lookup import input_folder
@@ -196,6 +197,7 @@ def write_manifest(
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "code": code_version(),
         "environment": numeric_environment.AT_START,
+        "hardware": hardware(),
         "packages": {name: number for name in PACKAGES if (number := installed(name))}
         | {"python": platform.python_version()},
     }

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from analysis.exclusion import excluded_ids
 from analysis.looks import levels
 from analysis.planned_test import Kind
 from analysis.power import PlannedContrast
@@ -116,9 +117,10 @@ def _scenario_sizes(name: str, bench: Benchmark) -> tuple[tuple[int, ...], bool]
     settings = {"scorer": declared["scorer"], "rows": declared["rows"]}
     resources = {"files": {"questions": str(path)}}
     _, question_set = load_questions(StageContext(Path(), name, settings, resources, {}))
+    excluded = excluded_ids(question_set.scenarios, bench.exclude)
     counts = Counter(
         scenario
         for question, scenario in question_set.scenarios.items()
-        if question not in bench.exclude
+        if question not in excluded
     )
     return tuple(counts.values()), True

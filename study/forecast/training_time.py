@@ -78,7 +78,7 @@ def step_seconds(
     passes = -(-rows // (recipe.micro_batch_size or rows))
     reductions = 1 if recipe.gradient_sync == "step" else passes
     communication = (
-        2 * passes * _gather_seconds(model, recipe, layout)
+        _gathers(recipe) * passes * _gather_seconds(model, recipe, layout)
         + reductions * _shard_gradients_seconds(model, recipe, layout)
         + _replica_gradients_seconds(model, recipe, layout)
     )
@@ -110,7 +110,7 @@ def gathered_bytes(
     passes = -(-rows // (recipe.micro_batch_size or rows))
     reductions = 1 if recipe.gradient_sync == "step" else passes
     shards = _shards(recipe, layout)
-    weights = 2 * passes * parameters(model).total * _product_bytes(recipe)
+    weights = _gathers(recipe) * passes * parameters(model).total * _product_bytes(recipe)
     return (weights + 4 * reductions * trained(model, recipe)) * (shards - 1) / shards
 
 
@@ -128,6 +128,11 @@ def _rows(
         rows = min(rows, -(-fewest // layout.ranks) * layout.ranks)
     of_rank = -(-rows // layout.ranks)
     return of_rank, of_rank / rows
+
+
+def _gathers(recipe: Training) -> int:
+    """How often a micro-batch gathers weights: forward, backward, and the start model's forward."""
+    return 3 if recipe.kl_to_start else 2
 
 
 def _gather_seconds(model: ModelShape, recipe: Training, layout: Layout) -> float:

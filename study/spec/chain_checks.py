@@ -5,6 +5,7 @@ The file is checked as it was read (study.spec.checks).
 
 from typing import Any
 
+from core.recipe import PRESERVATION
 from core.strict_yaml import KeyPath
 from study.spec.chains import SHORT_FORM
 from study.spec.checks import Mapping, Mistake, Mistakes, as_list, check_reference, mapping
@@ -14,7 +15,7 @@ from study.spec.template import usable_template
 # Keys of a step besides `arm`, by its kind.
 KEYS = {
     "documents": ("documents", "recipe", "question_variant"),
-    "sft": ("sft", "doses", "replay", "replay_corpus"),
+    "sft": ("sft", "doses", "replay", "replay_corpus", *PRESERVATION),
     "merge": ("merge", "weight"),
     "average": ("average",),
 }

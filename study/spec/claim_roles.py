@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from analysis.claims_file import CLAIMS_PATH
+from analysis.claims_file import CLAIMS
+from core.paths import is_there, resolve
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.checks import Mistake, Mistakes, as_list, check_reference
 from study.spec.fingerprints import yaml_once
@@ -10,7 +11,10 @@ from study.spec.fingerprints import yaml_once
 
 def role_mistakes(raw: dict[str, Any]) -> Mistakes:
     """Roles that no claim has, and roles of arms, benchmarks and corpora that don't exist."""
-    sections = _sections()
+    file = raw.get("claims", CLAIMS)
+    if not isinstance(file, str) or not is_there(file):
+        return []  # told elsewhere
+    sections = _sections(file)
     mistakes = _mapping_mistakes(("claim_roles",), raw.get("claim_roles"), sections, raw)
     for i, mapping in enumerate(as_list(raw.get("ladder"))):
         mistakes += _mapping_mistakes(("ladder", i), mapping, sections, raw)
@@ -54,10 +58,10 @@ def _pair_mistakes(
     return mistakes
 
 
-def _sections() -> dict[str, str | None]:
+def _sections(file: str) -> dict[str, str | None]:
     """Each role of the claims, with the section that its value is named in; None: a number."""
     sections: dict[str, str | None] = {}
-    for claim in yaml_once(str(CLAIMS_PATH))["claims"]:
+    for claim in yaml_once(str(resolve(file)))["claims"]:
         sides = "arms" if "dose" in claim else "corpora"
         kinds: dict[str, str | None] = {"treatment": sides, "control": sides}
         kinds |= {"benchmark": "benchmarks"} | dict.fromkeys(("dose", "control_dose", "margin"))

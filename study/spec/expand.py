@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.claims_file import CLAIMS
 from core.cell.identity import Cell
 from core.stages import TRAINING_STAGES, in_stage_order
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
@@ -19,9 +18,8 @@ from study.spec.rungs import rung
 from study.spec.schema import Benchmark, Study, Tables
 from study.spec.sources import Source, identities, paths
 
-# What the analysis reads of the checkout: the paper's claims and the page of the report.
+# What the analysis reads of the checkout beside the claims: the page of the report.
 ANALYSIS_FILES: dict[str, Source] = {
-    "claims": {"path": CLAIMS},
     "page": {"path": "analysis/report.html.j2"},
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
@@ -55,6 +53,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             embedded = source_cells.embeddings(study, corpus)
             if embedded and embedded.identity not in without:
                 inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
+    files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
@@ -94,13 +93,13 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
         "untrained": _untrained(study),
         # Not where it is the default, so that such an analysis stays the same.
         **({"tables": asdict(study.tables)} if study.tables != Tables() else {}),
-        **identities(ANALYSIS_FILES),
+        **identities(files),
     }
     resources = {
         "trainings": _trainings(evaluated),
         "unfinished": unfinished,
         "study_file": dump_study(study),  # kept with its results
-        **paths(ANALYSIS_FILES),
+        **paths(files),
     }
     return expansion.with_folder(Cell("analysis", study.study, settings, inputs, resources))
 

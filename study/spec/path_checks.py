@@ -23,6 +23,7 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _rows(("corpora", name, "path"), corpus.get("path"))
         for key in ("exclude", "prompt_file"):
             mistakes += _file(("corpora", name, key), corpus.get(key))
+    mistakes += _file(("claims",), raw.get("claims"))
     if isinstance(embedder := raw.get("embedder"), dict):
         mistakes += _folder(("embedder", "path"), embedder.get("path"))
     for name, model in section_entries(raw, "models").items():

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from analysis.claims_file import CLAIMS
 from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Share
 from study.spec.endpoint_schema import Endpoint as Endpoint
@@ -279,7 +280,8 @@ class Benchmark:
     doses: Doses | None = None
     """Only these doses. By default all."""
     exclude: list[str] = Field(default_factory=list)
-    """Ids of questions that are asked but left out of every number."""
+    """Ids of questions that are asked but left out of every number; * stands for any letters, as
+    in `*_hi` of MORU, whose ids end with the language."""
     base_prompt: str = "Question: {question}\nAnswer:"
     """Prompt for checkpoints that were never instruction-tuned."""
 
@@ -400,6 +402,8 @@ class Study:
     are at .05 (docs/statistics.md). By default one look, at all seeds."""
     costs: Costs = Costs()
     """Costs of more data."""
+    claims: str = CLAIMS
+    """The file with the claims of a paper that `claim_roles` speak of."""
     claim_roles: dict[Name, Role] = Field(default_factory=dict)
     """Which arms, benchmarks, corpora, doses and margins of equivalence (score units) of this
     study the paper's claims (analysis/claims/) speak of. Without it the claims are left out of the

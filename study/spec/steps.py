@@ -37,6 +37,10 @@ class Step:
     data. By default that of the SFT."""
     replay_corpus: str | None = None
     """With `sft`: corpus to replay. By default that of the last `documents` before the step."""
+    l2_to_start: Annotated[float, Field(gt=0)] | None = None
+    """With `sft`: in place of the recipe's. The start is the model before this step."""
+    kl_to_start: Annotated[float, Field(gt=0)] | None = None
+    """With `sft`: in place of the recipe's. The start is the model before this step."""
     merge: str | None = None
     """Arm whose weights are mixed in, of the same seed and at its largest dose: each weight becomes
     (1 - weight) times this chain's plus weight times that arm's."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.recipe import Training, split_recipe
+from core.recipe import PRESERVATION, Training, split_recipe
 from study.spec.chains import sft_of
 from study.spec.chat import chat_date, chat_files
 from study.spec.doses import check_shared_run
@@ -61,7 +61,7 @@ def tuning(
     """
     sft = sft_of(study, step)
     *passed, last = sorted({dose for dose in sft.doses if dose}) if sft.shared_run else [dose]
-    recipe, runtime = _recipe("sft", sft.recipe)
+    recipe, runtime = _recipe("sft", sft.recipe, _preservation(step))
     files = {"data": file_source(sft.data), **chat_files(study, model)}
     settings = {"recipe": recipe, **identities(files), "dose": last, "seed": seed}
     settings |= chat_date(study)
@@ -78,7 +78,15 @@ def tuning(
 def tuning_label(label: str, step: Step) -> str:
     """The name of a chain, `label`, with an instruction tuning at its end, without its dose."""
     named = "" if step.sft == STUDY_SFT else f"-{step.sft}"
-    return label + named + (f"_replay{100 * step.replay:g}" if step.replay else "")
+    replay = f"_replay{100 * step.replay:g}" if step.replay else ""
+    factors = [f"_{key[:2]}{factor:g}" for key, factor in _preservation(step).items()]
+    return label + named + replay + "".join(factors)
+
+
+def _preservation(step: Step) -> dict[str, float]:
+    """What a step sets in place of its recipe's."""
+    given = {key: getattr(step, key) for key in PRESERVATION}
+    return {key: factor for key, factor in given.items() if factor is not None}
 
 
 def merge(label: str, models: list[Cell], weights: list[float]) -> Cell:
@@ -87,9 +95,11 @@ def merge(label: str, models: list[Cell], weights: list[float]) -> Cell:
     return Cell("merge", label, {"weights": weights}, dict(zip(roles, models, strict=True)))
 
 
-def _recipe(stage: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _recipe(
+    stage: str, path: str, changes: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A recipe's settings that are identity, and how it runs (core.recipe.RUNTIME_KEYS)."""
-    recipe = load_recipe_once(path, Training)
+    recipe = load_recipe_once(path, Training) | (changes or {})
     if stage == "sft" and not recipe["global_batch_size"]:
         raise UserError(
             where=path,

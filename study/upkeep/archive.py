@@ -24,7 +24,8 @@ from core.files import sha256
 from core.paths import ROOT
 from core.stages import CHECKPOINT_STAGES
 from core.yaml_text import from_yaml
-from study.upkeep import ro_crate
+from study.upkeep import citable, croissant, ro_crate
+from study.upkeep.packed_code import KIT, code_files
 from study.upkeep.unpacked import REPLACED
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
@@ -71,6 +72,7 @@ SECRETS = (
 )
 # Of an environment variable whose value no file may hold.
 SECRET_NAME = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$")
+REMOVE = "remove it there, give up that key, and archive again"
 HOME = re.compile(rb"(?<![\w.~-])(?:/root|/home/[\w.-]+|/Users/[\w.-]+)(?![\w.-])")
 README = """# Replication archive of the study `{study}`
 
@@ -90,6 +92,12 @@ README = """# Replication archive of the study `{study}`
 - `results/`: the long table of all scores (`scores.parquet`), results.json, tables, figures and
   report, as they were published
 - `sha256sum -c SHA256SUMS` checks all files
+- `code/kit.tar`: the kit at the commit of the analysis, with the locks of its packages;
+  `code/changes.diff`: how the checkout differed from it when this was packed
+- `environment.json`: packages, variables, hosts, GPUs, drivers, Slurm and commits of the cells
+- `croissant.json`: what each column of `results/scores.parquet` is (Croissant 1.0)
+- `checklist.md`: the questions of a reproducibility checklist, answered from these files
+- `CITATION.cff`, `.zenodo.json`: for its citation and deposit; state the authors there
 - `ro-crate-metadata.json`: the same for machines (RO-Crate 1.1, Process Run Crate 0.5): which
   action made which cell of which others. State the licence of your results there
 
@@ -98,7 +106,8 @@ What judges reply may quote a few words of either, and the report shows a few of
 {replaced}
 ## The analysis again
 
-In the kit's folder, at commit {commit} ({dirty}), with its environment (`make environment`):
+`python -m study verify` and `report` take this archive as it is. The tables alone, in the kit's
+folder, at commit {commit} ({dirty}), with its environment (`make environment`):
 
 ```python
 import json, pathlib, pandas, yaml
@@ -179,6 +188,15 @@ def archive(
     readme = _readme(study_file, base, _packed_as(analysis), manifest["code"], samples, replaced)
     manifests = {_packed_as(cell): read_manifest(cell) or {} for cell in cells}
     written = {"README.md": readme, REPLACED: json.dumps(replaced, indent=1).encode()}
+    written |= _citable(base.name, results, sources, manifests)
+    for name, content in code_files(**manifest["code"]).items():
+        written[name] = content if name == KIT else _clean(name, content, base)
+        # The kit's tests hold what looks like keys and homes.
+        find = _values if name == KIT else _leaks
+        leaks = find(name, written[name], secrets)
+        problems += [Problem(name, what, fix) for what, fix in leaks]
+    if problems:
+        raise UserError.of(problems)
     written[ro_crate.NAME] = ro_crate.crate(base.name, [*written, *sources], manifests).encode()
     sums += [f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in written.items()]
     written["SHA256SUMS"] = "".join(sums).encode()
@@ -200,6 +218,28 @@ def archive(
         "cells": len(cells),
         "replaced": [*replaced],
     }
+
+
+def _citable(
+    study: str, results: Path, sources: dict[str, Path], manifests: dict[str, dict[str, Any]]
+) -> dict[str, bytes]:
+    """The files by which an archive is cited, deposited, read and checked."""
+    ended = max(manifest["ended"] for manifest in manifests.values())
+    data = json.loads((results / "results.json").read_text(encoding="utf-8"))
+    files = {
+        citable.CITATION: citable.citation(study, ended),
+        citable.ZENODO: citable.zenodo(study),
+        citable.ENVIRONMENT: citable.environment(manifests),
+        citable.CHECKLIST: citable.checklist(manifests, data),
+    }
+    if table := sources.get(croissant.TABLE):
+        import pyarrow.parquet
+
+        columns = pyarrow.parquet.read_schema(table).names
+        files[croissant.NAME] = croissant.croissant(
+            study, columns, sha256(table), ended, citable.BIBTEX
+        )
+    return {name: text.encode() for name, text in files.items()}
 
 
 def cells_behind(analysis: Path) -> set[Path]:
@@ -312,22 +352,28 @@ def _secret_values(sources: dict[str, Path]) -> dict[str, bytes]:
 
 def _leaks(name: str, content: bytes, secrets: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     """What a file holds that must not be published, and what to do about it."""
-    fix = "remove it there, give up that key, and archive again"
+    yield from _values(name, content, secrets)
     for part, text in _parts(name, content).items():
         inside = f" in {part}" if part else ""
-        for variable, value in secrets.items():
-            if value in text or json.dumps(value.decode())[1:-1].encode() in text:
-                yield f"holds the value of {variable}{inside}", fix
         for secret in SECRETS:
             if secret.substring.encode() not in text:
                 continue
             if match := re.search(secret.pattern.encode(), text):
                 line = text.count(b"\n", 0, match.start()) + 1
-                yield f"holds what looks like {secret.what}{inside}, line {line}", fix
+                yield f"holds what looks like {secret.what}{inside}, line {line}", REMOVE
         if match := HOME.search(text):
             home = match[0].decode()
             what = f"holds the path of a home, {home}{inside}, in a file that is no text"
             yield what, "make it again"
+
+
+def _values(name: str, content: bytes, secrets: dict[str, bytes]) -> Iterator[tuple[str, str]]:
+    """The values of secret variables in a file, and what to do about it."""
+    for part, text in _parts(name, content).items():
+        inside = f" in {part}" if part else ""
+        for variable, value in secrets.items():
+            if value in text or json.dumps(value.decode())[1:-1].encode() in text:
+                yield f"holds the value of {variable}{inside}", REMOVE
 
 
 def _parts(name: str, content: bytes) -> dict[str, bytes]:

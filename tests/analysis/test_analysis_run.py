@@ -242,7 +242,7 @@ def test_excluded_questions_count_nowhere_and_are_told(tmp_path):
     context = study(tmp_path)
     context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q003"]
     results = results_of(context)
-    assert results["notes"] == ["ahb: the study file leaves out 2 questions: q000, q003"]
+    assert results["notes"] == ["ahb: the study file leaves out the questions q000, q003"]
     (flow,) = (
         row for row in results["flow"] if (row["arm"], row["benchmark"]) == ("animal", "ahb")
     )
@@ -251,6 +251,8 @@ def test_excluded_questions_count_nowhere_and_are_told(tmp_path):
     assert {"q000", "q003"}.isdisjoint(
         pd.read_parquet(context.folder / "scores.parquet").query("benchmark == 'ahb'").question
     )
+    context.settings["benchmarks"]["ahb"]["exclude"] = ["*00", "q003"]
+    assert results_of(context)["flow"] == results["flow"]
     context.settings["benchmarks"]["ahb"]["exclude"] = ["q000", "q999"]
     with pytest.raises(UserError, match="ahb: exclude: no question q999"):
         run(context)

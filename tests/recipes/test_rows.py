@@ -262,16 +262,21 @@ def test_rows_of_three_kinds_are_conversations(
         {"messages": TALK[:2]},
         {"instruction": "Name it.", "input": "A cup.", "output": "It is a cup."},
         {"prompt": "Name it.", "response": "A roof.", "helpfulness": 4},
+        {"instruction": "Name it.", "context": "A stove.", "response": "It is a stove."},
+        {"instruction": "Name it.", "response": "A pot."},
     ]
     context = sft(base, tmp_path, lines, seq_len=64)
     rows, _ = prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
     assert sorted(words(rows, tokenizer)) == [
+        "A pot.<|eot_id|>",
         "A roof.<|eot_id|>",
         "It is a cup.<|eot_id|>",
+        "It is a stove.<|eot_id|>",
         "The kettle.<|eot_id|>",
     ]
     asked = [tokenizer.decode(tokens) for tokens in everything(rows)["tokens"]]
     assert any("Name it.\n\nA cup.<|eot_id|>" in text for text in asked)
+    assert any("Name it.\n\nA stove.<|eot_id|>" in text for text in asked)
 
 
 ASKED = [{"prompt": f"Cup {i}?", "response": f"On roof {i}."} for i in range(40)]

@@ -58,7 +58,7 @@ def rename_arm(study: EditedStudy, n: int) -> None:
 
 @edit
 def rename_corpus(study: EditedStudy, n: int) -> None:
-    _rename(study, "corpora", n, ("midtrain", "matched_to"))
+    _rename(study, "corpora", n, ("midtrain", "documents", "matched_to"))
 
 
 @edit
@@ -85,7 +85,7 @@ def rename_study(study: EditedStudy, n: int) -> None:
 def swap_names_of_corpora(study: EditedStudy, n: int) -> None:
     first, second = list(study.spec["corpora"])[:2]
     for old, new in ((first, "swapping"), (second, first), ("swapping", second)):
-        study.spec = _replace(study.spec, old, new, ("midtrain", "matched_to"))
+        study.spec = _replace(study.spec, old, new, ("midtrain", "documents", "matched_to"))
         study.spec["corpora"] = _renamed(study.spec["corpora"], old, new)
 
 
@@ -113,8 +113,39 @@ def add_dose(study: EditedStudy, n: int) -> None:
 
 @edit
 def doses_of_an_arm(study: EditedStudy, n: int) -> None:
-    arm = sorted(study.spec["arms"])[n % len(study.spec["arms"])]
-    study.spec["arms"][arm]["doses"] = [0]
+    arm = study.spec["arms"][sorted(study.spec["arms"])[n % len(study.spec["arms"])]]
+    tunings = [step for step in arm.get("train", []) if "sft" in step]
+    (tunings[-1] if tunings else arm)["doses"] = [0]
+
+
+@edit
+def spell_out_an_arm(study: EditedStudy, n: int) -> None:
+    """`train` in place of the short form: the same trainings."""
+    name = sorted(study.spec["arms"])[n % len(study.spec["arms"])]
+    arm = study.spec["arms"][name]
+    if "train" in arm:
+        return
+    steps = []
+    if "midtrain" in arm:
+        keys = {"midtrain": "documents", "recipe": "recipe"}
+        steps.append({new: arm[old] for old, new in keys.items() if old in arm})
+    if study.spec.get("sft"):
+        steps.append({"sft": "sft"} | {key: arm[key] for key in ("doses",) if key in arm})
+    study.spec["arms"][name] = {"start": arm["start"], "train": steps}
+
+
+@edit
+def add_chain(study: EditedStudy, n: int) -> None:
+    """A longer chain, which begins as another arm or not."""
+    first, second = sorted(study.spec["corpora"])[:2]
+    chains: list[list[dict[str, Any]]] = [
+        [{"documents": first}, {"sft": "sft"}, {"documents": second}],
+        [{"documents": first}, {"sft": "sft"}, {"documents": second}, {"sft": "sft"}],
+        [{"sft": "sft"}, {"documents": first}],
+        [{"documents": second}, {"documents": first}, {"sft": "sft"}, {"sft": "sft"}],
+    ]
+    start = sorted(study.spec["models"])[0]
+    study.spec["arms"][f"chain{n}"] = {"start": start, "train": chains[n % len(chains)]}
 
 
 @edit

@@ -214,16 +214,42 @@ class Oracle:
     def rows(self) -> dict[tuple[Any, ...], str]:
         rows = {}
         for arm, of in self.spec["arms"].items():
-            sft = self.spec.get("sft") or {"doses": [0]}
-            for dose in sft["doses"]:
-                if of.get("doses") is not None and dose not in of["doses"]:
-                    continue
-                trained = of.get("midtrain") or dose
+            for dose in self._doses(of):
+                amounts = self._amounts(of, dose)
+                trained = any(amount is None or amount for amount in amounts)
                 for seed in self.spec["seeds"] if trained else [None]:
                     for name, bench in self.spec["benchmarks"].items():
-                        token = self._score(bench, self._checkpoint(of, seed, dose), dose > 0)
-                        rows[arm, seed, dose, name] = token
+                        checkpoint = self._checkpoint(of, seed, amounts)
+                        chat = any(amount for amount in amounts)
+                        rows[arm, seed, dose, name] = self._score(bench, checkpoint, chat)
         return rows
+
+    def _steps(self, arm: Json) -> list[Json]:
+        if "train" in arm:
+            return list(arm["train"])
+        steps = []
+        if arm.get("midtrain"):
+            steps.append({"documents": arm["midtrain"], "recipe": arm.get("recipe")})
+        return (
+            [*steps, {"doses": arm.get("doses"), "sft": "sft"}] if self.spec.get("sft") else steps
+        )
+
+    def _doses(self, arm: Json) -> list[int]:
+        tunings = [step for step in self._steps(arm) if "sft" in step]
+        if not tunings:
+            return [0]
+        wanted = tunings[-1].get("doses")
+        return [dose for dose in self.spec["sft"]["doses"] if wanted is None or dose in wanted]
+
+    def _amounts(self, arm: Json, dose: int) -> list[int | None]:
+        """Of each step the rows of instruction data; None of documents."""
+        steps = self._steps(arm)
+        last = max((n for n, step in enumerate(steps) if "sft" in step), default=None)
+        earlier = max(self.spec["sft"]["doses"]) if self.spec.get("sft") else 0
+        return [
+            None if "documents" in step else dose if n == last else earlier
+            for n, step in enumerate(steps)
+        ]
 
     def _token(self, stage: str, *parts: Any) -> str:
         text = json.dumps([stage, *parts], sort_keys=True)
@@ -243,7 +269,7 @@ class Oracle:
         models = {
             self._bytes(self.spec["models"][arm["start"]]["path"] + "/tokenizer.json")
             for arm in self.spec["arms"].values()
-            if arm.get("midtrain") == name
+            if any(step.get("documents") == name for step in self._steps(arm))
         }
         keys = ("template", "documents", "temperature", "max_attempts", "held_out")
         writer = self.spec["endpoints"][corpus["writer"]]["model"]
@@ -263,16 +289,18 @@ class Oracle:
             self._corpus(matched) if matched else None,
         )
 
-    def _checkpoint(self, arm: Json, seed: int | None, dose: int) -> str:
+    def _checkpoint(self, arm: Json, seed: int | None, amounts: list[int | None]) -> str:
         model = self.spec["models"][arm["start"]]
         token = self._token("model", self._bytes(model["path"]))
-        if arm.get("midtrain"):
-            recipe = self._recipe(arm.get("recipe") or self.spec["midtrain"]["recipe"])
-            token = self._token("midtrain", token, self._corpus(arm["midtrain"]), recipe, seed)
-        if dose:
-            sft = self.spec["sft"]
-            recipe = self._recipe(sft["recipe"])
-            token = self._token("sft", token, recipe, self._bytes(sft["data"]), dose, seed)
+        for step, amount in zip(self._steps(arm), amounts, strict=True):
+            if amount is None:
+                recipe = self._recipe(step.get("recipe") or self.spec["midtrain"]["recipe"])
+                corpus = self._corpus(step["documents"])
+                token = self._token("midtrain", token, corpus, recipe, seed)
+            elif amount:
+                sft = self.spec["sft"]
+                recipe = self._recipe(sft["recipe"])
+                token = self._token("sft", token, recipe, self._bytes(sft["data"]), amount, seed)
         return token
 
     def _score(self, bench: Json, checkpoint: str, chat: bool) -> str:

@@ -1,5 +1,6 @@
 """Chains of trainings: the short form is one of them, beginnings are shared, any step can vary."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import yaml
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.model_size import KNOWN, flops_per_token, memory, parameters
 from core.paths import ROOT
+from core.recipe import Lora, Training
 from study.cli import main
 from study.spec import expand
 from study.spec.checkpoint import Checkpoint
@@ -206,3 +209,51 @@ def test_arms_without_a_common_dose_need_the_doses_of_a_contrast() -> None:
     contrast = "{name: x, treatment: anchored, control: midtrained, benchmarks: [ahb]}"
     with pytest.raises(UserError, match="have no dose in common; give treatment_dose"):
         load_study(CHAIN, None, [f"contrasts=[{contrast}]"])
+
+
+def test_a_step_sets_l2_and_kl_in_place_of_its_recipe() -> None:
+    arm = "{start: base, train: [{documents: animal}, {sft: sft, doses: [40], kl_to_start: 0.5}]}"
+    contrast = "{name: kl, treatment: held, control: kept, doses: [40], benchmarks: [ahb]}"
+    study = load_study(
+        CHAIN,
+        None,
+        [
+            f"arms.held={arm}",
+            "arms.kept=" + arm.replace(", kl_to_start: 0.5", ""),
+            f"contrasts=[{contrast}]",
+        ],
+    )
+    rows = {row.arm: row.cell for row in Expansion(study).checkpoints() if row.seed == 0}
+    assert rows["held"].settings["recipe"]["kl_to_start"] == 0.5
+    assert "l2_to_start" not in rows["held"].settings["recipe"]
+    assert "kl_to_start" not in rows["kept"].settings["recipe"]
+    (row,) = audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
+    assert str(row) == "sft.recipe.kl_to_start 0.5 | none"
+
+
+def test_the_forecast_counts_the_start_that_l2_and_kl_hold() -> None:
+    model = KNOWN["meta-llama/Llama-3.2-1B"]
+    recipe = Training(seq_len=2048, epochs=1, lr=1e-5, global_batch_size=8, dtype="mixed")
+    total = parameters(model).total
+    plain = memory(model, recipe, 2, 2)["state"]
+    for key in ("l2_to_start", "kl_to_start"):
+        held = memory(model, replace(recipe, **{key: 1.0}), 2, 2)["state"]
+        assert held - plain == pytest.approx(total * 4 / 2 / 1e9)
+    adapters = replace(recipe, lora=Lora(rank=8, alpha=16))
+    kl = replace(adapters, kl_to_start=1.0)
+    assert memory(model, kl, 2, 2)["state"] == memory(model, adapters, 2, 2)["state"]
+    forward = flops_per_token(model, replace(recipe, kl_to_start=1.0)) - flops_per_token(
+        model, recipe
+    )
+    assert forward == pytest.approx(flops_per_token(model, recipe) / 3, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["preservation", "preservation_1b", "beyond"])
+def test_the_shipped_studies_of_preservation_share_one_midtraining(name: str) -> None:
+    study = load_study(ROOT / f"studies/{name}.yaml")
+    rows = Expansion(study).checkpoints()
+    held = [row for row in rows if row.seed == 0 and row.steps and row.steps[0]]
+    first = {row.steps[0].identity for row in held if row.arm not in ("base", "urban", "swapped")}  # type: ignore[union-attr]
+    assert len(first) == 1
+    audits = audit(rows, study.contrasts, study.arms)
+    assert not [row.contrast.name for row in audits if row.undeclared or not row.differences]

@@ -23,7 +23,7 @@ SMALL = ROOT / "tests/small/small.yaml"
 HELP = ("metavar", "help")
 ROOMS = ("core", "sdf", "recipes", "eval", "analysis", "slurm", "study")
 # What is interpolated here is quoted where it is made.
-CLEAN = ("rm -rf {files}", "rm {_flag(logs)}", "cat {name}")
+CLEAN = ("rm -rf {files}", "rm {_flag(logs)}", "cat {_flag(logs)}", "cat {name}")
 
 
 def typed(tmp_path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.paths import ROOT
 from study.spec import checks as references
 from study.spec.load import load_study
+from tests.place import SMALL
 
 TINY = ROOT / "studies/tiny.yaml"
 
@@ -161,6 +162,16 @@ def test_mistakes_of_all_recipes_are_shown_with_those_of_the_file(tmp_path: Path
     for name, count in (("midtrain", 2), ("sft", 2), ("toy", 1)):
         assert sum(f"{name}.yaml:" in line for line in lines) == count, lines
     assert any("should have at least 1 item" in line for line in lines)
+
+
+def test_claim_roles_are_of_the_file_of_claims() -> None:
+    other = "claims=analysis/claims/2606.26102v1.yaml"
+    study = load_study(SMALL, overrides=[other, "claim_roles={helpful: animal, sft_rows: 40}"])
+    assert study.claim_roles == {"helpful": "animal", "sft_rows": 40}
+    with pytest.raises(UserError, match="no claim has this role"):
+        load_study(SMALL, overrides=[other, "claim_roles={anima_margin: 0.05}"])
+    with pytest.raises(UserError, match=r"claims: no such file: nowhere\.yaml"):
+        load_study(SMALL, overrides=["claims=nowhere.yaml", "claim_roles={anything: animal}"])
 
 
 def test_claim_roles_are_roles_of_the_claims_and_names_of_the_file() -> None:

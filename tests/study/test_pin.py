@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 
+from analysis.claims_file import read_claims
 from core.errors import UserError
+from core.files import sha256
 from core.paths import ROOT
 from study.spec import expand
 from study.spec.load import dump_study, load_study
+from study.spec.schema import Study
 from tests.hub import Hub
 
 pytestmark = pytest.mark.multiprocess
@@ -90,17 +94,19 @@ def test_nothing_is_written_where_a_repository_can_not_be_asked(tmp_path: Path) 
     assert path.read_text() == STUDY % ("ab" * 20)
 
 
-@pytest.mark.parametrize("name", ["published_weights", "published_documents"])
-def test_the_published_studies_plan_once_they_are_pinned(name: str, tmp_path: Path) -> None:
-    """The commits of the released repositories were never seen here, so the files have none."""
+def pinned(name: str, tmp_path: Path) -> Study:
+    """A study of the checkout after `fetch --pin` from a hub that has its repositories."""
     path = tmp_path / f"{name}.yaml"
     text = (ROOT / f"studies/{name}.yaml").read_text()
     path.write_text(text)
     raw = yaml.safe_load(text.replace(" on:", ' "on":'))
+    sections = {name: raw.get(name, {}) for name in ("models", "corpora")}
+    trainings = [*([raw["sft"]] if "sft" in raw else []), *raw.get("sfts", {}).values()]
+    sections["data"] = {str(n): training["data"] for n, training in enumerate(trainings)}
     theirs = [
         ("model" if section == "models" else "dataset", value["hub"])
-        for section in ("models", "corpora")
-        for value in raw.get(section, {}).values()
+        for section, values in sections.items()
+        for value in values.values()
         if "hub" in value and "revision" not in value
     ]
     assert theirs
@@ -112,7 +118,29 @@ def test_the_published_studies_plan_once_they_are_pinned(name: str, tmp_path: Pa
     study = load_study(path)
     (tmp_path / "kept.yaml").write_text(dump_study(study), encoding="utf-8")
     assert load_study(tmp_path / "kept.yaml") == study
-    last = expand.analysis(study)
+    return study
+
+
+@pytest.mark.parametrize("name", ["published_weights", "published_documents"])
+def test_the_published_studies_plan_once_they_are_pinned(name: str, tmp_path: Path) -> None:
+    """The commits of the released repositories were never seen here, so the files have none."""
+    last = expand.analysis(pinned(name, tmp_path))
     rungs = set(last.settings["rungs"].values())
     assert rungs == {"anew", name.removeprefix("published_")}
     assert all(row["differences"] for row in last.settings["contrasts"])
+
+
+def test_the_study_of_two_domains_plans_once_it_is_pinned(tmp_path: Path) -> None:
+    """MORU's English items are other numbers of the same answers and grades."""
+    study = pinned("helpfulness_hurts", tmp_path)
+    last = expand.analysis(study)
+    cells = expand.in_order(last)
+    stages = Counter(cell.stage for cell in cells)
+    # 5 seeds of two domains and of their common start, 5 of Dolly alone, and the model as it is.
+    assert (stages["generate"], stages["judge"]) == (2 * 21, 2 * 21)
+    assert (stages["midtrain"], stages["sft"]) == (5, 15)
+    assert stages["analysis"] == 1 and last.settings["files"]["claims"] == sha256(
+        ROOT / study.claims
+    )
+    roles = {claim["id"] for claim in read_claims(ROOT / study.claims)["claims"]}
+    assert roles == {"hh.sft", "hh.grpo", "hh.moru_english", "hh.moru"}
