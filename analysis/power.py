@@ -45,6 +45,13 @@ class PlannedContrast:
     epochs: int  # answers per question
     level: float = ALPHA  # what the family may reject in error: at the last look, if there are any
 
+    @property
+    def design(self) -> Design:
+        """What it is tested with. The runs on one replicate of a corpus are one of more answers."""
+        scenarios = Scenarios.of_sizes(self.sizes)
+        scenarios = replace(scenarios, per_scenario=scenarios.per_scenario * self.runs)
+        return Design(self.seeds, scenarios, self.kind)
+
 
 def read_pilot(path: Path) -> Results:
     """The results.json of a former study, for its variance components.
@@ -82,10 +89,7 @@ def rows(planned: Sequence[PlannedContrast], pilot: Results | None = None) -> li
     """
     result = []
     for contrast in planned:
-        scenarios = Scenarios.of_sizes(contrast.sizes)
-        # The runs on one replicate of a corpus are one run of more answers.
-        scenarios = replace(scenarios, per_scenario=scenarios.per_scenario * contrast.runs)
-        design = Design(contrast.seeds, scenarios, contrast.kind)
+        design = contrast.design
         row: Row = {
             "contrast": contrast.contrast,
             "family": contrast.family,
@@ -109,6 +113,13 @@ def rows(planned: Sequence[PlannedContrast], pilot: Results | None = None) -> li
     return result
 
 
+def detectable(contrast: PlannedContrast, pilot: Results | None = None) -> float | None:
+    """The difference (score units) found in 80 % of studies, at the family's level; None: none."""
+    level = contrast.level / contrast.family_size
+    test = planned_test(variances_for(contrast, pilot), contrast.design, level)
+    return test.detectable() if test else None
+
+
 def _at_level(variances: Variances, design: Design, alpha: float) -> Row:
     test = planned_test(variances, design, alpha)
     curve = {
@@ -121,6 +132,11 @@ def _at_level(variances: Variances, design: Design, alpha: float) -> Row:
         "power": {str(effect): test and test.power(effect) for effect in EFFECTS},
         "curve": {str(seeds): at and at.detectable() for seeds, at in curve.items()},
     }
+
+
+def variances_for(contrast: PlannedContrast, pilot: Results | None = None) -> Variances:
+    """The variances that a contrast is planned with: assumed, or a pilot's estimates."""
+    return next(_variances(contrast, pilot))[1]
 
 
 def _variances(contrast: PlannedContrast, pilot: Results | None) -> Iterator[tuple[str, Variances]]:

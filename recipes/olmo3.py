@@ -34,8 +34,8 @@ class HeadsNorm(RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x normalized over its last two dimensions."""
-        normed: torch.Tensor = super().forward(x.flatten(-2))
-        return normed.unflatten(-1, x.shape[-2:])
+        normed: torch.Tensor = super().forward(x.flatten(-2)).unflatten(-1, x.shape[-2:])
+        return normed
 
 
 class YarnRope(Qwen2RotaryPositionalEmbeddings):

@@ -6,13 +6,13 @@ the SFT of one arm starts when that arm's midtraining ends, not when the slowest
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 from core.cell.identity import Cell
-from core.stages import STAGE_INFO
+from core.stages import STAGE_INFO, STAGES
 from slurm.profile import Resources
 
 # Up to this many cells, a study is submitted in as many arrays as its dependencies need; beyond,
@@ -25,12 +25,14 @@ CELLS_PER_ARRAY = 100
 class Task:
     """One job: cells that run one after another in one process.
 
-    `needs`: tasks of this plan, or ids of jobs in the queue.
+    `needs`: tasks of this plan, or ids of jobs in the queue. `rank`: the smallest of its cells';
+    tasks of smaller ranks come first.
     """
 
     kind: str
     cells: list[Cell]
     needs: list["Task | str"] = field(default_factory=list)
+    rank: int = 0
     array: "Array | None" = None
     index: int = 0  # within its array
 
@@ -66,12 +68,14 @@ def tasks(
     resources: Callable[[str], Resources],
     finished: Callable[[Cell], bool],
     queued: dict[str, str],
+    ranks: Mapping[str, int] | None = None,
 ) -> list[Task]:
     """Tasks for the cells that are neither finished nor queued, in an order in which they can run.
 
     `cells`: inputs before their users. `resources`: those of a stage. `queued`: identity of a cell
     -> the id of its job. A cell is left out if one of its inputs is neither finished, nor queued,
-    nor among the cells.
+    nor among the cells. `ranks`: identity of a cell -> its rank, never above that of a cell that
+    needs it. The tasks of each stage are then in the order of their ranks.
     """
     by_key: dict[tuple[object, ...], Task] = {}
     by_cell: dict[str, Task] = {}
@@ -98,7 +102,16 @@ def tasks(
                 task.needs.append(need)
     ordered = list(by_key.values())
     _drop_indirect(ordered)
+    if ranks:
+        for task in ordered:
+            task.rank = min(ranks.get(cell.identity, 0) for cell in task.cells)
+        by_stage = groupby(ordered, key=lambda task: task.cells[0].stage)
+        ordered = [task for _, group in by_stage for task in sorted(group, key=_rank)]
     return ordered
+
+
+def _rank(task: Task) -> int:
+    return task.rank
 
 
 def _drop_indirect(ordered: list[Task]) -> None:
@@ -132,18 +145,29 @@ def plan(
 def _arrays(
     todo: list[Task], resources: Callable[[str], Resources], largest: int, merge: bool
 ) -> list[Array]:
-    buckets: dict[tuple[str, int, Resources], list[Task]] = defaultdict(list)
+    buckets: dict[tuple[int, str, int, Resources], list[Task]] = defaultdict(list)
     depth: dict[Task, int] = {}
+    turns: dict[Task, int] = {}
     for task in todo:
+        # In a chain a training may start from one of a later stage: it is of a later turn.
+        turns[task] = max(
+            (turns[n] + (_stage(n) > _stage(task)) for n in task.needs if isinstance(n, Task)),
+            default=0,
+        )
         # A corpus may wait for another corpus: such tasks are of one kind but not of one array.
         needs = [n for n in task.needs if isinstance(n, Task) and n.kind == task.kind]
         depth[task] = max((depth[need] for need in needs), default=-1) + 1
-        buckets[task.kind, depth[task], resources(task.cells[0].stage)].append(task)
+        key = turns[task], task.kind, depth[task], resources(task.cells[0].stage)
+        buckets[key].append(task)
     arrays: list[Array] = []
-    for (kind, _, requested), bucket in buckets.items():
-        for key, group in _groups(bucket, merge, largest).items():
-            arrays += _split(kind, requested, key.parent, group, largest)
+    for (_, kind, _, requested), bucket in sorted(buckets.items(), key=lambda item: item[0][0]):
+        for group_key, group in _groups(bucket, merge, largest).items():
+            arrays += _split(kind, requested, group_key.parent, group, largest)
     return arrays
+
+
+def _stage(task: Task) -> int:
+    return STAGES.index(task.cells[0].stage)
 
 
 def _groups(bucket: list[Task], merge: bool, largest: int) -> Groups:

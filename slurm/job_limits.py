@@ -119,12 +119,12 @@ def choose(
 ) -> list[Task]:
     """The tasks of `todo` that have a place in the queue, with all that they wait for.
 
-    They are chosen chain by chain, so that the first results come early: for the first seed the
-    trainings of every arm with their evaluations and grades, then for the next seed. `is_allowed`:
-    of `slurm.disk_limit`.
+    They are chosen chain by chain, so that the first results come early: in the order of their
+    ranks; of one rank, for the first seed the trainings of every arm with their evaluations and
+    grades, then for the next seed. `is_allowed`: of `slurm.disk_limit`.
     """
     chosen: dict[Task, bool] = {}
-    for task in by_seed(todo):
+    for task in by_rank_and_seed(todo):
         needs = [need for need in task.needs if isinstance(need, Task)]
         chosen[task] = (
             all(chosen[need] for need in needs)
@@ -134,8 +134,11 @@ def choose(
     return [task for task in todo if chosen[task]]
 
 
-def by_seed(todo: list[Task]) -> list[Task]:
-    """The tasks chain by chain, each after those it waits for, chains of the first seed first."""
+def by_rank_and_seed(todo: list[Task]) -> list[Task]:
+    """The tasks chain by chain, each after those it waits for.
+
+    Chains of the smallest rank come first, of one rank those of the first seed.
+    """
     position = {task: number for number, task in enumerate(todo)}
     seeds: dict[Task, int] = {}
     for task in todo:  # each after what it needs
@@ -154,6 +157,6 @@ def by_seed(todo: list[Task]) -> list[Task]:
     chains = [task for task in todo if task.kind != LAST]
     needed = {need for task in chains for need in task.needs}
     ends = [task for task in chains if task not in needed]
-    for task in sorted(ends, key=lambda task: (seeds[task], position[task])):
+    for task in sorted(ends, key=lambda task: (task.rank, seeds[task], position[task])):
         walk(task)
     return [*ordered, *(task for task in todo if task.kind == LAST)]

@@ -4,7 +4,7 @@ import re
 import sys
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,6 +73,7 @@ class Continuation:
     remaining: set[str]
     target: Target
     disk: DiskLimit | None = None
+    ranks: Mapping[str, int] | None = None
 
     def __call__(self) -> dict[str, Any]:
         """Submit, and return what `submit` returns; 0 `submitted` after another start.
@@ -92,6 +93,7 @@ class Continuation:
             target.code,
             self.remaining,
             disk=self.disk,
+            ranks=self.ranks,
         )
         print(f"{facts['submitted']} cells submitted, {facts['left']} remain", flush=True)
         return facts
@@ -107,6 +109,7 @@ def submit(
     chain: bool = True,
     stages: Collection[str] = STAGES,
     disk: DiskLimit | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Submit the cells that are neither finished nor in the queue.
 
@@ -122,6 +125,7 @@ def submit(
         chain: Whether such a job is queued; without it the caller submits what is left over.
         stages: Those whose cells are submitted, but for stages with `where: login`.
         disk: Bounds the trainings on their way. None: nothing does.
+        ranks: Identity -> rank; cells of smaller ranks come first. None: all have one.
 
     Returns:
         Counts of cells (`cells`, `finished`, `queued` before, `submitted`, `left` over); the
@@ -141,7 +145,9 @@ def submit(
     # Without a chain a person's shell submits, which may itself run in a job.
     noted = submissions.noted(base.absolute(), cluster) if chain else nullcontext()
     with noted:
-        return _submit(cells, base.absolute(), profile, cluster, code, only, chain, stages, disk)
+        return _submit(
+            cells, base.absolute(), profile, cluster, code, only, chain, stages, disk, ranks
+        )
 
 
 def _submit(
@@ -154,6 +160,7 @@ def _submit(
     chain: bool,
     stages: Collection[str],
     disk: DiskLimit | None,
+    ranks: Mapping[str, int] | None,
 ) -> dict[str, Any]:
     """`submit`, which also records why a job could not."""
     slurm_cli.require_slurm()
@@ -177,7 +184,7 @@ def _submit(
             and (only is None or cell.identity in only)
         ]
         todo = array_plan.tasks(
-            selected, profile.resources, lambda cell: cell.identity in done, queued
+            selected, profile.resources, lambda cell: cell.identity in done, queued, ranks
         )
         ready = {cell.identity for task in todo for cell in task.cells}
         login, behind = behind_login(cells, selected, done | queued.keys() | ready, profile)
@@ -212,7 +219,7 @@ def _submit(
             remaining = {c.identity for task in todo if task not in chosen for c in task.cells}
             if reserved:
                 jobs = list(dict.fromkeys([*queued.values(), *(facts["job"] for facts in sent)]))
-                continues = _continue(Continuation(cells, remaining, target, disk), jobs)
+                continues = _continue(Continuation(cells, remaining, target, disk, ranks), jobs)
         orphans = queued_jobs.orphans(listed, cells, done)
         current = target.code if target else code or snapshot_path(ROOT, folder)
         return {

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def until_done(
     pause: float = PAUSE_SECONDS,
     stages: Collection[str] = STAGES,
     disk: DiskLimit | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Submit what the limits on jobs allow, again and again, until no cell is queued or left over.
 
@@ -47,6 +48,7 @@ def until_done(
         pause: Seconds between two looks at the queue.
         stages: Those whose cells are submitted.
         disk: Bounds the trainings on their way.
+        ranks: Identity -> rank; cells of smaller ranks come first.
 
     Returns:
         What the last call of `submit` did. Cells that are not `finished` have failed, or wait for
@@ -64,7 +66,9 @@ def until_done(
     while True:
         before = _groups(base)
         try:
-            facts = submit(cells, base, profile, cluster, code, remaining, False, stages, disk)
+            facts = submit(
+                cells, base, profile, cluster, code, remaining, False, stages, disk, ranks
+            )
         except UserError as error:
             line = f"{error.lines[0]}; tried again in {pause:g} s"
             refusals = refusals + 1 if line == shown else 1

@@ -77,6 +77,8 @@ def test_commands_work_as_printed(
     assert words[:3] == ["python", "-m", "study"], f"{page}: {command}"
     words = [str(tmp_path / word) if word.endswith((".tar.gz", ".csv")) else word for word in words]
     words = [str(SMALL) if word.startswith("studies/") else word for word in words]
+    if words[3] in ("verify", "report", "review") and words[4].endswith(".tar.gz"):
+        assert Place(tmp_path).study("archive", words[4]).returncode == 0
     words = words[: words.index("--trace")] + score(one_machine) if "--trace" in words else words
     ran = subprocess.run(
         [sys.executable, *words[1:], "--runs", str(tmp_path / "runs")],

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from core.cell.failures import last_lines
@@ -24,6 +25,8 @@ GROUPS = tuple(dict.fromkeys(info.group for info in STAGE_INFO.values()))
 # import.
 SHARED_GROUPS = {info.group for info in STAGE_INFO.values() if info.shares_process}
 
+
+NO_RANKS: Mapping[str, int] = MappingProxyType({})
 
 # (event, cell, facts). Events: "started"; "progress" with the content of progress.json; "finished"
 # with `seconds` and `counts`; "waiting" with `what` it waits for and the `seconds` until it is
@@ -96,6 +99,7 @@ def run(
     slots: int,
     on_event: ProgressCallback,
     gpus: Gpus = Gpus(),
+    ranks: Mapping[str, int] = NO_RANKS,
 ) -> list[Failure]:
     """Run the cells that are not finished. A failed cell stops only the cells that need it.
 
@@ -105,6 +109,8 @@ def run(
         slots: Processes at a time; the ranks of a training count as one.
         on_event: Called at each event.
         gpus: No two processes get the same.
+        ranks: Identity -> rank. Of the cells that are ready, those of the smallest rank start
+            first; a cell without a rank has 0.
 
     Returns:
         The failures.
@@ -112,7 +118,7 @@ def run(
     todo = {cell.identity: cell for cell in cells if not read_manifest(base / cell.relpath)}
     for cell in todo.values():
         create_cell_dir(cell, base)
-    executor = _Executor(todo, base, slots, on_event, gpus)
+    executor = _Executor(todo, base, slots, on_event, gpus, ranks)
     try:
         executor.run()
     finally:
@@ -130,12 +136,14 @@ class _Executor:
         slots: int,
         on_event: ProgressCallback,
         gpus: Gpus,
+        ranks: Mapping[str, int],
     ) -> None:
         self.todo = todo
         self.base = base
         self.slots = slots
         self.on_event = on_event
         self.gpus = gpus
+        self.ranks = ranks
         self.free_gpus = list(gpus.ids)
         self.running: list[Running] = []
         self.failures: list[Failure] = []
@@ -182,8 +190,9 @@ class _Executor:
     def _next(self) -> list[Cell]:
         """The cells for a free slot: one, or an equal share of those ready where they share one.
 
-        Cells that need GPUs take them in the order of their groups. Where there are too few for
-        the next, those that need fewer wait with it, or it would wait for the last of them.
+        They are taken in the order of their ranks, of one rank in that of their groups. Where there
+        are too few GPUs for the next, those that need fewer wait with it, or it would wait for the
+        last of them.
         """
         unfinished = (
             set(self.todo)
@@ -196,7 +205,7 @@ class _Executor:
             for cell in self.todo.values()
             if not any(source.identity in unfinished for source in cell.inputs.values())
         ]
-        ready.sort(key=lambda cell: GROUPS.index(_group(cell)))
+        ready.sort(key=lambda cell: (self._rank(cell), GROUPS.index(_group(cell))))
         needed = next((self.gpus.of(cell) for cell in ready if self.gpus.of(cell)), 0)
         if needed > len(self.free_gpus):
             ready = [cell for cell in ready if not self.gpus.of(cell)]
@@ -208,14 +217,19 @@ class _Executor:
         if group not in SHARED_GROUPS:
             return alike[:1]
         # Benchmarks of one checkpoint stay together, so that one engine start serves them all.
-        alike.sort(key=lambda c: next(iter(c.inputs.values())).identity)
+        of_rank = [_shared(c) for c in alike if self._rank(c) == self._rank(first)]
+        alike = [c for c in alike if _shared(c) in of_rank]
+        alike.sort(key=_shared)
         slots = self.slots - sum(job.group == group for job in self.running)
         if num_gpus := self.gpus.of(first):
             slots = min(slots, len(self.free_gpus) // num_gpus)
         share = -(-len(alike) // slots)
-        while share < len(alike) and _same_checkpoint(alike[share - 1], alike[share]):
+        while share < len(alike) and _shared(alike[share - 1]) == _shared(alike[share]):
             share += 1
         return alike[:share]
+
+    def _rank(self, cell: Cell) -> int:
+        return self.ranks.get(cell.identity, 0)
 
     def _start(self, batch: list[Cell]) -> None:
         """Start a process for these cells, or one for each GPU of a training's."""
@@ -317,8 +331,9 @@ def _group(cell: Cell) -> str:
     return STAGE_INFO[cell.stage].group
 
 
-def _same_checkpoint(first: Cell, second: Cell) -> bool:
-    return next(iter(first.inputs.values())) == next(iter(second.inputs.values()))
+def _shared(cell: Cell) -> str:
+    """The identity of the input that cells which share a process have in common."""
+    return next(iter(cell.inputs.values())).identity
 
 
 def _ranks(environment: dict[str, str], world_size: int) -> list[dict[str, str]]:

@@ -181,7 +181,7 @@ def longest_row(config: dict[str, Any]) -> int:
 
     Rows stay within the window of layers with `sliding_attention`: it hides nothing then.
     """
-    lengths = [config["max_position_embeddings"]]
+    lengths: list[int] = [config["max_position_embeddings"]]
     if "sliding_attention" in (config.get("layer_types") or []):
         lengths.append(config["sliding_window"])
     return min(lengths)

@@ -16,7 +16,7 @@ from core.gpu_specs import GPUS
 from core.model_size import start_model
 from core.paths import resolve
 from core.stages import TRAINING_STAGES
-from study.commands import plan_addition
+from study.commands import plan_addition, plan_deadline
 from study.commands.common import (
     BUDGET_HELP,
     load,
@@ -103,11 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"list the cells of a study of more than {MOST_LISTED} too",
     )
     plan_addition.add_arguments(parser)
+    plan_deadline.add_arguments(parser)
     parser.add_argument("--budget", nargs="+", default=[], metavar="LIMIT=N", help=BUDGET_HELP)
 
 
 def plan(args: argparse.Namespace) -> None:
     """Print the cells, the forecasts and what prevents the study from running."""
+    if args.gpus or args.hours is not None or args.write:
+        return plan_deadline.plan_deadline(args)
     if args.add or args.contrast:
         return plan_addition.plan_addition(args)
     study, base = load(args)

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="with an archive as STUDY: the folder for results that are computed again from it "
-        "alone (default: NAME-report)",
+        "alone (default: NAME-report beside it)",
     )
     parser.add_argument(
         "--lesson",
@@ -96,7 +96,7 @@ def write_lesson(published: Path, args: argparse.Namespace) -> None:
 
 def _of_archive(args: argparse.Namespace) -> int:
     check_archive_options(args)
-    out = args.out or Path(f"{stem(args.study)}-report")
+    out = args.out or args.study.with_name(f"{stem(args.study)}-report")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         again = analyze_again(args.study, unpack(args.study, Path(folder)), out)
     if args.json:

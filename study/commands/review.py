@@ -35,15 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="the page (default: STUDY-review.html beside the results, or in the working "
-        "directory for an archive)",
+        help="the page (default: STUDY-review.html beside the results, NAME-review.html beside an "
+        "archive)",
     )
 
 
 def review(args: argparse.Namespace) -> None:
     """Write the page and print a line for each question."""
     if is_archive(args.study):
-        file = args.out or Path(f"{stem(args.study)}-review.html")
+        file = args.out or args.study.with_name(f"{stem(args.study)}-review.html")
         with tempfile.TemporaryDirectory() as folder:
             return _write(_of_archive(args, Path(folder)), file, args)
     study, base = load(args)

@@ -31,6 +31,7 @@ from study.commands.common import (
     unfinished,
 )
 from study.commands.status_plan import start_page
+from study.forecast.priority import ranks
 from study.local_gpus import local_gpus
 from study.spec import expand
 from study.spec.schema import Study
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             start_page(cells, base)
         counts = f"{len(cells)} cells, {done} done already, {jobs} at a time{_shown(gpus)}"
         print(f"study {study.study}: {counts}, in {base}", flush=True)
-        failed = _run_cells(study, todo, cells, base, done, jobs, gpus)
+        failed = _run_cells(study, todo, cells, base, done, jobs, gpus, ranks(last))
         if not args.json:
             show_declaration(base)
         if failed:
@@ -133,10 +134,12 @@ def _run_cells(
     done: int,
     jobs: int,
     gpus: Gpus,
+    ranks: dict[str, int],
 ) -> int:
     """Run the cells `todo` and report those that fail on stderr; returns how many.
 
-    The study, of all `cells`, is declared when its first evaluation starts.
+    The study, of all `cells`, is declared when its first evaluation starts. `ranks`: the order in
+    which cells that are ready start.
     """
     from core.cell.progress_display import progress_display
 
@@ -154,7 +157,7 @@ def _run_cells(
             show(event, cell, facts)
 
         try:
-            failures = local_executor.run(todo, base, jobs, on_event, gpus)
+            failures = local_executor.run(todo, base, jobs, on_event, gpus, ranks)
         except KeyboardInterrupt as interrupt:
             number = interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT
             names = [f"{cell.stage} {cell.name}" for cell in running.values()]

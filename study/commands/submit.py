@@ -28,6 +28,7 @@ from study.commands.common import (
 from study.commands.status_plan import start_page
 from study.forecast import inference_gpus, study_cost
 from study.forecast.budget import parse_budget
+from study.forecast.priority import ranks
 from study.forecast.training_cost import forecast, grouped
 from study.spec import expand
 from study.spec.study_declaration import EVALUATIONS, declare
@@ -80,6 +81,7 @@ def submit(args: argparse.Namespace) -> int:
     limit_gb = parse_budget(args.budget).get("disk_gb")
     disk = study_cost.disk_limit(cells, base, parallel_plans(profile), profile, limit_gb)
     warnings = [f"warning: {line}" for line in grouped(rows, "warnings") + vllm_gpus["warnings"]]
+    order = ranks(cells[-1])
     if args.until_done:
         _report(warnings)
         try:
@@ -91,13 +93,14 @@ def submit(args: argparse.Namespace) -> int:
                 lambda line: _report([line]),
                 stages=args.stages,
                 disk=disk,
+                ranks=order,
             )
         except KeyboardInterrupt:
             again = "what is queued goes on, the same command submits the rest"
             print(f"stopped; {again}", file=sys.stderr)
             return 130
     else:
-        facts = submit(cells, base, profile, cluster, stages=args.stages, disk=disk)
+        facts = submit(cells, base, profile, cluster, stages=args.stages, disk=disk, ranks=order)
         _report(warnings)
     del facts["remaining"]
     facts["behind"] = len(facts["behind"])

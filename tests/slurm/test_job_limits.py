@@ -7,7 +7,7 @@ import pytest
 from slurm import arrays as array_plan
 from slurm.arrays import Task
 from slurm.cluster_limits import Cluster
-from slurm.job_limits import JobLimit, Places, ask_places, by_seed, choose
+from slurm.job_limits import JobLimit, Places, ask_places, by_rank_and_seed, choose
 from slurm.profile import Profile, Resources
 from slurm.submit import submit
 from study.spec import expand
@@ -56,7 +56,7 @@ def test_the_grades_of_the_first_seed_go_in_before_trainings_of_the_next() -> No
     chosen = choose(todo, places(18), PLAIN.resources)
     assert len(chosen) == 18
     # 1 model, 2 corpora; 2 midtrainings, 3 SFT; untrained and 5 checkpoints evaluated and graded.
-    first = [task for task in by_seed(todo) if task in chosen]
+    first = [task for task in by_rank_and_seed(todo) if task in chosen]
     assert {task.kind for task in first} == {"model", "documents", "midtrain", "sft"} | {
         "evaluate",
         "judge",
@@ -72,7 +72,7 @@ def test_no_task_goes_in_before_what_it_waits_for(free: int) -> None:
     chosen = choose(todo, places(free), PLAIN.resources)
     assert len(chosen) == min(free, len(todo))
     assert all(need in chosen for task in chosen for need in task.needs)
-    assert sorted(map(id, by_seed(todo))) == sorted(map(id, todo))
+    assert sorted(map(id, by_rank_and_seed(todo))) == sorted(map(id, todo))
 
 
 @pytest.mark.slurm

@@ -28,7 +28,7 @@ from study.upkeep.archive import _clean, archive, cells_behind
 pytestmark = pytest.mark.multiprocess
 
 SMALL = ROOT / "tests/small/small.yaml"
-KEY = "k-0123456789abcdef"
+KEY = "k-" + "fedcba9876543210"  # in two: an archive holds the code, this file with it
 DOCUMENTS = {
     "calls": 100,
     "prompt_tokens": 30_000,

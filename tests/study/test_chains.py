@@ -44,7 +44,10 @@ def test_the_short_form_is_the_chain_of_a_midtraining_and_an_sft() -> None:
     assert study.arms["animal"].midtrain is None and study.arms["animal"].train
 
 
-@pytest.mark.parametrize("file", [SMALL, CHAIN, ROOT / "studies/paper.yaml"])
+PAPER = pytest.param(ROOT / "studies/paper.yaml", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("file", [SMALL, CHAIN, PAPER])
 def test_a_kept_study_file_is_read_as_the_same_study(file: Path, tmp_path: Path) -> None:
     kept = tmp_path / "study.yaml"
     kept.write_text(dump_study(load_study(file)))

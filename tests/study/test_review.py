@@ -105,8 +105,8 @@ def test_an_archive_is_reviewed_as_its_study_is(
 ) -> None:
     study = reviewed(clean, tmp_path / "page.html", capsys, "seeds=[0, 1, 2]")
     packed = shutil.copy(make(clean)["path"], tmp_path / "lab.tar.gz")
-    page = tmp_path / "lab.html"
-    assert main(["review", str(packed), "--out", str(page), "--json"]) == 0
+    page = tmp_path / "lab-review.html"
+    assert main(["review", str(packed), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert {a["key"]: a["light"] for a in data["answers"]} == {
         key: answer["light"] for key, answer in study.items()
