@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy import stats
 
 from analysis.estimates import response_level_p
 from analysis.headline import dummy_note, interval, p_value, percent
@@ -25,6 +26,10 @@ from core.errors import UserError
 Answers = npt.NDArray[np.float64]  # the scores of a training's answers
 FILE = "lesson.html"
 LEVEL = 0.05
+NULL_STUDIES = 1000
+NULL_SEEDS = 3
+NULL_ANSWERS = 26 * 30  # of a training
+NULL_SD = 0.04
 VERDICTS = ("higher", "lower", "inconclusive")
 
 
@@ -43,6 +48,49 @@ class Pair:
     seeds: tuple[int, int]
     difference: float
     p: float
+
+
+@dataclass(frozen=True)
+class NullStudies:
+    """Simulated studies whose two arms are alike.
+
+    Attributes:
+        answers_found: Share in which the test over answers finds a difference.
+        seeds_found: Share in which a t-test over the seeds' means does.
+        example: The means of the trainings of both arms in the first study of the first kind.
+        p_answers: Of the example, over answers.
+        p_seeds: Of the example, over the seeds' means.
+    """
+
+    answers_found: float
+    seeds_found: float
+    example: tuple[list[float], list[float]]
+    p_answers: float
+    p_seeds: float
+
+
+def null_studies() -> NullStudies:
+    """NULL_STUDIES studies of NULL_SEEDS trainings an arm; only seeds and answers vary.
+
+    Each training has its own share of passed answers, whose SD over seeds is NULL_SD.
+    """
+    rng = np.random.default_rng(0)
+    shape = (NULL_STUDIES, 2, NULL_SEEDS, 1)
+    shares = np.clip(rng.normal(0.4, NULL_SD, shape), 0.05, 0.95)
+    answers = (rng.random((*shape[:3], NULL_ANSWERS)) < shares).astype(float)
+    tested = [response_level_p(*study.reshape(2, -1)) for study in answers]
+    p_answers = [1.0 if p is None else p for p in tested]
+    means = answers.mean(axis=3)
+    p_seeds = stats.ttest_ind(means[:, 0], means[:, 1], axis=1).pvalue
+    first = next(number for number, p in enumerate(p_answers) if p < LEVEL <= p_seeds[number])
+    treatment, control = means[first].tolist()
+    return NullStudies(
+        float(np.mean(np.array(p_answers) < LEVEL)),
+        float(np.mean(p_seeds < LEVEL)),
+        (treatment, control),
+        p_answers[first],
+        float(p_seeds[first]),
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +233,7 @@ def _questions(
             f"{p_value(contrast['p'])}. The second: a new training is a new seed.",
         ),
         (
-            "What does a rate of false findings of 5 % promise for the null study?",
+            "How many pairs of one arm may a test at 5 % tell apart, and how many does this one?",
             f"About {LEVEL * num_pairs:.0f} of {num_pairs} pairs. The test over answers finds "
             f"{num_found}.",
         ),
@@ -201,6 +249,7 @@ def lesson_page(results: Results, lesson: Lesson) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = percent
     everything = [score for by in lesson.scores.values() for score in by.values()]
     margin = 0.15 * (max(everything) - min(everything) or 0.1)
     return environment.get_template("lesson.html.j2").render(
@@ -216,4 +265,7 @@ def lesson_page(results: Results, lesson: Lesson) -> str:
         interval=interval,
         dummy=dummy_note(results),
         level=LEVEL,
+        null=null_studies(),
+        null_seeds=NULL_SEEDS,
+        null_sd=NULL_SD,
     )

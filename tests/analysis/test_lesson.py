@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.lesson import LEVEL, Lesson, lesson_page, make_lesson
+from analysis.lesson import LEVEL, Lesson, lesson_page, make_lesson, null_studies
 from core.errors import UserError
 from core.paths import ROOT
 from study.commands.report import write_lesson
@@ -68,6 +68,13 @@ def test_the_null_study_is_all_pairs_of_trainings_of_one_arm(
     assert lesson.num_found == sum(pair.p < LEVEL for pair in lesson.pairs) > 0
 
 
+def test_the_test_over_answers_finds_effects_in_null_studies() -> None:
+    null = null_studies()
+    assert null.answers_found > 0.3 and 0.03 < null.seeds_found < 0.07
+    assert null.p_answers < LEVEL <= null.p_seeds
+    assert null_studies() == null
+
+
 def test_the_answers_are_those_of_the_results(
     made: tuple[dict[str, Any], pd.DataFrame], lesson: Lesson
 ) -> None:
@@ -99,7 +106,8 @@ def test_the_page_is_one_file_that_hides_what_is_to_be_predicted(
     assert verdict in page and verdict not in shown
     assert page.count("<circle") == 2 + 2 * SEEDS and shown.count("<circle") == 2
     assert page.count("<details>") == page.count("</details>") == 2 + len(lesson.questions)
-    assert "Nothing but the seed" not in shown
+    assert "Nothing. Both arms are drawn alike" in page
+    assert "Nothing. Both arms" not in shown
     assert f"{lesson.num_found} of {len(lesson.pairs)}</strong>" in page
 
 
