@@ -1,5 +1,6 @@
 # make study    the whole tiny study on this machine, from documents to LaTeX tables
 # make study-beyond           past the paper in miniature: a chain of four trainings, what keeps a midtrained value
+# make class    a lesson on training seeds for a course: the study of studies/class.yaml, then results/class/lesson.html
 # make test     linter, type checker and tests
 # make test-fast              the tests that start no process, run no model and take less than a second each
 # make test-nightly           what takes too long for every day: trainings killed twenty times in a row
@@ -33,13 +34,17 @@ export XDG_CONFIG_HOME ?= $(CURDIR)/.venv/home/config
 export XDG_DATA_HOME ?= $(CURDIR)/.venv/home/data
 endif
 
-.PHONY: help environment study study-beyond test test-fast test-nightly test-slurm-versions slurm-packages cluster-env locks test-locks clean
+.PHONY: help environment study study-beyond class test test-fast test-nightly test-slurm-versions slurm-packages cluster-env locks test-locks clean
 
 help:
 	@sed -n "s/^# \(make .*\)/\1/p" Makefile
 
 study: environment
 	@$(BIN)/python -m study run studies/tiny.yaml
+
+class: environment
+	@$(BIN)/python -m study run studies/class.yaml
+	@$(BIN)/python -m study report studies/class.yaml --lesson
 
 study-beyond: environment
 	@$(BIN)/python -m study run studies/beyond.yaml

@@ -12,11 +12,13 @@ from core.cell.identity import create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.publish import publish
 from core.errors import UserError
+from core.files import write_atomically
 from core.paths import ROOT
 from study.commands.common import (
     check_archive_options,
     has_toys_alone,
     load,
+    relative_to_cwd,
     show_results,
     start_command,
     study_args,
@@ -33,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with an archive as STUDY: the folder for results that are computed again from it "
         "alone (default: NAME-report beside it)",
+    )
+    parser.add_argument(
+        "--lesson",
+        action="store_true",
+        help="also write lesson.html beside the report: a lesson on training seeds for a course",
     )
 
 
@@ -67,8 +74,24 @@ def report(args: argparse.Namespace) -> int:
     if missing and not args.json:
         count = f"{len(missing & scores)} of {len(scores)} scores"
         print(f"{count} are missing and listed in the report\n")
-    show_results(publish(folder), args)
+    published = publish(folder)
+    show_results(published, args)
+    if args.lesson:
+        write_lesson(published, args)
     return 0
+
+
+def write_lesson(published: Path, args: argparse.Namespace) -> None:
+    """Write the page of a lesson into the folder of results."""
+    import pandas as pd
+
+    from analysis.lesson import FILE, lesson_page, make_lesson
+
+    results = json.loads((published / "results.json").read_text(encoding="utf-8"))
+    lesson = make_lesson(results, pd.read_parquet(published / "scores.parquet"))
+    write_atomically(published / FILE, lesson_page(results, lesson))
+    if not args.json:
+        print(f"lesson  {relative_to_cwd(published / FILE)}")
 
 
 def _of_archive(args: argparse.Namespace) -> int:
