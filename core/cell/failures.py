@@ -28,7 +28,9 @@ def _known(name: str, pattern: str, fix: str, is_transient: bool = False) -> Kno
     return KnownFailure(name, re.compile(pattern, re.IGNORECASE), fix, is_transient)
 
 
-ON_RESTART = "it continues (contamination, embeddings, scores, labels and analysis start again)"
+ON_RESTART = (
+    "it continues (contamination, embeddings, merge, scores, labels and analysis start again)"
+)
 
 
 def _lift(option: str) -> str:

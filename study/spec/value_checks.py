@@ -85,7 +85,7 @@ def _contrast(at: tuple[Any, ...], contrast: Mapping, raw: Mapping) -> Mistakes:
         if dose is not None and valid is not None and dose not in valid:
             what = f"arm {contrast[side]} has no dose {dose}"
             mistakes.append(Mistake((*at, f"{side}_dose"), what, f"valid: {_listed(valid)}"))
-    shared = set.intersection(*(set(valid or ()) for valid in of_arms))
+    shared = [dose for dose in of_arms[0] or () if dose in (of_arms[1] or ())]
     if all(of_arms) and doses == [None, None] and not shared:
         what = f"{sides[0]} and {sides[1]} have no dose in common"
         mistakes.append(Mistake(at, what, "give treatment_dose and control_dose"))

@@ -10,6 +10,12 @@ import pytest
 needs_latex = pytest.mark.skipif(
     not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-latex-recommended"
 )
+# Without it LaTeX draws _ and the like, which are then no letters of the PDF's text.
+needs_latin_modern = pytest.mark.skipif(
+    not shutil.which("kpsewhich")
+    or not subprocess.run(["kpsewhich", "lmodern.sty"], capture_output=True).stdout,
+    reason="no Latin Modern: apt-get install lmodern",
+)
 NEURIPS = r"""\documentclass{article}
 \usepackage{times}
 \usepackage[paper=letterpaper,textwidth=5.5in,textheight=9in]{geometry}"""

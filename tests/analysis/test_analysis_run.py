@@ -117,6 +117,7 @@ def test_same_input_gives_the_same_bytes_whatever_the_order_of_lines(finished, t
     drawn.append("dimensions-ahb")
     forms = (".pdf", ".png", "-column.pdf")
     figures = {f"figures/{name}{form}" for name in drawn for form in forms}
+    figures.add("figures/corpora.json")
     made = (
         "scores",
         "contrasts",

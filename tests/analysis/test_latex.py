@@ -19,7 +19,14 @@ from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
 from analysis.tables import TABLES
 from core.cell.context import StageContext
 from tests.analysis.large_study import large_results
-from tests.analysis.paper_classes import CLASSES, complaints, document, needs_latex, pdflatex
+from tests.analysis.paper_classes import (
+    CLASSES,
+    complaints,
+    document,
+    needs_latex,
+    needs_latin_modern,
+    pdflatex,
+)
 from tests.analysis.paper_study import paper_study
 from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
@@ -117,7 +124,7 @@ def pdf_text(file: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@needs_latex
+@needs_latin_modern
 def test_the_sample_paper_compiles_and_shows_the_names_as_they_are(odd: Path) -> None:
     sample = odd / "tables" / "all.tex"
     names = {path.stem for path in sample.parent.glob("*.csv")}

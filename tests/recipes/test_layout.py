@@ -67,6 +67,7 @@ def test_known_models_are_counted_as_torchtune_builds_them(name: str) -> None:
     config = LLAMA | asdict(known) | {"architectures": [known.architecture]}
     if "Llama" not in name:
         config["rope_scaling"] = None
+        config["layer_types"] = ["full_attention"] * known.num_hidden_layers
     for recipe in (recipe_of("llama3_1_8b_midtrain"), recipe_of("llama3_1_8b_lora_sft")):
         with torch.device("meta"):
             model = build(config, recipe.lora)

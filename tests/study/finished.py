@@ -53,12 +53,22 @@ def changes_of(base: Path) -> list[dict[str, str]]:
     return find_changes(lineage(published(base, STUDY), base), base, STUDY)
 
 
+# What an archive reads of the results of a study without contrasts.
+RESULTS: dict[str, Any] = {
+    "scores": [],
+    "contrasts": [],
+    "declaration": None,
+    "benchmarks": {},
+    "writers": [],
+}
+
+
 def files_of(cell: Cell) -> dict[str, str]:
     """What a cell of the stage leaves, with a text of its own."""
     text = f"{cell.stage} {cell.name}"
     weights = {"model/model.safetensors": f"weights {cell.name:>30}", "model/config.json": "{}"}
     table = {
-        "results.json": '{"scores": []}',
+        "results.json": json.dumps(RESULTS),
         **{f"tables/{n}.tex": f"{text} {n}" for n in ("scores", "contrasts", "corpora", "all")},
         "tables/scores.tabular.tex": text,
         "tables/scores.csv": text,

@@ -7,7 +7,7 @@ import pytest
 from core.cell.identity import Cell
 from core.paths import ROOT
 from study.forecast.training_size import count_steps, recipe_of, trained_documents
-from study.spec.checkpoint import Checkpoint, midtraining_of
+from study.spec.checkpoint import Checkpoint, trainings_of
 from study.spec.doses import unreachable
 from study.spec.expansion import Expansion
 from study.spec.load import load_study
@@ -49,9 +49,16 @@ def checkpoints() -> list[Checkpoint]:
 
 
 def midtraining(arm: str) -> Cell:
-    cells = [midtraining_of(row.cell) for row in checkpoints() if row.arm == arm]
-    (identity,) = {cell.identity for cell in cells if cell and cell.settings["seed"] == 0}
-    return next(cell for cell in cells if cell and cell.identity == identity)
+    """Of seed 0."""
+    rows = [row for row in checkpoints() if row.arm == arm]
+    trainings = [cell for row in rows for cell in trainings_of(row.cell)]
+    cells = {
+        cell.identity: cell
+        for cell in trainings
+        if cell.stage == "midtrain" and cell.settings["seed"] == 0
+    }
+    (cell,) = cells.values()
+    return cell
 
 
 def test_every_arm_is_listed() -> None:

@@ -87,7 +87,7 @@ def test_many_cells_are_looked_at_once_a_minute(
 
     monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(module, "show", lambda data: "")
-    monkeypatch.setattr(module, "look", lambda *_: {"cells": [], "goes_on": True})
+    monkeypatch.setattr(module, "look", lambda *_: {"cells": [], "goes_on": True, "user": "kim"})
     for cells in (CELLS[:500], CELLS[:501]):
         print_status(cells, tmp_path, "s.yaml", watch=AUTOMATIC)
     assert pauses == [15, 60]

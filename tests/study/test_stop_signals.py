@@ -21,7 +21,7 @@ def test_run_says_what_a_signal_has_stopped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def begin(cells: Any, base: Path, jobs: int, on_event: Any, gpus: Any) -> None:
+    def begin(cells: Any, base: Path, jobs: int, on_event: Any, *devices: Any) -> None:
         on_event("started", cells[0], {})
         on_event("progress", cells[0], {"done": 1, "total": 2, "unit": "rows"})
         signal.raise_signal(number)

@@ -107,6 +107,7 @@ def test_prune_removes_nothing_of_another_study(small: Small, second: Small) -> 
     assert {row["cell"] for row in rows} == {second.last.relpath}
 
 
+@pytest.mark.multiprocess
 def test_an_archive_holds_the_cells_of_the_other_study(second: Small, tmp_path: Path) -> None:
     file = tmp_path / "second.yaml"
     file.write_text("study: second\n")
