@@ -25,6 +25,7 @@ _FIRST = (
     "tests/slurm",
     "tests/test_rerun.py",
     "tests/test_study.py",
+    "tests/test_beyond.py",
     "tests/study/test_edit_sequences.py",
     "tests/sdf/test_local_writer.py",
     "tests/eval",

@@ -192,6 +192,7 @@ def answered(kits: Iterable[Kit]) -> list[str]:
     return [e["request_sha256"] for e in entries if "text" in e and not e.get("copied_from")]
 
 
+@pytest.mark.nightly  # three minutes
 @pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync on this machine")
 def test_api_stages_by_hand_and_gpu_stages_by_slurm_in_two_runs_folders(
     finished: Kit, lab: Lab, tmp_path: Path
