@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
 from analysis.estimates import response_level_p
@@ -21,6 +20,7 @@ from analysis.headline import dummy_note, interval, p_value, percent
 from analysis.report_tables import verdict_name
 from analysis.rows import Results, Row, sides_of
 from analysis.table import OVERALL
+from core import html_page
 from core.errors import UserError
 
 Answers = npt.NDArray[np.float64]  # the scores of a training's answers
@@ -242,17 +242,11 @@ def _questions(
 
 def lesson_page(results: Results, lesson: Lesson) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
     everything = [score for by in lesson.scores.values() for score in by.values()]
     margin = 0.15 * (max(everything) - min(everything) or 0.1)
-    return environment.get_template("lesson.html.j2").render(
+    null = null_studies()
+    return html_page.render(
+        Path(__file__).with_name("lesson.html.j2"),
         results=results,
         lesson=lesson,
         contrast=lesson.contrast,
@@ -265,7 +259,8 @@ def lesson_page(results: Results, lesson: Lesson) -> str:
         interval=interval,
         dummy=dummy_note(results),
         level=LEVEL,
-        null=null_studies(),
+        null=null,
+        null_scores=[", ".join(map(percent, scores)) for scores in null.example],
         null_seeds=NULL_SEEDS,
         null_sd=NULL_SD,
     )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.declaration import declaration_lines
@@ -43,6 +42,7 @@ from analysis.rows import Results, Row
 from analysis.rungs import RUNGS, rung_lines, rung_text
 from analysis.tables import data_summary, in_study_order
 from analysis.verdicts import HANGS
+from core import html_page
 
 # Figures on the page, the first kinds first, until they have so many letters: a page can be mailed.
 KINDS = (
@@ -162,14 +162,6 @@ def report(
     the line of `declaration.dates_line`.
     """
     here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     shown = _on_page(svgs)
     figures = {
         name: {
@@ -183,7 +175,8 @@ def report(
         if name in shown
     }
     benchmarks, parts = matrix(results)
-    return environment.get_template("report.html.j2").render(
+    return html_page.render(
+        here / "report.html.j2",
         results=results,
         style=Markup((here / "report.css").read_text("utf-8")),
         script=Markup((here / "report.js").read_text("utf-8")),

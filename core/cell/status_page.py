@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from core import utc
+from core import html_page, utc
 from core.cell.failures import end, explain
 from core.cell.manifest import read_manifest
 from core.cell.restarts import read_progress
@@ -185,17 +185,8 @@ def read_curve(path: Path) -> Curve:
 
 def render(facts: Facts) -> str:
     """The page as HTML."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("status_page.html.j2").render(
+    return html_page.render(
+        Path(__file__).with_name("status_page.html.j2"),
         facts=facts,
         refresh=REFRESH_SECONDS,
         states=[state for state in STATES if facts.states[state]],

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from core import html_page
 from core.paths import ROOT
 from study.review import data, design
 from study.review.answers import WORDS, Answer
@@ -41,16 +41,9 @@ def counts_text(rows: Sequence[Answer]) -> str:
 
 def page(evidence: Evidence, rows: Sequence[Answer], source: str) -> str:
     """The page as HTML; `source`: the study file or archive, as it was named."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     style = (ROOT / "analysis/report.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
+    return html_page.render(
+        Path(__file__).with_name("page.html.j2"),
         study=evidence.study,
         source=source,
         answers=rows,
