@@ -77,7 +77,10 @@ def test_a_job_that_waits_for_a_batch_starts_again_later_and_those_behind_it_sta
     assert data["cells"][0]["waits_for"] == "batch batch_7 of 40 requests"
     assert data["cells"][0]["reason"] == "a batch" and "--watch" in data["next"]
     (base / "there").touch()
-    lab.ask("scontrol", "update", f"JobId={jobs['documents']}", "StartTime=now")
-    until(lambda: read_manifest(base / SECOND.relpath), lambda: lab.ask("squeue"))
+    # A node refuses a job that starts in the second in which it ended ("credential revoked").
+    until(lambda: not lab.ask("squeue", "--noheader", "--states=COMPLETING").strip())
+    lab.ask("scontrol", "update", f"JobId={jobs['documents']}", "StartTime=now+3")
+    lab.wait()
+    assert read_manifest(base / SECOND.relpath), lab.ask("sacct", "-Dno", "JobID,State,ExitCode")
     log = (base / FIRST.relpath / "log.txt").read_text()
     assert log.count(" starts (") == 2 and "waits for batch batch_7" in log
