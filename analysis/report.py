@@ -58,6 +58,7 @@ KINDS = (
 LETTERS = 5_000_000
 CARDS = 6  # results in whole sentences
 ROWS = 500  # of a table that decides nothing
+MISSING = '<h2 id="missing">'
 
 
 def when(row: Row) -> str:
@@ -175,7 +176,7 @@ def report(
         if name in shown
     }
     benchmarks, parts = matrix(results)
-    return html_page.render(
+    page = html_page.render(
         here / "report.html.j2",
         results=results,
         style=Markup((here / "report.css").read_text("utf-8")),
@@ -234,6 +235,25 @@ def report(
         typeset=typeset,
         p_value=lambda p: typeset(p_value(p)),
     )
+    return _with_canary(page, results, here)
+
+
+def _with_canary(page: str, results: Results, here: Path) -> str:
+    """The page with the section of the judge's canary, where the study has one.
+
+    The section is no part of report.html.j2, which is part of the identity of every analysis.
+    """
+    if not results.get("canary"):
+        return page
+    section = html_page.render(
+        here / "canary.html.j2",
+        rows=results["canary"],
+        percent=lambda value, sign="": typeset(percent(value, sign)),
+        interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
+    )
+    before, anchor, after = page.partition(MISSING)
+    assert anchor, "the page has a section of what is missing"
+    return before + section + anchor + after
 
 
 def _kind(name: str) -> str:

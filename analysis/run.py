@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis import figures, looks
 from analysis.answers import answer_notes, malformed_rows, training_notes
+from analysis.canary import canary_rows, drift_notes
 from analysis.claim_arithmetic import arithmetic
 from analysis.claims import claim_rows
 from analysis.claims_file import CLAIMS, read_claims
@@ -149,6 +150,9 @@ def _add_further_results(
     results["claims_of"] = source["paper"] if answered else None
     results["claims_without_row"] = source["without_row"] if answered else []
     results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
+    if settings.canary:
+        results["canary"] = to_jsonable(canary_rows(settings.canary, inputs))
+        results["notes"] += drift_notes(results["canary"])
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)
     results["robustness"] = to_jsonable(robustness)
     for contrast in contrasts:
@@ -166,7 +170,7 @@ def _write_data(results: Results, table: pd.DataFrame, folder: Path) -> None:
 def write_tables(results: Results, folder: Path, column: str) -> None:
     """The files of every table, of a supplementary one only where it has rows, and all.tex."""
     folder.mkdir(exist_ok=True)
-    optional = {name: make for name, make in SUPPLEMENTARY_TABLES.items() if results[name]}
+    optional = {name: make for name, make in SUPPLEMENTARY_TABLES.items() if results.get(name)}
     tables = [make(results) for make in (TABLES | optional).values()]
     for table in tables:
         for ending, text in (

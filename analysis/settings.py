@@ -164,6 +164,7 @@ class AnalysisSettings:
     rungs: dict[str, str]  # of the reproduction ladder, by arm; empty: all is this study's own
     ladder: list[dict[str, Any]]  # claim roles of further rungs
     prompts: dict[str, str]  # arms under a system prompt or a prefill, and the names of the files
+    canary: dict[str, Row]  # role of a file with grades of the canary -> judge, items (a hash)
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "AnalysisSettings":
@@ -187,6 +188,7 @@ class AnalysisSettings:
             rungs=settings.get("rungs", {}),
             ladder=settings.get("ladder", []),
             prompts=settings.get("prompts", {}),
+            canary=settings.get("canary", {}),
         )
 
     @property

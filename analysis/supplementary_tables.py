@@ -265,6 +265,32 @@ def judges_table(results: Results) -> Table:
     )
 
 
+def canary_table(results: Results) -> Table:
+    """The drift of each judge against the published grades of the canary."""
+    rows = [
+        [
+            *(row["judge"], line["dimension"], str(line["answers"])),
+            *(percent(line[key]) for key in ("before", "after")),
+            percent(line["estimate"], "+"),
+            interval(line, "+"),
+        ]
+        for row in results["canary"]
+        for line in row["drift"]
+    ]
+    columns = text_columns("Judge", "Dimension")
+    columns += number_columns("Answers", "Published", "Graded", "Drift", INTERVAL)
+    return table(
+        results,
+        "canary",
+        "Drift of the judges",
+        "Grades of fixed answers by the study's judges against the published grades, in points",
+        columns,
+        rows,
+        [],
+        group_by=1,
+    )
+
+
 def bounds_table(results: Results) -> Table:
     """The bounds of each arm's mean: had all of its missing grades failed, or passed."""
     rows = [
@@ -441,6 +467,7 @@ SUPPLEMENTARY_TABLES: dict[str, Callable[[Results], Table]] = {
     "variance": variance_table,
     "corpora": corpora_table,
     "judges": judges_table,
+    "canary": canary_table,
     "bounds": bounds_table,
     "malformed": malformed_table,
     "robustness": robustness_table,

@@ -57,6 +57,8 @@ class Grader:
         self._max_attempts = max_attempts
         self._total = total
         self._unusable = 0  # replies and failed calls
+        # Of a canary, which is graded anew in each study.
+        self._origin = [context.settings["study"]] if "study" in context.settings else []
         self._has_graded = False
 
     async def grade(self, response: str, prompt: str) -> str:
@@ -70,7 +72,13 @@ class Grader:
         epoch = response.rpartition("/")[2]
 
         def request(attempt: int) -> tuple[str, int, str, str, int]:
-            return response, attempt, "grade", prompt, derive_seed("grade", epoch, attempt)
+            return (
+                response,
+                attempt,
+                "grade",
+                prompt,
+                derive_seed("grade", epoch, attempt, *self._origin),
+            )
 
         repeat = 0
         while (

@@ -13,6 +13,8 @@ from core.stages import CHECKPOINT_STAGES
 from study.upkeep.archived import ArchivedStudy, read_archive
 from study.upkeep.study_file import differing_keys
 
+NOT_POOLED = "no contrast has a standard error in two of them, by the same name, benchmark and dose"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -30,28 +32,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def pool(args: argparse.Namespace) -> None:
     """Write and print the pooled contrasts."""
+    from analysis.canary import bridge_rows
+    from analysis.pooled_canary import describe_canary, write_canary
     from analysis.pooled_results import describe, write_tables
     from analysis.pooling import pooled_rows
 
     labs = [read_archive(path) for path in args.archives]
-    _check(labs)
+    _check_names(labs)
+    by_name = {lab.name: lab.results for lab in labs}
+    bridges = bridge_rows(by_name)
+    dependent = _same_trainings(labs)
+    if dependent and not bridges:
+        raise UserError.of(dependent)
     results: dict[str, Any] = {
         "labs": [lab.name for lab in labs],
-        "contrasts": pooled_rows({lab.name: lab.results for lab in labs}),
+        # The scores of one training by two judges are no two estimates.
+        "contrasts": [] if dependent else pooled_rows(by_name),
         "differences": list(setting_differences(labs)),
         "shared": list(shared_cells(labs, ["documents"])),
+        **({"canary": bridges} if bridges else {}),
     }
-    if not any(row["pooled"] for row in results["contrasts"]):
+    is_pooled = any(row["pooled"] for row in results["contrasts"])
+    if not is_pooled and not bridges:
         raise UserError(
             where=", ".join(map(str, args.archives)),
-            what="no contrast has a standard error in two of them, by the same name, benchmark and "
-            "dose",
+            what=NOT_POOLED,
             fix="name the contrasts alike and train two seeds or more in each lab",
         )
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out / "pooled.json", json.dumps(results, indent=1) + "\n")
-    write_tables(results, args.out)
-    print(json.dumps(results, indent=1) if args.json else f"{describe(results)}\n\n{args.out}")
+    texts = []
+    if is_pooled:
+        write_tables(results, args.out)
+        texts.append(describe(results))
+    else:
+        texts += [
+            "Contrasts are not pooled:",
+            *(map(str, dependent) if dependent else [NOT_POOLED]),
+        ]
+    if bridges:
+        write_canary(bridges, args.out)
+        texts.append(describe_canary(bridges))
+    texts.append(str(args.out))
+    print(json.dumps(results, indent=1) if args.json else "\n\n".join(texts))
 
 
 def setting_differences(labs: list[ArchivedStudy]) -> Iterator[dict[str, Any]]:
@@ -87,8 +110,8 @@ def shared_cells(labs: list[ArchivedStudy], stages: Collection[str]) -> Iterator
                 yield {"labs": [first.name, second.name], "cell": cell}
 
 
-def _check(labs: list[ArchivedStudy]) -> None:
-    """Raises UserError for labs that can't be told apart or are not independent."""
+def _check_names(labs: list[ArchivedStudy]) -> None:
+    """Raises UserError for labs that can't be told apart."""
     names = [lab.name for lab in labs]
     if len(labs) < 2:
         raise UserError(where=names[0], what="is one archive alone", fix="name two or more")
@@ -98,15 +121,18 @@ def _check(labs: list[ArchivedStudy]) -> None:
             what="names two archives",
             fix="rename one: an archive's name stands for its lab",
         )
+
+
+def _same_trainings(labs: list[ArchivedStudy]) -> list[Problem]:
+    """A problem for each two labs that are not independent: they hold the same training."""
     trained: dict[str, str] = {}
     for row in shared_cells(labs, CHECKPOINT_STAGES):
         trained.setdefault(" and ".join(row["labs"]), row["cell"])
-    if trained:
-        fix = "pool labs that trained on their own; further seeds belong in one study"
-        raise UserError.of(
-            Problem(pair, f"hold the same training, such as {cell}", fix)
-            for pair, cell in trained.items()
-        )
+    fix = "pool labs that trained on their own; further seeds belong in one study"
+    return [
+        Problem(pair, f"hold the same training, such as {cell}", fix)
+        for pair, cell in trained.items()
+    ]
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:

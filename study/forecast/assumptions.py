@@ -140,6 +140,8 @@ TOKEN_BYTES = _assume(
 )
 DOCUMENT_BYTES = _assume("a document beside its text", 500, "bytes", "its slots and counts")
 ANSWER_BYTES = _assume("an answer", 2000, "bytes", "in Inspect's log, compressed")
+CANARY_GRADES = 74  # of eval/data/judge_canary
+CANARY_TOKENS = 70  # of one of its answers
 GRADE_BYTES = _assume("a grade", 2700, "bytes", "in scored samples and in the ledger")
 ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
 STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
@@ -196,6 +198,7 @@ FILES = {
     "likelihood": (6, 1),
     "lm_eval": (6, 1),
     "judge": (7, 1),
+    "canary": (7, 1),
     "scores": (10, 1),
     "labels": (5, 1),
     "analysis": (17, 3),

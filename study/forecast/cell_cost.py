@@ -20,6 +20,8 @@ from study.forecast import corpus_cost, training_cost, training_size, training_t
 from study.forecast.assumptions import (
     ANSWER_BYTES,
     ANSWER_TOKENS,
+    CANARY_GRADES,
+    CANARY_TOKENS,
     CHOICES,
     DOCUMENT_BYTES,
     DUMMY_SECONDS,
@@ -175,7 +177,7 @@ def _work(cell: Cell, corpus: Cell) -> Amounts:
         return {"read": rows * ITEM_TOKENS, "write": 0, "disk_gb": rows * ITEM_BYTES / 1e9}
     if cell.stage == "generate":
         return _generation(cell)
-    amounts = _judging(cell) if cell.stage == "judge" else _writing(cell, corpus)
+    amounts = _judging(cell) if cell.stage in ("judge", "canary") else _writing(cell, corpus)
     disk_gb = amounts.pop("bytes") / 1e9
     if "calls" in amounts and "path" in cell.resources["address"]:
         # A model that the job serves itself: its speed, not an endpoint's.
@@ -217,9 +219,12 @@ def num_questions(cell: Cell) -> int:
 def _judging(cell: Cell) -> Amounts:
     settings = cell.settings
     limits = cell.resources["limits"]
-    sampling = cell.inputs["samples"].settings["sampling"]
-    count = round(grades(cell) * sampling["epochs"])
-    answer = min(ANSWER_TOKENS, sampling["max_tokens"])
+    if cell.stage == "canary":
+        count, answer = CANARY_GRADES, CANARY_TOKENS
+    else:
+        sampling = cell.inputs["samples"].settings["sampling"]
+        count = round(grades(cell) * sampling["epochs"])
+        answer = min(ANSWER_TOKENS, sampling["max_tokens"])
     prompt = JUDGED[settings["scorer"]].prompt_tokens + answer
     reply = min(GRADE_TOKENS, settings["max_tokens"])
     price = prompt * limits["prompt_price"] + reply * limits["completion_price"]

@@ -8,6 +8,7 @@ from typing import Any
 from core.cell.identity import Cell
 from core.stages import TRAINING_STAGES, in_stage_order
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
+from study.spec.canary import canaries
 from study.spec.chains import dose_step, replicates_of, steps_of
 from study.spec.checkpoint import Checkpoint, prompts_of, run_of
 from study.spec.doses import doses
@@ -24,6 +25,8 @@ ANALYSIS_FILES: dict[str, Source] = {
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
 }
+
+CANARY_FILES: dict[str, Source] = {"canary": {"path": "analysis/canary.html.j2"}}
 
 
 def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:
@@ -53,7 +56,18 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             embedded = source_cells.embeddings(study, corpus)
             if embedded and embedded.identity not in without:
                 inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
+    canary = {}
+    for planned in canaries(study):
+        cell = expansion.with_folder(planned)
+        if cell.identity not in without:
+            items = cell.settings["files"]["questions"]
+            canary[_add_input(cell, inputs)] = {
+                "judge": cell.settings["judge"]["model"],
+                "items": items,
+            }
     files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
+    if canary:
+        files |= CANARY_FILES
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
@@ -88,6 +102,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             }
             for name, corpus in sorted(study.corpora.items())
         ],
+        **({"canary": canary} if canary else {}),
         **_prompted(study),
         **_rungs(study),
         "untrained": _untrained(study),

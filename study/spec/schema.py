@@ -403,6 +403,9 @@ class Study:
     """Numbers of seeds after which the contrasts are judged, such as [3, 5]: the last is that of
     `seeds`, in whose order they are counted. Each look has a level of its own, and together they
     are at .05 (docs/statistics.md). By default one look, at all seeds."""
+    canary: bool = False
+    """Whether the judges grade the answers of eval/data/judge_canary too, whose grades are
+    published: the report then has the judges' drift (docs/evaluation.md)."""
     costs: Costs = Costs()
     """Costs of more data."""
     claims: str = CLAIMS

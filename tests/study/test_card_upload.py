@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.cell.publish import results
 from core.paths import ROOT
 from study.cli import main
+from study.upkeep import hub_upload
 from tests.hub import TOKEN, Hub
 from tests.study.test_archive import base, once
 from tests.study.test_cards import as_llama
@@ -205,3 +207,11 @@ def test_options_that_go_together(hub: Hub, base: Path) -> None:
     assert ran.returncode == 2 and "--namespace: --upload needs it" in ran.stderr
     ran = cards(hub, base, "--upload", "--dry-run", "--namespace", "lab/x", "--only", "animal")
     assert ran.returncode == 2 and "the Hub takes no repository 'lab/x/small-animal'" in ran.stderr
+
+
+def test_no_message_of_the_library_shows_the_token() -> None:
+    cell = SimpleNamespace(stage="sft", name="x")
+    row = hub_upload.Repository("lab/x", "model", cell, {})  # type: ignore[arg-type]
+    error = ValueError(f"bad header 'Bearer {TOKEN}' at http://x/put/a?signature=secret")
+    line = str(hub_upload._explain(error, row, TOKEN))
+    assert TOKEN not in line and "secret" not in line and "***" in line

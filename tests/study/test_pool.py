@@ -22,11 +22,14 @@ def pack(
     lr: float = 1e-4,
     weights: str = "",
     corpus: str = "",
+    canary: list[dict[str, Any]] | None = None,
     **changed: Any,
 ) -> str:
     """An archive of one contrast, one corpus and one training; its path."""
     contrast = row(estimate, 0.02, low=estimate - 0.04, high=estimate + 0.04)
-    files = {"results/results.json": json.dumps({"study": "s", "contrasts": [contrast | changed]})}
+    results = {"study": "s", "contrasts": [contrast | changed]}
+    results |= {"canary": canary} if canary else {}
+    files = {"results/results.json": json.dumps(results)}
     for cell, settings, digest in (
         ("documents/animal-1a", {"documents": 9}, corpus or path.name),
         ("sft/base-animal-s0-d80-2b", {"recipe": {"lr": lr}, "seed": 3}, weights or path.name),
@@ -117,3 +120,46 @@ def test_an_edited_archive_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         for name in packed.namelist():
             edited.writestr(name, packed.read(name).replace(b'"estimate": 0.1', b'"estimate": 0.9'))
     assert "results/results.json changed after it was packed" in refusal(capsys, one, str(two))
+
+
+def judged(judge: str, scores: list[float], items: str = "a") -> list[dict[str, Any]]:
+    """The canary of a study, by one judge."""
+    grades = [
+        {"question": f"a{n}", "dimension": "Harm", "published": 1.0, "score": score}
+        for n, score in enumerate(scores)
+    ]
+    return [{"judge": judge, "items": items, "grades": grades, "drift": []}]
+
+
+def test_two_judges_are_bridged_by_the_canary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    north = pack(tmp_path / "north.tar.gz", 0.10, canary=judged("old", [1, 1, 1, 1]))
+    south = pack(tmp_path / "south.tar.gz", 0.16, canary=judged("new", [0, 1, 0, 1]))
+    out = tmp_path / "out"
+    assert main(["pool", north, south, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "all dimensions" in line]
+    assert line.split()[:6] == ["north", "v", "south", "old", "v", "new"]
+    assert "-50.0" in line and "forest.pdf" in {path.name for path in out.iterdir()}
+    (bridge,) = json.loads((out / "pooled.json").read_text())["canary"]
+    assert bridge["drift"][0]["estimate"] == -0.5
+    assert [row["Dimension"] for row in csv.DictReader((out / "canary.csv").open())] == [
+        "all dimensions",
+        "Harm",
+    ]
+
+
+def test_one_training_under_two_judges_is_bridged_and_not_pooled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    may = pack(tmp_path / "may.tar.gz", 0.10, weights="w", canary=judged("old", [1, 1]))
+    june = pack(tmp_path / "june.tar.gz", 0.16, weights="w", canary=judged("old", [1, 0]))
+    out = tmp_path / "out"
+    assert main(["pool", may, june, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Contrasts are not pooled:" in printed and "hold the same training" in printed
+    assert "all dimensions" in printed and not (out / "forest.pdf").exists()
+    assert json.loads((out / "pooled.json").read_text())["contrasts"] == []
+    other = pack(tmp_path / "b.tar.gz", 0.1, weights="w", canary=judged("old", [1, 0], "b"))
+    assert "hold the same training" in refusal(capsys, may, other)

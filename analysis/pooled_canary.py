@@ -1,0 +1,71 @@
+"""Tables and text of the drift between the judges of two labs, on the answers of the canary."""
+
+from pathlib import Path
+
+from tabulate import tabulate
+
+from analysis.rows import Row
+from analysis.table_latex import float_file, tabular_file
+from analysis.table_text import NONE, Column, Table, to_csv, to_markdown
+from core.files import write_atomically
+
+NOTES = (
+    "The mean difference of grades of the same answers, the second lab minus the first, in points.",
+    "It is the judges' and no training's: scores of the two labs differ by it.",
+)
+
+
+def canary_table(bridges: list[Row]) -> Table:
+    """The drift over all dimensions and of each, of `analysis.canary.bridge_rows`."""
+    columns = [Column(heading) for heading in ("Labs", "Judges", "Dimension")]
+    headings = ("Answers", "First", "Second", "Drift", "95 % interval")
+    columns += [Column(heading, is_number=True) for heading in headings]
+    rows = [
+        (
+            " v ".join(bridge["labs"]),
+            " v ".join(dict.fromkeys(bridge["judges"])),
+            line["dimension"],
+            str(line["answers"]),
+            *(_points(line[key], "{:.1f}") for key in ("before", "after")),
+            _points(line["estimate"], "{:+.1f}"),
+            f"[{100 * line['low']:+.1f}, {100 * line['high']:+.1f}]"
+            if line["low"] is not None
+            else NONE,
+        )
+        for bridge in bridges
+        for line in bridge["drift"]
+    ]
+    return Table(
+        name="canary",
+        study="pooled",
+        title="Drift between the labs' judges",
+        caption="Grades of the same fixed answers by the judges of two labs",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=NOTES,
+        group_by=1,
+    )
+
+
+def _points(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(100 * value)
+
+
+def describe_canary(bridges: list[Row]) -> str:
+    """What the command prints of it."""
+    shown = canary_table(bridges)
+    text = tabulate(shown.rows, shown.headings, disable_numparse=True)
+    return f"The judges' canary\n\n{text}\n\n{' '.join(NOTES)}"
+
+
+def write_canary(bridges: list[Row], folder: Path) -> None:
+    """Write the table as LaTeX (float and tabular), CSV and Markdown."""
+    shown = canary_table(bridges)
+    texts = {
+        "tex": float_file(shown, "single"),
+        "tabular.tex": tabular_file(shown, "single"),
+        "csv": to_csv(shown),
+        "md": to_markdown(shown),
+    }
+    for suffix, text in texts.items():
+        write_atomically(folder / f"canary.{suffix}", text)
