@@ -5,6 +5,7 @@ Erosion, other methods, more data, corpora, judges, missing grades, claims and r
 
 from collections.abc import Callable
 
+from analysis.canary_tables import canary_table
 from analysis.headline import (
     components_text,
     counted_names,
@@ -261,32 +262,6 @@ def judges_table(results: Results) -> Table:
             "Means and agreement over the grades that both gave; Cohen's κ for grades of 0 or "
             "1; Krippendorff's α of the pair, and of all judges where there are more than two.",
         ],
-        group_by=1,
-    )
-
-
-def canary_table(results: Results) -> Table:
-    """The drift of each judge against the published grades of the canary."""
-    rows = [
-        [
-            *(row["judge"], line["dimension"], str(line["answers"])),
-            *(percent(line[key]) for key in ("before", "after")),
-            percent(line["estimate"], "+"),
-            interval(line, "+"),
-        ]
-        for row in results["canary"]
-        for line in row["drift"]
-    ]
-    columns = text_columns("Judge", "Dimension")
-    columns += number_columns("Answers", "Published", "Graded", "Drift", INTERVAL)
-    return table(
-        results,
-        "canary",
-        "Drift of the judges",
-        "Grades of fixed answers by the study's judges against the published grades, in points",
-        columns,
-        rows,
-        [],
         group_by=1,
     )
 

@@ -125,7 +125,6 @@ STAGE_INFO: dict[str, StageInfo] = {
         StageInfo(
             "canary",
             "eval.canary",
-            shares_process=True,
             import_group="judge",
             profile_fallback="judge",
             calls=True,

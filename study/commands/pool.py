@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def pool(args: argparse.Namespace) -> None:
     """Write and print the pooled contrasts."""
     from analysis.canary import bridge_rows
-    from analysis.pooled_canary import describe_canary, write_canary
+    from analysis.canary_tables import describe_canary, write_canary
     from analysis.pooled_results import describe, write_tables
     from analysis.pooling import pooled_rows
 

@@ -22,6 +22,6 @@ def test_what_is_derived_from_the_table() -> None:
     assert set(SHARDING_STAGES) == {"drafts"}
     assert TRAINING_STAGES == ("midtrain", "sft")
     assert set(VLLM_STAGES) == {"generate", "likelihood", "lm_eval"}
-    assert {"contamination", "evaluate", "judge", "canary"} == SHARED_GROUPS
+    assert {"contamination", "evaluate", "judge"} == SHARED_GROUPS
     assert GROUPS.index("sft") < GROUPS.index("evaluate") < GROUPS.index("judge")
     assert {STAGE_INFO[stage].group for stage in VLLM_STAGES} == {"evaluate"}

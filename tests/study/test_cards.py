@@ -298,6 +298,10 @@ def test_eval_results_have_the_documented_fields_alone(base: Path) -> None:
     ]
     assert entry.value == mine and entry.date == "2026-02-01T01:30:00Z"
     assert entry.notes == "mean of 8 answers from 0 to 1, by likelihood"
+    content = json.loads((results(base) / "results.json").read_text())
+    content["scores"] = [row | {"score": None} for row in content["scores"]]
+    (results(base) / "results.json").write_text(json.dumps(content))
+    assert eval_results(cell, results(base), StudyFacts("small", hub_tasks={"concern": task})) == {}
 
 
 def test_the_task_on_the_hub_is_that_of_the_study_file() -> None:

@@ -1,12 +1,14 @@
-"""Tables and text of the drift between the judges of two labs, on the answers of the canary."""
+"""Tables of the canary: a judge's drift from the published grades, and between two labs' judges."""
 
 from pathlib import Path
 
 from tabulate import tabulate
 
-from analysis.rows import Row
+from analysis.headline import interval, percent
+from analysis.rows import Results, Row
 from analysis.table_latex import float_file, tabular_file
 from analysis.table_text import NONE, Column, Table, to_csv, to_markdown
+from analysis.tables import number_columns, table, text_columns
 from core.files import write_atomically
 
 NOTES = (
@@ -15,7 +17,33 @@ NOTES = (
 )
 
 
-def canary_table(bridges: list[Row]) -> Table:
+def canary_table(results: Results) -> Table:
+    """The drift of each judge against the published grades of the canary."""
+    rows = [
+        [
+            *(row["judge"], line["dimension"], str(line["answers"])),
+            *(percent(line[key]) for key in ("before", "after")),
+            percent(line["estimate"], "+"),
+            interval(line, "+"),
+        ]
+        for row in results["canary"]
+        for line in row["drift"]
+    ]
+    columns = text_columns("Judge", "Dimension")
+    columns += number_columns("Answers", "Published", "Graded", "Drift", "95 % interval")
+    return table(
+        results,
+        "canary",
+        "Drift of the judges",
+        "Grades of fixed answers by the study's judges against the published grades, in points",
+        columns,
+        rows,
+        [],
+        group_by=1,
+    )
+
+
+def bridge_table(bridges: list[Row]) -> Table:
     """The drift over all dimensions and of each, of `analysis.canary.bridge_rows`."""
     columns = [Column(heading) for heading in ("Labs", "Judges", "Dimension")]
     headings = ("Answers", "First", "Second", "Drift", "95 % interval")
@@ -53,14 +81,14 @@ def _points(value: float | None, form: str) -> str:
 
 def describe_canary(bridges: list[Row]) -> str:
     """What the command prints of it."""
-    shown = canary_table(bridges)
+    shown = bridge_table(bridges)
     text = tabulate(shown.rows, shown.headings, disable_numparse=True)
     return f"The judges' canary\n\n{text}\n\n{' '.join(NOTES)}"
 
 
 def write_canary(bridges: list[Row], folder: Path) -> None:
     """Write the table as LaTeX (float and tabular), CSV and Markdown."""
-    shown = canary_table(bridges)
+    shown = bridge_table(bridges)
     texts = {
         "tex": float_file(shown, "single"),
         "tabular.tex": tabular_file(shown, "single"),
