@@ -263,6 +263,9 @@ class Benchmark:
     """lm-eval's tasks: examples in the prompt. By default the task's own number."""
     limit: Count | None = None
     """lm-eval's tasks: only so many rows of each."""
+    reference: Name | None = None
+    """Task probe: arm whose checkpoint at its lowest dose gives the direction on which all others
+    are projected, within seeds. Not part of any probe's identity."""
     epochs: Count = 1
     """Answers per question."""
     temperature: Temperature = 1.0
