@@ -40,6 +40,7 @@ from analysis.report_tables import (
 )
 from analysis.rows import Results, Row
 from analysis.rungs import RUNGS, rung_lines, rung_text
+from analysis.sections import with_sections
 from analysis.tables import data_summary, in_study_order
 from analysis.verdicts import HANGS
 from core import html_page
@@ -52,13 +53,13 @@ KINDS = (
     "losses",
     "corpora",
     "intrusion",
+    "probe",
     "erosion",
     "questions",
 )
 LETTERS = 5_000_000
 CARDS = 6  # results in whole sentences
 ROWS = 500  # of a table that decides nothing
-MISSING = '<h2 id="missing">'
 
 
 def when(row: Row) -> str:
@@ -178,7 +179,7 @@ def report(
     benchmarks, parts = matrix(results)
     page = html_page.render(
         here / "report.html.j2",
-        results=results,
+        results=results | {"benchmarks": _without_probes(results)},
         style=Markup((here / "report.css").read_text("utf-8")),
         script=Markup((here / "report.js").read_text("utf-8")),
         title=title(results),
@@ -235,25 +236,18 @@ def report(
         typeset=typeset,
         p_value=lambda p: typeset(p_value(p)),
     )
-    return _with_canary(page, results, here)
+    names: dict[str, list[str]] = {}
+    for name in drawn:
+        names.setdefault(_kind(name), []).append(name)
+    return with_sections(page, results, figures, names)
 
 
-def _with_canary(page: str, results: Results, here: Path) -> str:
-    """The page with the section of the judge's canary, where the study has one.
-
-    The section is no part of report.html.j2, which is part of the identity of every analysis.
-    """
-    if not results.get("canary"):
-        return page
-    section = html_page.render(
-        here / "canary.html.j2",
-        rows=results["canary"],
-        percent=lambda value, sign="": typeset(percent(value, sign)),
-        interval=lambda row, sign="": typeset(interval(row, sign).replace(", ", " to ")),
-    )
-    before, anchor, after = page.partition(MISSING)
-    assert anchor, "the page has a section of what is missing"
-    return before + section + anchor + after
+def _without_probes(results: Results) -> dict[str, Row]:
+    """The benchmarks, where a probe has no judge."""
+    return {
+        name: row | {"judge": None} if row["judge"] == "probe" else row
+        for name, row in results["benchmarks"].items()
+    }
 
 
 def _kind(name: str) -> str:

@@ -25,8 +25,8 @@ ANALYSIS_FILES: dict[str, Source] = {
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
 }
-
-CANARY_FILES: dict[str, Source] = {"canary": {"path": "analysis/canary.html.j2"}}
+# ... and, of a study that has one of them, further sections.
+SECTIONS: dict[str, Source] = {"sections": {"path": "analysis/sections.html.j2"}}
 
 
 def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:
@@ -66,8 +66,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
                 "items": items,
             }
     files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
-    if canary:
-        files |= CANARY_FILES
+    if canary or any(bench.reference for bench in study.benchmarks.values()):
+        files |= SECTIONS
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
@@ -232,6 +232,7 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),
         "exclude": bench.exclude,
+        **({"reference": bench.reference} if bench.reference else {}),
     }
 
 
