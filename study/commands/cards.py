@@ -69,6 +69,11 @@ class _Card:
     models: list[FinishedCell]
     license: str
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it is a corpus that was not written for the study: other people's data."""
+        return self.cell.stage == "documents" and "writer" not in self.cell.settings
+
 
 def cards(args: argparse.Namespace) -> None:
     """Write a card for every finished corpus and checkpoint of the study, and upload them."""
@@ -94,7 +99,8 @@ def cards(args: argparse.Namespace) -> None:
             fix=f"python -m study run {study_args(args)}",
         )
     prefixes = {identity: licenses.name_prefix(card.license) for identity, card in made.items()}
-    named = [cell for cell in cells if cell.stage in CARDED]
+    taken = {identity for identity, card in made.items() if card.is_taken}
+    named = [cell for cell in cells if cell.stage in CARDED and cell.identity not in taken]
     names = repository_names(study.study, named, prefixes, args.namespace)
     facts = facts_of(study, base, cells, names)
     folders = {
@@ -167,8 +173,8 @@ def _upload(
     repositories = []
     taken = []
     for identity, card in made.items():
-        if card.cell.stage == "documents" and "writer" not in card.cell.settings:
-            taken.append(card.cell.name)  # somebody else's data
+        if card.is_taken:
+            taken.append(card.cell.name)
             continue
         problems += licenses.problems(card.cell, card.models, card.license)
         repositories.append(hub_upload.repository(card.cell, names[identity], folders[identity]))

@@ -101,7 +101,26 @@ def unpack(path: Path, folder: Path) -> Unpacked:
     del digests[SUMS]
     lines = (others / SUMS).read_text(encoding="utf-8").splitlines()
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    return Unpacked(base, digests, listed, read_record(others / REPLACED) or {})
+    originals = {
+        name: digest
+        for name, digest in (read_record(others / REPLACED) or {}).items()
+        if _can_hold_paths(folder / _location(study, name))
+    }
+    return Unpacked(base, digests, listed, originals)
+
+
+def _can_hold_paths(file: Path) -> bool:
+    """Whether paths can have been replaced in a file: it is a text, or packs texts.
+
+    Of any other file the hash that manifests record is that of the file itself.
+    """
+    if file.name.endswith(".eval"):
+        return True
+    try:
+        file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

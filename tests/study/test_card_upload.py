@@ -17,7 +17,7 @@ from study.cli import main
 from study.upkeep import hub_upload
 from tests.hub import TOKEN, Hub
 from tests.study.test_archive import base, once
-from tests.study.test_cards import as_llama
+from tests.study.test_cards import as_llama, with_settings
 
 pytestmark = pytest.mark.multiprocess
 
@@ -156,6 +156,21 @@ def test_a_llama_goes_under_its_name_with_its_files(
     assert there["LICENSE"] == b"LLAMA 3.1 COMMUNITY LICENSE AGREEMENT"
     assert there["NOTICE"].startswith(b"Llama 3.1 is licensed under")
     assert b"license: llama3.1" in there["README.md"] and b"Built with Llama" in there["README.md"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_other_people_s_data_are_neither_uploaded_nor_linked(
+    hub: Hub, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_settings(monkeypatch, "documents", {"source": {"hub": "them/texts", "revision": "abc"}})
+    words = ["--upload", "--dry-run", "--namespace", "lab"]
+    assert main(["cards", str(SMALL), "--runs", str(base.parent), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "other people's data: animal, urban" in shown and "lab/small-animal" not in shown
+    assert MODELS[0] in shown and hub.requests == []
+    texts = files_text(base)
+    assert any("taken from them/texts abc" in text for text in texts)
+    assert not any("huggingface.co/datasets/lab" in text for text in texts)
 
 
 @pytest.mark.usefixtures("in_process")

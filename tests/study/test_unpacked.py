@@ -142,6 +142,21 @@ def test_a_manifest_that_fits_the_swapped_file_is_found(
     assert code == 1 and {row["file"] for row in problems} == {"manifest.json"}
 
 
+def test_a_file_that_claims_replaced_paths_is_found_where_it_can_have_none(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """replaced.json lists the hashes of texts as they were; a table of scores is no text."""
+    files = members(packed)
+    judged = [name for name in files if name.endswith("/scores.parquet") and "judge" in name]
+    scores, other = judged[:2]
+    replaced = json.loads(files["small/replaced.json"])
+    replaced[scores.removeprefix("small/")] = hashlib.sha256(files[scores]).hexdigest()
+    forged = files | {scores: files[other], "small/replaced.json": json.dumps(replaced).encode()}
+    code, problems = verified(pack(tmp_path / "a.tar.gz", forged), capsys)
+    assert code == 1
+    assert "scores.parquet" in {row["file"] for row in problems}
+
+
 def test_names_that_lead_out_of_the_archive_are_left_out(packed: Path, tmp_path: Path) -> None:
     files = members(packed)
     path = pack(tmp_path / "a.tar.gz", files | {"small/../../evil": b"x", "/evil": b"x"})
