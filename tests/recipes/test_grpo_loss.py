@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipes import grpo_loss
-from recipes.grpo_loss import StepTotals, Clip, Loss
+from recipes.grpo_loss import Clip, Loss, StepTotals
 from tests.recipes import trl_losses
 
 RECORD = json.loads(trl_losses.FILE.read_text())
