@@ -13,6 +13,7 @@ Stage = Literal[
     "embeddings",
     "midtrain",
     "sft",
+    "rl",
     "merge",
     "generate",
     "likelihood",
@@ -94,6 +95,14 @@ STAGE_INFO: dict[str, StageInfo] = {
         StageInfo("embeddings", "sdf.embeddings"),
         StageInfo("midtrain", "recipes.finetune", import_group="train", trains=True),
         StageInfo("sft", "recipes.finetune", import_group="train", trains=True),
+        StageInfo(
+            "rl",
+            "recipes.grpo",
+            import_group="train",
+            trains=True,
+            profile_fallback="generate",
+            needs_vllm=True,
+        ),
         StageInfo("merge", "recipes.merge", import_group="train", merges=True),
         StageInfo(
             "generate",

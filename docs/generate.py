@@ -114,6 +114,8 @@ def study_file() -> str:
         "QualityFilter",
         "Arm",
         "Step",
+        "Rl",
+        "Reward",
         "Midtrain",
         "Sft",
         "Remote",
@@ -123,7 +125,8 @@ def study_file() -> str:
 
 
 def recipe_file() -> str:
-    return sections("core.recipe", ["Training", "Lora", "TinyLlama"])
+    recipes = sections("core.recipe", ["Training", "Lora", "TinyLlama"])
+    return f"{recipes}\n{sections('core.grpo_recipe', ['Grpo'])}"
 
 
 def cluster_profile() -> str:

@@ -75,6 +75,8 @@ def corpora_of(study: Study, arm: Arm) -> list[str]:
     for number, step in enumerate(steps_of(arm)):
         if step.documents:
             names.append(step.documents)
+        elif step.rl:
+            names.append(study.rl[step.rl].prompts)
         elif step.sft and (replayed := replay_corpus(study, arm, number)):
             names.append(replayed)
     return list(dict.fromkeys(names))
