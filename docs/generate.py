@@ -125,8 +125,11 @@ def study_file() -> str:
 
 
 def recipe_file() -> str:
-    recipes = sections("core.recipe", ["Training", "Lora", "TinyLlama"])
-    return f"{recipes}\n{sections('core.grpo_recipe', ['Grpo'])}"
+    return sections("core.recipe", ["Training", "Lora", "TinyLlama"])
+
+
+def grpo_recipe() -> str:
+    return sections("core.grpo_recipe", ["Grpo"])
 
 
 def cluster_profile() -> str:
@@ -233,6 +236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "study-file": study_file,
     "endpoint-presets": endpoint_presets,
     "recipe-file": recipe_file,
+    "grpo-recipe": grpo_recipe,
     "cluster-profile": cluster_profile,
     "failures": failures,
     "commands": commands,

@@ -16,8 +16,10 @@ from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.grpo_recipe import Grpo, grpo_mistakes, load_grpo, split_grpo
+from core.model_folder.chat import Chat
+from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import Lora
-from recipes import rewards
+from recipes import grpo, rewards
 from recipes.loss import token_log_probs
 from recipes.rollouts import FILE, RolloutFile
 from tests.recipes import grpo_toy, toy
@@ -246,3 +248,32 @@ def test_a_prompt_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> No
     folder = grpo_toy.cell(base, tmp_path, {"max_tokens": 30})
     with pytest.raises(UserError, match=r"documents.jsonl:1: the prompt has \d+ tokens"):
         run_cell(folder)
+
+
+@pytest.mark.multiprocess
+def test_several_processes_are_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = grpo_toy.cell(base, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process on one GPU"):
+        grpo.run(toy.in_process(folder))
+
+
+def test_the_name_of_a_special_token_in_a_prompt_is_refused(start: Path, tmp_path: Path) -> None:
+    chat = Chat(load_tokenizer(start))
+    prompts = tmp_path / "documents.jsonl"
+    prompts.write_text(json.dumps({"text": "What is rain?"}) + "\n")
+    assert grpo.Prompts(prompts, chat, grpo_toy.RECIPE).texts == ["What is rain?"]
+    prompts.write_text(json.dumps({"text": "Say <|eot_id|>."}) + "\n")
+    with pytest.raises(UserError, match=r"jsonl:1: holds the name of a special token"):
+        grpo.Prompts(prompts, chat, grpo_toy.RECIPE)
+
+
+def test_of_questions_and_answers_the_question_is_the_prompt(start: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "documents.jsonl"
+    row = {"text": "Water.", "forms": {"original": "What is rain?"}}
+    prompts.write_text(json.dumps(row) + "\n")
+    assert grpo.Prompts(prompts, Chat(load_tokenizer(start)), grpo_toy.RECIPE).texts == [
+        "What is rain?"
+    ]
