@@ -26,7 +26,7 @@ def retry(logs: Path, job: str, retries: int) -> list[str]:
     """The cells of a failed job for which it should be queued again; each gets a line in its log.
 
     These are unfinished, failed by a cause that passes, and have been retried fewer times than
-    `retries` in this job.
+    `retries` in this job. The first unfinished one may have been killed before it wrote to its log.
 
     Args:
         logs: The folder of the study's jobs.
@@ -38,9 +38,10 @@ def retry(logs: Path, job: str, retries: int) -> list[str]:
         return []
     ends = Job(job, "over", logs=tuple(sorted(logs.glob(f"{job}_*_log.*")))).ends().values()
     again = []
-    for folder in map(Path, call.folders):
+    unfinished = [folder for folder in map(Path, call.folders) if not read_manifest(folder)]
+    for index, folder in enumerate(unfinished):
         log = folder / "log.txt"
-        if read_manifest(folder) or not log.exists():
+        if index and not log.exists():
             continue
         failure, line = explain([end(log), *ends])
         number = count_retries(folder, job) + 1

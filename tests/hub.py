@@ -1,5 +1,5 @@
 """A small Hugging Face hub over real HTTP on the loopback interface: what huggingface_hub 2.4.0
-asks of the real one.
+asks of the real one, to download and (with HF_HUB_DISABLE_XET=1) to upload.
 
 with Hub() as hub:
     revision = hub.add("model", "owner/name", {"config.json": b"{}"})
@@ -7,6 +7,7 @@ with Hub() as hub:
     hub.requests   # [("GET", "/api/models/owner/name/revision/..."), ...]
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -38,6 +39,9 @@ class Hub:
         self.large: dict[str, bytes] = {}  # contents by their sha256
         self.requests: list[tuple[str, str]] = []
         self.authorized: list[str] = []  # paths that were asked for with a token
+        self.stored: list[str] = []  # sha256 of large files that were sent, in their order
+        self.refuses_writes = False  # the token's account may not write
+        self.fails_commits: set[str] = set()  # repositories whose commits are answered with 500
         self.ranges: list[str] = []
         self.cut: dict[str, int] = {}  # file name: bytes after which its next transfer breaks off
         self.refuse_ranges = False
@@ -136,6 +140,86 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        self.hub.requests.append((self.command, self.path))
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(401, {"X-Error-Message": "Invalid username or password."})
+        if self.hub.refuses_writes:
+            return self._send(403, {"X-Error-Message": "Forbidden: you must have write access."})
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if self.path == "/api/repos/create":
+            return self._create(json.loads(content))
+        if self.path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if parts[-3:] == ["lfs", "objects", "batch"]:
+            return self._batch(json.loads(content))
+        kind, name, action = parts[1].rstrip("s"), "/".join(parts[2:4]), parts[4]
+        if (kind, name) not in self.hub.repos:
+            return self._send(404, {"X-Error-Code": "RepoNotFound"})
+        if action == "preupload":
+            return self._preupload(kind, name, json.loads(content))
+        return self._commit(kind, name, [json.loads(line) for line in content.splitlines()])
+
+    def do_PUT(self) -> None:
+        """A large file; its address is signed, and takes no token."""
+        self.hub.requests.append((self.command, self.path))
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        digest = hashlib.sha256(content).hexdigest()
+        assert self.path.split("/")[2].startswith(digest) and "Authorization" not in self.headers
+        self.hub.large[digest] = content
+        self.hub.stored.append(digest)
+        self._send(200)
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        kind = asked.get("type", "model")
+        if (kind, name) in self.hub.repos:
+            return self._json({"url": f"{self.hub.url}/{name}"}, status=409)
+        is_private = asked.get("visibility") == "private"
+        self.hub.add(kind, name, {".gitattributes": b""}, "private" if is_private else "open")
+        prefix = "datasets/" if kind == "dataset" else ""
+        self._json({"url": f"{self.hub.url}/{prefix}{name}", "id": name})
+
+    def _preupload(self, kind: str, name: str, asked: dict[str, Any]) -> None:
+        _, files = list(self.hub.repos[kind, name].commits.items())[-1]
+        rows = []
+        for row in asked["files"]:
+            there = files.get(row["path"])
+            rows.append(
+                {
+                    "path": row["path"],
+                    "uploadMode": "lfs" if is_large(row["path"]) else "regular",
+                    "shouldIgnore": False,
+                    "oid": None if there is None else oid(there),
+                }
+            )
+        self._json({"files": rows})
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        rows = []
+        for row in asked["objects"]:
+            address = f"{self.hub.url}/put/{row['oid']}?signed=x"
+            there = row["oid"] in self.hub.large
+            rows.append(row if there else row | {"actions": {"upload": {"href": address}}})
+        self._json({"transfer": "basic", "objects": rows})
+
+    def _commit(self, kind: str, name: str, lines: list[dict[str, Any]]) -> None:
+        if name in self.hub.fails_commits:
+            return self._send(500)
+        _, files = list(self.hub.repos[kind, name].commits.items())[-1]
+        files = dict(files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
+            else:
+                assert line["key"] == "header" and value["summary"]
+        commit = self.hub.add(kind, name, files)
+        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
+
     def _repo(self, kind: str, name: str, token: bool) -> Repo | None:
         repo = self.hub.repos.get((kind, name))
         if repo is None or (repo.access == "private" and not token):
@@ -229,10 +313,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[len(body) // 2 :]
         self.wfile.write(body)
 
-    def _json(self, value: Any, headers: Headers | None = None) -> None:
+    def _json(self, value: Any, headers: Headers | None = None, status: int = 200) -> None:
         body = json.dumps(value).encode()
         self._start(
-            200,
+            status,
             {
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),

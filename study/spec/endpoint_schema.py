@@ -84,5 +84,8 @@ class Endpoint:
     """By which share of the prices a request in a batch is cheaper: 0.5 where it costs half."""
     batch_requests: Count = 50_000
     """Requests in one batch, at most."""
+    terms: str | None = None
+    """Terms of use of what the model writes, in a sentence or as an address. They are shown on the
+    cards of corpora, and are part of no cell's identity."""
     timeout: Rate = 120.0
     """Seconds after which a request without a response is sent again."""

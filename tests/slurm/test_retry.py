@@ -98,9 +98,17 @@ def test_a_mistake_is_not_retried(logs: Path, cells: list[Path], line: str, slur
 
 def test_finished_cells_and_those_not_begun_are_not_retried(logs: Path, cells: list[Path]) -> None:
     one, other = cells
+    assert failed(logs, one, slurm=KILLED) == [str(one)]
     (one / "manifest.json").write_text('{"identity": "a"}')
-    assert failed(logs, one, slurm=KILLED) == []
     assert failed(logs, other, slurm=KILLED) == [str(other)]
+
+
+def test_a_cell_that_was_killed_before_it_wrote_its_log_is_retried(
+    logs: Path, cells: list[Path]
+) -> None:
+    (logs / f"{JOB}_0_log.err").write_text(f"{KILLED}\n")
+    assert retry(logs, JOB, 2) == [str(cells[0])]
+    assert read_restarts(cells[0]).retries == 1
 
 
 def test_what_ended_an_earlier_run_of_the_job_is_no_cause(logs: Path, cells: list[Path]) -> None:

@@ -73,6 +73,9 @@ def finished(runs: Path, *overrides: str) -> Path:
                 json.dumps(card | {"counts": {"rejected": 3}})
             )
             (folder / "documents.jsonl").write_text('{"id": 0, "text": "a whole document"}\n')
+            (folder / "corpus").mkdir()
+            documents = pd.DataFrame([{"id": 0, "text": "a whole document"}])
+            documents.to_parquet(folder / "corpus/train.parquet", index=False)
             (folder / "calls.jsonl").write_text('{"id": 0, "text": "a reply"}\n')
             counts = DOCUMENTS | {"tokens": 29_900, "words": 14_000}
         elif cell.stage in ("generate", "judge", "likelihood"):

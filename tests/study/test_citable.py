@@ -127,7 +127,7 @@ def test_the_hardware_is_what_the_machine_says(
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, PCIe, 580.65.06'\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, PCIe, 580.65.06, 350.00'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("SLURM_JOB_PARTITION", "gpu")
@@ -136,6 +136,12 @@ def test_the_hardware_is_what_the_machine_says(
     module.hardware.cache_clear()
     assert facts["processor"] == "Fast 9000" and facts["slurm_partition"] == "gpu"
     assert (facts["gpus"], facts["driver"]) == (["NVIDIA H100, PCIe"], "580.65.06")
+    assert facts["power_limits_watts"] == [350.0]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 580.65.06, [N/A]'\n")
+    module.hardware.cache_clear()
+    assert (facts := hardware(tmp_path))["gpus"] == ["NVIDIA H100"]
+    assert "power_limits_watts" not in facts
+    module.hardware.cache_clear()
     monkeypatch.delenv("SLURM_JOB_PARTITION")
     assert not {"gpus", "driver", "slurm_partition"} & hardware(tmp_path / "nothing").keys()
     module.hardware.cache_clear()

@@ -14,7 +14,7 @@ from study.commands import fetch as fetch_command
 from study.forecast.corpus_cost import forecast
 from study.spec import expand
 from study.spec.load import load_study
-from study.upkeep import cards
+from study.upkeep import dataset_card
 
 TINY = ROOT / "studies/tiny.yaml"
 PROMPT = "Write a {document_type} for {domain} on hens, by {person}.\n"
@@ -121,7 +121,7 @@ def test_fetch_records_its_hash_beside_what_it_brings(prompt: Path, tmp_path: Pa
 def test_a_card_names_its_hash_and_not_its_words(prompt: Path) -> None:
     cell: Any = SimpleNamespace(settings={"files": {"prompt": sha256(prompt)}})
     assert (
-        cards._prompt_file(cell)
+        dataset_card._prompt_file(cell)
         == f"The writer's prompt is a file with the sha256 `{sha256(prompt)}`."
     )
-    assert cards._prompt_file(SimpleNamespace(settings={})) == ""  # type: ignore[arg-type]
+    assert dataset_card._prompt_file(SimpleNamespace(settings={})) == ""  # type: ignore[arg-type]
