@@ -15,7 +15,16 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import corpus_map, curves, figure_files, intrusion, losses, plots, profiles
+from analysis import (
+    corpus_map,
+    curves,
+    figure_files,
+    intrusion,
+    losses,
+    plots,
+    probe_figure,
+    profiles,
+)
 from analysis.losses import LossHistory
 from analysis.rows import Results, Row
 from core.garbage import gc_disabled
@@ -142,6 +151,15 @@ def _planned(
             partial(intrusion.intrusion_figure, results),
             partial(intrusion.alt_intrusion, results),
             partial(intrusion.describe_intrusion, results),
+        )
+    for benchmark in dict.fromkeys(row["benchmark"] for row in results.get("probe", [])):
+        yield Planned(
+            _file_name("probe", benchmark),
+            f"{benchmark}: the direction in hidden states by layer, a line for each arm and SFT "
+            "dose, means over seeds",
+            partial(probe_figure.probe_figure, results, benchmark),
+            partial(probe_figure.alt_probe, results, benchmark),
+            partial(probe_figure.describe_probe_figure, results, benchmark),
         )
     if runs:
         yield Planned(

@@ -40,6 +40,7 @@ from analysis.report_tables import (
 )
 from analysis.rows import Results, Row
 from analysis.rungs import RUNGS, rung_lines, rung_text
+from analysis.sections import with_sections
 from analysis.tables import data_summary, in_study_order
 from analysis.verdicts import HANGS
 from core import html_page
@@ -52,6 +53,7 @@ KINDS = (
     "losses",
     "corpora",
     "intrusion",
+    "probe",
     "erosion",
     "questions",
 )
@@ -175,9 +177,9 @@ def report(
         if name in shown
     }
     benchmarks, parts = matrix(results)
-    return html_page.render(
+    page = html_page.render(
         here / "report.html.j2",
-        results=results,
+        results=results | {"benchmarks": _without_probes(results)},
         style=Markup((here / "report.css").read_text("utf-8")),
         script=Markup((here / "report.js").read_text("utf-8")),
         title=title(results),
@@ -234,6 +236,18 @@ def report(
         typeset=typeset,
         p_value=lambda p: typeset(p_value(p)),
     )
+    names: dict[str, list[str]] = {}
+    for name in drawn:
+        names.setdefault(_kind(name), []).append(name)
+    return with_sections(page, results, figures, names)
+
+
+def _without_probes(results: Results) -> dict[str, Row]:
+    """The benchmarks, where a probe has no judge."""
+    return {
+        name: row | {"judge": None} if row["judge"] == "probe" else row
+        for name, row in results["benchmarks"].items()
+    }
 
 
 def _kind(name: str) -> str:

@@ -78,6 +78,7 @@ class Benchmark:
     dummy: bool  # the judge is the kit's deterministic one
     other_judges: tuple[str, ...]  # their grades are reported and decide nothing
     exclude: tuple[str, ...]  # ids of questions that the study leaves out
+    reference: str | None = None  # of a probe: the arm whose direction others are compared with
 
     @classmethod
     def parse(cls, settings: dict[str, Any]) -> "Benchmark":
@@ -88,6 +89,7 @@ class Benchmark:
             dummy=settings["dummy"],
             other_judges=tuple(settings["other_judges"]),
             exclude=tuple(settings["exclude"]),
+            reference=settings.get("reference"),
         )
 
     def row(self) -> Row:

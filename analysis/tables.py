@@ -290,7 +290,8 @@ def data_summary(results: Results, benchmarks: Collection[str] | None = None) ->
             lines.append(f"{name}: no checkpoint finished")
             continue
         judge = benchmark["judge"]
-        method = f"scored by {judge}" if judge in ("likelihood", "lm-eval") else f"judge {judge}"
+        is_unjudged = judge in ("likelihood", "lm-eval", "probe")
+        method = f"scored by {judge}" if is_unjudged else f"judge {judge}"
         if benchmark["dummy"]:
             method += " (a deterministic dummy)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"

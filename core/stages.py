@@ -18,6 +18,7 @@ Stage = Literal[
     "generate",
     "likelihood",
     "lm_eval",
+    "probe",
     "judge",
     "scores",
     "labels",
@@ -48,6 +49,7 @@ class StageInfo:
         profile_fallback: The stage whose entry in a cluster profile applies where the profile has
             none for this stage.
         needs_vllm: Whether its cells run vLLM in their process.
+        needs_transformers: Whether its cells run a checkpoint with transformers in their process.
         calls: Whether its cells call an endpoint and keep a ledger of it.
     """
 
@@ -63,6 +65,7 @@ class StageInfo:
     merges: bool = False
     profile_fallback: Stage | None = None
     needs_vllm: bool = False
+    needs_transformers: bool = False
     calls: bool = False
 
     @property
@@ -129,6 +132,16 @@ STAGE_INFO: dict[str, StageInfo] = {
             profile_fallback="likelihood",
             needs_vllm=True,
         ),
+        # Not with vLLM's stages: the engine keeps its share of the GPU's memory until it is closed.
+        StageInfo(
+            "probe",
+            "eval.probe",
+            job_group="probe",
+            shared_input="checkpoint",
+            shares_process=True,
+            profile_fallback="likelihood",
+            needs_transformers=True,
+        ),
         StageInfo("judge", "eval.judge", shares_process=True, calls=True),
         StageInfo("scores", "eval.existing_scores"),
         StageInfo("labels", "eval.labels"),
@@ -143,6 +156,10 @@ TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains
 # Those whose cells hold weights that this study has made.
 CHECKPOINT_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains or info.merges)
 VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)
+# Those whose cells run a checkpoint on a GPU.
+EVALUATION_STAGES = VLLM_STAGES | {
+    name for name, info in STAGE_INFO.items() if info.needs_transformers
+}
 CALLING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.calls)
 
 

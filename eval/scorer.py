@@ -11,10 +11,11 @@ benchmark over an existing scorer it holds:
       questions: {path: eval/data/human_compassion.jsonl}
 
 `scorer: rubric` grades any file of questions with a rubric of one sentence each, so that most new
-benchmarks need no code. Two values of `scorer` are not modules of this kind, and their benchmarks
-have no judge: `likelihood` (eval/likelihood.py, choices by their probability; keys `per_token` and
-`files: {items}`) and `lm_eval` (eval/harness.py, tasks of lm-eval; keys `lm_eval`, `metric`,
-`filter`, `num_fewshot` and `files: {data}`).
+benchmarks need no code. Three values of `scorer` are not modules of this kind, and their
+benchmarks have no judge: `likelihood` (eval/likelihood.py, choices by their probability; keys
+`per_token` and `files: {items}`), `lm_eval` (eval/harness.py, tasks of lm-eval; keys `lm_eval`,
+`metric`, `filter`, `num_fewshot` and `files: {data}`) and `probe` (eval/probe.py, hidden states;
+keys `pooling`, `folds` and `files: {items}`).
 
 A judged benchmark runs as two cells. `eval.generate` reads `questions` and writes the checkpoint's
 answers as an Inspect log. `eval.judge` reads all files and scores that log:

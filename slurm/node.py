@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from core.errors import UserError
-from core.stages import TRAINING_STAGES, VLLM_STAGES
+from core.stages import EVALUATION_STAGES, TRAINING_STAGES
 from slurm import slurm_cli
 from slurm.cluster_limits import gpus
 from slurm.profile import Profile, Resources, load_profile
@@ -62,7 +62,7 @@ def ask_node(profile: Profile) -> dict[str, str]:
 
 def gpu_resources(profile: Profile) -> Resources:
     """What the first stage with GPUs requests. Raises UserError where none does."""
-    for stage in (*TRAINING_STAGES, *sorted(VLLM_STAGES)):
+    for stage in (*TRAINING_STAGES, *sorted(EVALUATION_STAGES)):
         if gpus(resources := profile.resources(stage)):
             return resources
     raise UserError(

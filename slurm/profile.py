@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import Problem, UserError
-from core.stages import STAGE_INFO, STAGES, Stage
+from core.stages import EVALUATION_STAGES, STAGE_INFO, STAGES, TRAINING_STAGES, Stage
 from core.strict_yaml import (
     LineNumbers,
     Rate,
@@ -30,9 +30,7 @@ Word = Annotated[str, Field(pattern=r"^\S+$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 # Stages that need neither a GPU nor much of a machine.
-LOGIN_STAGES = [
-    name for name in STAGES if not (STAGE_INFO[name].trains or STAGE_INFO[name].needs_vllm)
-]
+LOGIN_STAGES = [name for name in STAGES if name not in {*TRAINING_STAGES, *EVALUATION_STAGES}]
 EXAMPLES = {"lab", "partitions", "university"}
 
 

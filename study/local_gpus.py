@@ -6,6 +6,7 @@ from core.cell.identity import Cell
 from core.cell.local_executor import Gpus
 from core.errors import Problem, UserError
 from core.model_size import memory, shape
+from core.stages import STAGE_INFO
 from core.visible_gpus import visible_gpus
 from study.forecast.inference_gpus import vllm_gpus
 from study.forecast.training_cost import is_training, recipe_of
@@ -15,7 +16,8 @@ def local_gpus(cells: Sequence[Cell], count: int | None, ranks: int | None) -> G
     """The GPUs that `run` gives to cells.
 
     A training holds `ranks` of them, one for each rank. vLLM, as the engine of an evaluation or as
-    the server of an endpoint, holds as many as its options say. All other cells hold none.
+    the server of an endpoint, holds as many as its options say. A probe holds one. All other cells
+    hold none.
 
     Args:
         cells: Those that will run.
@@ -50,7 +52,7 @@ def local_gpus(cells: Sequence[Cell], count: int | None, ranks: int | None) -> G
     ranked = set()
     problems = []
     for cell in cells:
-        num_gpus = vllm_gpus(cell)
+        num_gpus = int(STAGE_INFO[cell.stage].needs_transformers) or vllm_gpus(cell)
         if is_training(cell):
             num_gpus = ranks or _fewest(cell, total, memory_gb)
             if num_gpus > 1:

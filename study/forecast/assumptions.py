@@ -141,6 +141,9 @@ TOKEN_BYTES = _assume(
 DOCUMENT_BYTES = _assume("a document beside its text", 500, "bytes", "its slots and counts")
 ANSWER_BYTES = _assume("an answer", 2000, "bytes", "in Inspect's log, compressed")
 GRADE_BYTES = _assume("a grade", 2700, "bytes", "in scored samples and in the ledger")
+PROBE_BYTES = _assume(
+    "directions of a probe", 600_000, "bytes", "32 layers of width 4,096 in float32"
+)
 ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
 STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
 SHARD_GB = _assume("a file of weights", 5, "GB", "the checkpointers' largest shard")
@@ -196,6 +199,7 @@ FILES = {
     "generate": (5, 1),
     "likelihood": (6, 1),
     "lm_eval": (6, 1),
+    "probe": (6, 1),
     "judge": (7, 1),
     "scores": (10, 1),
     "labels": (5, 1),

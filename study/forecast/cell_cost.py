@@ -15,7 +15,7 @@ from core.files import read_rows
 from core.model_size import parameters, shape
 from core.paths import resolve
 from core.recipe import Training
-from core.stages import CALLING_STAGES, TRAINING_STAGES, VLLM_STAGES
+from core.stages import CALLING_STAGES, EVALUATION_STAGES, STAGE_INFO, TRAINING_STAGES
 from study.forecast import corpus_cost, training_cost, training_size, training_time
 from study.forecast.assumptions import (
     ANSWER_BYTES,
@@ -31,6 +31,7 @@ from study.forecast.assumptions import (
     ITEM_TOKENS,
     ITEMS,
     JUDGED,
+    PROBE_BYTES,
     QUESTION_TOKENS,
     SECONDS_PER_GB,
     SHARD_GB,
@@ -97,7 +98,7 @@ def estimates(
             _add_training(job, cell, row, profile)
         elif cell.stage == "merge":
             _add_merge(job, cell)
-        elif cell.stage in (*VLLM_STAGES, *CALLING_STAGES):
+        elif cell.stage in (*EVALUATION_STAGES, *CALLING_STAGES):
             _add_calls(job, cell, corpora.get(cell.identity, cell), seen)
         amounts["files"] = job.files + (FILES["job"][0] if profile else 0)
         amounts["folders"] = job.folders
@@ -150,7 +151,8 @@ def _add_calls(job: _Job, cell: Cell, corpus: Cell, seen: set[str]) -> None:
     request = request_key(cell) if cell.stage == "judge" else cell.identity
     if request not in seen:
         job.amounts |= _work(cell, corpus)
-    served = cell.inputs["checkpoint"].identity if "checkpoint" in cell.inputs else cell.identity
+    # Stages of one group share a process, and its weights.
+    served = f"{STAGE_INFO[cell.stage].group} {cell.inputs.get('checkpoint', cell).identity}"
     if "read" in job.amounts:
         count, weights_gb = _weights(cell)
         job.weights_gb = weights_gb if served not in seen else 0.0
@@ -173,6 +175,9 @@ def _work(cell: Cell, corpus: Cell) -> Amounts:
     if cell.stage == "likelihood":
         rows = cell.settings["rows"] or _rows_on_disk(cell) or ITEMS
         return {"read": rows * ITEM_TOKENS, "write": 0, "disk_gb": rows * ITEM_BYTES / 1e9}
+    if cell.stage == "probe":
+        rows = cell.settings["rows"] or _rows_on_disk(cell) or ITEMS
+        return {"read": 2 * rows * ITEM_TOKENS, "write": 0, "disk_gb": PROBE_BYTES / 1e9}
     if cell.stage == "generate":
         return _generation(cell)
     amounts = _judging(cell) if cell.stage == "judge" else _writing(cell, corpus)
@@ -299,7 +304,7 @@ def job_size(cell: Cell, profile: Any) -> tuple[int, int]:
         gpus = str(resources.gpus_per_node).rpartition(":")[2]
         cores = resources.nodes * resources.tasks_per_node * resources.cpus
         return resources.nodes * (int(gpus) if gpus.isdigit() else 1), cores
-    if cell.stage in ("model", *TRAINING_STAGES, *VLLM_STAGES):
+    if cell.stage in ("model", *TRAINING_STAGES, *EVALUATION_STAGES):
         return int("recipe" not in _start_model(cell).settings), 1
     return int("path" in cell.resources.get("address", {})), 1
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.gpu_specs import Gpu, find_gpu
-from core.stages import TRAINING_STAGES, VLLM_STAGES
+from core.stages import EVALUATION_STAGES, TRAINING_STAGES
 from study.forecast.assumptions import (
     ASSUMED_GPU,
     CORE_FLOPS,
@@ -78,7 +78,9 @@ def stage_rates(profile: Any, stage: str, on_gpu: bool = True) -> Rates:
 
 def unnamed_gpus(profile: Any) -> list[str]:
     """The stages whose GPUs have no type of core.gpu_specs: they are taken for ASSUMED_GPU."""
-    resources = {stage: profile.resources(stage) for stage in (*TRAINING_STAGES, *VLLM_STAGES)}
+    resources = {
+        stage: profile.resources(stage) for stage in (*TRAINING_STAGES, *EVALUATION_STAGES)
+    }
     return [
         stage
         for stage, requested in resources.items()

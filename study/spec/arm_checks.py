@@ -25,7 +25,7 @@ from study.spec.checks import (
     section_entries,
     task_names,
 )
-from study.spec.declaration import declaration_problems
+from study.spec.declaration import FILES_OF, declaration_problems
 from study.spec.fingerprints import yaml_once
 
 PROMPTS = ("system", "prefill")
@@ -99,7 +99,7 @@ def _unjudged(at: KeyPath, bench: Any, raw: Mapping) -> Mistakes:
     task = section_entries(raw, "benchmarks").get(str(bench), {}).get("task")
     if task not in task_names(raw) or declaration_problems(task):
         return []
-    if yaml_once(f"eval/benchmarks/{task}.yaml")["scorer"] in ("likelihood", "lm_eval"):
+    if yaml_once(f"eval/benchmarks/{task}.yaml")["scorer"] in FILES_OF:
         return [Mistake(at, "scores can be read of judged benchmarks only", "remove it")]
     return []
 

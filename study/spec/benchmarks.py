@@ -12,6 +12,7 @@ from core.files import read_rows
 from study.spec.chat import chat_date, chat_files
 from study.spec.checkpoint import Checkpoint, trainings_of
 from study.spec.checks import OWN_FILES
+from study.spec.declaration import UNPROMPTED
 from study.spec.fingerprints import (
     endpoint_address,
     endpoint_files,
@@ -52,7 +53,7 @@ def sources(bench: Benchmark) -> dict[str, Source]:
 
 def is_prompted(bench: Benchmark) -> bool:
     """Whether its questions can be asked under a system prompt or a prefill."""
-    return bool(declaration(bench)["scorer"] != "likelihood")
+    return declaration(bench)["scorer"] not in UNPROMPTED
 
 
 def _with_kind(source: Source) -> Source:
@@ -104,6 +105,8 @@ def scores(
         return {"": _lm_eval(study, bench, label, inputs, checkpoint)}
     if scorer == "likelihood":
         return {"": _likelihood(study, bench, label, inputs, checkpoint)}
+    if scorer == "probe":
+        return {"": _probe(study, bench, label, inputs, checkpoint)}
     samples = _samples(study, name, inputs, checkpoint)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
@@ -160,6 +163,16 @@ def _likelihood(
     return Cell("likelihood", label, settings, inputs, resources)
 
 
+def _probe(
+    study: Study, bench: Benchmark, label: str, inputs: Inputs, checkpoint: Checkpoint
+) -> Cell:
+    declared = declaration(bench)
+    files = sources(bench)
+    settings = {key: declared[key] for key in ("rows", "pooling", "folds")}
+    settings |= {"task": bench.task, **identities(files)}
+    return Cell("probe", label, settings, inputs, paths(files) | _corpora(study, checkpoint))
+
+
 def _samples(study: Study, name: str, inputs: Inputs, checkpoint: Checkpoint) -> Cell:
     """The cell that answers a judged benchmark's questions.
 
@@ -179,8 +192,13 @@ def _samples(study: Study, name: str, inputs: Inputs, checkpoint: Checkpoint) ->
 
 
 def _evaluation_resources(study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
-    """How vLLM runs, and how the study calls the corpora that the checkpoint was trained on."""
-    resources: dict[str, Any] = {"engine": engine_arguments(study.engine)[1]}
+    """How vLLM runs, and `_corpora`."""
+    return {"engine": engine_arguments(study.engine)[1]} | _corpora(study, checkpoint)
+
+
+def _corpora(study: Study, checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the study calls the corpora that the checkpoint was trained on."""
+    resources: dict[str, Any] = {}
     for number, (corpus, _) in enumerate(checkpoint.corpora):
         named = {"name": corpus, "exclude": study.corpora[corpus].exclude}
         resources[numbered("corpus", number)] = named

@@ -12,7 +12,7 @@ from core.grpo_recipe import Grpo
 from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
-from study.spec.declaration import declaration_problems
+from study.spec.declaration import FILES_OF, declaration_problems
 from study.spec.fingerprints import yaml_once
 from study.spec.presets import asks_for_no_key
 from study.spec.template import shipped_templates, usable_template
@@ -44,7 +44,7 @@ OWN_ENGINE = (
     "enable_prefix_caching",
 )
 # Keys of a benchmark: files in place of the declared ones, what only judged tasks take, and what
-# only lm-eval's tasks take.
+# only lm-eval's tasks and only probes take.
 OWN_FILES = ("questions", "dimensions", "items", "data")
 JUDGING = (
     "judge",
@@ -56,6 +56,7 @@ JUDGING = (
     "judge_max_tokens",
 )
 LM_EVAL = ("num_fewshot", "limit")
+PROBE = ("reference",)
 
 
 @dataclass(frozen=True)
@@ -323,15 +324,18 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
     declared = yaml_once(f"eval/benchmarks/{task}.yaml")
     mistakes: Mistakes = []
     options = [*declared["files"]]
-    if declared["scorer"] not in ("likelihood", "lm_eval"):
+    if declared["scorer"] not in FILES_OF:
         options += JUDGING
         if not bench.get("judge"):
             mistakes.append(Mistake((*at, "judge"), "missing", f"task {task} needs it"))
     if declared["scorer"] == "lm_eval":
         options += LM_EVAL
+    if declared["scorer"] == "probe":
+        options += PROBE
+        mistakes += _reference(at, bench, raw)
     mistakes += [
         Mistake((*at, key), f"task {task} has no such option", "remove it")
-        for key in (*OWN_FILES, *JUDGING, *LM_EVAL)
+        for key in (*OWN_FILES, *JUDGING, *LM_EVAL, *PROBE)
         if key in bench and key not in options
     ]
     if isinstance(questions := bench.get("questions"), dict):
@@ -345,6 +349,20 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
     for judge in judges:
         mistakes += _judge_under_test((*at, "judge"), judge, raw)
     return mistakes + _repeated((*at, "other_judges"), judges, "judge")
+
+
+def _reference(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
+    """The arm whose direction a probe compares with: it must be among those that are probed."""
+    name = bench.get("reference")
+    if name is None:
+        fix = f"the arm to compare with: {', '.join(map(str, mapping(raw.get('arms'))))}"
+        return [Mistake((*at, "reference"), "missing", fix)]
+    mistakes = check_reference(raw, "arms", (*at, "reference"), name)
+    arms = as_list(bench.get("arms"))
+    if not mistakes and arms and name not in arms:
+        what = f"{name} is none of this benchmark's arms"
+        mistakes.append(Mistake((*at, "reference"), what, f"valid: {', '.join(map(str, arms))}"))
+    return mistakes
 
 
 def _judge_under_test(at: KeyPath, judge: Any, raw: Mapping) -> Mistakes:

@@ -13,7 +13,7 @@ from study.spec.checks import (
     section_entries,
     task_names,
 )
-from study.spec.declaration import declaration_problems
+from study.spec.declaration import UNPROMPTED, declaration_problems
 from study.spec.fingerprints import yaml_once
 
 
@@ -44,7 +44,7 @@ def _unprompted(at: KeyPath, bench: Any, contrast: Mapping, raw: Mapping) -> Mis
     task = section_entries(raw, "benchmarks").get(str(bench), {}).get("task")
     if task not in task_names(raw) or declaration_problems(task):
         return []
-    if yaml_once(f"eval/benchmarks/{task}.yaml")["scorer"] != "likelihood":
+    if yaml_once(f"eval/benchmarks/{task}.yaml")["scorer"] not in UNPROMPTED:
         return []
     arms = section_entries(raw, "arms")
     sides = [contrast.get(side) for side in ("treatment", "control")]

@@ -4,7 +4,7 @@ eval/scorer.py and docs/evaluation.md say what each key does.
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -22,7 +22,13 @@ from core.strict_yaml import (
 )
 
 # The files that a scorer reads: (needed, all). Any other scorer reads those of a judged benchmark.
-FILES_OF = {"likelihood": (["items"], ["items"]), "lm_eval": (["data"], ["data"])}
+FILES_OF = {
+    "likelihood": (["items"], ["items"]),
+    "lm_eval": (["data"], ["data"]),
+    "probe": (["items"], ["items"]),
+}
+# Scorers that ask without a chat template: a system prompt or a prefill has no meaning.
+UNPROMPTED = ("likelihood", "probe")
 JUDGED = (["questions"], ["questions", "dimensions"])
 
 
@@ -54,6 +60,8 @@ class Declaration:
     metric: str | None = None
     filter: str | None = None
     num_fewshot: int | None = None
+    pooling: Literal["last", "mean"] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
 
 
 @lru_cache
@@ -74,7 +82,7 @@ def declaration_problems(task: str) -> tuple[Problem, ...]:
 
 def _mistakes(declared: Declaration) -> list[tuple[tuple[str, ...], str, str]]:
     mistakes: list[tuple[tuple[str, ...], str, str]] = []
-    scorers = sorted({"likelihood", "lm_eval"} | _scorer_modules())
+    scorers = sorted({*FILES_OF} | _scorer_modules())
     if declared.scorer not in scorers:
         what = f"there is no scorer {declared.scorer!r}{did_you_mean(declared.scorer, scorers)}"
         mistakes.append((("scorer",), what, f"valid: {', '.join(scorers)}"))
@@ -95,7 +103,11 @@ def _mistakes(declared: Declaration) -> list[tuple[tuple[str, ...], str, str]]:
         elif file.hub and not file.revision:
             what = "hub needs revision"
             mistakes.append((("files", name), what, "give a commit (40 of 0-9 and a-f)"))
-    required = {"likelihood": ["per_token"], "lm_eval": ["lm_eval", "metric"]}
+    required = {
+        "likelihood": ["per_token"],
+        "lm_eval": ["lm_eval", "metric"],
+        "probe": ["pooling", "folds"],
+    }
     for key in required.get(declared.scorer, []):
         if getattr(declared, key) in (None, []):
             mistakes.append(((key,), "missing", f"{declared.scorer} needs it"))

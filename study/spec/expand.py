@@ -24,6 +24,8 @@ ANALYSIS_FILES: dict[str, Source] = {
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
 }
+# ... and, of a study that has one of them, further sections.
+SECTIONS: dict[str, Source] = {"sections": {"path": "analysis/sections.html.j2"}}
 
 
 def analysis(study: Study, base: Path | None = None, without: Set[str] = frozenset()) -> Cell:
@@ -54,6 +56,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             if embedded and embedded.identity not in without:
                 inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
     files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
+    if any(bench.reference for bench in study.benchmarks.values()):
+        files |= SECTIONS
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
         "study": study.study,
@@ -217,6 +221,7 @@ def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),
         "exclude": bench.exclude,
+        **({"reference": bench.reference} if bench.reference else {}),
     }
 
 

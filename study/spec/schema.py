@@ -265,6 +265,9 @@ class Benchmark:
     """lm-eval's tasks: examples in the prompt. By default the task's own number."""
     limit: Count | None = None
     """lm-eval's tasks: only so many rows of each."""
+    reference: Name | None = None
+    """Task probe: arm whose checkpoint at its lowest dose gives the direction on which all others
+    are projected, within seeds. Not part of any probe's identity."""
     hub_task: str | None = None
     """Id of the task in the eval.yaml of its data set on the Hub. `cards` then writes the scores to
     .eval_results. Not part of any cell's identity."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.declaration import FILE, content_sha256, read_declaration, write_declaration
-from core.stages import VLLM_STAGES
+from core.stages import EVALUATION_STAGES
 from study.spec import benchmarks
 from study.spec.chains import corpora_of, replicates_of
 from study.spec.checkpoint import prompts_of
@@ -18,7 +18,7 @@ from study.spec.schema import Benchmark, Study
 from study.spec.sources import identities
 
 Content = dict[str, Any]
-EVALUATIONS = VLLM_STAGES | {"judge"}
+EVALUATIONS = EVALUATION_STAGES | {"judge"}
 ALPHA = 0.05  # of a family, over all looks (analysis.estimates.ALPHA)
 
 

@@ -38,6 +38,7 @@ PACKED = (
     "similarity.json",
     "calls.jsonl",
     "scores.parquet",
+    "directions.npz",
 )
 # Files of a training; a corpus' held_out.jsonl holds documents.
 TRAINING_FILES = ("metrics.jsonl", "speed.jsonl", "held_out.jsonl")
@@ -86,6 +87,7 @@ README = """# Replication archive of the study `{study}`
 - `calls.jsonl` of corpora and judges: the ledger of calls, each with the hash of its request, the
   reply, tokens and cost
 - `cells/.../scores.parquet`: scores of a checkpoint
+- `cells/.../directions.npz`: of a probe, the direction and the AUROC of each layer
 - an input whose path begins with `../` was made in another study; it is below `cells/` here too
 - `results/declaration.json`: what was declared before the first score, and when;
   `results/looks.json`: the verdicts of the looks that were taken

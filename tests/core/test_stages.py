@@ -4,7 +4,15 @@ from typing import get_args
 
 from core.cell.local_executor import GROUPS, SHARED_GROUPS
 from core.paths import ROOT
-from core.stages import SHARDING_STAGES, STAGE_INFO, STAGES, TRAINING_STAGES, VLLM_STAGES, Stage
+from core.stages import (
+    EVALUATION_STAGES,
+    SHARDING_STAGES,
+    STAGE_INFO,
+    STAGES,
+    TRAINING_STAGES,
+    VLLM_STAGES,
+    Stage,
+)
 
 
 def test_the_table_lists_the_stages_of_the_literal_in_their_order() -> None:
@@ -22,6 +30,7 @@ def test_what_is_derived_from_the_table() -> None:
     assert set(SHARDING_STAGES) == {"drafts"}
     assert TRAINING_STAGES == ("midtrain", "sft")
     assert set(VLLM_STAGES) == {"generate", "likelihood", "lm_eval"}
-    assert {"contamination", "evaluate", "judge"} == SHARED_GROUPS
+    assert VLLM_STAGES | {"probe"} == EVALUATION_STAGES
+    assert {"contamination", "evaluate", "probe", "judge"} == SHARED_GROUPS
     assert GROUPS.index("sft") < GROUPS.index("evaluate") < GROUPS.index("judge")
     assert {STAGE_INFO[stage].group for stage in VLLM_STAGES} == {"evaluate"}

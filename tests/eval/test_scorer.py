@@ -16,7 +16,7 @@ from eval.scorer import Scorer
 from tests.eval.test_questions import jsonl
 
 SCORERS = {"anima": anima, "moru": moru, "rubric": rubric, "strong_reject": strong_reject}
-WITHOUT_JUDGE = {"likelihood", "lm_eval"}
+WITHOUT_JUDGE = ("likelihood", "lm_eval", "probe")
 METHODS = [
     name for name, _ in inspect.getmembers(Scorer, inspect.isfunction) if not name.startswith("_")
 ]
