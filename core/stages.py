@@ -157,7 +157,7 @@ TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains
 CHECKPOINT_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains or info.merges)
 VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)
 # Those whose cells run a checkpoint on a GPU.
-EVALUATION_STAGES = VLLM_STAGES | {
+EVALUATION_STAGES = VLLM_STAGES.difference(TRAINING_STAGES) | {
     name for name, info in STAGE_INFO.items() if info.needs_transformers
 }
 CALLING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.calls)

@@ -12,6 +12,7 @@ from study.spec import expand
 from study.spec.contrast_arms import audit
 from study.spec.expansion import Expansion
 from study.spec.load import load_study
+from study.spec.rungs import rung
 
 pytestmark = pytest.mark.multiprocess  # manifests ask git
 
@@ -116,3 +117,8 @@ def test_mistakes_are_told_by_their_keys(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         load_study(TINY, None, [override])
     assert message in "\n".join(error.value.lines)
+
+
+def test_prompts_of_others_make_no_arm_a_reproduction_of_documents() -> None:
+    study = load_study(TINY)
+    assert {rung(study, arm) for arm in study.arms} == {"anew"}
