@@ -1,16 +1,10 @@
 """A mixed model of the same contrast, beside the two-way test, which alone decides."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
-from statsmodels.regression.mixed_linear_model import (
-    MixedLM,
-    MixedLMParams,
-    VCSpec,
-)
+from scipy import linalg, optimize, stats
 from statsmodels.tools.numdiff import approx_fprime, approx_hess
 
 from analysis.estimates import ALPHA, Arm, two_way
@@ -18,6 +12,7 @@ from analysis.estimates import ALPHA, Arm, two_way
 ZERO = 1e-4  # a variance below this share of the residual's is reported as zero
 AS_GOOD = 1e-3  # of the deviance: a variance without which the model fits as well is zero
 FEWEST_DF = 1.0
+STEEPEST = 0.01  # slope of the deviance, by the logarithm of a variance, at the end of a search
 Arms = tuple[np.ndarray, np.ndarray]
 Fixed = tuple[bool, bool]
 
@@ -62,8 +57,12 @@ def mixed_model(
     carry all that the answers say about the arms, and a model of answers needs an intercept for
     run x question too, without which it takes 30 answers to a question for 30 questions.
 
-    Fitted by statsmodels' MixedLM; crossed intercepts are variance components of one group that
-    holds everything. se, p and interval use Student's t with Satterthwaite's degrees of freedom
+    Fitted as in R's lme4 (Bates et al., J. Stat. Softw. 67(1), 2015): the REML deviance, profiled
+    over the residual's variance, is minimized over the other variances in multiples of it, which
+    may be zero. statsmodels' MixedLM stops before the minimum in designs of five intercepts, with
+    standard errors a fifth off.
+
+    se, p and interval use Student's t with Satterthwaite's degrees of freedom
     2 v^2 / (g' A g), where v is the variance of the difference, g its gradient in the variances
     and A the inverse of half the Hessian of the REML deviance, as in R's lmerTest (Kuznetsova,
     Brockhoff and Christensen, J. Stat. Softw. 82(13), 2017). Variances at zero leave g and A.
@@ -190,22 +189,32 @@ def _moments(arms: Arms, fixed: Fixed) -> dict[str, float]:
 def _fit(
     endog: np.ndarray, exog: np.ndarray, intercepts: dict[str, np.ndarray], start: list[float]
 ) -> np.ndarray | None:
-    """The REML variances of each intercept, then of the residual; None without convergence."""
+    """The REML variances of each intercept, then of the residual; None without convergence.
+
+    `start`: of each intercept, in multiples of the residual's.
+    """
+    model = _Restricted(endog, exog, list(intercepts.values()))
     if not intercepts:
-        return np.array([_Restricted(endog, exog, []).residual_variance()])
-    columns = [[[str(i) for i in range(z.shape[1])]] for z in intercepts.values()]
-    spec = VCSpec(list(intercepts), columns, [[z] for z in intercepts.values()])
-    model = MixedLM(endog, exog, groups=np.zeros(len(endog)), exog_vc=spec)
-    fixed_effects = np.zeros(exog.shape[1])
-    start_params = MixedLMParams.from_components(
-        fixed_effects, np.empty((0, 0)), vcomp=np.array(start)
+        return np.array([model.residual_variance(np.array([1.0]))])
+
+    def profiled(ratios: np.ndarray) -> float:
+        theta = np.append(ratios, 1.0)
+        return model.deviance(theta * model.residual_variance(theta))
+
+    search = optimize.minimize(
+        profiled,
+        start,
+        method="L-BFGS-B",
+        jac="3-point",
+        bounds=[(0, None)] * len(start),
+        options={"ftol": 1e-13, "gtol": 1e-6},
     )
-    with warnings.catch_warnings():
-        # it warns of searches that it repeats by another method, and of boundaries that are none
-        warnings.simplefilter("ignore")
-        methods = ["bfgs", "lbfgs", "powell"]
-        fit = model.fit(reml=True, method=methods, start_params=start_params)
-    return np.array([*fit.vcomp, fit.scale], float) if fit.converged else None
+    # A search that can't get any lower by rounding reports that as a failure.
+    slope = np.where(search.x > 0, search.jac * search.x, np.minimum(search.jac, 0))
+    if np.abs(slope).max() > STEEPEST:
+        return None
+    theta = np.append(search.x, 1.0)
+    return theta * model.residual_variance(theta)
 
 
 class _Restricted:
@@ -226,24 +235,33 @@ class _Restricted:
 
     def _solved(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
         """[X y]' V^-1 [X y] and log |V|, by the Woodbury identity."""
-        component = np.repeat(theta[:-1], self.sizes)
-        inner = np.eye(len(component)) + component[:, None] * self.zz / theta[-1]
-        inverse = np.linalg.solve(inner, component[:, None] * self.zk)
-        products = (self.kk - self.zk.T @ inverse / theta[-1]) / theta[-1]
-        return products, self.size * np.log(theta[-1]) + np.linalg.slogdet(inner)[1]
+        deviations = np.sqrt(np.repeat(theta[:-1] / theta[-1], self.sizes))
+        inner = np.eye(len(deviations)) + deviations[:, None] * self.zz * deviations
+        factor, is_lower = linalg.cho_factor(inner)
+        scaled = deviations[:, None] * self.zk
+        inverse = linalg.cho_solve((factor, is_lower), scaled)
+        products = (self.kk - scaled.T @ inverse) / theta[-1]
+        logdet = self.size * np.log(theta[-1]) + 2 * np.log(factor.diagonal()).sum()
+        return products, float(logdet)
 
     def deviance(self, theta: np.ndarray) -> float:
         products, logdet = self._solved(theta)
         xx = products[: self.effects, : self.effects]
-        xy = products[: self.effects, -1]
-        squares = products[-1, -1] - xy @ np.linalg.solve(xx, xy)
-        return float(logdet + np.linalg.slogdet(xx)[1] + squares)
+        return float(logdet + np.linalg.slogdet(xx)[1] + self._squares(products))
 
-    def residual_variance(self) -> float:
-        """The REML variance of the residual of a model without intercepts."""
-        xx, xy = self.kk[: self.effects, : self.effects], self.kk[: self.effects, -1]
-        squares = self.kk[-1, -1] - xy @ np.linalg.solve(xx, xy)
+    def residual_variance(self, theta: np.ndarray) -> float:
+        """The REML variance of the residual where the variances are in proportion to `theta`.
+
+        In units of the last of `theta`.
+        """
+        squares = self._squares(self._solved(theta)[0])
         return float(squares / (self.size - self.effects))
+
+    def _squares(self, products: np.ndarray) -> float:
+        """The sum of squares around the fixed effects, weighted by V^-1."""
+        xx = products[: self.effects, : self.effects]
+        xy = products[: self.effects, -1]
+        return float(products[-1, -1] - xy @ np.linalg.solve(xx, xy))
 
     def at_zero(self, theta: np.ndarray) -> list[bool]:
         """Of each intercept, whether the model fits as well with its variance at zero.
@@ -273,4 +291,5 @@ class _Restricted:
         variance = scaled(lambda at: self.difference(at)[1])
         gradient = approx_fprime(ones, variance, centered=True)
         covariance = np.linalg.inv(approx_hess(ones, scaled(self.deviance)) / 2)
-        return float(2 * self.difference(theta)[1] ** 2 / (gradient @ covariance @ gradient))
+        spread = float(np.asarray(gradient @ covariance @ gradient).item())
+        return 2 * self.difference(theta)[1] ** 2 / spread

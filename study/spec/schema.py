@@ -15,6 +15,8 @@ from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Share
 from study.spec.endpoint_schema import Endpoint as Endpoint
 from study.spec.endpoint_schema import Request as Request
+from study.spec.rl_schema import Reward as Reward
+from study.spec.rl_schema import Rl as Rl
 from study.spec.steps import Dose, Doses
 from study.spec.steps import Step as Step
 
@@ -403,6 +405,8 @@ class Study:
     """Instruction tuning of all arms that name no other."""
     sfts: dict[Name, Sft] = Field(default_factory=dict)
     """Other instruction tunings, which arms name."""
+    rl: dict[Name, Rl] = Field(default_factory=dict)
+    """Reinforcement learning, which steps of arms name."""
     contrasts: list[Contrast] = Field(default_factory=list)
     """Differences to test."""
     only_seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)

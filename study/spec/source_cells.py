@@ -29,7 +29,15 @@ from study.spec.fingerprints import (
     yaml_once,
 )
 from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
-from study.spec.sources import Source, file_source, identities, identity, paths, remote
+from study.spec.sources import (
+    Source,
+    file_source,
+    identities,
+    identity,
+    model_folder,
+    paths,
+    remote,
+)
 from study.spec.template import template_content
 
 # What the toy model is made of besides its recipe.
@@ -50,9 +58,9 @@ def model(study: Study, name: str) -> Cell:
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
         settings |= identities(TOY_FILES)
         return Cell("model", name, settings, resources={**runtime, **paths(TOY_FILES)})
-    files: dict[str, Source] = {"model": _model_folder(model)}
+    files: dict[str, Source] = {"model": model_folder(model)}
     if model.tokenizer:
-        files["tokenizer"] = _model_folder(study.models[model.tokenizer])
+        files["tokenizer"] = model_folder(study.models[model.tokenizer])
     arms = [arm for arm in study.arms if study.arms[arm].start == name]
     trains = any(_trains(study, arm) for arm in arms)
     return Cell("model", name, identities(files), resources={**paths(files), "trains": trains})
@@ -63,10 +71,6 @@ def _trains(study: Study, arm: str) -> bool:
     number = dose_step(study.arms[arm])
     others = [step for n, step in enumerate(steps_of(study.arms[arm])) if n != number]
     return bool(others) or any(doses(study, arm))
-
-
-def _model_folder(model: Model) -> Source:
-    return {"path": model.path} if model.path else _on_hub(model, "model")
 
 
 def _on_hub(named: Model | Corpus, kind: str) -> Source:
