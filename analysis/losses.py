@@ -19,22 +19,52 @@ from core.files import read_rows
 
 Curve = list[tuple[int, float]]  # (step, loss in nats per token)
 KINDS = {"training": "training", "held_out": "held-out"}
+LOSS = "loss (nats per token)"
+# What is drawn of a training by GRPO: keys of its metrics.jsonl and fixed_set.jsonl.
+OF_ROLLOUTS = {
+    "reward": "reward",
+    "length": "answer's length (tokens)",
+    "response_share": "share with <response>",
+    "kl": "KL to the start (nats per token)",
+}
 POINTS = 100  # of a curve; of more, means over as many equal stretches are drawn
 
 
 @dataclass(frozen=True)
 class LossHistory:
-    """The losses of one training."""
+    """The losses of one training, or another measure of it."""
 
     arm: str
     seed: int
     stage: str
     training: Curve
     held_out: Curve
+    measure: str = LOSS
+
+    @property
+    def noun(self) -> str:
+        """The measure without its unit."""
+        return self.measure.partition(" (")[0]
 
     def curve(self, kind: str) -> Curve:
         """The curve of one of KINDS."""
         return self.training if kind == "training" else self.held_out
+
+
+def read_histories(folder: Path, arm: str, seed: int, stage: str) -> list[LossHistory]:
+    """What is drawn of a training: its losses, or of one by GRPO the measures of its rollouts.
+
+    Its held-out curve is of the answers to the fixed set of prompts.
+    """
+    if not stage.endswith("rl"):
+        return [read_losses(folder, arm, seed, stage)]
+    files = [folder / name for name in ("metrics.jsonl", "fixed_set.jsonl")]
+    histories = []
+    for key, measure in OF_ROLLOUTS.items():
+        training, fixed = (_read_curve(file, key) for file in files)
+        if key == "reward" or any(value for _, value in training):
+            histories.append(LossHistory(arm, seed, stage, training, fixed, measure))
+    return histories
 
 
 def read_losses(folder: Path, arm: str, seed: int, stage: str) -> LossHistory:
@@ -43,11 +73,12 @@ def read_losses(folder: Path, arm: str, seed: int, stage: str) -> LossHistory:
     return LossHistory(arm, seed, stage, training, _read_curve(folder / "held_out.jsonl"))
 
 
-def _read_curve(path: Path) -> Curve:
-    """The curve of a file of metrics; a last line cut short is left out."""
+def _read_curve(path: Path, key: str = "loss") -> Curve:
+    """The curve of a key of a file of metrics; a last line cut short is left out."""
     if not path.exists():
         return []
-    return [(row["step"], row["loss"]) for _, row in read_rows(path, skip_torn_line=True)]
+    rows = (row for _, row in read_rows(path, skip_torn_line=True))
+    return [(row["step"], row[key]) for row in rows if key in row]
 
 
 def loss_rows(runs: Sequence[LossHistory]) -> list[Row]:
@@ -86,8 +117,8 @@ def losses(
     if not panels:
         return plots.placeholder("no training has a loss yet", width)
     titles = [
-        f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} loss (nats per token)"
-        for stage, kinds in panels
+        f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} {measure}"
+        for stage, measure, kinds in panels
     ]
     thinned = any(len(run.curve(kind)) > POINTS for run in runs for kind in KINDS)
     seed_label = "a seed" + (", means over some updates" if thinned else "")
@@ -96,27 +127,29 @@ def losses(
         handles.append(plots.legend_entry("held-out: with marks", linestyle="-", marker="o"))
     placed = panel_grid([(title, arms) for title in titles], order, "step", width, *handles)
     for panel in placed:
-        stage, kinds = panels[panel.number]
+        stage, measure, kinds = panels[panel.number]
+        of_panel = [run for run in runs if (run.stage, run.measure) == (stage, measure)]
         lost = []
         for arm, kind in itertools.product(panel.arms, kinds):
-            curves = [run.curve(kind) for run in runs if (run.stage, run.arm) == (stage, arm)]
+            curves = [run.curve(kind) for run in of_panel if run.arm == arm]
             _draw_curves(panel.axis, curves, arm_style(arm, order), kind == "held_out")
             if not curves or not all(curves):
                 count = f"{curves.count([]) or 'all'} of {len(curves)} seeds"
-                lost.append(f"× no {KINDS[kind]} loss: {arm}, {count}")
+                lost.append(f"× no {KINDS[kind]} {of_panel[0].noun}: {arm}, {count}")
         text = wrapped("; ".join(lost), 36)
         corner: dict[str, Any] = {"transform": panel.axis.transAxes, "ha": "right", "va": "top"}
         panel.axis.text(1, 1, text, **corner, fontsize=plots.SMALL)
     return cast(Figure, placed[0].axis.figure)
 
 
-def _panels(runs: Sequence[LossHistory], small: bool) -> list[tuple[str, tuple[str, ...]]]:
-    """Stage and kinds of loss of each panel; both kinds share a panel where it is `small`."""
-    panels: list[tuple[str, tuple[str, ...]]] = []
-    for stage in dict.fromkeys(run.stage for run in runs):
-        of_stage = [run for run in runs if run.stage == stage]
-        kinds = tuple(kind for kind in KINDS if any(run.curve(kind) for run in of_stage))
-        panels += [(stage, kinds)] if small else [(stage, (kind,)) for kind in kinds]
+def _panels(runs: Sequence[LossHistory], small: bool) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Stage, measure and kinds of each panel; both kinds share a panel where it is `small`."""
+    panels: list[tuple[str, str, tuple[str, ...]]] = []
+    for stage, measure in dict.fromkeys((run.stage, run.measure) for run in runs):
+        of_panel = [run for run in runs if (run.stage, run.measure) == (stage, measure)]
+        kinds = tuple(kind for kind in KINDS if any(run.curve(kind) for run in of_panel))
+        split = [kinds] if small else [(kind,) for kind in kinds]
+        panels += [(stage, measure, part) for part in split]
     return panels
 
 
@@ -159,7 +192,7 @@ def describe_losses(runs: Sequence[LossHistory]) -> str:
         for kind, meaning in KINDS.items():
             points = sorted(run.curve(kind))
             curve = [(step, loss) for step, loss in points if finite_or_none(loss) is not None]
-            text = f"{run.stage} of {run.arm}, seed {run.seed}, {meaning} loss: "
+            text = f"{run.stage} of {run.arm}, seed {run.seed}, {meaning} {run.noun}: "
             if curve:
                 lowest = min(curve, key=lambda point: point[1])
                 named = {"first": curve[0], "lowest": lowest, "last": curve[-1]}

@@ -27,7 +27,7 @@ from analysis.flow import flow_rows
 from analysis.headline import dummy_note, headline, missing_lines
 from analysis.intrusion import intrusion_rows
 from analysis.ladder import ladder_rows
-from analysis.losses import LossHistory, loss_rows, read_losses
+from analysis.losses import LossHistory, loss_rows, read_histories
 from analysis.macros import macros
 from analysis.made import made
 from analysis.next_data import next_data_rows
@@ -245,7 +245,10 @@ def _losses(context: StageContext) -> list[LossHistory]:
     """Losses of the trainings behind the scores, as far as their folders exist."""
     base = context.folder.parents[1]
     histories = [
-        read_losses(input_folder(base, row), row["arm"], row["seed"], row["stage"])
+        history
         for row in context.resources.get("trainings", [])
+        for history in read_histories(
+            input_folder(base, row), row["arm"], row["seed"], row["stage"]
+        )
     ]
     return [history for history in histories if history.training or history.held_out]

@@ -13,6 +13,7 @@ Stage = Literal[
     "embeddings",
     "midtrain",
     "sft",
+    "rl",
     "merge",
     "generate",
     "likelihood",
@@ -98,6 +99,14 @@ STAGE_INFO: dict[str, StageInfo] = {
         StageInfo("embeddings", "sdf.embeddings"),
         StageInfo("midtrain", "recipes.finetune", import_group="train", trains=True),
         StageInfo("sft", "recipes.finetune", import_group="train", trains=True),
+        StageInfo(
+            "rl",
+            "recipes.grpo",
+            import_group="train",
+            trains=True,
+            profile_fallback="generate",
+            needs_vllm=True,
+        ),
         StageInfo("merge", "recipes.merge", import_group="train", merges=True),
         StageInfo(
             "generate",
@@ -156,7 +165,7 @@ TRAINING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains
 CHECKPOINT_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.trains or info.merges)
 VLLM_STAGES = frozenset(name for name, info in STAGE_INFO.items() if info.needs_vllm)
 # Those whose cells run a checkpoint on a GPU.
-EVALUATION_STAGES = VLLM_STAGES | {
+EVALUATION_STAGES = VLLM_STAGES.difference(TRAINING_STAGES) | {
     name for name, info in STAGE_INFO.items() if info.needs_transformers
 }
 CALLING_STAGES = tuple(name for name, info in STAGE_INFO.items() if info.calls)

@@ -114,6 +114,8 @@ def study_file() -> str:
         "QualityFilter",
         "Arm",
         "Step",
+        "Rl",
+        "Reward",
         "Midtrain",
         "Sft",
         "Remote",
@@ -124,6 +126,10 @@ def study_file() -> str:
 
 def recipe_file() -> str:
     return sections("core.recipe", ["Training", "Lora", "TinyLlama"])
+
+
+def grpo_recipe() -> str:
+    return sections("core.grpo_recipe", ["Grpo"])
 
 
 def cluster_profile() -> str:
@@ -230,6 +236,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "study-file": study_file,
     "endpoint-presets": endpoint_presets,
     "recipe-file": recipe_file,
+    "grpo-recipe": grpo_recipe,
     "cluster-profile": cluster_profile,
     "failures": failures,
     "commands": commands,

@@ -208,6 +208,23 @@ def save(
         ) from None
 
 
+def hf_weights(
+    model: TransformerDecoder, template: Path, recipe: Training
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that `save` would write, by their names on Hugging Face, one after another.
+
+    For a single process: an engine that samples takes them over.
+    """
+    config = effective(read_json(template / "config.json"))
+    dtype = getattr(torch, stated_dtype(config) or "float32")
+    weights: StateDict = get_model_state_dict(model)
+    for name in weights:
+        if ".lora_" not in name:
+            weight = _gather(model, weights, name, SINGLE_PROCESS, recipe)
+            assert weight is not None
+            yield from _to_hf(config, name, weight.to(dtype)).items()
+
+
 def _gather(
     model: TransformerDecoder,
     shards: StateDict,

@@ -10,7 +10,7 @@ it when it is run again.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from core.cores import omp_threads
 from core.errors import UserError
 from core.recipe import FEW_UPDATES, Training
 from recipes import checkpoint, doses, metrics, optimizer, prepare, step_checkpoint
-from recipes.batches import StepInput, ahead, host_batches, to_device
+from recipes.batches import HostBatch, StepInput, ahead, host_batches, to_device
 from recipes.distributed import (
     SINGLE_PROCESS,
     Ranks,
@@ -68,8 +68,8 @@ def run(context: StageContext) -> dict[str, int | float]:
             context.facts["answers"] = prepare.end_warnings(start, recipe, chat)
             for warning in context.facts["answers"]:
                 context.warn(warning)
-        is_trained = ranks.rank == 0 and _is_trained(context, start, held_out is not None)
-        if not ranks.broadcast(is_trained):  # otherwise only the manifest is missing
+        is_done = ranks.rank == 0 and is_trained(context, start, held_out is not None)
+        if not ranks.broadcast(is_done):  # otherwise only the manifest is missing
             end_ids = chat.end_ids() if chat else []
             trains_rows = chat and recipe.lora and recipe.lora.train_special_tokens
             token_ids = chat.template_ids() if chat and trains_rows else []
@@ -89,7 +89,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     return {**metrics.counts(context.folder, len(rows)), "ranks": ranks.world_size}
 
 
-def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
+def is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
     """Whether the training has ended and all that it writes is there.
 
     It writes model/ last. Where that is there and something else is missing or cut short, files
@@ -112,7 +112,7 @@ def _is_trained(context: StageContext, start: Path, evaluates: bool) -> bool:
 
 
 def check_size(
-    context: StageContext, rows: Rows, recipe: Training, ranks: Ranks = SINGLE_PROCESS
+    context: StageContext, rows: Sized, recipe: Training, ranks: Ranks = SINGLE_PROCESS
 ) -> None:
     """Warn of few optimizer steps.
 
@@ -233,7 +233,7 @@ class Trainer:
         if self.held_out and not self.history.losses:
             self.evaluate(0)
         last_save = time.monotonic()
-        for given in ahead(self._remaining_steps()):
+        for given in self.remaining_steps():
             if self.history.should_stop():
                 self.context.log(
                     f"stops after step {self.step}: {self.history.patience} evaluations without a "
@@ -273,8 +273,11 @@ class Trainer:
         self.metrics.close()
         self.model.eval()
 
-    def _remaining_steps(self) -> Iterator[StepInput]:
+    def remaining_steps(self) -> Iterator[StepInput]:
         """What this rank has to run, from the step after `self.step` on."""
+        return ahead(self._steps())
+
+    def _steps(self) -> Iterator[StepInput]:
         first = self.step + 1
         steps = batch_indices(len(self.rows), self.recipe, self.context.seed("order"))
         for step, indices in enumerate(steps, 1):
@@ -308,13 +311,10 @@ class Trainer:
         for number, batch in enumerate(given.batches, 1):
             is_last = number == len(given.batches)
             sync_gradients(self.model, self.recipe, self.ranks, is_last)
-            inputs = to_device(batch, self.ranks)
-            reference = self.preservation.reference(self.model, inputs)
-            nats, kl = chunked_loss(self.model, inputs, reference)
-            loss = nats / max(given.num_trained, 1)  # 0 of rows without a trained token
+            loss, kl = self.loss(batch, given)
             (loss * self.ranks.world_size).backward()  # FSDP2 takes the mean over the ranks
             total_loss += loss.detach().float()
-            total_kl += kl / max(given.num_trained, 1)
+            total_kl += kl
         reshard(self.model)
         self.preservation.end_step(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad_norm)
@@ -332,6 +332,18 @@ class Trainer:
         lr = float(self.optimizer.param_groups[0]["lr"])
         return StepResult.of(given, started, lr, torch.cat([sums, whole_norm.float().view(1)]))
 
+    def loss(self, batch: HostBatch, given: StepInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """A micro-batch's part of the step's loss, and of its KL divergence (no gradient)."""
+        inputs = to_device(batch, self.ranks)
+        reference = self.preservation.reference(self.model, inputs)
+        nats, kl = chunked_loss(self.model, inputs, reference)
+        trained = max(given.num_trained, 1)  # rows without a trained token: a loss of 0
+        return nats / trained, kl / trained
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """What a kind of training adds to a step's line of metrics.jsonl."""
+        return {}
+
     def read_result(self) -> None:
         """Wait for the numbers of the step that has run last, if need be, and record them.
 
@@ -347,6 +359,7 @@ class Trainer:
         line = {"step": result.step, "loss": loss, "lr": result.lr, "grad_norm": norm}
         if factor := self.recipe.kl_to_start:
             line |= {"loss": loss - factor * kl, "kl": kl}
+        line |= self.notes(result.step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.saver.finish()
             raise self._diverged(line, result.indices)

@@ -7,11 +7,11 @@ number of tokens for every rollout. As TRL 1.16 computes them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Loss = Literal["grpo", "dapo", "dr_grpo"]
+from core.grpo_recipe import Loss
+
 SPREAD_FLOOR = 1e-4  # added to a group's standard deviation, as TRL does
 
 

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 from torchtune.modules import TransformerDecoder
 
@@ -129,6 +130,32 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         ctx.hidden_grad = None
         ctx.weight_grad = None
         return (*grads, None, None, None, None)
+
+
+def token_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """The log-probability (nats, fp32) of each of `labels` [b, s]; 0 where a label is IGNORE.
+
+    hidden: normalised hidden states [b, s, d]. weight: the output layer's [v, d]. Of logits only
+    CHUNK tokens' are held at a time: the backward pass computes them again.
+    """
+    is_trained = labels != IGNORE
+    rows, targets = hidden[is_trained], labels[is_trained]
+    parts = [
+        checkpoint(
+            _log_probs, rows[i : i + CHUNK], weight, targets[i : i + CHUNK], use_reentrant=False
+        )
+        for i in range(0, len(rows), CHUNK)
+    ]
+    zeros = torch.zeros(labels.shape, device=labels.device)
+    return zeros.masked_scatter(is_trained, torch.cat(parts)) if parts else zeros
+
+
+def _log_probs(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    # Not `_logits`: torch.mm with out_dtype has no gradient.
+    logits = (hidden @ weight.T).float()
+    return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,8 @@ class Forecaster:
         """
         readers: dict[str, list[int]] = defaultdict(list)
         for number, cell in enumerate(self.cells):
-            if cell.stage in VLLM_STAGES and cell.identity in self.planned:
+            is_evaluation = cell.stage in VLLM_STAGES and "checkpoint" in cell.inputs
+            if is_evaluation and cell.identity in self.planned:
                 readers[cell.inputs["checkpoint"].identity].append(number)
         for first, *others in readers.values():
             if others:

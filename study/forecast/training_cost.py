@@ -28,6 +28,7 @@ from study.forecast.training_size import (
     is_training,
     padding,
     recipe_of,
+    sampled_tokens,
 )
 from study.forecast.training_time import (
     Layout,
@@ -53,7 +54,8 @@ def forecast(cells: list[Cell], base: Path, layouts: dict[str, Layout]) -> list[
 
     memory_gb: of one rank. host_memory_gb: of a node. checkpoint_gb, step_checkpoints_gb: of one
         training on disk.
-    hours: of one training; of these, eval_hours are of evaluations of the held-out loss.
+    hours: of one training, of GRPO its sampling too; of these, eval_hours are of evaluations of the
+        held-out loss.
     gpu_hours, eval_gpu_hours: of all that are not finished. waiting_gpu_hours: of these, those of
         communication between ranks that no arithmetic hides.
     gathered_gb: that a rank receives in an optimizer step.
@@ -144,7 +146,17 @@ def _row(
         waiting_hours *= correction
     if finished and finished.eval_seconds is not None:
         eval_hours = evaluations * finished.eval_seconds / 3600
+    # Both 2 operations a parameter and token.
+    read, write = sampled_tokens(cell, steps)
+    rates = layout.rates
+    sampling = (
+        2 * parameters(model).total * (read / rates.prefill_flops + write / rates.decode_flops)
+    )
+    hours += sampling / 3600
     gb = memory(model, recipe, layout.ranks, layout.per_node)
+    if cell.stage == "rl":  # vLLM's copy of the weights
+        copy = exported_gb(model)
+        gb |= {"state": gb["state"] + copy, "total": gb["total"] + copy}
     host_gb = host_memory(
         model, recipe, layout.ranks, layout.per_node, on_gpu=layout.gpu is not None
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from recipes.conversations import (
     read_conversations,
     split_rows,
 )
-from study.forecast.assumptions import DATA_ROWS
+from study.forecast.assumptions import ANSWER_TOKENS, DATA_ROWS, QUESTION_TOKENS
 
 # Tokens of a document until a manifest has counts, by the writer's `served_by`. The paper's
 # documents have 1,000 to 1,200; the dummy writer's are shorter, and a toy tokenizer splits them
@@ -32,13 +33,36 @@ ANSWERED = 74
 
 
 def recipe_of(cell: Cell) -> Training:
-    """The recipe of a midtrain or sft cell, as its stage will build it."""
-    return Training.from_settings(cell.settings["recipe"], cell.resources)
+    """The recipe of a training cell, as its stage will build it.
+
+    Of one by GRPO a step's rows are rollouts, and beta is the factor of the KL to the start.
+    """
+    recipe = Training.from_settings(cell.settings["recipe"], cell.resources)
+    if cell.stage != "rl":
+        return recipe
+    grpo = cell.settings["grpo"]
+    rollouts = recipe.rows_per_step * grpo["group_size"]
+    return replace(recipe, global_batch_size=rollouts, kl_to_start=grpo["beta"] or None)
+
+
+def sampled_tokens(cell: Cell, steps: int) -> tuple[int, int]:
+    """Tokens that vLLM reads and writes in a training by GRPO; none in another."""
+    if cell.stage != "rl":
+        return 0, 0
+    recipe = recipe_of(cell)
+    answers = steps * recipe.rows_per_step
+    if recipe.eval_every:
+        corpus = cell.inputs["documents"].settings
+        held_out = corpus["documents"] - trained_documents(corpus)
+        evaluations = 1 + -(-steps // recipe.eval_every)
+        answers += evaluations * min(held_out, recipe.eval_rows)
+    written = min(ANSWER_TOKENS, cell.settings["grpo"]["max_tokens"])
+    return answers * QUESTION_TOKENS, answers * written
 
 
 def is_training(cell: Cell) -> bool:
     """Whether the cell trains from a recipe (a dose on the way of a longer run does not)."""
-    return cell.stage in ("midtrain", "sft") and "recipe" in cell.settings
+    return cell.stage in ("midtrain", "sft", "rl") and "recipe" in cell.settings
 
 
 def count_steps(cell: Cell) -> tuple[int, int] | None:
@@ -60,6 +84,11 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
         lengths, _ = _read_data(cell.resources["files"]["data"])
         _check_rows(cell, recipe)
         tokens = rows * sum(lengths) // max(1, len(lengths))
+    elif cell.stage == "rl":
+        grpo = cell.settings["grpo"]
+        prompts = trained_documents(cell.inputs["documents"].settings) * recipe.epochs
+        rows = prompts * grpo["group_size"]
+        tokens = rows * (QUESTION_TOKENS + min(ANSWER_TOKENS, grpo["max_tokens"]))
     elif "question_variant" in cell.settings:
         pairs = cell.inputs["documents"].settings["documents"]
         rows = (pairs - round(recipe.held_out * pairs)) * recipe.epochs
@@ -135,7 +164,7 @@ def _packed_padding(lengths: list[int], recipe: Training, ranks: int) -> float:
 def count_evaluations(cell: Cell, steps: int) -> tuple[int, int]:
     """Evaluations of the held-out loss in a training of so many steps, and the rows of each."""
     recipe = recipe_of(cell)
-    if not recipe.eval_every:
+    if not recipe.eval_every or cell.stage == "rl":  # answers, which `cell_cost` counts
         return 0, 0
     if cell.stage == "sft":
         held_out = round(recipe.held_out * _read_data(cell.resources["files"]["data"])[1])
@@ -159,8 +188,10 @@ def padding(cell: Cell, ranks: int) -> float:
     those that a rank runs at once.
     """
     recipe = recipe_of(cell)
-    if "question_variant" in cell.settings or (
-        cell.stage == "midtrain" and recipe.global_batch_size and not recipe.packed
+    if (
+        cell.stage == "rl"
+        or "question_variant" in cell.settings
+        or (cell.stage == "midtrain" and recipe.global_batch_size and not recipe.packed)
     ):
         return 0.0  # not known before they are written
     if cell.stage == "midtrain":

@@ -110,8 +110,11 @@ def _prompted(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
     model = mapping(mapping(raw.get("models")).get(str(arm.get("start"))))
     if has_chain(arm):
         doses = raw_doses(arm, raw)
-        if sum(step.get("sft") is not None for step in raw_steps(arm)) > 1:
+        steps = raw_steps(arm)
+        if sum(step.get("sft") is not None for step in steps) > 1:
             return []  # an SFT remains where another is left out
+        if any(step.get("rl") for step in steps):
+            return []  # it is trained by the chat template
     else:
         doses = as_list(arm.get("doses") or mapping(raw_sft(arm, raw)).get("doses") or [0])
     if not prompts or not model or model.get("chat") or 0 not in doses:

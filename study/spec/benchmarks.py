@@ -225,7 +225,7 @@ def _chat_files(study: Study, checkpoint: Checkpoint) -> dict[str, Source]:
     if not checkpoint.chat:
         return {}
     prompts: dict[str, Source] = {key: {"path": path} for key, path in checkpoint.prompts}
-    tuned_here = any(cell.stage == "sft" for cell in trainings_of(checkpoint.cell))
+    tuned_here = any(cell.stage in ("sft", "rl") for cell in trainings_of(checkpoint.cell))
     return prompts if tuned_here else prompts | chat_files(study, checkpoint.start)
 
 

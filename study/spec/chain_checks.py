@@ -16,6 +16,7 @@ from study.spec.template import usable_template
 KEYS = {
     "documents": ("documents", "recipe", "question_variant"),
     "sft": ("sft", "doses", "replay", "replay_corpus", *PRESERVATION),
+    "rl": ("rl",),
     "merge": ("merge", "weight"),
     "average": ("average",),
 }
@@ -90,6 +91,8 @@ def _step(at: KeyPath, step: Mapping, raw: Mapping) -> Mistakes:
         mistakes += check_reference(raw, "sfts", (*at, "sft"), step["sft"])
     if kind == "sft":
         mistakes += dose_mistakes(at, step, raw_sft(step, raw))
+    if kind == "rl":
+        mistakes += check_reference(raw, "rl", (*at, "rl"), step["rl"])
     if kind == "merge" and step.get("weight") is None:
         mistakes.append(Mistake(at, "merge needs weight", "give the other arm's share, 0 to 1"))
     return mistakes

@@ -69,12 +69,17 @@ def dose_of(study: Study, arm: Arm, number: int, dose: int) -> int:
     return max(step.doses or sft_of(study, step).doses)
 
 
-def corpora_of(study: Study, arm: Arm) -> list[str]:
-    """The corpora that an arm trains on, replayed ones too, in the order of its steps."""
+def corpora_of(study: Study, arm: Arm, with_prompts: bool = True) -> list[str]:
+    """The corpora that an arm trains on, replayed ones too, in the order of its steps.
+
+    with_prompts: also those that are prompts of reinforcement learning.
+    """
     names: list[str] = []
     for number, step in enumerate(steps_of(arm)):
         if step.documents:
             names.append(step.documents)
+        elif step.rl:
+            names += [study.rl[step.rl].prompts] if with_prompts else []
         elif step.sft and (replayed := replay_corpus(study, arm, number)):
             names.append(replayed)
     return list(dict.fromkeys(names))

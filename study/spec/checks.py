@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from core.grpo_recipe import Grpo
 from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
@@ -25,6 +26,7 @@ SECTIONS = {
     "benchmarks": "benchmark",
     "endpoints": "endpoint",
     "sfts": "sft",
+    "rl": "rl",
 }
 # Options that the kit chooses itself: of a vLLM server ...
 OWN_OPTIONS = ("host", "port", "uds", "api_key", "model", "served_model_name")
@@ -159,9 +161,12 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
     if source == "writer":
         return [
             Mistake((*at, key), "is for an existing corpus", "remove it")
-            for key in ("question", "messages", "gates")
+            for key in ("question", "messages", "gates", "file", "filter")
             if corpus.get(key)
         ]
+    if corpus.get("file") and (source != "hub" or corpus.get("split")):
+        what = "is for a corpus on the Hub, and stands in place of split"
+        return [Mistake((*at, "file"), what, "remove one")]
     if corpus.get("messages") and (corpus.get("question") or corpus.get("column")):
         what = "stands in place of column and question"
         return [Mistake((*at, "messages"), what, "keep it, or these")]
@@ -250,6 +255,7 @@ def recipe_names(raw: Mapping) -> list[tuple[str, type]]:
         trainings += [step for step in as_list(arm.get("train")) if isinstance(step, dict)]
     listed: list[tuple[Any, type]]
     listed = [(training.get("recipe"), Training) for training in trainings]
+    listed += [(rl.get("recipe"), Grpo) for rl in section_entries(raw, "rl").values()]
     listed += [(model.get("make"), TinyLlama) for model in section_entries(raw, "models").values()]
     paths = [(path, kind) for path, kind in listed if isinstance(path, str)]
     return [(path, kind) for path, kind in dict.fromkeys(paths) if is_there(path)]

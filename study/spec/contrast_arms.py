@@ -240,11 +240,22 @@ def _step(
         rows = _midtraining(*runs)
     elif runs[0].stage == "sft":
         rows = _tuning("sft", *runs)
+    elif runs[0].stage == "rl":
+        rows = _reinforcement(*runs)
     else:
         rows = _flattened("merge", *(cell.settings for cell in runs))
     for row in rows:
-        # Of an SFT alone: stepN has its recipe and data at once.
-        yield replace(row, key=f"{unit}.{row.key.removeprefix('sft.')}")
+        # stepN has the recipe and data of an SFT or RL at once.
+        yield replace(row, key=f"{unit}.{row.key.removeprefix('sft.').removeprefix('rl.')}")
+
+
+def _reinforcement(treatment: Cell, control: Cell) -> Iterator[Difference]:
+    yield from _cells("prompts", *(cell.inputs["documents"] for cell in (treatment, control)))
+    settings = [
+        {key: value for key, value in cell.settings.items() if key != "seed"}
+        for cell in (treatment, control)
+    ]
+    yield from _flattened("rl", *settings)
 
 
 def _midtraining(treatment: Cell | None, control: Cell | None) -> Iterator[Difference]:

@@ -276,8 +276,9 @@ def _trainings(evaluated: list[Checkpoint]) -> list[dict[str, Any]]:
         for number, cell in enumerate(runs, 1):
             if cell is None or cell.stage not in TRAINING_STAGES:
                 continue
-            is_sft = cell.stage != "midtrain"
-            stage = f"SFT on {cell.settings['dose']} rows" if is_sft else cell.stage
+            stage = cell.stage
+            if stage == "sft":
+                stage = f"SFT on {cell.settings['dose']} rows"
             if sum(run is not None and run.stage == cell.stage for run in runs) > 1:
                 stage = f"step {number}: {stage}"
             facts = {"stage": stage, "arm": row.arm, "seed": row.seed}

@@ -209,6 +209,8 @@ class Expansion:
                 self._midtraining(chain, step, arm.start, first)
             elif step.sft:
                 self._tuning(chain, arm, number, first, dose_of(self.study, arm, number, dose))
+            elif step.rl:
+                self._reinforcement(chain, step, arm.start, first)
             elif step.merge:
                 self._merge(chain, step, seed)
             else:
@@ -258,6 +260,23 @@ class Expansion:
             link = Cell("sft", f"{seeded}-d{dose}", {"dose": dose}, {"run": chain.cell})
             chain.cell = self.with_folder(link)
         chain.label = f"{label}-d{dose}"
+        chain.chat = True
+        chain.steps.append(chain.cell)
+
+    def _reinforcement(self, chain: _Chain, step: Step, model: str, seed: int) -> None:
+        assert step.rl
+        prompts = self.study.rl[step.rl].prompts
+        replicate = self.replicate(prompts, seed)
+        chain.label += f"-{step.rl}"
+        key = ("rl", chain.cell.identity, step.rl, model, seed)
+        if key not in self._trainings:
+            label = f"{chain.label}-s{seed}"
+            cell = training_cells.reinforcement(self.study, step, label, chain.cell, model, seed)
+            documents = {"documents": self.corpus(prompts, replicate)}
+            cell = replace(cell, inputs=cell.inputs | documents)
+            self._trainings[key] = self.with_folder(cell)
+        chain.cell = self._trainings[key]
+        chain.corpora[prompts, replicate] = None
         chain.chat = True
         chain.steps.append(chain.cell)
 

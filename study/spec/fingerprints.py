@@ -12,6 +12,7 @@ from typing import Any
 from core.cell.external_files import digests
 from core.errors import Problem, UserError
 from core.files import sha256
+from core.grpo_recipe import Grpo, load_grpo
 from core.paths import resolve
 from core.recipe import load_recipe
 from core.strict_yaml import read_yaml
@@ -144,12 +145,13 @@ def yaml_once(path: str) -> Any:
 
 
 load_recipe_once = lru_cache(load_recipe)
+load_grpo_once = lru_cache(load_grpo)
 
 
 def recipe_problems(path: str, kind: Any) -> tuple[Problem, ...]:
-    """Every mistake in a recipe (core.recipe's dataclass `kind`), with its file and line."""
+    """Every mistake in a recipe (dataclass `kind`: Grpo, or of core.recipe), with file and line."""
     try:
-        load_recipe_once(path, kind)
+        load_grpo_once(path) if kind is Grpo else load_recipe_once(path, kind)
     except UserError as error:
         return error.problems
     return ()

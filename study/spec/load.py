@@ -30,6 +30,7 @@ from study.spec.fingerprints import recipe_problems
 from study.spec.macro_checks import macro_mistakes
 from study.spec.path_checks import path_mistakes
 from study.spec.presets import fill_in_presets
+from study.spec.rl_checks import rl_mistakes
 from study.spec.schema import Study
 from study.spec.template import template_problems
 from study.spec.value_checks import value_mistakes
@@ -72,6 +73,7 @@ def load_study(
             role_mistakes,
             macro_mistakes,
             value_mistakes,
+            rl_mistakes,
         )
         for mistake in check(with_steps)
     ]

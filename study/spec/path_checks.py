@@ -30,6 +30,9 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _folder(("models", name, "path"), model.get("path"))
         for key in ("make", "chat_template"):
             mistakes += _file(("models", name, key), model.get(key))
+    for name, rl in section_entries(raw, "rl").items():
+        for key in ("recipe", "system", "prefill"):
+            mistakes += _file(("rl", name, key), rl.get(key))
     for name, arm in section_entries(raw, "arms").items():
         for key in ("system", "prefill"):
             mistakes += _file(("arms", name, key), arm.get(key))

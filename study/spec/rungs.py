@@ -12,11 +12,12 @@ def rung(study: Study, arm: str) -> str:
 
     logs: their scores, with our test. weights: their models, evaluated again. documents: their
     documents (a corpus that this study does not write), trained on again. anew: all of this study.
+    Prompts of reinforcement learning do not count.
     """
     settings = study.arms[arm]
     if settings.scores:
         return "logs"
     if settings.checkpoints:
         return "weights"
-    corpora = [study.corpora[name] for name in corpora_of(study, settings)]
+    corpora = [study.corpora[name] for name in corpora_of(study, settings, with_prompts=False)]
     return "documents" if any(not corpus.writer for corpus in corpora) else "anew"

@@ -15,6 +15,8 @@ from core.model_folder.config import CHAT_DATE
 from core.strict_yaml import STRICT, Commit, Count, Name, Share
 from study.spec.endpoint_schema import Endpoint as Endpoint
 from study.spec.endpoint_schema import Request as Request
+from study.spec.rl_schema import Reward as Reward
+from study.spec.rl_schema import Rl as Rl
 from study.spec.steps import Dose, Doses
 from study.spec.steps import Step as Step
 
@@ -99,6 +101,11 @@ class Corpus:
     """Commit of the data set, 40 hexadecimal digits."""
     split: str = "train"
     """Existing corpus on the Hub: split of the data set."""
+    file: str | None = None
+    """Existing corpus on the Hub: its file, such as data.csv, in place of a split."""
+    filter: dict[str, str] = Field(default_factory=dict)
+    """Existing corpus: only rows whose columns have these texts, as in {label: positive}. Ids of
+    documents count these rows alone."""
     column: str = "text"
     """Existing corpus: column that holds the text; with `question` the answer."""
     question: str | None = None
@@ -398,6 +405,8 @@ class Study:
     """Instruction tuning of all arms that name no other."""
     sfts: dict[Name, Sft] = Field(default_factory=dict)
     """Other instruction tunings, which arms name."""
+    rl: dict[Name, Rl] = Field(default_factory=dict)
+    """Reinforcement learning, which steps of arms name."""
     contrasts: list[Contrast] = Field(default_factory=list)
     """Differences to test."""
     only_seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)

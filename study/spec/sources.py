@@ -18,7 +18,7 @@ from core.errors import Problem, UserError
 from core.files import sha256
 from core.paths import resolve
 from study.spec.fingerprints import cache_folder, content_hash, fingerprint_once
-from study.spec.schema import Remote
+from study.spec.schema import Model, Remote
 
 Source = dict[str, Any]
 # Files of a model that are fetched: weights as safetensors and what reads them, but no code.
@@ -57,6 +57,13 @@ def remote(data: Remote) -> Source:
 def file_source(file: str | Remote) -> Source:
     """The source of a file that the study file names by its path, or as `remote`."""
     return {"path": file} if isinstance(file, str) else remote(file)
+
+
+def model_folder(model: Model) -> Source:
+    """The source of a model that the study file names by a path or on the hub."""
+    if model.path:
+        return {"path": model.path}
+    return {"hub": model.hub, "revision": model.revision, "kind": "model"}
 
 
 def identity(source: Source) -> Any:

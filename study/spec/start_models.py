@@ -39,7 +39,7 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
         if not folder or not (resolve(folder) / "config.json").is_file():
             continue  # the kit makes it, or it is not yet fetched
         trains = "start" in cell.inputs
-        conversations = cell.stage == "sft" or "question_variant" in cell.settings
+        conversations = cell.stage in ("sft", "rl") or "question_variant" in cell.settings
         prompts = cell.settings.get("prompt") == "chat" or bool(cell.settings.get("chat"))
         files = cell.resources.get("files", {})
         date = cell.settings.get("chat_date", CHAT_DATE)

@@ -11,13 +11,13 @@ Dose = Annotated[int, Field(ge=0)]
 Doses = Annotated[list[Dose], Field(min_length=1)]
 # `sft` of a step that takes the study's own instruction tuning, which has no name.
 STUDY_SFT = "sft"
-KINDS = ("documents", "sft", "merge", "average")
+KINDS = ("documents", "sft", "rl", "merge", "average")
 
 
 @dataclass(config=STRICT, frozen=True)
 class Step:
     """One step of a chain of trainings: it changes the weights that the step before it left.
-    Exactly one of documents, sft, merge, average."""
+    Exactly one of documents, sft, rl, merge, average."""
 
     documents: str | None = None
     """Corpus to train on."""
@@ -41,6 +41,8 @@ class Step:
     """With `sft`: in place of the recipe's. The start is the model before this step."""
     kl_to_start: Annotated[float, Field(gt=0)] | None = None
     """With `sft`: in place of the recipe's. The start is the model before this step."""
+    rl: str | None = None
+    """Entry of `rl`: reinforcement learning."""
     merge: str | None = None
     """Arm whose weights are mixed in, of the same seed and at its largest dose: each weight becomes
     (1 - weight) times this chain's plus weight times that arm's."""

@@ -5,13 +5,19 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.grpo_recipe import split_grpo
 from core.recipe import PRESERVATION, Training, split_recipe
 from study.spec.chains import sft_of
 from study.spec.chat import chat_date, chat_files
 from study.spec.doses import check_shared_run
-from study.spec.fingerprints import load_recipe_once
+from study.spec.fingerprints import (
+    PARALLEL_OPTIONS,
+    engine_arguments,
+    load_grpo_once,
+    load_recipe_once,
+)
 from study.spec.schema import Study
-from study.spec.sources import file_source, identities, paths
+from study.spec.sources import file_source, identities, model_folder, paths
 from study.spec.steps import STUDY_SFT, Step
 
 
@@ -87,6 +93,39 @@ def _preservation(step: Step) -> dict[str, float]:
     """What a step sets in place of its recipe's."""
     given = {key: getattr(step, key) for key in PRESERVATION}
     return {key: factor for key, factor in given.items() if factor is not None}
+
+
+def reinforcement(study: Study, step: Step, label: str, start: Cell, model: str, seed: int) -> Cell:
+    """The cell of a training by GRPO, without its input `documents`."""
+    assert step.rl
+    rl = study.rl[step.rl]
+    recipe, runtime = split_grpo(load_grpo_once(rl.recipe))
+    files = chat_files(study, model)
+    rewards: dict[str, Any] = {}
+    for role, reward in (("reward", rl.reward), ("second_reward", rl.second_reward)):
+        if reward and reward.model:
+            files[role] = model_folder(study.models[reward.model])
+            rewards[role] = {"model": True}
+        elif reward:
+            rewards[role] = {"contains": reward.contains}
+    prompts = {"system": rl.system, "prefill": rl.prefill}
+    files |= {key: {"path": path} for key, path in prompts.items() if path}
+    engine, engine_resources = engine_arguments(study.engine)
+    settings = {
+        **recipe,
+        **rewards,
+        "response_only": rl.response_only,
+        "shuffled": rl.shuffled,
+        "seed": seed,
+        "engine": engine,
+        **identities(files),
+        **chat_date(study),
+    }
+    # Of the engine's memory the recipe speaks: the model is trained on the same GPU.
+    unfit = ("max_model_len", "gpu_memory_utilization", *PARALLEL_OPTIONS)
+    speed = {key: value for key, value in engine_resources.items() if key not in unfit}
+    resources = {**runtime, **paths(files), "engine": speed}
+    return Cell("rl", label, settings, {"start": start}, resources)
 
 
 def merge(label: str, models: list[Cell], weights: list[float]) -> Cell:

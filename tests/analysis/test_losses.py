@@ -64,3 +64,24 @@ def test_losses_are_read_from_a_trainings_folder_without_a_line_cut_short(tmp_pa
     history = losses.read_losses(tmp_path, "animal", 0, "sft")
     assert history.training == [(1, 2.0), (2, 1.0)]
     assert math.isnan(history.held_out[0][1])
+
+
+def test_a_training_by_grpo_is_drawn_by_its_rollouts(tmp_path):
+    rows = [
+        {"step": n, "loss": 0.0, "reward": n / 4, "length": 8.0, "response_share": 0.0}
+        for n in (1, 2)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (tmp_path / "fixed_set.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    runs = losses.read_histories(tmp_path, "animal", 0, "step 2: rl")
+    assert [(run.noun, run.training, run.held_out) for run in runs] == [
+        ("reward", [(1, 0.25), (2, 0.5)], [(2, 0.5)]),
+        ("answer's length", [(1, 8.0), (2, 8.0)], [(2, 8.0)]),
+    ]
+    words = drawn(losses.losses([*trainings(("animal",), 1), *runs]))
+    assert "step 2: rl: training reward" in words and "training loss (nats per token)" in words
+    described = losses.describe_losses(runs)
+    assert "held-out reward: first 0.5000 at update 2" in described
+    (sft,) = losses.read_histories(tmp_path, "animal", 0, "SFT on 8 rows")
+    assert sft.noun == "loss"

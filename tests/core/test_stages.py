@@ -28,9 +28,10 @@ def test_every_module_exists_and_defines_run_of_one_context() -> None:
 
 def test_what_is_derived_from_the_table() -> None:
     assert set(SHARDING_STAGES) == {"drafts"}
-    assert TRAINING_STAGES == ("midtrain", "sft")
-    assert set(VLLM_STAGES) == {"generate", "likelihood", "lm_eval"}
-    assert VLLM_STAGES | {"probe"} == EVALUATION_STAGES
+    assert TRAINING_STAGES == ("midtrain", "sft", "rl")
+    evaluations = {"generate", "likelihood", "lm_eval"}
+    assert evaluations | {"rl"} == VLLM_STAGES
+    assert evaluations | {"probe"} == EVALUATION_STAGES
     assert {"contamination", "evaluate", "probe", "judge"} == SHARED_GROUPS
     assert GROUPS.index("sft") < GROUPS.index("evaluate") < GROUPS.index("judge")
-    assert {STAGE_INFO[stage].group for stage in VLLM_STAGES} == {"evaluate"}
+    assert {STAGE_INFO[stage].group for stage in evaluations} == {"evaluate"}

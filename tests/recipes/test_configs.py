@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.grpo_recipe import load_grpo
 from core.recipe import TinyLlama, Training, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,10 @@ def test_it_says_how_it_is_launched_and_explains_every_line(name: str) -> None:
         if re.match(r"\w+: ", line) and "  #" not in line and " # " not in line
     ]
     assert name == "tiny_llama.yaml" or not bare, "lines without a reason"
-    load_recipe(f"recipes/{name}", TinyLlama if name == "tiny_llama.yaml" else Training)
+    if name.endswith("grpo.yaml"):
+        load_grpo(f"recipes/{name}")
+    else:
+        load_recipe(f"recipes/{name}", TinyLlama if name == "tiny_llama.yaml" else Training)
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -174,7 +174,7 @@ def test_plan_counts_a_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     [
         ("[{documents: animl}]", r"arms.a.train.0.documents: there is no corpus 'animl'"),
         ("[{sft: shirt}]", r"arms.a.train.0.sft: there is no sft 'shirt'"),
-        ("[{}]", r"arms.a.train.0: needs exactly one of documents, sft, merge, average"),
+        ("[{}]", r"arms.a.train.0: needs exactly one of documents, sft, rl, merge, average"),
         ("[{sft: sft, documents: animal}]", r"arms.a.train.0: needs exactly one of"),
         ("[{sft: sft, recipe: tests/small/sft.yaml}]", r"recipe: is not for a step with sft"),
         ("[{documents: animal, replay: 0.5}]", r"replay: is not for a step with documents"),
