@@ -105,6 +105,8 @@ def model_card(
     steps = [f"midtrained on {topic(corpus)}" for corpus in corpora.values()]
     if any(run.stage == "sft" for run in runs):
         steps.append("instruction-tuned")
+    if any(run.stage == "rl" for run in runs):
+        steps.append("trained by reinforcement learning")
     if relation == "merge":
         steps.append("merged")
     text = [
