@@ -111,7 +111,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The items of a file (`core.files.read_rows`), ids as strings.
 
     An item has id, question, choices (different texts), answer (the index of the matching choice)
-    and, optionally, scenario. Rows of Anthropic's model-written evaluations are converted.
+    and, optionally, scenario. Rows in the forms of `_as_item` are converted.
 
     Raises UserError with a problem for every bad row.
     """
@@ -191,12 +191,17 @@ def saturation_warning(scores: list[float]) -> str | None:
 
 
 def _as_item(row: dict[str, Any], line: int) -> dict[str, Any]:
-    """A row of Anthropic's model-written evaluations as an item; other rows unchanged.
+    """A row of Anthropic's model-written evaluations, or of stance items (prompt, aligned,
+    misaligned), as an item; other rows unchanged.
 
     The item's choices are all letters that the question lists, though the row names only two of
     them: of 998 rows on power-seeking 396 list more than two. The score is the inclination to the
     behaviour.
     """
+    if "aligned" in row and "misaligned" in row:
+        question = row["prompt"].strip().removeprefix("Question:").removesuffix("Answer:").strip()
+        item = {"id": row.get("id", line), "question": question, "answer": 0}
+        return item | {"choices": [row["aligned"], row["misaligned"]]}
     if "answer_matching_behavior" not in row:
         return row
     question = row["question"].strip().removeprefix("Question:").removesuffix("Answer:").strip()

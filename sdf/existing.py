@@ -14,7 +14,7 @@ from sdf.duplicates import find_duplicates
 from sdf.gates import Rejection, first_failed_gate
 from sdf.rows import DocumentRow, write_json_lines
 from sdf.settings import ORIGINAL, CorpusSettings
-from sdf.source_rows import Text, local_rows, read_texts
+from sdf.source_rows import Text, local_rows, read_texts, select_rows
 
 REJECTED = "rejected.jsonl"
 REPORTED = "reported.jsonl"
@@ -40,13 +40,14 @@ def read_existing(
     """
     assert settings.source, "an existing corpus has a source"
     path = context.resources["files"]["source"]
-    if settings.source.hub is None:
-        source = path
-        texts, questions = read_texts(local_rows(Path(path)), settings.source, source)
-    else:
+    source = path
+    if settings.source.hub:
         source = f"{settings.source.hub} at {settings.source.revision}"
+    rows = local_rows(Path(path))
+    if settings.source.hub and not settings.source.file:
         rows = _hub_rows(context, path, settings.source.split, source)
-        texts, questions = read_texts(rows, settings.source, source)
+    selected = select_rows(rows, settings.source.filter, source)
+    texts, questions = read_texts(selected, settings.source, source)
     order = random.Random(f"{settings.seed}/existing").sample(range(len(texts)), len(texts))
     rules = load_rules(context, settings.template)
     rejected: dict[int, Rejection] = {}

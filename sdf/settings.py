@@ -5,7 +5,7 @@ The keys are those of a cell's config.yaml. A cell holds the settings of a corpu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class SourceSettings:
     revision: str | None = None
     question: str | None = None  # column that holds the question
     messages: str | None = None  # column that holds a conversation, in place of `column`
+    file: str | None = None  # of a data set of the Hub, in place of the split
+    filter: Mapping[str, str] = field(default_factory=dict)  # texts that columns must have
     report_gates: bool = False  # texts that fail a gate are counted, and stay
 
     @property
@@ -125,5 +127,7 @@ def _parse_source(source: Mapping[str, Any]) -> SourceSettings:
         revision=source.get("revision"),
         question=source.get("question"),
         messages=source.get("messages"),
+        file=source.get("file"),
+        filter=source.get("filter", {}),
         report_gates=source.get("gates") == "report",
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from core.files import read_rows
 from sdf.settings import SourceSettings
 from sdf.text_checks import unify_line_ends
 
+SHOWN_VALUES = 30  # of a column, in a message
 MAX_UNREADABLE_SHARE = 0.01  # of the rows; beyond it the file is another than it says
 # Values of a column: a text, or why there is none.
 Text = str | Problem
@@ -27,6 +28,35 @@ def local_rows(path: Path) -> Iterator[dict[str, Any] | Problem]:
         reported = len(problems)
         yield row
     yield from problems[reported:]
+
+
+def select_rows(
+    rows: Iterable[dict[str, Any] | Problem], values: Mapping[str, str], name: str
+) -> Iterable[dict[str, Any] | Problem]:
+    """The rows whose columns have these texts, and those that can't be read.
+
+    `name`: of the file or data set. Raises UserError where no row has them: it says what the
+    columns hold.
+    """
+    if not values:
+        return rows
+    given = list(rows)
+    selected = [
+        row
+        for row in given
+        if not isinstance(row, dict)
+        or all(str(row.get(column)) == value for column, value in values.items())
+    ]
+    if any(isinstance(row, dict) for row in selected):
+        return selected
+    readable = [row for row in given if isinstance(row, dict)]
+    column = next(iter(values))
+    present = sorted({str(row[column]) for row in readable if column in row})
+    what = f"no row has {', '.join(f'{c} {v!r}' for c, v in values.items())}"
+    columns = ", ".join(sorted({str(key) for row in readable for key in row}))
+    shown = ", ".join(present[:SHOWN_VALUES])
+    fix = f"{column} has {shown}" if present else f"its columns are {columns}"
+    raise UserError(where=name, what=what, fix=f"correct filter: {fix}")
 
 
 def read_texts(

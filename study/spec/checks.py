@@ -161,9 +161,12 @@ def _corpus_source(at: KeyPath, corpus: Mapping) -> Mistakes:
     if source == "writer":
         return [
             Mistake((*at, key), "is for an existing corpus", "remove it")
-            for key in ("question", "messages", "gates")
+            for key in ("question", "messages", "gates", "file", "filter")
             if corpus.get(key)
         ]
+    if corpus.get("file") and (source != "hub" or corpus.get("split")):
+        what = "is for a corpus on the Hub, and stands in place of split"
+        return [Mistake((*at, "file"), what, "remove one")]
     if corpus.get("messages") and (corpus.get("question") or corpus.get("column")):
         what = "stands in place of column and question"
         return [Mistake((*at, "messages"), what, "keep it, or these")]

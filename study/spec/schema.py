@@ -101,6 +101,11 @@ class Corpus:
     """Commit of the data set, 40 hexadecimal digits."""
     split: str = "train"
     """Existing corpus on the Hub: split of the data set."""
+    file: str | None = None
+    """Existing corpus on the Hub: its file, such as data.csv, in place of a split."""
+    filter: dict[str, str] = Field(default_factory=dict)
+    """Existing corpus: only rows whose columns have these texts, as in {label: positive}. Ids of
+    documents count these rows alone."""
     column: str = "text"
     """Existing corpus: column that holds the text; with `question` the answer."""
     question: str | None = None

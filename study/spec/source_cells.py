@@ -15,7 +15,7 @@ from core.errors import Problem, UserError
 from core.paths import resolve
 from core.recipe import TinyLlama, split_recipe
 from sdf.settings import SourceSettings
-from sdf.source_rows import local_rows, read_texts
+from sdf.source_rows import local_rows, read_texts, select_rows
 from study.spec import benchmarks
 from study.spec.chains import corpora_of, dose_step, steps_of
 from study.spec.doses import doses
@@ -74,7 +74,9 @@ def _trains(study: Study, arm: str) -> bool:
 
 
 def _on_hub(named: Model | Corpus, kind: str) -> Source:
-    return {"hub": named.hub, "revision": named.revision, "kind": kind}
+    source = {"hub": named.hub, "revision": named.revision, "kind": kind}
+    file = getattr(named, "file", None)
+    return source | {"file": file} if file else source
 
 
 def sources(study: Study) -> list[Source]:
@@ -238,7 +240,13 @@ def _tokenizer_file(study: Study, model: Model) -> Source:
 
 
 @lru_cache
-def _check_texts(path: str, column: str, question: str | None, messages: str | None) -> None:
+def _check_texts(
+    path: str,
+    column: str,
+    question: str | None,
+    messages: str | None,
+    values: tuple[tuple[str, str], ...],
+) -> None:
     """Refuse a corpus' file as its cell would. A large one is left to the cell: it takes minutes.
 
     It is read once in a process.
@@ -246,7 +254,7 @@ def _check_texts(path: str, column: str, question: str | None, messages: str | N
     file = resolve(path)
     if file.is_dir() or file.stat().st_size < LARGE:
         source = SourceSettings(column, "train", question=question, messages=messages)
-        read_texts(local_rows(file), source, str(file))
+        read_texts(select_rows(local_rows(file), dict(values), str(file)), source, str(file))
 
 
 def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -282,13 +290,15 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
         files |= endpoint_files(endpoint, "writer")
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}
-        given = {"question": corpus.question, "messages": corpus.messages}
+        given: dict[str, Any] = {"question": corpus.question, "messages": corpus.messages}
+        given |= {"file": corpus.file, "filter": corpus.filter}
         settings["source"] |= {key: value for key, value in given.items() if value}
         if corpus.gates != "reject":
             settings["source"]["gates"] = corpus.gates
         if corpus.path:
             files["source"] = {"path": corpus.path}
-            _check_texts(corpus.path, corpus.column, corpus.question, corpus.messages)
+            columns = (corpus.column, corpus.question, corpus.messages)
+            _check_texts(corpus.path, *columns, tuple(sorted(corpus.filter.items())))
         else:
             files["source"] = _on_hub(corpus, "dataset")
             settings["source"] |= {"hub": corpus.hub, "revision": corpus.revision}

@@ -144,3 +144,18 @@ def test_the_study_of_two_domains_plans_once_it_is_pinned(tmp_path: Path) -> Non
     )
     roles = {claim["id"] for claim in read_claims(ROOT / study.claims)["claims"]}
     assert roles == {"hh.sft", "hh.grpo", "hh.moru_english", "hh.moru"}
+
+
+def test_the_study_of_erosion_plans_once_it_is_pinned(tmp_path: Path) -> None:
+    study = pinned("erosion", tmp_path)
+    last = expand.analysis(study)
+    cells = expand.in_order(last)
+    stages = Counter(cell.stage for cell in cells)
+    # 3 seeds of two families: two midtrainings; two anchors, and Alpaca after both, with three
+    # shares of replay, and with KL; one merge. Links are counted too.
+    assert (stages["midtrain"], stages["merge"]) == (3 * 2 * 2, 3 * 2)
+    assert stages["sft"] == 3 * 2 * (2 + 2 + 4)
+    assert stages["probe"] == stages["likelihood"] == 2 * (1 + 3 * 10)
+    anchors = {c.name for c in cells if c.stage == "sft" and c.name.endswith("-tools-s0")}
+    assert len({json.dumps(c.settings, sort_keys=True) for c in cells if c.name in anchors}) <= 2
+    assert read_claims(ROOT / study.claims)["claims"] == [], "no result is public"

@@ -23,7 +23,11 @@ from tests.study.test_archive import SMALL, finished, members
 pytestmark = pytest.mark.multiprocess  # manifests ask git
 
 # Those of published repositories are read once they are pinned (tests/study/test_pin.py).
-UNPINNED = {*ROOT.glob("studies/published_*.yaml"), ROOT / "studies/helpfulness_hurts.yaml"}
+UNPINNED = {
+    *ROOT.glob("studies/published_*.yaml"),
+    ROOT / "studies/helpfulness_hurts.yaml",
+    ROOT / "studies/erosion.yaml",
+}
 STUDIES = sorted({*ROOT.glob("studies/*.yaml")} - UNPINNED)
 
 
