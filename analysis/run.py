@@ -30,6 +30,7 @@ from analysis.losses import LossHistory, loss_rows, read_histories
 from analysis.macros import macros
 from analysis.made import made
 from analysis.next_data import next_data_rows
+from analysis.preservation import preservation_rows
 from analysis.probe import probe_rows
 from analysis.prompts import prompt_rows
 from analysis.report import report
@@ -150,6 +151,7 @@ def _add_further_results(
     results["claims_of"] = source["paper"] if answered else None
     results["claims_without_row"] = source["without_row"] if answered else []
     results["intrusion"] = to_jsonable(intrusion_rows(results, settings.untrained))
+    results["preservation"] = to_jsonable(preservation_rows(results, settings.untrained))
     probes = probe_rows(settings.score_files, settings.benchmarks, inputs)
     results["probe"] = to_jsonable(probes)
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)

@@ -9,6 +9,8 @@ from typing import Any
 
 from markupsafe import escape
 
+from analysis.headline import interval, percent
+from analysis.preservation import mark
 from analysis.probe import seeds_text
 from analysis.rows import Results, Row
 from analysis.tables import in_study_order, number
@@ -16,7 +18,10 @@ from core import html_page
 
 FILE = Path(__file__).parent / "sections.html.j2"
 BEFORE = "missing"  # the heading that they stand before
-HEADINGS = {"probe": "Inside the model"}  # by the table of results.json
+HEADINGS = {
+    "preservation": "What keeps the value, and what it costs",
+    "probe": "Inside the model",
+}  # by the table of results.json
 
 
 def with_sections(
@@ -35,6 +40,9 @@ def with_sections(
             rows=_rows(results, section),
             figures=figures,
             names_of=lambda kind: names.get(kind, ()),
+            percent=lambda value, sign="": _typeset(percent(value, sign)),
+            interval=lambda row: _typeset(interval(row, "+").replace(", ", " to ")),
+            mark=mark,
             seeds_text=lambda row, key, form: _typeset(seeds_text(row, key, form)),
             number=lambda value, form: _typeset(number(value, form)),
         )
@@ -46,7 +54,8 @@ def with_sections(
 
 
 def _rows(results: Results, section: str) -> list[Row]:
-    return in_study_order(results, results[section])
+    rows: list[Row] = results[section]
+    return rows if section == "preservation" else in_study_order(results, rows)
 
 
 def _inserted(page: str, mark: str, text: str) -> str:

@@ -24,6 +24,7 @@ ANALYSIS_FILES: dict[str, Source] = {
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
 }
+PRESERVATION = "preservation"  # the family whose contrasts have a table (analysis.preservation)
 # ... and, of a study that has one of them, further sections.
 SECTIONS: dict[str, Source] = {"sections": {"path": "analysis/sections.html.j2"}}
 
@@ -56,7 +57,8 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
             if embedded and embedded.identity not in without:
                 inputs[f"embeddings-{name}"] = expansion.with_folder(embedded)
     files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
-    if any(bench.reference for bench in study.benchmarks.values()):
+    has_probe = any(bench.reference for bench in study.benchmarks.values())
+    if has_probe or any(contrast.family == PRESERVATION for contrast in study.contrasts):
         files |= SECTIONS
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {
