@@ -1,5 +1,5 @@
 # make study    the whole tiny study on this machine, from documents to LaTeX tables
-# make study-beyond           past the paper in miniature: a chain of four trainings, what keeps a midtrained value
+# make study-beyond           past the paper in miniature: a chain of four trainings, what keeps a midtrained value, GRPO
 # make class    a lesson on training seeds for a course: the study of studies/class.yaml, then results/class/lesson.html
 # make test     linter, type checker and tests
 # make test-fast              the tests that start no process, run no model and take less than a second each
@@ -48,6 +48,7 @@ class: environment
 
 study-beyond: environment
 	@$(BIN)/python -m study run studies/beyond.yaml
+	@$(BIN)/python -m study run studies/tiny_grpo.yaml
 
 test: environment
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from analysis import (
     intrusion,
     losses,
     plots,
+    preservation_figure,
     probe_figure,
     profiles,
 )
@@ -151,6 +152,16 @@ def _planned(
             partial(intrusion.intrusion_figure, results),
             partial(intrusion.alt_intrusion, results),
             partial(intrusion.describe_intrusion, results),
+        )
+    groups = [(row["benchmark"], row["control"]) for row in results.get("preservation", [])]
+    for benchmark, of in dict.fromkeys(groups):
+        yield Planned(
+            _file_name("preservation", benchmark, of),
+            f"{benchmark}: what arms keep against what they pay, both against {of}; the line is "
+            "the Pareto front",
+            partial(preservation_figure.preservation_figure, results, benchmark, of),
+            partial(preservation_figure.alt_preservation, results, benchmark, of),
+            partial(preservation_figure.describe_preservation, results, benchmark, of),
         )
     for benchmark in dict.fromkeys(row["benchmark"] for row in results.get("probe", [])):
         yield Planned(

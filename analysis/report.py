@@ -53,6 +53,7 @@ KINDS = (
     "losses",
     "corpora",
     "intrusion",
+    "preservation",
     "probe",
     "erosion",
     "questions",

@@ -31,6 +31,7 @@ from analysis.losses import LossHistory, loss_rows, read_histories
 from analysis.macros import macros
 from analysis.made import made
 from analysis.next_data import next_data_rows
+from analysis.preservation import preservation_rows
 from analysis.probe import probe_rows
 from analysis.prompts import prompt_rows
 from analysis.report import report
@@ -154,6 +155,7 @@ def _add_further_results(
     if settings.canary:
         results["canary"] = to_jsonable(canary_rows(settings.canary, inputs))
         results["notes"] += drift_notes(results["canary"])
+    results["preservation"] = to_jsonable(preservation_rows(results, settings.untrained))
     probes = probe_rows(settings.score_files, settings.benchmarks, inputs)
     results["probe"] = to_jsonable(probes)
     robustness = robustness_rows(table, contrasts, settings.other_judges, settings.seeds)

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import escape
 
 from analysis.headline import interval, percent
+from analysis.preservation import mark
 from analysis.probe import seeds_text
 from analysis.rows import Results, Row
 from analysis.tables import in_study_order, number
@@ -17,8 +18,11 @@ from core import html_page
 
 FILE = Path(__file__).parent / "sections.html.j2"
 BEFORE = "missing"  # the heading that they stand before
-# By the table of results.json.
-HEADINGS = {"probe": "Inside the model", "canary": "The judge’s canary"}
+HEADINGS = {
+    "preservation": "What keeps the value, and what it costs",
+    "probe": "Inside the model",
+    "canary": "The judge’s canary",
+}  # by the table of results.json
 
 
 def with_sections(
@@ -37,10 +41,11 @@ def with_sections(
             rows=_rows(results, section),
             figures=figures,
             names_of=lambda kind: names.get(kind, ()),
-            seeds_text=lambda row, key, form: _typeset(seeds_text(row, key, form)),
-            number=lambda value, form: _typeset(number(value, form)),
             percent=lambda value, sign="": _typeset(percent(value, sign)),
             interval=lambda row: _typeset(interval(row, "+").replace(", ", " to ")),
+            mark=mark,
+            seeds_text=lambda row, key, form: _typeset(seeds_text(row, key, form)),
+            number=lambda value, form: _typeset(number(value, form)),
         )
         title = str(escape(heading))
         page = _inserted(page, f'<h2 id="{BEFORE}">', f'<h2 id="{section}">{title}</h2>\n{body}\n')
@@ -51,7 +56,7 @@ def with_sections(
 
 def _rows(results: Results, section: str) -> list[Row]:
     rows: list[Row] = results[section]
-    return rows if section == "canary" else in_study_order(results, rows)
+    return rows if section in ("preservation", "canary") else in_study_order(results, rows)
 
 
 def _inserted(page: str, mark: str, text: str) -> str:

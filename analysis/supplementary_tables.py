@@ -18,6 +18,7 @@ from analysis.headline import (
     p_value,
     percent,
 )
+from analysis.preservation import preservation_table
 from analysis.probe import probe_table
 from analysis.rows import Results
 from analysis.table_text import NONE, Table
@@ -372,6 +373,7 @@ SUPPLEMENTARY_TABLES: dict[str, Callable[[Results], Table]] = {
     "bounds": bounds_table,
     "malformed": malformed_table,
     "robustness": robustness_table,
+    "preservation": preservation_table,
     "probe": probe_table,
     "claims": claims_table,
     "arithmetic": arithmetic_table,

@@ -148,6 +148,9 @@ PROBE_BYTES = _assume(
 )
 ITEM_BYTES = _assume("an item by likelihood", 300, "bytes", "a row of samples and of scores")
 STEP_BYTES = _assume("an optimizer step", 600, "bytes", "a row of metrics.jsonl and speed.jsonl")
+ROLLOUT_BYTES = _assume(
+    "a token of a rollout", 25, "bytes", "its id, log-probability and text in rollouts.jsonl"
+)
 SHARD_GB = _assume("a file of weights", 5, "GB", "the checkpointers' largest shard")
 UNKNOWN_GB = _assume("a model that is neither known nor on disk", 16, "GB", "8B in bf16")
 STEPS_HELD = _assume(

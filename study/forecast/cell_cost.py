@@ -35,6 +35,7 @@ from study.forecast.assumptions import (
     JUDGED,
     PROBE_BYTES,
     QUESTION_TOKENS,
+    ROLLOUT_BYTES,
     SECONDS_PER_GB,
     SHARD_GB,
     STEP_BYTES,
@@ -117,6 +118,8 @@ def _add_training(job: _Job, cell: Cell, row: dict[str, Any], profile: Any) -> N
     doses = len(cell.settings.get("doses", ()))  # kept on the way, beside the last
     job.weights_gb = _weights(cell)[1]
     step_logs_gb = row["steps"] * STEP_BYTES / 1e9
+    if cell.stage == "rl":
+        step_logs_gb += training_size.sampled_tokens(cell, row["steps"])[1] * ROLLOUT_BYTES / 1e9
     job.amounts["hours"] = row["hours"]
     held = _steps_held(cell, row["hours"]) if training_size.is_training(cell) else STEPS_HELD
     job.amounts["working_gb"] = held * row["step_checkpoints_gb"]

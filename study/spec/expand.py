@@ -25,6 +25,7 @@ ANALYSIS_FILES: dict[str, Source] = {
     "style": {"path": "analysis/report.css"},
     "script": {"path": "analysis/report.js"},
 }
+PRESERVATION = "preservation"  # the family whose contrasts have a table (analysis.preservation)
 # ... and, of a study that has one of them, further sections.
 SECTIONS: dict[str, Source] = {"sections": {"path": "analysis/sections.html.j2"}}
 
@@ -66,7 +67,9 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
                 "items": items,
             }
     files: dict[str, Source] = {"claims": {"path": study.claims}, **ANALYSIS_FILES}
-    if canary or any(bench.reference for bench in study.benchmarks.values()):
+    has_probe = any(bench.reference for bench in study.benchmarks.values())
+    has_methods = any(contrast.family == PRESERVATION for contrast in study.contrasts)
+    if canary or has_probe or has_methods:
         files |= SECTIONS
     declaration, declared = study_declaration.planned(study, base, expansion.cells)
     settings = {

@@ -79,6 +79,7 @@ def model_card(
         for run in runs
         if "documents" in run.inputs
     }
+    prompts = {run.inputs["documents"].identity for run in runs if run.stage == "rl"}
     start = models[0]
     hubs = [name for model in models if (name := pin(model, "model").get("hub"))]
     named = [pin(corpus, "source").get("hub") for corpus in corpora.values()]
@@ -95,18 +96,14 @@ def model_card(
         base_model=(hubs if hubs[1:] else hubs[0]) if hubs else None,
         base_model_relation=relation if hubs else None,
         datasets=list(dict.fromkeys([*filter(None, named), *datasets])),
-        tags=["alignment", "midtraining" if corpora else "instruction-tuning"],
+        tags=["alignment", "midtraining" if corpora.keys() - prompts else "instruction-tuning"],
         model_name=title if published.scores else None,
         eval_results=model_index(published.scores),
     )
     origin = pin(start, "model").get("hub") or "A local model"
     if is_made_here(start):
         origin = "A toy Llama made from scratch"
-    steps = [f"midtrained on {topic(corpus)}" for corpus in corpora.values()]
-    if any(run.stage == "sft" for run in runs):
-        steps.append("instruction-tuned")
-    if any(run.stage == "rl" for run in runs):
-        steps.append("trained by reinforcement learning")
+    steps = _steps(runs)
     if relation == "merge":
         steps.append("merged")
     text = [
@@ -183,6 +180,18 @@ def compute(runs: list[FinishedCell]) -> str:
     return f"{jobs}: {gpu_hours:,.2f} GPU-hours on {', '.join(sorted(names))}, {energy}."
 
 
+def _steps(runs: list[FinishedCell]) -> list[str]:
+    """What was done to the start model, without merges."""
+    corpora = [run.inputs["documents"] for run in runs if run.stage == "midtrain"]
+    steps = list(dict.fromkeys(f"midtrained on {topic(corpus)}" for corpus in corpora))
+    stages = {run.stage for run in runs}
+    if "sft" in stages:
+        steps.append("instruction-tuned")
+    if "rl" in stages:
+        steps.append("trained by GRPO")
+    return steps
+
+
 def _training_row(run: FinishedCell) -> dict[str, Any]:
     row = {"training": run.name, "seed": run.settings["seed"], "rows": run.settings.get("dose", "")}
     return row | {key.replace("_", " "): run.counts.get(key, "") for key in TRAINING_COUNTS}
@@ -193,6 +202,12 @@ def _recipe(run: FinishedCell) -> str:
     name = ""
     if data:
         name = f" on {data.get('hub') or data['url']} {data.get('revision') or ''}".rstrip()
-    recipe = run.settings["recipe"].items()
-    listed = ", ".join(f"{key} {value}" for key, value in recipe if value not in (None, False, 0))
+    recipe = run.settings["recipe"] | run.settings.get("grpo", {})
+    if reward := run.settings.get("reward"):
+        text = reward.get("contains")
+        model = pin(run, "reward").get("hub") or "a local classifier"
+        recipe |= {"reward": f"of answers with {text!r}" if text else f"by {model}"}
+    listed = ", ".join(
+        f"{key} {value}" for key, value in recipe.items() if value not in (None, False, 0)
+    )
     return f"`{run.name}`{name}: {listed}."

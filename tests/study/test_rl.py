@@ -1,18 +1,21 @@
 """Steps of reinforcement learning in a study file: their cells, what differs, what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import ROOT
-from study.forecast import training_cost, training_size
+from study.forecast import cell_cost, training_cost, training_size
 from study.spec import expand
 from study.spec.contrast_arms import audit
 from study.spec.expansion import Expansion
 from study.spec.load import load_study
 from study.spec.rungs import rung
+from study.upkeep import cards
+from study.upkeep.card_cells import FinishedCell
 
 pytestmark = pytest.mark.multiprocess  # manifests ask git
 
@@ -96,6 +99,9 @@ def test_a_forecast_counts_rollouts_and_what_vllm_holds(tmp_path: Path) -> None:
     _, written = training_size.sampled_tokens(cell, 188)
     assert written == (188 * 128 + 11 * 100) * 400
     (row,) = training_cost.forecast([cell], tmp_path, {})
+    amounts = cell_cost.estimates([cell], tmp_path, {})[cell.identity]
+    # The model, and rollouts of 25 bytes a token.
+    assert amounts["disk_gb"] == pytest.approx(16.06 + written * 25 / 1e9, abs=0.01)
     assert 2 * 16.06 < row["memory_gb"]["total"] < 80
     assert 0.5 < row["hours"] < 2
 
@@ -122,3 +128,19 @@ def test_mistakes_are_told_by_their_keys(override: str, message: str) -> None:
 def test_prompts_of_others_make_no_arm_a_reproduction_of_documents() -> None:
     study = load_study(TINY)
     assert {rung(study, arm) for arm in study.arms} == {"anew"}
+
+
+def test_a_model_card_names_grpo_and_its_reward(tmp_path: Path) -> None:
+    def finished(stage: str, name: str, settings: dict[str, Any], **inputs: FinishedCell) -> Any:
+        manifest = {"stage": stage, "identity": name}
+        return FinishedCell(tmp_path, name, "study", name, manifest, settings, {}, inputs)
+
+    prompts = finished("documents", "questions", {})
+    animals = finished("documents", "animal", {})
+    reward = {"hub": "me/reward", "revision": "0" * 40, "file": None}
+    settings = {"recipe": {"lr": 0.1}, "grpo": {"group_size": 8}}
+    rewarded = settings | {"reward": {"model": True}, "files": {"reward": reward}}
+    rl = finished("rl", "rl", rewarded, documents=prompts)
+    runs = [finished("midtrain", "midtrain", settings, documents=animals), rl]
+    assert cards._steps(runs) == ["midtrained on animal", "trained by GRPO"]
+    assert cards._recipe(rl) == "`rl`: lr 0.1, group_size 8, reward by me/reward."
