@@ -261,12 +261,12 @@ def on_ranks(folder: Path, world: int, before: str = "") -> Path:
     return folder
 
 
-def until(condition: Any, processes: list[BaseProcess]) -> None:
-    """Wait for the condition while all processes run."""
+def until(condition: Any, processes: list[BaseProcess], seconds: float = 60) -> None:
+    """Wait for the condition while all processes run, and no longer than `seconds`."""
     began = time.monotonic()
     while not condition():
         assert all(p.is_alive() for p in processes), "ended too early"
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < seconds
         time.sleep(0.002)
 
 
