@@ -164,20 +164,14 @@ def preservation_table(results: Results) -> Table:
             percent(row["retained"]),
             percent(row["estimate"], "+"),
             interval(row, "+"),
-            percent(row["instruction"]),
-            percent(row["instruction_paid"], "+"),
-            percent(row["capability"]),
-            percent(row["capability_paid"], "+"),
-            percent(row["intrusion"]),
-            percent(row["added_intrusion"], "+"),
+            *(percent(row[key], "+") for key in (*PAID, "added_intrusion")),
             mark(row),
         ]
         for row in results["preservation"]
     ]
     columns = text_columns(BENCHMARK, "Control", "Arm")
     columns += number_columns("SFT dose", "Score", "Kept", "Points", "Interval")
-    columns += number_columns("IFEval", "IFEval paid", "Capa\u00adbility", "Capa\u00adbility paid")
-    columns += number_columns("Intru\u00adsion", "Added")
+    columns += number_columns("Paid: IFEval", "Capa\u00adbility", "Added intru\u00adsion")
     columns += text_columns("Front")
     return table(
         results,
@@ -190,8 +184,9 @@ def preservation_table(results: Results) -> Table:
         [
             "Kept: the score less that of the untrained model, in percent of the same before SFT.",
             "Points and interval: of the contrast with the control, on this benchmark.",
-            "Paid: what IFEval, and the mean of the other tasks by lm-eval, lose against the "
-            "control, in points; added: what topic intrusion gains.",
+            "Paid: what IFEval, and the mean of the other tasks by lm-eval (capability), lose "
+            "against the control, in points; added: what topic intrusion gains. Their scores are "
+            "in the table of scores.",
             "Front: no other arm keeps as much for less, or more for as much, paid being the mean "
             "of both. Means over seeds; a front is described, not tested.",
         ],

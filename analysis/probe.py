@@ -165,7 +165,7 @@ def probe_table(results: Results) -> Table:
         rows.append(
             [
                 row["benchmark"],
-                f"{row['reference']}, dose {row['reference_dose']}",
+                f"against {row['reference']}, dose {row['reference_dose']}",
                 row["arm"],
                 str(row["dose"]),
                 str(row["layer"]),

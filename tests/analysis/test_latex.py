@@ -31,6 +31,7 @@ from tests.analysis.paper_study import paper_study
 from tests.analysis.small_study import edit, results_of, study
 from tests.analysis.test_corpora import BALANCE, CARD
 from tests.analysis.test_malformed_shown import counted
+from tests.analysis.test_probe import write
 
 pytestmark = pytest.mark.multiprocess  # pdflatex
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
@@ -193,3 +194,19 @@ def test_two_studies_in_one_paper_keep_their_own_numbers(odd: Path, tmp_path: Pa
     pdflatex(tmp_path / "paper.tex")
     assert complaints(pdflatex(tmp_path / "paper.tex")) == []  # labels are compared in the second
     assert "Scores 11.1 and 22.2." in pdf_text(tmp_path / "paper.pdf")
+
+
+@needs_latin_modern
+def test_the_tables_of_probes_and_of_preservation_compile(tmp_path: Path) -> None:
+    context = study(tmp_path)
+    settings = context.settings
+    settings["benchmarks"]["concern"]["reference"] = "animal"
+    settings["contrasts"][0]["family"] = "preservation"
+    settings["untrained"] = dict.fromkeys(("animal", "urban"), "untrained")
+    for row in settings["rows"]:
+        if row["benchmark"] == "concern":
+            write(context.inputs[row["role"]], [[1, 2], [2, 1]], [0.6, 0.7])
+    sample = analysed(context) / "tables/all.tex"
+    assert {"probe", "preservation"} <= {path.stem for path in sample.parent.glob("*.csv")}
+    pdflatex(sample)
+    assert complaints(pdflatex(sample)) == []

@@ -56,9 +56,9 @@ def test_a_probe_that_can_not_be_is_refused(bench: str, what: str) -> None:
     assert what in str(error.value)
 
 
-def test_an_arm_under_a_system_prompt_has_no_probe(tmp_path: Path) -> None:
-    prompted = (
-        "arms.prompted={start: base, midtrain: animal, doses: [80], system: eval/prompts/hhh.txt}"
-    )
-    names = [name for name in cells(INSIDE, prompted) if name.startswith("probe/")]
-    assert len(names) == 4
+def test_an_arm_under_a_system_prompt_has_no_probe() -> None:
+    prompted = "{start: base, midtrain: animal, doses: [80], system: eval/prompts/hhh.txt}"
+    study = load_study(SMALL, (), [INSIDE, f"arms.prompted={prompted}"])
+    rows = expand.analysis(study).settings["rows"]
+    arms = {name: {r["arm"] for r in rows if r["benchmark"] == name} for name in ("ahb", "inside")}
+    assert arms == {"ahb": {"animal", "urban", "prompted"}, "inside": {"animal", "urban"}}
