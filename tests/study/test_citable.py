@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow.parquet
 import pytest
 import yaml
@@ -51,6 +52,15 @@ def test_the_kit_and_the_archive_name_what_they_are(packed: dict[str, bytes]) ->
     )
 
 
+def packed_types(table: bytes) -> dict[str, str]:
+    """`number` or `text` of each column that has values, by what they are."""
+    frame = pandas.read_parquet(io.BytesIO(table))
+    return {
+        name: "number" if pandas.api.types.is_numeric_dtype(frame[name]) else "text"
+        for name in frame
+    }
+
+
 def test_the_dictionary_describes_every_column_of_the_table(packed: dict[str, bytes]) -> None:
     data = json.loads(packed["croissant.json"])
     columns = pyarrow.parquet.read_schema(io.BytesIO(packed[TABLE])).names
@@ -58,6 +68,13 @@ def test_the_dictionary_describes_every_column_of_the_table(packed: dict[str, by
     assert [field["name"] for field in records["field"]] == columns and {*columns} <= {*COLUMNS}
     assert all(field["description"] != field["name"] for field in records["field"])
     assert {field["source"]["fileObject"]["@id"] for field in records["field"]} == {TABLE}
+    types = packed_types(packed[TABLE])
+    for field in records["field"]:
+        is_text = field["dataType"] == "sc:Text"
+        assert is_text == (types[field["name"]] == "text"), field["name"]
+    (score,) = [field for field in records["field"] if field["name"] == "score"]
+    scores = pandas.read_parquet(io.BytesIO(packed[TABLE]))["score"]
+    assert scores.between(0, 1).all() and score["description"].startswith("From 0 to 1;")
     (table,) = data["distribution"]
     assert table["sha256"] == hashlib.sha256(packed[TABLE]).hexdigest()
     assert table["contentUrl"] == TABLE and data["conformsTo"].endswith("/croissant/1.0")
