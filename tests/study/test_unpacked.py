@@ -125,10 +125,11 @@ def test_scores_swapped_before_packing_are_found(
     assert all("is now scores.parquet of judge/" in row["problem"] for row in problems)
 
 
+@pytest.mark.parametrize("claims_replaced_paths", [False, True])
 def test_a_manifest_that_fits_the_swapped_file_is_found(
-    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    packed: Path, claims_replaced_paths: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its users have recorded what it gave them."""
+    """Its users have recorded what it gave them, and not the hash of the manifest alone."""
     files = members(packed)
     scores = next(name for name in files if name.endswith("/scores.parquet") and "judge" in name)
     name = scores.replace("scores.parquet", "manifest.json")
@@ -138,6 +139,10 @@ def test_a_manifest_that_fits_the_swapped_file_is_found(
         "bytes": 5,
     }
     forged = files | {scores: b"other", name: json.dumps(manifest).encode()}
+    if claims_replaced_paths:
+        replaced = json.loads(files["small/replaced.json"])
+        replaced[name.removeprefix("small/")] = hashlib.sha256(files[name]).hexdigest()
+        forged["small/replaced.json"] = json.dumps(replaced).encode()
     code, problems = verified(pack(tmp_path / "a.tar.gz", forged), capsys)
     assert code == 1 and {row["file"] for row in problems} == {"manifest.json"}
 
