@@ -33,8 +33,10 @@ _FIRST = (
 )
 
 
-# A shell starts a job in the background with SIGINT ignored, and processes inherit that.
+# A shell starts a job in the background with SIGINT ignored, nohup one with SIGHUP ignored, and
+# processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # As `make` does: threads of linear algebra on few cores take several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

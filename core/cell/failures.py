@@ -29,7 +29,8 @@ def _known(name: str, pattern: str, fix: str, is_transient: bool = False) -> Kno
 
 
 ON_RESTART = (
-    "it continues (contamination, embeddings, merge, scores, labels and analysis start again)"
+    "it continues (contamination, embeddings, merge, probe, scores, labels and analysis "
+    "start again)"
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +28,13 @@ from tests.recipes import grpo_toy, toy
 LORA = asdict(Lora(rank=8, alpha=16.0))
 # Few steps and a model that moves: for what does not have to be learned.
 SHORT = {"max_steps": 6, "eval_every": None, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiles_again() -> Iterator[None]:
+    """Sampling on a CPU ends torch.compile for its process, which tests of other files share."""
+    yield
+    torch._dynamo.config.disable = False
 
 
 @pytest.fixture(scope="module")

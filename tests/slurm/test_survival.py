@@ -119,7 +119,8 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
     """Studies by what happened to them, all of it over."""
     runs, ask = undisturbed.parents[1], session_lab.ask
     code = snapshot(ROOT, runs / "code/slurm")
-    small = Resources(minutes=10, partition="cpu")
+    # Slurm counts the memory of a process twice while it starts another one.
+    small = Resources(minutes=10, partition="cpu", mem_gb=3.0)
     studies = {
         "controller": Study(runs / "controller/study", code, [FIRST, BEHIND], small),
         "requeued": Study(runs / "requeued/study", code, [FIRST], small),
@@ -139,7 +140,9 @@ def survivors(session_lab: Lab, undisturbed: Path) -> dict[str, Study]:
             [FIRST],
             Resources(10, cpus=10, partition="scavenge", constraint="cpu"),
         ),
-        "node": Study(runs / "node/study", code, [FIRST], Resources(10, partition="gpu")),
+        "node": Study(
+            runs / "node/study", code, [FIRST], Resources(10, partition="gpu", mem_gb=3.0)
+        ),
         "killed": Study(runs / "killed/study", code, [FIRST], small),
         "limit": Study(runs / "limit/study", code, [FIRST, BEHIND], small),
     }
