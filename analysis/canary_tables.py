@@ -6,10 +6,9 @@ from tabulate import tabulate
 
 from analysis.headline import interval, percent
 from analysis.rows import Results, Row
-from analysis.table_latex import float_file, tabular_file
-from analysis.table_text import NONE, Column, Table, to_csv, to_markdown
+from analysis.table_files import write_table
+from analysis.table_text import NONE, Column, Table
 from analysis.tables import number_columns, table, text_columns
-from core.files import write_atomically
 
 NOTES = (
     "The mean difference of grades of the same answers, the second lab minus the first, in points.",
@@ -88,12 +87,4 @@ def describe_canary(bridges: list[Row]) -> str:
 
 def write_canary(bridges: list[Row], folder: Path) -> None:
     """Write the table as LaTeX (float and tabular), CSV and Markdown."""
-    shown = bridge_table(bridges)
-    texts = {
-        "tex": float_file(shown, "single"),
-        "tabular.tex": tabular_file(shown, "single"),
-        "csv": to_csv(shown),
-        "md": to_markdown(shown),
-    }
-    for suffix, text in texts.items():
-        write_atomically(folder / f"canary.{suffix}", text)
+    write_table(bridge_table(bridges), folder, "single")

@@ -11,8 +11,8 @@ from tabulate import tabulate
 
 from analysis import figure_files, plots
 from analysis.rows import Results, Row
-from analysis.table_latex import float_file, tabular_file
-from analysis.table_text import NONE, Column, Table, to_csv, to_markdown
+from analysis.table_files import write_table
+from analysis.table_text import NONE, Column, Table
 from core.files import write_atomically
 
 POOLED, COMMON, FURTHER = "all labs like these", "these labs alone", "a further lab"
@@ -131,15 +131,7 @@ def describe(results: Results) -> str:
 
 def write_tables(results: Results, folder: Path) -> None:
     """Write the table as LaTeX (float and tabular), CSV and Markdown, and the forest plot."""
-    shown = pooled_table(results)
-    texts = {
-        "tex": float_file(shown, "single"),
-        "tabular.tex": tabular_file(shown, "single"),
-        "csv": to_csv(shown),
-        "md": to_markdown(shown),
-    }
-    for suffix, text in texts.items():
-        write_atomically(folder / f"pooled.{suffix}", text)
+    write_table(pooled_table(results), folder, "single")
     svg = figure_files.save(forest(results), folder, "forest")
     write_atomically(folder / "forest.svg", svg)
 

@@ -49,8 +49,8 @@ from analysis.table import (
     question_means,
     unused_labels,
 )
-from analysis.table_latex import SAMPLE, float_file, sample_file, tabular_file
-from analysis.table_text import to_csv, to_markdown
+from analysis.table_files import write_table
+from analysis.table_latex import SAMPLE, sample_file
 from analysis.tables import TABLES
 from core.cell.context import StageContext
 from core.cell.lookup import input_folder
@@ -178,13 +178,7 @@ def write_tables(results: Results, folder: Path, column: str) -> None:
     optional = {name: make for name, make in SUPPLEMENTARY_TABLES.items() if results.get(name)}
     tables = [make(results) for make in (TABLES | optional).values()]
     for table in tables:
-        for ending, text in (
-            ("tex", float_file(table, column)),
-            ("tabular.tex", tabular_file(table, column)),
-            ("csv", to_csv(table)),
-            ("md", to_markdown(table)),
-        ):
-            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8")
+        write_table(table, folder, column)
     (folder / SAMPLE).write_text(sample_file(tables, column), encoding="utf-8")
 
 

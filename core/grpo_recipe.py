@@ -3,22 +3,16 @@
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from core.errors import UserError
-from core.paths import resolve
-from core.recipe import Training, split_recipe, training_mistakes
+from core.recipe import Training, load_checked, split_recipe, training_mistakes
 from core.strict_yaml import (
     STRICT,
     Count,
     Problems,
     Share,
-    in_file_order,
-    located,
-    read_yaml,
     validate,
-    validate_file,
 )
 
 Loss = Literal["grpo", "dapo", "dr_grpo"]
@@ -105,16 +99,7 @@ def load_grpo(relative: str) -> dict[str, Any]:
 
     Raises UserError with one problem per mistake.
     """
-    path = resolve(relative)
-    raw, lines, mistakes = read_yaml(path)
-    recipe, invalid = validate_file(path, raw, Grpo, lines)
-    if recipe is None:
-        raise UserError.of(in_file_order(mistakes + invalid))
-    mistakes += [located(path, key, what, lines) for key, what in grpo_mistakes(recipe)]
-    if mistakes:
-        raise UserError.of(in_file_order(mistakes))
-    settings: dict[str, Any] = TypeAdapter(Grpo).dump_python(recipe)
-    return settings
+    return load_checked(relative, Grpo, grpo_mistakes)
 
 
 def split_grpo(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Training recipes (recipes/*.yaml): their fields, how they are read and checked."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -280,18 +281,28 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
 
     Raises UserError with one problem per mistake.
     """
+    return load_checked(relative, kind, _mistakes)
+
+
+def _mistakes(recipe: Training | TinyLlama) -> Problems:
+    if isinstance(recipe, TinyLlama):
+        return [(("pretrain", *key), text) for key, text in training_mistakes(recipe.pretrain)]
+    return training_mistakes(recipe)
+
+
+def load_checked(
+    relative: str, kind: type, mistakes_of: Callable[[Any], Problems]
+) -> dict[str, Any]:
+    """A recipe file of the dataclass `kind` as `load_recipe` gives it.
+
+    `mistakes_of`: of a valid recipe, the fields that contradict each other. Raises as there.
+    """
     path = resolve(relative)
     raw, lines, mistakes = read_yaml(path)
     recipe, invalid = validate_file(path, raw, kind, lines)
     if recipe is None:
         raise UserError.of(in_file_order(mistakes + invalid))
-    if isinstance(recipe, TinyLlama):
-        prefix: tuple[str, ...] = ("pretrain",)
-        problems = training_mistakes(recipe.pretrain)
-    else:
-        prefix = ()
-        problems = training_mistakes(recipe)
-    mistakes += [located(path, (*prefix, *key), text, lines) for key, text in problems]
+    mistakes += [located(path, key, text, lines) for key, text in mistakes_of(recipe)]
     if mistakes:
         raise UserError.of(in_file_order(mistakes))
     settings: dict[str, Any] = TypeAdapter(kind).dump_python(recipe)

@@ -325,8 +325,10 @@ class GrpoTrainer(Trainer):
         """Append the line of `step` to FIXED_SET, where it is due and not there."""
         every = self.recipe.eval_every
         is_due = every and (step % every == 0 or step == self.total_steps)
+        if not (self.fixed and is_due):
+            return
         lines = [*self._fixed_lines(up_to=self.total_steps)]
-        if not (self.fixed and is_due) or any(json.loads(line)["step"] == step for line in lines):
+        if any(json.loads(line)["step"] == step for line in lines):
             return
         numbers = [*range(len(self.fixed))]
         seeds = [self.context.seed("fixed", number) for number in numbers]
