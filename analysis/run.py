@@ -173,10 +173,11 @@ def _write_data(results: Results, table: pd.DataFrame, folder: Path) -> None:
 
 
 def write_tables(results: Results, folder: Path, column: str) -> None:
-    """The files of every table, of a supplementary one only where it has rows, and all.tex."""
+    """The files of every table that has rows, and all.tex."""
     folder.mkdir(exist_ok=True)
     optional = {name: make for name, make in SUPPLEMENTARY_TABLES.items() if results.get(name)}
-    tables = [make(results) for make in (TABLES | optional).values()]
+    made = [make(results) for make in (TABLES | optional).values()]
+    tables = [table for table in made if table.rows]
     for table in tables:
         write_table(table, folder, column)
     (folder / SAMPLE).write_text(sample_file(tables, column), encoding="utf-8")

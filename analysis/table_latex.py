@@ -5,6 +5,7 @@ paper's own font: they have a fixed number of digits, and a column set to the ri
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from analysis.table_layout import (
@@ -51,7 +52,17 @@ SPECIAL = {
     "\u00a0": "~",
     SOFT_HYPHEN: r"\-",
     THIN_SPACE: r"\,",
+    "`": r"\`{}",
 }
+# Between signs that a font would join to another: -- to a dash, '' to a quotation mark.
+_JOINED = re.compile(r"(?<=-)(?=-)|(?<=')(?=')|(?<=,)(?=,)")
+T1 = r"\usepackage[T1]{fontenc}"
+# Letters of Latin that pdfLaTeX's default fonts (OT1) lack, and those that T1 lacks too.
+_OF_T1 = (
+    "\u00ab\u00bb\u00d0\u00de\u00f0\u00fe"
+    "\u0104\u0105\u0110\u0111\u0118\u0119\u012e\u012f\u014a\u014b\u0172\u0173"
+)
+_BEYOND_T1 = "\u0126\u0127\u0138\u013f\u0140\u0149\u0166\u0167\u017f"
 FLOATS_IN_A_ROW = 12  # LaTeX holds back a limited number of floats
 _SYMBOL = re.compile(r"\b([pqd])\b")
 _CONTINUED = "(continued)"
@@ -60,13 +71,16 @@ _CONTINUED = "(continued)"
 def tex(text: object) -> str:
     """Any text as it should print.
 
-    LaTeX's special characters are escaped, letters of other alphabets are kept (UTF-8).
+    LaTeX's special characters are escaped, letters of other alphabets are kept (UTF-8). Letters
+    and their accents are composed (NFC), as pdfLaTeX takes no accent behind its letter.
     """
-    return "".join(SPECIAL.get(letter, letter) for letter in str(text))
+    parts = _JOINED.split(unicodedata.normalize("NFC", str(text)))
+    return "{}".join("".join(SPECIAL.get(letter, letter) for letter in part) for part in parts)
 
 
 def prose(text: str) -> str:
     r"""Text of the kit and names in it: minus and multiplication signs, quotation marks, `\,\%`."""
+    text = unicodedata.normalize("NFC", text)
     text = re.sub(r'(^|(?<=[\s(]))"', "\u201c", text).replace('"', "\u201d")
     text = re.sub(r"(?<=\d) %", f"{THIN_SPACE}%", with_signs(text))
     return r"\allowbreak{}".join(tex(piece) for piece in _joined(pieces(text)))
@@ -147,7 +161,7 @@ def tabular_file(table: Table, column: str) -> str:
     head = [
         f"% {table.title}; study {table.study}. The tabular alone, for a float as wide as {width}.",
         f"% Needs {NEEDS}.",
-        *_beyond_latin(table),
+        *_fonts_note([table]),
         *(f"% {' '.join(note.split())}" for note in table.notes),
     ]
     text = f"{{{_settings(design)}%\n{tabular(table, design, table.rows)}}}"
@@ -162,7 +176,7 @@ def float_file(table: Table, column: str) -> str:
     head = [
         f"% {table.title}; study {table.study}. For \\input; label {label(table)}.",
         f"% Needs {NEEDS}; made for `tables: {{column: {column}}}` of the study file.",
-        *_beyond_latin(table),
+        *_fonts_note([table]),
     ]
     texts = []
     for n, part in enumerate(parts):
@@ -175,11 +189,13 @@ def float_file(table: Table, column: str) -> str:
 def _part(table: Table, design: Layout, part: Part, paper: Paper, is_first: bool) -> str:
     environment = "table*" if design.is_page_wide else "table"
     position = "" if paper.is_slide else "[tbp]"
-    lines = [f"\\begin{{{environment}}}{position}", r"\centering"]
+    # Rows are counted for lines of one height: a thesis may be set in double spacing.
+    lines = [f"\\begin{{{environment}}}{position}", r"\centering\linespread{1}"]
     if is_first:
-        # LaTeX leaves no distance below a caption, as it expects captions under their tables.
+        # LaTeX leaves no distance below a caption, as it expects captions under their tables. Not
+        # every class has the length: mnras has none.
         lines += [
-            r"\setlength{\belowcaptionskip}{0.5em}",
+            r"\ifdefined\belowcaptionskip\setlength{\belowcaptionskip}{0.5em}\fi",
             f"\\caption[{{{prose(table.title)}}}]{{{prose(table.caption)}.}}",
             f"\\label{{{label(table)}}}",
         ]
@@ -198,20 +214,24 @@ def _part(table: Table, design: Layout, part: Part, paper: Paper, is_first: bool
     return "\n".join(lines)
 
 
-def _beyond_latin(table: Table) -> list[str]:
-    """A comment where a table has letters that pdfLaTeX does not print as it is."""
-    texts = [table.caption, *table.headings, *table.notes, *(c for row in table.rows for c in row)]
-    letters = sorted({letter for text in texts for letter in text if not _is_latin(letter)})
-    if not letters:
-        return []
-    return [
-        f"% Letters beyond Latin ({''.join(letters[:20])}): compile with lualatex or xelatex, and",
-        r"% \usepackage{fontspec}\setmainfont{...} with a font that has them.",
-    ]
+def _fonts_note(tables: Sequence[Table]) -> list[str]:
+    """A comment where tables have letters that pdfLaTeX does not print as it is."""
+    texts = [text for of in tables for text in (of.caption, *of.headings, *of.notes)]
+    texts += [cell for of in tables for row in of.rows for cell in row]
+    used = {letter for text in texts for letter in unicodedata.normalize("NFC", text)}
+    beyond = "".join(sorted(letter for letter in used if not _is_latin(letter)))
+    if beyond:
+        return [
+            f"% Letters beyond Latin ({beyond[:20]}): compile with lualatex or xelatex, and",
+            r"% \usepackage{fontspec}\setmainfont{...} with a font that has them.",
+        ]
+    if of_t1 := "".join(sorted(used & set(_OF_T1))):
+        return [f"% Letters {of_t1}: pdflatex also needs {T1}."]
+    return []
 
 
 def _is_latin(letter: str) -> bool:
-    if letter in SPECIAL or ord(letter) < 0x180:
+    if letter in SPECIAL or (ord(letter) < 0x180 and letter not in _BEYOND_T1):
         return True
     return letter in "\u2018\u2019\u2026\u2014\u20ac"
 
@@ -221,10 +241,9 @@ def sample_file(tables: Sequence[Table], column: str) -> str:
     document = {"double": "[twocolumn]{article}", "slide": "{beamer}"}.get(column, "{article}")
     is_slide = PAPERS[column].is_slide
     inputs = [rf"\input{{{table.name}}}" + ("" if is_slide else r"\clearpage") for table in tables]
-    beyond = next((note for table in tables if (note := _beyond_latin(table))), [])
     lines = [
         "% All tables of the study in a sample paper: run pdflatex in this folder, twice.",
-        *beyond,
+        *_fonts_note(tables),
         f"\\documentclass{document}",
         r"\usepackage{iftex}",
         r"\ifpdftex\IfFileExists{lmodern.sty}{\usepackage[T1]{fontenc}\usepackage{lmodern}}{}",

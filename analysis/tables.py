@@ -103,7 +103,7 @@ def contrasts_table(results: Results) -> Table:
         "Interval and test: two-way (seed and question) variance, Student's t with df degrees of "
         "freedom; verdicts from p after Holm within the declared family at .05.",
         "In brackets behind a name: in what its arms differ.",
-        "Seeds: training seeds of the first and second arm (0: a fixed checkpoint).",
+        "Seeds: training seeds of the first and second arm (0: a fixed checkpoint, or no grade).",
         "Paper's p: the response-level Welch test, which takes all answers as independent; it "
         "never decides.",
         scope_note(results["writers"]),

@@ -33,6 +33,8 @@ CLASSES = {
     "revtex": ("double", r"\documentclass[twocolumn,aps]{revtex4-2}"),
     "NeurIPS-like": ("single", NEURIPS),
     "ACL-like": ("double", ACL),
+    "article in double spacing": ("single", r"\documentclass{article}\linespread{1.6}"),
+    "mnras": ("double", r"\documentclass{mnras}"),
     "beamer": ("slide", r"\documentclass{beamer}"),
 }
 TOLERANCE = 2.0  # points of an overfull box

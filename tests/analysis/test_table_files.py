@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.headline import percent
+from analysis.run import write_tables
 from analysis.supplementary_tables import SUPPLEMENTARY_TABLES
 from analysis.table_latex import float_file, label, prose, sample_file, tabular_file, tex
 from analysis.table_layout import PAPERS, floats, layout, num_lines, pieces
@@ -132,6 +133,28 @@ def test_letters_beyond_latin_are_named_at_the_top_of_the_file() -> None:
     assert "動物" in sample_file([table], "single")
     assert "lualatex" not in float_file(sample([["ä", "1", "≥ κ × – “a”"]]), "single")
     assert "動物" in to_csv(table) and "動物" in to_markdown(table)
+
+
+def test_letters_that_the_default_fonts_lack_are_named_at_the_top_of_the_file() -> None:
+    for text in (f(sample([["Łódź «ð»", "1", ""]]), "single") for f in (float_file, tabular_file)):
+        assert "% Letters «»ð: pdflatex also needs \\usepackage[T1]{fontenc}.\n" in text
+    assert "[T1]" not in float_file(sample([["Łódź éß", "1", ""]]), "single")
+    assert "lualatex" in float_file(sample([["ħ", "1", ""]]), "single")
+
+
+def test_signs_of_a_name_are_not_joined_and_accents_are_composed() -> None:
+    assert tex("a--b ``c'' ?`") == r"a-{}-b \`{}\`{}c'{}' ?\`{}"
+    assert tex("Zoe\u0308") == "Zo\u00eb" and prose("e\u0301" * 20).count("\u00e9") == 20
+    named = float_file(sample([["Zoe\u0308", "1", ""]]), "single")
+    assert "lualatex" not in named
+
+
+def test_a_table_without_a_row_is_no_file(small: Path, tmp_path: Path) -> None:
+    results = json.loads((small / "results.json").read_text())
+    write_tables(results | {"contrasts": [], "dimensions": []}, tmp_path, "single")
+    names = {path.name.split(".")[0] for path in tmp_path.iterdir()}
+    assert "scores" in names and not names & {"contrasts", "contrast_details", "dimensions"}
+    assert "input{contrasts}" not in (tmp_path / "all.tex").read_text()
 
 
 def test_names_that_a_template_or_latex_trips_over_are_rows_like_others(small: Path) -> None:
