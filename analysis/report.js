@@ -5,7 +5,7 @@ addEventListener("beforeprint", () => {
 });
 const valueOf = (row, column) => {
   const text = row.cells[column].textContent.trim().replaceAll("−", "-").replaceAll(",", "");
-  const number = parseFloat(text.replace(/^[<>]\s*/, ""));
+  const number = parseFloat(text.replace(/^[<>[]\s*/, "")); // of an interval its lower end
   return Number.isFinite(number) ? number : text;
 };
 const compare = (a, b) => {

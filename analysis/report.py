@@ -24,7 +24,6 @@ from analysis.headline import (
     p_value,
     percent,
     prediction,
-    runs_text,
     scope_note,
 )
 from analysis.made import Made
@@ -35,6 +34,7 @@ from analysis.report_tables import (
     dimension_tables,
     favour,
     matrix,
+    runs_of_both,
     verdict_name,
     worth,
 )
@@ -227,7 +227,7 @@ def report(
         counted_names=counted_names,
         crossing_text=crossing_text,
         detectable_text=detectable_text,
-        runs_text=runs_text,
+        runs_of_both=lambda row: runs_of_both(results, row),
         scope_note=scope_note,
         notes_of=notes_of,
         percent=lambda value, sign="": typeset(percent(value, sign)),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from analysis.headline import doses, interval, percent
+from analysis.headline import doses, interval, percent, runs_text
 from analysis.rows import Results, Row
 from analysis.verdicts import DECIDED, HANGS
 
@@ -85,6 +85,24 @@ def dimension_tables(results: Results) -> list[DimensionTable]:
         ]
         shown.append(DimensionTable(benchmark, dose, arms, lines))
     return shown
+
+
+def runs_of_both(results: Results, row: Row) -> str:
+    """The training seeds of both arms of a contrast: `3 / fixed seeds`, `0 / 0 seeds`.
+
+    `fixed`: a checkpoint without a training seed. 0: no answer of the arm has a grade yet.
+    """
+    fixed = {(of["benchmark"], of["dose"], of["arm"]) for of in results["arms"] if of["fixed"]}
+    texts = []
+    for side, dose in (
+        ("treatment", row["dose"]),
+        ("control", row.get("control_dose", row["dose"])),
+    ):
+        text = runs_text(row[f"{side}_seeds"], row[f"{side}_corpora"])
+        is_fixed = text == "0" and (row["benchmark"], dose, row[side]) in fixed
+        texts.append("fixed" if is_fixed else text)
+    unit = "" if row["treatment_corpora"] or row["control_corpora"] else " seeds"
+    return f"{' / '.join(texts)}{unit}"
 
 
 def favour(bias: Row) -> str:

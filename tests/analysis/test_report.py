@@ -68,6 +68,15 @@ def test_higher_is_good_bad_or_neither_by_benchmark(small: dict[str, Any]) -> No
     assert page_of(results).tables["Contrasts"][3][6] == "higher"
 
 
+def test_an_arm_without_a_grade_is_no_fixed_checkpoint(small: dict[str, Any]) -> None:
+    results = copy.deepcopy(small)
+    for row in results["contrasts"]:
+        row["control_seeds"] = 0
+    results["contrasts"][0]["control"] = "untrained"
+    shown = [row[4] for row in page_of(results).tables["Contrasts"][1:3]]
+    assert [text.split(" seeds")[0] for text in shown] == ["3 / fixed", "3 / 0"]
+
+
 def test_a_judge_favours_the_arm_on_its_side() -> None:
     row = {"treatment": "animal", "control": "urban", "estimate": -0.208, "low": -0.3, "high": 0.1}
     assert favour(row) == "it favours urban by 20.8 [-10.0, +30.0]"
@@ -204,3 +213,4 @@ def test_what_is_folded_is_printed() -> None:
     css = (Path(__file__).parents[2] / "analysis/report.css").read_text()
     printed = css[css.index("@media print") :]
     assert "details::details-content { content-visibility: visible; display: block" in printed
+    assert "th button { display: contents; }" in printed, "headers are repeated on each page"

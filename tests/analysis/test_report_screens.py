@@ -34,7 +34,11 @@ page.onload = async () => {{
   const table_of = (name) => page.contentDocument.querySelector(`table[aria-label="${{name}}"]`);
   const contrasts = table_of("Contrasts");
   contrasts.tHead.rows[0].cells[2].querySelector("button").click();
-  seen.sorted = [...contrasts.tBodies[0].rows].map((row) => row.cells[2].textContent.trim());
+  const column = (index) =>
+    [...contrasts.tBodies[0].rows].map((row) => row.cells[index].textContent.trim());
+  seen.sorted = column(2);
+  contrasts.tHead.rows[0].cells[3].querySelector("button").click();
+  seen.intervals = column(3);
   const choices = table_of("Contrasts under other choices");
   const input = choices.parentElement.previousElementSibling.querySelector("input");
   input.value = "SEED left";
@@ -101,6 +105,8 @@ def test_the_page_fits_and_has_no_violation(
     assert seen["violations"] == []
     points = [float(text.replace("−", "-")) for text in seen["sorted"]]
     assert points == sorted(points) != sorted(points, reverse=True)
+    lows = [float(text[1:].split()[0].replace("−", "-")) for text in seen["intervals"]]
+    assert lows == sorted(lows) and seen["intervals"] != sorted(seen["intervals"])
     assert set(seen["filtered"]) == {"one seed left out"}
     if not axe:
         pytest.skip("axe-core could not be downloaded: only widths were checked")
@@ -126,3 +132,6 @@ def test_on_paper_nothing_is_folded_and_no_page_is_empty(report: Path, tmp_path:
     ):
         assert shown in text, shown
     assert "this figure in words" not in text
+    # the headers of a table over two pages stand on both
+    beginnings = [page.strip().splitlines()[0] for page in pages]
+    assert not any("without one" in line or "left out" in line for line in beginnings)
