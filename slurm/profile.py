@@ -1,5 +1,6 @@
 """A cluster profile (slurm/clusters/*.yaml) as dataclasses, read strictly."""
 
+import copy
 import os
 import re
 from collections.abc import Iterable
@@ -182,9 +183,7 @@ class Profile:
         to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
-        info = STAGE_INFO.get(stage)
-        fallback = (info and info.profile_fallback) or "default"
-        resources = by_stage.get(stage) or by_stage.get(fallback) or by_stage["default"]
+        resources = next(by_stage[name] for name in _entries(stage) if name in by_stage)
         return replace(
             resources,
             partition=resources.partition or self.partition,
@@ -194,6 +193,24 @@ class Profile:
             gpu_type=resources.gpu_type or self.gpu_type,
             sbatch=self.sbatch | resources.sbatch,
         )
+
+
+def _entries(stage: str) -> list[str]:
+    """The entries of `stages` that hold for a stage: the first that a profile has."""
+    info = STAGE_INFO.get(stage)
+    fallback = info and info.profile_fallback
+    return [stage, fallback, "default"] if fallback else [stage, "default"]
+
+
+def _name_stage(raw: dict[str, Any], text: str) -> None:
+    """Give the stage that `stages.STAGE.KEY=VALUE` changes an entry: what holds for it so far."""
+    parts = text.partition("=")[0].split(".")
+    stages = raw.get("stages")
+    if len(parts) < 3 or parts[0] != "stages" or not isinstance(stages, dict):
+        return
+    if parts[1] in STAGE_INFO and parts[1] not in stages:
+        entry: Any = next((stages[name] for name in _entries(parts[1]) if name in stages), {})
+        stages[parts[1]] = copy.deepcopy(entry)
 
 
 def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
@@ -216,6 +233,7 @@ def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
             where=str(path), what="must be a mapping with `stages:`", fix=f"copy one of {FOLDER}"
         )
     for text in overrides:
+        _name_stage(raw, text)
         override(raw, text, "the cluster profile")
     profile, problems = validate_file(path, raw, Profile, lines)
     mistakes += problems

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,18 @@ def test_numbers_and_times_reach_sbatch_as_they_are_written(tmp_path: Path) -> N
     directives = BatchScript.parse(batch_of(profile, "model", tmp_path)).directives
     assert (directives["time-min"], directives["begin"]) == ("1:30:00", "16:00")
     assert directives["gpus-per-node"] == "3090:4"
+
+
+def test_a_value_of_a_stage_that_the_profile_does_not_name_leaves_the_others(
+    tmp_path: Path,
+) -> None:
+    stages = {"default": {"minutes": 5, "cpus": 3}, "generate": {"minutes": 9, "cpus": 7}}
+    path = written(tmp_path, stages=stages)
+    profile = load_profile(path, ["stages.sft.minutes=60", "stages.likelihood.mem_gb=4"])
+    sft, likelihood = profile.resources("sft"), profile.resources("likelihood")
+    assert (sft.minutes, sft.cpus) == (60, 3)
+    assert likelihood == replace(load_profile(path).resources("likelihood"), mem_gb=4)
+    assert profile.resources("default").minutes == 5
 
 
 @pytest.mark.slurm
