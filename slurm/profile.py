@@ -34,6 +34,8 @@ def _as_text(value: Any) -> Any:
 
 
 Word = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\S+$")]
+# Slurm lets an account have blanks.
+Account = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\S+( +\S+)*$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 # Stages that need neither a GPU nor much of a machine.
@@ -80,7 +82,7 @@ class Resources:
     """Measured training speed, for the forecast. None: the forecast estimates it."""
     partition: Word | None = None
     """Partition, in place of the profile's."""
-    account: Word | None = None
+    account: Account | None = None
     """Account, in place of the profile's."""
     qos: Word | None = None
     """Quality of service, in place of the profile's."""
@@ -122,7 +124,7 @@ class Profile:
     """What a job of each stage requests. `default` is for the stages that are not named."""
     partition: Word | None = None
     """Partition of stages that name none. None: the cluster's default."""
-    account: Word | None = None
+    account: Account | None = None
     """Account that is charged. None: your default account."""
     qos: Word | None = None
     """Quality of service. None: the account's default."""

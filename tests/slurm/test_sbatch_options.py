@@ -115,6 +115,8 @@ def test_numbers_and_times_reach_sbatch_as_they_are_written(tmp_path: Path) -> N
     directives = BatchScript.parse(batch_of(profile, "model", tmp_path)).directives
     assert (directives["time-min"], directives["begin"]) == ("1:30:00", "16:00")
     assert directives["gpus-per-node"] == "3090:4"
+    blank = load_profile(path, ["account=my group"])
+    assert BatchScript.parse(batch_of(blank, "sft", tmp_path)).directives["account"] == "'my group'"
 
 
 def test_a_value_of_a_stage_that_the_profile_does_not_name_leaves_the_others(
