@@ -22,7 +22,7 @@ from core.strict_yaml import (
     read_yaml,
     validate_file,
 )
-from slurm.sbatch_options import Options
+from slurm.sbatch_options import MEMORY, Options
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -74,7 +74,8 @@ class Resources:
     cpus: Count = 1
     """Cores per task."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory per node, in GiB. None: the partition's default."""
+    """Memory per node, in GiB. None: the partition's default, or mem-per-cpu or mem-per-gpu of
+    `sbatch`, for sites that refuse memory per node."""
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory of one GPU, for the forecast of trainings. Slurm is not asked for it.
     None: the forecast does not check memory."""
@@ -250,9 +251,15 @@ def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
 
 
 def _stage_mistakes(path: Path, profile: Profile, lines: LineNumbers) -> list[Problem]:
-    """Stages without a time limit, and stages on the login node that need GPUs."""
+    """Stages without a time limit, with two kinds of memory, or on the login node with GPUs."""
     problems = []
     for stage, resources in profile.stages.items():
+        for option in MEMORY:
+            if resources.mem_gb and (profile.sbatch | resources.sbatch).get(option, False):
+                what = f"{option} is written in place of mem_gb, which this stage has too"
+                fix = f"delete one of them, or set {option}: false in sbatch of this stage"
+                at: tuple[str, ...] = ("stages", stage, "mem_gb")
+                problems.append(located(path, at, what, lines, fix))
         if resources.where is None and not resources.minutes:
             at, fix = ("stages", stage, "minutes"), "this key is required"
             problems.append(located(path, at, "missing", lines, fix))
