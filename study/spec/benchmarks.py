@@ -32,12 +32,12 @@ Inputs = dict[str, Cell]  # role -> cell
 def declaration(bench: Benchmark) -> dict[str, Any]:
     """What eval/benchmarks says of the task, but for its files: scorer, and what that needs.
 
-    `rows` is None where the study brings files of its own: how many they have is not declared.
+    `title` and `rows` are None where the study brings files of its own, which they don't describe.
     """
-    declared: dict[str, Any] = {"rows": None, "variant": None}
+    declared: dict[str, Any] = {"title": None, "rows": None, "variant": None}
     declared |= yaml_once(f"eval/benchmarks/{bench.task}.yaml")
     if any(getattr(bench, name) for name in OWN_FILES):
-        declared["rows"] = None
+        declared |= {"title": None, "rows": None}
     return declared
 
 
