@@ -73,6 +73,7 @@ class Benchmark:
     """A benchmark as the study declares it."""
 
     task: str
+    title: str | None  # in the notes of tables
     direction: str  # which scores are good: higher, lower or neither
     judge: str | None  # the model that decides; None where nothing is judged
     dummy: bool  # the judge is the kit's deterministic one
@@ -84,6 +85,7 @@ class Benchmark:
     def parse(cls, settings: dict[str, Any]) -> "Benchmark":
         return cls(
             task=settings["task"],
+            title=settings["title"],
             direction=settings["direction"],
             judge=settings["judge"],
             dummy=settings["dummy"],
@@ -96,6 +98,7 @@ class Benchmark:
         """The benchmark's entries in results.json."""
         return {
             "task": self.task,
+            "title": self.title,
             "direction": self.direction,
             "judge": self.judge,
             "dummy": self.dummy,

@@ -293,7 +293,7 @@ def in_study_order(results: Results, rows: Sequence[Row]) -> list[Row]:
 
 
 def data_summary(results: Results, benchmarks: Collection[str] | None = None) -> list[str]:
-    """One sentence per benchmark, by default all: seeds, questions, scenarios, epochs and judge."""
+    """One sentence per benchmark, by default all: title, seeds, questions, epochs and judge."""
     lines = []
     for name, benchmark in results["benchmarks"].items():
         if benchmarks is not None and name not in benchmarks:
@@ -317,7 +317,8 @@ def data_summary(results: Results, benchmarks: Collection[str] | None = None) ->
         written = {runs_text(row["seeds"], row["corpora"]) for row in arms if row["corpora"]}
         if written:
             trained += f" ({', '.join(sorted(written))})"
-        lines.append(f"{name}: {trained}, {questions}, {epochs}, {method}")
+        named = f"{name}, {benchmark['title']}" if benchmark["title"] else name
+        lines.append(f"{named}: {trained}, {questions}, {epochs}, {method}")
     return lines + rung_lines(results)
 
 

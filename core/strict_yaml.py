@@ -40,16 +40,21 @@ def did_you_mean(word: str, valid: list[str]) -> str:
 class YamlLoader(yaml.SafeLoader):
     """Plain scalars of YAML 1.2.
 
-    PyYAML follows YAML 1.1, where `on` is true, `1e-4` a string and `2026-01-01` a date.
+    PyYAML follows YAML 1.1, where `on` is true, `1e-4` a string, `2026-01-01` a date and `3090:4` a
+    number.
     """
 
 
 YamlLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag.endswith((":int", ":null", ":merge"))
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# Not 3090:4 and 1:30:00, which YAML 1.1 takes for numbers of base 60; not 0042, which is a name.
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )

@@ -4,7 +4,6 @@ The grades of two studies, of two months or two judges, can then be bridged: wha
 same answers is the judge's drift, and no effect of a training.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,7 @@ from core.errors import Problem, UserError
 from core.files import read_rows
 from eval import questions
 from eval.generate import write_log
-from eval.grader import open_grader
-from eval.judge import check_missing, missing_grades, score, scores_table
+from eval.judge import grade
 from eval.judge import preload as preload
 from eval.scorer import QuestionSet
 
@@ -37,8 +35,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     Settings: those of a judge cell, and `study` (its name). Files: questions (the answers file,
     which has columns answer and grades {dimension: 0 or 1} besides), dimensions.
 
-    Returns counts: responses, grades, missing_grades, agreeing (equal to the published grade), and
-    the calls, tokens and cost of the judge.
+    Returns counts: responses, agreeing (grades equal to the published ones), and those of
+    `eval.judge.grade`.
 
     Raises:
         UserError: As a judge cell; or an answer lacks its grades.
@@ -53,29 +51,14 @@ def run(context: StageContext) -> dict[str, int | float]:
     _write_answers(context, dataset, answers)
     path = context.folder / "scored.eval"
     log = read_eval_log(path)
-    total = scorer.num_judge_calls(question_set)
-    with open_grader(context, scorer, total) as grader:
-        model = grader.model(context.resources["concurrency"])
-        log = score(log, scorer.task(question_set, context.folder, model), grader, context)
-    to_scores = partial(scorer.to_scores, variant=None)
-    table = scores_table(log, question_set, to_scores, settings["judge"]["model"])
-    missing = missing_grades(log, question_set, scorer)
-    check_missing(context, grader, scorer, missing)
+    log, table, counts = grade(context, scorer, question_set, log, (settings["study"],))
     table = _with_published(table, answers)
     write_eval_log(log, path)
     table.to_parquet(context.folder / "scores.parquet", index=False)
-    calls = grader.client.counts
     return {
         "responses": len(answers),
-        "grades": grader.counts["grades"],
-        "missing_grades": missing,
         "agreeing": int((table["score"] == table["published"]).sum()),
-        "calls": calls["calls"],
-        "calls_reused": calls["calls_reused"],
-        "prompt_tokens": calls["prompt_tokens"],
-        "completion_tokens": calls["completion_tokens"],
-        "cost": round(grader.client.cost, 6),
-        **grader.client.paid,
+        **counts,
     }
 
 

@@ -47,6 +47,7 @@ class Grader:
         scorer: Scorer,
         max_attempts: int,
         total: int,
+        origin: tuple[str, ...] = (),
     ) -> None:
         self.client = client
         self.counts = Counter(grades=0, missing=0, unanswered=0)
@@ -57,8 +58,7 @@ class Grader:
         self._max_attempts = max_attempts
         self._total = total
         self._unusable = 0  # replies and failed calls
-        # Of a canary, which is graded anew in each study.
-        self._origin = [context.settings["study"]] if "study" in context.settings else []
+        self._origin = origin
         self._has_graded = False
 
     async def grade(self, response: str, prompt: str) -> str:
@@ -156,9 +156,11 @@ class Grader:
 
 
 @contextmanager
-def open_grader(context: StageContext, scorer: Scorer, total: int) -> Iterator[Grader]:
-    """The cell's judge for `total` grades."""
+def open_grader(
+    context: StageContext, scorer: Scorer, total: int, origin: tuple[str, ...] = ()
+) -> Iterator[Grader]:
+    """The cell's judge for `total` grades; the seeds of its requests derive from `origin` too."""
     settings = context.settings
     sampling = {"temperature": settings["temperature"], "max_tokens": settings["max_tokens"]}
     with open_client(context, settings["judge"], sampling) as client:
-        yield Grader(context, client, scorer, context.resources["asks"], total)
+        yield Grader(context, client, scorer, context.resources["asks"], total, origin)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from inspect_ai.scorer import Score
 
 EXAMPLES = 5
+CALLS = ("calls", "calls_reused", "prompt_tokens", "completion_tokens", "calls_estimated")
 # A run continues from the ledger of one that was interrupted, or that left too many grades missing.
 RESUMABLE = True
 
@@ -41,10 +42,9 @@ def run(context: StageContext) -> dict[str, int | float]:
     grade, in one run). Inputs: samples. The manifest's `malformed` has the counts of
     `eval.malformed`.
 
-    Returns counts: questions, responses, grades, missing_grades, missing_scores (overall), and the
+    Returns counts: questions, responses, missing_scores (overall), grades, missing_grades, and the
     calls, tokens and cost of the judge (calls_estimated: those whose tokens the endpoint did not
-    report); of these, `paid_calls` ... are those that no other cell
-    had paid.
+    report); of these, `paid_calls` ... are those that no other cell had paid.
 
     Raises:
         UserError: The judge can't be reached or refuses, or more grades are missing than allowed.
@@ -52,43 +52,74 @@ def run(context: StageContext) -> dict[str, int | float]:
     """
     from inspect_ai.log import read_eval_log, write_eval_log
 
-    settings = context.settings
-    variant = settings["variant"]
+    variant = context.settings["variant"]
     questions.remove_temporary(context.folder)
     scorer, question_set = questions.load_questions(context)
-    check_variant(scorer, settings["scorer"], variant)
+    check_variant(scorer, context.settings["scorer"], variant)
     if repairs := {kind: count for kind, count in question_set.repairs.items() if count}:
         context.log(f"repaired in the question set: {repairs}")
     log = read_eval_log(context.inputs["samples"] / "samples.eval")
-    total = scorer.num_judge_calls(question_set) * (log.eval.config.epochs or 1)
-    with open_grader(context, scorer, total) as grader:
-        model = grader.model(context.resources["concurrency"])
-        log = score(log, scorer.task(question_set, context.folder, model), grader, context)
-    to_scores = partial(scorer.to_scores, variant=variant)
-    table = scores_table(log, question_set, to_scores, settings["judge"]["model"])
-    missing = missing_grades(log, question_set, scorer)
-    check_missing(context, grader, scorer, missing)
+    log, table, counts = grade(context, scorer, question_set, log)
     overall = table[table.dimension == "overall"]
     check_official(scorer.official_score(log, variant), overall)
     write_eval_log(log, context.folder / "scored.eval")
     table.to_parquet(context.folder / "scores.parquet", index=False)
     write_examples(log, overall, context.folder / "examples.jsonl")
     context.facts["malformed"] = malformed_counts(log)
-    calls = grader.client.counts
     return {
         "questions": len(question_set.questions),
         "responses": len(overall),
-        "grades": grader.counts["grades"],
-        "missing_grades": missing,
         "missing_scores": int(overall.score.isna().sum()),
-        "calls": calls["calls"],
-        "calls_reused": calls["calls_reused"],
-        "prompt_tokens": calls["prompt_tokens"],
-        "completion_tokens": calls["completion_tokens"],
-        **({"calls_estimated": calls["calls_estimated"]} if calls["calls_estimated"] else {}),
-        "cost": round(grader.client.cost, 6),
-        **grader.client.paid,
+        **counts,
     }
+
+
+def grade(
+    context: StageContext,
+    scorer: Scorer,
+    question_set: QuestionSet,
+    log: "EvalLog",
+    origin: tuple[str, ...] = (),
+) -> "tuple[EvalLog, pd.DataFrame, dict[str, int | float]]":
+    """Grade a log's answers by the cell's judge.
+
+    Args:
+        context: The cell, of which the settings and resources of `run` are read.
+        scorer: The module of eval that scores.
+        question_set: The questions of the log.
+        log: Its answers.
+        origin: Words from which the requests' seeds derive besides: grades that other cells have
+            paid without them are not used.
+
+    Returns:
+        The log with scores; `scores_table`; and the counts grades, missing_grades, calls,
+        calls_reused, prompt_tokens, completion_tokens, calls_estimated (if any), cost, `paid_...`.
+
+    Raises:
+        UserError: As `run`.
+    """
+    settings = context.settings
+    total = scorer.num_judge_calls(question_set) * (log.eval.config.epochs or 1)
+    with open_grader(context, scorer, total, origin) as grader:
+        model = grader.model(context.resources["concurrency"])
+        log = score(log, scorer.task(question_set, context.folder, model), grader, context)
+    to_scores = partial(scorer.to_scores, variant=settings["variant"])
+    table = scores_table(log, question_set, to_scores, settings["judge"]["model"])
+    missing = missing_grades(log, question_set, scorer)
+    check_missing(context, grader, scorer, missing)
+    calls = grader.client.counts
+    counts = {key: calls[key] for key in CALLS if key != "calls_estimated" or calls[key]}
+    return (
+        log,
+        table,
+        {
+            "grades": grader.counts["grades"],
+            "missing_grades": missing,
+            **counts,
+            "cost": round(grader.client.cost, 6),
+            **grader.client.paid,
+        },
+    )
 
 
 def preload() -> None:

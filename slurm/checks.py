@@ -10,7 +10,7 @@ from core.cell.identity import Cell
 from core.errors import Problem, UserError
 from core.paths import ROOT
 from slurm import slurm_cli
-from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes, owner
+from slurm.cluster_limits import Cluster, Node, ask_nodes, gpus, minutes
 from slurm.executor import executor, script
 from slurm.job_limits import job_limits
 from slurm.profile import Profile, Resources
@@ -79,7 +79,7 @@ def request(stages: list[str], resources: Resources, profile: Profile, cluster: 
         fix = f"partition: one of {', '.join(sorted(cluster.partitions))}"
         return Check(name, FAILED, missing, fix)
     partition = ",".join(facts["PartitionName"] for facts in partitions)
-    longest, limited_by = _time_limit(resources, partitions, cluster)
+    longest, limited_by = time_limit(resources, partitions, cluster)
     if resources.minutes > longest:
         finding = f"{resources.minutes} minutes; {limited_by} allows {longest:g}"
         fix = f"{key}: minutes: {longest:g}; a longer job is requeued and continues"
@@ -117,16 +117,13 @@ def request(stages: list[str], resources: Resources, profile: Profile, cluster: 
     return Check(name, OK, f"{requested}: {len(up)} nodes fit; {allowed} allowed")
 
 
-def _time_limit(
+def time_limit(
     resources: Resources, partitions: list[dict[str, str]], cluster: Cluster
 ) -> tuple[float, str]:
     """The longest time limit in minutes, and what sets it."""
     names = ",".join(facts["PartitionName"] for facts in partitions)
     longest = max(minutes(facts.get("MaxTime", "")) for facts in partitions)
-    limits = [(longest, f"partition {names}")]
-    for row in cluster.limits(resources):
-        limits.append((minutes(row.get("MaxWall", "")), owner(row)))
-    return min(limits)
+    return min((longest, f"partition {names}"), cluster.longest(resources))
 
 
 def _most_nodes(partitions: list[dict[str, str]]) -> float:

@@ -18,6 +18,8 @@ _QOS_COLUMNS = (
     *("Name", "MaxSubmitJobsPU", "MaxSubmitJobsPA", "GrpSubmitJobs", "MaxWall"),
     *("MaxTRES", "MaxTRESPU", "MaxTRESPA", "GrpTRES"),
 )
+# gpu[:TYPE][:no_consume]:NUMBER of a list; a type may begin with a digit, or be a number (3090).
+_CARDS = re.compile(r"(?:^|,)gpu:(?:(?!no_consume:)([^,:()]+):)?(?:no_consume:)?(\d+)(?=[,(]|$)")
 _UP = re.compile(r"(idle|mix|alloc|comp|plan|resv|reserved)")
 
 
@@ -66,18 +68,36 @@ class Cluster:
         ]
 
     def over_limit(self, resources: Resources) -> str:
-        """What such a job asks for beyond a limit on TRES; it would wait for ever. Empty: nothing.
+        """What such a job asks for beyond a limit on TRES or time; it would wait for ever.
 
-        TRES are what Slurm counts: cores, memory, nodes, GPUs.
+        TRES are what Slurm counts: cores, memory, nodes, GPUs. Empty: nothing.
         """
         requested = _tres(resources)
-        for row in self.limits(resources) if self.keeps_limits else ():
-            for key, text in row.items():
-                for name, most in _limits_of(text) if "TRES" in key else ():
-                    if requested.get(name, 0) > most:
-                        asked = f"{name} {requested[name]:g}"
-                        return f"{asked} in a job; {owner(row)} allows {most:g} ({key})"
+        rows = self.limits(resources) if self.keeps_limits else []
+        limits = [
+            (row, key, name, most)
+            for row in rows
+            for key, text in row.items()
+            for name, most in (_limits_of(text) if "TRES" in key else ())
+        ]
+        for row, key, name, most in _first_defined(limits):
+            if requested.get(name, 0) > most:
+                asked = f"{name} {requested[name]:g}"
+                return f"{asked} in a job; {owner(row)} allows {most:g} ({key})"
+        longest, limited_by = self.longest(resources)
+        if resources.minutes > longest:
+            return f"{resources.minutes} minutes; {limited_by} allows {longest:g} (MaxWall)"
         return ""
+
+    def longest(self, resources: Resources) -> tuple[float, str]:
+        """The longest time limit in minutes by account and QOS, and what sets it."""
+        rows = self.limits(resources) if self.keeps_limits else []
+        limits = [(row, "MaxWall", "", minutes(row.get("MaxWall", ""))) for row in rows]
+        set_ones = [limit for limit in limits if limit[3] < math.inf]
+        return min(
+            ((most, owner(row)) for row, _, _, most in _first_defined(set_ones)),
+            default=(math.inf, ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -96,11 +116,16 @@ class Node:
         """Whether the node answers the controller (sinfo marks the others with *) and runs jobs."""
         return bool(_UP.match(self.state)) and not self.state.endswith("*")
 
+    @property
+    def cards(self) -> list[tuple[str, int]]:
+        """(type, number) of its GPUs, of `gpu:3090:8(S:0-1),gpu:2`; "" where they have no type."""
+        entries = re.findall(_CARDS, self.gres)
+        return [(kind, int(number)) for kind, number in entries]
+
     def fits(self, resources: Resources) -> bool:
         """Whether the node, when empty, has room for its part of such a job."""
         gpu_type = str(resources.gpus_per_node).rpartition(":")[0]
-        cards = re.findall(r"gpu(?::([^:,()]+))??:(\d+)", self.gres)
-        suitable = sum(int(number) for name, number in cards if gpu_type in ("", name))
+        suitable = sum(number for name, number in self.cards if gpu_type in ("", name))
         return (
             self.cpus >= resources.cpus * resources.tasks_per_node
             and self.mem_gib >= (resources.mem_gb or 0)
@@ -170,6 +195,15 @@ def ask_rows(*words: str, columns: tuple[str, ...]) -> Rows:
     lines = [line.split("|") for line in output.splitlines()]
     # Other lines are a site's greeting.
     return [dict(zip(columns, line, strict=True)) for line in lines if len(line) == len(columns)]
+
+
+_Limit = tuple[dict[str, str], str, str, float]  # whose row, its column, the TRES, the most
+
+
+def _first_defined(limits: list[_Limit]) -> list[_Limit]:
+    """The limits that hold: what a QOS states holds in place of what accounts state."""
+    of_qos = {(key, name) for row, key, name, _ in limits if "Name" in row}
+    return [limit for limit in limits if "Name" in limit[0] or limit[1:3] not in of_qos]
 
 
 def owner(row: dict[str, str]) -> str:

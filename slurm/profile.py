@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from core.errors import Problem, UserError
@@ -26,7 +26,13 @@ from slurm.sbatch_options import Options
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Count = Annotated[int, Field(ge=1)]
-Word = Annotated[str, Field(pattern=r"^\S+$")]
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if type(value) is int else value  # an account may be a number
+
+
+Word = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\S+$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 # Stages that need neither a GPU nor much of a machine.

@@ -20,7 +20,7 @@ _INSTEAD = {
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set cpus, the cores of one task"),
     **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "set mem_gb"),
     **dict.fromkeys(
-        ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"),
+        ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"),
         "set gpus_per_node, such as gpus_per_node: h100:4",
     ),
     "array": "set array_parallelism and max_array",
@@ -38,13 +38,51 @@ _INSTEAD = {
         "it is no request of a job",
     ),
 }
+# The letters of sbatch's options (`man sbatch`).
+_LETTERS = {
+    "A": "account",
+    "a": "array",
+    "B": "extra-node-info",
+    "b": "begin",
+    "C": "constraint",
+    "c": "cpus-per-task",
+    "D": "chdir",
+    "d": "dependency",
+    "e": "error",
+    "F": "nodefile",
+    "G": "gpus",
+    "H": "hold",
+    "i": "input",
+    "J": "job-name",
+    "k": "no-kill",
+    "L": "licenses",
+    "M": "clusters",
+    "m": "distribution",
+    "N": "nodes",
+    "n": "ntasks",
+    "O": "overcommit",
+    "o": "output",
+    "p": "partition",
+    "q": "qos",
+    "S": "core-spec",
+    "s": "oversubscribe",
+    "t": "time",
+    "W": "wait",
+    "w": "nodelist",
+    "x": "exclude",
+}
 
 
 def _check_name(name: str) -> str:
+    bare = name.strip("-")
+    long = _LETTERS.get(bare) or bare.replace("_", "-").lower()
+    # sbatch takes every beginning of an option's name that no other option has.
+    meant = [option for option in _INSTEAD if len(long) > 1 and option.startswith(long)]
+    if meant:
+        raise ValueError(f"is written by the kit: {_INSTEAD.get(long, _INSTEAD[meant[0]])}")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-        raise ValueError("must be a long option of sbatch without its dashes, such as mail-type")
-    if name in _INSTEAD:
-        raise ValueError(f"is written by the kit: {_INSTEAD[name]}")
+        example = long if len(long) > 1 and re.fullmatch(r"[a-z0-9-]+", long) else "mail-type"
+        raise ValueError(f"must be a long option of sbatch without its dashes, such as {example}")
     return name
 
 
@@ -52,7 +90,8 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if "\n" in str(_text(value)):
             raise ValueError(f"{name} must be one line")
-        if name in ("gres", "tres-per-node") and re.search(r"\bgpu\b", str(_text(value))):
+        is_tres = name == "gres" or name.startswith("tres-per-")
+        if is_tres and re.search(r"\bgpu\b", str(_text(value)), re.IGNORECASE):
             raise ValueError(f"{name} of GPUs is written by the kit: {_INSTEAD['gpus']}")
     return options
 

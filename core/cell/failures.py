@@ -255,7 +255,7 @@ KNOWN_FAILURES = [
     ),
     _known(
         "killed",
-        r"tasks? [\d,-]+: Killed|\d+ Killed +srun ",
+        r"tasks? [\d,-]+: Killed|\d+ Killed +srun |EngineDeadError",
         "often memory: give the stage more; or a rank that died: look at the others' logs",
         is_transient=True,
     ),

@@ -220,6 +220,7 @@ def code_version(root: Path = ROOT) -> dict[str, Any]:
 
     `dirty` is None where git or the history is missing, and `commit` too, but in what `git archive`
     packed. Studies and cluster profiles are not code: what a cell takes of them is in its config.
+    Nor are new files whose path has a part that starts with a dot, such as an editor's.
     """
     snapshot = root / "code.json"  # written into the copy of the code that submitted jobs run from
     if snapshot.exists():
@@ -231,7 +232,8 @@ def code_version(root: Path = ROOT) -> dict[str, Any]:
     commit = git(root, "rev-parse", "HEAD")
     if changed is None or commit is None:
         return {"commit": _commit_of_archive(root), "dirty": None}
-    return {"commit": commit.strip(), "dirty": bool(changed.strip())}
+    is_dirty = any(not re.match(r'\?\? "?(.*/)?\.', line) for line in changed.splitlines())
+    return {"commit": commit.strip(), "dirty": is_dirty}
 
 
 def _commit_of_archive(root: Path) -> str | None:

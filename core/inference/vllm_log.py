@@ -21,7 +21,9 @@ def first_error(lines: list[str]) -> str | None:
 
     It is nearest to the cause; those after it are its consequences.
     """
-    return next((" ".join(_PREFIX.sub("", line).split()) for line in errors(lines)), None)
+    first = next((" ".join(_PREFIX.sub("", line).split()) for line in errors(lines)), None)
+    # An engine that fails by itself prints why before that.
+    return "its engine was killed" if first and "EngineDeadError" in first else first
 
 
 def size() -> int:

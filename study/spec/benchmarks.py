@@ -14,13 +14,11 @@ from study.spec.checkpoint import Checkpoint, trainings_of
 from study.spec.checks import OWN_FILES
 from study.spec.declaration import UNPROMPTED
 from study.spec.fingerprints import (
-    endpoint_address,
     endpoint_files,
-    endpoint_limits,
     endpoint_model,
+    endpoint_resources,
     engine_arguments,
     model_name,
-    open_requests,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Remote, Study
@@ -32,12 +30,12 @@ Inputs = dict[str, Cell]  # role -> cell
 def declaration(bench: Benchmark) -> dict[str, Any]:
     """What eval/benchmarks says of the task, but for its files: scorer, and what that needs.
 
-    `rows` is None where the study brings files of its own: how many they have is not declared.
+    `title` and `rows` are None where the study brings files of its own, which they don't describe.
     """
-    declared: dict[str, Any] = {"rows": None, "variant": None}
+    declared: dict[str, Any] = {"title": None, "rows": None, "variant": None}
     declared |= yaml_once(f"eval/benchmarks/{bench.task}.yaml")
     if any(getattr(bench, name) for name in OWN_FILES):
-        declared["rows"] = None
+        declared |= {"title": None, "rows": None}
     return declared
 
 
@@ -249,15 +247,13 @@ def _generation_settings(study: Study, name: str, checkpoint: Checkpoint) -> dic
     }
 
 
-def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str) -> Cell:
-    """The cell in which the endpoint `judge` grades the samples."""
-    declared = declaration(bench)
+def grading(
+    study: Study, bench: Benchmark, judge: str, of: dict[str, Source]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and resources by which the endpoint `judge` grades answers; `of`: the questions."""
     endpoint = study.endpoints[judge]
-    files = sources(bench) | endpoint_files(endpoint, "judge")
+    files = of | endpoint_files(endpoint, "judge")
     settings = {
-        "scorer": declared["scorer"],
-        "variant": declared["variant"],
-        "rows": declared["rows"],
         "judge": endpoint_model(endpoint),
         "temperature": bench.judge_temperature,
         "max_tokens": bench.judge_max_tokens,
@@ -266,11 +262,17 @@ def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str
     }
     resources = {
         **paths(files),
-        "address": endpoint_address(endpoint),
-        "limits": endpoint_limits(endpoint),
-        "concurrency": open_requests(study, endpoint),
+        **endpoint_resources(study, endpoint),
         "asks": bench.judge_max_attempts,
     }
+    return settings, resources
+
+
+def _judge(study: Study, bench: Benchmark, label: str, samples: Cell, judge: str) -> Cell:
+    """The cell in which the endpoint `judge` grades the samples."""
+    declared = declaration(bench)
+    settings, resources = grading(study, bench, judge, sources(bench))
+    settings |= {key: declared[key] for key in ("scorer", "variant", "rows")}
     name = label if judge == bench.judge else f"{label}-{judge}"
     return Cell("judge", name, settings, {"samples": samples}, resources)
 

@@ -1,18 +1,10 @@
 """The cells in which a study's judges grade the canary: answers with published grades."""
 
-from typing import Any
-
 from core.cell.identity import Cell
 from core.errors import UserError
-from study.spec.fingerprints import (
-    endpoint_address,
-    endpoint_files,
-    endpoint_limits,
-    endpoint_model,
-    open_requests,
-)
+from study.spec.benchmarks import grading
 from study.spec.schema import Benchmark, Study
-from study.spec.sources import Source, identities, paths
+from study.spec.sources import Source
 
 FILES: dict[str, Source] = {
     "questions": {"path": "eval/data/judge_canary/answers.jsonl"},
@@ -42,24 +34,6 @@ def canaries(study: Study) -> list[Cell]:
 
 
 def _canary(study: Study, judge: str, bench: Benchmark) -> Cell:
-    endpoint = study.endpoints[judge]
-    files = FILES | endpoint_files(endpoint, "judge")
-    settings: dict[str, Any] = {
-        "scorer": SCORER,
-        "variant": None,
-        "rows": None,
-        "judge": endpoint_model(endpoint),
-        "temperature": bench.judge_temperature,
-        "max_tokens": bench.judge_max_tokens,
-        "missing": bench.judge_max_missing,
-        "study": study.study,
-        **identities(files),
-    }
-    resources = {
-        **paths(files),
-        "address": endpoint_address(endpoint),
-        "limits": endpoint_limits(endpoint),
-        "concurrency": open_requests(study, endpoint),
-        "asks": bench.judge_max_attempts,
-    }
+    settings, resources = grading(study, bench, judge, FILES)
+    settings |= {"scorer": SCORER, "variant": None, "rows": None, "study": study.study}
     return Cell("canary", judge, settings, {}, resources)

@@ -53,6 +53,8 @@ class Declaration:
     direction: Literal["higher", "lower", "neither"]
     # None: the study file must name it.
     files: dict[Literal["questions", "dimensions", "items", "data"], DeclaredFile | None]
+    # In the notes of tables. None where each study brings items of its own.
+    title: str | None = None
     rows: int | None = None
     variant: str | None = None
     per_token: bool | None = None

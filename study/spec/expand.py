@@ -227,10 +227,12 @@ def _row_order(checkpoint: Checkpoint) -> tuple[Any, ...]:
 
 def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:
     """What the analysis has to know of a benchmark."""
+    declared = benchmarks.declaration(bench)
     others = [model_name(study, judge) for judge in bench.other_judges]
     return {
         "task": bench.task,
-        "direction": benchmarks.declaration(bench)["direction"],
+        "title": bench.title or declared["title"],
+        "direction": declared["direction"],
         "judge": model_name(study, bench.judge),
         "dummy": is_dummy(study, bench.judge),
         "other_judges": others + ["human"] * bool(bench.labels),

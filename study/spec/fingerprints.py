@@ -122,6 +122,15 @@ def open_requests(study: Study, endpoint: Endpoint) -> int:
     return endpoint.batch_requests if endpoint.batch else study.concurrency
 
 
+def endpoint_resources(study: Study, endpoint: Endpoint) -> dict[str, Any]:
+    """What a cell that calls an endpoint needs besides its identity."""
+    return {
+        "address": endpoint_address(endpoint),
+        "limits": endpoint_limits(endpoint),
+        "concurrency": open_requests(study, endpoint),
+    }
+
+
 def model_name(study: Study, endpoint: str | None) -> str | None:
     """The name of the model behind an endpoint of the study."""
     return endpoint_model(study.endpoints[endpoint])["model"] if endpoint else None

@@ -244,6 +244,9 @@ class Benchmark:
 
     task: Name
     """File of eval/benchmarks, without `.yaml`."""
+    title: str | None = None
+    """Its name in the notes of tables. By default the declared one, if the study brings no file of
+    its own."""
     questions: str | Remote | None = None
     """Judged tasks: file with the questions, in place of the declared one. Task
     human_compassion_original declares none."""

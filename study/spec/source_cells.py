@@ -20,12 +20,10 @@ from study.spec import benchmarks
 from study.spec.chains import corpora_of, dose_step, steps_of
 from study.spec.doses import doses
 from study.spec.fingerprints import (
-    endpoint_address,
     endpoint_files,
-    endpoint_limits,
     endpoint_model,
+    endpoint_resources,
     load_recipe_once,
-    open_requests,
     yaml_once,
 )
 from study.spec.schema import Benchmark, Corpus, Embedder, Model, Remote, Study
@@ -284,9 +282,7 @@ def _drafting(study: Study, name: str, replicate: int) -> tuple[dict[str, Any], 
         }
         if corpus.quality_filter:
             settings["quality_filter"] = asdict(corpus.quality_filter)
-        resources["concurrency"] = open_requests(study, endpoint)
-        resources["address"] = endpoint_address(endpoint)
-        resources["limits"] = endpoint_limits(endpoint)
+        resources |= endpoint_resources(study, endpoint)
         files |= endpoint_files(endpoint, "writer")
     else:
         settings["source"] = {"column": corpus.column, "split": corpus.split}

@@ -66,6 +66,7 @@ def study(
         "benchmarks": {
             "ahb": {
                 "task": "anima",
+                "title": "Animal Harm Benchmark (ANIMA)",
                 "direction": "higher",
                 "judge": "dummy",
                 "other_judges": [],
@@ -74,6 +75,7 @@ def study(
             },
             "concern": {
                 "task": "concern",
+                "title": None,
                 "direction": "higher",
                 "judge": None,
                 "other_judges": [],

@@ -1,6 +1,9 @@
-"""Tables of LaTeX and Markdown read back, as cells of plain text."""
+"""Tables of LaTeX, Markdown and Word read back, as cells of plain text."""
 
 import re
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
 
 TEX = {
     "$-$": "-", r"\_": "_", r"\allowbreak{}": "", r"\,": "", "~": " ", "--": "", r"\%": "%",
@@ -28,18 +31,27 @@ def _plain(cell: str) -> str:
 def markdown_rows(text: str) -> list[list[str]]:
     """Heading and rows of a pipe table."""
     rows = [
-        [_typed(cell) for cell in re.split(r" (?<!\\)\| ", line[2:-2])]
+        [_typed(re.sub(r"\\(.)", r"\1", cell)) for cell in re.split(r" (?<!\\)\| ", line[2:-2])]
         for line in text.splitlines()
         if line.startswith("| ")
     ]
     return [rows[0], *rows[2:]]
 
 
+def word_rows(file: Path) -> list[list[str]]:
+    """Heading and rows of the one table in a .docx file."""
+    w = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+    root = ElementTree.fromstring(zipfile.ZipFile(file).read("word/document.xml"))
+    (table,) = root.iter(f"{w}tbl")
+    return [
+        [
+            _typed("".join(text.text or "" for text in cell.iter(f"{w}t")))
+            for cell in row.iter(f"{w}tc")
+        ]
+        for row in table.iter(f"{w}tr")
+    ]
+
+
 def _typed(cell: str) -> str:
-    bare = (
-        re.sub(r"\\(.)", r"\1", cell.strip())
-        .replace("\u202f", "")
-        .replace("\u2212", "-")
-        .replace("\u00d7", "x")
-    )
+    bare = cell.strip().replace("\u202f", "").replace("\u2212", "-").replace("\u00d7", "x")
     return "" if bare == "\u2013" else bare

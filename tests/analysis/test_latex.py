@@ -1,8 +1,10 @@
-"""The tables of studies in LaTeX documents of many classes, with names LaTeX would trip over.
+"""The tables of studies in LaTeX documents of many classes and in Word, with odd names.
 
 pdftotext shows them as text.
 """
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -29,11 +31,12 @@ from tests.analysis.paper_classes import (
 )
 from tests.analysis.paper_study import paper_study
 from tests.analysis.small_study import edit, results_of, study
+from tests.analysis.tables import word_rows
 from tests.analysis.test_corpora import BALANCE, CARD
 from tests.analysis.test_malformed_shown import counted
 from tests.analysis.test_probe import write
 
-pytestmark = pytest.mark.multiprocess  # pdflatex
+pytestmark = pytest.mark.multiprocess  # pdflatex, pandoc
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
 CONTRAST = r"50 % & more_than $0 – \emph{ß}"
 
@@ -138,6 +141,16 @@ def test_the_sample_paper_compiles_and_shows_the_names_as_they_are(odd: Path) ->
     for name in ("50 % ä_1", "Städte #2 {~^}", "50 % & more_than", "judge_2 & co", "tiere_&_co"):
         # a line may end behind a space and behind _
         assert "".join(name.split()) in "".join(shown.split()), name
+
+
+@pytest.mark.skipif(not shutil.which("pandoc"), reason="no pandoc: apt-get install pandoc")
+def test_pandoc_makes_word_tables_of_the_same_cells(odd: Path, tmp_path: Path) -> None:
+    for file in sorted((odd / "tables").glob("*.md")):
+        # Straight quotes, as in CSV: pandoc would set typographic ones.
+        command = ["pandoc", "--from", "markdown-smart", str(file), "-o", str(tmp_path / "t.docx")]
+        subprocess.run(command, check=True)
+        rows = list(csv.reader(io.StringIO(file.with_suffix(".csv").read_text())))
+        assert word_rows(tmp_path / "t.docx") == rows, file.stem
 
 
 def compiled(results: dict[str, Any], folder: Path, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from analysis.settings import Benchmark, ScoreFile
 from analysis.table_text import to_csv
 from tests.analysis.small_study import results_of, study
 
-INSIDE = Benchmark("probe", "higher", None, False, (), (), reference="animal")
+INSIDE = Benchmark("probe", None, "higher", None, False, (), (), reference="animal")
 
 
 def write(folder: Path, direction: Any, auroc: Any, shuffled: Any = (0.5, 0.5)) -> Path:

@@ -94,6 +94,11 @@ def test_csv_gives_the_numbers_of_results_json(small: Path) -> None:
         assert int(shown["Planned"]) == row["planned"] and shown["Arm"] == row["arm"]
 
 
+def test_notes_spell_a_benchmark_out(small: Path) -> None:
+    notes = (small / "tables/scores.md").read_text()
+    assert "- ahb, Animal Harm Benchmark (ANIMA): " in notes and "- concern: " in notes
+
+
 def test_every_form_of_a_table_has_the_same_cells(small: Path) -> None:
     names = {path.stem for path in (small / "tables").glob("*.csv")}
     assert names >= {*TABLES, "erosion", "sensitivity", "variance", "robustness"}

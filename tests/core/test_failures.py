@@ -180,7 +180,11 @@ LOGS = {
         "slurm_script: line 14: module: command not found",
         "slurmstepd: error: execve(): /env/bin/python: No such file or directory",
     ],
-    "killed": ["srun: error: cpu1: task 0: Killed", "srun: error: gpu[1-2]: tasks 0-3,5: Killed"],
+    "killed": [
+        "srun: error: cpu1: task 0: Killed",
+        "srun: error: gpu[1-2]: tasks 0-3,5: Killed",
+        "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
+    ],
 }
 
 

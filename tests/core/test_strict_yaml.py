@@ -81,3 +81,12 @@ def test_a_large_file_and_what_is_no_file_are_not_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=what):
             read_yaml(file)
+
+
+def test_times_types_and_numbers_with_zeros_in_front_are_texts(tmp_path: Path) -> None:
+    """YAML 1.1 reads them as numbers of base 60 and 8."""
+    path = tmp_path / "a.yaml"
+    texts = ["3090:4", "1:30:00", "16:00", "0042", "08"]
+    numbers = {"0": 0, "-7": -7, "+3": 3, "10_000": 10_000, "0x1f": 31}
+    path.write_text("".join(f"- {word}\n" for word in [*texts, *numbers]))
+    assert read_yaml(path)[0] == [*texts, *numbers.values()]

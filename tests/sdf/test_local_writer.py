@@ -88,6 +88,10 @@ def session_of(model: Path) -> list[int]:
     return [pid for pid, (session, _) in stats.items() if session in servers]
 
 
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -153,17 +157,25 @@ def test_a_server_that_ends_is_reported_with_its_reason(
 
 
 @pytest.mark.multiprocess
-def test_a_server_that_dies_is_reported_in_place_of_the_calls_that_failed(
-    tmp_path: Path, model: Path
+@pytest.mark.parametrize(
+    ("process", "says"),
+    [
+        ("vllm.entrypoints.cli.main", r"vLLM ended \(.*137\).*more memory"),
+        ("VLLM::EngineCore", r"vLLM ended \(its engine was killed\).*memory"),
+    ],
+)
+def test_a_server_that_is_killed_is_reported_in_place_of_the_calls_that_failed(
+    tmp_path: Path, model: Path, process: str, says: str
 ) -> None:
     endpoint = {"model": "m"}
     resources = {"path": str(model), "options": {"max_model_len": 512}}
     with (
-        pytest.raises(UserError, match=r"vLLM ended \(.*137\).*more memory"),
+        pytest.raises(UserError, match=says),
         vllm_server.serve(endpoint, resources, tmp_path / "server.log"),
     ):
-        shell, *others = sorted(session_of(model))
-        for pid in others:
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: not alive(shell), 20)
+        session = session_of(model)
+        shell = os.getsid(session[0])
+        (killed,) = [pid for pid in session if process in command_line(pid) and pid != shell]
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: not alive(shell), 60)
         raise UserError(what="no answer")

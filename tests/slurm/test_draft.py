@@ -1,10 +1,13 @@
 """A profile drafted from the cluster: it submits as it is, and marks what a person has to choose."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
+from slurm import slurm_cli
+from slurm.cluster_limits import ask_nodes
 from slurm.draft import draft
 from slurm.profile import load_profile
 from tests.place import ROOT
@@ -30,7 +33,7 @@ NODES = {
     "secret": "s1|96|768000|gpu:b200:64|gpu|idle|none",
     "old": "o1|96|768000|gpu:v100:64|gpu|idle|none",
 }
-ACCOUNTS = "lab1|lab1|normal,long|normal\nlab2|lab1|normal,long|normal"
+ACCOUNTS = "|lab1|lab1|normal,long|normal\n|lab2|lab1|normal,long|normal\nelse|lab3|lab3|x|x"
 
 
 def two_kinds(fake: Fake) -> None:
@@ -40,7 +43,7 @@ def two_kinds(fake: Fake) -> None:
     (fake.folder / "bin/sinfo").write_text(f'#!/bin/bash\ncase "$*" in\n{cases}\nesac\n')
     (fake.folder / "bin/sacctmgr").write_text(
         "#!/bin/bash\n"
-        f"case $* in *format=Account,DefaultAccount,QOS,*) echo '{ACCOUNTS}';; "
+        f"case $* in *DefaultAccount,QOS,*) echo '{ACCOUNTS}';; "
         f"*'show user'*) printf 'lab1|%s|||||||\\n' 'lab1|lab1' 'lab1|lab2' | sed 's/^lab1//';; "
         "esac\n"
     )
@@ -102,3 +105,116 @@ def test_the_draft_of_the_test_cluster_submits_tiny_as_it_is(
         assert facts["submitted"] == facts["cells"] and not facts["waits"]
     finally:
         kit.done("cancel", study=TINY)
+
+
+def only_with(fake: Fake, cases: str) -> None:
+    """Have sbatch refuse scripts by the shell patterns of `cases`."""
+    (fake.folder / "bin/sbatch").write_text(
+        '#!/bin/bash\nscript=$(cat)\nno() { echo "sbatch: error: $1" >&2; exit 1; }\n'
+        f"case $script in\n{cases}\nesac\n"
+    )
+
+
+def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -> None:
+    """The one for a group alone is left out; another takes jobs of one account and QOS."""
+    two_kinds(fake)
+    only_with(
+        fake,
+        "*partition=a100*) no 'group not permitted';;\n"
+        "*partition=h100*account=lab2*qos=long*|*account=lab2*partition=h100*qos=long*) ;;\n"
+        "*partition=h100*) no 'Invalid qos';;",
+    )
+    draft(tmp_path / "mine.yaml")
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "# not partition a100: group not permitted (sbatch --test-only)" in text
+    assert "partition a100:" not in text
+    profile = load_profile(tmp_path / "mine.yaml")
+    assert (profile.account, profile.qos, profile.partition) == ("lab1", None, "cpu")
+    sft = profile.resources("sft")
+    assert (sft.partition, sft.account, sft.qos) == ("h100", "lab2", "long")
+    assert sft.minutes == 240, "the partition's limit"
+
+
+def test_what_a_site_refuses_is_left_out_or_marked(fake: Fake, tmp_path: Path) -> None:
+    fake.say("partitions", "PartitionName=all MaxTime=UNLIMITED State=UP OverSubscribe=EXCLUSIVE\n")
+    fake.say("nodes", "n1|16|64000|gpu:h100:4|a|idle|none\n")
+    only_with(fake, "*--mem=*) no 'do not use --mem';;")
+    choices = draft(tmp_path / "mem.yaml")
+    profile = load_profile(tmp_path / "mem.yaml")
+    assert profile.resources("sft").mem_gb is profile.resources("judge").mem_gb is None
+    assert "without mem_gb, which sbatch refuses here" in (tmp_path / "mem.yaml").read_text()
+    assert any("pays for 4" in line for line in choices), "whole nodes"
+    only_with(fake, "*gpus-per-node*) no 'ask for an even number';;")
+    choices = draft(tmp_path / "gpus.yaml")
+    assert choices.count("refused: ask for an even number") == 4
+    # Slurm's RealMemory is 1 MB where it is not set.
+    fake.say("nodes", "n1|16|1|gpu:h100:4|a|idle|none\n")
+    only_with(fake, "never) ;;")
+    assert any("does not know that of the nodes" in line for line in draft(tmp_path / "n.yaml"))
+    assert load_profile(tmp_path / "n.yaml").resources("sft").mem_gb is None
+
+
+def test_gpu_types_of_digits_parts_and_nodes_that_are_down(fake: Fake, tmp_path: Path) -> None:
+    fake.say("partitions", "PartitionName=all MaxTime=UNLIMITED State=UP\n")
+    rows = (
+        "a|24|64000|gpu:3090:8(S:0-1),shard:3090:16|x|idle|none",
+        "b|64|512000|lustre:1,gpu:1g.10gb:56,gpu:a100:4(S:0,2)|x|mixed|none",
+        "c|64|512000|gpu:2080ti:no_consume:4|x|idle|none",
+        "d|64|512000|gpu:h100:8|x|down*|fan",
+    )
+    fake.say("nodes", "\n".join(rows) + "\n")
+    draft(tmp_path / "one.yaml")
+    text = (tmp_path / "one.yaml").read_text()
+    assert load_profile(tmp_path / "one.yaml").resources("sft").gpus_per_node == "a100:4"
+    for shown in ("1 nodes of 8 3090", "1 nodes of 56 1g.10gb", "1 nodes of 4 2080ti"):
+        assert shown in text
+    assert "h100," not in text, "no node with them is up"
+    fake.say("nodes", rows[0] + "\n")
+    draft(tmp_path / "two.yaml")
+    sft = load_profile(tmp_path / "two.yaml").resources("sft")
+    assert sft.gpus_per_node == "3090:4" and (sft.cpus, sft.tasks_per_node) == (3, 4)
+    (node,) = ask_nodes("all")
+    assert node.fits(sft) and not node.fits(replace(sft, gpus_per_node="3090:16"))
+
+
+@pytest.mark.parametrize("name", ["0042", "1234", "1e3", "null", "true", "on"])
+def test_names_that_yaml_reads_as_something_else(name: str, fake: Fake, tmp_path: Path) -> None:
+    fake.say("partitions", f"PartitionName={name} MaxTime=UNLIMITED State=UP\n")
+    fake.say("nodes", "n1|16|64000|gpu:h100:4|a|idle|none\n")
+    (fake.folder / "bin/sacctmgr").write_text(
+        f"#!/bin/bash\ncase $* in *DefaultAccount,QOS,*) echo '|{name}|{name}|normal|';; esac\n"
+    )
+    draft(tmp_path / "one.yaml")
+    profile = load_profile(tmp_path / "one.yaml")
+    assert profile.partition == profile.account == profile.resources("sft").partition == name
+
+
+def test_the_test_cluster_lets_an_account_and_a_qos_alone_use_gpus(
+    lab: Lab, kit: Kit, tmp_path: Path
+) -> None:
+    if not lab.accounting:
+        pytest.skip("no accounts without slurmdbd")
+    manage = ("sacctmgr", "--quiet", "--immediate")
+    lab.ask(*manage, "add", "account", "gpus", "Organization=lab", "Description=gpus")
+    lab.ask(*manage, "add", "user", slurm_cli.user_name(), "account=gpus", "qoslevel=normal,high")
+    lab.ask(*manage, "modify", "qos", "high", "set", "MaxWall=00:20:00", "MaxTRES=gres/gpu=2")
+    closed = ("AllowAccounts=gpus", "AllowQos=high")
+    try:
+        for name in ("gpu", "scavenge"):
+            lab.ask("scontrol", "update", f"partitionname={name}", *closed)
+        draft(tmp_path / "drafted.yaml")
+        sft = load_profile(tmp_path / "drafted.yaml").resources("sft")
+        assert (sft.account, sft.qos) == ("gpus", "high")
+        assert (sft.gpus_per_node, sft.tasks_per_node, sft.minutes) == ("h100:2", 2, 20)
+        facts = kit.done("submit", "--cluster", str(tmp_path / "drafted.yaml"), study=TINY)
+        assert facts["submitted"] == facts["cells"] and not facts["waits"]
+    finally:
+        kit.call("cancel", study=TINY)
+        lab.wait()
+        for name in ("gpu", "scavenge"):
+            lab.ask(
+                "scontrol", "update", f"partitionname={name}", "AllowAccounts=ALL", "AllowQos=ALL"
+            )
+        lab.ask(*manage, "modify", "qos", "high", "set", "MaxWall=-1", "MaxTRES=gres/gpu=-1")
+        lab.ask(*manage, "delete", "user", slurm_cli.user_name(), "account=gpus")
+        lab.ask(*manage, "delete", "account", "gpus")

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
+from slurm import slurm_cli
 from slurm.cluster_limits import Cluster, ask_cluster
-from slurm.profile import Resources
+from slurm.profile import Profile, Resources
 from slurm.request_check import waiting
 from slurm.submit import submit
 from tests.slurm.conftest import ACCOUNTS
 from tests.slurm.places import Fake, Kit, Lab
 from tests.slurm.test_doctor import drained
 from tests.slurm.test_limit import PROFILE, corpora
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -89,6 +91,44 @@ def test_tres_of_a_job_against_each_limit() -> None:
     assert (
         dataclasses.replace(cluster, enforced="associations").over_limit(Resources(5, cpus=9)) == ""
     )
+
+
+def test_a_time_limit_over_that_of_a_qos_would_wait_for_ever() -> None:
+    row = {"Name": "normal", "MaxWall": "00:30:00"}
+    cluster = Cluster({}, [], [row], enforced="limits")
+    assert cluster.over_limit(Resources(30)) == ""
+    over = cluster.over_limit(Resources(31))
+    assert over == "31 minutes; qos normal allows 30 (MaxWall)"
+
+
+def test_slurm_takes_a_qos_limit_in_place_of_the_accounts(lab: Lab, tmp_path: Path) -> None:
+    """And says of a job over a limit only in the queue that it waits."""
+    if not lab.accounting:
+        pytest.skip("no limits without slurmdbd")
+    manage = ("sacctmgr", "--quiet", "--immediate", "modify")
+    user = ("user", slurm_cli.user_name(), "where", "account=research", "set")
+    lab.ask(*manage, *user, "MaxTRES=cpu=1", "MaxWall=00:02:00")
+    lab.ask(*manage, "qos", "high", "set", "MaxTRES=cpu=4", "MaxWall=00:20:00")
+
+    def request(minutes: int, cpus: int, qos: str | None) -> Profile:
+        stages = {"default": Resources(minutes, cpus=cpus, mem_gb=1, qos=qos)}
+        return dataclasses.replace(PROFILE, stages=stages)
+
+    try:
+        facts = submit(corpora(1), tmp_path / "runs/high", request(20, 4, "high"), "lab")
+        until(lambda: lab.jobs().get(facts["jobs"][0]["job"]) != "PENDING")
+        for wrong, what in (
+            (request(20, 1, None), "20 minutes; account research allows 2 (MaxWall)"),
+            (request(21, 4, "high"), "21 minutes; qos high allows 20 (MaxWall)"),
+            (request(2, 2, None), "cpu 2 in a job; account research allows 1 (MaxTRES)"),
+            (request(2, 5, "high"), "cpu 5 in a job; qos high allows 4 (MaxTRES)"),
+        ):
+            with pytest.raises(UserError) as error:
+                submit(corpora(2), tmp_path / "runs/wrong", wrong, "lab")
+            assert what in error.value.lines[0]
+    finally:
+        lab.ask(*manage, *user, "MaxTRES=cpu=-1", "MaxWall=-1")
+        lab.ask(*manage, "qos", "high", "set", "MaxTRES=cpu=-1", "MaxWall=-1")
 
 
 def test_nodes_that_do_not_answer_are_down_for_now(

@@ -78,6 +78,14 @@ def test_each_option_is_in_the_scripts_and_a_stage_may_differ(tmp_path: Path) ->
         ("partition", "gpu", "set partition"),
         ("comment", "x", "the kit finds its jobs by their comments"),
         ("mail_type", "FAIL", "such as mail-type"),
+        # Letters, dashes, and the beginnings that sbatch completes.
+        ("G", 4, "set gpus_per_node"),
+        ("--gpus", 4, "set gpus_per_node"),
+        ("depend", "singleton", "jobs wait for their own inputs"),
+        ("sig", "USR1", "set signal_seconds"),
+        ("x", "n1", "such as exclude"),
+        ("tres-per-task", "gres/gpu:1", "set gpus_per_node"),
+        ("tres-per-job", "gres/gpu=4", "set gpus_per_node"),
         ("nice", {"a": 1}, "must be a text, a number"),
         ("begin", "a\nb", "must be one line"),
     ],
@@ -93,6 +101,19 @@ def test_what_the_kit_writes_is_refused_with_the_setting(
             load_profile(written(tmp_path, **keys))
         (line,) = error.value.lines
         assert setting in line and "sbatch" in line
+
+
+def test_numbers_and_times_reach_sbatch_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_text(
+        "account: 0042\npartition: 1080\nsbatch: {time-min: 1:30:00, begin: 16:00}\n"
+        "stages: {default: {minutes: 90, gpus_per_node: 3090:4}}\n"
+    )
+    profile = load_profile(path, ["qos=123"])
+    assert (profile.account, profile.partition, profile.qos) == ("0042", "1080", "123")
+    directives = BatchScript.parse(batch_of(profile, "model", tmp_path)).directives
+    assert (directives["time-min"], directives["begin"]) == ("1:30:00", "16:00")
+    assert directives["gpus-per-node"] == "3090:4"
 
 
 @pytest.mark.slurm

@@ -118,6 +118,16 @@ def test_every_experiment_of_the_paper_has_its_cells(name: str, paper: Study) ->
             assert all((arm, dose, benchmark) in found for benchmark in benchmarks), (arm, dose)
 
 
+def test_titles_are_those_of_the_declared_questions_or_the_study_files() -> None:
+    def titles(path: str, *overrides: str) -> dict[str, str | None]:
+        last = plan.analysis(load_study(ROOT / path, None, list(overrides)))
+        return {name: entry["title"] for name, entry in last.settings["benchmarks"].items()}
+
+    assert titles("studies/paper.yaml")["anima"] == "Animal Harm Benchmark (ANIMA), 115 questions"
+    assert titles("tests/small/small.yaml")["ahb"] is None, "its questions are others"
+    assert titles("tests/small/small.yaml", "benchmarks.ahb.title=T")["ahb"] == "T"
+
+
 def test_it_expands_quickly_and_shares_what_is_the_same(paper: Study) -> None:
     started = time.monotonic()
     cells = plan.in_order(plan.analysis(paper))
