@@ -124,7 +124,7 @@ def contrasts_table(results: Results) -> Table:
 
 def _quantile_note(rows: Sequence[Row]) -> list[str]:
     """Which p and intervals df does not give, where there are any."""
-    if not any(len(row["reference"] or ()) > 1 for row in rows):
+    if not any(len(row.get("reference") or ()) > 1 for row in rows):
         return []
     return [
         "Where one side alone varies over seeds (a fixed checkpoint, paired runs) p and interval "
