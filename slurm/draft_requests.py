@@ -113,10 +113,10 @@ class Asker:
     def ask(self, resources: Resources) -> Request:
         """The request within the limits, by the first account and QOS with which Slurm takes it.
 
-        The last to be tried is one without memory, which some sites refuse.
+        The last to be tried are memory per core and none, as some sites refuse that of a node.
         """
         requests = []
-        for wanted in dict.fromkeys((resources, replace(resources, mem_gb=None))):
+        for wanted in [resources, *_other_memory(resources)]:
             for account, qos in self.charges:
                 within = _limited(replace(wanted, account=account, qos=qos), self.cluster)
                 profile = Profile(stages={"default": within})
@@ -125,6 +125,15 @@ class Asker:
                     return Request(within)
                 requests.append(Request(within, check.finding))
         return requests[0]
+
+
+def _other_memory(resources: Resources) -> list[Resources]:
+    if not resources.mem_gb:
+        return []
+    cores = resources.cpus * resources.tasks_per_node
+    per_core = f"{math.floor(resources.mem_gb * 1024 / cores)}M"
+    without = replace(resources, mem_gb=None)
+    return [replace(without, sbatch={"mem-per-cpu": per_core}), without]
 
 
 def _limited(resources: Resources, cluster: Cluster) -> Resources:

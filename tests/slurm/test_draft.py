@@ -127,7 +127,7 @@ def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -
     draft(tmp_path / "mine.yaml")
     text = (tmp_path / "mine.yaml").read_text()
     assert "# not partition a100: group not permitted (sbatch --test-only)" in text
-    assert "partition a100:" not in text
+    assert "#   partition a100:" not in text
     profile = load_profile(tmp_path / "mine.yaml")
     assert (profile.account, profile.qos, profile.partition) == ("lab1", None, "cpu")
     sft = profile.resources("sft")
@@ -138,7 +138,12 @@ def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -
 def test_what_a_site_refuses_is_left_out_or_marked(fake: Fake, tmp_path: Path) -> None:
     fake.say("partitions", "PartitionName=all MaxTime=UNLIMITED State=UP OverSubscribe=EXCLUSIVE\n")
     fake.say("nodes", "n1|16|64000|gpu:h100:4|a|idle|none\n")
-    only_with(fake, "*--mem=*) no 'do not use --mem';;")
+    only_with(fake, "*--mem=*) no 'use --mem-per-cpu';;")
+    draft(tmp_path / "core.yaml")
+    profile = load_profile(tmp_path / "core.yaml")
+    sft = profile.resources("sft")
+    assert sft.mem_gb is None and sft.sbatch == {"mem-per-cpu": "3584M"}, "56 GiB of 16 cores"
+    only_with(fake, "*--mem*) no 'do not use --mem';;")
     choices = draft(tmp_path / "mem.yaml")
     profile = load_profile(tmp_path / "mem.yaml")
     assert profile.resources("sft").mem_gb is profile.resources("judge").mem_gb is None
