@@ -22,7 +22,7 @@ from core.strict_yaml import (
     read_yaml,
     validate_file,
 )
-from slurm.sbatch_options import MEMORY, Options
+from slurm.sbatch_options import MEMORY, Options, merged
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -92,7 +92,7 @@ class Resources:
     # A dict has no hash. Resources are equal where these are equal too.
     sbatch: Options = field(default_factory=dict, hash=False)
     """Other options of sbatch, such as {reservation: x, exclude: [n1], exclusive: true}, beside the
-    profile's; false leaves out one of those."""
+    profile's; false leaves out one of those. Nodes that the profile excludes stay excluded."""
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -194,7 +194,7 @@ class Profile:
             qos=resources.qos or self.qos,
             constraint=resources.constraint or self.constraint,
             gpu_type=resources.gpu_type or self.gpu_type,
-            sbatch=self.sbatch | resources.sbatch,
+            sbatch=merged(self.sbatch, resources.sbatch),
         )
 
 

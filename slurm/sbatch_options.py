@@ -110,6 +110,14 @@ Value = Annotated[Any, AfterValidator(_check_value)]
 Options = Annotated[dict[Name, Value], AfterValidator(_check_options)]
 
 
+def merged(of_all: dict[str, Any], of_stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage's options: its own in place of the profile's, but for nodes that either excludes."""
+    options = of_all | of_stage
+    if of_all.get("exclude") and of_stage.get("exclude"):
+        options["exclude"] = f"{_text(of_all['exclude'])},{_text(of_stage['exclude'])}"
+    return options
+
+
 def as_parameters(options: dict[str, Any]) -> dict[str, str | bool]:
     """The options as submitit's `additional_parameters`: True is a flag, false leaves one out."""
     return {name: _text(value) for name, value in options.items() if value is not False}

@@ -132,6 +132,20 @@ def test_a_value_of_a_stage_that_the_profile_does_not_name_leaves_the_others(
     assert profile.resources("default").minutes == 5
 
 
+def test_a_node_left_out_for_all_is_left_out_where_a_stage_excludes_another(
+    tmp_path: Path,
+) -> None:
+    """`status` offers --set cluster.sbatch.exclude=NODE."""
+    own = {"minutes": 5, "sbatch": {"exclude": ["n1", "n[4-5]"]}}
+    none = {"minutes": 5, "sbatch": {"exclude": False}}
+    path = written(tmp_path, stages={"default": {"minutes": 5}, "sft": own, "judge": none})
+    profile = load_profile(path, ["sbatch.exclude=n7"])
+    for stage, nodes in (("model", "n7"), ("sft", "'n7,n1,n[4-5]'"), ("judge", None)):
+        text = batch_of(profile, stage, tmp_path)
+        assert BatchScript.parse(text).directives.get("exclude") == nodes
+    assert load_profile(path).resources("sft").sbatch == own["sbatch"]
+
+
 def test_memory_of_a_core_in_place_of_a_nodes(tmp_path: Path) -> None:
     stages = {
         "default": {"minutes": 5},
