@@ -129,7 +129,7 @@ def _damaged(folder: Path, manifest: dict[str, Any]) -> list[Problem]:
     problems = []
     for name, output in manifest["outputs"].items():
         path = folder / name
-        if not path.exists() or path.stat().st_size != output["bytes"]:
+        if not os.path.exists(path) or path.stat().st_size != output["bytes"]:
             what = "is missing or cut short"
         elif output["bytes"] < LARGE and name not in RECORDS and sha256(path) != output["sha256"]:
             what = "has another content than when its cell finished"
