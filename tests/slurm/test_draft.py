@@ -110,7 +110,8 @@ def test_the_draft_of_the_test_cluster_submits_tiny_as_it_is(
 def only_with(fake: Fake, cases: str) -> None:
     """Have sbatch refuse scripts by the shell patterns of `cases`."""
     (fake.folder / "bin/sbatch").write_text(
-        '#!/bin/bash\nscript=$(cat)\nno() { echo "sbatch: error: $1" >&2; exit 1; }\n'
+        f"#!/bin/bash\ncd {fake.folder}\n"
+        'script=$(cat)\nno() { echo "sbatch: error: $1" >&2; exit 1; }\n'
         f"case $script in\n{cases}\nesac\n"
     )
 
@@ -133,6 +134,19 @@ def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -
     sft = profile.resources("sft")
     assert (sft.partition, sft.account, sft.qos) == ("h100", "lab2", "long")
     assert sft.minutes == 240, "the partition's limit"
+
+
+def test_partitions_of_others_are_asked_about_once(fake: Fake, tmp_path: Path) -> None:
+    """A site may have dozens of them, and sbatch takes its time."""
+    two_kinds(fake)
+    theirs = [f"theirs{n}" for n in range(20)]
+    more = "".join(f"PartitionName={name} State=UP AllowGroups=x\n" for name in theirs)
+    fake.say("partitions", PARTITIONS + more)
+    nodes = "\n".join(f"*'-p {name} '*) echo '{NODES['h100']}';;" for name in [*NODES, *theirs])
+    (fake.folder / "bin/sinfo").write_text(f'#!/bin/bash\ncase "$*" in\n{nodes}\nesac\n')
+    only_with(fake, '*partition=theirs*) echo >> asked; no "User\'s group not permitted";;')
+    draft(tmp_path / "mine.yaml")
+    assert len((fake.folder / "asked").read_text().splitlines()) == len(theirs)
 
 
 def test_what_a_site_refuses_is_left_out_or_marked(fake: Fake, tmp_path: Path) -> None:
