@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,14 +64,15 @@ def queue() -> list[Queued]:
     return [Queued(*line.strip().split("|", 5)) for line in lines if line.count("|") >= 5]
 
 
-def controllers_jobs(ids: list[str]) -> list[Queued]:
-    """The jobs with these ids that have not ended, by the controller itself.
+def controllers_jobs(ids: Iterable[str | None]) -> list[Queued]:
+    """The jobs with these ids that have not ended, by the controller itself. None: all users' jobs.
 
     Some sites answer squeue from a copy that is a minute old.
     """
     jobs = []
     for job_id in ids:
-        for line in call("scontrol", "--oneliner", "show", "job", job_id).stdout.splitlines():
+        words = ("scontrol", "--oneliner", "show", "job", *filter(None, [job_id]))
+        for line in _query(*words).stdout.splitlines():
             facts = dict(re.findall(r"(\w+)=(\S*)", line))
             if not _ENDED.match(facts.get("JobState", "COMPLETED")):
                 comment = re.search(r" Comment=(.*?)(?= \w+=|$)", line)

@@ -92,6 +92,27 @@ def test_a_wrapper_that_ends_well_without_an_id_may_have_queued_the_job(
     assert (facts["submitted"], facts["queued"]) == (0, 1)
 
 
+def test_a_job_without_an_id_that_an_old_copy_of_the_queue_lacks_is_found(
+    kit: Kit, fake: Fake
+) -> None:
+    """By its comment, among all jobs of the controller."""
+    sbatch_ends(fake, LIST.replace(">> queue", ">> controller"))
+    show = """
+if [ "$3" = job ] && [ -z "$4" ]; then
+  echo "JobId=7 JobName=other JobState=RUNNING Reason=None Comment=x Command=/y UserId=jo(7)"
+  sed -E 's#^([0-9]+).*\\|(.*)#JobId=\\1 JobName=x JobState=PENDING Reason=None Comment=\\2 Command=/b#' controller
+  exit
+fi
+"""
+    precede(fake, "scontrol", f"cd {fake.folder}\n{show}")
+    kit.refused("submit", "--stages", "model")
+    for _ in range(2):
+        facts = kit.done("submit", "--stages", "model")
+        assert (facts["submitted"], facts["queued"]) == (0, 1)
+    assert kit.done("status")["total"]["queued"] == 1
+    assert len(fake.scripts) == 1
+
+
 def run_script(tmp_path: Path, fake: Fake) -> str:
     """The output of a job's script whose process asks to be queued again."""
     logs = tmp_path / "jobs"
