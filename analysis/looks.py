@@ -12,7 +12,7 @@ from scipy import stats
 from analysis.estimates import ALPHA
 from analysis.rows import Row
 from analysis.settings import ScoreFile
-from analysis.verdicts import DECIDED
+from analysis.verdicts import DECIDED, INTERIM
 from core.declaration import lock_of
 from core.errors import UserError
 from core.files import locked, sha256, write_atomically
@@ -140,7 +140,8 @@ def judged_at_looks(looks: Sequence[Look], rows_of: RowsOf, finished: Set[int]) 
             judged.append(decided[0])
         elif of_row and all(of_row[-1][name] == row[name] for name in SEEDS):
             is_last = of_row[-1]["look"] == planned[-1]
-            judged.append(of_row[-1] if is_last else _interim(of_row[-1], planned))
+            is_told = is_last or of_row[-1]["verdict"] == INTERIM
+            judged.append(of_row[-1] if is_told else _interim(of_row[-1], planned))
         else:
             judged.append(_interim(row, planned) | {"look": None})
     return judged
@@ -273,4 +274,4 @@ def _interim(row: Row, looks: Sequence[int]) -> Row:
         reason = f"{row['seeds']} seeds, {looks[-1]} were planned"
     else:
         reason = f"{row['seeds']} of {looks[-1]} planned seeds"
-    return row | {"verdict": "interim", "reason": reason}
+    return row | {"verdict": INTERIM, "reason": reason}

@@ -1,9 +1,12 @@
 """The power of the deciding test in a study's declared contrasts, before it has run."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -56,7 +59,8 @@ class PlannedContrast:
 def read_pilot(path: Path) -> Results:
     """The results.json of a former study, for its variance components.
 
-    Raises UserError where it is none, or was written before components had upper limits.
+    Raises UserError where it is none, was written before components had upper limits, or has
+    components that are none.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -72,8 +76,29 @@ def read_pilot(path: Path) -> Results:
         what = "its variance components have no upper limits: an older version wrote it"
         fix = "make its results again: python -m study run, with that study's file"
         raise UserError(where=str(path), what=what, fix=fix)
+    if not all(_is_well_formed(row, results.get("benchmarks")) for row in results["variance"]):
+        what = "its variance components are no such: the file was edited or cut"
+        raise UserError(where=str(path), what=what, fix="bring it back from a copy")
     pilot: Results = results
     return pilot
+
+
+def _is_well_formed(row: Row, benchmarks: Any) -> bool:
+    """Whether a row of `variance` is of a benchmark of the study, with variances from 0 up."""
+    try:
+        task = benchmarks[row["benchmark"]]["task"]
+        numbers = [part[key] for part in row["components"] for key in ("variance", "upper")]
+        names = [part["component"] for part in row["components"]]
+    except (KeyError, TypeError):
+        return False
+    return (
+        row.get("kind") in STAND_INS
+        and all(isinstance(name, str) for name in (task, *names))
+        and all(
+            number is None or (isinstance(number, int | float) and isfinite(number) and number >= 0)
+            for number in numbers
+        )
+    )
 
 
 def rows(planned: Sequence[PlannedContrast], pilot: Results | None = None) -> list[Row]:
@@ -175,6 +200,8 @@ def _is_complete(row: Row) -> bool:
 
 def show(rows: Sequence[Row], pilot: Results | None = None) -> str:
     """The rows as tables, with their assumptions."""
+    if not rows:
+        return "No power: no contrast is on a benchmark that a judge grades."
     labels = [_labels(row) for row in rows]
     headers = ["family", "contrast", "on", "dose", "kind", "variances"]
     powers = [
@@ -200,9 +227,14 @@ def show(rows: Sequence[Row], pilot: Results | None = None) -> str:
         "Detectable difference by training seeds per arm\n"
         + tabulate(curves, headers=[*headers, *seeds], disable_numparse=True),
     ]
-    if pilot:
+    if _uses_pilot(rows):
+        assert pilot is not None
         tables.append(_components_table(pilot))
     return "\n\n".join([*tables, "\n".join(_notes(rows, pilot))])
+
+
+def _uses_pilot(rows: Sequence[Row]) -> bool:
+    return any(row["variances"] != ASSUMED for row in rows)
 
 
 def _labels(row: Row) -> list[str]:
@@ -251,11 +283,20 @@ def _notes(rows: Sequence[Row], pilot: Results | None) -> list[str]:
         "a / b: at .05 alone, and at the family's level over its tests (Holm's first step).",
         "Detectable: found in 80 % of studies, in points. free, fixed, paired: docs/statistics.md.",
     ]
-    if any(row["variances"] == ASSUMED for row in rows):
-        beside = "" if pilot else "; run pilot.yaml first, and name its results by --variances"
+    assumed = dict.fromkeys(row["benchmark"] for row in rows if row["variances"] == ASSUMED)
+    if assumed:
+        beside = "; name the results of a pilot by --variances (studies/pilot.yaml is one)"
+        if pilot:
+            beside = f". {pilot['study']} has no complete components for {', '.join(assumed)}"
         notes.append(f"assumed: the variances of analysis/planned_test.py{beside}.")
-    if pilot:
+    if _uses_pilot(rows):
         notes.append("upper limits: one-sided, of 95 %, of all components at once.")
+    listed = {(row["family"], row["contrast"], row["benchmark"], row["kind"]): row for row in rows}
+    counts = Counter(row["family"] for row in listed.values() for _ in row["doses"])
+    if any(row["family_size"] > counts[row["family"]] for row in rows):
+        notes.append("Tests of a family that are not listed: on benchmarks that no judge grades.")
+    if any(row["alone"]["detectable"] is None for row in rows):
+        notes.append("-: no test, as with one seed or one scenario, or where nothing varies.")
     if any(row["runs"] > 1 for row in rows):
         notes.append("corpora: replicates of a corpus, which count in place of the seeds.")
     if not all(row["is_fetched"] for row in rows):

@@ -31,6 +31,7 @@ from analysis.rows import Results, Row
 from analysis.table import REPLICATE
 
 FEW = 5  # dimensions that make a radar
+ROUNDING = 1e-9  # points: a difference this small is one of rounding
 LISTED = 60  # questions that the text lists
 LABELED = 85  # questions that the axis names: of more, letters would be too small
 Seeds = dict[int | None, float]  # seed (None: a fixed checkpoint) -> score in percent
@@ -187,6 +188,7 @@ def seed_difference(
     ]
     means = [sum(side.values()) / len(side) for side in sides]
     estimate = means[0] - means[1]
+    estimate = estimate if abs(estimate) > ROUNDING else 0.0
     # variance of each trained side's mean, and its degrees of freedom
     parts: list[tuple[float, int]] = []
     for side, mean in zip(sides, means, strict=True):
@@ -241,7 +243,8 @@ def describe_per_question(means: pd.DataFrame, rows: Sequence[Row]) -> str:
         below = sum(value < 0 for value in numbers)
         parts.append(
             f"{dose}: mean {mean}, {above} questions above 0, {below} below, "
-            f"{len(questions) - len(graded)} without a difference"
+            f"{len(numbers) - above - below} equal, "
+            f"{len(questions) - len(graded)} not graded in both arms"
         )
         listed = list(graded)
         if len(listed) > LISTED:

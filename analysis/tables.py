@@ -63,8 +63,9 @@ def scores_table(results: Results) -> Table:
         columns,
         rows,
         [
-            "Means over questions of means over seeds and epochs; intervals by two-way variance "
-            "and Student's t, none for an arm with one training seed.",
+            "Means over questions of means over seeds and epochs; intervals by two-way variance on "
+            "the logit scale, of Clopper and Pearson over scenarios where all scores are 0 or all "
+            "are 1, none for an arm with one training seed.",
             '"fixed": one checkpoint without a training seed, whose interval is for new questions '
             "only.",
             "By dimension: the official dimension_normalized_avg, the mean of dimension means.",
@@ -101,7 +102,8 @@ def contrasts_table(results: Results) -> Table:
     columns += [*number_columns("p (Holm)"), *text_columns("Verdict"), *number_columns("Paper's p")]
     notes = [
         "Interval and test: two-way (seed and question) variance, Student's t with df degrees of "
-        "freedom; verdicts from p after Holm within the declared family at .05.",
+        "freedom (Satterthwaite); verdicts from p after Holm within the declared family at .05.",
+        *_quantile_note(results["contrasts"]),
         "In brackets behind a name: in what its arms differ.",
         "Seeds: training seeds of the first and second arm (0: a fixed checkpoint, or no grade).",
         "Paper's p: the response-level Welch test, which takes all answers as independent; it "
@@ -118,6 +120,16 @@ def contrasts_table(results: Results) -> Table:
         [*notes, *(f"{note}." for note in _contrast_notes(results["contrasts"]))],
         group_by=3,
     )
+
+
+def _quantile_note(rows: Sequence[Row]) -> list[str]:
+    """Which p and intervals df does not give, where there are any."""
+    if not any(len(row.get("reference") or ()) > 1 for row in rows):
+        return []
+    return [
+        "Where one side alone varies over seeds (a fixed checkpoint, paired runs) p and interval "
+        "are by Cochran and Cox's quantile, in place of Student's t with df degrees of freedom."
+    ]
 
 
 def _varied(row: Row) -> str:

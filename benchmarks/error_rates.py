@@ -103,6 +103,21 @@ DESIGNS = [
     Design("paired, 3 corpora x 2 runs", (6, 6), (1,) * 115, shared=0.1, replicates=(3, 3)),
     Design("2 v 5 seeds, 4 times the sd", (2, 5), seed_ratio=4.0, is_known_to_fail=True),
     Design(
+        "3 v 3 seeds, 115 questions, 4 times the sd",
+        (3, 3),
+        (1,) * 115,
+        seed_ratio=4.0,
+        is_known_to_fail=True,
+    ),
+    Design("2 v 2 seeds, 115 questions", (2, 2), (1,) * 115, is_known_to_fail=True),
+    Design(
+        "2 corpora x 2 runs, 115 questions",
+        (4, 4),
+        (1,) * 115,
+        replicates=(2, 2),
+        is_known_to_fail=True,
+    ),
+    Design(
         "1 corpus x 5 runs, verdict on the template",
         (5, 5),
         (1,) * 115,

@@ -60,7 +60,9 @@ def content_files(folder: Path) -> dict[str, Path]:
     Of a model, which has a config.json, those of MODEL_FILES: no README, and none of the records
     that a download leaves. Of any other folder all but hidden ones.
     """
-    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path for path in folder.rglob("*") if os.path.isfile(path)
+    }
     is_model = "config.json" in files
     return {
         name: path
@@ -99,9 +101,10 @@ def named_errors(path: Path) -> Iterator[None]:
 def owner(path: Path) -> str:
     """The name of the user who owns a file, or the uid where it has no name.
 
-    Of a file that is missing, the owner of the folder in which it would be made.
+    Of a file that is missing or can't be seen, the owner of the nearest folder that can.
     """
-    uid = next(p for p in (path, *path.absolute().parents) if p.exists()).stat().st_uid
+    # os.path, because a path's own method raises where a folder may not be searched.
+    uid = next(p for p in (path, *path.absolute().parents) if os.path.exists(p)).stat().st_uid
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -36,6 +36,10 @@ def git_bytes(checkout: Path, *words: str) -> bytes | None:
 def _output(checkout: Path, *words: str) -> bytes | None:
     # Dotfile managers set GIT_DIR, hooks GIT_INDEX_FILE.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    # A person's own configuration may hide new files (core.excludesFile, git/ignore), and a mistake
+    # in it ends every command. By HOME, because versions before 2.32 read no GIT_CONFIG_GLOBAL.
+    environment |= dict.fromkeys(("HOME", "XDG_CONFIG_HOME"), os.devnull)
+    environment["GIT_CONFIG_NOSYSTEM"] = "1"
     command = ["git", "-C", str(checkout), *_SETTINGS, *words]
     try:
         return subprocess.run(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OVERALL = "overall"
 NO_GRADE = "no usable grade in the log"
+NO_ANSWER = "not in the file, which has more answers to other questions"
 COLUMNS = "question (its text or id) and score, perhaps epoch, dimension and judge"
 # How the files begin.
 ZIP = b"PK\x03\x04"
@@ -41,7 +42,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     The manifest gets `scores_of`: format, judge, and of a log model, task, created and epochs.
 
     Returns counts: questions, questions_absent (of the benchmark, not in the file), responses,
-    responses_set_aside (to other questions), missing_scores.
+    responses_set_aside (to other questions), responses_absent (see `to_table`), missing_scores.
 
     Raises:
         UserError: The file can't be read, another judge graded, or no question is the benchmark's.
@@ -80,8 +81,11 @@ def run(context: StageContext) -> dict[str, int | float]:
             what="no response in it has a score that the benchmark's scorer would give",
             fix="name it under the benchmark whose task wrote it",
         )
-    if missing:
-        context.warn(f"{missing} of {len(overall)} responses have no usable grade")
+    if absent_responses := int((overall["missing"] == NO_ANSWER).sum()):
+        what = "responses are absent: other questions have more of them; they count as ungraded"
+        context.warn(f"{absent_responses} {what}")
+    if ungraded := missing - absent_responses:
+        context.warn(f"{ungraded} of {len(overall)} responses have no usable grade")
     context.facts["scores_of"] = {"format": kind, "judge": judge, **facts}
     if log:
         used = {row["response"] for row in matched}
@@ -92,7 +96,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     return {
         "questions": len(asked),
         "questions_absent": len(absent),
-        "responses": len(overall),
+        "responses": len(overall) - absent_responses,
+        "responses_absent": absent_responses,
         "responses_set_aside": aside,
         "missing_scores": missing,
     }
@@ -270,7 +275,8 @@ def _normalized(text: str) -> str:
 def to_table(rows: list[dict[str, Any]], question_set: QuestionSet, judge: str) -> "pd.DataFrame":
     """The long table of `eval.judge.scores_table`; each response has an overall score.
 
-    Where a table gives those of dimensions alone, it is their mean.
+    Where a table gives those of dimensions alone, it is their mean. A question with fewer answers
+    than most has the others as responses without a grade: what a run lost is seldom lost by chance.
     """
     import pandas as pd
 
@@ -297,15 +303,31 @@ def to_table(rows: list[dict[str, Any]], question_set: QuestionSet, judge: str) 
     epochs = dict(zip(zip(first["question"], first["response"], strict=True), numbers, strict=True))
     pairs = zip(table["question"], table["response"], strict=True)
     table["epoch"] = [int(epochs[pair]) for pair in pairs]
+    table = pd.concat([table, _absent(table, first)], ignore_index=True)
     order = {question["id"]: number for number, question in enumerate(question_set.questions)}
     table["position"] = table["question"].map(order)
     table["is_part"] = table["dimension"] != OVERALL
     table = table.sort_values(["position", "epoch", "is_part"], kind="stable", ignore_index=True)
     table["scenario"] = table["question"].map(question_set.scenarios)
     table["judge"] = judge
-    table["missing"] = [NO_GRADE if math.isnan(score) else None for score in table["score"]]
+    reason = table["missing"].fillna(NO_GRADE)
+    table["missing"] = reason.where(table["score"].isna(), None)
     table["response"] = table["question"] + "/" + table["epoch"].astype(str)
     return table[[*SCORE_COLUMNS]].astype({"missing": "str"})
+
+
+def _absent(table: "pd.DataFrame", responses: "pd.DataFrame") -> "pd.DataFrame":
+    """Rows without a score for the answers that a question lacks, by the most common number."""
+    import pandas as pd
+
+    counts = responses["question"].value_counts()
+    usual = int(counts.mode().max())
+    rows = [
+        {"question": question, "epoch": epoch, "dimension": OVERALL, "missing": NO_ANSWER}
+        for question, count in counts.items()
+        for epoch in range(count + 1, usual + 1)
+    ]
+    return pd.DataFrame(rows, columns=[*table.columns.union(["missing"], sort=False)])
 
 
 def preload() -> None:

@@ -243,6 +243,9 @@ def _stage(stage: str, request: Request, usual: Charge, comment: str, mem_gb: bo
     fields.append(f"cpus: {resources.cpus}")
     if resources.mem_gb:
         fields.append(f"mem_gb: {resources.mem_gb:g}")
+    elif options := resources.sbatch:
+        fields.append("sbatch: {mem-per-cpu: " + f"{options['mem-per-cpu']}}}")
+        comment += "; sbatch refuses mem_gb here"
     elif mem_gb:
         comment += "; without mem_gb, which sbatch refuses here"
     if resources.gpus_per_node:

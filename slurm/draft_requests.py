@@ -5,6 +5,7 @@ doctor's check of a request, which ends with `sbatch --test-only`, decides what 
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from slurm.profile import Profile, Resources
 MOST_RANKS = 4  # GPUs of one training: `plan --cluster` says where memory needs more
 MEMORY_SHARE = 0.9  # of a node's: the system needs the rest
 LONG = 720  # minutes
+# Slurm's words where a partition is not for this account, QOS or user.
+_CLOSED = re.compile(r"account|qos|group|permi|association", re.IGNORECASE)
 Charge = tuple[str | None, str | None]  # account and QOS; None: Slurm's default for this user
 
 
@@ -113,18 +116,50 @@ class Asker:
     def ask(self, resources: Resources) -> Request:
         """The request within the limits, by the first account and QOS with which Slurm takes it.
 
-        The last to be tried is one without memory, which some sites refuse.
+        The last to be tried are memory per core and none, as some sites refuse that of a node.
         """
-        requests = []
-        for wanted in dict.fromkeys((resources, replace(resources, mem_gb=None))):
-            for account, qos in self.charges:
+        requests: list[Request] = []
+        for wanted in [resources, *_other_memory(resources)]:
+            for account, qos in self._charges_for(resources):
                 within = _limited(replace(wanted, account=account, qos=qos), self.cluster)
                 profile = Profile(stages={"default": within})
                 check = checks.request(["default"], within, profile, self.cluster)
                 if check.state != checks.FAILED:
                     return Request(within)
                 requests.append(Request(within, check.finding))
+                if "group" in check.finding:
+                    return requests[0]
+            # A site may have dozens of partitions for others: what else to ask would take minutes.
+            if all(_CLOSED.search(request.refusal) for request in requests):
+                break
         return requests[0]
+
+    def _charges_for(self, resources: Resources) -> list[Charge]:
+        """The accounts and QOS that the partition is not closed to, as far as Slurm lists these."""
+        facts = self.cluster.partitions.get(resources.partition or "", {})
+        accounts, qos = (_listed(facts, key) for key in ("AllowAccounts", "AllowQos"))
+        charges = [
+            charge
+            for charge in self.charges
+            if (not accounts or charge[0] in {None, *accounts})
+            and (not qos or charge[1] in {None, *qos})
+        ]
+        return charges or self.charges[:1]
+
+
+def _listed(facts: dict[str, str], key: str) -> set[str]:
+    """The names of a partition's field; empty where it is for all."""
+    value = facts.get(key, "ALL")
+    return set() if value == "ALL" else set(value.split(","))
+
+
+def _other_memory(resources: Resources) -> list[Resources]:
+    if not resources.mem_gb:
+        return []
+    cores = resources.cpus * resources.tasks_per_node
+    per_core = f"{math.floor(resources.mem_gb * 1024 / cores)}M"
+    without = replace(resources, mem_gb=None)
+    return [replace(without, sbatch={"mem-per-cpu": per_core}), without]
 
 
 def _limited(resources: Resources, cluster: Cluster) -> Resources:

@@ -221,10 +221,16 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
     python, folder = _python(profile), shlex.quote(str(logs))
     failed_for_good = f"[ $status = 0 ] || [ -e {_flag(logs)} ] || ! running ||"
     if profile.requeue or profile.notify:
-        # A cancelled job is not RUNNING any more.
-        lines.append(
-            'running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }'
-        )
+        # A cancelled job is not RUNNING any more. A site may greet before the answer.
+        lines += [
+            "running() {",
+            "  for _ in 1 2 3; do",
+            '    state=$(squeue --noheader --jobs="$job" --format=%T) && break',
+            "    sleep 1",
+            "  done",
+            "  [ \"${state##*$'\\n'}\" = RUNNING ]",
+            "}",
+        ]
     if profile.requeue and profile.retries:
         lines.append(f"{failed_for_good} {python} -m slurm.retry {folder} {profile.retries}")
     if profile.notify:
@@ -233,7 +239,7 @@ def _teardown(profile: Profile, resources: Resources, logs: Path) -> list[str]:
         lines += [
             f"delay=$(cat {_flag(logs)} 2>/dev/null)",
             f"if rm {_flag(logs)} 2>/dev/null && running; then",
-            '  scontrol requeue "$job"',
+            '  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done',
             # Slurm then ends this shell by SIGTERM, which it ignores, and soon after by SIGKILL.
             "  for _ in ${delay:+1 2 3 4 5}; do",
             '    scontrol update JobId="$job" StartTime=now+"$delay" && break',

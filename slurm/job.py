@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from slurm.executor import requeue_flag
 from slurm.notify import tell_of_results
 from slurm.rendezvous import check_interfaces, first_address
 
+_by_scontrol = SlurmJobEnvironment._requeue
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -52,8 +54,7 @@ class CellJob:
         if scratch := os.environ.get("TMPDIR"):
             # Here, because every node has a disk of its own.
             Path(scratch).mkdir(parents=True, exist_ok=True)
-        if not shutil.which("scontrol"):
-            SlurmJobEnvironment._requeue = _request_requeue  # type: ignore[assignment, method-assign]
+        SlurmJobEnvironment._requeue = _requeue_or_request  # type: ignore[assignment, method-assign]
         export_ranks(self.interface)
         rank = os.environ.get("RANK", "0")  # ranks above 0 write to Slurm's own log of the task
         if rank == "0" and self.name and "SLURM_ARRAY_TASK_ID" in os.environ:
@@ -110,19 +111,20 @@ def _requeue() -> None:
     if shutil.which("squeue"):
         # Not SLURM_JOB_ID: for the last task of an array that is the id of the whole array.
         job = SlurmJobEnvironment().job_id
-        state = slurm_cli.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").stdout
-        if state.split() != ["RUNNING"]:
+        if slurm_cli.state(job) != "RUNNING":
             return
     signal.raise_signal(signal.SIGUSR2)  # submitit requeues in rank 0, and ends the process
     # The other ranks wait: srun would end rank 0 as soon as one of them exits.
     time.sleep(60)
 
 
-def _request_requeue(environment: SlurmJobEnvironment, countdown: int) -> None:
-    """Have the batch script queue the job again, when this process has ended.
+def _requeue_or_request(environment: SlurmJobEnvironment, countdown: int) -> None:
+    """Queue the job again, or have the batch script do that when this process has ended.
 
-    In place of submitit's own, which calls scontrol: a container lacks it.
+    In place of submitit's own: a container lacks scontrol, and a busy controller may not answer it.
     """
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return _by_scontrol(environment, countdown)
     _ask_for_requeue()
     print(f"The batch script requeues the job ({countdown} remaining timeouts)", flush=True)
 

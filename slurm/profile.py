@@ -1,5 +1,6 @@
 """A cluster profile (slurm/clusters/*.yaml) as dataclasses, read strictly."""
 
+import copy
 import os
 import re
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from core.strict_yaml import (
     read_yaml,
     validate_file,
 )
-from slurm.sbatch_options import Options
+from slurm.sbatch_options import MEMORY, Options, merged
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -33,6 +34,8 @@ def _as_text(value: Any) -> Any:
 
 
 Word = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\S+$")]
+# Slurm lets an account have blanks.
+Account = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\S+( +\S+)*$")]
 Stages = Literal["default", Stage]
 FOLDER = Path(__file__).parent / "clusters"
 # Stages that need neither a GPU nor much of a machine.
@@ -71,7 +74,8 @@ class Resources:
     cpus: Count = 1
     """Cores per task."""
     mem_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory per node, in GiB. None: the partition's default."""
+    """Memory per node, in GiB. None: the partition's default, or mem-per-cpu or mem-per-gpu of
+    `sbatch`, for sites that refuse memory per node."""
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Memory of one GPU, for the forecast of trainings. Slurm is not asked for it.
     None: the forecast does not check memory."""
@@ -79,7 +83,7 @@ class Resources:
     """Measured training speed, for the forecast. None: the forecast estimates it."""
     partition: Word | None = None
     """Partition, in place of the profile's."""
-    account: Word | None = None
+    account: Account | None = None
     """Account, in place of the profile's."""
     qos: Word | None = None
     """Quality of service, in place of the profile's."""
@@ -88,7 +92,7 @@ class Resources:
     # A dict has no hash. Resources are equal where these are equal too.
     sbatch: Options = field(default_factory=dict, hash=False)
     """Other options of sbatch, such as {reservation: x, exclude: [n1], exclusive: true}, beside the
-    profile's; false leaves out one of those."""
+    profile's; false leaves out one of those. Nodes that the profile excludes stay excluded."""
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -121,7 +125,7 @@ class Profile:
     """What a job of each stage requests. `default` is for the stages that are not named."""
     partition: Word | None = None
     """Partition of stages that name none. None: the cluster's default."""
-    account: Word | None = None
+    account: Account | None = None
     """Account that is charged. None: your default account."""
     qos: Word | None = None
     """Quality of service. None: the account's default."""
@@ -182,9 +186,7 @@ class Profile:
         to the profile's.
         """
         by_stage = {str(name): resources for name, resources in self.stages.items()}
-        info = STAGE_INFO.get(stage)
-        fallback = (info and info.profile_fallback) or "default"
-        resources = by_stage.get(stage) or by_stage.get(fallback) or by_stage["default"]
+        resources = next(by_stage[name] for name in _entries(stage) if name in by_stage)
         return replace(
             resources,
             partition=resources.partition or self.partition,
@@ -192,8 +194,26 @@ class Profile:
             qos=resources.qos or self.qos,
             constraint=resources.constraint or self.constraint,
             gpu_type=resources.gpu_type or self.gpu_type,
-            sbatch=self.sbatch | resources.sbatch,
+            sbatch=merged(self.sbatch, resources.sbatch),
         )
+
+
+def _entries(stage: str) -> list[str]:
+    """The entries of `stages` that hold for a stage: the first that a profile has."""
+    info = STAGE_INFO.get(stage)
+    fallback = info and info.profile_fallback
+    return [stage, fallback, "default"] if fallback else [stage, "default"]
+
+
+def _name_stage(raw: dict[str, Any], text: str) -> None:
+    """Give the stage that `stages.STAGE.KEY=VALUE` changes an entry: what holds for it so far."""
+    parts = text.partition("=")[0].split(".")
+    stages = raw.get("stages")
+    if len(parts) < 3 or parts[0] != "stages" or not isinstance(stages, dict):
+        return
+    if parts[1] in STAGE_INFO and parts[1] not in stages:
+        entry: Any = next((stages[name] for name in _entries(parts[1]) if name in stages), {})
+        stages[parts[1]] = copy.deepcopy(entry)
 
 
 def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
@@ -216,6 +236,7 @@ def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
             where=str(path), what="must be a mapping with `stages:`", fix=f"copy one of {FOLDER}"
         )
     for text in overrides:
+        _name_stage(raw, text)
         override(raw, text, "the cluster profile")
     profile, problems = validate_file(path, raw, Profile, lines)
     mistakes += problems
@@ -230,9 +251,15 @@ def load_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
 
 
 def _stage_mistakes(path: Path, profile: Profile, lines: LineNumbers) -> list[Problem]:
-    """Stages without a time limit, and stages on the login node that need GPUs."""
+    """Stages without a time limit, with two kinds of memory, or on the login node with GPUs."""
     problems = []
     for stage, resources in profile.stages.items():
+        for option in MEMORY:
+            if resources.mem_gb and (profile.sbatch | resources.sbatch).get(option, False):
+                what = f"{option} is written in place of mem_gb, which this stage has too"
+                fix = f"delete one of them, or set {option}: false in sbatch of this stage"
+                at: tuple[str, ...] = ("stages", stage, "mem_gb")
+                problems.append(located(path, at, what, lines, fix))
         if resources.where is None and not resources.minutes:
             at, fix = ("stages", stage, "minutes"), "this key is required"
             problems.append(located(path, at, "missing", lines, fix))

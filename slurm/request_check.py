@@ -1,6 +1,5 @@
 """Ask Slurm about each kind of request before the first job goes in: refused, or in for a wait."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
@@ -9,7 +8,6 @@ from slurm import slurm_cli
 from slurm.cluster_limits import Cluster, Node, ask_nodes
 from slurm.profile import Resources
 
-_BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|[Uu]nable to contact")
 # In these states a partition takes no jobs; in the state DOWN they wait in it.
 _CLOSED = ("DRAIN", "INACTIVE")
 _LATER = "submit again when it does, or name another: partition in the cluster profile"
@@ -61,7 +59,7 @@ def _refusal(
     if reason is None or wait:
         return None
     fix = "change the cluster profile"
-    if _BUSY.search(reason):
+    if slurm_cli.BUSY.search(reason):
         fix = "the controller is busy: the same command later"
     fields = ", ".join(f"{key} {value}" for key, value in asdict(resources).items() if value)
     return Problem(jobs, f"{reason}; requested: {fields}", fix)

@@ -18,7 +18,7 @@ _INSTEAD = {
         "set tasks_per_node",
     ),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set cpus, the cores of one task"),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "set mem_gb"),
+    "mem": "set mem_gb",
     **dict.fromkeys(
         ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task"),
         "set gpus_per_node, such as gpus_per_node: h100:4",
@@ -38,6 +38,8 @@ _INSTEAD = {
         "it is no request of a job",
     ),
 }
+# In place of mem_gb, which is the memory of a node: some sites refuse that.
+MEMORY = ("mem-per-cpu", "mem-per-gpu")
 # The letters of sbatch's options (`man sbatch`).
 _LETTERS = {
     "A": "account",
@@ -78,7 +80,7 @@ def _check_name(name: str) -> str:
     long = _LETTERS.get(bare) or bare.replace("_", "-").lower()
     # sbatch takes every beginning of an option's name that no other option has.
     meant = [option for option in _INSTEAD if len(long) > 1 and option.startswith(long)]
-    if meant:
+    if meant and long not in MEMORY:
         raise ValueError(f"is written by the kit: {_INSTEAD.get(long, _INSTEAD[meant[0]])}")
     if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
         example = long if len(long) > 1 and re.fullmatch(r"[a-z0-9-]+", long) else "mail-type"
@@ -106,6 +108,14 @@ def _check_value(value: Any) -> Any:
 Name = Annotated[str, AfterValidator(_check_name)]
 Value = Annotated[Any, AfterValidator(_check_value)]
 Options = Annotated[dict[Name, Value], AfterValidator(_check_options)]
+
+
+def merged(of_all: dict[str, Any], of_stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage's options: its own in place of the profile's, but for nodes that either excludes."""
+    options = of_all | of_stage
+    if of_all.get("exclude") and of_stage.get("exclude"):
+        options["exclude"] = f"{_text(of_all['exclude'])},{_text(of_stage['exclude'])}"
+    return options
 
 
 def as_parameters(options: dict[str, Any]) -> dict[str, str | bool]:

@@ -8,7 +8,8 @@ import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,10 +18,14 @@ from core.errors import UserError
 SECONDS = 60
 """Time limit of one call."""
 LEAK = re.compile(
-    r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SACCTMGR|SPRIO|SSTAT|STRIGGER"
-    r"|PMI|PMIX|PALS|SUBMITIT)_"
+    r"^(_?SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SACCTMGR|SPRIO|SSTAT"
+    r"|STRIGGER|SPANK|PMI|PMIX|PALS|SUBMITIT)_"
 )
 """Variables of a shell or an enclosing job that would change what Slurm's commands do or answer."""
+BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|Zero Bytes|[Uu]nable to contact")
+"""A controller that answers soon after."""
+PAUSES = (0.5, 2.0)
+"""Seconds before a question is asked again."""
 KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}
 """Those of them by which the commands reach the cluster."""
 CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")
@@ -31,6 +36,7 @@ _ENDED = re.compile(
     "COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|BOOT_FAIL|OUT_OF_ME|DEADLINE|REVOKED"
 )
 _SUBMITTED = re.compile(r"(?:.*Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?\s*$")
+_UNSURE = re.compile("timed out|Zero Bytes|[Uu]nable to contact|Unexpected message")
 _MESSAGE_PREFIX = re.compile(
     r"^((\w+: )?(error|fatal): |allocation failure: |Batch job submission failed: )+"
 )
@@ -58,14 +64,15 @@ def queue() -> list[Queued]:
     return [Queued(*line.strip().split("|", 5)) for line in lines if line.count("|") >= 5]
 
 
-def controllers_jobs(ids: list[str]) -> list[Queued]:
-    """The jobs with these ids that have not ended, by the controller itself.
+def controllers_jobs(ids: Iterable[str | None]) -> list[Queued]:
+    """The jobs with these ids that have not ended, by the controller itself. None: all users' jobs.
 
     Some sites answer squeue from a copy that is a minute old.
     """
     jobs = []
     for job_id in ids:
-        for line in call("scontrol", "--oneliner", "show", "job", job_id).stdout.splitlines():
+        words = ("scontrol", "--oneliner", "show", "job", *filter(None, [job_id]))
+        for line in _query(*words).stdout.splitlines():
             facts = dict(re.findall(r"(\w+)=(\S*)", line))
             if not _ENDED.match(facts.get("JobState", "COMPLETED")):
                 comment = re.search(r" Comment=(.*?)(?= \w+=|$)", line)
@@ -89,6 +96,13 @@ def _task_ids(facts: dict[str, str]) -> list[str]:
     return [f"{facts['ArrayJobId']}_{index}" for index in indices]
 
 
+def state(job: str) -> str:
+    """The state of a job in the queue; empty where it is not there, or Slurm does not answer."""
+    result = _query("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    # A site may greet before the answer.
+    return result.stdout.rpartition("\n")[0].rpartition("\n")[2].strip()
+
+
 def may_requeue(job: str) -> bool:
     """Whether this job may be queued again: neither its script nor the site forbids it."""
     return " Requeue=1 " in call("scontrol", "show", "job", job).stdout
@@ -102,7 +116,7 @@ def known_job_ids(jobs: list[str]) -> set[str]:
     if not jobs:
         return set()
     bases = ",".join(sorted({job.split("_")[0] for job in jobs}))
-    result = call(
+    result = _query(
         "squeue", "--noheader", "--array", "--states=all", "--format=%i", f"--jobs={bases}"
     )
     # With a single id that it has forgotten, squeue fails instead of printing nothing.
@@ -192,6 +206,14 @@ def submitted_id(result: subprocess.CompletedProcess[str]) -> str | None:
     return ids[-1] if ids else None
 
 
+def may_be_queued(result: subprocess.CompletedProcess[str]) -> bool:
+    """Whether the controller may have queued a job, or will, of which sbatch gives no id.
+
+    It may after a time-out, and where a site's wrapper ends with status 0.
+    """
+    return not result.returncode or bool(_UNSURE.search(result.stderr + result.stdout))
+
+
 def reason(text: str) -> str:
     """All that Slurm or a site's plugin says, as one line without the prefixes."""
     lines = [_MESSAGE_PREFIX.sub("", line.strip()) for line in text.splitlines() if line.strip()]
@@ -213,11 +235,21 @@ def require_slurm() -> None:
 
 
 def ask(*command: str) -> str:
-    """The output of a command. Raises UserError where it fails."""
-    result = call(*command)
+    """The output of a command that changes nothing. Raises UserError where it fails."""
+    result = _query(*command)
     if result.returncode:
         raise _no_answer(command[0], result.stderr)
     return result.stdout
+
+
+def _query(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that changes nothing, again after a pause where the controller was busy."""
+    for pause in PAUSES:
+        result = call(*command)
+        if not result.returncode or not BUSY.search(result.stderr):
+            return result
+        time.sleep(pause)
+    return call(*command)
 
 
 def call(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -188,8 +188,9 @@ def _ended(jobs: list[str], study: str) -> dict[str, str]:
             result = slurm_cli.call(*command, f"--jobs={ids}")
         except UserError:
             break
-        for line in result.stdout.splitlines():
-            step, name, state = line.split("|", 2)
+        rows = (line.split("|") for line in result.stdout.splitlines())
+        # Other lines are a site's greeting.
+        for step, name, state in (row for row in rows if len(row) == 3):
             job = step.split(".")[0]
             if step == job and name.startswith(f"{study}-"):
                 ends[job] = state

@@ -52,12 +52,12 @@ class Group:
 
     def in_queue(self, queue: list[Queued]) -> dict[int, Queued]:
         """Index of a task -> its job, for the jobs that have not ended."""
-        own = {job.job: job for job in queue if self._has(job)}
+        own = {job.job: job for job in queue if self.has(job)}
         bases = dict.fromkeys(job.split("_")[0] for job in own)
         base = self.job if self.job in bases else next(iter(bases), None)
         return {index: own[job] for index, job in enumerate(self.task_ids(base)) if job in own}
 
-    def _has(self, job: Queued) -> bool:
+    def has(self, job: Queued) -> bool:
         """Whether a job is of this group: its comment or its script has the group's name.
 
         Some sites replace comments, and run another script than the one that they are given. Then
@@ -269,12 +269,12 @@ def ask_queue(groups: list[Group]) -> list[Queued]:
     """
     queue = slurm_cli.queue()
     since = utc.text(time.time() - CACHED_SECONDS)
-    unlisted = [
-        group.job
-        for group in groups
-        if group.job and group.time > since and not group.in_queue(queue)
-    ]
-    return queue + slurm_cli.controllers_jobs(unlisted)
+    unlisted = [group for group in groups if group.time > since and not group.in_queue(queue)]
+    ids = dict.fromkeys(group.job for group in unlisted)
+    jobs = slurm_cli.controllers_jobs(ids)
+    if None in ids:  # sbatch gave no id; all jobs of the cluster were asked for
+        jobs = [job for job in jobs if any(group.has(job) for group in unlisted)]
+    return queue + jobs
 
 
 def wait_for_completing(groups: list[Group]) -> list[Queued]:

@@ -5,7 +5,7 @@ import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from slurm.snapshot import relocated, snapshot, snapshot_path
 SUPERSEDED = "the study was started with another study file since"
 HELD = re.compile("(?i)held(?!admin)")  # what an administrator holds, only they release
 # After these the controller may have queued the job, or will.
-_UNSURE = re.compile("timed out|no answer|Zero Bytes|[Uu]nable to contact|Unexpected message")
+_UNSURE = re.compile("timed out|Zero Bytes|[Uu]nable to contact|Unexpected message")
 
 
 @dataclass(frozen=True)
@@ -397,21 +397,22 @@ def _sbatch(
     """
     group = f"{target.base.name}-{uuid.uuid4().hex[:12]}"
     submissions.write_submitting(target.records, group, kind, identities, after)
-    job, said = None, ""
+    job, is_unsure = None, True
     executor = target.executor(name, resources, group=group, dependency=after)
     try:
         with named_errors(target.records):
             result = executors.submit(executor, calls)
         job, said = slurm_cli.submitted_id(result), result.stderr + result.stdout
+        is_unsure = slurm_cli.may_be_queued(result)
     except UserError as error:  # no answer in time
         said = error.problems[0].what
     # The queue decides: sites put wrappers around sbatch, and after a time-out the job may be in.
-    listed = submissions.Group(group, kind, identities, job).in_queue(slurm_cli.queue())
-    job = next((queued.job.split("_")[0] for queued in listed.values()), job)
+    with suppress(UserError) if job else nullcontext():  # without its answer the id counts
+        listed = submissions.Group(group, kind, identities, job).in_queue(slurm_cli.queue())
+        job = next((queued.job.split("_")[0] for queued in listed.values()), job)
     if job is None:
         reason = slurm_cli.reason(said)
-        if _UNSURE.search(reason):
-            # It stays on record as submitted: if it comes in later, the next submission finds it.
+        if is_unsure:  # it stays on record: if it comes in later, the next submission finds it
             fix = "it may be queued all the same; the same command in a minute finds out"
             raise UserError(where=f"{kind} jobs", what=f"sbatch: {reason}", fix=fix)
         submissions.write_refused(target.records, group, reason)

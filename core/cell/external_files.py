@@ -11,6 +11,7 @@ A cell compares them when it starts (`check_planned`) and before its manifest is
 (`check_unchanged`). The manifest records the sha256 of every file.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def check_planned(folder: Path, config: dict[str, Any]) -> Record:
     problems = []
     for key, planned in config["settings"].get("files", {}).items():
         path = Path(config["resources"]["files"][key])
-        if not path.exists():
+        if not os.path.exists(path):
             fix = "fetch or restore it, or correct the path in the study file"
             problems.append(Problem(str(path), "no such file", fix))
             continue
@@ -74,11 +75,12 @@ def check_unchanged(record: Record, base: Path, since: str) -> None:
 def digests(path: Path, base: Path) -> dict[str, str]:
     """The sha256 of a file under the name "", or of a folder's `content_files` by their names.
 
-    Hashes of large files are remembered in the folder `base`. {} where nothing is there.
+    Hashes of large files are remembered in the folder `base`. {} where nothing is there that this
+    user may see: a recorded path may be in another's home.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return {name: remembered_sha256(file, base) for name, file in content_files(path).items()}
-    return {"": remembered_sha256(path, base)} if path.exists() else {}
+    return {"": remembered_sha256(path, base)} if os.path.exists(path) else {}
 
 
 def is_pin(planned: Any) -> bool:
@@ -122,7 +124,7 @@ def _differing(now: dict[str, str], before: dict[str, str]) -> list[str]:
 
 
 def _changed(path: Path, since: str) -> Problem:
-    what = f"{'changed' if path.exists() else 'is gone'} since {since}"
+    what = f"{'changed' if os.path.exists(path) else 'is gone'} since {since}"
     fix = (
         "run the study again: other content makes other cells; where it makes the same, bring "
         "the file back or use another runs folder (--runs)"

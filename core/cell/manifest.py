@@ -129,7 +129,7 @@ def _damaged(folder: Path, manifest: dict[str, Any]) -> list[Problem]:
     problems = []
     for name, output in manifest["outputs"].items():
         path = folder / name
-        if not path.exists() or path.stat().st_size != output["bytes"]:
+        if not os.path.exists(path) or path.stat().st_size != output["bytes"]:
             what = "is missing or cut short"
         elif output["bytes"] < LARGE and name not in RECORDS and sha256(path) != output["sha256"]:
             what = "has another content than when its cell finished"
@@ -220,6 +220,7 @@ def code_version(root: Path = ROOT) -> dict[str, Any]:
 
     `dirty` is None where git or the history is missing, and `commit` too, but in what `git archive`
     packed. Studies and cluster profiles are not code: what a cell takes of them is in its config.
+    Nor are new files whose path has a part that starts with a dot, such as an editor's.
     """
     snapshot = root / "code.json"  # written into the copy of the code that submitted jobs run from
     if snapshot.exists():
@@ -231,7 +232,8 @@ def code_version(root: Path = ROOT) -> dict[str, Any]:
     commit = git(root, "rev-parse", "HEAD")
     if changed is None or commit is None:
         return {"commit": _commit_of_archive(root), "dirty": None}
-    return {"commit": commit.strip(), "dirty": bool(changed.strip())}
+    is_dirty = any(not re.match(r'\?\? "?(.*/)?\.', line) for line in changed.splitlines())
+    return {"commit": commit.strip(), "dirty": is_dirty}
 
 
 def _commit_of_archive(root: Path) -> str | None:

@@ -69,7 +69,7 @@ def add_stages_argument(parser: argparse.ArgumentParser) -> None:
 
 def stage_names(text: str) -> tuple[str, ...]:
     """The type of an option that lists stages, separated by commas."""
-    names = tuple(text.split(","))
+    names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in STAGES]:
         guess = did_you_mean(unknown[0], list(STAGES))
         valid = ", ".join(STAGES)
@@ -88,6 +88,18 @@ def startable(todo: list[Cell], stages: Collection[str]) -> list[Cell]:
         ):
             chosen[cell.identity] = cell
     return list(chosen.values())
+
+
+def needed_first(todo: list[Cell], stages: Collection[str]) -> list[str]:
+    """The other stages whose unfinished cells those of `stages` need. `todo`: unfinished cells."""
+    unfinished_now = {cell.identity for cell in todo}
+    needed = {
+        used.stage
+        for cell in todo
+        for used in cell.inputs.values()
+        if cell.stage in stages and used.identity in unfinished_now
+    }
+    return [stage for stage in STAGES if stage in needed and stage not in stages]
 
 
 def positive(text: str) -> int:

@@ -23,6 +23,7 @@ from study.commands.common import (
     add_start_arguments,
     check_before_start,
     load,
+    needed_first,
     positive,
     prepare_folders,
     show_declaration,
@@ -114,14 +115,7 @@ def _show_rest(rest: list[Cell], args: argparse.Namespace, started: bool) -> Non
         return print(json.dumps({"remaining": counts}))
     stages = ", ".join(f"{stage} {count}" for stage, count in counts.items())
     print(f"{len(rest)} cells are left to others or wait for them: {stages}")
-    unfinished_now = {cell.identity for cell in rest}
-    needed = [
-        used.stage
-        for cell in rest
-        for used in cell.inputs.values()
-        if cell.stage in args.stages and used.identity in unfinished_now
-    ]
-    missing = [stage for stage in STAGES if stage in needed and stage not in args.stages]
+    missing = needed_first(rest, args.stages)
     if not started and missing:
         print(f"nothing could start: {', '.join(args.stages)} need {', '.join(missing)} first")
 

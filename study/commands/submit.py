@@ -11,6 +11,7 @@ from tabulate import tabulate
 from core.cell.publish import publish, results
 from core.declaration import read_declaration
 from core.errors import Problem, UserError
+from core.stages import STAGES
 from study.commands.common import (
     add_stages_argument,
     add_start_arguments,
@@ -18,12 +19,15 @@ from study.commands.common import (
     cluster_args,
     load,
     load_cluster,
+    needed_first,
     parallel_plans,
     prepare_folders,
     relative_to_cwd,
     show_declaration,
+    startable,
     study_args,
     submit_command,
+    unfinished,
 )
 from study.commands.status_plan import start_page
 from study.forecast import inference_gpus, study_cost
@@ -111,7 +115,13 @@ def submit(args: argparse.Namespace) -> int:
         print(json.dumps(facts | {"declaration": declaration}, indent=1))
     else:
         again = submit_command(base, study_args(args), cluster)
-        print(_show(facts, study_args(args), again, relative_to_cwd(results(base))))
+        rest = unfinished(cells, base)
+        named = study_args(args)
+        ready = len(startable(rest, facts["login"]))
+        print(_show(facts, named, again, relative_to_cwd(results(base)), ready))
+        missing = needed_first(rest, stages)
+        if missing and not facts["submitted"] and not facts["queued"] and args.stages != STAGES:
+            print(f"nothing could start: {', '.join(stages)} need {', '.join(missing)} first")
         show_declaration(base)
     failed = args.until_done and facts["finished"] < facts["cells"]
     if failed:
@@ -126,10 +136,11 @@ def _report(lines: list[str]) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -> str:
+def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path, ready: int) -> str:
     """The text about one submission.
 
-    `named`: how the user named the study. `again`: the command that submits it.
+    `named`: how the user named the study. `again`: the command that submits it. `ready`: cells that
+    can start on the login node now.
     """
     lines = []
     if facts["jobs"]:
@@ -152,7 +163,8 @@ def _show(facts: dict[str, Any], named: str, again: str, results_folder: Path) -
         stages = ",".join(facts["login"])
         lines.append(
             f"left to this login node: python -m study run {named} --stages {stages}; "
-            f"{facts['behind']} cells wait for it: submit again when it has ended"
+            f"{ready} cells can start there now, {facts['behind']} cells wait for it: submit again "
+            "when it has ended"
         )
     for line in facts["waits"]:
         lines.append(f"waits: {line}; they start when enough are up")

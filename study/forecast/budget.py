@@ -6,6 +6,7 @@ from typing import Any
 from core.errors import Problem, UserError
 
 LIMITS = ("cost", "calls", "gpu_hours", "cpu_hours", "hours", "disk_gb", "files")
+_LESS = {"disk_gb": "keep fewer weights (keep of the study file), "}
 
 
 def parse_budget(words: list[str]) -> dict[str, float]:
@@ -38,16 +39,19 @@ def check_budget(
 ) -> None:
     """Raise UserError with each limit that the study exceeds, spent and remaining together.
 
-    totals: of `study.forecast.study_cost.totals`. `hours` are those of the critical path, `disk_gb`
-    is the peak. `source`: where the limits stand. A study of which nothing remains exceeds none.
+    totals: of `study.forecast.study_cost.totals`. `hours` are those of the critical path and of the
+    wait for room on the disk, `disk_gb` is the peak. `source`: where the limits stand. A study of
+    which nothing remains exceeds none.
     """
     spent = totals["spent"]
-    amounts = totals["study"] | {"hours": totals["critical_path"], "disk_gb": totals["peak_gb"]}
+    hours = totals["critical_path"] + totals["disk"]["hours"]
+    amounts = totals["study"] | {"hours": hours, "disk_gb": totals["peak_gb"]}
     problems = [
         Problem(
             key,
             f"the study takes about {amounts[key]:,.2f}, {spent.get(key, 0):,.2f} of it spent",
-            f"{source} {key}={limit:g} is less; raise it, or make the study smaller",
+            f"{source} {key}={limit:g} is less; raise it, {_LESS.get(key, '')}or make the study "
+            "smaller",
         )
         for key, limit in budget.items()
         if amounts[key] > limit

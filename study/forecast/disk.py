@@ -80,6 +80,11 @@ class Forecast:
     hours: float
     """By which the limit delays the end of the study."""
 
+    @property
+    def fits(self) -> bool:
+        """Whether the limit has room for one of them beside what stays."""
+        return self.limit_gb is None or self.peak_gb <= self.limit_gb
+
     def show(self) -> str:
         """One line; empty for a study that keeps all weights, without a limit."""
         if not self.trees:
@@ -89,6 +94,8 @@ class Forecast:
         )
         if self.limit_gb is None:
             return f"{text}; disk_gb of the cluster profile bounds how many run at once"
+        if not self.fits:
+            return f"{text}; {self.limit_gb:,.0f} GB have no room for one beside what stays"
         return (
             f"{text}; in {self.limit_gb:,.0f} GB {self.at_once} of them run at once, which takes "
             f"{self.hours:,.1f} h more than all at once"
@@ -104,7 +111,7 @@ def forecast(
         by_root: Of `trees`.
         written_gb: All that the study writes, but step checkpoints.
         working_gb: Step checkpoints of trainings that run at once, of a study that keeps all.
-        limit_gb: As many trees run at once as fit in it. None: all.
+        limit_gb: As many trees run at once as fit in it, one at least. None: all.
     """
     going = sum(tree.weights_gb for tree in by_root.values())
     remaining = sorted((t for t in by_root.values() if t.hours), key=lambda tree: -tree.gb)
@@ -112,14 +119,14 @@ def forecast(
     sizes = [tree.gb for tree in remaining]
     at_once = len(sizes)
     if limit_gb is not None:
-        while at_once and end_gb + sum(sizes[:at_once]) > limit_gb:
+        while at_once > 1 and end_gb + sum(sizes[:at_once]) > limit_gb:
             at_once -= 1
     peak = end_gb + (sum(sizes[:at_once]) if sizes else 0.0)
     if not by_root:
         peak += working_gb
     hours = [tree.hours for tree in remaining]
     longest = max(hours, default=0.0)
-    delay = _makespan(hours, at_once) - longest if at_once else 0.0
+    delay = _makespan(hours, at_once) - longest if hours else 0.0
     return Forecast(end_gb, peak, limit_gb, len(remaining), at_once, max(sizes, default=0.0), delay)
 
 
@@ -138,7 +145,7 @@ def disk_limit(by_root: dict[str, Tree], disk: Forecast) -> Any:
     """
     if disk.limit_gb is None or not disk.trees:
         return None
-    if not disk.at_once:
+    if not disk.fits:
         raise UserError.of(
             [
                 Problem(

@@ -15,6 +15,7 @@ from study.spec.checks import (
 )
 from study.spec.declaration import UNPROMPTED, declaration_problems
 from study.spec.fingerprints import yaml_once
+from study.spec.value_checks import arm_doses
 
 
 def contrast_mistakes(raw: Mapping) -> Mistakes:
@@ -57,24 +58,45 @@ def _unprompted(at: KeyPath, bench: Any, contrast: Mapping, raw: Mapping) -> Mis
 
 
 def _repeated_contrasts(raw: Mapping) -> Mistakes:
-    """Contrasts of the same sides on the same benchmark, also turned round."""
-    first: dict[Any, Any] = {}
+    """Contrasts of the same sides at the same dose on the same benchmark, also turned round."""
+    first: dict[tuple[str, str], int] = {}
     mistakes: Mistakes = []
     for i, contrast in enumerate(as_list(raw.get("contrasts"))):
         if not isinstance(contrast, dict):
             continue
-        sides = [
-            (contrast.get(arm), contrast.get(f"{arm}_dose")) for arm in ("treatment", "control")
-        ]
-        doses = contrast.get("doses")
+        compared = _compared(contrast, raw)
         for bench in as_list(contrast.get("benchmarks")):
-            key = repr((sorted(map(repr, sides)), bench, sorted(map(repr, as_list(doses)))))
-            before = first.setdefault(key, i)
-            if before != i:
+            repeated: dict[int, list[str]] = {}  # number of the contrast before -> doses
+            for sides, dose in compared.items():
+                before = first.setdefault((str(bench), sides), i)
+                if before != i:
+                    repeated.setdefault(before, []).append(dose)
+            for before, doses in repeated.items():
                 name = raw["contrasts"][before].get("name")
-                what = f"compares on {bench} what contrast {name!r} compares"
+                at_doses = f" at dose {', '.join(doses)}" if all(doses) else ""
+                what = f"compares on {bench} what contrast {name!r} compares{at_doses}"
                 mistakes.append(Mistake(("contrasts", i), what, "keep one of the two"))
     return mistakes
+
+
+def _compared(contrast: Mapping, raw: Mapping) -> dict[str, str]:
+    """Both sides (arm, dose) of each test of a contrast, in one order, and the doses as text.
+
+    The text is empty where the doses of an arm can't be told.
+    """
+    arms = [contrast.get(side) for side in ("treatment", "control")]
+    given = [contrast.get(f"{side}_dose") for side in ("treatment", "control")]
+    if given != [None, None]:
+        return {_sides(arms, given): " v ".join(map(str, given))}
+    of_arms = [arm_doses(arm, raw) or [] for arm in arms]
+    shared = [dose for dose in of_arms[0] if dose in of_arms[1]]
+    if doses := as_list(contrast.get("doses")) or shared:
+        return {_sides(arms, [dose, dose]): str(dose) for dose in doses}
+    return {_sides(arms, given): ""}
+
+
+def _sides(arms: list[Any], doses: list[Any]) -> str:
+    return repr(sorted(map(repr, zip(arms, doses, strict=True))))
 
 
 def _looks(raw: Mapping) -> Mistakes:

@@ -1,11 +1,13 @@
 """Values of a study file that are valid by themselves and have no meaning together."""
 
 import string
+from collections import Counter
 from typing import Any
 
 from study.spec.chain_checks import has_chain, raw_doses
 from study.spec.checks import Mapping, Mistake, Mistakes, as_list, section_entries
-from study.spec.schema import Study
+from study.spec.doses import doses
+from study.spec.schema import Benchmark, Contrast, Study
 
 
 def value_mistakes(raw: Mapping) -> Mistakes:
@@ -25,12 +27,38 @@ def value_mistakes(raw: Mapping) -> Mistakes:
 
 def study_warnings(study: Study) -> list[str]:
     """What may be meant, and probably is not."""
-    return [
+    same_answers = [
         f"benchmarks.{name}: at temperature 0 all {bench.epochs} answers to a question are the "
         "same; epochs: 1 gives the same scores"
         for name, bench in study.benchmarks.items()
         if bench.temperature == 0 and bench.epochs > 1
     ]
+    return same_answers + _families_of_one(study)
+
+
+def _families_of_one(study: Study) -> list[str]:
+    """Families of one test beside others: what is tested alone escapes Holm's correction."""
+    tests: Counter[str] = Counter()
+    for contrast in study.contrasts:
+        for name in contrast.benchmarks:
+            tests[contrast.family] += len(_dose_pairs(study, contrast, study.benchmarks[name]))
+    return [
+        f"contrasts: family {family} has one test, which Holm's correction leaves as it is; put "
+        "it into the family of the contrasts that answer the same question"
+        for family, count in tests.items()
+        if count == 1 and len(tests) > 1
+    ]
+
+
+def _dose_pairs(study: Study, contrast: Contrast, bench: Benchmark) -> list[tuple[int, int]]:
+    """The doses (of treatment, of control) that a contrast compares on a benchmark."""
+    if contrast.treatment_dose is not None and contrast.control_dose is not None:
+        return [(contrast.treatment_dose, contrast.control_dose)]
+    of_arms = (doses(study, arm) for arm in (contrast.treatment, contrast.control))
+    common = set.intersection(*map(set, of_arms))
+    for chosen in (contrast.doses, bench.doses):
+        common &= common if chosen is None else set(chosen)
+    return [(dose, dose) for dose in sorted(common)]
 
 
 def _corpus(at: tuple[Any, ...], corpus: Mapping) -> Mistakes:
@@ -80,7 +108,7 @@ def _contrast(at: tuple[Any, ...], contrast: Mapping, raw: Mapping) -> Mistakes:
     if sides[0] is not None and sides[0] == sides[1] and doses[0] == doses[1]:
         what = f"compares {sides[0]} with itself"
         mistakes.append(Mistake((*at, "control"), what, "name another arm, or another dose"))
-    of_arms = [_doses(arm, raw) for arm in sides]
+    of_arms = [arm_doses(arm, raw) for arm in sides]
     for side, dose, valid in zip(("treatment", "control"), doses, of_arms, strict=True):
         if dose is not None and valid is not None and dose not in valid:
             what = f"arm {contrast[side]} has no dose {dose}"
@@ -101,7 +129,7 @@ def _listed(doses: list[Any]) -> str:
     return ", ".join(map(str, doses))
 
 
-def _doses(arm: Any, raw: Mapping) -> list[Any] | None:
+def arm_doses(arm: Any, raw: Mapping) -> list[Any] | None:
     """The doses at which an arm is evaluated; None where that can't be told."""
     settings = section_entries(raw, "arms").get(arm) if isinstance(arm, str) else None
     if settings is None:

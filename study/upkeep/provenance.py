@@ -143,7 +143,7 @@ def _row(relpath: str, base: Path) -> Row:
     with suppress(OSError, yaml.YAMLError):  # of an edited one the hash tells
         config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     config = config if isinstance(config, dict) else {}
-    checks = [*_outputs(folder, manifest, pruned), *_external(manifest)] if manifest else []
+    checks = [*_outputs(folder, manifest, pruned), *_external(manifest, folder)] if manifest else []
     path = folder / "manifest.json"
     inputs = (manifest or config).get("inputs", {})
     return {
@@ -185,14 +185,14 @@ def _outputs(folder: Path, manifest: Row, pruned: Row) -> list[Row]:
     for name, output in outputs.items():
         path = folder / name
         is_pruned = pruned.get(name, {}).get("sha256") == output["sha256"]
-        state = "unread" if path.is_file() else "pruned" if is_pruned else "missing"
+        state = "unread" if os.path.isfile(path) else "pruned" if is_pruned else "missing"
         if state == "unread" and path.stat().st_size != output["bytes"]:
             state = "changed"
         checks.append(_check("output", name, path, output["sha256"], state))
     expected = {*NOT_OUTPUTS, *outputs}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not {name, path.name} & expected and not name.startswith("."):
+        if os.path.isfile(path) and not {name, path.name} & expected and not name.startswith("."):
             checks.append(_check("output", name, path, None, "added"))
     return checks
 
@@ -208,21 +208,32 @@ def _check(kind: str, file: str, path: Path, wanted: str | None, state: str) -> 
     }
 
 
-def _external(manifest: Row) -> list[Row]:
-    """Checks of the files that the cell read from outside of the study's folder."""
+def _external(manifest: Row, folder: Path) -> list[Row]:
+    """Checks of the files that the cell in `folder` read from outside of the study's folder."""
     checks = []
     for entry in manifest.get("files", {}).values():
-        path = Path(entry["path"])
-        if not path.exists():  # in a copy of the code, perhaps, that was pruned
-            path = ROOT / re.sub(r".*/slurm/code-\w+/", "", str(path))
+        path = _read_from(entry["path"], folder)
         wanted = entry["sha256"]
-        for name in sorted({*wanted, *(content_files(path) if path.is_dir() else ())}):
+        for name in sorted({*wanted, *(content_files(path) if os.path.isdir(path) else ())}):
             file = path / name
             state = "unread" if name in wanted else "added"
-            if not file.is_file():
+            if not os.path.isfile(file):
                 state = "missing"
             checks.append(_check("external", str(file), file, wanted.get(name), state))
     return checks
+
+
+def _read_from(recorded: str, folder: Path) -> Path:
+    """Where a file is now. Its copy of the code may have been pruned, or moved with the study.
+
+    The recorded path may be in another user's home: os.path takes what it may not see as missing.
+    """
+    copied = re.sub(r".*/slurm/(?=code-\w+/)", "", recorded)
+    if copied == recorded:
+        return Path(recorded)
+    in_checkout = ROOT / copied.partition("/")[2]
+    paths = [Path(recorded), folder.parents[1] / "slurm" / copied]
+    return next((path for path in paths if os.path.exists(path)), in_checkout)
 
 
 def trace(

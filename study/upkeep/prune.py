@@ -7,6 +7,7 @@ samples, ledgers, manifests, corpora, scores, results and logs.
 """
 
 import json
+import os
 import shlex
 import shutil
 from collections import Counter, defaultdict
@@ -290,7 +291,7 @@ def _reason_to_keep(kind: str, folder: Path, base: Path, users: list[Cell], stud
         manifest = read_manifest(base / user.relpath) or {"outputs": {}}
         for name, output in manifest["outputs"].items():
             path = base / user.relpath / name
-            if name in pruned or (path.is_file() and path.stat().st_size == output["bytes"]):
+            if name in pruned or (os.path.isfile(path) and path.stat().st_size == output["bytes"]):
                 continue
             fix = f"python -m study verify {study_args}"
             return f"{user.relpath}/{name}, made with it, is damaged; {fix}"
@@ -320,7 +321,7 @@ def _is_temporary(name: str) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    files = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
     return sorted(str(path.relative_to(folder)) for path in files)
 
 

@@ -30,7 +30,7 @@ def stale(cells: list[Cell], base: Path) -> list[Row]:
             continue
         manifest = read_manifest(folder)
         stage, name = folder.parent.name, folder.name.rpartition("-")[0]
-        files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+        files = (path for path in folder.rglob("*") if not path.is_symlink() and path.is_file())
         rows.append(
             {
                 "stage": stage,

@@ -105,7 +105,9 @@ def test_the_p_that_holm_needs_is_where_it_decides() -> None:
     for number in range(10):
         level = (0.05, 0.0114)[number % 2]
         ps = (10 ** rng.uniform(-4, 0, rng.integers(1, 9))).tolist()
-        rows = [{"family": "f", "p": p, "estimate": 1.0, "treatment": "a"} for p in ps]
+        rows = [
+            {"family": "f", "p": p, "estimate": 1.0, "treatment": "a", "unfinished": 0} for p in ps
+        ]
         decide(rows, [[] for _ in rows], level)
         for n, row in enumerate(rows):
             needed = row["p_needed"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.estimates import ALPHA
+from analysis.estimates import ALPHA, Estimate
 from analysis.headline import notes_of
 from analysis.looks import (
     FILE,
@@ -24,6 +24,7 @@ from analysis.looks import (
 )
 from analysis.rows import Row
 from analysis.settings import ScoreFile
+from analysis.verdicts import decide
 from core.errors import UserError
 from tests.analysis.small_study import declared_study, drop, edit, results_of, study
 
@@ -109,6 +110,26 @@ def test_a_study_without_one_checkpoint_has_no_verdict_on_it(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_no_verdict_rests_on_the_unfinished_seeds_of_another_contrast() -> None:
+    """Holm lets .03 pass beside .001, and not beside .2: what .001 comes to is not known yet."""
+
+    def family(p_of_other: float, unfinished: int) -> list[Row]:
+        rows: list[Row] = [
+            {"family": "primary", "treatment": "t", "estimate": 0.1, "p": p, "unfinished": waits}
+            for p, waits in ((0.03, 0), (p_of_other, unfinished))
+        ]
+        decide(rows, [[], []], ALPHA)
+        return rows
+
+    early, unfinished = family(0.001, 2)
+    assert (early["p_holm"], early["verdict"], early["p_needed"]) == (0.06, "interim", 0.025)
+    assert early["reason"] == "Holm's correction waits for unfinished tests of its family"
+    assert unfinished["p_holm"] == 0.002  # its own is shown as it is, and is interim
+    assert family(0.2, 0)[0]["verdict"] == "inconclusive"
+    late, _ = family(0.001, 0)
+    assert (late["p_holm"], late["verdict"], late["p_needed"]) == (0.03, "higher", 0.05)
+
+
 def test_a_verdict_that_lost_grades_make_hangs_on_them(tmp_path: Path) -> None:
     """Four fifths of the failing grades of one arm are lost."""
     context = study(tmp_path)
@@ -127,6 +148,14 @@ def test_a_verdict_that_lost_grades_make_hangs_on_them(tmp_path: Path) -> None:
     for row in rows:
         assert row["verdict"] == "hangs on missing grades", row
         assert "filled against and for animal" in row["reason"]
+
+
+def test_what_is_filled_is_named_by_its_dose_where_both_sides_are_one_arm() -> None:
+    filled = [Estimate(estimate=-0.1, p=0.01), Estimate(estimate=0.1, p=0.01)]
+    sides = {"treatment": "a", "control": "a", "dose": 200, "control_dose": 0}
+    row: Row = sides | {"family": "f", "estimate": 0.1, "p": 0.01, "unfinished": 0}
+    decide([row], [filled], ALPHA)
+    assert row["reason"].endswith("against and for a at dose 200: lower, higher")
 
 
 FILES = [

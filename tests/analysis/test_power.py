@@ -1,6 +1,7 @@
 """plan --power: each contrast by its own formula, over its family, by assumed or a pilot's variances."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from analysis.planned_test import Design, Scenarios, Variances, planned_test
-from analysis.power import PlannedContrast, rows, show
+from analysis.power import PlannedContrast, read_pilot, rows, show
+from core.errors import UserError
 from core.paths import ROOT
 from study.cli import main
 from study.forecast.planned_contrasts import planned_contrasts
@@ -87,7 +89,10 @@ def test_the_alpha_is_over_the_family_and_beside_05() -> None:
     text = show([row])
     assert "primary, 8 tests" in text and "0, 800" in text and "26?" in text
     assert f"{100 * alone.detectable():.1f} / {100 * in_family.detectable():.1f}" in text
+    assert "not listed" in text and "-: no test" not in text  # 2 of 8 tests are here
+    assert "not listed" not in show(rows([replace(PLANNED, family_size=2)]))
     (alone_row,) = rows([replace(PLANNED, seeds=1)])
+    assert "-: no test, as with one seed" in show([alone_row])
     assert alone_row["alone"]["detectable"] is None and "- / -" in show([alone_row])
 
 
@@ -137,7 +142,11 @@ def test_components_that_do_not_fit_are_not_used() -> None:
     ):
         (row,) = rows([contrast], results)
         assert row["variances"] == "assumed"
-        assert "planned_test.py." in show([row], results)
+        text = show([row], results)
+        assert (
+            f"planned_test.py. pilot has no complete components for {contrast.benchmark}." in text
+        )
+        assert "upper limit" not in text and "sd, points" not in text
 
 
 def test_translations_are_no_questions_of_their_own(tmp_path: Path) -> None:
@@ -170,6 +179,33 @@ def test_plan_shows_it_where_it_is_asked_for(
     power = json.loads(capsys.readouterr().out)["power"]
     assert [row["variances"] for row in power] == ["pilot", "pilot, upper limits"]
     assert power[0]["seeds"] == len(load_study(TINY).seeds)
+
+
+def test_a_study_without_judged_contrasts_has_no_empty_tables() -> None:
+    assert show([]) == "No power: no contrast is on a benchmark that a judge grades."
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: row.pop("kind"),
+        lambda row: row.update(benchmark="other"),
+        lambda row: row["components"][0].pop("component"),
+        lambda row: row["components"][0].update(variance="0.1"),
+        lambda row: row["components"][1].update(upper=-0.1),
+        lambda row: row["components"][1].update(variance=float("nan")),
+    ],
+)
+def test_damaged_components_are_refused(tmp_path: Path, damage: Callable[[Any], object]) -> None:
+    results = pilot()
+    damage(results["variance"][0])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    with pytest.raises(UserError) as error:
+        read_pilot(path)
+    assert "the file was edited or cut" in error.value.lines[0]
+    path.write_text(json.dumps(pilot()))
+    assert read_pilot(path) == pilot()
 
 
 @pytest.mark.parametrize(

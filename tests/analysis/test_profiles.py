@@ -31,7 +31,7 @@ def test_the_words_hold_every_number():
         results, "ahb", 0
     )
     text = profiles.describe_per_question(answers(), contrast())
-    assert "before SFT: mean +5.0, 3 questions above 0, 2 below, 0 without" in text
+    assert "before SFT: mean +5.0, 3 questions above 0, 2 below, 1 equal, 0 not" in text
     assert re.findall(r"q\d [+-]\d+\.0", text)[:6] == [
         f"q{q} {10 * (q - 2):+.1f}" for q in (5, 4, 3, 2, 1, 0)
     ]
@@ -55,7 +55,13 @@ def test_what_is_missing_is_marked_and_never_drawn_as_a_number():
     assert crosses(profiles.per_question(means, contrast())) == [
         (0.03, 3.0)
     ]  # sorted by what is known after SFT
-    assert "1 without a difference" in profiles.describe_per_question(means, contrast())
+    assert "1 equal, 1 not graded in both arms" in profiles.describe_per_question(means, contrast())
+
+
+def test_a_difference_of_rounding_is_none() -> None:
+    """.1 + .2 + .3 is not .3 + .2 + .1 in floating point."""
+    same = profiles.seed_difference({0: 0.1, 1: 0.2, 2: 0.3}, {0: 0.3, 1: 0.2, 2: 0.1}, False)
+    assert same.value == 0
 
 
 def numbers_of(treatment, control, paired=False) -> tuple[float, float, float]:

@@ -58,6 +58,8 @@ def test_arms_of_any_name_are_in_every_table(small: dict[str, Any]) -> None:
 def test_higher_is_good_bad_or_neither_by_benchmark(small: dict[str, Any]) -> None:
     results = copy.deepcopy(small)
     results["benchmarks"]["concern"]["direction"] = "lower"
+    for row in results["contrasts"]:
+        row["caution"] = None
     page = page_of(results)
     header = page.tables["Contrasts by benchmark"][0]
     assert header[1:] == ["ahb higher is better", "concern lower is better"]

@@ -39,6 +39,16 @@ def monkeypatch_module() -> Any:
         yield patch
 
 
+def test_notes_name_the_quantile_that_a_fixed_side_gets(small: Any) -> None:
+    """Student's t with the printed df does not give the printed p there."""
+    results = json.loads((small / "results.json").read_text())
+    assert not any("Cochran" in note for note in contrasts_table(results).notes)
+    results["contrasts"][0]["reference"] = [[0.5, 2], [0.5, 25]]
+    (note,) = (note for note in contrasts_table(results).notes if "Cochran" in note)
+    assert "one side alone" in note
+    assert any("logit" in note for note in scores_table(results).notes)
+
+
 def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((folder / f"tables/{name}.csv").read_text())))
 

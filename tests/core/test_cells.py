@@ -204,8 +204,11 @@ def test_a_config_edited_by_hand_is_refused(tmp_path: Path) -> None:
 
 def test_a_config_holds_every_text_that_a_study_file_can(tmp_path: Path) -> None:
     """PyYAML reads a folded U+0085 back as a line feed."""
-    marks = "\t\n\r\x85\xa0\u2028\u2029\ufeff\ud7ff\U0001f404"
+    marks = "\t\n\r\x85\xa0\u2028\u2029\ufeff\ud7ff\U0001f404\x00\x1b:#'\"\\"
     settings = {f"prompt {n}": f"A hen{mark}and a cow." for n, mark in enumerate(marks)}
+    for n, mark in enumerate(marks):
+        settings |= {f"long {n}": f"A hen {mark} and a cow. " * 20, f"alone {n}": mark}
+    settings |= {text: text for text in ("on", "null", "~", "1e-4", "0x1", "- a", "? b", "<<", "")}
     folder = create_cell_dir(Cell("midtrain", "m", settings), tmp_path)
     assert read_config(folder)["settings"] == settings
 

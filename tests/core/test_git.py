@@ -64,6 +64,44 @@ def test_a_new_file_is_a_change_though_git_was_told_to_hide_it(tmp_path: Path) -
     assert code_version(tmp_path)["dirty"] is True
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"xdg/git/ignore": "*.py\n"},
+        {"home/.gitconfig": "[core]\n\tworktree = /nowhere\n\texcludesFile = ~/ignored\n"},
+        {"home/.gitconfig": "[a line that is cut off\n"},
+        {"xdg/git/config": "[status]\n\tshowUntrackedFiles\n"},
+    ],
+)
+def test_a_persons_settings_of_git_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    """Neither the commit on record, nor whether new files count, nor what jobs run."""
+    commit = repository(tmp_path / "kit", code="1")
+    for name, text in {"home/ignored": "*\n", **settings}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert code_version(tmp_path / "kit") == {"commit": commit, "dirty": False}
+    (tmp_path / "kit/new.py").write_text("2")
+    assert code_version(tmp_path / "kit") == {"commit": commit, "dirty": True}
+    copy = snapshot(tmp_path / "kit", tmp_path / "runs/s/slurm")
+    assert (copy / "new.py").exists()
+
+
+def test_new_files_of_an_editor_are_no_change(tmp_path: Path) -> None:
+    """The copy that jobs run leaves them out."""
+    (tmp_path / "a b").mkdir()
+    repository(tmp_path, **{"a b/code": "1", ".settings": "a"})
+    (tmp_path / "a b/.idea").mkdir()
+    (tmp_path / "a b/.idea/x").write_text("2")
+    (tmp_path / ".DS_Store").write_text("2")
+    assert code_version(tmp_path)["dirty"] is False
+    (tmp_path / ".settings").write_text("b")
+    assert code_version(tmp_path)["dirty"] is True
+
+
 def test_links_in_place_of_what_is_ignored_are_no_change(tmp_path: Path) -> None:
     ignored = (Path(__file__).parents[2] / ".gitignore").read_text()
     repository(tmp_path / "kit", **{".gitignore": ignored})

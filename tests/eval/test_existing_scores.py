@@ -221,6 +221,25 @@ def test_a_table_is_matched_by_the_text_of_its_questions(tmp_path: Path, form: s
     assert f"not in it: {rows[3]['id']}" in warnings and "1 responses are set aside" in warnings
 
 
+def test_answers_that_a_file_lacks_are_missing_and_not_gone(tmp_path: Path) -> None:
+    """Errors that a run has dropped may all be failing answers of one arm."""
+    ids = [str(row["id"]) for _, row in read_rows(FILES["questions"])][:3]
+    asked = [ids[0]] * 3 + [ids[1]] * 3 + [ids[2]]
+    path = tmp_path / "scores.csv"
+    pd.DataFrame({"question": asked, "score": 1.0, "judge": "dummy"}).to_csv(path, index=False)
+    made = cell(tmp_path, path)
+    table = made["table"][made["table"]["dimension"] == "overall"]
+    assert [*table["question"].value_counts()[ids]] == [3, 3, 3]
+    lost = table[table["score"].isna()]
+    assert [*lost["question"]] == [ids[2]] * 2 and set(lost["missing"]) == {
+        existing_scores.NO_ANSWER
+    }
+    counts = made["manifest"]["counts"]
+    names = ("responses", "responses_absent", "missing_scores")
+    assert [counts[name] for name in names] == [7, 2, 2]
+    assert "2 responses are absent" in "\n".join(made["manifest"]["warnings"])
+
+
 def test_scores_of_dimensions_alone_have_their_mean_as_overall(tmp_path: Path) -> None:
     (first, second) = [row for _, row in read_rows(FILES["questions"])][:2]
     table = pd.DataFrame(

@@ -110,7 +110,8 @@ def test_the_draft_of_the_test_cluster_submits_tiny_as_it_is(
 def only_with(fake: Fake, cases: str) -> None:
     """Have sbatch refuse scripts by the shell patterns of `cases`."""
     (fake.folder / "bin/sbatch").write_text(
-        '#!/bin/bash\nscript=$(cat)\nno() { echo "sbatch: error: $1" >&2; exit 1; }\n'
+        f"#!/bin/bash\ncd {fake.folder}\n"
+        'script=$(cat)\nno() { echo "sbatch: error: $1" >&2; exit 1; }\n'
         f"case $script in\n{cases}\nesac\n"
     )
 
@@ -127,7 +128,7 @@ def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -
     draft(tmp_path / "mine.yaml")
     text = (tmp_path / "mine.yaml").read_text()
     assert "# not partition a100: group not permitted (sbatch --test-only)" in text
-    assert "partition a100:" not in text
+    assert "#   partition a100:" not in text
     profile = load_profile(tmp_path / "mine.yaml")
     assert (profile.account, profile.qos, profile.partition) == ("lab1", None, "cpu")
     sft = profile.resources("sft")
@@ -135,10 +136,28 @@ def test_partitions_are_named_as_sbatch_takes_them(fake: Fake, tmp_path: Path) -
     assert sft.minutes == 240, "the partition's limit"
 
 
+def test_partitions_of_others_are_asked_about_once(fake: Fake, tmp_path: Path) -> None:
+    """A site may have dozens of them, and sbatch takes its time."""
+    two_kinds(fake)
+    theirs = [f"theirs{n}" for n in range(20)]
+    more = "".join(f"PartitionName={name} State=UP AllowGroups=x\n" for name in theirs)
+    fake.say("partitions", PARTITIONS + more)
+    nodes = "\n".join(f"*'-p {name} '*) echo '{NODES['h100']}';;" for name in [*NODES, *theirs])
+    (fake.folder / "bin/sinfo").write_text(f'#!/bin/bash\ncase "$*" in\n{nodes}\nesac\n')
+    only_with(fake, '*partition=theirs*) echo >> asked; no "User\'s group not permitted";;')
+    draft(tmp_path / "mine.yaml")
+    assert len((fake.folder / "asked").read_text().splitlines()) == len(theirs)
+
+
 def test_what_a_site_refuses_is_left_out_or_marked(fake: Fake, tmp_path: Path) -> None:
     fake.say("partitions", "PartitionName=all MaxTime=UNLIMITED State=UP OverSubscribe=EXCLUSIVE\n")
     fake.say("nodes", "n1|16|64000|gpu:h100:4|a|idle|none\n")
-    only_with(fake, "*--mem=*) no 'do not use --mem';;")
+    only_with(fake, "*--mem=*) no 'use --mem-per-cpu';;")
+    draft(tmp_path / "core.yaml")
+    profile = load_profile(tmp_path / "core.yaml")
+    sft = profile.resources("sft")
+    assert sft.mem_gb is None and sft.sbatch == {"mem-per-cpu": "3584M"}, "56 GiB of 16 cores"
+    only_with(fake, "*--mem*) no 'do not use --mem';;")
     choices = draft(tmp_path / "mem.yaml")
     profile = load_profile(tmp_path / "mem.yaml")
     assert profile.resources("sft").mem_gb is profile.resources("judge").mem_gb is None

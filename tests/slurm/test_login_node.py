@@ -115,6 +115,22 @@ def test_what_is_left_to_the_login_node_is_told_with_its_command(
 
 
 @pytest.mark.slurm
+def test_submit_says_what_could_not_start_and_what_can_on_the_login_node(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, model=LOGIN, documents=LOGIN, judge=LOGIN)
+    words = ["submit", str(SMALL), "--runs", str(tmp_path / "runs"), "--cluster", str(path)]
+    main([*words, "--stages", "judge,midtrain,midtrain"])
+    text = capsys.readouterr().out
+    assert "nothing could start: midtrain need model, documents first" in text
+    assert not fake.scripts
+    main(words)
+    text = capsys.readouterr().out
+    assert "nothing could start" not in text
+    assert "--stages model,documents,judge; 3 cells can start there now," in text
+
+
+@pytest.mark.slurm
 def test_until_done_waits_for_the_login_node(
     kit: Kit, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def test_each_option_is_in_the_scripts_and_a_stage_may_differ(tmp_path: Path) ->
         ("array", "0-3", "set array_parallelism"),
         ("signal", "USR1@9", "set signal_seconds"),
         ("time", 5, "set minutes"),
-        ("mem-per-gpu", "4G", "set mem_gb"),
+        ("mem", "4G", "set mem_gb"),
+        ("mem-per-gpu", "4G", "mem-per-gpu is written in place of mem_gb, which this stage has"),
         ("partition", "gpu", "set partition"),
         ("comment", "x", "the kit finds its jobs by their comments"),
         ("mail_type", "FAIL", "such as mail-type"),
@@ -95,7 +97,7 @@ def test_what_the_kit_writes_is_refused_with_the_setting(
 ) -> None:
     for keys in (
         {"sbatch": {option: value}},
-        {"stages": {"default": {"minutes": 5, "sbatch": {option: value}}}},
+        {"stages": {"default": {"minutes": 5, "mem_gb": 2, "sbatch": {option: value}}}},
     ):
         with pytest.raises(UserError) as error:
             load_profile(written(tmp_path, **keys))
@@ -114,6 +116,46 @@ def test_numbers_and_times_reach_sbatch_as_they_are_written(tmp_path: Path) -> N
     directives = BatchScript.parse(batch_of(profile, "model", tmp_path)).directives
     assert (directives["time-min"], directives["begin"]) == ("1:30:00", "16:00")
     assert directives["gpus-per-node"] == "3090:4"
+    blank = load_profile(path, ["account=my group"])
+    assert BatchScript.parse(batch_of(blank, "sft", tmp_path)).directives["account"] == "'my group'"
+
+
+def test_a_value_of_a_stage_that_the_profile_does_not_name_leaves_the_others(
+    tmp_path: Path,
+) -> None:
+    stages = {"default": {"minutes": 5, "cpus": 3}, "generate": {"minutes": 9, "cpus": 7}}
+    path = written(tmp_path, stages=stages)
+    profile = load_profile(path, ["stages.sft.minutes=60", "stages.likelihood.mem_gb=4"])
+    sft, likelihood = profile.resources("sft"), profile.resources("likelihood")
+    assert (sft.minutes, sft.cpus) == (60, 3)
+    assert likelihood == replace(load_profile(path).resources("likelihood"), mem_gb=4)
+    assert profile.resources("default").minutes == 5
+
+
+def test_a_node_left_out_for_all_is_left_out_where_a_stage_excludes_another(
+    tmp_path: Path,
+) -> None:
+    """`status` offers --set cluster.sbatch.exclude=NODE."""
+    own = {"minutes": 5, "sbatch": {"exclude": ["n1", "n[4-5]"]}}
+    none = {"minutes": 5, "sbatch": {"exclude": False}}
+    path = written(tmp_path, stages={"default": {"minutes": 5}, "sft": own, "judge": none})
+    profile = load_profile(path, ["sbatch.exclude=n7"])
+    for stage, nodes in (("model", "n7"), ("sft", "'n7,n1,n[4-5]'"), ("judge", None)):
+        text = batch_of(profile, stage, tmp_path)
+        assert BatchScript.parse(text).directives.get("exclude") == nodes
+    assert load_profile(path).resources("sft").sbatch == own["sbatch"]
+
+
+def test_memory_of_a_core_in_place_of_a_nodes(tmp_path: Path) -> None:
+    stages = {
+        "default": {"minutes": 5},
+        "judge": {"minutes": 5, "mem_gb": 3, "sbatch": {"mem-per-cpu": False}},
+    }
+    profile = load_profile(written(tmp_path, stages=stages, sbatch={"mem-per-cpu": "4G"}))
+    plain = BatchScript.parse(batch_of(profile, "model", tmp_path)).directives
+    assert plain["mem-per-cpu"] == "4G" and "mem" not in plain
+    judge = BatchScript.parse(batch_of(profile, "judge", tmp_path)).directives
+    assert judge["mem"] == "3072M" and "mem-per-cpu" not in judge
 
 
 @pytest.mark.slurm

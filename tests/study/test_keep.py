@@ -3,7 +3,6 @@
 import json
 import random
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from slurm.job_limits import Places, choose
 from slurm.profile import Profile, Resources, load_profile
 from study.cli import main
 from study.forecast import corpus_cost, disk, study_cost
+from study.forecast.budget import check_budget
 from study.forecast.cell_cost import estimates
 from study.spec import expand
 from study.spec.load import load_study
@@ -109,9 +109,23 @@ def test_a_limit_bounds_the_peak_and_costs_time(tmp_path: Path) -> None:
     assert bounded["peak_gb"] <= limit_gb < free["peak_gb"]
     assert bounded["disk"]["at_once"] == 2 < free["disk"]["at_once"] == 9
     assert bounded["disk"]["hours"] > 0 and "2 of them run at once" in bounded["keep"]
-    too_little = disk.Forecast(**{**asdict(facts), "limit_gb": facts.end_gb, "at_once": 0})
+    hours = bounded["critical_path"] + bounded["disk"]["hours"]
+    check_budget(bounded, {"hours": hours + 0.01})
+    with pytest.raises(UserError, match="the study takes about"):
+        check_budget(bounded, {"hours": hours - 0.01})
+
+
+def test_a_limit_without_room_for_one_training_is_refused(tmp_path: Path) -> None:
+    cells = cells_of("none")
+    facts = disk.Forecast(**study_cost.totals(cells, tmp_path, {}, PROFILE)["disk"])
+    limit_gb = facts.end_gb + 0.9 * facts.tree_gb
+    totals = study_cost.totals(cells, tmp_path, {}, PROFILE, limit_gb)
+    assert totals["peak_gb"] == facts.end_gb + facts.tree_gb, "what one takes"
+    assert "have no room for one beside what stays" in totals["keep"]
+    with pytest.raises(UserError, match="the study takes about"):
+        check_budget(totals, {"disk_gb": limit_gb})
     with pytest.raises(UserError, match="keep fewer weights"):
-        disk.disk_limit({}, too_little)
+        disk.disk_limit({}, disk.Forecast(**totals["disk"]))
 
 
 def test_the_papers_study_runs_in_a_terabyte() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -205,8 +206,24 @@ def test_a_contrast_is_declared_once_also_turned_round() -> None:
     turned = first | {"name": "turned", "treatment": "urban", "control": "animal"}
     other_dose = turned | {"treatment_dose": 0, "control_dose": 200}
     (line,) = mistakes(TINY, [f"contrasts={json.dumps([first, turned])}"])
-    assert "compares on ahb what contrast 'first' compares" in line
+    assert "compares on ahb what contrast 'first' compares at dose 0, 200" in line
     load_study(TINY, None, [f"contrasts={json.dumps([first, other_dose])}"])
+
+
+@pytest.mark.parametrize(
+    ("doses", "shared"),
+    [
+        ({"doses": [200]}, "200"),
+        ({"doses": [0, 200]}, "0, 200"),
+        ({"treatment_dose": 0, "control_dose": 0}, "0 v 0"),
+    ],
+)
+def test_a_test_is_declared_once_also_among_other_doses(doses: dict[str, Any], shared: str) -> None:
+    """It would otherwise have two corrected p, by two families, to choose from."""
+    first = {"name": "all", "treatment": "animal", "control": "urban", "benchmarks": ["ahb"]}
+    again = first | {"name": "again", "family": "another"} | doses
+    (line,) = mistakes(TINY, [f"contrasts={json.dumps([first, again])}"])
+    assert f"compares on ahb what contrast 'all' compares at dose {shared};" in line
 
 
 def test_two_corpora_matched_to_each_other_are_a_circle(tmp_path: Path) -> None:

@@ -1,25 +1,28 @@
 """From a published number back to hashes: each kind of change is found, with what it affects."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.cell.external_files import digests
+from core.cell.external_files import check_unchanged, digests
 from core.cell.identity import Cell
 from core.cell.manifest import installed, read_manifest
 from core.cell.publish import publish, results
 from core.errors import UserError
-from core.files import sha256
+from core.files import content_files, owner, sha256
 from core.paths import ROOT
 from study.spec import expand
 from study.spec.expand import in_order
 from study.spec.load import load_study
-from study.upkeep import changes
+from study.upkeep import changes, prune
 from study.upkeep.changes import affected_results, find_changes
 from study.upkeep.provenance import lineage, published, trace
+from study.upkeep.stale import stale
 from tests.study.finished import (
     STUDY,
     Small,
@@ -47,6 +50,55 @@ def test_nothing_changed_is_no_fault_and_every_cell_is_in_the_chain(small: Small
     }
     questions, data = str(small.outside / "questions.jsonl"), str(small.outside / "chat.jsonl")
     assert outside == {("documents", questions), ("generate", questions), ("sft", data)}
+
+
+def closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's home: root, who runs tests, may see everything."""
+    plain = os.stat
+
+    def stat(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        follows = options.get("follow_symlinks", True)
+        seen = os.path.realpath(path) if follows and isinstance(path, str | Path) else str(path)
+        if seen.startswith(f"{folder}/"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+def test_files_in_another_users_home_are_missing(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runs folder was moved to another user, who may not look where it has been."""
+    (cell,) = [c for c in small.cells if c.stage == "sft"][:1]
+    record = (read_manifest(small.base / cell.relpath) or {})["files"]
+    link = small.base / cell.relpath / "model/linked"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(small.outside / "chat.jsonl")
+    closed(small.outside, monkeypatch)
+    outside = [c for row in small.lineage() for c in row["checks"] if c["kind"] == "external"]
+    assert {check["state"] for check in outside} == {"missing"}
+    with pytest.raises(UserError, match="is gone since"):
+        check_unchanged(record, small.base, "then")
+    assert "linked" not in str(content_files(link.parent))
+    assert prune.plan(small.cells, small.base, STUDY) and not stale(small.cells, small.base)
+    assert owner(small.outside / "chat.jsonl") == owner(small.outside.parent)
+
+
+def test_a_moved_studys_copy_of_the_code_is_read_where_it_is_now(small: Small) -> None:
+    """The checkout may have another version of the file since."""
+    (cell,) = [c for c in small.cells if c.stage == "sft"][:1]
+    path = small.base / cell.relpath / "manifest.json"
+    manifest = json.loads(path.read_text())
+    (entry,) = manifest["files"].values()
+    copy = small.base / "slurm/code-0123abcd/README.md"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(entry["path"], copy)
+    entry["path"] = "/home/other/runs/s/slurm/code-0123abcd/README.md"
+    path.write_text(json.dumps(manifest))
+    rows = {row["cell"]: row for row in small.lineage()}
+    (check,) = [c for c in rows[cell.relpath]["checks"] if c["kind"] == "external"]
+    assert (check["state"], check["path"]) == ("same", str(copy))
 
 
 @pytest.mark.multiprocess

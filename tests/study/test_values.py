@@ -1,10 +1,12 @@
 """Values that are valid by themselves and mean nothing, and files that are none."""
 
+import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from study.spec.load import load_study
 from study.spec.value_checks import study_warnings
 
 SMALL = ROOT / "tests/small/small.yaml"
+TINY = ROOT / "studies/tiny.yaml"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,22 @@ def test_many_answers_at_temperature_0_are_warned_about() -> None:
     (warning,) = study_warnings(load_study(SMALL, None, overrides))
     assert warning.startswith("benchmarks.ahb: at temperature 0 all 30 answers")
     assert not study_warnings(load_study(SMALL))
+
+
+def test_a_family_of_one_test_beside_others_is_warned_about() -> None:
+    sides = {"treatment": "animal", "control": "urban"}
+    first = sides | {"name": "first", "benchmarks": ["ahb"], "doses": [0]}
+    second = sides | {"name": "second", "benchmarks": ["concern"], "family": "lucky"}
+
+    def warnings(*contrasts: dict[str, Any]) -> list[str]:
+        return study_warnings(load_study(TINY, None, [f"contrasts={json.dumps(contrasts)}"]))
+
+    (warning,) = warnings(first, second)
+    assert warning.startswith("contrasts: family primary has one test")
+    (warning,) = warnings(first | {"doses": [0, 200]}, second | {"doses": [200]})
+    assert warning.startswith("contrasts: family lucky has one test")
+    assert not warnings(first)  # all that is tested
+    assert not warnings(first | {"doses": [0, 200]}, second)
 
 
 @pytest.mark.parametrize(

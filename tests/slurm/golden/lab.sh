@@ -52,11 +52,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -118,11 +124,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -185,11 +197,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -252,11 +270,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -319,11 +343,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -386,11 +416,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -452,11 +488,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 
 # teardown
 status=$?
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1

@@ -67,11 +67,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -149,11 +155,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -232,11 +244,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 timeout 60 srun --overlap --nodes=2 --ntasks=2 --ntasks-per-node=1 rm -rf -- "/local/$SLURM_JOB_ID" 2>/dev/null
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -315,11 +333,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -399,11 +423,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -481,11 +511,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -562,11 +598,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/local/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1

@@ -62,11 +62,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -138,11 +144,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -216,11 +228,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -294,11 +312,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -372,11 +396,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -449,11 +479,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%A_%a_%t_log.out --error
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
@@ -525,11 +561,17 @@ srun --unbuffered --output /shared/runs/tiny/slurm/jobs/%j_%t_log.out --error /s
 # teardown
 status=$?
 rm -rf -- "/tmp/$SLURM_JOB_ID"
-running() { [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; }
+running() {
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --jobs="$job" --format=%T) && break
+    sleep 1
+  done
+  [ "${state##*$'\n'}" = RUNNING ]
+}
 [ $status = 0 ] || [ -e /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" ] || ! running || PYTHON -m slurm.retry /shared/runs/tiny/slurm/jobs 2
 delay=$(cat /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null)
 if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && running; then
-  scontrol requeue "$job"
+  for _ in 1 2 3; do scontrol requeue "$job" && break; sleep 1; done
   for _ in ${delay:+1 2 3 4 5}; do
     scontrol update JobId="$job" StartTime=now+"$delay" && break
     sleep 1
