@@ -33,7 +33,7 @@ CLASSES = {
     "revtex": ("double", r"\documentclass[twocolumn,aps]{revtex4-2}"),
     "NeurIPS-like": ("single", NEURIPS),
     "ACL-like": ("double", ACL),
-    "article in double spacing": ("single", r"\documentclass{article}\linespread{1.6}"),
+    "article in double spacing": ("single", r"\documentclass{article}\linespread{2}"),
     "mnras": ("double", r"\documentclass{mnras}"),
     "beamer": ("slide", r"\documentclass{beamer}"),
 }

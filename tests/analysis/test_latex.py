@@ -180,7 +180,7 @@ def test_every_table_fits_a_page_of_article(odd: Path, tmp_path: Path, name: str
 def test_every_table_fits_a_page_of_nine_classes(
     request: pytest.FixtureRequest, tmp_path: Path, name: str, size: str
 ) -> None:
-    file = re.search(r"documentclass.*{(.*)}", CLASSES[name][1])
+    file = re.search(r"documentclass[^{]*{(.*?)}", CLASSES[name][1])
     assert file
     if not subprocess.run(["kpsewhich", f"{file[1]}.cls"], capture_output=True).stdout:
         pytest.skip(f"no {file[1]}.cls: apt-get install texlive-publishers texlive-latex-extra")

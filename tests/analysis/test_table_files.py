@@ -155,6 +155,11 @@ def test_letters_that_the_default_fonts_lack_are_named_at_the_top_of_the_file() 
 def test_signs_of_a_name_are_not_joined_and_accents_are_composed() -> None:
     assert tex("a--b ``c'' ?`") == r"a-{}-b \`{}\`{}c'{}' ?\`{}"
     assert tex("Zoe\u0308") == "Zo\u00eb" and prose("e\u0301" * 20).count("\u00e9") == 20
+    # rows are counted for single spacing, whatever the paper's is
+    assert all(
+        "\\centering\\linespread{1}\n" in part
+        for part in float_file(sample([["a", "1", ""]] * 90), "single").split("\\begin{table}")[1:]
+    )
     named = float_file(sample([["Zoe\u0308", "1", ""]]), "single")
     assert "lualatex" not in named
 
