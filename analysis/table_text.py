@@ -13,8 +13,8 @@ NONE = "-"  # a cell without a value
 _THOUSANDS = re.compile(r"(?<![\d.])\d{4,}(?!\d|\.\d)")
 _MINUS = re.compile(r"(?<![\w.])-(?=\.?\d)|(?<= )-(?= )")
 _TIMES = re.compile(r"(?<=\w )x(?= \w)")
-# What Markdown reads as more than a letter.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~^$])")
+# What Markdown reads as more than a letter; pandoc makes dashes of --, and citations of @.
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~^$@]|-(?=-)|(?<=-)-|\.(?=\.\.))")
 SOFT_HYPHEN = "\u00ad"
 THIN_SPACE = "\u202f"  # narrow and without a break
 
@@ -88,7 +88,7 @@ def to_markdown(table: Table) -> str:
 
 def _escaped(text: str) -> str:
     line = re.sub(r"[ \t\r\n]+", " ", text)
-    return with_signs(_MARKDOWN.sub(r"\\\1", line))
+    return _MARKDOWN.sub(r"\\\1", with_signs(line))
 
 
 def _markdown_cell(cell: str, column: Column) -> str:

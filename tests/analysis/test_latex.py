@@ -38,7 +38,7 @@ from tests.analysis.test_probe import write
 
 pytestmark = pytest.mark.multiprocess  # pdflatex, pandoc
 NAMES = {"animal": "50 % ä_1 & $x$", "urban": "Städte #2 {~^}", "untrained": r"a\b <c> \"d\" | Zoë"}
-CONTRAST = r"50 % & more_than $0 – \emph{ß}"
+CONTRAST = r"50 % & more_than $0 – \emph{ß} a--b... @c"
 
 
 def odd_study(tmp_path: Path) -> StageContext:
@@ -146,11 +146,18 @@ def test_the_sample_paper_compiles_and_shows_the_names_as_they_are(odd: Path) ->
 @pytest.mark.skipif(not shutil.which("pandoc"), reason="no pandoc: apt-get install pandoc")
 def test_pandoc_makes_word_tables_of_the_same_cells(odd: Path, tmp_path: Path) -> None:
     for file in sorted((odd / "tables").glob("*.md")):
+        assert "a\u2013b" not in plain_text(file)
         # Straight quotes, as in CSV: pandoc would set typographic ones.
         command = ["pandoc", "--from", "markdown-smart", str(file), "-o", str(tmp_path / "t.docx")]
         subprocess.run(command, check=True)
         rows = list(csv.reader(io.StringIO(file.with_suffix(".csv").read_text())))
         assert word_rows(tmp_path / "t.docx") == rows, file.stem
+
+
+def plain_text(file: Path) -> str:
+    """What pandoc reads in a file as its command in the docs has it."""
+    command = ["pandoc", str(file), "--to", "plain", "--wrap", "none"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def compiled(results: dict[str, Any], folder: Path, name: str) -> list[str]:
