@@ -21,15 +21,19 @@ def ask(study_file: Path, runs: Path) -> str | None:
 def driver_in(queue: list[Queued], study_file: Path, runs: Path) -> str | None:
     """The job that submits the study of this file into the runs folder; None where there is none.
 
-    Slurm lists the script with its arguments. Their paths are relative to the checkout that holds
-    the script. Slurm quotes nothing: a path may be several words.
+    The script's arguments are paths relative to the checkout that holds the script. Slurm quotes
+    nothing: a path may be several words. Where neither the queue nor accounting lists arguments,
+    as in 24.11 without slurmdbd, any job of the script is taken for it.
     """
     for job in queue:
-        script, has_script, arguments = job.command.partition(f"/{SCRIPT} ")
+        script, has_script, arguments = f"{job.command} ".partition(f"/{SCRIPT} ")
         if not has_script:
             continue
         checkout = Path(script)
-        words = arguments.replace("--runs=", "--runs ").split(" ")
+        arguments = arguments or slurm_cli.submit_line(job.job).partition(f"{SCRIPT} ")[2]
+        if not arguments.strip():
+            return job.job
+        words = arguments.strip().replace("--runs=", "--runs ").split(" ")
         folder = words[words.index("--runs") + 1 :] if "--runs" in words else ["runs"]
         # The word behind a path is an option, or the study file behind the runs folder.
         if any(

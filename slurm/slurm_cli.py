@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from core.errors import UserError
@@ -101,6 +101,15 @@ def state(job: str) -> str:
     result = _query("squeue", "--noheader", f"--jobs={job}", "--format=%T")
     # A site may greet before the answer.
     return result.stdout.rpartition("\n")[0].rpartition("\n")[2].strip()
+
+
+def submit_line(job: str) -> str:
+    """The command by which a job was submitted, as accounting has it; empty where it has none."""
+    command = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=SubmitLine")
+    with suppress(UserError):
+        # A site may greet before the answer.
+        return call(*command, f"--jobs={job}").stdout.strip().rpartition("\n")[2]
+    return ""
 
 
 def may_requeue(job: str) -> bool:

@@ -94,13 +94,22 @@ class Lab:
     def only_here(self, folder: Path, shell: pytest.MonkeyPatch) -> None:
         """In this `shell`, have sbatch refuse what a node submits. `folder`: for a wrapper of it.
 
-        AllocNodes, by which sites do that, can't tell nodes apart that share an address.
+        AllocNodes, by which sites do that, can't tell nodes apart that share an address. Here the
+        daemon of a job's step, among the ancestors, tells that it is a node.
         """
         refusal = "sbatch: error: Batch job submission failed: Access/permission denied"
         wrapper = folder / "sbatch"
         wrapper.write_text(
-            f'#!/bin/sh\n[ -z "$SLURMD_NODENAME" ] || {{ echo "{refusal}" >&2; exit 1; }}\n'
-            f'exec {shutil.which("sbatch")} "$@"\n'
+            f"""#!/bin/sh
+            pid=$$
+            while [ "$pid" -gt 1 ]; do
+              case $(cat /proc/$pid/comm) in
+                slurmstepd*) echo "{refusal}" >&2; exit 1 ;;
+              esac
+              pid=$(awk '/^PPid/ {{print $2}}' /proc/$pid/status)
+            done
+            exec {shutil.which("sbatch")} "$@"
+            """
         )
         wrapper.chmod(0o755)
         shell.setenv("PATH", f"{folder}:{os.environ['PATH']}")

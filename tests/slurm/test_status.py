@@ -405,6 +405,15 @@ def test_a_driver_in_the_queue_is_waited_for(
     fake.say("queue", driver_line("--runs", f"{runs}/x y", "my studies/a b.yaml"))
     assert driver.ask(ROOT / "my studies/a b.yaml", runs / "x y") == "12"
     assert not driver.ask(ROOT / "my studies/a b.yaml", runs / "x")
+    # Slurm 24.11 lists the script alone.
+    fake.say("queue", f"12|PENDING|Priority|study|{ROOT}/slurm/study.sbatch|(null)\n")
+    line = f"sbatch --parsable slurm/study.sbatch my studies/a b.yaml --runs {runs}/x y"
+    fake.say("bin/sacct", f"#!/bin/sh\necho '{line}'\n")
+    (fake.folder / "bin/sacct").chmod(0o755)
+    assert driver.ask(ROOT / "my studies/a b.yaml", runs / "x y") == "12"
+    assert not look_at(tiny)["driver"]
+    fake.say("bin/sacct", "#!/bin/sh\nexit 1\n")
+    assert look_at(tiny)["driver"] == "12", "whose it is can't be told"
     # A controller that does not answer.
     fake.say("bin/squeue", "#!/bin/sh\nexit 1\n")
     assert not look_at(tiny)["driver"]
