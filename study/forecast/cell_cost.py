@@ -6,6 +6,7 @@ import re
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ ByIdentity = dict[str, Amounts]
 Layouts = dict[str, training_time.Layout]  # by stage
 CALLS = ("calls", "prompt_tokens", "completion_tokens", "cost")
 SUMS = ("gpu_hours", "cpu_hours", *CALLS, "disk_gb", "files", "folders")
+_State = tuple[str, int, int] | None  # a file's path, time of change (ns) and size (bytes)
 
 
 @dataclass
@@ -272,19 +274,22 @@ def grades(cell: Cell) -> float:
     """
     scorer = cell.settings["scorer"]
     files = cell.resources["files"]
-    questions = _read_rows(files.get("questions", ""))
-    total = 0
-    if scorer == "anima":
-        dimensions = _read_rows(files.get("dimensions", ""))
-        with suppress(KeyError, TypeError, AttributeError):  # a row that eval refuses
-            total = _anima_grades(questions, dimensions)
-    elif scorer == "moru":
-        with suppress(KeyError, TypeError, AttributeError):
-            total = sum(len(set(row["dimension_tags"].split(","))) for row in questions)
-    if total:
+    questions = _state(files.get("questions", ""))
+    if total := _counted_grades(scorer, questions, _state(files.get("dimensions", ""))):
         return total
     size = JUDGED[scorer]
-    return (cell.settings["rows"] or len(questions) or size.questions) * size.grades
+    return (cell.settings["rows"] or len(_rows(questions)) or size.questions) * size.grades
+
+
+@lru_cache(maxsize=64)
+def _counted_grades(scorer: str, questions: _State, dimensions: _State) -> int:
+    """The grades of a question file; 0 where they can't be counted."""
+    with suppress(KeyError, TypeError, AttributeError):  # a row that eval refuses
+        if scorer == "anima":
+            return _anima_grades(_rows(questions), _rows(dimensions))
+        if scorer == "moru":
+            return sum(len(set(row["dimension_tags"].split(","))) for row in _rows(questions))
+    return 0
 
 
 def _anima_grades(questions: list[dict[str, Any]], dimensions: list[dict[str, Any]]) -> int:
@@ -379,14 +384,22 @@ def _model_folder(cell: Cell) -> str | None:
 def _rows_on_disk(cell: Cell) -> int:
     """Rows of the first of a cell's files; 0 where that is not here."""
     paths = [*cell.resources.get("files", {}).values()]
-    return len(_read_rows(paths[0]))
+    return len(_rows(_state(paths[0])))
 
 
-def _read_rows(path: str) -> list[dict[str, Any]]:
+def _state(path: str) -> _State:
+    """A file as it is now; None where it is not here."""
+    file = resolve(path)
+    if not path or not file.exists():
+        return None
+    status = file.stat()
+    return str(file), status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)  # many cells read one file
+def _rows(state: _State) -> list[dict[str, Any]]:
     """The rows of a file; none where it is not here."""
-    if not path or not resolve(path).exists():
-        return []
-    return [row for _, row in read_rows(resolve(path))]
+    return [row for _, row in read_rows(Path(state[0]))] if state else []
 
 
 def _plain(tag: str) -> str:

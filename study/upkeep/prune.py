@@ -144,23 +144,28 @@ class NeededAgain(Problem):
 
 def needed_again(cells: list[Cell], base: Path) -> list[NeededAgain]:
     """Each pruned cell that an unfinished one needs: which manifests to delete to make it again."""
-    problems: dict[str, NeededAgain] = {}
+    first_users: dict[str, tuple[Cell, Cell]] = {}  # many cells use one
     for cell in (cell for cell in cells if not read_manifest(base / cell.relpath)):
         for used in cell.inputs.values():
             for source in (*_linked(used), used):
-                folder = base / source.relpath
-                date = pruned_on(folder)
-                if not date or source.relpath in problems:
-                    continue
-                manifests = [*_pruned_inputs(source, base), folder / "manifest.json"]
-                problems[source.relpath] = NeededAgain(
-                    str(folder),
-                    f"was pruned on {date}, and {cell.relpath} needs it",
-                    "--yes makes it anew; or by hand: "
-                    f"rm {shlex.join(map(str, manifests))} and run the study again",
-                    tuple(manifests),
-                )
-    return list(problems.values())
+                first_users.setdefault(source.relpath, (source, cell))
+    problems = []
+    for relpath, (source, cell) in first_users.items():
+        folder = base / relpath
+        date = pruned_on(folder)
+        if not date:
+            continue
+        manifests = [*_pruned_inputs(source, base), folder / "manifest.json"]
+        problems.append(
+            NeededAgain(
+                str(folder),
+                f"was pruned on {date}, and {cell.relpath} needs it",
+                "--yes makes it anew; or by hand: "
+                f"rm {shlex.join(map(str, manifests))} and run the study again",
+                tuple(manifests),
+            )
+        )
+    return problems
 
 
 def pruned_on(folder: Path) -> str | None:
