@@ -3,6 +3,7 @@
 import os
 import tempfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 SOCKET_BYTES = 107
@@ -23,6 +24,7 @@ def as_seen_on_nodes(path: Path) -> Path:
 ROOT = as_seen_on_nodes(Path(__file__).resolve().parents[1])
 
 
+@lru_cache(maxsize=4096)  # thousands of cells name the same files
 def resolve(path: str) -> Path:
     """A path of a study file: relative to the checkout unless absolute."""
     return ROOT / path

@@ -11,7 +11,9 @@ try:
     from core import numeric_environment
 
     numeric_environment.clear()  # before any library reads them
-    from study.cli import main
+    from study.cli import import_commands, main
+
+    import_commands(sys.argv[1:])
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] in ("core", "study"):
         raise

@@ -9,51 +9,35 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from core.errors import Problem, UserError, printable
 from core.files import owner
 from core.paths import ROOT
-from study.commands import (
-    archive,
-    cancel,
-    cards,
-    cell,
-    doctor,
-    fetch,
-    label,
-    plan,
-    pool,
-    prune,
-    report,
-    review,
-    run,
-    status,
-    submit,
-    verify,
-)
 from study.stop_signals import Stopped
 
+# Modules of study.commands.
 COMMANDS = (
-    plan,
-    run,
-    submit,
-    cancel,
-    status,
-    doctor,
-    fetch,
-    label,
-    report,
-    review,
-    verify,
-    prune,
-    archive,
-    pool,
-    cards,
-    cell,
+    "plan",
+    "run",
+    "submit",
+    "cancel",
+    "status",
+    "doctor",
+    "fetch",
+    "label",
+    "report",
+    "review",
+    "verify",
+    "prune",
+    "archive",
+    "pool",
+    "cards",
+    "cell",
 )
-_WITHOUT_STUDY = (doctor, pool, cell)  # they declare their own arguments, all of them
+_WITHOUT_STUDY = ("doctor", "pool", "cell")  # they declare their own arguments, all of them
 # Errors of a file that isn't what the study says.
 _UNREADABLE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -69,7 +53,8 @@ _UNWRITABLE = (
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    args = _parser(import_commands(words)).parse_args(words)
     try:
         return args.command(args) or 0
     except UserError as error:
@@ -113,12 +98,21 @@ def _file_problem(error: OSError, runs: Path) -> Problem | None:
     return Problem(str(file), str(error.strerror), fix)
 
 
-def _parser() -> argparse.ArgumentParser:
+def import_commands(words: list[str]) -> list[ModuleType]:
+    """The modules of the command that the words begin with, else of all commands.
+
+    Importing the others would take longer than many a command.
+    """
+    names = words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS
+    return [import_module("study.commands." + name) for name in names]
+
+
+def _parser(modules: list[ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m study", description="Plan, run and read a study."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    for module in modules:
         _add_command(commands, module)
     return parser
 
@@ -131,7 +125,7 @@ def _add_command(
     text = (module.__doc__ or "").splitlines()[0]
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=getattr(module, name))
-    if module not in _WITHOUT_STUDY:
+    if name not in _WITHOUT_STUDY:
         _add_study_arguments(parser)
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)

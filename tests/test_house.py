@@ -62,6 +62,7 @@ def imports(file: Path) -> set[str]:
 TEXT_IMPORTS = {
     "core/cell/stage.py": "STAGE_INFO[name].module",
     "eval/questions.py": "f\"eval.{settings['scorer']}\"",
+    "study/cli.py": "'study.commands.' + name",
     "slurm/probe.py": "name",  # what doctor asks a node to import
 }
 
@@ -131,6 +132,7 @@ def test_planning_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
         "openai",
         "datasets",
         "scipy",
+        "study.commands.doctor",
     }
     code = (
         "import sys; from study.cli import main;"
