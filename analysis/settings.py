@@ -85,7 +85,7 @@ class Benchmark:
     def parse(cls, settings: dict[str, Any]) -> "Benchmark":
         return cls(
             task=settings["task"],
-            title=settings["title"],
+            title=settings.get("title"),  # older archives have none
             direction=settings["direction"],
             judge=settings["judge"],
             dummy=settings["dummy"],
