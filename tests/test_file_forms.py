@@ -144,7 +144,7 @@ PLACES: dict[str, Callable[[Path], list[str]]] = {
     "SFT": _conversations,
     "SFT in plan": _planned_conversations,
     "questions": lambda path: [row["rubric"] for row in rubric.read({"questions": path}).questions],
-    "questions in plan": lambda path: [row["question"] for row in cell_cost._read_rows(str(path))],
+    "questions in plan": lambda path: [row["question"] for row in cell_cost._rows(cell_cost._state(str(path)))],
     "texts that no document may quote": _texts_of_items,
 }  # fmt: skip
 LISTS = {  # their rows hold lists, which CSV has not
@@ -221,7 +221,7 @@ def test_the_cases_are_read(tmp_path: Path) -> None:
     for name in ("questions_bom", "questions_u2028", "questions_special_tokens"):
         path = CASES / f"{name}.jsonl"
         assert len(anima.read({"questions": path}).questions) == len(
-            cell_cost._read_rows(str(path))
+            cell_cost._rows(cell_cost._state(str(path)))
         )
     for name, usable, rules in (
         ("sft_blank_line", 12, []),
