@@ -26,7 +26,11 @@ ACL = r"""\documentclass[11pt,twocolumn]{article}
 CLASSES = {
     "article": ("single", r"\documentclass{article}"),
     "article in two columns": ("double", r"\documentclass[twocolumn]{article}"),
-    "acmart": ("double", r"\documentclass[sigconf,nonacm]{acmart}"),
+    # Without Libertine acmart stays with OT1, whose dollar in italics is a bitmap that microtype refuses.
+    "acmart": (
+        "double",
+        r"\documentclass[sigconf,nonacm]{acmart}\usepackage[T1]{fontenc}\usepackage{lmodern}",
+    ),
     "IEEEtran": ("double", r"\documentclass{IEEEtran}"),
     "llncs": ("single", r"\documentclass{llncs}"),
     "elsarticle": ("single", r"\documentclass{elsarticle}"),
