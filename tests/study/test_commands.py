@@ -91,7 +91,7 @@ def test_a_python_without_the_packages_is_told_where_they_are() -> None:
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     (line,) = ran.stderr.splitlines()
-    assert "no package yaml" in line and "make environment" in line
+    assert "has no package" in line and "make environment" in line
 
 
 def test_paths_in_printed_commands_are_quoted() -> None:
