@@ -98,18 +98,20 @@ def _task_ids(facts: dict[str, str]) -> list[str]:
 
 def state(job: str) -> str:
     """The state of a job in the queue; empty where it is not there, or Slurm does not answer."""
-    result = _query("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-    # A site may greet before the answer.
-    return result.stdout.rpartition("\n")[0].rpartition("\n")[2].strip()
+    return _answer(_query("squeue", "--noheader", f"--jobs={job}", "--format=%T"))
 
 
 def submit_line(job: str) -> str:
     """The command by which a job was submitted, as accounting has it; empty where it has none."""
     command = ("sacct", "--noheader", "--parsable2", "--allocations", "--format=SubmitLine")
     with suppress(UserError):
-        # A site may greet before the answer.
-        return call(*command, f"--jobs={job}").stdout.strip().rpartition("\n")[2]
+        return _answer(call(*command, f"--jobs={job}"))
     return ""
+
+
+def _answer(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a command answers, which a site's greeting may stand before."""
+    return result.stdout.strip().rpartition("\n")[2]
 
 
 def may_requeue(job: str) -> bool:

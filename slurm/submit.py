@@ -33,8 +33,6 @@ from slurm.snapshot import relocated, snapshot, snapshot_path
 
 SUPERSEDED = "the study was started with another study file since"
 HELD = re.compile("(?i)held(?!admin)")  # what an administrator holds, only they release
-# After these the controller may have queued the job, or will.
-_UNSURE = re.compile("timed out|Zero Bytes|[Uu]nable to contact|Unexpected message")
 
 
 @dataclass(frozen=True)
