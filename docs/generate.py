@@ -165,10 +165,11 @@ def endpoint_presets() -> str:
 
 
 def commands() -> str:
-    from study.cli import COMMANDS
+    from study.cli import import_commands
 
     rows = [
-        [f"`{m.__name__.rpartition('.')[2]}`", (m.__doc__ or "").splitlines()[0]] for m in COMMANDS
+        [f"`{m.__name__.rpartition('.')[2]}`", (m.__doc__ or "").splitlines()[0]]
+        for m in import_commands([])
     ]
     return markdown(rows, ["command", "what it does"])
 
