@@ -124,13 +124,13 @@ def kit(folder: Path, case: dict[str, Any]) -> Steps:
     from core.cell.context import StageContext
 
     if case.get("dense_mask"):
-        batches.mask = lambda document, device: create_mask(
-            attention.document_causal_rule(document.to(device)),
-            len(document),
-            1,
-            *2 * document.shape[1:],
-            device,
-        ).squeeze(1)
+
+        def dense_mask(document: Any, device: Any) -> Any:
+            rule = attention.document_causal_rule(document.to(device))
+            rows, length = document.shape
+            return create_mask(rule, rows, 1, length, length, device).squeeze(1)
+
+        batches.mask = dense_mask  # type: ignore[assignment]
     if case.get("whole_logits"):
         loss.CHUNK = case["seq_len"] * case["rows"]
     if case["dtype"] != "fp32":

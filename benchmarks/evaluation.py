@@ -32,6 +32,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks import training, writer
+from benchmarks.contenders import make_inputs
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.inference import vllm_engine as engine
@@ -79,7 +80,7 @@ def compare(rounds: int, **contenders: Callable[[], Any]) -> dict[str, list[Fact
 
 def planned(folder: Path, *changes: str, models: int = 1) -> dict[tuple[str, str], Cell]:
     """The tiny study's cells by stage and name, with finished random models m0, m1 ..."""
-    training.make(folder / "made", training.CPU | {"tokens": 1})
+    make_inputs(folder / "made", training.CPU | {"tokens": 1})
     names = [f"m{i}" for i in range(models)]
     for name in names:
         shutil.copytree(folder / "made/start/model", folder / name)

@@ -90,7 +90,7 @@ def measured_flops(folders: list[Path], cell: Cell) -> float:
             for row in executor.map(lambda folder: run_child("kit", folder, CASE), folders)
         ]
     rate = median(row["tokens_per_second"] for row in rows)
-    return rate * flops_per_token(shape(cell), recipe_of(cell))
+    return float(rate * flops_per_token(shape(cell), recipe_of(cell)))
 
 
 def measured_bytes(folder: Path, cell: Cell) -> float:

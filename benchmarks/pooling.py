@@ -29,7 +29,7 @@ def coverage(
     for _ in range(studies):
         estimates = rng.normal(TRUE, math.hypot(ERROR, tau), labs)
         errors = ERROR * (np.sqrt(rng.chisquare(df, labs) / df) if df < math.inf else np.ones(labs))
-        pooled = pool(estimates, errors)
+        pooled = pool(estimates.tolist(), errors.tolist())
         hits += (
             pooled.low <= TRUE <= pooled.high,
             pooled.common_low <= TRUE <= pooled.common_high,

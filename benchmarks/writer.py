@@ -123,7 +123,8 @@ def endpoint(**options: Any) -> Iterator[str]:
 
 def stats(address: str) -> dict[str, Any]:
     with urllib.request.urlopen(address.replace("/v1", "/stats")) as reply:
-        return json.load(reply)
+        counted: dict[str, Any] = json.load(reply)
+        return counted
 
 
 def cells(options: argparse.Namespace, folder: Path, address: str) -> tuple[list[Path], list[Path]]:

@@ -33,8 +33,10 @@ def attribute_docstrings(kind: type) -> dict[str, str]:
     texts = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            assert isinstance(field.target, ast.Name) and isinstance(below.value, ast.Constant)
-            texts[field.target.id] = inspect.cleandoc(below.value.value).replace("\n", " ")
+            assert isinstance(field.target, ast.Name)
+            texts[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value)).replace(
+                "\n", " "
+            )
     return texts
 
 
@@ -57,7 +59,7 @@ def type_name(hint: Any) -> str:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> str:
-    default = (
+    default: Any = (
         field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     )
     info = default if hasattr(default, "is_required") else None  # pydantic's FieldInfo
