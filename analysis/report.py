@@ -180,7 +180,7 @@ def report(
     benchmarks, parts = matrix(results)
     page = html_page.render(
         here / "report.html.j2",
-        results=results | {"benchmarks": _without_probes(results)},
+        results=results | {"benchmarks": _without_programs(results)},
         style=Markup((here / "report.css").read_text("utf-8")),
         script=Markup((here / "report.js").read_text("utf-8")),
         title=title(results),
@@ -243,10 +243,10 @@ def report(
     return with_sections(page, results, figures, names)
 
 
-def _without_probes(results: Results) -> dict[str, Row]:
-    """The benchmarks, where a probe has no judge."""
+def _without_programs(results: Results) -> dict[str, Row]:
+    """The benchmarks, where probes and programs are no judges."""
     return {
-        name: row | {"judge": None} if row["judge"] == "probe" else row
+        name: row | {"judge": None} if row["judge"] in ("probe", "program") else row
         for name, row in results["benchmarks"].items()
     }
 

@@ -24,6 +24,13 @@ from analysis.rungs import rung_lines
 from analysis.table_text import NONE, Column, Table
 
 COUNTED = ("answers", "grades")
+# What scores a benchmark that no judge grades, by its `judge`.
+UNJUDGED = {
+    "likelihood": "scored by likelihood",
+    "lm-eval": "scored by lm-eval",
+    "probe": "scored by probe",
+    "program": "scored by a program",
+}
 BENCHMARK = "Benchmark"  # the heading of a column of their names
 
 
@@ -302,8 +309,7 @@ def data_summary(results: Results, benchmarks: Collection[str] | None = None) ->
             lines.append(f"{name}: no checkpoint finished")
             continue
         judge = benchmark["judge"]
-        is_unjudged = judge in ("likelihood", "lm-eval", "probe")
-        method = f"scored by {judge}" if is_unjudged else f"judge {judge}"
+        method = UNJUDGED.get(judge, f"judge {judge}")
         if benchmark["dummy"]:
             method += " (a deterministic dummy)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"

@@ -133,7 +133,7 @@ def has_surrogate(value: Any) -> bool:
 
 
 def json_list(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[int, Any]]:
-    """(number from 1, value) of each value of a JSON list."""
+    """(number from 1, value) of each value of a JSON list, or of the one list of an object."""
     try:
         text = open_text(file, "\n").read()
         values = json.loads(text)
@@ -143,9 +143,13 @@ def json_list(file: BinaryIO, path: Path, report: Report) -> Iterator[tuple[int,
     except (ValueError, RecursionError) as error:
         fix = "a .json file is a list of rows; name it .jsonl if it has one row a line"
         raise UserError(where=str(path), what=f"not JSON ({error})", fix=fix) from None
+    if isinstance(values, dict):  # such as {"scenarios": [...], "licence": ...}
+        lists = [value for value in values.values() if isinstance(value, list)]
+        values = lists[0] if len(lists) == 1 else None
     if not isinstance(values, list):
         fix = "name it .jsonl if it has one row a line"
-        raise UserError(where=str(path), what="not a list of rows", fix=fix)
+        what = "neither a list of rows nor an object with exactly one list"
+        raise UserError(where=str(path), what=what, fix=fix)
     check_each = SURROGATE_ESCAPE.search(text)
     for number, value in enumerate(values, 1):
         if check_each and has_surrogate(value):

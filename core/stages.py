@@ -19,6 +19,7 @@ Stage = Literal[
     "likelihood",
     "lm_eval",
     "probe",
+    "agent",
     "judge",
     "canary",
     "scores",
@@ -49,7 +50,7 @@ class StageInfo:
         merges: Whether it makes a checkpoint of others without training.
         profile_fallback: The stage whose entry in a cluster profile applies where the profile has
             none for this stage.
-        needs_vllm: Whether its cells run vLLM in their process.
+        needs_vllm: Whether its cells run a checkpoint with vLLM.
         needs_transformers: Whether its cells run a checkpoint with transformers in their process.
         calls: Whether its cells call an endpoint and keep a ledger of it.
     """
@@ -142,6 +143,15 @@ STAGE_INFO: dict[str, StageInfo] = {
             shares_process=True,
             profile_fallback="likelihood",
             needs_transformers=True,
+        ),
+        # A server of its own, which ends with the cell.
+        StageInfo(
+            "agent",
+            "eval.agent",
+            job_group="agent",
+            shared_input="checkpoint",
+            profile_fallback="generate",
+            needs_vllm=True,
         ),
         StageInfo("judge", "eval.judge", shares_process=True, calls=True),
         StageInfo(

@@ -80,6 +80,7 @@ FORMS: dict[str, tuple[str, bytes]] = {
     "UTF-16, big end first": ("a.jsonl", b"\xfe\xff" + lines().encode("utf-16-be")),
     "a list": ("a.json", json.dumps(ROWS, indent=1).encode()),
     "a list in gzip": ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    "the list of an object": ("a.json", json.dumps({"licence": "MIT", "rows": ROWS}).encode()),
     "parquet": ("a.parquet", parquet()),
     "a folder": ("folder/deep/a.jsonl", lines().encode()),
 }
@@ -96,7 +97,8 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "half a character": ("a.jsonl", (json.dumps(ROWS[0]) + "\n").encode("utf-16")[:-1], "not UTF-16", ":1"),
     "no JSON": ("a.jsonl", b"text\n", "not JSON", ":1"),
     "half a list": ("a.json", json.dumps(ROWS).encode()[:-9], "not JSON", ""),
-    "an object": ("a.json", json.dumps({"rows": ROWS}).encode(), "not a list of rows", ""),
+    "an object": ("a.json", json.dumps(ROWS[0]).encode(), "neither a list of rows", ""),
+    "two lists": ("a.json", json.dumps({"rows": ROWS, "more": ROWS}).encode(), "exactly one list", ""),
     "a surrogate": ("a.jsonl", json.dumps(ROWS[0] | {"text": "\ud83d"}).encode(), "has a lone surrogate", ":1"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(lines().encode() * 99)[:-20], "cannot be read", ""),
     "damaged gzip": ("a.jsonl.gz", gzip.compress(lines().encode() * 99)[:60] + bytes(99), "cannot be read", ""),

@@ -112,6 +112,16 @@ QUESTION_TOKENS = _assume("a question", 100, "tokens", "a scenario of a few sent
 ANSWER_TOKENS = _assume("an answer", 400, "tokens", "or the benchmark's max_tokens where less")
 ITEM_TOKENS = _assume("an item, or an example of a few-shot prompt", 120, "tokens", "HellaSwag's")
 CHOICES = _assume("choices of an item", 4, "answers", "lm-eval reads the item once for each")
+SCENARIO_SAMPLES = _assume("samples of an agent's scenario", 4, "samples", "TAC's variants")
+AGENT_TURNS = _assume(
+    "turns of an agent in a sample", 6, "turns", "search, details, availability, purchase; a guess"
+)
+AGENT_TOKENS = _assume(
+    "prompt of an agent's turn", 2500, "tokens", "tools, system prompt and earlier turns; a guess"
+)
+TURN_TOKENS = _assume(
+    "an agent's turn", 100, "tokens", "a tool call, or the benchmark's max_tokens where less"
+)
 ITEMS = _assume(
     "rows of a benchmark whose size is neither declared nor on disk", 300, "rows", "a guess"
 )
@@ -205,6 +215,7 @@ FILES = {
     "likelihood": (6, 1),
     "lm_eval": (6, 1),
     "probe": (6, 1),
+    "agent": (10, 2),
     "judge": (7, 1),
     "canary": (7, 1),
     "scores": (10, 1),

@@ -19,6 +19,8 @@ from core.recipe import Training
 from core.stages import CALLING_STAGES, EVALUATION_STAGES, STAGE_INFO, TRAINING_STAGES
 from study.forecast import corpus_cost, training_cost, training_size, training_time
 from study.forecast.assumptions import (
+    AGENT_TOKENS,
+    AGENT_TURNS,
     ANSWER_BYTES,
     ANSWER_TOKENS,
     CANARY_GRADES,
@@ -37,6 +39,7 @@ from study.forecast.assumptions import (
     PROBE_BYTES,
     QUESTION_TOKENS,
     ROLLOUT_BYTES,
+    SCENARIO_SAMPLES,
     SECONDS_PER_GB,
     SHARD_GB,
     STEP_BYTES,
@@ -44,6 +47,7 @@ from study.forecast.assumptions import (
     SUBTASKS,
     TOKEN_BYTES,
     TOY,
+    TURN_TOKENS,
     UNKNOWN_GB,
 )
 from study.forecast.gpu_rates import Rates, stage_rates
@@ -185,6 +189,8 @@ def _work(cell: Cell, corpus: Cell) -> Amounts:
     if cell.stage == "probe":
         rows = cell.settings["rows"] or _rows_on_disk(cell) or ITEMS
         return {"read": 2 * rows * ITEM_TOKENS, "write": 0, "disk_gb": PROBE_BYTES / 1e9}
+    if cell.stage == "agent":
+        return _acting(cell)
     if cell.stage == "generate":
         return _generation(cell)
     amounts = _judging(cell) if cell.stage in ("judge", "canary") else _writing(cell, corpus)
@@ -216,6 +222,17 @@ def _generation(cell: Cell) -> Amounts:
         "read": answers * QUESTION_TOKENS,
         "write": answers * min(ANSWER_TOKENS, sampling["max_tokens"]),
         "disk_gb": answers * ANSWER_BYTES / 1e9,
+    }
+
+
+def _acting(cell: Cell) -> Amounts:
+    sampling = cell.settings["sampling"]
+    scenarios = cell.settings["rows"] or _rows_on_disk(cell) or ITEMS
+    turns = scenarios * SCENARIO_SAMPLES * sampling["epochs"] * AGENT_TURNS
+    return {
+        "read": turns * AGENT_TOKENS,
+        "write": turns * min(TURN_TOKENS, sampling["max_tokens"]),
+        "disk_gb": turns * ANSWER_BYTES / 1e9,
     }
 
 

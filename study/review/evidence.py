@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.yaml_text import from_yaml
 from study.upkeep.provenance import Row, lineage
 
-SCORING = ("judge", "likelihood", "lm_eval", "probe", "scores")
+SCORING = ("judge", "likelihood", "lm_eval", "probe", "agent", "scores")
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def scores(
         return {"": _likelihood(study, bench, label, inputs, checkpoint)}
     if scorer == "probe":
         return {"": _probe(study, bench, label, inputs, checkpoint)}
+    if scorer == "agent":
+        return {"": _agent(study, name, label, inputs, checkpoint)}
     samples = _samples(study, name, inputs, checkpoint)
     judges = (bench.judge, *bench.other_judges)
     assert bench.judge
@@ -169,6 +171,34 @@ def _probe(
     settings = {key: declared[key] for key in ("rows", "pooling", "folds")}
     settings |= {"task": bench.task, **identities(files)}
     return Cell("probe", label, settings, inputs, paths(files) | _corpora(study, checkpoint))
+
+
+def _agent(study: Study, name: str, label: str, inputs: Inputs, checkpoint: Checkpoint) -> Cell:
+    bench = study.benchmarks[name]
+    if not checkpoint.chat:
+        raise UserError(
+            where=f"benchmarks.{name}",
+            what=f"arm {checkpoint.arm} at dose {checkpoint.dose} is prompted without a chat "
+            "template, which tool calls need",
+            fix=f"leave it out by benchmarks.{name}.arms or benchmarks.{name}.doses",
+        )
+    declared = declaration(bench)
+    files = sources(bench) | _chat_files(study, checkpoint)
+    settings = {
+        **{key: declared[key] for key in ("inspect", "argument", "metric", "completion", "rows")},
+        "task": bench.task,
+        "tool_parser": bench.tool_parser,
+        "sampling": _sampling(bench),
+        "engine": engine_arguments(study.engine)[0],
+        **identities(files),
+        **chat_date(study),
+    }
+    resources = paths(files) | _evaluation_resources(study, checkpoint)
+    return Cell("agent", label, settings, inputs, resources)
+
+
+def _sampling(bench: Benchmark) -> dict[str, Any]:
+    return {key: getattr(bench, key) for key in ("temperature", "top_p", "max_tokens", "epochs")}
 
 
 def _samples(study: Study, name: str, inputs: Inputs, checkpoint: Checkpoint) -> Cell:
@@ -237,9 +267,7 @@ def _generation_settings(study: Study, name: str, checkpoint: Checkpoint) -> dic
     return {
         "scorer": declared["scorer"],
         "rows": declared["rows"],
-        "sampling": {
-            key: getattr(bench, key) for key in ("temperature", "top_p", "max_tokens", "epochs")
-        },
+        "sampling": _sampling(bench),
         "prompt": "chat" if checkpoint.chat else bench.base_prompt,
         "engine": engine_arguments(study.engine)[0],
         **identities(files),

@@ -43,8 +43,8 @@ OWN_ENGINE = (
     "batch_size",
     "enable_prefix_caching",
 )
-# Keys of a benchmark: files in place of the declared ones, what only judged tasks take, and what
-# only lm-eval's tasks and only probes take.
+# Keys of a benchmark: files in place of the declared ones, and what only judged tasks, lm-eval's,
+# probes and agents take.
 OWN_FILES = ("questions", "dimensions", "items", "data")
 JUDGING = (
     "judge",
@@ -57,6 +57,7 @@ JUDGING = (
 )
 LM_EVAL = ("num_fewshot", "limit")
 PROBE = ("reference",)
+AGENT = ("tool_parser",)
 
 
 @dataclass(frozen=True)
@@ -336,9 +337,11 @@ def _task(at: KeyPath, bench: Mapping, raw: Mapping) -> Mistakes:
     if declared["scorer"] == "probe":
         options += PROBE
         mistakes += _reference(at, bench, raw)
+    if declared["scorer"] == "agent":
+        options += AGENT
     mistakes += [
         Mistake((*at, key), f"task {task} has no such option", "remove it")
-        for key in (*OWN_FILES, *JUDGING, *LM_EVAL, *PROBE)
+        for key in (*OWN_FILES, *JUDGING, *LM_EVAL, *PROBE, *AGENT)
         if key in bench and key not in options
     ]
     if isinstance(questions := bench.get("questions"), dict):

@@ -41,7 +41,7 @@ def _contrast(at: KeyPath, contrast: Mapping, raw: Mapping) -> Mistakes:
 
 
 def _unprompted(at: KeyPath, bench: Any, contrast: Mapping, raw: Mapping) -> Mistakes:
-    """A benchmark by likelihood, on which an arm with a system prompt or a prefill has no score."""
+    """A benchmark on which an arm with a system prompt or a prefill has no score."""
     task = section_entries(raw, "benchmarks").get(str(bench), {}).get("task")
     if task not in task_names(raw) or declaration_problems(task):
         return []
@@ -49,7 +49,7 @@ def _unprompted(at: KeyPath, bench: Any, contrast: Mapping, raw: Mapping) -> Mis
         return []
     arms = section_entries(raw, "arms")
     sides = [contrast.get(side) for side in ("treatment", "control")]
-    what = "asks without a chat template: {} has no scores on it, having a system prompt or prefill"
+    what = "takes no system prompt and no prefill: {} has one, and so no scores on it"
     return [
         Mistake(at, what.format(side), "take the benchmark out of the contrast")
         for side in sides

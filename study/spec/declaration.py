@@ -26,9 +26,11 @@ FILES_OF = {
     "likelihood": (["items"], ["items"]),
     "lm_eval": (["data"], ["data"]),
     "probe": (["items"], ["items"]),
+    "agent": (["items"], ["items"]),
 }
-# Scorers that ask without a chat template: a system prompt or a prefill has no meaning.
-UNPROMPTED = ("likelihood", "probe")
+# Scorers that take neither a system prompt nor a prefill of an arm: they ask without a chat
+# template, or the task has a system prompt of its own.
+UNPROMPTED = ("likelihood", "probe", "agent")
 JUDGED = (["questions"], ["questions", "dimensions"])
 
 
@@ -64,6 +66,9 @@ class Declaration:
     num_fewshot: int | None = None
     pooling: Literal["last", "mean"] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
+    inspect: str | None = None
+    argument: str | None = None
+    completion: str | None = None
 
 
 @lru_cache
@@ -109,6 +114,7 @@ def _mistakes(declared: Declaration) -> list[tuple[tuple[str, ...], str, str]]:
         "likelihood": ["per_token"],
         "lm_eval": ["lm_eval", "metric"],
         "probe": ["pooling", "folds"],
+        "agent": ["inspect", "argument", "metric"],
     }
     for key in required.get(declared.scorer, []):
         if getattr(declared, key) in (None, []):

@@ -254,7 +254,8 @@ class Benchmark:
     """Tasks anima and moru: JSONL file with a rubric per dimension, in place of the declared
     one."""
     items: str | None = None
-    """Tasks by likelihood: JSONL file of questions with choices, in place of the declared one."""
+    """Tasks by likelihood: JSONL file of questions with choices, in place of the declared one.
+    Agents' tasks: file of scenarios."""
     data: str | None = None
     """lm-eval's tasks: folder of their Hugging Face data set, in place of the declared one."""
     judge: str | None = None
@@ -276,6 +277,8 @@ class Benchmark:
     reference: Name | None = None
     """Task probe: arm whose checkpoint at its lowest dose gives the direction on which all others
     are projected, within seeds. Not part of any probe's identity."""
+    tool_parser: str | None = None
+    """Agents' tasks: vLLM's parser of tool calls. By default by the model's type."""
     hub_task: str | None = None
     """Id of the task in the eval.yaml of its data set on the Hub. `cards` then writes the scores to
     .eval_results. Not part of any cell's identity."""

@@ -22,7 +22,11 @@ COLUMNS = {
     "scenario": (TEXT, "Id of the first question of the same scenario: translations share one."),
     "dimension": (TEXT, "What was graded; `overall` is the answer's score."),
     "epoch": (INTEGER, "Which answer to the question, from 1."),
-    "judge": (TEXT, "The model that graded; `likelihood`, `probe`, or `human` for people."),
+    "judge": (
+        TEXT,
+        "The model that graded; `likelihood`, `lm-eval`, `probe` or `program` where none did; "
+        "`human` for people.",
+    ),
     "score": (NUMBER, "From 0 to 1; empty where there is no grade."),
     "missing": (TEXT, "Why there is no grade; empty where there is one."),
     "response": (TEXT, "Id of the answer within its checkpoint and benchmark."),

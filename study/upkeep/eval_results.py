@@ -22,6 +22,12 @@ FOLDER = ".eval_results"
 SCORE_KEY = ("benchmark", "arm", "seed", "dose")
 CONTRAST_KEYS = ("name", "benchmark", "dose", "estimate", "low", "high", "p_holm", "verdict")
 CLAIM_KEYS = ("id", "statement", "contrast", "estimate", "verdict")
+# What scores a benchmark that no judge grades, by its `judge`.
+UNJUDGED = {
+    "likelihood": "by likelihood",
+    "lm-eval": "by lm-eval",
+    "program": "by the task's own program",
+}
 Row = dict[str, Any]
 
 
@@ -119,7 +125,7 @@ def eval_results(cell: FinishedCell, results: Path | None, facts: StudyFacts) ->
 def _entry(row: Row, task: HubTask, ended: str) -> str:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    by = f"graded by {row['judge']}" if row["judge"] != "likelihood" else "by likelihood"
+    by = UNJUDGED.get(row["judge"], f"graded by {row['judge']}")
     notes = [f"mean of {row['answers']} answers from 0 to 1", by, task.notes]
     entry = EvalResultEntry(
         dataset_id=task.dataset,

@@ -30,8 +30,8 @@ def test_what_is_derived_from_the_table() -> None:
     assert set(SHARDING_STAGES) == {"drafts"}
     assert TRAINING_STAGES == ("midtrain", "sft", "rl")
     evaluations = {"generate", "likelihood", "lm_eval"}
-    assert evaluations | {"rl"} == VLLM_STAGES
-    assert evaluations | {"probe"} == EVALUATION_STAGES
+    assert evaluations | {"agent", "rl"} == VLLM_STAGES
+    assert evaluations | {"agent", "probe"} == EVALUATION_STAGES
     assert {"contamination", "evaluate", "probe", "judge"} == SHARED_GROUPS
     assert GROUPS.index("sft") < GROUPS.index("evaluate") < GROUPS.index("judge")
     assert {STAGE_INFO[stage].group for stage in evaluations} == {"evaluate"}
