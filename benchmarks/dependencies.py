@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from slurm import arrays as planning
-from slurm.arrays import Array, Task, dependency_option
+from slurm.arrays import Array, Task
 from slurm.profile import load_profile
 from study.spec import expand as plan
 from study.spec.load import load_study
@@ -51,7 +51,7 @@ def element_wise(todo: list[Task], arrays: list[Array]) -> Waits:
     ids = {array: str(i) for i, array in enumerate(arrays)}
     waits: Waits = [set() for _ in todo]
     for array in arrays:
-        text = dependency_option(array, ids)
+        text = planning.dependency_option(array, ids)
         for term in text.split(",") if text else []:
             kind, *jobs = term.split(":")
             for job in jobs:
