@@ -136,9 +136,13 @@ def test_the_study_of_two_domains_plans_once_it_is_pinned(tmp_path: Path) -> Non
     last = expand.analysis(study)
     cells = expand.in_order(last)
     stages = Counter(cell.stage for cell in cells)
-    # 5 seeds of two domains and of their common start, 5 of Dolly alone, and the model as it is.
-    assert (stages["generate"], stages["judge"]) == (2 * 21, 2 * 21)
-    assert (stages["midtrain"], stages["sft"]) == (5, 15)
+    # 5 seeds of two domains by SFT and by GRPO and of their common start, 5 of Dolly alone, and the
+    # model as it is.
+    assert (stages["generate"], stages["judge"]) == (2 * 31, 2 * 31)
+    assert (stages["midtrain"], stages["sft"], stages["rl"]) == (5, 15, 10)
+    assert {row["name"]: row["differences"] for row in last.settings["contrasts"]}[
+        "helpful - code under GRPO"
+    ], "the audit names the prompts"
     assert stages["analysis"] == 1 and last.settings["files"]["claims"] == sha256(
         ROOT / study.claims
     )
