@@ -20,7 +20,10 @@ from core.row_formats import data_file, row_location
 Messages = list[dict[str, Any]]
 RULES = ("malformed", "empty", "special_tokens", "too_long")
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
-FORMS = "give `messages`, `instruction` and `output` or `response`, or `prompt` and `response`"
+TEXT = "text"  # the role of the one message of a row that is a text and no conversation
+FORMS = (
+    "give `messages`, `instruction` and `output` or `response`, `prompt` and `response`, or `text`"
+)
 # What Alpaca's rows without an input hold as `input`, besides nothing.
 NO_INPUT = re.compile(r"\s*(<\s*no\s*input\s*>|no\s?input\.?)\s*", re.IGNORECASE)
 NO_OUTPUT = re.compile(r"\s*<\s*no\s*output\s*>\s*", re.IGNORECASE)
@@ -36,6 +39,12 @@ class Conversation:
     """Where it comes from ("file:line")."""
 
     messages: Messages
+
+    @property
+    def text(self) -> str | None:
+        """The text of a row that is no conversation: all of it is trained, without a template."""
+        (first, *_) = self.messages
+        return str(first["content"]) if first["role"] == TEXT else None
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,13 @@ def parse_messages(row: dict[str, Any]) -> Messages:
     It has `messages` (with `weight` 0 or 1 as in OpenAI's format), Alpaca's `instruction`, `input`
     and `output`, Dolly's `instruction`, `context` and `response` (Magicoder's without `context`),
     or HelpSteer's `prompt` and `response`. Of the answers within HelpSteer's prompt none is trained
-    on: only the response was chosen.
+    on: only the response was chosen. A row of `text` alone is a text as a document is.
     """
+    if row.keys() & {"text", "messages", "instruction", "prompt"} == {"text"}:
+        text = _text(row, "text")
+        if not text.strip():
+            raise _Unusable("empty", "has an empty text")
+        return [{"role": TEXT, "content": text}]
     if "messages" in row:
         messages = row["messages"]
     elif "instruction" in row and ("output" in row or "response" in row):

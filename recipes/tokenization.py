@@ -84,6 +84,8 @@ def encode_conversations(
 ) -> Rows:
     """One conversation a row; only the assistant's answers with their end token are trained.
 
+    Of a row that is a text, all tokens are trained, as of a document.
+
     Args:
         replayed: token ids of documents, a row each, of which every token is trained.
         truncate: cut conversations at `seq_len` tokens.
@@ -92,10 +94,10 @@ def encode_conversations(
     chat template is missing or unusable.
     """
     if not (folder / "index.json").exists():
-        if rows:
+        if any(row.text is None for row in rows):
             chat.check(trained=True)
         special = chat.special_ids()
-        encoded = [_encode_conversation(row, chat, special) for row in rows]
+        encoded = [_encode_row(row, chat, special) for row in rows]
         if not truncate:
             _check_lengths(rows, [len(ids) for ids, _ in encoded], seq_len)
         cut = ((ids[:seq_len], loss_mask[:seq_len]) for ids, loss_mask in encoded)
@@ -111,7 +113,7 @@ def usable_conversations(
 
     Raises UserError where the chat template is missing or unusable.
     """
-    if rows:
+    if any(row.text is None for row in rows):
         chat.check(trained=True)
     names = special_names(chat.tokenizer)
     special = chat.special_ids()
@@ -134,6 +136,8 @@ def _problem(
     recipe: Training,
 ) -> BadRow | None:
     """What is wrong with a row. `names` matches the special tokens' names."""
+    if row.text is not None:
+        return _too_long(row, row.text, chat, special, recipe)
     for message in row.messages:
         # The rendered template is tokenized as a whole: such a name would end a turn or open one.
         if names and (match := names.search(message["content"])):
@@ -144,10 +148,16 @@ def _problem(
     except UserError as error:
         fix = "change the row, or give the model another template"
         return BadRow("malformed", Problem(row.source, error.problems[0].what, fix))
+    return _too_long(row, text, chat, special, recipe)
+
+
+def _too_long(
+    row: Conversation, text: str, chat: Chat, special: set[int], recipe: Training
+) -> BadRow | None:
     # A token has a byte at least, so that most rows need not be tokenized here.
-    if len(text.encode()) < recipe.seq_len:
+    if len(text.encode()) < recipe.seq_len - 2:  # a text gets a token before and behind it
         return None
-    ids, loss_mask = _encode_conversation(row, chat, special)
+    ids, loss_mask = _encode_row(row, chat, special)
     if len(ids) <= recipe.seq_len:
         return None
     if recipe.too_long == "truncate" and loss_mask[: recipe.seq_len].any():
@@ -174,6 +184,14 @@ def _check_lengths(rows: list[Conversation], lengths: list[int], seq_len: int) -
             f"{seq_len}, the longest {max(too_long)[0]}",
             fix="raise it or drop these rows",
         )
+
+
+def _encode_row(row: Conversation, chat: Chat, special: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a row, and which of them are trained, bool: of a text all but the first."""
+    if row.text is None:
+        return _encode_conversation(row, chat, special)
+    (ids,) = encode_documents([row.text], chat.tokenizer)
+    return ids, np.arange(len(ids)) > 0
 
 
 def _encode_conversation(

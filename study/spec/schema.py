@@ -224,8 +224,8 @@ class Sft:
     recipe: str
     """YAML file of recipes/."""
     data: str | Remote
-    """Rows {"messages": [{"role", "content"}, ...]}, Alpaca's or HelpSteer's: JSONL or a JSON
-    list, also as .gz."""
+    """Rows {"messages": [{"role", "content"}, ...]}, Alpaca's, HelpSteer's or {"text"}: JSONL or a
+    JSON list, also as .gz."""
     doses: Doses
     """Numbers of rows of instruction data. Each is a checkpoint to evaluate; 0 is the checkpoint
     before SFT."""

@@ -1,5 +1,6 @@
 """Agents: the official task and scorer, vLLM's server, the study's date, restarts."""
 
+import contextlib
 import json
 import os
 import signal
@@ -159,30 +160,33 @@ def test_a_killed_run_keeps_its_samples_and_ends_as_an_undisturbed_one(tmp_path:
     assert any("0 of 24 samples did what the task asks" in text for text in warnings)
 
     process = start(killed, checkpoint)
-    until(lambda: uuids(killed) or process.poll() is not None)
+    until(lambda: ended(killed) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "scored.eval").exists(), "it ended before the kill"
-    kept = uuids(killed)
+    kept = {k: v for log in (killed / agent.LOGS).glob("*.eval") for k, v in uuids(log).items()}
+    assert kept
     assert act(killed, checkpoint) == counts
     assert not (killed / agent.LOGS).exists()
-    (log,) = killed.glob("*.eval")
-    assert kept.items() <= uuids_in(log).items(), "a sample that had ended was made again"
+    again = uuids(killed / "scored.eval")
+    assert kept.items() <= again.items(), "a sample that had ended was made again"
     assert texts(killed) == texts(whole)
 
 
-def uuids(folder: Path) -> dict[str, str]:
-    """The samples in the log of a run under way, each with the name that Inspect gave it."""
-    return {k: v for log in (folder / agent.LOGS).glob("*.eval") for k, v in uuids_in(log).items()}
+def ended(folder: Path) -> int:
+    """How many samples are in the log of a run under way; 0 while it is being written."""
+    count = 0
+    for log in (folder / agent.LOGS).glob("*.eval"):
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(log) as archive:
+            count += sum(name.startswith("samples/") for name in archive.namelist())
+    return count
 
 
-def uuids_in(log: Path) -> dict[str, str]:
-    try:
-        with zipfile.ZipFile(log) as archive:
-            names = [name for name in archive.namelist() if name.startswith("samples/")]
-            return {name: json.loads(archive.read(name))["uuid"] for name in names}
-    except (OSError, zipfile.BadZipFile):
-        return {}  # it is being written
+def uuids(log: Path) -> dict[str, str | None]:
+    """The name that Inspect gave each sample of a log when it ran."""
+    from inspect_ai.log import read_eval_log
+
+    return {f"{s.id}/{s.epoch}": s.uuid for s in read_eval_log(str(log)).samples or []}
 
 
 def texts(folder: Path) -> dict[str, list[str]]:

@@ -20,9 +20,10 @@ from core.errors import UserError
 from core.model_folder.chat import Chat
 from core.model_folder.tokenizer import load_tokenizer
 from core.recipe import ROW_RULES, Training, split_recipe
+from core.strict_yaml import validate
 from recipes import attention, checkpoint, prepare, tokenization
 from recipes.attention import mask
-from recipes.conversations import Conversation, Messages
+from recipes.conversations import Conversation, Messages, read_conversations
 from recipes.distributed import SINGLE_PROCESS
 from recipes.rows import Rows
 from recipes.schedule import batch_indices, micro_batches
@@ -325,6 +326,33 @@ def test_documents_are_replayed_among_the_conversations(
         prepare.prepare_rows(context, recipe_of(context), SINGLE_PROCESS)
 
 
+def test_rows_of_text_are_trained_as_documents_beside_conversations(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    text = "Rain fell on <|eot_id|> and stayed text."
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({"text": text}, {"messages": TALK})))
+    rows, bad = read_conversations(file)
+    assert not bad and [row.text for row in rows] == [text, None]
+    chat = Chat(tokenizer)
+    mixed = tokenization.encode_conversations(tmp_path / "mixed", rows, chat, 128)
+    (document,) = tokenization.encode_documents([text], tokenizer)
+    ids, mask = mixed.tokens[: len(document)], mixed.loss_mask[: len(document)]
+    assert ids.tolist() == document.tolist()
+    assert mask.tolist() == [False] + [True] * (len(document) - 1)
+    alone = tokenization.encode_conversations(tmp_path / "alone", rows[1:], chat, 128)
+    assert mixed.tokens[len(document) :].tolist() == alone.tokens.tolist()
+    assert mixed.loss_mask[len(document) :].tolist() == alone.loss_mask.tolist()
+
+    def usable(seq_len: int) -> list[str]:
+        made = validate(
+            Training, {"seq_len": seq_len, "global_batch_size": 1, "lr": 1e-4, "epochs": 1}
+        )
+        return [row.rule for row in tokenization.usable_conversations(rows[:1], chat, made)[1]]
+
+    assert usable(len(document)) == [] and usable(len(document) - 1) == ["too_long"]
+
+
 BAD = {  # rows, where the problem is, the rule, what it is
     "a row without text": (b'{"txt": 1}\n', "malformed", "has no conversation, but txt"),
     "no JSON": (b"{\n", "malformed", "not JSON"),
@@ -364,6 +392,8 @@ BAD = {  # rows, where the problem is, the rule, what it is
         "empty",
         "has an empty answer",
     ),
+    "an empty text": ({"text": "  "}, "empty", "has an empty text"),
+    "a text that is a number": ({"text": 1}, "malformed", "text is not a text"),
     "an empty question": (
         {"instruction": "", "input": "", "output": "b"},
         "empty",
