@@ -1,5 +1,6 @@
 """The short table that ends a run on the terminal (headline.txt)."""
 
+import textwrap
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -10,6 +11,7 @@ from analysis.rungs import rung_lines
 
 ROWS = 6  # of a table
 LINES = 3  # of a list
+WIDTH = 100  # of a note
 
 
 def percent(value: float | None, sign: str = "") -> str:
@@ -237,6 +239,9 @@ def _score_table(results: Results) -> str:
 
 
 def _contrast_table(results: Results) -> str:
+    contrasts = results["contrasts"]
+    shown = contrasts if len(contrasts) <= ROWS else contrasts[: ROWS - 1]
+    notes = [*dict.fromkeys("; ".join(notes_of(row)) for row in shown if notes_of(row))]
     lines = [
         [
             row["name"],
@@ -245,7 +250,7 @@ def _contrast_table(results: Results) -> str:
             percent(row["estimate"], "+"),
             interval(row, "+"),
             p_value(row["p_holm"]),
-            ": ".join([row["verdict"], *filter(None, ["; ".join(notes_of(row))])]),
+            f"{row['verdict']} {_mark(row, notes)}".rstrip(),
         ]
         for row in results["contrasts"]
     ]
@@ -260,7 +265,17 @@ def _contrast_table(results: Results) -> str:
         ]
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
         text.append(f"all {len(lines)}: {', '.join(counts)}")
-    return "\n".join(text)
+    below = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
+    wrapped = [
+        line for note in below for line in textwrap.wrap(note, WIDTH, subsequent_indent="    ")
+    ]
+    return "\n".join([*text, *_shortened(wrapped, ROWS)])
+
+
+def _mark(row: Row, notes: list[str]) -> str:
+    """The number of a contrast's note below the table, in brackets; "" without one."""
+    text = "; ".join(notes_of(row))
+    return f"[{notes.index(text) + 1}]" if text in notes else ""
 
 
 def _shortened(lines: Sequence[str], count: int) -> list[str]:

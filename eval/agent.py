@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from datetime import date as Date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
 
 # Samples that have ended are kept in Inspect's log, and a run continues from there.
 RESUMABLE = True
-LOGS = "logs"  # of a run under way
+# Folder of what a run under way reads and writes, Inspect's log among it. Inspect goes on with a log
+# where the task's arguments are the same, so that the file of scenarios must keep its path.
+WORK = "unfinished"
 CONNECTIONS = 64
 MODEL = "checkpoint"  # the name under which the server knows it
 # vLLM's parser of the tool calls that a family writes.
@@ -90,14 +91,13 @@ def run(context: StageContext) -> dict[str, int | float]:
         )
     folder = context.inputs["checkpoint"] / "model"
     questions.remove_temporary(context.folder)
-    with (
-        questions.private_home(context.folder),
-        tempfile.TemporaryDirectory(dir=context.folder, prefix=questions.TEMPORARY) as temporary,
-    ):
-        items = Path(temporary) / "items.json"
+    work = context.folder / WORK
+    work.mkdir(exist_ok=True)
+    with questions.private_home(context.folder):
+        items = work / "items.json"
         write_atomically(items, json.dumps({"scenarios": scenarios}))
         task = official_task(settings, items)
-        template = Path(temporary) / "chat_template.jinja"
+        template = work / "chat_template.jinja"
         chat = Chat.of_cell(open_tokenizer(folder), settings, context.resources)
         write_atomically(template, served_template(chat))
         options = {
@@ -108,11 +108,11 @@ def run(context: StageContext) -> dict[str, int | float]:
             "tool_call_parser": settings["tool_parser"] or parser_of(folder),
         }
         log = act(context, task, folder, options)
-    os.replace(log.location, context.folder / "scored.eval")
-    shutil.rmtree(context.folder / LOGS)
     samples = log.samples or []
     table = scores_table(log, settings["metric"], [str(row["id"]) for row in scenarios])
     table.to_parquet(context.folder / "scores.parquet", index=False)
+    os.replace(log.location, context.folder / "scored.eval")
+    shutil.rmtree(work)
     messages = [message for sample in samples for message in sample.messages]
     turns = [message for message in messages if message.role == "assistant"]
     usage = [used for sample in samples for used in sample.model_usage.values()]
@@ -199,7 +199,7 @@ def act(context: StageContext, task: "Task", folder: Path, options: dict[str, An
     with serve({"model": MODEL}, resources, context.folder / "server.log") as (base_url, key):
         success, [log] = eval_set(
             task,
-            log_dir=str(context.folder / LOGS),
+            log_dir=str(context.folder / WORK / "logs"),
             model=seeded_model(base_url, key, seed),
             epochs=sampling["epochs"],
             retry_attempts=0,
@@ -217,7 +217,7 @@ def act(context: StageContext, task: "Task", folder: Path, options: dict[str, An
     if not success:
         reason = log.error.message if log.error else log.status
         raise UserError(
-            where=str(context.folder / LOGS),
+            where=str(context.folder / WORK / "logs"),
             what=f"a sample failed ({reason})",
             fix="run again: it continues",
         )
@@ -235,6 +235,11 @@ def seeded_model(base_url: str, key: str, seed: tuple[Any, ...]) -> "Model":
 
     @modelapi(name="served")
     class Served(OpenAICompatibleAPI):
+        # Address and key are no arguments of the model: they differ from run to run.
+        def __init__(self, model_name: str, **options: Any) -> None:
+            options |= {"base_url": base_url, "api_key": key, "service": "served"}
+            super().__init__(model_name, **options)
+
         async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> Any:
             own = derive_seed(*seed, store().get("sample"), len(input))
             seeded = config.model_copy(update={"seed": own})
@@ -243,10 +248,7 @@ def seeded_model(base_url: str, key: str, seed: tuple[Any, ...]) -> "Model":
     return get_model(
         f"served/{MODEL}",
         config=GenerateConfig(max_connections=CONNECTIONS),
-        base_url=base_url,
-        api_key=key,
         memoize=False,
-        service="served",
     )
 
 

@@ -164,10 +164,12 @@ def test_a_killed_run_keeps_its_samples_and_ends_as_an_undisturbed_one(tmp_path:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "scored.eval").exists(), "it ended before the kill"
-    kept = {k: v for log in (killed / agent.LOGS).glob("*.eval") for k, v in uuids(log).items()}
+    kept = {
+        k: v for log in (killed / agent.WORK).glob("logs/*.eval") for k, v in uuids(log).items()
+    }
     assert kept
     assert act(killed, checkpoint) == counts
-    assert not (killed / agent.LOGS).exists()
+    assert not (killed / agent.WORK).exists()
     again = uuids(killed / "scored.eval")
     assert kept.items() <= again.items(), "a sample that had ended was made again"
     assert texts(killed) == texts(whole)
@@ -176,7 +178,7 @@ def test_a_killed_run_keeps_its_samples_and_ends_as_an_undisturbed_one(tmp_path:
 def ended(folder: Path) -> int:
     """How many samples are in the log of a run under way; 0 while it is being written."""
     count = 0
-    for log in (folder / agent.LOGS).glob("*.eval"):
+    for log in (folder / agent.WORK).glob("logs/*.eval"):
         with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(log) as archive:
             count += sum(name.startswith("samples/") for name in archive.namelist())
     return count
