@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Samples that have ended are kept in Inspect's log, and a run continues from there.
 RESUMABLE = True
-# Folder of what a run under way reads and writes, Inspect's log among it. Inspect goes on with a log
+# Folder of what a run under way reads and writes, Inspect's log among it. Inspect continues a log
 # where the task's arguments are the same, so that the file of scenarios must keep its path.
 WORK = "unfinished"
 CONNECTIONS = 64

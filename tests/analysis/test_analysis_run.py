@@ -353,6 +353,17 @@ def test_headline_imports_nothing_heavy(finished):
     assert "animal - urban" in text and "higher" in text and "untrained" in text
 
 
+def test_notes_of_contrasts_stand_below_the_table_of_the_headline_once(finished):
+    _, results = finished
+    caution = "the spread is unequal: " + "add seeds " * 20
+    rows = [row | {"caution": caution, "reason": None} for row in results["contrasts"]]
+    assert len(rows) > 1
+    text = headline(results | {"contrasts": rows}, "")
+    assert text.count("[1] the spread is unequal") == 1 and "[2]" not in text
+    table = [line for line in text.splitlines() if line.startswith(rows[0]["name"])]
+    assert table and all(line.endswith(" [1]") and len(line) < 110 for line in table)
+
+
 @pytest.mark.slow
 def test_two_doses_of_one_arm_are_a_contrast(tmp_path):
     context = study(tmp_path, doses=(0, 200))
