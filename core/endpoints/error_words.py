@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 SHOWN_CHARACTERS = 300  # of a provider's words
+MAX_DEPTH = 10  # of lists and objects around them
 # Where bodies hold words, the innermost error first: OpenAI, FastAPI, Baidu, MiniMax, Z.AI.
 _KEYS = ("error", "errors", "message", "detail", "msg", "error_msg", "base_resp", "status_msg")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.DOTALL | re.IGNORECASE)
@@ -13,17 +14,20 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _SHORTEST_QUOTE = 12  # characters of a sentence of the prompt that is looked for in an error
 
 
-def words_in(body: Any) -> str:
+def words_in(body: Any, depth: int = 0) -> str:
     """A provider's words in the parsed body of an error; "" where there are none."""
     if isinstance(body, str):
         return body
+    if depth > MAX_DEPTH:
+        return ""
     if isinstance(body, list):
-        return next(filter(None, map(words_in, body)), "")
+        return next((words for value in body if (words := words_in(value, depth + 1))), "")
     if not isinstance(body, dict):
         return ""
-    place = body.get("loc")  # FastAPI's
-    before = ".".join(map(str, place)) + ": " if isinstance(place, list) else ""
-    return next((before + words for key in _KEYS if (words := words_in(body.get(key)))), "")
+    location = body.get("loc")  # FastAPI's
+    before = ".".join(map(str, location)) + ": " if isinstance(location, list) else ""
+    candidates = (words_in(body.get(key), depth + 1) for key in _KEYS)
+    return next((before + words for words in candidates if words), "")
 
 
 def words_of(text: str) -> str:

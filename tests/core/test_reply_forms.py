@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from core.endpoints import sender
@@ -85,6 +86,15 @@ def test_what_is_no_completion_is_told_in_its_own_words(
     _, outcomes, hostile = ask(tmp_path / "c", (200, {}, content))
     assert words in str(outcomes["one"]) and hostile.requests == 2
     assert "\x1b" not in words_of("\x1b[31mred")
+
+
+@pytest.mark.parametrize("begin", ['{"error": ', "["])
+def test_no_nesting_is_too_deep_for_a_message(begin: str) -> None:
+    end = "}" if begin.startswith("{") else "]"
+    text = begin * 400 + '"words"' + end * 400
+    assert words_of(text).startswith(begin)
+    with pytest.raises((MalformedResponse, openai.APIStatusError)):
+        read_reply(response(text.encode()))
 
 
 def test_an_account_without_money_within_http_200_stops_at_once(tmp_path: Path) -> None:
