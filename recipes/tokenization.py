@@ -24,6 +24,7 @@ from core.recipe import Training
 from recipes.conversations import BadRow, Conversation, Messages
 from recipes.rows import Rows
 
+ROW_FIX = "change the row, or give the model another template"
 TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
 
 
@@ -142,8 +143,11 @@ def _problem(
     try:
         text = chat.text(_plain(row.messages), False)
     except UserError as error:
-        fix = "change the row, or give the model another template"
-        return BadRow("malformed", Problem(row.source, error.problems[0].what, fix))
+        return BadRow("malformed", Problem(row.source, error.problems[0].what, ROW_FIX))
+    for message in row.messages:
+        if message["content"].strip() not in text:
+            what = f"the chat template leaves out the text of a turn of the {message['role']}"
+            return BadRow("malformed", Problem(row.source, what, ROW_FIX))
     # A token has a byte at least, so that most rows need not be tokenized here.
     if len(text.encode()) < recipe.seq_len:
         return None
@@ -205,7 +209,7 @@ def _encode_conversation(
             raise UserError(
                 where=row.source,
                 what=error.problems[0].what,
-                fix="change the row, or give the model another template",
+                fix=ROW_FIX,
             ) from None
         if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
             raise UserError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.model_folder.chat import Chat, read_prompt
-from core.model_folder.config import CHAT_DATE, read_config
+from core.model_folder.config import CHAT_DATE, end_token_ids, read_config
 from core.model_folder.tokenizer import load_tokenizer, open_tokenizer
 from core.model_folder.weights import check_weights
 
@@ -32,6 +32,7 @@ def check_start_model(
     """
     if trains:
         check_weights(folder, read_config(folder))
+        end_token_ids(folder)
     if trains or chats:
         source = tokenizer or folder
         opened = load_tokenizer(source) if trains else open_tokenizer(source)

@@ -57,6 +57,8 @@ def test_a_model_is_trained_and_written_as_transformers_reads_it(name: str, tmp_
     check_start_model(folder, trains=True, chats=True)
     tokenizer = load_tokenizer(folder)
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.no_truncation()
+    own.no_padding()
     for text in (PROBE, *zoo.TEXTS[:3]):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert ids == own.encode(text, add_special_tokens=False).ids
