@@ -137,6 +137,24 @@ def test_a_template_trains_the_answers_and_their_end_after_evaluations_prompt(
     )
 
 
+def test_a_template_that_leaves_texts_out_is_refused_for_prompts_and_rows(tmp_path: Path) -> None:
+    parts = zoo.TEMPLATES["parts alone, as of models that see images"][0]
+    folder = zoo.make(tmp_path / "start")
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(UserError, match="leaves out the text of a turn of the user"):
+        Chat(tokenizer, template=parts).check(trained=False)
+    for_others = "{% for m in messages if m.role != 'system' %}"
+    chat = Chat(tokenizer, template=zoo.CHATML.replace("{% for m in messages %}", for_others))
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    rows = [Conversation("plain", TURNS), Conversation("with a system", turns)]
+    recipe = make_recipe(seq_len=512)
+    usable, bad = tokenization.usable_conversations(rows, chat, recipe)
+    assert [row.source for row in usable] == ["plain"]
+    ((rule, problem),) = [(row.rule, row.problem) for row in bad]
+    assert rule == "malformed" and "leaves out the text of a turn of the system" in problem.what
+    assert len(tokenization.usable_conversations(rows, Chat(tokenizer), recipe)[0]) == 2
+
+
 def test_a_template_renders_the_studys_date_on_every_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
