@@ -6,12 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.model_folder.config_values import (
-    GenerationValues,
-    check_kinds,
-    check_pad_token,
-    check_vllm,
-)
+from core.model_folder.config_values import GenerationValues, check_kinds, check_vllm
 from core.model_size import architecture
 
 # What a model of each architecture has to state.
@@ -163,7 +158,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             fix="write them as the model was made; transformers would take defaults of its own",
         )
     check_vllm(file, config)
-    check_pad_token(file, config)
     return values
 
 

@@ -85,7 +85,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     kind = _tokenizer_class(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder)
-        tokenizer(PROBE)  # some values are looked at no earlier
+        tokenizer(PROBE, verbose=False)  # some values are looked at no earlier
     except Exception as error:  # tokenizers raises Exception itself
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
@@ -125,7 +125,7 @@ def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
     file_tokenizer.no_padding()
     # Without the space in front as well, where a class may add one.
     if all(
-        tokenizer(text, add_special_tokens=False).input_ids
+        tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         == file_tokenizer.encode(text, add_special_tokens=False).ids
         for text in (PROBE, PROBE.strip())
     ):
