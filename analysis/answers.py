@@ -1,4 +1,5 @@
-"""What cells say of answers that are malformed, have no end or are empty, for the report."""
+"""What cells say, for the report, of answers that are malformed, have no end or are empty, and of
+instruction data that was left out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def malformed_rows(files: Sequence[ScoreFile], inputs: Mapping[str, Path]) -> li
 
 
 def training_notes(base: Path, trainings: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each training after which answers may have no end, of those that are here.
+    """What trainings say that are here: answers may have no end, rows were dropped. Each once.
 
     Args:
         base: The study's folder.
@@ -62,6 +63,18 @@ def training_notes(base: Path, trainings: Sequence[dict[str, Any]]) -> list[str]
     notes: dict[str, None] = {}
     for training in trainings:
         manifest = read_manifest(input_folder(base, training)) or {}
-        for warning in manifest.get("answers", []):
-            notes[f"{training['stage']} of {training['arm']}: {warning}"] = None
+        remarks = [*manifest.get("answers", [])]
+        if dropped := manifest.get("dropped_rows"):
+            remarks.append(_dropped(dropped))
+        for remark in remarks:
+            notes[f"{training['stage']} of {training['arm']}: {remark}"] = None
     return [*notes]
+
+
+def _dropped(dropped: Mapping[str, Any]) -> str:
+    """`dropped_rows` of a manifest in words."""
+    rows: Mapping[str, list[str]] = dropped["rows"]
+    reasons = ", ".join(f"{len(places)} x {rule}" for rule, places in rows.items())
+    count = sum(map(len, rows.values()))
+    file = Path(dropped["file"]).name
+    return f"{count} of {dropped['of']} rows of {file} can't be used and were dropped: {reasons}"

@@ -51,7 +51,7 @@ def element_wise(todo: list[Task], arrays: list[Array]) -> Waits:
     ids = {array: str(i) for i, array in enumerate(arrays)}
     waits: Waits = [set() for _ in todo]
     for array in arrays:
-        text = planning.dependency(array, ids)
+        text = planning.dependency_option(array, ids)
         for term in text.split(",") if text else []:
             kind, *jobs = term.split(":")
             for job in jobs:

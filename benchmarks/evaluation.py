@@ -31,7 +31,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import training, writer
+from benchmarks import contenders, training, writer
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.inference import vllm_engine as engine
@@ -79,7 +79,7 @@ def compare(rounds: int, **contenders: Callable[[], Any]) -> dict[str, list[Fact
 
 def planned(folder: Path, *changes: str, models: int = 1) -> dict[tuple[str, str], Cell]:
     """The tiny study's cells by stage and name, with finished random models m0, m1 ..."""
-    training.make(folder / "made", training.CPU | {"tokens": 1})
+    contenders.make_inputs(folder / "made", training.CPU | {"tokens": 1})
     names = [f"m{i}" for i in range(models)]
     for name in names:
         shutil.copytree(folder / "made/start/model", folder / name)
@@ -357,8 +357,10 @@ def main() -> None:
     engine.set_environment()
     for mode in [given.mode] if given.mode else modes:
         print(f"\n{mode}", file=FIGURES, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            modes[mode](Path(folder), given.rounds)
+        with tempfile.TemporaryDirectory() as runs:
+            # Not `runs` itself: calls of other studies beside this one would be used again.
+            (study := Path(runs) / "study").mkdir()
+            modes[mode](study, given.rounds)
         engine.close()
 
 

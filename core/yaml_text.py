@@ -8,6 +8,17 @@ import yaml
 # wheels.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_TEXT = "tag:yaml.org,2002:str"
+
+
+class _Dumper(_DUMPER):  # type: ignore[misc,valid-type]
+    """Represents a text at once: most values of a settings file are texts, all keys are."""
+
+    def represent_data(self, data: Any) -> yaml.Node:
+        if type(data) is str:
+            return yaml.ScalarNode(_TEXT, data)
+        node: yaml.Node = super().represent_data(data)
+        return node
 
 
 def to_yaml(value: Any, width: int = 120) -> str:
@@ -21,7 +32,7 @@ def to_yaml(value: Any, width: int = 120) -> str:
 
 def _dump(value: Any, width: int, allow_unicode: bool) -> str:
     settings: dict[str, Any] = {"allow_unicode": allow_unicode, "width": width}
-    return str(yaml.dump(value, Dumper=_DUMPER, sort_keys=False, **settings))
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, **settings))
 
 
 def from_yaml(text: str) -> Any:

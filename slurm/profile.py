@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,17 +186,24 @@ class Profile:
         the default. Partition, account, qos, constraint, gpu_type and each option of sbatch default
         to the profile's.
         """
-        by_stage = {str(name): resources for name, resources in self.stages.items()}
-        resources = next(by_stage[name] for name in _entries(stage) if name in by_stage)
-        return replace(
-            resources,
-            partition=resources.partition or self.partition,
-            account=resources.account or self.account,
-            qos=resources.qos or self.qos,
-            constraint=resources.constraint or self.constraint,
-            gpu_type=resources.gpu_type or self.gpu_type,
-            sbatch=merged(self.sbatch, resources.sbatch),
-        )
+        entries = self._filled_in
+        return next(entries[name] for name in _entries(stage) if name in entries)
+
+    @cached_property
+    def _filled_in(self) -> dict[str, Resources]:
+        """The entries of `stages` with the profile's own settings where they have none."""
+        return {
+            name: replace(
+                resources,
+                partition=resources.partition or self.partition,
+                account=resources.account or self.account,
+                qos=resources.qos or self.qos,
+                constraint=resources.constraint or self.constraint,
+                gpu_type=resources.gpu_type or self.gpu_type,
+                sbatch=merged(self.sbatch, resources.sbatch),
+            )
+            for name, resources in self.stages.items()
+        }
 
 
 def _entries(stage: str) -> list[str]:

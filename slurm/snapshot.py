@@ -31,11 +31,13 @@ def snapshot(checkout: Path, folder: Path) -> Path:
         shutil.rmtree(half, ignore_errors=True)
     staged = folder / f".{copy.name}.{os.getpid()}"
     try:
+        for parent in sorted({(staged / path).parent for path in files}):
+            with named_errors(parent):
+                parent.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
-            with named_errors(staged / path):
-                (staged / path).parent.mkdir(parents=True, exist_ok=True)
-                (staged / path).write_bytes(content)
-                shutil.copymode(checkout / path, staged / path)
+            with named_errors(copied := staged / path):
+                copied.write_bytes(content)
+                shutil.copymode(checkout / path, copied)
         with named_errors(staged / VERSION):
             (staged / VERSION).write_text(json.dumps(code_version()) + "\n")
         staged.rename(copy)
@@ -90,12 +92,14 @@ def _files(checkout: Path) -> list[str]:
 def relocated(cell: Cell, code: Path) -> Cell:
     """The cell with the checkout's data files replaced by their copies in the snapshot."""
 
+    below_root = f"{ROOT}/"
+
     def relocate(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: relocate(item) for key, item in value.items()}
         if isinstance(value, list):
             return [relocate(item) for item in value]
-        if isinstance(value, str) and Path(value).is_relative_to(ROOT):
+        if isinstance(value, str) and value.startswith(below_root):
             copy = code / Path(value).relative_to(ROOT)
             return str(copy) if copy.is_file() else value
         return value

@@ -105,6 +105,46 @@ def test_libraries_stay_in_their_room(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 450, "one file, one idea"
 
 
+def test_benchmarks_use_names_that_exist() -> None:
+    """Nothing runs all of them, and mypy does not read them: they would break when code moves."""
+    modules = MODULES | {module_of(file): file for file in (ROOT / "benchmarks").glob("*.py")}
+    missing = []
+    for file in sorted((ROOT / "benchmarks").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        aliases = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    if (name := f"{node.module}.{alias.name}") in modules:
+                        aliases[alias.asname or alias.name] = name
+                    elif node.module in modules and alias.name not in top_level(
+                        modules[node.module]
+                    ):
+                        missing.append(f"{file.name}: {name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used = aliases.get(node.value.id)
+                if used and node.attr not in top_level(modules[used]):
+                    missing.append(f"{file.name}:{node.lineno}: {used}.{node.attr}")
+    assert missing == []
+
+
+def top_level(file: Path) -> set[str]:
+    """The names that a module defines or imports, outside of functions and classes."""
+    names: set[str] = set()
+    bodies = [ast.parse(file.read_text(encoding="utf-8")).body]
+    while bodies:
+        for node in bodies.pop():
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+            else:
+                names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                bodies += [getattr(node, part, []) for part in ("body", "orelse", "finalbody")]
+    return names
+
+
 @pytest.mark.multiprocess
 def test_recipes_is_ours_in_every_process() -> None:
     """torchtune's wheel installs a top-level `recipes` whose import raises."""

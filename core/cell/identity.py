@@ -100,7 +100,9 @@ def create_cell_dir(cell: Cell, base: Path) -> Path:
         "settings": cell.settings,
         "inputs": {
             role: {
-                "cell": relative_path(base / source.relpath, base),
+                "cell": relative_path(base / source.folder, base)
+                if source.folder
+                else source.relpath,
                 "identity": source.identity,
             }
             for role, source in sorted(cell.inputs.items())

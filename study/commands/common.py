@@ -257,10 +257,12 @@ def unlink_moved(cells: list[Cell], base: Path) -> None:
     though sizes and ends of its files are the same.
     """
     for cell in cells:
-        folder = base / cell.relpath
         planned = cell.resources.get("files", {}).get(LINKED)
+        if not planned:
+            continue
+        folder = base / cell.relpath
         linked = ((read_manifest(folder) or {}).get("files", {})).get(LINKED)
-        if planned and linked and planned != linked["path"] and Path(planned).exists():
+        if linked and planned != linked["path"] and Path(planned).exists():
             check_unchanged({LINKED: {**linked, "path": planned}}, base, f"{folder} was made")
             (folder / "manifest.json").unlink()
 

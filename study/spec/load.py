@@ -1,5 +1,6 @@
 """Read a study file: YAML in, `schema.Study` out, or every mistake in it at once."""
 
+import copy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from core.errors import Problem, UserError
-from core.strict_yaml import in_file_order, located, override, read_yaml, validate_file
+from core.strict_yaml import LineNumbers, in_file_order, located, override, read_yaml, validate_file
 from core.yaml_text import to_yaml
 from study.spec.addition import Addition
 from study.spec.arm_checks import arm_mistakes
@@ -58,6 +59,14 @@ def load_study(
         problems += addition.add_to(raw)
     if seeds is not None:
         problems += _run_only(raw, seeds)
+    return _checked(path, raw, lines, problems)
+
+
+def _checked(path: Path, raw: dict[str, Any], lines: LineNumbers, problems: list[Problem]) -> Study:
+    """The study that the file in `path` is; `raw` gets the values of presets.
+
+    Raises UserError with `problems` and every mistake.
+    """
     fill_in_presets(raw)
     study, mistakes = validate_file(path, raw, Study, lines)
     problems += mistakes
@@ -120,14 +129,15 @@ def _extended(
         raise UserError(
             where=str(path), what=f"extends is {other!r}", fix="give the name of one study file"
         )
-    base, _, base_problems = read_yaml(path.parent / other)
+    base, lines, base_problems = read_yaml(path.parent / other)
     if not isinstance(base, dict) or "extends" in base:
         raise UserError(
             where=str(path),
             what=f"extends {other}, which is no study, or extends another",
             fix="name one that stands alone",
         )
-    load_study(path.parent / other)  # its mistakes are in its own lines
+    # Its mistakes are in its own lines.
+    _checked(path.parent / other, copy.deepcopy(base), lines, [*base_problems])
     return _merged(base, raw), problems + base_problems
 
 

@@ -73,26 +73,21 @@ def declare(study: Study, base: Path, cells: Iterable[Cell]) -> Content | None:
     declaration, as in a copy from another machine, that is taken over. None where it is too late
     for one: an evaluation is finished. `cells`: all of the study.
     """
-    cells = list(cells)
     if not (base / FILE).exists():
         content = content_of(study)
-        if not _is_scored(base, cells):
+        folders = _scored_folders(base, cells)
+        if not folders and not _has_scores(base):
             write_declaration(base, content)
-        elif record := _copied(base, cells, content):
+        elif record := _copied(folders, content):
             write_declaration(base, content, record["time"])
     return read_declaration(base)
 
 
-def _copied(base: Path, cells: Iterable[Cell], content: Content) -> Content | None:
+def _copied(folders: set[Path], content: Content) -> Content | None:
     """The first of the declarations of the folders that the finished evaluations are in.
 
     None where one of them declares another content, or none.
     """
-    folders = {
-        (base / cell.relpath).parents[1]
-        for cell in cells
-        if cell.stage in EVALUATIONS and (base / cell.relpath / "manifest.json").exists()
-    }
     records = [read_declaration(folder) for folder in sorted(folders)]
     if not all(record and record["declared"] == content for record in records):
         return None
@@ -115,27 +110,29 @@ def planned(
     """
     now = content_of(study)
     record = read_declaration(base) if base else None
-    if base and not record:
-        cells = list(cells)
-        record = _copied(base, cells, now)
+    folders = _scored_folders(base, cells) if base and not record else set()
+    record = record or _copied(folders, now)
     if record:
         differences = [*find_differences(record["declared"], now)]
         return {"sha256": record["sha256"], "differences": differences}, record["declared"]
-    if base and _is_scored(base, cells):
+    if base and (folders or _has_scores(base)):
         return None, now
     return {"sha256": content_sha256(now), "differences": []}, now
 
 
-def _is_scored(base: Path, cells: Iterable[Cell]) -> bool:
-    """Whether an evaluation is finished: one in `base`, or one of `cells` in another study."""
+def _scored_folders(base: Path, cells: Iterable[Cell]) -> set[Path]:
+    """The folders of the studies that the finished evaluations among `cells` are in."""
+    return {
+        folder.parents[1]
+        for folder in (base / cell.relpath for cell in cells if cell.stage in EVALUATIONS)
+        if (folder / "manifest.json").exists()
+    }
+
+
+def _has_scores(base: Path) -> bool:
+    """Whether any evaluation in the study's folder is finished, of whatever study file."""
     stages = sorted(EVALUATIONS)
-    if any(next(base.glob(f"{stage}/*/manifest.json"), None) for stage in stages):
-        return True
-    return any(
-        (base / cell.relpath / "manifest.json").exists()
-        for cell in cells
-        if cell.stage in EVALUATIONS
-    )
+    return any(next(base.glob(f"{stage}/*/manifest.json"), None) for stage in stages)
 
 
 def find_differences(declared: Content, now: Content) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis.answers import malformed_rows
+from analysis.answers import malformed_rows, training_notes
 from analysis.settings import ScoreFile
 from tests.analysis.small_study import results_of, study
 
@@ -70,3 +71,23 @@ def test_they_stand_beside_every_score_and_the_claims_name_the_papers_version(
     assert "Without a row: the density of the corpora’s embeddings" in page.replace("&#39;", "’")
     table = (context.folder / "tables/malformed.csv").read_text()
     assert "animal" in table and "25.0" in table and "Continued dialogue" in table
+
+
+def test_rows_that_a_training_dropped_are_noted(tmp_path: Path) -> None:
+    """Once for all seeds; a training without such rows has no note."""
+    rows = {"empty": ["a.json, row 1", "a.json, row 18"], "too_long": ["a.json, row 445"]}
+    manifests: dict[str, dict[str, Any]] = {
+        "sft/kept-s0": {},
+        "sft/animal-s0": {"dropped_rows": {"file": "/data/a.json", "of": 900, "rows": rows}},
+    }
+    manifests["sft/animal-s1"] = manifests["sft/animal-s0"]
+    trainings = []
+    for cell, manifest in manifests.items():
+        (tmp_path / cell).mkdir(parents=True)
+        (tmp_path / cell / "manifest.json").write_text(json.dumps({"identity": "0"} | manifest))
+        arm = cell.removeprefix("sft/").partition("-")[0]
+        trainings.append({"stage": "sft", "arm": arm, "cell": cell, "identity": "0"})
+    assert training_notes(tmp_path, trainings) == [
+        "sft of animal: 3 of 900 rows of a.json can't be used and were dropped: "
+        "2 x empty, 1 x too_long"
+    ]
