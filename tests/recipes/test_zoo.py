@@ -155,6 +155,30 @@ def test_a_template_that_leaves_texts_out_is_refused_for_prompts_and_rows(tmp_pa
     assert len(tokenization.usable_conversations(rows, Chat(tokenizer), recipe)[0]) == 2
 
 
+def test_a_row_that_a_template_rewrites_is_dropped_and_stops_no_training(tmp_path: Path) -> None:
+    """Mistral's template has the system's message in the last question."""
+    folder = zoo.make(tmp_path / "start")
+    template = (
+        "{% set first = messages[0].role == 'system' %}{% for m in messages %}"
+        "{% if m.role == 'user' %}<|im_start|>{% if first and (loop.last or loop.index0 == "
+        "messages | map(attribute='role') | list | length - 2) %}{{ messages[0].content }}\n\n"
+        "{% endif %}{{ m.content }}<|im_end|>{% elif m.role == 'assistant' %}{{ m.content }}"
+        "<|im_end|>{% endif %}{% endfor %}"
+    )
+    chat = Chat(load_tokenizer(folder), template=template)
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        Conversation("plain", TURNS),
+        Conversation("a turn", [system, *TURNS[:2]]),
+        Conversation("turns", [system, *TURNS]),
+    ]
+    usable, bad = tokenization.usable_conversations(rows, chat, make_recipe(seq_len=512))
+    assert [row.source for row in usable] == ["plain", "a turn"]
+    assert [(row.rule, row.problem.where) for row in bad] == [("malformed", "turns")]
+    assert "rewrites earlier turns" in bad[0].problem.what
+    tokenization.encode_conversations(tmp_path / "rows", usable, chat, 512)
+
+
 def test_a_template_renders_the_studys_date_on_every_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
