@@ -257,9 +257,9 @@ def read_rows(
 
     The kit reads rows with this function alone, so that a file has the same rows wherever it is
     used. A file whose name ends in .gz is unpacked; endings count in any case. Of a folder its only
-    data file is read. A text file is UTF-8, or UTF-16 with a byte order mark. Lines end with LF or
-    CRLF alone: other separators, such as U+2028, may stand in a string. A byte order mark and blank
-    lines are skipped.
+    data file is read. A text file is UTF-8, or UTF-16 or 32 with a byte order mark. Lines end with
+    LF or CRLF alone: other separators, such as U+2028, may stand in a string. A byte order mark and
+    blank lines are skipped.
 
     Args:
         path: The file.
@@ -303,10 +303,16 @@ def read_rows(
                 rows = json_lines(file, path, report, skip_torn_line, allow_surrogates)
             for number, value in rows:
                 if objects and not isinstance(value, dict):
-                    report(number, "not a JSON object", "give JSON objects")
+                    report(number, "not a JSON object", _fix_of_value(value, kind))
                 else:
                     yield number, value
     # EOFError, zlib.error: a .gz that was cut short or damaged. ValueError: pyarrow's.
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(where=str(path), what=f"cannot be read ({reason})", fix=GIVE) from None
+
+
+def _fix_of_value(value: Any, kind: str) -> str:
+    if isinstance(value, list) and kind != ".json":
+        return "give JSON objects; a file that is a list of them ends in .json"
+    return "give JSON objects"

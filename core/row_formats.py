@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,14 @@ MAX_ENTRIES = 10_000  # of a folder; "/" has millions
 GIVE = "give a file in .jsonl, .json, .csv, .tsv or .parquet (also with .gz)"
 CONVERT = "save the file as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
 UTF8_BOM = b"\xef\xbb\xbf"
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+# Byte order marks; the first that fits counts.
+ENCODINGS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 SURROGATE = ("has a lone surrogate, which is no character", "remove it")
 SEPARATORS = ",;\t"
@@ -52,7 +60,8 @@ def data_file(path: Path) -> Path:
         UserError: The folder has none or several; the file is not a regular file, such as a pipe,
             or its format is unknown.
     """
-    if path.is_dir():
+    # os.path, because a path's own method raises where its name is too long.
+    if os.path.isdir(path):
         entries = list(itertools.islice(path.rglob("*"), MAX_ENTRIES + 1))
         files = [entry for entry in entries if row_format(entry) in IN_FOLDERS and entry.is_file()]
         if len(files) == 1 and len(entries) <= MAX_ENTRIES:
@@ -61,7 +70,7 @@ def data_file(path: Path) -> Path:
         if len(entries) > MAX_ENTRIES:
             what = f"a folder with over {MAX_ENTRIES} entries, one data file is expected"
         raise UserError(where=str(path), what=what, fix="name the file itself in the study file")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(where=str(path), what="not a regular file", fix=GIVE)
     if row_format(path) not in FORMATS:
         what = f"unknown kind of file {row_format(path)!r}"
@@ -70,16 +79,27 @@ def data_file(path: Path) -> Path:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file for reading, unpacked where its name ends in .gz (in any case)."""
+    """The file for reading, unpacked where its name ends in .gz (in any case).
+
+    Raises:
+        UserError: It is what git keeps in place of a file of Git LFS.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            what = "a pointer of Git LFS in place of the file"
+            raise UserError(where=str(path), what=what, fix="get the file itself with git lfs pull")
     opener: Any = gzip.open if path.name.lower().endswith(".gz") else open
     return cast(BinaryIO, opener(path, "rb"))
 
 
 def open_text(file: BinaryIO, newline: str, errors: str = "strict") -> TextIO:
-    """The file's text: UTF-16 where it begins with that byte order mark, else UTF-8."""
-    start: bytes = cast(io.BufferedReader, file).peek(3)[:3]
-    encoding = "utf-16" if start[:2] in UTF16_BOMS else "utf-8-sig"
-    return io.TextIOWrapper(file, encoding=encoding, newline=newline, errors=errors)
+    """The file's text: UTF-16 or 32 where it begins with that byte order mark, else UTF-8."""
+    return io.TextIOWrapper(file, encoding=_encoding(file), newline=newline, errors=errors)
+
+
+def _encoding(file: BinaryIO) -> str:
+    start: bytes = cast(io.BufferedReader, file).peek(4)[:4]
+    return next((name for mark, name in ENCODINGS.items() if start.startswith(mark)), "utf-8-sig")
 
 
 def json_lines(
@@ -109,7 +129,8 @@ def json_lines(
 
 def _byte_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
     """The lines in UTF-8, without a byte order mark."""
-    if cast(io.BufferedReader, file).peek(2)[:2] not in UTF16_BOMS:
+    encoding = _encoding(file)
+    if encoding == "utf-8-sig":
         for number, line in enumerate(file):
             yield line if number else line.removeprefix(UTF8_BOM)
         return
@@ -119,7 +140,7 @@ def _byte_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
             yield text.encode("utf-8")
             number += 1
     except UnicodeDecodeError as error:
-        what = f"not UTF-16 ({error.reason})"
+        what = f"not {encoding.upper()} ({error.reason})"
         raise UserError(where=f"{path}:{number}", what=what, fix=CONVERT) from None
 
 

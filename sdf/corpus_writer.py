@@ -18,8 +18,9 @@ from core.cell.context import StageContext, derive_seed
 from core.contamination import read_benchmark_texts
 from core.endpoints.cell_client import open_client
 from core.endpoints.client import LedgerClient, gather_limited
-from core.endpoints.ledger import LedgerEntry, without_thoughts
+from core.endpoints.ledger import LedgerEntry
 from core.endpoints.sender import RequestFailed
+from core.endpoints.thoughts import without_thoughts
 from core.errors import UserError
 from sdf.gate_patterns import CHARACTERS
 from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark

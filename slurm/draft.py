@@ -18,6 +18,7 @@ from slurm.draft_requests import (
     Charge,
     Partition,
     Request,
+    listed,
     of_gpu_stage,
     of_plain_stage,
 )
@@ -51,8 +52,8 @@ def _partitions(cluster: Cluster) -> list[Partition]:
     accounts = {row["Account"] for row in cluster.user}
     partitions = []
     for name, facts in cluster.partitions.items():
-        allowed = facts.get("AllowAccounts", "ALL")
-        is_ours = allowed == "ALL" or not accounts.isdisjoint(allowed.split(","))
+        allowed = listed(facts, "AllowAccounts")
+        is_ours = not allowed or not accounts.isdisjoint(allowed)
         if is_ours and facts.get("State", "UP") == "UP" and (nodes := ask_nodes(name)):
             partitions.append(Partition(name, facts, nodes))
     if not partitions:

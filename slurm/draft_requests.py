@@ -137,7 +137,7 @@ class Asker:
     def _charges_for(self, resources: Resources) -> list[Charge]:
         """The accounts and QOS that the partition is not closed to, as far as Slurm lists these."""
         facts = self.cluster.partitions.get(resources.partition or "", {})
-        accounts, qos = (_listed(facts, key) for key in ("AllowAccounts", "AllowQos"))
+        accounts, qos = (listed(facts, key) for key in ("AllowAccounts", "AllowQos"))
         charges = [
             charge
             for charge in self.charges
@@ -147,7 +147,7 @@ class Asker:
         return charges or self.charges[:1]
 
 
-def _listed(facts: dict[str, str], key: str) -> set[str]:
+def listed(facts: dict[str, str], key: str) -> set[str]:
     """The names of a partition's field; empty where it is for all."""
     value = facts.get(key, "ALL")
     return set() if value == "ALL" else set(value.split(","))

@@ -32,9 +32,16 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 # SLURM_JOB_ID is the id of the whole array for its last task.
 _JOB = 'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
-# By these a shell that the profile's `setup` reads would change what Slurm's commands answer, or
-# the signal that submitit handles.
-_UNSET = " ".join(f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN"))
+# By these a shell that the profile's `setup` reads, or a module, would change what Slurm's commands
+# answer, what srun starts or hands on, or the signal that submitit handles.
+_UNSET = "SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE " + " ".join(
+    f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN")
+)
+# With -p the first shell reads no file ($BASH_ENV) and takes no functions from the environment.
+_SHEBANG = "#!/bin/bash -p"
+# The second does both, for a `module` of setup. What comes after setup needs neither a function in
+# place of srun or rm, nor what ends a shell early (`set -eu`).
+_PLAIN_SHELL = "unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail"
 SETUP_ENDED = "error: a line of setup in the cluster profile ended the job's shell"
 # The script runs itself once more in a second shell, which says when it is past the profile's
 # lines. One of these, or of a file that they read, may end that shell with status 0 (`exit`) or put
@@ -110,7 +117,9 @@ def script(slurm: SlurmExecutor, command: str = "true", tasks: int = 1) -> str:
     """The batch script that sbatch would be given for a job, or an array of `tasks`."""
     if tasks > 1:
         slurm.parameters["map_count"] = tasks
-    return slurm._make_submission_file_text(command, "")
+    first, *rest = slurm._make_submission_file_text(command, "").splitlines()
+    assert first == "#!/bin/bash"
+    return "\n".join([_SHEBANG, *rest])
 
 
 def requeue_flag(logs: str | Path, job: str) -> str:
@@ -170,11 +179,12 @@ def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
         _OUTER_SHELL,
         numeric_environment.shell_line(),
         *profile.setup,
+        _PLAIN_SHELL,
         "kill -USR1 $PPID",
         # Sites' examples begin with `cd $SLURM_SUBMIT_DIR`, which is the checkout: Python would
         # import its modules.
         f"builtin cd {path} || exit",
-        f"unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS {_UNSET}",
+        f"unset {_UNSET}",
         _JOB,
         # A job that was queued again has a pickle of its own there: submitit counts its restarts.
         f'[ -e {pickle} ] || ln -s {shlex.quote(group)}_"${{SLURM_ARRAY_TASK_ID:-0}}".pkl {pickle}',

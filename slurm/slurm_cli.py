@@ -19,9 +19,10 @@ SECONDS = 60
 """Time limit of one call."""
 LEAK = re.compile(
     r"^(_?SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SCONTROL|SINFO|SACCT|SACCTMGR|SPRIO|SSTAT"
-    r"|STRIGGER|SPANK|PMI|PMIX|PALS|SUBMITIT)_"
+    r"|STRIGGER|SPANK|PMI|PMIX|PALS|SUBMITIT)_|(SHELLOPTS|BASHOPTS)$"
 )
-"""Variables of a shell or an enclosing job that would change what Slurm's commands do or answer."""
+"""Variables of a shell or an enclosing job that would change what Slurm's commands do or answer, or
+how each shell reads its lines."""
 BUSY = re.compile("temporarily unable|[Tt]oo many|timed out|Zero Bytes|[Uu]nable to contact")
 """A controller that answers soon after."""
 PAUSES = (0.5, 2.0)

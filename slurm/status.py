@@ -15,6 +15,7 @@ from slurm import driver, slurm_cli, submissions
 from slurm.slurm_cli import Queued
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+SUSPENDED = {"SUSPENDED", "STOPPED"}  # it keeps its memory, and Slurm resumes it
 # Names of known failures (core.cell.failures) after which a queued job never starts by itself.
 STUCK = (
     *("held by an administrator", "hours used up"),
@@ -31,6 +32,7 @@ REASONS = {
     "JobArrayTaskLimit": "others of their array (array_parallelism)",
     "ReqNodeNotAvail|Node|Partition(Down|Inactive)|Reservation": "nodes that are down or reserved",
     "QOS|Assoc|Max": "a limit of the account or QOS",
+    "Suspended": "Slurm to resume them, which has suspended them",
     "None": "Slurm to look at them",
 }
 # Slurm and submitit write local time, the kit writes UTC, which ends in Z.
@@ -158,7 +160,8 @@ def jobs(
             reason += f" without a log in {queue.record.with_name('jobs')}"
         if queued := queue.queued.get(cell.identity):
             state = _queued_state(queued, cell.identity in will_run)
-            reason = queued.reason if cell.identity in will_run else "DependencyNeverSatisfied"
+            reason = "Suspended" if queued.state in SUSPENDED else queued.reason
+            reason = reason if cell.identity in will_run else "DependencyNeverSatisfied"
         by_cell[cell.identity] = Job(job, state, reason, tuple(logs.get(job, ())))
     return by_cell
 
@@ -167,6 +170,8 @@ def _queued_state(job: Queued, will_run: bool) -> str:
     """running, queued or blocked."""
     if not will_run:
         return "blocked"
+    if job.state in SUSPENDED:
+        return "queued"
     if job.state not in WAITING:
         return "running"
     failure = diagnose(f"Slurm: {job.reason}", 0)

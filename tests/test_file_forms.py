@@ -13,6 +13,7 @@ import pytest
 
 from core import contamination
 from core.errors import Problem, UserError
+from core.files import read_rows
 from eval import anima, likelihood, rubric
 from recipes.conversations import read_conversations
 from sdf.source_rows import local_rows, read_column
@@ -78,6 +79,13 @@ FORMS: dict[str, tuple[str, bytes]] = {
     "brackets": ("a[1].jsonl", lines().encode()),
     "UTF-16": ("a.jsonl", lines("\r\n").encode("utf-16")),
     "UTF-16, big end first": ("a.jsonl", b"\xfe\xff" + lines().encode("utf-16-be")),
+    "UTF-32": ("a.jsonl", lines().encode("utf-32")),
+    "UTF-32, big end first": ("a.jsonl", b"\0\0\xfe\xff" + lines().encode("utf-32-be")),
+    "a list in UTF-32": ("a.json", json.dumps(ROWS).encode("utf-32")),
+    "two parts of gzip": (
+        "a.jsonl.gz",
+        b"".join(map(gzip.compress, lines().encode().splitlines(True))),
+    ),
     "a list": ("a.json", json.dumps(ROWS, indent=1).encode()),
     "a list in gzip": ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
     "the list of an object": ("a.json", json.dumps({"licence": "MIT", "rows": ROWS}).encode()),
@@ -88,13 +96,19 @@ TABLES: dict[str, tuple[str, bytes]] = {
     "CSV": ("a.csv", table(",").encode()),
     "Excel's CSV": ("A.CSV", ("\ufeffsep=;\r\n" + table(";")).encode()),
     "semicolons in UTF-16": ("a.csv", table(";").encode("utf-16")),
+    "semicolons in UTF-32": ("a.csv", table(";").encode("utf-32")),
     "tabs": ("a.tsv.gz", gzip.compress(table("\t").encode())),
 }
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 # The refusal: what it says at least, and its place behind the file's name.
 REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "text": ("a.txt", TEXTS[0].encode(), "unknown kind of file '.txt'", ""),
     "Latin-1": ("a.jsonl", lines().replace(TEXTS[1], "caf\xe9").encode("latin-1", "replace"), "not UTF-8", ":1"),
     "half a character": ("a.jsonl", (json.dumps(ROWS[0]) + "\n").encode("utf-16")[:-1], "not UTF-16", ":1"),
+    "Git LFS": ("a.jsonl", LFS, "a pointer of Git LFS", ""),
+    "Git LFS, parquet": ("a.parquet", LFS, "a pointer of Git LFS", ""),
+    "Git LFS, gzip": ("a.jsonl.gz", LFS, "a pointer of Git LFS", ""),
+    "half a UTF-32": ("a.jsonl", (json.dumps(ROWS[0]) + "\n").encode("utf-32")[:-3], "not UTF-32", ":1"),
     "no JSON": ("a.jsonl", b"text\n", "not JSON", ":1"),
     "half a list": ("a.json", json.dumps(ROWS).encode()[:-9], "not JSON", ""),
     "an object": ("a.json", json.dumps(ROWS[0]).encode(), "neither a list of rows", ""),
@@ -192,6 +206,18 @@ def test_a_bad_file_has_the_same_refusal_in_every_place(tmp_path: Path, form: st
         what_alone = problem.what.partition(" (1 of ")[0].partition(" (3 of ")[0]
         problems.add(Problem(problem.where, what_alone, problem.fix))
     assert len(problems) == 1
+
+
+def test_a_name_that_is_too_long_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        list(read_rows(tmp_path / ("a" * 300 + ".jsonl")))
+
+
+def test_a_list_in_a_line_is_told_its_ending(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps(ROWS).encode())
+    with pytest.raises(UserError, match=r"a\.jsonl:1: not a JSON object; .* ends in \.json"):
+        list(read_rows(path))
+    assert len(list(read_rows(write(tmp_path, "a.json", json.dumps(ROWS).encode())))) == 3
 
 
 def test_pipes_and_folders_without_one_file_are_refused(tmp_path: Path) -> None:

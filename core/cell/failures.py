@@ -133,8 +133,13 @@ KNOWN_FAILURES = [
     _known(
         "setup ended",
         r"setup in the cluster profile ended the job's shell",
-        "a line of setup, or of a file that it reads, has exit or exec (`exec zsh`): leave it out "
-        "of setup, or guard it for interactive shells",
+        "a line of setup, or of a file that it or $BASH_ENV reads, has exit or exec (`exec zsh`): "
+        "leave it out of setup, or guard it for interactive shells",
+    ),
+    _known(
+        "file of the job gone",
+        r"FileNotFoundError: .*_submitted\.pkl",
+        "submit again; the files in runs/STUDY/slurm/jobs must stay while jobs are queued",
     ),
     _known(
         "no such folder",

@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from core.endpoints.connect import Endpoint
+from core.endpoints.error_words import shown, words_of
 from core.endpoints.loopback import CERTIFICATES, PROXIES, variables
 from core.errors import UserError
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 # Providers report by 429 that a minute's quota is used up, and by 429 or 400 that there is no money
 # left. Only the texts differ.
 _NO_MONEY = re.compile(
-    r"insufficient_quota|credit balance is too low|(insufficient|not enough) (credits|balance)|"
-    r"PerDay",
+    r"insufficient_quota|credit balance is too low|PerDay|"
+    r"(insufficient|not enough) (account )?(credits|balance|funds)|out of credits|in arrears|"
+    r"billing[ _](hard[ _]limit|not[ _]active)|account is not active",
     re.IGNORECASE,
 )
 # Google reports this of a minute's quota too, but then with a delay.
@@ -32,11 +34,14 @@ _ACCOUNT_CLOSED = re.compile(
     r"organi[sz]ation has been restricted",
     re.IGNORECASE,
 )
+# Google reports by 400 that it does not know the key.
+_KEY_UNKNOWN = re.compile(r"api[ _]key (is )?(not valid|invalid)|api_key_invalid", re.IGNORECASE)
 # A prompt or an answer that the provider's rules do not allow: OpenAI, Azure, OpenRouter, xAI,
-# Anthropic, Google.
+# Anthropic, Google; Alibaba, DeepSeek, Moonshot.
 _FLAGGED = re.compile(
     r"moderation|flagged|content[ _-]?(filter|policy|management)|safety|responsible ?ai|"
-    r"usage (guidelines|polic)|acceptable use|prohibited_content",
+    r"usage (guidelines|polic)|acceptable use|prohibited_content|guardrail|"
+    r"inappropriate content|data_?inspection_?failed|content exists risk|considered high risk",
     re.IGNORECASE,
 )
 _REFUSES_PARAMETER = re.compile(
@@ -88,7 +93,15 @@ UNNAMED_STATUS = 502  # of an error that names none: another try may succeed
 
 
 class MalformedResponse(Exception):
-    """A response of HTTP 200 without a completion; its message says what it holds."""
+    """A response of HTTP 200 without a completion; its message says what it holds.
+
+    Attributes:
+        words: What it says, for messages.
+    """
+
+    def __init__(self, kind: str, content: bytes = b"") -> None:
+        super().__init__(kind)
+        self.words = words_of(content.decode(errors="replace"))
 
 
 class RedirectRefused(Exception):
@@ -133,8 +146,15 @@ def _account_closed(error: "openai.APIStatusError") -> bool:
     return error.status_code < 429 and _ACCOUNT_CLOSED.search(error.response.text) is not None
 
 
+def _key_refused(error: "openai.APIStatusError") -> bool:
+    if error.status_code == 400:
+        return _KEY_UNKNOWN.search(error.response.text) is not None
+    return error.status_code in (401, 403)
+
+
 def _about_account(error: "openai.APIStatusError") -> bool:
-    return _quota_exhausted(error) or _account_closed(error)
+    unknown_key = error.status_code == 400 and _key_refused(error)
+    return unknown_key or _quota_exhausted(error) or _account_closed(error)
 
 
 def is_transient(error: Exception) -> bool:
@@ -185,7 +205,8 @@ def refused_parameter(error: Exception, parameters: Iterable[str]) -> str | None
     matches = {
         name: match.start()
         for name in parameters
-        if (match := re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text))
+        if name != "stream"  # which no setting leaves out
+        and (match := re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text))
     }
     return min(matches, key=matches.__getitem__) if matches else None
 
@@ -241,19 +262,29 @@ def explain(error: Exception, endpoint: Endpoint, parameters: Iterable[str] = ()
     )
 
 
+def _message(error: Exception) -> str:
+    """What an error says, of a response the provider's own words."""
+    import openai
+
+    if isinstance(error, MalformedResponse):
+        return error.words
+    if isinstance(error, openai.APIStatusError):
+        return words_of(error.response.text)
+    return f"{getattr(error, 'message', '')} {error.__cause__ or ''}"
+
+
 def _what_and_fix(
     error: Exception, endpoint: Endpoint, parameters: Iterable[str]
 ) -> tuple[str, str]:
     import openai
 
     rerun = "then run the cell again (finished calls are kept)"
-    message = " ".join(f"{getattr(error, 'message', '')} {error.__cause__ or ''}".split())
-    message = message.replace(endpoint.api_key, "<key>")[:300]
-    message = "".join(letter if letter.isprintable() else "?" for letter in message)
+    message = shown(_message(error).replace(endpoint.api_key, "<key>"))
     call_failed = f"the call failed ({message})", f"see what the endpoint reports, {rerun}"
     if isinstance(error, MalformedResponse):
+        came = f"{error}: {message}" if message else str(error)
         return (
-            f"no chat completion came back ({error})",
+            f"no chat completion came back ({came})",
             "check base_url: it usually ends in /v1",
         )
     if isinstance(error, TimeoutError | openai.APITimeoutError):
@@ -275,37 +306,45 @@ def _what_and_fix(
     if not isinstance(error, openai.APIStatusError):
         return call_failed
     http = f"HTTP {error.status_code}"
+    reported = f"{http}: {message}" if message else http
     if _quota_exhausted(error):
         return (
-            f"the quota is exhausted ({http}: {message})",
+            f"the quota is exhausted ({reported})",
             f"see the account's plan and billing, {rerun}",
         )
     if _account_closed(error):
         return (
-            f"the provider has closed the account or its key ({http}: {message})",
+            f"the provider has closed the account or its key ({reported})",
             f"see the provider's mail and console, or take another endpoint, {rerun}",
         )
     if name := refused_parameter(error, parameters):
         setting = _SETTINGS.get(name, f"extra_body without {name}")
         return (
-            f"the endpoint refuses the parameter {name} ({http}: {message})",
+            f"the endpoint refuses the parameter {name} ({reported})",
             f"give the endpoint `request: {{{setting}}}` in the study file, {rerun}",
         )
     if is_flagged(error):
         return (
-            f"the endpoint refuses the prompt by its rules on content ({http}: {message})",
+            f"the endpoint refuses the prompt by its rules on content ({reported})",
             f"change the text, or take another endpoint, {rerun}",
         )
-    if error.status_code in (401, 403):
-        # The server's own message is left out: some repeat the key.
-        return f"the key was refused ({http})", "put a valid key in the variable key_env names"
+    if _key_refused(error):
+        fix = "put a valid key in the variable key_env names"
+        if error.status_code == 401:  # the server's own message is left out: some repeat the key
+            return f"the key was refused ({http})", fix
+        return (
+            f"the key was refused ({reported})",
+            f"{fix}, and see that it may be used for this model and from here",
+        )
     if error.status_code == 404:
         return (
-            f"no such model or address ({http})",
+            f"no such model or address ({reported})",
             "check the model's name and base_url (it usually ends in /v1)",
         )
     if error.status_code == 429:
         delay = retry_after(error)
         asks = f", which asks to wait {delay:.0f} s" if delay else ""
         return f"still over the rate limit ({http}){asks}", f"lower concurrency or wait, {rerun}"
-    return call_failed
+    if error.status_code == UNNAMED_STATUS:  # of an error within HTTP 200
+        return call_failed
+    return f"the call failed ({reported})", call_failed[1]

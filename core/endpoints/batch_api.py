@@ -30,6 +30,14 @@ BACKOFF_SECONDS = 1.0
 BACKOFF_MOST = 30.0
 MAX_WAIT_SECONDS = 60.0  # that an endpoint's `Retry-After` is followed for
 ENDED = frozenset(("completed", "failed", "expired", "cancelled"))
+# Other spellings, in lower case.
+SPELLINGS = {
+    "canceled": "cancelled",
+    "success": "completed",
+    "succeeded": "completed",
+    "timed_out": "expired",
+    "timeout_exceeded": "expired",
+}
 NO_LIST = (404, 405, 501)  # statuses of a provider that lists no batches
 
 
@@ -219,8 +227,9 @@ def read_lines(content: bytes) -> list[dict[str, Any]]:
 
 
 def batch_status(batch: Mapping[str, Any]) -> str:
-    """The status of a batch, in lower case. Some providers write it in capitals."""
-    return str(batch.get("status") or "unknown").lower()
+    """The status of a batch as OpenAI spells it. Some providers write it in capitals."""
+    status = str(batch.get("status") or "unknown").lower()
+    return SPELLINGS.get(status, status)
 
 
 def batch_errors(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

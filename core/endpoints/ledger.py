@@ -4,13 +4,13 @@ import asyncio
 import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.endpoints.thoughts import without_thoughts
 from core.errors import Problem, UserError
 from core.files import append, cut_torn_line, read_rows
 
@@ -22,13 +22,13 @@ RESERVE_BYTES = 4 << 20
 EXCERPT_CHARACTERS = 200
 FAILED = "request failed"  # finish_reason of a request that fails for good, alone
 # finish_reason of an answer that the model ended by itself, in lower case: of OpenAI and most
-# servers, Gemini, Anthropic, TGI, Cohere, and of servers that report none.
+# servers, Gemini, Anthropic, TGI, Cohere, Baidu, and of servers that report none.
 FINISHED = frozenset(
-    ("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "complete", "none")
+    (
+        *("stop", "end_turn", "eos", "eos_token", "stop_sequence", "stop_token", "complete"),
+        *("completed", "finish_reason_stop", "normal", "none"),
+    )
 )
-THOUGHTS = re.compile(r"<(think|thinking)\b[^<>]*>(?:(?!<\1\b).)*?</\1>", re.DOTALL)
-# Chat templates that open the thoughts in the prompt leave only their end in the reply.
-THOUGHTS_FIRST = re.compile(r"\A(?:(?!<think).)*</think(?:ing)?>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,6 @@ class LedgerEntry:
         reason = self.no_answer or f"finish_reason {self.finish_reason!r}"
         reason = "" if self.finished else f" ({reason[:EXCERPT_CHARACTERS]})"
         return f"{self.text[-EXCERPT_CHARACTERS:]!r}{reason}"
-
-
-def without_thoughts(text: str) -> str:
-    """The text without closed `<think>` blocks, and without thoughts that it opens with."""
-    while (shorter := THOUGHTS.sub("", text)) != text:
-        text = shorter  # the innermost blocks first
-    return THOUGHTS_FIRST.sub("", text).strip()
 
 
 def parse_entry(line: bytes) -> LedgerEntry | None:

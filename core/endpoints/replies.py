@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.endpoints.api_errors import WAITS, MalformedResponse, error_status
+from core.endpoints.error_words import shown, words_in
 
 # Tokens beyond the characters of the prompt, such as a provider's own instructions, and beyond the
 # limit of the answer, such as thoughts. A count above that is not believed.
 PROMPT_TOKENS_BESIDE = 10_000
 COMPLETION_TOKENS_BESIDE = 100_000
-SHOWN_CHARACTERS = 300  # of a provider's words
+# Beginnings of the lines of a stream; those that begin with a colon are comments.
+STREAM = (b"data:", b"event:", b"id:", b"retry:")
 # finish_reason of an answer that the provider withheld, in lower case.
 WITHHELD = ("content_filter", "safety", "refusal", "recitation", "blocklist", "prohibited_content")
 
@@ -53,32 +55,43 @@ def read_reply(response: Any) -> Reply:
     choice = choice if isinstance(choice, dict) else {"message": choice}
     reply = _reply(body, choice)
     error = body.get("error") or choice.get("error")
-    if not isinstance(choices, list) and isinstance(body.get("message"), str):
+    if not isinstance(choices, list) and words_in(body):
         error = error or body  # {"object": "error", "message": ..., "code": ...}
     if error and (not reply.text or reply.finish_reason == "error"):
         raise _status_error(error, response)
     if not isinstance(choices, list):
-        raise MalformedResponse("body without choices")
+        raise MalformedResponse("body without choices", response.content)
     return reply
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    if not content.strip():
+    content = content.strip()
+    while content.startswith(b":"):  # a comment, which keeps the connection
+        content = content.partition(b"\n")[2].lstrip()
+    if not content:
         raise MalformedResponse("empty body")
-    if content.lstrip().startswith(b"data:"):
+    if content.startswith(STREAM):
         return _joined(content)
     try:
-        body = json.loads(content)
+        body = _from_json(content)
     except RecursionError:
         raise MalformedResponse("JSON nested too deep") from None
     except ValueError:
-        is_html = content.lstrip()[:1] == b"<"
-        raise MalformedResponse("HTML body" if is_html else "body not JSON") from None
+        kind = "HTML body" if content.startswith(b"<") else "body not JSON"
+        raise MalformedResponse(kind, content) from None
     if isinstance(body, list) and len(body) == 1:
         body = body[0]  # Google wraps errors in a list
     if not isinstance(body, dict):
-        raise MalformedResponse("body without choices")
+        raise MalformedResponse("body without choices", content)
     return body
+
+
+def _from_json(content: bytes) -> Any:
+    """The value of JSON in UTF-8, 16 or 32. What is in none of them, which is paid, has U+FFFD."""
+    try:
+        return json.loads(content)
+    except UnicodeDecodeError:
+        return json.loads(content.decode(errors="replace"))
 
 
 def _joined(content: bytes) -> dict[str, Any]:
@@ -91,15 +104,17 @@ def _joined(content: bytes) -> dict[str, Any]:
         if not line.startswith(b"data:") or data == b"[DONE]":
             continue
         try:
-            chunk = json.loads(data)
+            chunk = _from_json(data)
             body |= {name: value for name, value in chunk.items() if value is not None}
             for part in chunk.get("choices") or []:
-                text += (part.get("delta") or {}).get("content") or ""
+                # Some send the whole message as one chunk.
+                message = part.get("delta") or part.get("message") or {}
+                text += _text(message.get("content"))[0]
                 choice["finish_reason"] = part.get("finish_reason") or choice.get("finish_reason")
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise MalformedResponse("stream not JSON") from None
+            raise MalformedResponse("stream not JSON", line) from None
     if not choice.get("finish_reason") and b"[DONE]" not in content and "error" not in body:
-        raise MalformedResponse("stream without an end")
+        raise MalformedResponse("stream without an end", content[-1000:])
     return body | {"choices": [choice | {"message": {"content": text}}] if choice else []}
 
 
@@ -113,23 +128,17 @@ def _reply(body: Mapping[str, Any], choice: Mapping[str, Any]) -> Reply:
     if not choice:
         no_answer = "no choice"
     elif isinstance(refusal, str) and refusal.strip() and not text.strip():
-        no_answer = f"refused: {_shown(refusal)}"
+        no_answer = f"refused: {shown(refusal)}"
     elif finish_reason.lower() in WITHHELD:
-        no_answer = f"withheld: {_shown(finish_reason)}"
+        no_answer = f"withheld: {shown(finish_reason)}"
     model = body.get("model")
     return Reply(
         text,
         finish_reason or "none",
         no_answer,
-        _shown(model) if isinstance(model, str) and model else None,
+        shown(model) if isinstance(model, str) and model else None,
         body.get("usage"),
     )
-
-
-def _shown(text: str) -> str:
-    """A provider's words as a log and a manifest may hold them."""
-    text = " ".join(text.split())[:SHOWN_CHARACTERS]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _text(content: Any) -> tuple[str, str | None]:

@@ -22,6 +22,7 @@ from core.endpoints.api_errors import (
     retry_after,
 )
 from core.endpoints.connect import Endpoint
+from core.endpoints.error_words import without_prompt
 from core.endpoints.loopback import http_client
 from core.endpoints.rate_limit import RateLimiter
 from core.endpoints.replies import Reply, read_reply
@@ -161,10 +162,11 @@ class Sender:
                         extra_body=dict(parameters),
                     )
                 reply = read_reply(raw.http_response)
-            except (openai.APIError, TimeoutError, MalformedResponse, RedirectRefused) as error:
+            except (openai.APIError, TimeoutError, MalformedResponse, RedirectRefused) as caught:
                 ended = time.monotonic()
-                await failed(error_kind(error), round(ended - started, 3))
+                await failed(error_kind(caught), round(ended - started, 3))
                 prompt = request["messages"][0]["content"]
+                error = without_prompt(caught, prompt)
                 wait = self._wait_after(error, attempts, ended, prompt, parameters)
                 await self._share_wait(error, estimated)
                 await self._sleep(wait)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from core.endpoints.batch_api import BatchApi
 from core.endpoints.connect import open_endpoint
-from core.endpoints.ledger import without_thoughts
 from core.endpoints.replies import token_counts
 from core.endpoints.request_form import RequestForm
 from core.endpoints.sender import Completion, Sender
+from core.endpoints.thoughts import without_thoughts
 from core.errors import UserError
 from eval.rubric import GRADE_FORMAT, has_grade
 from slurm.checks import FAILED, OK, WARNING, Check, of_error

@@ -230,14 +230,21 @@ def _login(cells: list[Cell], rows: list[Row], base: Path) -> list[Row]:
 def _failed_nodes(
     cells: list[Cell], rows: list[Row], base: Path, jobs: dict[str, "Job"]
 ) -> dict[str, list[str]]:
-    """Node -> the jobs under which it failed, of cells that failed or were restarted."""
+    """Node -> the jobs under which it failed, of cells that failed or were restarted.
+
+    A queued job that has logs has begun before, though perhaps none of its cells.
+    """
     from slurm import node_failures
 
     suspects = {
         base / cell.relpath: jobs[cell.identity]
         for cell, row in zip(cells, rows, strict=True)
         if cell.identity in jobs
-        and ("restarts" in row or row.get("cause") in node_failures.OF_NODE)
+        and (
+            "restarts" in row
+            or row.get("cause") in node_failures.OF_NODE
+            or (row["state"] == "queued" and jobs[cell.identity].logs)
+        )
     }
     return node_failures.failed_nodes(suspects) if suspects else {}
 

@@ -114,6 +114,8 @@ def make_rows(
         if cell.identity not in locked:
             begun = cell.identity not in untouched and _begun(folder)
             state = _state(begun, job, busy_jobs, blocked=blocker is not None)
+        elif job and job.reason == "Suspended":
+            state = "queued"
         waiting = None if cell.identity in settled else read_waiting(folder)
         if waiting and state in ("failed", "to do", "queued"):
             row["waits_for"] = waiting.what

@@ -316,9 +316,10 @@ def test_a_full_queue_of_the_provider_is_waited_for(tmp_path: Path) -> None:
         assert texts(ask(endpoint, ledger)) == right()
 
 
-def test_a_cancelled_batch_is_not_sent_again_by_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["cancelled", "CANCELED"])
+def test_a_cancelled_batch_is_not_sent_again_by_itself(tmp_path: Path, status: str) -> None:
     def ending(server: Provider, batch: str, lines: list[Body]) -> Any:
-        return "cancelled", [], [error_line(line, "batch_cancelled") for line in lines]
+        return status, [], [error_line(line, "batch_cancelled") for line in lines]
 
     ledger = tmp_path / "calls.jsonl"
     provider = Provider(endings=[ending])
@@ -327,6 +328,14 @@ def test_a_cancelled_batch_is_not_sent_again_by_itself(tmp_path: Path) -> None:
             ask(endpoint, ledger)
         assert len(provider.batches) == 1
         assert texts(ask(endpoint, ledger)) == right()
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "timed_out"])
+def test_a_status_in_another_spelling_ends_a_batch(tmp_path: Path, status: str) -> None:
+    provider = Provider(endings=[lambda *given: (status, *completed(*given)[1:])])
+    with serving(provider) as endpoint:
+        assert texts(ask(endpoint, tmp_path / "calls.jsonl")) == right()
+    assert len(provider.batches) == 1
 
 
 def waited(endpoint: Endpoint, ledger: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> str:

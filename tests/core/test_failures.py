@@ -99,6 +99,9 @@ LOGS = {
     "setup ended": [
         "error: a line of setup in the cluster profile ended the job's shell (exit status 0)"
     ],
+    "file of the job gone": [
+        "FileNotFoundError: [Errno 2] No such file or directory: '/r/s/slurm/jobs/7_0_submitted.pkl'"
+    ],
     "no such folder": [
         "slurmstepd: error: couldn't chdir to `/home/u/kit': No such file or directory: going to "
         "/tmp instead",

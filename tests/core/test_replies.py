@@ -20,10 +20,11 @@ from core.endpoints.api_errors import (
 )
 from core.endpoints.client import LedgerClient, gather_limited
 from core.endpoints.connect import Endpoint
-from core.endpoints.ledger import FAILED, LedgerEntry, read_ledger, without_thoughts
+from core.endpoints.ledger import FAILED, LedgerEntry, read_ledger
 from core.endpoints.replies import read_reply, token_counts
 from core.endpoints.request_form import RequestForm
 from core.endpoints.sender import RequestFailed
+from core.endpoints.thoughts import without_thoughts
 from core.errors import UserError
 from tests.endpoint import Hostile, Reply, serving
 

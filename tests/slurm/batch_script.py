@@ -49,5 +49,5 @@ class BatchScript:
 
 def split(text: str) -> list[str]:
     """The scripts in a file that holds several."""
-    start = "#!/bin/bash"
+    start = "#!/bin/bash -p"
     return [start + part for part in text.split(start)[1:]]

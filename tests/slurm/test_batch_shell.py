@@ -29,7 +29,8 @@ def run(
     profile = Profile(stages={"default": Resources(10)}, setup=setup)
     path = folder / "slurm_script"
     path.write_text(batch_script(executor("job", Resources(10), profile, code, logs)))
-    return subprocess.run(["bash", str(path)], capture_output=True, text=True, cwd=folder)
+    path.chmod(0o755)
+    return subprocess.run([str(path)], capture_output=True, text=True, cwd=folder)
 
 
 def variables(result: subprocess.CompletedProcess[str]) -> dict[str, str]:
@@ -54,6 +55,48 @@ def test_a_setup_that_ends_its_shell_is_a_failure_with_its_cause(
     assert result.returncode not in (0, None) and not (tmp_path / "ran").exists()
     failure = diagnose(result.stderr)
     assert failure and failure.name == "setup ended" and "setup" in failure.fix
+
+
+def test_a_file_of_bash_that_ends_its_shell_is_named(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bash reads $BASH_ENV before a script: a job that did nothing would count as COMPLETED."""
+    (tmp_path / "bash_env").write_text("exit 0\n")
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "bash_env"))
+    result = run(tmp_path, fake, [], srun=f"touch {tmp_path}/ran")
+    assert result.returncode == 1 and not (tmp_path / "ran").exists()
+    failure = diagnose(result.stderr)
+    assert failure and failure.name == "setup ended" and "$BASH_ENV" in failure.fix
+
+
+@pytest.mark.parametrize("line", ["set -euo pipefail", "set -eE; trap 'exit 3' ERR"])
+def test_a_strict_setup_does_not_end_what_comes_after_it(
+    line: str, tmp_path: Path, fake: Fake
+) -> None:
+    """The lines after srun queue a job again."""
+    result = run(tmp_path, fake, [line], srun="exit 9")
+    assert result.returncode == 9, result.stderr
+
+
+def test_functions_of_a_shell_are_for_setup_alone(
+    tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites export `module` so, or define it in the file that $BASH_ENV names."""
+    (tmp_path / "bash_env").write_text('set -u\nmodule() { export LOADED="$2"; }\n')
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "bash_env"))
+    for name in ("srun", "kill", "ln", "rm", "trap", "exit"):
+        monkeypatch.setenv(f"BASH_FUNC_{name}%%", f"() {{  echo no {name}\n}}")
+    monkeypatch.setenv("BASH_FUNC_ml%%", "() {  export MORE=$1\n}")
+    result = run(tmp_path, fake, ["module load cuda", "ml gcc"])
+    assert result.returncode == 0, result.stderr
+    assert (variables(result)["LOADED"], variables(result)["MORE"]) == ("cuda", "gcc")
+    assert not any(line.startswith("no ") for line in result.stdout.splitlines())
+
+
+def test_what_srun_hands_on_is_not_for_a_module_to_say(tmp_path: Path, fake: Fake) -> None:
+    """With SLURM_EXPORT_ENV=NONE ranks start without any variable of their job."""
+    result = run(tmp_path, fake, ["export SLURM_EXPORT_ENV=NONE SLURM_MPI_TYPE=pmix_v3"])
+    assert not {"SLURM_EXPORT_ENV", "SLURM_MPI_TYPE"} & variables(result).keys()
 
 
 def test_the_status_of_a_job_is_that_of_srun(tmp_path: Path, fake: Fake) -> None:
@@ -120,8 +163,13 @@ def test_on_a_cluster_setup_may_go_elsewhere_but_not_end_the_shell(
         (checkout / package / "__init__.py").write_text("raise SystemExit('the live checkout')")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (tmp_path / "bash_env").write_text("set -eu\n")
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "bash_env"))
+    monkeypatch.setenv("SHELLOPTS", "braceexpand:errexit:hashall:noglob:nounset")
+    monkeypatch.setenv("BASH_FUNC_srun%%", "() {  echo no srun\n}")
     (cell,) = corpora(1)
-    setups = {"elsewhere": f"cd {checkout}", "ended": "exec true"}
+    leaves = f"cd {checkout}; export SLURM_EXPORT_ENV=NONE SLURM_MPI_TYPE=pmix_v3"
+    setups = {"elsewhere": leaves, "ended": "exec true"}
     for name, line in setups.items():
         submit([cell], tmp_path / name / "s", replace(PROFILE, setup=[line]), "lab")
     lab.wait()

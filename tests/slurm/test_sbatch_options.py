@@ -240,8 +240,16 @@ def test_a_node_that_failed_is_named_with_the_command_that_leaves_it_out(
     sacct.chmod(0o755)
     data = failed("")
     assert data["failed_nodes"] == {"gpu7": ["101"]}
+    events = [json.loads(line) for line in (kit.base / "slurm/jobs.jsonl").open()]
+    # It failed before the cell began, and Slurm has queued the job again.
+    log.unlink()
+    group = next(event["group"] for event in events if event["event"] == "submitting")
+    fake.in_queue(f"101|PENDING|BeginTime|{kit.base.name}-documents-c0|{group}")
+    data = failed("")
+    assert data["failed_nodes"] == {"gpu7": ["101"]} and data["without_nodes"] == command
+    assert [row["state"] for row in data["cells"]] == ["queued"]
     # Once it is left out there is nothing to offer.
-    code = Path(json.loads((kit.base / "slurm/jobs.jsonl").read_text().splitlines()[0])["code"])
+    code = Path(events[0]["code"])
     excluded = load_profile(Path("lab"), ["sbatch.exclude=gpu7,gpu8"])
     submissions.write_submission(kit.base / "slurm", "lab", code, excluded, None)
     assert look([cell], kit.base, "s.yaml")["without_nodes"] is None

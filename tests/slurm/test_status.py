@@ -15,6 +15,7 @@ import pytest
 
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import write_manifest
+from core.files import locked
 from slurm import driver, profile, submissions
 from study.commands import status as status_command
 from study.commands.status import Memory, look, print_status, show
@@ -346,6 +347,14 @@ def test_a_rank_that_hangs_is_shown_with_its_node(fake: Fake, study: Submitted) 
     assert data["next"] == "scontrol requeue 7"
     fake.say("config", "JobId=7 Requeue=0 Restarts=0")
     assert study.look()["next"] == "scancel 7"
+    # Slurm itself has stopped it, and will resume it: nothing to cure, whoever holds its lock.
+    fake.in_queue("7|SUSPENDED|None|s-x|g7")
+    with locked(folder / ".lock"):
+        held = study.look()
+    for data in (held, study.look()):
+        (row,) = data["cells"]
+        assert (row["state"], "stalled" in row) == ("queued", False) and data["goes_on"]
+        assert "Slurm to resume them, which has suspended them" in show(data)
 
 
 def test_a_job_that_the_site_forbids_to_requeue(lab: Lab, study: Submitted) -> None:

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
@@ -33,9 +33,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -69,7 +70,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
@@ -105,9 +106,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -141,7 +143,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --array=0-2%3
@@ -178,9 +180,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -214,7 +217,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --array=0-2%3
@@ -251,9 +254,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -287,7 +291,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --array=0-2%3
@@ -324,9 +328,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -360,7 +365,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --array=0-2%3
@@ -397,9 +402,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -433,7 +439,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --chdir=/shared/runs/tiny/slurm/code-HASH
@@ -469,9 +475,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"

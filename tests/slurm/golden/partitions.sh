@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -36,9 +36,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -84,7 +85,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -124,9 +125,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -172,7 +174,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -213,9 +215,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -261,7 +264,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -302,9 +305,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -350,7 +354,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -392,9 +396,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -440,7 +445,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -480,9 +485,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -528,7 +534,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -567,9 +573,10 @@ unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
 module purge
 module load gcc
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -34,9 +34,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -79,7 +80,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -116,9 +117,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -161,7 +163,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -200,9 +202,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -245,7 +248,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -284,9 +287,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -329,7 +333,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -368,9 +372,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -413,7 +418,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -451,9 +456,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
@@ -496,7 +502,7 @@ if rm /shared/runs/tiny/slurm/jobs/requeue-"$SLURM_JOB_ID" 2>/dev/null && runnin
   done
 fi
 exit $status
-#!/bin/bash
+#!/bin/bash -p
 
 # Parameters
 #SBATCH --account=mygroup
@@ -533,9 +539,10 @@ if [ -z "$KIT_SECOND_SHELL" ]; then
 fi
 unset KIT_SECOND_SHELL
 for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_IP|*_KEY|*_TOKEN|*_ALLOC_CONF|*_COMPILE_THREADS|PYTORCH_NVML_BASED_CUDA_CHECK|KMP_DUPLICATE_LIB_OK) ;; OMP_*|GOMP_*|KMP_*|MKL_*|OPENBLAS_*|BLIS_*|NUMEXPR_*|DNNL_*|ONEDNN_*|ATEN_*|NVIDIA_TF32_OVERRIDE|CUBLAS_*|CUBLASLT_*|CUDNN_*|FLASHINFER_*|TRITON_*|NCCL_ALGO|NCCL_PROTO|NCCL_NVLS_ENABLE|TORCH_*|TORCHINDUCTOR_*|TORCHDYNAMO_*|PYTORCH_*|VLLM_*) unset "$name" ;; esac; done
+unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
