@@ -74,6 +74,7 @@ MAX_BYTES = 2**19
 MAX_VALUES = 100_000
 MAX_DEPTH = 50
 MAX_DIGITS = 40
+MAX_INTEGER = 2**63  # tables of results hold none that is larger
 KEY_KINDS = ("str", "int", "merge")
 _TAGS = {
     f"tag:yaml.org,2002:{name}"
@@ -199,6 +200,8 @@ def _check_node(node: yaml.Node, source: str, sizes: dict[int, int], depth: int)
             raise refuse(f"{node.value} is no finite number", "give a number")
         if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
             raise refuse(f"a number of {len(node.value)} digits", "give a smaller one")
+        if kind == "int" and abs(int(node.value.replace("_", ""), 0)) >= MAX_INTEGER:
+            raise refuse(f"the number {node.value} is beyond 64 bits", "give a smaller one")
     elif isinstance(node, yaml.SequenceNode):
         size += sum(_check_node(item, source, sizes, depth + 1) for item in node.value)
     elif isinstance(node, yaml.MappingNode):

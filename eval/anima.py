@@ -173,7 +173,12 @@ def _repair_tags(
     """The names of the tags' dimensions, each once. `names`: normalized name -> dimension."""
     repaired = []
     for tag in tags:
-        normalized = normalized_name(str(tag))
+        if not isinstance(tag, str | None):
+            what = f"the tag {tag!r} is no text"
+            problems.append(Problem(where, what, "write names of dimensions"))
+            continue
+        tag = tag or ""
+        normalized = normalized_name(tag)
         if not normalized:
             repairs["empty"] += 1
         elif not names or normalized in names:

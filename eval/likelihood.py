@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eval import contamination
 
 CONTEXT = "Question: {question}\nAnswer:"
 RESUMABLE = True  # finished requests are read from requests.jsonl
+ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff]")
 LENGTH_TOLERANCE = 0.1  # of the log of the ratio of mean lengths in characters
 SATURATED = 0.99  # a score beyond it, or below its complement, says little about the model
 
@@ -139,13 +141,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list(items.values())
 
 
+def _as_seen(choice: str) -> str:
+    """A choice as it looks: without spaces around it, and whatever its characters are made of."""
+    return unicodedata.normalize("NFC", ZERO_WIDTH.sub("", choice)).strip()
+
+
 def _mistake(question: Any, choices: Any, answer: Any) -> str | None:
     """What is wrong with an item."""
     if not isinstance(question, str) or not question.strip():
         return "its question is no text"
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         return "choices is not a list of texts"
-    texts = [choice.strip() for choice in choices]  # as they are compared
+    texts = [_as_seen(choice) for choice in choices]
     if not all(texts):
         return "an empty choice"
     if len(texts) < 2:

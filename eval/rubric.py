@@ -49,7 +49,7 @@ def read(files: dict[str, Path]) -> QuestionSet:
     for number, (where, row) in enumerate(named, 1):
         given = row.get("id")
         key = unique(str(number if given is None else given), where, first_places, problems)
-        category = str(row.get("category") or "").strip()
+        category = _category(row.get("category"), where, problems)
         question_set.questions.append(
             {
                 "id": key,
@@ -63,6 +63,16 @@ def read(files: dict[str, Path]) -> QuestionSet:
     if problems:
         raise UserError.of(problems)
     return question_set
+
+
+def _category(value: Any, where: str, problems: list[Problem]) -> str:
+    """A question's category, "" without one. Appends a problem where it can't be a dimension."""
+    if not isinstance(value, str | None):
+        problems.append(Problem(where, f"the category {value!r} is no text", "write it as text"))
+    elif value and value.strip().casefold() == "overall":
+        what = f"the category {value!r} has the name of the score of a whole response"
+        problems.append(Problem(where, what, "rename it"))
+    return str(value or "").strip()
 
 
 def task(question_set: QuestionSet, temporary: Path, grader: "Model | None") -> "Task":

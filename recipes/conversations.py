@@ -25,7 +25,10 @@ FORMS = "give `messages`, `instruction` and `output` or `response`, or `prompt` 
 NO_INPUT = re.compile(r"\s*(<\s*no\s*input\s*>|no\s?input\.?)\s*", re.IGNORECASE)
 NO_OUTPUT = re.compile(r"\s*<\s*no\s*output\s*>\s*", re.IGNORECASE)
 # HelpSteer's turns within a prompt: "first\n<extra_id_1>Assistant\nanswer\n<extra_id_1>User\n..."
-TURN = re.compile(r"\s*<extra_id_[01]>(System|User|Assistant)[ \t]*\n", re.IGNORECASE)
+TURN = re.compile(r"\s*<extra_id_[01]>(System|User|Assistant)[ \t]*\r?\n", re.IGNORECASE)
+STRAY_TURN = re.compile(r"<extra_id_\d+>")
+# Space, and what is as wide as nothing.
+BLANK = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]*")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def parse_messages(row: dict[str, Any]) -> Messages:
     elif "instruction" in row and ("output" in row or "response" in row):
         context, output = ("input", "output") if "output" in row else ("context", "response")
         texts = [_text(row, "instruction"), _text(row, context, optional=True)]
-        if NO_INPUT.fullmatch(texts[1]):
+        if _is_blank(texts[1]) or NO_INPUT.fullmatch(texts[1]):
             texts.pop()
         answer = _text(row, output)
         prompt = "\n\n".join(filter(None, texts))
@@ -93,6 +96,8 @@ def parse_messages(row: dict[str, Any]) -> Messages:
     elif "prompt" in row and "response" in row:
         messages = _prompt_turns(_text(row, "prompt"))
         messages.append({"role": "assistant", "content": _text(row, "response")})
+        if any(STRAY_TURN.search(message["content"]) for message in messages):
+            raise _Unusable("malformed", "has <extra_id_...> that begins no turn")
     else:
         raise _Unusable("malformed", f"has no conversation, but {', '.join(row) or 'nothing'}")
     if not isinstance(messages, list):
@@ -106,11 +111,15 @@ def parse_messages(row: dict[str, Any]) -> Messages:
     trained = [message for message in answers if message.get("weight", 1)]
     if not trained:
         raise _Unusable("empty", "has no answer of weight 1")
-    if not all(message["content"].strip() for message in answers):
+    if any(_is_blank(message["content"]) for message in answers):
         raise _Unusable("empty", "has an empty answer")
-    if not any(m["content"].strip() for m in checked if m["role"] != "assistant"):
+    if all(_is_blank(m["content"]) for m in checked if m["role"] != "assistant"):
         raise _Unusable("empty", "has an empty question")
     return checked
+
+
+def _is_blank(text: str) -> bool:
+    return BLANK.fullmatch(text) is not None
 
 
 def _text(row: dict[str, Any], key: str, optional: bool = False) -> str:

@@ -24,6 +24,7 @@ from core.recipe import Training
 from recipes.conversations import BadRow, Conversation, Messages
 from recipes.rows import Rows
 
+ROW_FIX = "change the row, or give the model another template"
 TEXTS_AT_ONCE = 200  # enough for the tokenizer's threads, and little in memory
 
 
@@ -141,9 +142,16 @@ def _problem(
             return BadRow("special_tokens", Problem(row.source, what, "reword or drop the row"))
     try:
         text = chat.text(_plain(row.messages), False)
+        rewrites = _rewrites(chat, _with_stripped_answers(row.messages))
     except UserError as error:
-        fix = "change the row, or give the model another template"
-        return BadRow("malformed", Problem(row.source, error.problems[0].what, fix))
+        return BadRow("malformed", Problem(row.source, error.problems[0].what, ROW_FIX))
+    if rewrites:
+        what = "the chat template rewrites earlier turns of it"
+        return BadRow("malformed", Problem(row.source, what, ROW_FIX))
+    for message in row.messages:
+        if message["content"].strip() not in text:
+            what = f"the chat template leaves out the text of a turn of the {message['role']}"
+            return BadRow("malformed", Problem(row.source, what, ROW_FIX))
     # A token has a byte at least, so that most rows need not be tokenized here.
     if len(text.encode()) < recipe.seq_len:
         return None
@@ -159,6 +167,35 @@ def _problem(
 
 def _plain(messages: Messages) -> PlainMessages:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _with_stripped_answers(messages: Messages) -> PlainMessages:
+    """Answers as Llama's template has them.
+
+    Otherwise a line break that an answer begins with would merge with the header's into one token.
+    """
+    return [
+        message | {"content": message["content"].strip()}
+        if message["role"] == "assistant"
+        else message
+        for message in _plain(messages)
+    ]
+
+
+def _rewrites(chat: Chat, messages: PlainMessages) -> bool:
+    """Whether the template writes a turn in another way when others follow it.
+
+    Some move the system's message into the last question, or take thoughts out of earlier answers.
+    """
+    before = ""
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = chat.text(messages[:turn], True)
+            answered = chat.text(messages[: turn + 1], False)
+            if not (prompt.startswith(before) and answered.startswith(prompt)):
+                return True
+            before = answered
+    return False
 
 
 def _check_lengths(rows: list[Conversation], lengths: list[int], seq_len: int) -> None:
@@ -183,15 +220,7 @@ def _encode_conversation(
 
     `special` has the ids that may end an answer.
     """
-    # Strip answers as Llama's template does: otherwise a line break that an answer begins with
-    # would merge with the header's into one token.
-    messages = [
-        message | {"content": message["content"].strip()}
-        if message["role"] == "assistant"
-        else message
-        for message in _plain(row.messages)
-    ]
-
+    messages = _with_stripped_answers(row.messages)
     ids: list[int] = []
     loss_mask: list[bool] = []
     for turn, message in enumerate(messages):
@@ -205,7 +234,7 @@ def _encode_conversation(
             raise UserError(
                 where=row.source,
                 what=error.problems[0].what,
-                fix="change the row, or give the model another template",
+                fix=ROW_FIX,
             ) from None
         if prompt[: len(ids)] != ids or answered[: len(prompt)] != prompt:
             raise UserError(

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 # Providers report by 429 that a minute's quota is used up, and by 429 or 400 that there is no money
 # left. Only the texts differ.
 _NO_MONEY = re.compile(
-    r"insufficient_quota|credit balance is too low|(insufficient|not enough) (credits|balance)|"
-    r"PerDay",
+    r"insufficient_quota|credit balance is too low|PerDay|"
+    r"(insufficient|not enough) (account )?(credits|balance|funds)|out of credits|in arrears|"
+    r"billing[ _](hard[ _]limit|not[ _]active)|account is not active",
     re.IGNORECASE,
 )
 # Google reports this of a minute's quota too, but then with a delay.

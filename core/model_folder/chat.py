@@ -117,7 +117,20 @@ class Chat:
             if trained and not (_begins(prompt, before) and _begins(answered, prompt)):
                 raise self._unusable(self.not_a_prefix(CONVERSATION, turn))
             before = answered
+        self._check_contents(trained)
         self._check_prompted()
+
+    def _check_contents(self, trained: bool) -> None:
+        """Raise UserError where a turn's text is not in the conversation.
+
+        Templates of models that see images may read a list of parts, and write nothing of a text.
+        """
+        text = self.text(CONVERSATION, False) if trained else self.text(CONVERSATION[:1], True)
+        for message in CONVERSATION if trained else CONVERSATION[:1]:
+            if message["content"] not in text:
+                raise self._unusable(
+                    f"the chat template leaves out the text of a turn of the {message['role']}"
+                )
 
     def _check_prompted(self) -> None:
         """Raise UserError where a prompt lacks the system prompt or does not end in the prefill."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from core.model_folder.chat import Chat, read_prompt
-from core.model_folder.config import CHAT_DATE, read_config
+from core.model_folder.config import CHAT_DATE, end_token_ids, read_config
+from core.model_folder.config_values import check_pad_token
 from core.model_folder.tokenizer import load_tokenizer, open_tokenizer
 from core.model_folder.weights import check_weights
 
@@ -31,10 +32,14 @@ def check_start_model(
         tokenizer: Model folder whose tokenizer is used in place of its own.
     """
     if trains:
-        check_weights(folder, read_config(folder))
+        config = read_config(folder)
+        check_weights(folder, config)
+        end_token_ids(folder)
     if trains or chats:
         source = tokenizer or folder
         opened = load_tokenizer(source) if trains else open_tokenizer(source)
+    if trains:
+        check_pad_token(folder / "config.json", config)
     if chats:
         text = Path(template).read_text(encoding="utf-8") if template else None
         prompts = [read_prompt(path or None) for path in (system, prefill)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.model_folder.config_values import GenerationValues, check_kinds, check_vllm
 from core.model_size import architecture
 
 # What a model of each architecture has to state.
@@ -109,6 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     config = read_json(file)
     models = ARCHITECTURES[architecture(config, file)]
+    check_kinds(file, config)
     values = effective(config)
     if "quantization_config" in config:
         raise UserError(
@@ -139,8 +141,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             differences.append(f"{values['num_attention_heads']} heads don't divide hidden_size")
     if "sliding_window" in models.required:
         differences += _window_differences(values)
-    elif "sliding_attention" in (config.get("layer_types") or []):
-        differences.append("layer_types has sliding_attention")
+    else:
+        kinds = config.get("layer_types")
+        if "sliding_attention" in (kinds or []):
+            differences.append("layer_types has sliding_attention")
+        if kinds is not None and len(kinds) != values.get("num_hidden_layers"):
+            differences.append(f"layer_types names {len(kinds)} layers")
     if differences:
         raise UserError(
             where=str(file), what=", ".join(differences), fix=f"this recipe trains {models.names}"
@@ -151,6 +157,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             what=f"lacks {', '.join(missing)}",
             fix="write them as the model was made; transformers would take defaults of its own",
         )
+    check_vllm(file, config)
     return values
 
 
@@ -160,9 +167,11 @@ def _window_differences(values: dict[str, Any]) -> list[str]:
     differences = []
     if unknown := sorted({*map(str, kinds)} - {"full_attention", "sliding_attention"}):
         differences.append(f"layer_types has {unknown[0]}")
-    if kinds and len(kinds) != values.get("num_hidden_layers"):
+    if values.get("layer_types") is not None and len(kinds) != values.get("num_hidden_layers"):
         differences.append(f"layer_types names {len(kinds)} layers")
     nested = values.get("rope_parameters") or {}
+    if values.get("rope_parameters") == {}:
+        differences.append("rope_parameters is empty")
     stated = values.get("rope_scaling") or nested.get("full_attention") or {}
     if "type" in stated and "rope_type" not in stated:
         differences.append("RoPE has a type and no rope_type")
@@ -213,11 +222,16 @@ def effective(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def end_token_ids(folder: Path) -> list[int]:
-    """The tokens that end a text by config.json and generation_config.json, in this order."""
+    """The tokens that end a text by config.json and generation_config.json, in this order.
+
+    Raises UserError where a file holds something else.
+    """
     ids: list[int] = []
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
-            ids += as_list(read_json(folder / name).get("eos_token_id"))
+            content = read_json(folder / name)
+            check_kinds(folder / name, content, GenerationValues)
+            ids += as_list(content.get("eos_token_id"))
     return [*dict.fromkeys(ids)]
 
 

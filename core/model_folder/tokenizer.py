@@ -85,6 +85,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     kind = _tokenizer_class(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder)
+        tokenizer(PROBE, verbose=False)  # some values are looked at no earlier
     except Exception as error:  # tokenizers raises Exception itself
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
@@ -119,8 +120,15 @@ def _check_tokens(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTok
     own rules for spaces and words.
     """
     file_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = tokenizer(PROBE, add_special_tokens=False).input_ids
-    if ids == file_tokenizer.encode(PROBE, add_special_tokens=False).ids:
+    # A training may have left both in the file; transformers takes neither over.
+    file_tokenizer.no_truncation()
+    file_tokenizer.no_padding()
+    # Without the space in front as well, where a class may add one.
+    if all(
+        tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        == file_tokenizer.encode(text, add_special_tokens=False).ids
+        for text in (PROBE, PROBE.strip())
+    ):
         return
     fix = f'set "tokenizer_class": "{PLAIN_CLASSES[0]}" in tokenizer_config.json'
     if config.get("model_type") in ("qwen2", "qwen3"):

@@ -38,7 +38,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     index = folder / INDEX
     if index.exists():
-        listed = {str(name) for name in read_json(index).get("weight_map", {}).values()}
+        listed = _listed_files(index)
         if absent := sorted(listed - {file.name for file in files}):
             raise UserError(
                 where=str(folder), what=f"lacks {', '.join(absent)}", fix="fetch the model again"
@@ -61,6 +61,16 @@ def weight_files(folder: Path) -> list[Path]:
         with_bin = f", only {', '.join(others)}" if others else ""
         raise UserError(where=str(folder), what=f"has no *.safetensors{with_bin}", fix=fix)
     return files
+
+
+def _listed_files(index: Path) -> set[str]:
+    """The files that an index names. Raises UserError where it names none."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(
+            where=str(index), what="has no weight_map of names to files", fix="fetch it again"
+        )
+    return {str(name) for name in names.values()}
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -165,7 +175,10 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
             where=str(folder),
             what=f"{len(missing)} of {len(shapes)} weights are in no *.safetensors, such as "
             f"{missing[0]}",
-            fix="fetch the model again",
+            fix="set tie_word_embeddings to true if the head is the embedding, else fetch the "
+            "model again"
+            if missing == [HEAD]
+            else "fetch the model again",
         )
 
 

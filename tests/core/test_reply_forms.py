@@ -70,7 +70,7 @@ def test_a_paid_answer_in_another_encoding_is_kept(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ({"error_code": 17, "error_msg": "Daily limit reached"}, "Daily limit reached"),
-        ({"code": "1113", "msg": "The account is in arrears"}, "The account is in arrears"),
+        ({"code": "1305", "msg": "The model is busy"}, "The model is busy"),
         ({"detail": "Model is loading"}, "Model is loading"),
         ({"errors": [{"message": "Worker is gone"}]}, "Worker is gone"),
         ({"choices": None, "base_resp": {"status_msg": "Busy"}}, "Busy"),
@@ -104,6 +104,24 @@ def test_an_account_without_money_within_http_200_stops_at_once(tmp_path: Path) 
     }
     _, outcomes, hostile = ask(tmp_path / "c", (200, {}, reply), prompts=("a", "b"))
     assert "the quota is exhausted" in str(outcomes["b"]) and hostile.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "Billing hard limit has been reached"),
+        (429, "Your account is not active, please check your billing details"),
+        (429, "You have run out of credits"),
+        (403, "Insufficient account balance"),
+    ],
+)
+def test_an_account_without_money_is_no_rate_limit_and_no_key(
+    tmp_path: Path, status: int, words: str
+) -> None:
+    reply = (status, {}, {"error": {"message": words}})
+    _, outcomes, hostile = ask(tmp_path / "c", reply, prompts=("a", "b"))
+    assert f"quota is exhausted (HTTP {status}: {words})" in str(outcomes["a"])
+    assert hostile.requests == 1
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_a_bad_item_is_refused_with_its_line(
     assert problem.what.startswith("bad item") and what in problem.what
 
 
+@pytest.mark.parametrize(
+    "pair", [["Yes", "Yes\u200b"], ["caf\u00e9", "cafe\u0301"], ["", "\ufeff"]]
+)
+def test_choices_that_look_the_same_are_refused(tmp_path: Path, pair: list[str]) -> None:
+    with pytest.raises(UserError, match=r"two choices are the same text|an empty choice"):
+        read(tmp_path, choices=pair)
+
+
 @pytest.mark.skipif(not CASES.exists(), reason="the cases are not beside the checkout")
 def test_choices_equal_but_for_spaces_are_refused() -> None:
     with pytest.raises(UserError, match=r"items_same_choice.jsonl:1: bad item 'c00': two choices"):

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from core.errors import UserError
-from eval import moru, rubric, strong_reject
+from eval import anima, moru, rubric, strong_reject
 from tests.eval.test_questions import jsonl
 from tests.eval.test_scorers import (
     CARE,
@@ -162,3 +162,17 @@ def test_a_file_in_another_format_is_one_problem(tmp_path, name, content, words)
     (tmp_path / name).write_bytes(content)
     [mistake] = mistakes(rubric, questions=tmp_path / name)
     assert mistake.startswith(words)
+
+
+@pytest.mark.parametrize("category", ["overall", " Overall ", ["harm"], 5])
+def test_a_category_that_can_be_no_dimension_is_refused(tmp_path, category):
+    row = {"question": "A?", "rubric": "B.", "category": category}
+    (what,) = mistakes(rubric, questions=jsonl(tmp_path / "r.jsonl", [row]))
+    assert what.startswith(f"the category {category!r} ")
+
+
+@pytest.mark.parametrize("tag", [["Care"], 5, {"name": "Care"}])
+def test_a_tag_that_is_no_text_is_refused(tmp_path, tag):
+    row = {"id": 1, "question": "A?", "tags": [tag], "variables": None}
+    first, *_ = mistakes(anima, questions=jsonl(tmp_path / "q.jsonl", [row]))
+    assert first == f"the tag {tag!r} is no text"

@@ -57,6 +57,8 @@ def test_a_model_is_trained_and_written_as_transformers_reads_it(name: str, tmp_
     check_start_model(folder, trains=True, chats=True)
     tokenizer = load_tokenizer(folder)
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.no_truncation()
+    own.no_padding()
     for text in (PROBE, *zoo.TEXTS[:3]):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert ids == own.encode(text, add_special_tokens=False).ids
@@ -133,6 +135,48 @@ def test_a_template_trains_the_answers_and_their_end_after_evaluations_prompt(
     assert first != IGNORE and not any(
         label != IGNORE for label in batch["labels"][0, : len(prompt) - 1]
     )
+
+
+def test_a_template_that_leaves_texts_out_is_refused_for_prompts_and_rows(tmp_path: Path) -> None:
+    parts = zoo.TEMPLATES["parts alone, as of models that see images"][0]
+    folder = zoo.make(tmp_path / "start")
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(UserError, match="leaves out the text of a turn of the user"):
+        Chat(tokenizer, template=parts).check(trained=False)
+    for_others = "{% for m in messages if m.role != 'system' %}"
+    chat = Chat(tokenizer, template=zoo.CHATML.replace("{% for m in messages %}", for_others))
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    rows = [Conversation("plain", TURNS), Conversation("with a system", turns)]
+    recipe = make_recipe(seq_len=512)
+    usable, bad = tokenization.usable_conversations(rows, chat, recipe)
+    assert [row.source for row in usable] == ["plain"]
+    ((rule, problem),) = [(row.rule, row.problem) for row in bad]
+    assert rule == "malformed" and "leaves out the text of a turn of the system" in problem.what
+    assert len(tokenization.usable_conversations(rows, Chat(tokenizer), recipe)[0]) == 2
+
+
+def test_a_row_that_a_template_rewrites_is_dropped_and_stops_no_training(tmp_path: Path) -> None:
+    """Mistral's template has the system's message in the last question."""
+    folder = zoo.make(tmp_path / "start")
+    template = (
+        "{% set first = messages[0].role == 'system' %}{% for m in messages %}"
+        "{% if m.role == 'user' %}<|im_start|>{% if first and (loop.last or loop.index0 == "
+        "messages | map(attribute='role') | list | length - 2) %}{{ messages[0].content }}\n\n"
+        "{% endif %}{{ m.content }}<|im_end|>{% elif m.role == 'assistant' %}{{ m.content }}"
+        "<|im_end|>{% endif %}{% endfor %}"
+    )
+    chat = Chat(load_tokenizer(folder), template=template)
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        Conversation("plain", TURNS),
+        Conversation("a turn", [system, *TURNS[:2]]),
+        Conversation("turns", [system, *TURNS]),
+    ]
+    usable, bad = tokenization.usable_conversations(rows, chat, make_recipe(seq_len=512))
+    assert [row.source for row in usable] == ["plain", "a turn"]
+    assert [(row.rule, row.problem.where) for row in bad] == [("malformed", "turns")]
+    assert "rewrites earlier turns" in bad[0].problem.what
+    tokenization.encode_conversations(tmp_path / "rows", usable, chat, 512)
 
 
 def test_a_template_renders_the_studys_date_on_every_day(

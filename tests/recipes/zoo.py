@@ -5,6 +5,7 @@ None, where it trains as transformers reads it, or what refuses it says.
 """
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -291,6 +292,42 @@ def ending_in_eos(folder: Path) -> None:
         single=f"$A {eos}", special_tokens=[(eos, text.token_to_id(eos))]
     )
     text.save(str(folder / "tokenizer.json"))
+
+
+def edit_tokenizer(**values: Any) -> Change:
+    """Change keys of tokenizer.json."""
+    return change("tokenizer.json", **values)
+
+
+def index(edit: Callable[[Json], Any]) -> Change:
+    """Two shards, and an index whose weight_map is what `edit` makes of the right one."""
+
+    def apply(folder: Path) -> None:
+        sharded(index=True)(folder)
+        content = json.loads((folder / "model.safetensors.index.json").read_text())
+        content["weight_map"] = edit(content["weight_map"])
+        write(folder, "model.safetensors.index.json", content)
+
+    return apply
+
+
+def swapped(names: Json) -> Json:
+    first, second = sorted(set(names.values()))
+    return {key: second if file == first else first for key, file in names.items()}
+
+
+def custom_code(folder: Path) -> None:
+    """Code beside the model, which transformers and vLLM run only where they are told to."""
+    own = {"AutoModelForCausalLM": "own.OwnForCausalLM", "AutoConfig": "own.OwnConfig"}
+    config(auto_map=own)(folder)
+    change("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})(folder)
+    (folder / "own.py").write_text("raise RuntimeError('custom code was run')\n")
+
+
+def original_beside(folder: Path) -> None:
+    """The weights once more in the folder original/, as Meta's repositories have them."""
+    (folder / "original").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "original/consolidated.safetensors")
 
 
 def drop(*names: str) -> Change:
@@ -695,6 +732,144 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
         weights(lambda w: [w.update({f"language_model.{name}": w.pop(name)}) for name in list(w)]),
         "language_model.lm_head.weight is .*, config.json has none",
     ),
+    # Made after public reports once more.
+    "padding kept in tokenizer.json": (
+        False,
+        {},
+        edit_tokenizer(
+            padding={
+                "strategy": {"Fixed": 512},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 0,
+                "pad_type_id": 0,
+                "pad_token": "!",
+            }
+        ),
+        None,
+    ),
+    "truncation kept in tokenizer.json": (
+        False,
+        {},
+        edit_tokenizer(
+            truncation={
+                "direction": "Right",
+                "max_length": 16,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
+        ),
+        None,
+    ),
+    "padding on the left, a short model_max_length": (
+        False,
+        {},
+        change("tokenizer_config.json", padding_side="left", model_max_length=16),
+        None,
+    ),
+    "an index with the files swapped": (False, {}, index(swapped), None),
+    "an index that lacks a weight of its files": (
+        False,
+        {},
+        index(lambda names: {key: names[key] for key in names if key != "lm_head.weight"}),
+        None,
+    ),
+    "custom code": (False, {}, custom_code, None),
+    "weights once more in original/": (False, {}, original_beside, None),
+    "a token added beyond tokenizer.json": (
+        False,
+        {"vocab_size": 384},
+        change(
+            "tokenizer_config.json",
+            added_tokens_decoder={"307": {"content": "<new_word>", "special": False}},
+        ),
+        None,
+    ),
+    "two thetas": (
+        False,
+        {"rope_scaling": None, "rope_parameters": {**ROPE, "rope_theta": 5e5}},
+        nothing,
+        None,
+    ),
+    "a padding token of -1": (False, {"pad_token_id": -1}, nothing, None),
+    "BOS is EOS": (True, {}, change("tokenizer_config.json", bos_token="<|endoftext|>"), None),
+    "a window left in a Llama": (
+        False,
+        {"sliding_window": 8},
+        nothing,
+        "sliding_window is 8, by which vLLM computes otherwise",
+    ),
+    "attention to both sides": (False, {"is_causal": False}, nothing, "is_causal is False, by"),
+    "scaled logits": (False, {"logit_scale": 0.5}, nothing, "logit_scale is 0.5, by which vLLM"),
+    "Qwen2.5-1M's attention": (
+        True,
+        {"dual_chunk_attention_config": {"chunk_size": 262144, "local_size": 8192}},
+        nothing,
+        "dual_chunk_attention_config is .*, by which vLLM",
+    ),
+    "a padding token beyond the vocabulary": (
+        False,
+        {"pad_token_id": 307},
+        nothing,
+        "pad_token_id is 307, beyond the 307 tokens of vocab_size",
+    ),
+    "a token added beyond the embeddings": (
+        False,
+        {},
+        change(
+            "tokenizer_config.json",
+            added_tokens_decoder={"307": {"content": "[PAD]", "special": True}},
+        ),
+        "the tokenizer has 308 tokens, the model's config 307",
+    ),
+    "untied, the head not saved": (
+        False,
+        {},
+        weights(lambda w: w.pop("lm_head.weight")),
+        "such as lm_head.weight; set tie_word_embeddings to true if the head is the embedding",
+    ),
+    "names of a compiled model": (
+        False,
+        {},
+        weights(lambda w: [w.update({f"_orig_mod.{name}": w.pop(name)}) for name in list(w)]),
+        "_orig_mod.lm_head.weight is .*, config.json has none",
+    ),
+    "an index without a map": (False, {}, index(lambda _: None), "index.json: has no weight_map"),
+    "the original weights beside": (
+        False,
+        {},
+        lambda folder: shutil.copy(
+            folder / "model.safetensors", folder / "consolidated.safetensors"
+        ),
+        "lm_head.weight is in another .*safetensors too",
+    ),
+    "no architecture named": (False, {"architectures": None}, nothing, "the model is None; the"),
+    "RoPE in a word": (True, {"rope_scaling": "linear"}, nothing, "rope_scaling is 'linear': it"),
+    "a number as text": (False, {}, config(hidden_size="16"), "hidden_size is '16': Input should"),
+    "RoPE with a text for a number": (
+        False,
+        {"rope_scaling": {**ROPE, "factor": "8.0"}},
+        nothing,
+        "rope_scaling.factor is '8.0': Input should be a valid number",
+    ),
+    "an end token by its name": (
+        False,
+        {"eos_token_id": "<|end|>"},
+        nothing,
+        "eos_token_id is '<.end.>': Input",
+    ),
+    "end tokens of generation_config by name": (
+        False,
+        {},
+        lambda folder: write(folder, "generation_config.json", {"eos_token_id": ["<|end|>"]}),
+        "generation_config.json: eos_token_id is ",
+    ),
+    "a text for the tokenizer's length": (
+        False,
+        {},
+        change("tokenizer_config.json", model_max_length="512"),
+        "its tokenizer can't be read: TypeError",
+    ),
 }
 
 
@@ -758,6 +933,13 @@ TEMPLATES: dict[str, tuple[Any, str | None, str | None]] = {
         "<|im_end|>",
         None,
     ),
+    "parts or a text": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}"
+        "{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_end|>",
+        None,
+    ),
     "several, one of them default": (
         [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "x"}],
         "<|im_end|>",
@@ -802,6 +984,13 @@ TEMPLATES: dict[str, tuple[Any, str | None, str | None]] = {
         "{% if add_generation_prompt %}assistant: {% endif %}",
         None,
         "header of an answer ends in ' ', which becomes one token with",
+    ),
+    "parts alone, as of models that see images": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        None,
+        "leaves out the text of a turn of the user",
     ),
     "BOS twice": ("{{ bos_token }}" + LLAMA3, None, "begins with begin-of-text twice"),
     "drawn": ("{{ ['a', 'b'] | random }}" + CHATML, None, "uses random: another text each time"),
