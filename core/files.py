@@ -111,7 +111,7 @@ def owner(path: Path) -> str:
         return str(uid)
 
 
-def read_record(path: Path, **keys: type) -> dict[str, Any] | None:
+def read_record(path: Path | str, **keys: type) -> dict[str, Any] | None:
     """The JSON object in a file that the kit wrote; None where it is missing.
 
     A damaged file counts as missing and is named on stderr, once in a process: one of a thousand
@@ -119,14 +119,15 @@ def read_record(path: Path, **keys: type) -> dict[str, Any] | None:
     type given.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError):
         value = None
     if isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in keys.items()):
         return value
-    warn_of_damage(path)
+    warn_of_damage(Path(path))
     return None
 
 

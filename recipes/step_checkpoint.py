@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torchao.optim import AdamW8bit
 
 from core.errors import UserError
+from core.private_folder import check_private, make_private
+from recipes.checkpoint_metadata import MetadataReader
 from recipes.distributed import GROUP_TIMEOUT, Ranks
 
 KEEP = 2  # step checkpoints
@@ -57,7 +59,8 @@ class AsyncSaver:
         temporary = self.folder / ".tmp"
         if self.ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            make_private(self.folder)
+            temporary.mkdir()
         self.ranks.barrier()
         state = _state_dict(model, optimizer)
         options: dict[str, Any] = {
@@ -119,13 +122,18 @@ def load(
 ) -> str | None:
     """Load `folder`/`step` into `model` and `optimizer`, whatever number of ranks has saved it.
 
-    Returns None or, on every rank alike, why it can't be read; `model` and `optimizer` then hold
-    parts of it.
+    Raises UserError where others may write to `folder`. Returns None or, on every rank alike, why
+    it can't be read; `model` and `optimizer` then hold parts of it.
     """
+    check_private(folder)
     state = _state_dict(model, optimizer)
     try:
         with _no_warnings():
-            dcp.load(state, checkpoint_id=folder / str(step), no_dist=ranks.world_size == 1)
+            dcp.load(
+                state,
+                storage_reader=MetadataReader(folder / str(step)),
+                no_dist=ranks.world_size == 1,
+            )
     except CheckpointException as error:  # torch gathers it from all ranks, and raises it on all
         return _reason(error)
     set_state_dict(

@@ -65,7 +65,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     A cell whose manifest is damaged, as after a full disk, counts as unfinished (`read_record`).
     """
-    path = folder / "manifest.json"
+    # As a text: with thousands of cells the time that making paths takes is felt.
+    path = os.path.join(folder, "manifest.json")
     manifest = read_record(path)
     if manifest is None:
         return None
@@ -73,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         isinstance(manifest.get(key, {}), dict) for key in ("inputs", "outputs", "counts")
     ):
         return manifest
-    warn_of_damage(path)
+    warn_of_damage(Path(path))
     return None
 
 

@@ -33,6 +33,7 @@ trap 'kill $server; (sleep 5; kill -9 0) & wait $server; kill -9 0' TERM
 "$@" & server=$!
 wait $server; echo "exit status $?"; kill -9 0
 """
+MIDDLEWARE = str(ROOT / "core/inference/server_middleware")  # modules that the server imports
 OPTIONS: dict[str, Any] = {
     "generation_config": "vllm",  # sampling is the study's, never the checkpoint's
     "enable_prefix_caching": False,  # an answer must not depend on earlier requests
@@ -93,6 +94,7 @@ def serve(
     key = secrets.token_hex(16)  # others on this machine reach the loopback interface too
     options = OPTIONS | (CPU_OPTIONS if on_cpu else {}) | resources["options"]
     options |= {"host": LOOPBACK, "port": port, "served_model_name": endpoint["model"]}
+    options |= {"middleware": "require_key.RequireKey"}
     # -P: the checkout's folders must not hide packages of the same names.
     command = [
         sys.executable,
@@ -105,6 +107,8 @@ def serve(
     ]
     sockets = {"VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES)}
     environment = ENVIRONMENT | sockets | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ
+    paths = [MIDDLEWARE, environment.get("PYTHONPATH")]
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],

@@ -127,11 +127,13 @@ def test_a_server_samples_without_a_compiler_and_starts_as_long_as_the_kit_waits
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     environments = []
+    commands: list[list[str]] = []
 
     class Ended:
         pid = 0
 
-        def __init__(self, *_: Any, env: dict[str, str], stdout: Any, **__: Any) -> None:
+        def __init__(self, words: list[str], *_: Any, env: dict[str, str], stdout: Any, **__: Any):
+            commands.append(words)
             environments.append(env)
             stdout.write(b"exit status 1\n")
 
@@ -157,6 +159,9 @@ def test_a_server_samples_without_a_compiler_and_starts_as_long_as_the_kit_waits
     assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert environment["VLLM_ENGINE_READY_TIMEOUT_S"] == str(vllm_server.START_SECONDS)
     assert environment["VLLM_BATCH_INVARIANT"] == "0"
+    assert "--middleware=require_key.RequireKey" in commands[0]
+    folder = Path(environment["PYTHONPATH"].split(os.pathsep)[0])
+    assert (folder / "require_key.py").is_file()
 
 
 def test_a_start_is_tried_with_less_where_the_memory_is_taken(
