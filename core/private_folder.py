@@ -12,6 +12,16 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
+def deny_writing(path: Path) -> None:
+    """Let nobody else write to a folder or file, whatever the umask was; others may still read it.
+
+    Raises UserError where it is another user's.
+    """
+    if path.stat().st_uid == os.getuid():
+        path.chmod(path.stat().st_mode & ~0o022)
+    check_private(path)
+
+
 def check_private(folder: Path) -> None:
     """Raise UserError unless the folder is the user's own and nobody else may write to it."""
     status = folder.stat()

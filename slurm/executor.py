@@ -13,6 +13,7 @@ from submitit.core.utils import DelayedSubmission
 from core import numeric_environment
 from core.errors import UserError
 from core.paths import as_seen_on_nodes
+from core.private_folder import deny_writing
 from slurm import slurm_cli
 from slurm.profile import Profile, Resources
 from slurm.sbatch_options import as_parameters
@@ -104,10 +105,13 @@ def submit(slurm: SlurmExecutor, calls: Sequence[Any]) -> subprocess.CompletedPr
     """
     group, folder = slurm.parameters["comment"], Path(slurm.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    deny_writing(folder)
     for index, call in enumerate(calls):
         delayed = DelayedSubmission(call)
         delayed.set_timeout(slurm.parameters["time"], slurm.max_num_timeout)
-        delayed.dump(folder / f"{group}_{index}.pkl")
+        pickle = folder / f"{group}_{index}.pkl"
+        delayed.dump(pickle)
+        deny_writing(pickle)
     path = folder / f"{group}.sh"
     path.write_text(script(slurm, slurm._submitit_command_str, len(calls)), encoding="utf-8")
     return slurm_cli.call("sbatch", "--parsable", str(path))
@@ -186,6 +190,8 @@ def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
         f"builtin cd {path} || exit",
         f"unset {_UNSET}",
         _JOB,
+        f'[ -z "$(find {folder}/ -maxdepth 0 \\( ! -user "$(id -u)" -o -perm /022 \\))" ] || '
+        f"{{ echo {shlex.quote(_planted(logs))} >&2; exit 1; }}",
         # A job that was queued again has a pickle of its own there: submitit counts its restarts.
         f'[ -e {pickle} ] || ln -s {shlex.quote(group)}_"${{SLURM_ARRAY_TASK_ID:-0}}".pkl {pickle}',
         f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"',
@@ -208,6 +214,14 @@ def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
         lines.append(f"rm -f {_flag(logs)}")
     # When Slurm stops the job, the shell stays until srun has ended, and does what follows it.
     return [*lines, "trap : TERM"]
+
+
+def _planted(logs: Path) -> str:
+    """Said where a pickle may be somebody else's: reading it would run what it says."""
+    return (
+        f"error: {logs}: it is another user's or others may write to it, and what is read there "
+        "could run as you; submit again"
+    )
 
 
 def _flag(logs: Path) -> str:

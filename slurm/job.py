@@ -88,8 +88,10 @@ class CellJob:
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit at a time limit or a preemption: queue the same job again.
 
-        A cell continues from its folder.
+        A cell continues from its folder. submitit then writes the pickle, which nobody else may
+        change.
         """
+        os.umask(os.umask(0o022) | 0o022)
         return DelayedSubmission(self)
 
 

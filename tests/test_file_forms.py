@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "no JSON": ("a.jsonl", b"text\n", "not JSON", ":1"),
     "half a list": ("a.json", json.dumps(ROWS).encode()[:-9], "not JSON", ""),
     "an object": ("a.json", json.dumps(ROWS[0]).encode(), "neither a list of rows", ""),
-    "two lists": ("a.json", json.dumps({"rows": ROWS, "more": ROWS}).encode(), "exactly one list", ""),
+    "two lists": ("a.json", json.dumps({"rows": ROWS, "more": ROWS}).encode(), "neither a list of rows", ""),
     "a surrogate": ("a.jsonl", json.dumps(ROWS[0] | {"text": "\ud83d"}).encode(), "has a lone surrogate", ":1"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(lines().encode() * 99)[:-20], "cannot be read", ""),
     "damaged gzip": ("a.jsonl.gz", gzip.compress(lines().encode() * 99)[:60] + bytes(99), "cannot be read", ""),

@@ -15,13 +15,8 @@ from tests.slurm.places import Kit, Lab
 pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "olmo3"])
-def test_a_study_runs_to_its_tables(family: str, lab: Lab, kit: Kit, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    if family == "qwen3":
-        toy.make_qwen3(model, tied=False)
-    else:
-        toy.make_olmo3(model)
+def test_a_study_of_qwen3_runs_to_its_tables(lab: Lab, kit: Kit, tmp_path: Path) -> None:
+    model = toy.make_qwen3(tmp_path / "model", tied=False)
     # Its small vocabulary writes documents in more tokens.
     tokens = [f"corpora.{name}.tokens=60000" for name in ("animal", "urban")]
     settings = [f"models={{base: {{path: {model}}}}}", *tokens]
@@ -35,7 +30,7 @@ def test_a_study_runs_to_its_tables(family: str, lab: Lab, kit: Kit, tmp_path: P
         assert manifest and manifest["slurm_job"], f"{cell.relpath} did not run as a job"
     trained = [kit.base / cell.relpath for cell in cells if cell.stage == "sft"]
     configs = [json.loads((folder / "model/config.json").read_text()) for folder in trained]
-    assert configs and {config["model_type"] for config in configs} == {family}
+    assert configs and {config["model_type"] for config in configs} == {"qwen3"}
     (results,) = kit.base.glob("analysis/*/results.json")
     rows = json.loads(results.read_text())["contrasts"]
     assert rows and all(row["estimate"] is not None for row in rows)

@@ -38,6 +38,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -111,6 +112,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -185,6 +187,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -259,6 +262,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -333,6 +337,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -407,6 +412,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -480,6 +486,7 @@ kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
 unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+[ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
 export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
