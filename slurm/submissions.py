@@ -28,6 +28,15 @@ from slurm.slurm_cli import Queued
 FILE = "jobs.jsonl"
 CACHED_SECONDS = 600  # how old the copy may be from which a site answers squeue
 COMPLETING_SECONDS = 30
+# Events -> the keys that each has for sure. Earlier versions recorded less of a submission.
+KEYS: dict[str, set[str]] = {
+    "submission": set(),
+    "submitting": {"group", "kind", "tasks", "after", "time"},
+    "submitted": {"group", "job", "time"},
+    "refused": {"group", "reason"},
+    "not_submitted": {"job", "reason"},
+    "cancelled": {"jobs"},
+}
 CONTINUE = "continue"  # the kind of the job that submits what the limit on jobs left over
 
 
@@ -218,7 +227,7 @@ def login_stages(folder: Path) -> list[str]:
 
 def excluded_nodes(folder: Path) -> set[str]:
     """The nodes that every job of the last submission leaves out, by `sbatch: exclude`."""
-    profiles = [e["profile"] for e in _events(folder) if e["event"] == "submission"]
+    profiles = [e.get("profile", {}) for e in _events(folder) if e["event"] == "submission"]
     exclude = profiles[-1].get("sbatch", {}).get("exclude", []) if profiles else []
     return set(exclude if isinstance(exclude, list) else str(exclude).split(","))
 
@@ -238,7 +247,8 @@ def broken_chain(folder: Path, groups: list[Group], queue: list[Queued]) -> str 
     if refusal or last is None or last.kind != CONTINUE or last.job is None:
         return refusal
     if last.in_queue(queue) or any(
-        event["event"] == "submission" and event["time"] > last.time for event in _events(folder)
+        event["event"] == "submission" and event.get("time", "") > last.time
+        for event in _events(folder)
     ):
         return None
     return f"job {last.job} ended without submitting: see {FILE[:-6]}/{last.job}_0_log.err"
@@ -257,7 +267,13 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 def _parsed(path: Path, version: tuple[int, ...]) -> list[dict[str, Any]]:
     """The events in a file; `version` tells it from the file of before."""
     damaged: list[Problem] = []  # cut short by a kill or a full disk; the queue has those jobs
-    return [event for _, event in files.read_rows(path, damaged)]
+    return [event for _, event in files.read_rows(path, damaged) if _is_event(event)]
+
+
+def _is_event(row: dict[str, Any]) -> bool:
+    """Whether a row was written here, and not by a hand or by a program that misused the file."""
+    keys = KEYS.get(str(row.get("event")))
+    return keys is not None and keys <= row.keys()
 
 
 def ask_queue(groups: list[Group]) -> list[Queued]:

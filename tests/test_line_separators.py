@@ -37,6 +37,7 @@ DIMENSION = {
     "observable_indicators": TEXT,
     "default_weighting": 1,
 }
+REFUSED = {"event": "refused", "group": "g", "reason": TEXT}
 ITEM = {"id": "i1", "question": TEXT, "choices": [TEXT, "no"], "answer": 0}
 
 
@@ -62,7 +63,7 @@ def _anima(path: Path) -> list[dict[str, Any]]:
         ({"text": TEXT}, "corpus.jsonl", lambda path: list(prepare.read_jsonl(path, "text"))),
         ({"step": 1, "loss": 1.0, "note": TEXT}, "metrics.jsonl", metrics.read),
         ({"step": 1, "loss": 1.0, "note": TEXT}, "metrics.jsonl", losses._read_curve),
-        ({"event": TEXT}, submissions.FILE, lambda path: list(submissions._events(path.parent))),
+        (REFUSED, submissions.FILE, lambda path: list(submissions._events(path.parent))),
     ],
 )
 def test_a_row_with_line_separators_is_one_row(
