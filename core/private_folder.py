@@ -17,7 +17,7 @@ def deny_writing(path: Path) -> None:
 
     Raises UserError where it is another user's.
     """
-    if path.stat().st_uid == os.getuid():
+    if path.stat().st_uid == os.geteuid():
         path.chmod(path.stat().st_mode & ~0o022)
     check_private(path)
 
@@ -25,9 +25,9 @@ def deny_writing(path: Path) -> None:
 def check_private(folder: Path) -> None:
     """Raise UserError unless the folder is the user's own and nobody else may write to it."""
     status = folder.stat()
-    if status.st_uid == os.getuid() and not status.st_mode & 0o022:
+    if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
         return
-    owner = "it is another user's" if status.st_uid != os.getuid() else "others may write to it"
+    owner = "it is another user's" if status.st_uid != os.geteuid() else "others may write to it"
     raise UserError(
         where=str(folder),
         what=f"{owner}, and what is read there could run as you",

@@ -159,6 +159,8 @@ def test_a_killed_run_keeps_its_samples_and_ends_as_an_undisturbed_one(tmp_path:
     warnings = json.loads((whole / "warnings.json").read_text())
     assert any("0 of 24 samples did what the task asks" in text for text in warnings)
 
+    assert not [*temporary(whole).iterdir()], "a server leaves nothing in TMPDIR"
+
     process = start(killed, checkpoint)
     until(lambda: ended(killed) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGKILL)
@@ -225,8 +227,15 @@ def start(folder: Path, checkpoint: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), str(checkpoint), json.dumps(SETTINGS), files],
         cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary(folder))},
         start_new_session=True,
     )
+
+
+def temporary(folder: Path) -> Path:
+    made = folder.with_name(f"tmp-{folder.name}")
+    made.mkdir(exist_ok=True)
+    return made
 
 
 def act(folder: Path, checkpoint: Path) -> dict[str, int]:

@@ -58,7 +58,7 @@ def test_a_folder_that_others_may_write_is_not_read(steps: Path, mode: int) -> N
 
 
 def test_a_folder_of_another_user_is_not_read(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getuid", lambda: steps.stat().st_uid + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: steps.stat().st_uid + 1)
     with pytest.raises(UserError, match="another user's"):
         load(steps)
 
