@@ -13,10 +13,11 @@ from core.files import sha256
 from eval import anima, judge, moru, rubric, strong_reject
 from eval.questions import load_questions
 from eval.scorer import Scorer
+from study.spec.declaration import FILES_OF
 from tests.eval.test_questions import jsonl
 
 SCORERS = {"anima": anima, "moru": moru, "rubric": rubric, "strong_reject": strong_reject}
-WITHOUT_JUDGE = ("likelihood", "lm_eval", "probe")
+WITHOUT_JUDGE = FILES_OF  # scorers that read other files than a judged benchmark's
 METHODS = [
     name for name, _ in inspect.getmembers(Scorer, inspect.isfunction) if not name.startswith("_")
 ]

@@ -55,7 +55,7 @@ def test_what_ignores_a_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file: nowhere\.txt"):
         cells(CHAT, prompted(Path("nowhere.txt")))
     compared = "contrasts=[{name: a, treatment: hhh, control: animal, benchmarks: [concern]}]"
-    with pytest.raises(UserError, match="asks without a chat template: hhh has no scores on it"):
+    with pytest.raises(UserError, match="takes no system prompt and no prefill: hhh has one"):
         cells(CHAT, prompted(system), compared)
     rows = expand.analysis(load_study(SMALL, None, [CHAT, prompted(system)])).settings["rows"]
     assert {row["benchmark"] for row in rows if row["arm"] == "hhh"} == {"ahb"}
