@@ -111,7 +111,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     samples = log.samples or []
     table = scores_table(log, settings["metric"], [str(row["id"]) for row in scenarios])
     table.to_parquet(context.folder / "scores.parquet", index=False)
-    os.replace(log.location, context.folder / "scored.eval")
+    # Inspect names a log that it found as a URL.
+    os.replace(log.location.removeprefix("file://"), context.folder / "scored.eval")
     shutil.rmtree(work)
     messages = [message for sample in samples for message in sample.messages]
     turns = [message for message in messages if message.role == "assistant"]

@@ -5,10 +5,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,12 +29,15 @@ from core.paths import ROOT, socket_folder
 # Weights come slowly from a busy network disk, but a start that hangs must not hold a GPU for ever.
 START_SECONDS = 1800
 # The shell stays between job and server. On SIGTERM, which the kernel sends when the job dies, it
-# ends the server and all that the server started. 5 s are for vLLM to free shared memory.
+# ends the server and all that the server started. 5 s are for vLLM to free shared memory. It also
+# removes the server's own folder for temporary files.
 SHELL = """
-trap 'kill $server; (sleep 5; kill -9 0) & wait $server; kill -9 0' TERM
+trap 'kill $server; (sleep 5; kill -9 0) & wait $server; rm -rf "$TMPDIR"; kill -9 0' TERM
 "$@" & server=$!
-wait $server; echo "exit status $?"; kill -9 0
+wait $server; echo "exit status $?"; rm -rf "$TMPDIR"; kill -9 0
 """
+# Of the longest name of a socket in that folder, with the folder's own: vLLM's by a UUID.
+TEMPORARY_BYTES = len("vllm-12345678/") + SOCKET_NAME_BYTES
 MIDDLEWARE = str(ROOT / "core/inference/server_middleware")  # modules that the server imports
 OPTIONS: dict[str, Any] = {
     "generation_config": "vllm",  # sampling is the study's, never the checkpoint's
@@ -105,10 +110,11 @@ def serve(
         resources["path"],
         *command_line_options(options),
     ]
-    sockets = {"VLLM_RPC_BASE_PATH": socket_folder(SOCKET_NAME_BYTES)}
-    environment = ENVIRONMENT | sockets | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ
+    environment = ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {}) | os.environ
     paths = [MIDDLEWARE, environment.get("PYTHONPATH")]
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    temporary = tempfile.mkdtemp(prefix="vllm-", dir=socket_folder(TEMPORARY_BYTES))
+    environment |= {"TMPDIR": temporary, "VLLM_RPC_BASE_PATH": temporary}
     with open(log, "wb") as file:
         process = subprocess.Popen(
             ["sh", "-c", SHELL, "sh", *command],
@@ -136,6 +142,7 @@ def serve(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def command_line_options(options: dict[str, Any]) -> list[str]:
