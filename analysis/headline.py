@@ -241,7 +241,10 @@ def _score_table(results: Results) -> str:
 def _contrast_table(results: Results) -> str:
     contrasts = results["contrasts"]
     shown = contrasts if len(contrasts) <= ROWS else contrasts[: ROWS - 1]
-    notes = [*dict.fromkeys("; ".join(notes_of(row)) for row in shown if notes_of(row))]
+    # Text -> its mark in the table; a verdict without notes has none.
+    marks = {"": ""}
+    for row in shown:
+        marks.setdefault("; ".join(notes_of(row)), f" [{len(marks)}]")
     lines = [
         [
             row["name"],
@@ -250,9 +253,9 @@ def _contrast_table(results: Results) -> str:
             percent(row["estimate"], "+"),
             interval(row, "+"),
             p_value(row["p_holm"]),
-            f"{row['verdict']} {_mark(row, notes)}".rstrip(),
+            row["verdict"] + marks.get("; ".join(notes_of(row)), ""),
         ]
-        for row in results["contrasts"]
+        for row in contrasts
     ]
     intervals = interval_header(results["contrasts"])
     headers = ["contrast", "on", "SFT dose", "points", intervals, "Holm p", "verdict"]
@@ -265,17 +268,12 @@ def _contrast_table(results: Results) -> str:
         ]
         counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
         text.append(f"all {len(lines)}: {', '.join(counts)}")
-    below = [f"[{number}] {note}" for number, note in enumerate(notes, 1)]
     wrapped = [
-        line for note in below for line in textwrap.wrap(note, WIDTH, subsequent_indent="    ")
+        line
+        for note, mark in marks.items()
+        for line in textwrap.wrap(f"{mark} {note}".strip(), WIDTH, subsequent_indent="    ")
     ]
     return "\n".join([*text, *_shortened(wrapped, ROWS)])
-
-
-def _mark(row: Row, notes: list[str]) -> str:
-    """The number of a contrast's note below the table, in brackets; "" without one."""
-    text = "; ".join(notes_of(row))
-    return f"[{notes.index(text) + 1}]" if text in notes else ""
 
 
 def _shortened(lines: Sequence[str], count: int) -> list[str]:
