@@ -1,5 +1,6 @@
 """Read the metadata of a step checkpoint, a pickle, without running what else a pickle may hold."""
 
+import enum
 import pickle
 from typing import Any
 
@@ -27,8 +28,17 @@ ALLOWED = {
 }
 
 
+def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
+    """A member of an enumeration. Some Python 3.11, Debian 12's among them, write it as getattr(kind, name)."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError(f"{kind!r}.{name} is no part of a checkpoint's metadata")
+    return kind[name]
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in ALLOWED.get(module, ()):
             return super().find_class(module, name)

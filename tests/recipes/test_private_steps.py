@@ -1,5 +1,6 @@
 """Step checkpoints hold pickles: nobody else may write them, and none runs what it names."""
 
+import enum
 import os
 import pickle
 import shlex
@@ -69,6 +70,30 @@ class Planted:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(self.path),)
+
+
+class OlderPickler(pickle.Pickler):
+    """Writes the members of enumerations as some Python 3.11 do, Debian 12's among them."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (
+            (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+        )
+
+
+def test_metadata_of_an_older_python_is_read(steps: Path) -> None:
+    metadata = steps / "3/.metadata"
+    content = pickle.loads(metadata.read_bytes())
+    with metadata.open("wb") as file:
+        OlderPickler(file).dump(content)
+    assert b"getattr" in metadata.read_bytes()
+    assert load(steps) is None
+
+
+def test_getattr_of_anything_else_is_not_run(steps: Path) -> None:
+    (steps / "3/.metadata").write_bytes(pickle.dumps(torch.Size.numel))
+    reason = load(steps)
+    assert reason and "no part of a checkpoint's metadata" in reason
 
 
 def test_what_a_planted_pickle_names_is_not_run(steps: Path, tmp_path: Path) -> None:
