@@ -26,6 +26,7 @@ from study.upkeep.eval_results import eval_results
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license",
+        type=str.lower,  # as all of the Hub's names
         default="",
         metavar="NAME",
         help="licence of the corpora, and of models whose licence is unknown (default: other)",

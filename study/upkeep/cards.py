@@ -86,6 +86,7 @@ def model_card(
     named += [pin(run, "data").get("hub") for run in runs]
     license = license_of(models, license)
     published = Published(cell, results)
+    scores = model_index(published.scores)
     title = f"{cell.study}: {cell.name}"
     relation = "merge" if any(used.stage == "merge" for used in made_of) else "finetune"
     data = ModelCardData(
@@ -97,8 +98,8 @@ def model_card(
         base_model_relation=relation if hubs else None,
         datasets=list(dict.fromkeys([*filter(None, named), *datasets])),
         tags=["alignment", "midtraining" if corpora.keys() - prompts else "instruction-tuning"],
-        model_name=title if published.scores else None,
-        eval_results=model_index(published.scores),
+        model_name=title if scores else None,
+        eval_results=scores,
     )
     origin = pin(start, "model").get("hub") or "A local model"
     if is_made_here(start):

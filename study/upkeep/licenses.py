@@ -32,12 +32,11 @@ AGREEMENT = "LICENSE*"
 def license_of(models: Iterable[FinishedCell], stated: str = "") -> str:
     """The Hub's name of a checkpoint's licence.
 
-    It is `stated` where that is given, else that of the start models, else `other`.
+    It is that of the start models where it is on record, else `stated`, else `other`.
     """
-    if stated:
-        return stated
     names = {_license(model) for model in models}
-    return names.pop() if len(names) == 1 else OTHER
+    on_record = names.pop() if len(names) == 1 else OTHER
+    return on_record if on_record != OTHER else stated or OTHER
 
 
 def _license(model: FinishedCell) -> str:
