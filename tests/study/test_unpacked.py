@@ -190,6 +190,24 @@ def test_an_archive_may_be_unpacked_or_packed_again(
     assert verified(folder, capsys)[0] == 1
 
 
+@pytest.mark.parametrize("content", [b"{not json", b'{"study": "small"}', b"\xff"])
+def test_a_review_of_damaged_results_is_refused_and_leaves_nothing(
+    packed: Path, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = members(packed)
+    path = pack(tmp_path / "a.tar.gz", files | {"small/results/results.json": content})
+    assert main(["review", str(path)]) == 2
+    assert "the published results, or the analysis" in capsys.readouterr().err
+    edited = pack(tmp_path / "b.tar.gz", files | {"small/results/study.yaml": b"a: ["})
+    assert main(["review", str(edited)]) == 0  # of that the hashes tell
+    (tmp_path / "there").mkdir()
+    assert main(["review", str(edited), "--out", str(tmp_path / "there")]) == 2
+    assert "there: Is a directory; choose another place with --out" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("a.tar.gz", "b.tar.gz", "b-review.html", "there")
+    }
+
+
 def test_an_archive_of_two_folders_is_refused(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
