@@ -125,7 +125,7 @@ def test_what_cannot_be_pooled_is_refused(
     assert "names two archives" in refusal(capsys, one, twin)
     same = pack(tmp_path / "same.tar.gz", 0.1, weights="one.tar.gz")
     assert "hold the same training, such as sft/base-animal-s0-d80-2b" in refusal(capsys, one, same)
-    message = "one.tar.gz: File exists; choose another place with --out"
+    message = "one.tar.gz: File exists; choose another place for it"
     assert message in refusal(capsys, one, pack(tmp_path / "a.zip", 0.2), "--out", one)
     turned = pack(tmp_path / "turned.tar.gz", -0.1, treatment="b", control="a")
     message = "have the contrast 'a - b' the other way round: a - b, and b - a"

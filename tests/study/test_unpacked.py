@@ -202,7 +202,7 @@ def test_a_review_of_damaged_results_is_refused_and_leaves_nothing(
     assert main(["review", str(edited)]) == 0  # of that the hashes tell
     (tmp_path / "there").mkdir()
     assert main(["review", str(edited), "--out", str(tmp_path / "there")]) == 2
-    assert "there: Is a directory; choose another place with --out" in capsys.readouterr().err
+    assert "there: Is a directory; choose another place for it" in capsys.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} == {
         *("a.tar.gz", "b.tar.gz", "b-review.html", "there")
     }
