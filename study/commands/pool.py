@@ -52,7 +52,7 @@ def pool(args: argparse.Namespace) -> None:
         "contrasts": [] if dependent else pooled_rows(by_name),
         "differences": [*side_differences(labs), *setting_differences(labs)],
         "unmatched": unmatched(labs),
-        "shared": list(shared_cells(labs, ["documents"])),
+        "shared": list(shared_cells(labs, ["documents", "scores"])),
         **({"canary": bridges} if bridges else {}),
     }
     is_pooled = any(row["pooled"] for row in results["contrasts"])

@@ -17,7 +17,7 @@ from core.cell.publish import results as results_of
 from core.declaration import FILE
 from core.errors import UserError
 from core.files import read_record
-from study.upkeep.changes import Change, find_changes
+from study.upkeep.changes import MADE_AGAIN, Change, find_changes, is_made_again
 from study.upkeep.provenance import Row, lineage, published
 
 # Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
@@ -227,6 +227,12 @@ def archive_changes(unpacked: Unpacked, rows: list[Row]) -> list[dict[str, str]]
     changes += [{**row, "fix": _FIX} for row in [*inside, *_unlike_results(rows)]]
     folder = f"{unpacked.results}/"
     return [{**row, "file": row["file"].replace(folder, "results/")} for row in changes]
+
+
+def archive_notes(rows: list[Row]) -> list[str]:
+    """Cells whose users had other manifests of them. `rows`: of `archive_lineage`."""
+    again = [row["cell"] for row in rows if row["manifest"] and is_made_again(row, rows)]
+    return [f"{MADE_AGAIN} since it was used, by what its manifest says: {name}" for name in again]
 
 
 def _sums(unpacked: Unpacked) -> Iterator[Change]:

@@ -23,6 +23,7 @@ def pack(
     weights: str = "",
     corpus: str = "",
     canary: list[dict[str, Any]] | None = None,
+    stage: str = "documents",
     training: str = "base-animal-s0-d80-2b",
     **changed: Any,
 ) -> str:
@@ -32,7 +33,7 @@ def pack(
     results |= {"canary": canary} if canary else {}
     files = {"results/results.json": json.dumps(results)}
     for cell, settings, digest in (
-        ("documents/animal-1a", {"documents": 9}, corpus or path.name),
+        (f"{stage}/animal-1a", {"documents": 9}, corpus or path.name),
         (f"sft/{training}", {"recipe": {"lr": lr}, "seed": 3}, weights or path.name),
     ):
         name = cell.partition("/")[2].rpartition("-")[0]
@@ -86,10 +87,16 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out) == results
 
 
-def test_a_common_corpus_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [pack(tmp_path / f"{name}.tar.gz", 0.1, corpus="same") for name in ("one", "two")]
+@pytest.mark.parametrize("stage", ["documents", "scores"])
+def test_a_common_corpus_and_common_logs_are_told(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [
+        pack(tmp_path / f"{name}.tar.gz", 0.1, corpus="same", stage=stage)
+        for name in ("one", "two")
+    ]
     assert main(["pool", *paths, "--out", str(tmp_path / "out")]) == 0
-    assert "shared by one and two: documents/animal-1a" in capsys.readouterr().out
+    assert f"shared by one and two: {stage}/animal-1a" in capsys.readouterr().out
 
 
 def test_arms_and_cells_of_other_names_are_told(

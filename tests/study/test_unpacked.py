@@ -252,6 +252,25 @@ def test_a_manifest_that_fits_the_swapped_file_is_found(
     assert code == 1 and {row["file"] for row in problems} == {"manifest.json"}
 
 
+def test_a_manifest_that_is_younger_than_its_use_is_a_note(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cell may have been made again; more steps in a manifest of a later date are no fault."""
+    files = members(packed)
+    name = next(path for path in files if fnmatch(path, "*/cells/midtrain/*/manifest.json"))
+    manifest = json.loads(files[name])
+    manifest["counts"]["steps"] = 1200
+    sooner = pack(tmp_path / "a.tar.gz", files | {name: json.dumps(manifest).encode()})
+    code, (problem,) = verified(sooner, capsys)
+    assert code == 1 and "was edited since" in problem["problem"]
+    manifest["ended"] = "2027-01-01T00:00:00Z"
+    later = pack(tmp_path / "b.tar.gz", files | {name: json.dumps(manifest).encode()})
+    assert main(["verify", str(later)]) == 0
+    cell = "/".join(name.split("/")[2:4])
+    note = "note: made again with the same results since it was used, by what its manifest says: "
+    assert f"{note}{cell}\n" in capsys.readouterr().out
+
+
 def test_a_file_that_claims_replaced_paths_is_found_where_it_can_have_none(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
