@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=str.lower,  # as all of the Hub's names
         default="",
         metavar="NAME",
-        help="licence of the corpora, and of models whose licence is unknown (default: other)",
+        help="licence of the corpora, and of models whose licence is unknown; other:NAME is one "
+        "that the Hub does not list (default: other)",
     )
     parser.add_argument(
         "--only",

@@ -21,7 +21,7 @@ from study.upkeep.card_cells import (
 from study.upkeep.card_facts import StudyFacts
 from study.upkeep.dataset_card import source_of
 from study.upkeep.eval_results import Published, model_index
-from study.upkeep.licenses import is_made_here, license_of
+from study.upkeep.licenses import header, is_made_here, license_of
 
 TRAINING_COUNTS = ("steps", "tokens", "first_loss", "last_loss")
 DUMMY = (
@@ -90,7 +90,7 @@ def model_card(
     title = f"{cell.study}: {cell.name}"
     relation = "merge" if any(used.stage == "merge" for used in made_of) else "finetune"
     data = ModelCardData(
-        license=license,
+        **header(license, models),
         language=["en"],
         library_name="transformers",
         pipeline_tag="text-generation",

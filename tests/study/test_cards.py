@@ -105,6 +105,18 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(
     assert split(model_card(folder, license="mit"))[0]["license"] == "mit"
 
 
+def test_a_licence_that_the_hub_does_not_list_has_a_name_and_a_link(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_llama(monkeypatch, base)
+    monkeypatch.setattr(licenses, "LICENSES", {})
+    header, _ = split(model_card(next(base.glob("sft/base-animal-s0*")), license="other:mine-1.0"))
+    keys = ("license", "license_name", "license_link")
+    assert [header[key] for key in keys] == ["other", "mine-1.0", "LICENSE"]
+    header, _ = split(dataset_card(next(base.glob("documents/animal-*")), "other:mine-1.0"))
+    assert [header.get(key) for key in keys] == ["other", "mine-1.0", None]
+
+
 def test_a_benchmark_without_any_grade_is_no_entry_of_the_model_index(
     base: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +296,7 @@ def test_a_llama_needs_its_name_its_notice_and_its_agreement(
     assert "forbids to publish tuned models" in str(problem)
     (problem,) = licenses.problems(cell, models, "other")
     assert "meta-llama/Llama-3.1-8B is not on record; state it by --license" in str(problem)
+    assert licenses.problems(cell, models, "other:qwen-research") == []
     assert licenses.problems(cell, models, "cc-by-4.0") == []
     assert licenses.name_prefix("apache-2.0") == licenses.notice("apache-2.0") == ""
 
