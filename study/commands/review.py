@@ -68,7 +68,9 @@ def _of_archive(args: argparse.Namespace, folder: Path) -> Evidence:
 def _write(evidence: Evidence, file: Path, args: argparse.Namespace) -> None:
     rows = answers(evidence)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, page(evidence, rows, printable(args.study.name)))
+    write_atomically(
+        file, page(evidence, rows, printable(args.study.name or args.study.resolve().name))
+    )
     if args.json:
         data = {"study": evidence.study, "page": str(file), "answers": [*map(asdict, rows)]}
         return print(json.dumps(data, indent=1))
