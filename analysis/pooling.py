@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from analysis.estimates import ALPHA
+from analysis.reference import Reference
 from analysis.rows import Results, Row, select
 
 LEVEL = 0.95
@@ -150,6 +152,17 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
                 *((row["estimate"], row["se"]) for row in used.values()), strict=True
             )
             pooled = asdict(pool(estimates, errors))
-        parts = [{"lab": lab, **select(row, _OF_LAB)} for lab, row in of_labs.items()]
+        parts = [
+            {"lab": lab, **select(row, _OF_LAB), **_interval(row)} for lab, row in of_labs.items()
+        ]
         rows.append({**dict(zip(KEYS, key, strict=True)), "labs": parts, "pooled": pooled})
     return rows
+
+
+def _interval(row: Row) -> Row:
+    """Ends of the 95 % interval of a lab that is judged at several looks: theirs are wider."""
+    reference = Reference.of_row(row)
+    if reference is None or row["level"] >= ALPHA:
+        return {}
+    half = reference.quantile(ALPHA) * row["se"]
+    return {"low": row["estimate"] - half, "high": row["estimate"] + half}
