@@ -203,7 +203,8 @@ def _compare(
         for n in range(block.size):
             numbers = [block.a + n, block.b + n]
             steps = treatment.steps[numbers[0]], control.steps[numbers[1]]
-            yield from _step(f"step{numbers[0] + 1}", *steps, has_arms_dose=numbers == of_dose)
+            unit, kind = f"step{numbers[0] + 1}", kinds[0][numbers[0]]
+            yield from _step(unit, kind, *steps, has_arms_dose=numbers == of_dose)
 
 
 def _kinds(arm: Arm | None) -> list[str]:
@@ -223,11 +224,12 @@ def _cell_of(checkpoint: Checkpoint, stage: str) -> Cell | None:
 
 
 def _step(
-    unit: str, treatment: Cell | None, control: Cell | None, has_arms_dose: bool
+    unit: str, kind: str, treatment: Cell | None, control: Cell | None, has_arms_dose: bool
 ) -> Iterator[Difference]:
     """What differs in one step of two chains.
 
-    has_arms_dose: its doses are those of both arms, whose difference is the unit `dose`.
+    kind: of the step, in both. has_arms_dose: its doses are those of both arms, whose difference is
+        the unit `dose`.
     """
     if not has_arms_dose:
         doses = [cell.settings.get("dose") if cell else 0 for cell in (treatment, control)]
@@ -236,17 +238,38 @@ def _step(
         return
     runs = [run_of(cell) for cell in (treatment, control)]
     rows: Iterable[Difference] = ()
-    if runs[0].stage == "midtrain":
+    if kind == "documents":
         rows = _midtraining(*runs)
-    elif runs[0].stage == "sft":
+    elif kind == "sft":
         rows = _tuning("sft", *runs)
-    elif runs[0].stage == "rl":
+    elif kind == "rl":
         rows = _reinforcement(*runs)
+    elif kind == "merge":
+        rows = _merge(*runs)
     else:
         rows = _flattened("merge", *(cell.settings for cell in runs))
     for row in rows:
         # stepN has the recipe and data of an SFT or RL at once.
         yield replace(row, key=f"{unit}.{row.key.removeprefix('sft.').removeprefix('rl.')}")
+
+
+def _merge(treatment: Cell, control: Cell) -> Iterator[Difference]:
+    yield from _flattened("merge", treatment.settings, control.settings)
+    others = [cell.inputs["other1"] for cell in (treatment, control)]
+    # What both chains were after one step differs as the steps before do.
+    steps = [_step_of(*pair) for pair in zip(others, (treatment, control), strict=True)]
+    if None in steps or steps[0] != steps[1]:
+        yield from _cells("merge.arm", *others)
+
+
+def _step_of(other: Cell, merge: Cell) -> int | None:
+    """After which step of its own chain a merge takes a model (0: the start); None: of another."""
+    cell = merge.inputs["start"]
+    chain = [cell.identity]
+    while cell.stage != "model":
+        cell = run_of(cell).inputs["start"]
+        chain.insert(0, cell.identity)
+    return chain.index(other.identity) if other.identity in chain else None
 
 
 def _reinforcement(treatment: Cell, control: Cell) -> Iterator[Difference]:
@@ -277,6 +300,21 @@ def _tuning(unit: str, treatment: Cell, control: Cell) -> Iterator[Difference]:
     yield from _flattened(
         unit, *({key: part[key] for key in part if key not in ours} for part in rest)
     )
+    replayed = [cell.inputs.get("replay") for cell in (treatment, control)]
+    if all(replayed):
+        steps = [_replayed_step(cell) for cell in (treatment, control)]
+        if None in steps or steps[0] != steps[1]:
+            yield from _cells(f"{unit}.replay_corpus", *replayed)
+
+
+def _replayed_step(tuning: Cell) -> int | None:
+    """The training on the documents that an SFT replays, by its position before it; else None."""
+    before = trainings_of(tuning.inputs["start"])
+    corpora = [
+        cell.inputs["documents"].identity if cell.stage == "midtrain" else "" for cell in before
+    ]
+    replayed = tuning.inputs["replay"].identity
+    return corpora.index(replayed) if replayed in corpora else None
 
 
 def _prompts(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:

@@ -82,6 +82,7 @@ def test_what_a_command_leaves_in_the_background_is_not_waited_for(tmp_path: Pat
     pipe.write_text("")  # which ends it
 
 
+@pytest.mark.usefixtures("fake")
 def test_the_batch_script_tells_only_where_the_profile_asks(tmp_path: Path) -> None:
     resources = Resources(minutes=5)
     texts = {}
