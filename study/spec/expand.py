@@ -39,7 +39,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     """
     expansion = Expansion(study, base)
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
-    audits = contrast_arms.audit(evaluated, study.contrasts, study.arms)
+    audits = contrast_arms.audit(evaluated, study)
     contrast_arms.check(audits)
     inputs: dict[str, Cell] = {}
     rows, missing, unfinished = _score_rows(expansion, evaluated, without, inputs)
