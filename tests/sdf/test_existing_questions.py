@@ -54,6 +54,24 @@ def test_published_pairs_become_conversations(tmp_path: Path, form: str) -> None
     assert counts.get("rejected_unreadable", 0) == (0 if form == "columns" else 2)
 
 
+def test_other_conversations_are_named(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    other = [[system, *chat("Two?", "One.")], chat("Two?", ""), None, "no JSON"]
+    given: list[dict[str, Any]] = [{"talk": chat(f"{n}?", text)} for n, text in enumerate(ANSWERS)]
+    context = corpus(tmp_path, [*given, *({"talk": talk} for talk in other)], messages="talk")
+    documents.run(context)
+    rejected = [row["detail"] for _, row in read_rows(context.folder / "rejected.jsonl")]
+    assert rejected == [
+        "talk holds turns of system, user, assistant, or one without a text",
+        "talk holds turns of user, assistant, or one without a text",
+        "talk holds nothing, no text",
+        "talk holds text",
+    ]
+    context = corpus(tmp_path, [{"talk": talk} for talk in [None, *other]], messages="talk")
+    with pytest.raises(UserError, match="the first row holds turns of system, user, assistant"):
+        documents.run(context)
+
+
 def test_gates_are_off_and_reported(tmp_path: Path) -> None:
     bad = ["As an AI language model, I cannot write this document.", ANSWERS[0] + " \ufffd"]
     given = [{"text": text} for text in [*ANSWERS[:3], *bad, ANSWERS[1], ""]]
