@@ -9,6 +9,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from analysis.rows import Results, Row, select
+from analysis.rungs import rung_text
 
 LEVEL = 0.95
 KEYS = ("name", "benchmark", "dose", "control_dose")
@@ -113,7 +114,8 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
     """One row a contrast, benchmark and dose: the estimate of each lab, and all of them as one.
 
     Contrasts are the same where their names, benchmarks and doses are. A row that fewer than two
-    labs estimate with a standard error has `pooled` None. Scores are shares: .1 is ten points.
+    labs estimate with a standard error has `pooled` None. `rung` of a lab says what of its
+    estimate is not its own (analysis.rungs). Scores are shares: .1 is ten points.
 
     Args:
         labs: Name of the lab -> its results.json.
@@ -131,6 +133,14 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
                 *((row["estimate"], row["se"]) for row in used.values()), strict=True
             )
             pooled = asdict(pool(estimates, errors))
-        parts = [{"lab": lab, **select(row, _OF_LAB)} for lab, row in of_labs.items()]
+        parts = [
+            {"lab": lab, **select(row, _OF_LAB), "rung": _rung(labs[lab], row)}
+            for lab, row in of_labs.items()
+        ]
         rows.append({**dict(zip(KEYS, key, strict=True)), "labs": parts, "pooled": pooled})
     return rows
+
+
+def _rung(results: Results, contrast: Row) -> str | None:
+    texts = [rung_text(results, contrast[side]) for side in ("treatment", "control")]
+    return ", ".join(dict.fromkeys(text for text in texts if text)) or None
