@@ -17,8 +17,9 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 # One thread per process: see core/cell/local_executor.py.
 export OMP_NUM_THREADS ?= 1
-# Variables of a person's shell that change what Python imports or how it runs.
-unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS PYTHONPLATLIBDIR PYTHONSTARTUP
+# Variables of a person's shell that change what Python imports or how it runs. Without bytecode each process
+# compiles all that it imports.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONINSPECT PYTHONWARNINGS PYTHONPLATLIBDIR PYTHONSTARTUP PYTHONDONTWRITEBYTECODE
 # Files are read as UTF-8 in every locale.
 export PYTHONUTF8 := 1
 # The tests write some GB of temporary files. Where /tmp has no room for them, /var/tmp is used.

@@ -12,6 +12,7 @@ from analysis.rows import Results, Row, select
 from analysis.rungs import rung_text
 
 LEVEL = 0.95
+POINTS = 200  # at which the sign of the likelihood's derivative is looked at
 KEYS = ("name", "benchmark", "dose", "control_dose")
 _OF_LAB = ("estimate", "se", "low", "high", "judge", "treatment_seeds", "control_seeds", "reason")
 
@@ -93,21 +94,39 @@ def pool(estimates: Sequence[float], errors: Sequence[float]) -> Pooled:
 
 
 def _tau2(values: np.ndarray, variances: np.ndarray) -> float:
-    """The variance between labs by restricted maximum likelihood: the root of its derivative."""
+    """The variance between labs by restricted maximum likelihood.
 
-    def slope(tau2: float) -> float:
-        weights = 1 / (variances + tau2)
-        squares = (values - np.average(values, weights=weights)) ** 2
-        total = weights.sum()
-        return float(weights**2 @ squares - total + weights @ weights / total)
+    Where standard errors differ much, the likelihood can have a maximum at 0 and a higher one
+    above it, so that the roots of its derivative are compared.
+    """
+
+    def parts(tau2: np.ndarray | float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (labs, ...), their sum, and the squares of the labs' distances from the mean."""
+        weights = 1 / np.add.outer(variances, tau2)
+        total = weights.sum(axis=0)
+        mean = (weights.T @ values) / total
+        return weights, total, np.square(np.subtract.outer(values, mean))
+
+    def slope(tau2: np.ndarray | float) -> np.ndarray:
+        weights, total, squares = parts(tau2)
+        rise = (weights**2 * squares).sum(axis=0) - total + (weights**2).sum(axis=0) / total
+        return np.asarray(rise)
+
+    def likelihood(tau2: float) -> float:
+        weights, total, squares = parts(tau2)
+        return float(np.log(weights).sum() - np.log(total) - (weights * squares).sum())
 
     # All variance between the values and more, where it falls for certain.
     most = float(np.var(values, ddof=1)) + float(variances.max())
-    if slope(0.0) <= 0:
-        return 0.0
     while slope(most) > 0:
         most *= 2
-    return float(optimize.brentq(slope, 0.0, most, xtol=1e-15, rtol=1e-13))
+    tried = np.append(0.0, np.geomspace(float(variances.min()) / 1000, 2 * most, POINTS))
+    rises = slope(tried) > 0
+    tops = [
+        float(optimize.brentq(slope, tried[i], tried[i + 1], xtol=1e-15, rtol=1e-13))
+        for i in np.flatnonzero(rises[:-1] & ~rises[1:])
+    ]
+    return max([0.0, *tops], key=likelihood)
 
 
 def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:

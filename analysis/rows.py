@@ -10,6 +10,19 @@ Row = dict[str, Any]
 # The whole of results.json: tables (lists of rows) by name, and facts about the study.
 Results = dict[str, Any]
 
+# What scores a benchmark that no judge grades, by its `judge`.
+UNJUDGED = {
+    "likelihood": "scored by likelihood",
+    "lm-eval": "scored by lm-eval",
+    "probe": "scored by probe",
+    "program": "scored by a program",
+}
+
+
+def scored_by(judge: str) -> str:
+    """How output says what scored a benchmark: "judge NAME", or the way without a judge."""
+    return UNJUDGED.get(judge, f"judge {judge}")
+
 
 def fields(record: object, names: Iterable[str]) -> Row:
     """Some attributes of a result object (such as `Estimate`) as the entries of a row."""

@@ -19,18 +19,11 @@ from analysis.headline import (
     runs_text,
     scope_note,
 )
-from analysis.rows import Results, Row
+from analysis.rows import Results, Row, scored_by
 from analysis.rungs import rung_lines
 from analysis.table_text import NONE, Column, Table
 
 COUNTED = ("answers", "grades")
-# What scores a benchmark that no judge grades, by its `judge`.
-UNJUDGED = {
-    "likelihood": "scored by likelihood",
-    "lm-eval": "scored by lm-eval",
-    "probe": "scored by probe",
-    "program": "scored by a program",
-}
 BENCHMARK = "Benchmark"  # the heading of a column of their names
 
 
@@ -308,8 +301,7 @@ def data_summary(results: Results, benchmarks: Collection[str] | None = None) ->
         if not benchmark["questions"]:
             lines.append(f"{name}: no checkpoint finished")
             continue
-        judge = benchmark["judge"]
-        method = UNJUDGED.get(judge, f"judge {judge}")
+        method = scored_by(benchmark["judge"])
         if benchmark["dummy"]:
             method += " (a deterministic dummy)"
         epochs = f"{benchmark['epochs']} epoch{'s' if benchmark['epochs'] != 1 else ''}"

@@ -14,6 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from yaml._yaml import CParser
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from core.errors import Problem, UserError
 from core.renamed import RENAMED_KEYS, RENAMED_VALUES
@@ -66,6 +70,21 @@ YamlLoader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+class _FastLoader(CParser, YamlLoader):
+    """A YamlLoader whose parser is libyaml.
+
+    Nodes are composed in Python: libyaml overflows the stack of C on a deeply nested file.
+    """
+
+    get_single_node = Composer.get_single_node
+
+    def __init__(self, text: str) -> None:
+        CParser.__init__(self, text)
+        Composer.__init__(self)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
 
 
 # Far beyond any file of the kit. A file that is larger, or becomes so by its aliases, would take
@@ -150,8 +169,12 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
             anchor that contains itself, infinity.
     """
     try:
-        loader = YamlLoader(text)
-        node = loader.get_single_node()
+        try:
+            loader: YamlLoader = _FastLoader(text)
+            node = loader.get_single_node()
+        except (yaml.YAMLError, UnicodeEncodeError):  # Python's parser says better what is wrong
+            loader = YamlLoader(text)
+            node = loader.get_single_node()
         if node is None:
             return None, None
         _check_node(node, source, {}, 0)

@@ -29,7 +29,7 @@ ALLOWED = {
 
 
 def _member(kind: type[enum.Enum], name: str) -> enum.Enum:
-    """A member of an enumeration, which Debian 12's Python 3.11 writes as getattr(kind, name)."""
+    """A member of an enumeration: some Python 3.11, Debian 12's too, write getattr(kind, name)."""
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         raise pickle.UnpicklingError(f"{kind!r}.{name} is no part of a checkpoint's metadata")
     return kind[name]

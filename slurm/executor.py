@@ -34,9 +34,13 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 # SLURM_JOB_ID is the id of the whole array for its last task.
 _JOB = 'job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
 # By these a shell that the profile's `setup` reads, or a module, would change what Slurm's commands
-# answer, what srun starts or hands on, or the signal that submitit handles.
-_UNSET = "SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE " + " ".join(
-    f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN")
+# answer, what srun starts or hands on, the signal that submitit handles, or where Python looks for
+# its library.
+_UNSET = " ".join(
+    [
+        "SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME",
+        *(f'"${{!{name}_@}}"' for name in ("SQUEUE", "SCONTROL", "SRUN")),
+    ]
 )
 # With -p the first shell reads no file ($BASH_ENV) and takes no functions from the environment.
 _SHEBANG = "#!/bin/bash -p"
@@ -179,6 +183,9 @@ def _python(profile: Profile) -> str:
 def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
     path, folder = shlex.quote(str(code)), shlex.quote(str(logs))
     pickle = f'{folder}/"$job"_submitted.pkl'
+    # A module's PYTHONPATH would put the site's packages before the environment's.
+    meant = any("PYTHONPATH" in line for line in profile.setup)
+    rest = '"${PYTHONPATH:+:$PYTHONPATH}"' if meant else ""
     lines = [
         _OUTER_SHELL,
         numeric_environment.shell_line(),
@@ -194,7 +201,7 @@ def _setup(profile: Profile, code: Path, logs: Path, group: str) -> list[str]:
         f"{{ echo {shlex.quote(_planted(logs))} >&2; exit 1; }}",
         # A job that was queued again has a pickle of its own there: submitit counts its restarts.
         f'[ -e {pickle} ] || ln -s {shlex.quote(group)}_"${{SLURM_ARRAY_TASK_ID:-0}}".pkl {pickle}',
-        f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f"export PYTHONPATH={path}{rest}",
         # The same as in local runs, so that results do not depend on where a cell runs.
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"',
         "export PYTHONUNBUFFERED=1",

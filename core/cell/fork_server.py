@@ -150,6 +150,11 @@ def main(descriptor: str, log_folder: str, *stages: str) -> None:
     _import(stages, Path(log_folder))
     # Else each child's collections would write to, and so copy, the pages of all that is imported.
     gc.freeze()
+    with contextlib.suppress(BrokenPipeError):  # the executor closed, or was killed
+        _serve(connection, on_interrupt)
+
+
+def _serve(connection: Connection, on_interrupt: Any) -> None:
     connection.send((IMPORTS, 0))
     children: dict[int, ForkProcess] = {}
     context = multiprocessing.get_context("fork")

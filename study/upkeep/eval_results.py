@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.rows import scored_by
 from core.cell.identity import read_config
 from core.cell.lookup import RunsIndex
 from core.cell.manifest import read_manifest
@@ -22,12 +23,6 @@ FOLDER = ".eval_results"
 SCORE_KEY = ("benchmark", "arm", "seed", "dose")
 CONTRAST_KEYS = ("name", "benchmark", "dose", "estimate", "low", "high", "p_holm", "verdict")
 CLAIM_KEYS = ("id", "statement", "contrast", "estimate", "verdict")
-# What scores a benchmark that no judge grades, by its `judge`.
-UNJUDGED = {
-    "likelihood": "by likelihood",
-    "lm-eval": "by lm-eval",
-    "program": "by the task's own program",
-}
 Row = dict[str, Any]
 
 
@@ -125,8 +120,8 @@ def eval_results(cell: FinishedCell, results: Path | None, facts: StudyFacts) ->
 def _entry(row: Row, task: HubTask, ended: str) -> str:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    by = UNJUDGED.get(row["judge"], f"graded by {row['judge']}")
-    notes = [f"mean of {row['answers']} answers from 0 to 1", by, task.notes]
+    scale = f"mean of {row['answers']} answers from 0 to 1"
+    notes = [scale, scored_by(row["judge"]), task.notes]
     entry = EvalResultEntry(
         dataset_id=task.dataset,
         task_id=task.task,

@@ -108,6 +108,16 @@ def test_equals_metafor(name: str) -> None:
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-12), label
 
 
+def test_of_two_maxima_of_the_likelihood_the_higher_one_is_taken() -> None:
+    """There is one at 0 too, with an interval of less than half the width."""
+    pooled = pool([0.023, 0.029, -0.149], [0.014, 0.019, 0.059])
+    # Of metafor 3.8.1, in the order of NAMES, with threshold = 1e-13.
+    expected = numbers("""
+    0.00639223047084983 -0.0182127632220278 0.0537788955446 -0.249604674939912 0.213179148495857
+    """)
+    assert as_metafor(pooled)[:5] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.nightly
 @pytest.mark.multiprocess
 def test_equals_metafor_on_data_made_up(tmp_path: Path) -> None:

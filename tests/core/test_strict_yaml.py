@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.errors import UserError
-from core.strict_yaml import MAX_BYTES, MAX_DEPTH, read_yaml
+from core.paths import ROOT
+from core.strict_yaml import MAX_BYTES, MAX_DEPTH, YamlLoader, parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
@@ -94,3 +96,23 @@ def test_times_types_and_numbers_with_zeros_in_front_are_texts(tmp_path: Path) -
     numbers = {"0": 0, "-7": -7, "+3": 3, "10_000": 10_000, "0x1f": 31}
     path.write_text("".join(f"- {word}\n" for word in [*texts, *numbers]))
     assert read_yaml(path)[0] == [*texts, *numbers.values()]
+
+
+def test_libyaml_reads_every_file_of_the_kit_as_python_does() -> None:
+    rooms = ("studies", "recipes", "sdf", "eval", "analysis", "slurm", "tests")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.yaml")]
+    assert len(files) > 50
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        value, node = parse_yaml(text, path.name)
+        loader = YamlLoader(text)
+        expected = loader.get_single_node()
+        assert yaml.serialize(node) == yaml.serialize(expected)
+        assert value == loader.construct_document(expected)
+
+
+def test_what_libyaml_does_not_read_is_read_or_refused_by_python(tmp_path: Path) -> None:
+    # A mark of byte order within a line is a character to Python, and none to libyaml.
+    assert parse_yaml("a: 1\n\ufeffb: 2", "")[0] == {"a": 1, "\ufeffb": 2}
+    with pytest.raises(UserError, match="found character '@' that cannot start any token"):
+        parse_yaml("a: @b", "study.yaml")

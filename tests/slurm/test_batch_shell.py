@@ -46,6 +46,17 @@ def test_jobs_run_the_copy_of_the_code_wherever_setup_goes(tmp_path: Path, fake:
     assert variables(result)["PYTHONPATH"].split(":")[0] == str(tmp_path / "a blank/code-1")
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_packages_of_a_module_do_not_come_before_the_environment(
+    named: bool, tmp_path: Path, fake: Fake
+) -> None:
+    (tmp_path / "module").write_text("export PYTHONPATH=/site PYTHONHOME=/site\n")
+    setup = ["source module", *(["export PYTHONPATH=/mine:$PYTHONPATH"] if named else [])]
+    result = variables(run(tmp_path, fake, setup))
+    assert "PYTHONHOME" not in result
+    assert result["PYTHONPATH"].split(":")[1:] == (["/mine", "/site"] if named else [])
+
+
 @pytest.mark.parametrize("line", ["exit 0", "exec true", "exit 3", ". ./profile", "kill -9 $$"])
 def test_a_setup_that_ends_its_shell_is_a_failure_with_its_cause(
     line: str, tmp_path: Path, fake: Fake

@@ -297,7 +297,7 @@ def test_eval_results_have_the_documented_fields_alone(base: Path) -> None:
         if (row["benchmark"], row["arm"], row["dose"]) == ("concern", "animal", 80)
     ]
     assert entry.value == mine and entry.date == "2026-02-01T01:30:00Z"
-    assert entry.notes == "mean of 8 answers from 0 to 1, by likelihood"
+    assert entry.notes == "mean of 8 answers from 0 to 1, scored by likelihood"
     content = json.loads((results(base) / "results.json").read_text())
     content["scores"] = [row | {"score": None} for row in content["scores"]]
     (results(base) / "results.json").write_text(json.dumps(content))

@@ -36,11 +36,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -110,11 +110,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -185,11 +185,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -260,11 +260,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -335,11 +335,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -410,11 +410,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
@@ -484,11 +484,11 @@ for name in $(compgen -e); do case $name in *_DIR|*_ROOT|*_HOME|*_PATH|*_BASE|*_
 unset -f $(compgen -A function); trap - DEBUG ERR; set +efu +o pipefail
 kill -USR1 $PPID
 builtin cd /shared/runs/tiny/slurm/code-HASH || exit
-unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
+unset SUBMITIT_PREEMPT_SIGNAL SLURM_CLUSTERS SLURM_EXPORT_ENV SLURM_MPI_TYPE PYTHONHOME "${!SQUEUE_@}" "${!SCONTROL_@}" "${!SRUN_@}"
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 [ -z "$(find /shared/runs/tiny/slurm/jobs/ -maxdepth 0 \( ! -user "$(id -u)" -o -perm /022 \))" ] || { echo 'error: /shared/runs/tiny/slurm/jobs: it is another user'"'"'s or others may write to it, and what is read there could run as you; submit again' >&2; exit 1; }
 [ -e /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl ] || ln -s tiny-GROUP_"${SLURM_ARRAY_TASK_ID:-0}".pkl /shared/runs/tiny/slurm/jobs/"$job"_submitted.pkl
-export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH"${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH=/shared/runs/tiny/slurm/code-HASH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export PYTHONUNBUFFERED=1
 export PYTHONUTF8=1
