@@ -11,6 +11,8 @@ from core.files import write_atomically
 from core.strict_yaml import KeyPath, dotted, parse_yaml, read_yaml
 from study.upkeep.fetch import collect_problems
 
+MARK = "\ufeff"  # a byte order mark, which YAML's positions do not count
+
 
 @dataclass(frozen=True)
 class Unpinned:
@@ -47,7 +49,8 @@ def pin(path: Path) -> list[tuple[str, str]]:
     from huggingface_hub import HfApi
 
     read_yaml(path)  # it says what is wrong with the file
-    text = path.read_bytes().decode("utf-8")
+    written = path.read_bytes().decode("utf-8")
+    text = written.removeprefix(MARK)
     _, node = parse_yaml(text, str(path))
     unpinned = [*{item.start: item for item in _unpinned(node, (), text)}.values()]
     api = HfApi()
@@ -65,7 +68,7 @@ def pin(path: Path) -> list[tuple[str, str]]:
         commit = commits[item.repo, item.kind]
         text = f"{text[: item.start]}{item.before}{commit}{text[item.end :]}"
     if unpinned:
-        write_atomically(path, text)
+        write_atomically(path, MARK * written.startswith(MARK) + text)
     return [(dotted(item.at), commits[item.repo, item.kind]) for item in unpinned]
 
 

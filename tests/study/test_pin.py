@@ -88,17 +88,17 @@ def test_commits_are_inserted_and_comments_stay(tmp_path: Path) -> None:
 def test_line_ends_stay_and_a_null_gives_way(tmp_path: Path) -> None:
     path = tmp_path / "theirs.yaml"
     text = (
-        "study: theirs\r\nseeds: [0]\r\nmodels:\r\n  base: {hub: owner/base, revision: null}  # x\r\n"
+        "study: theirs\r\n# größe\r\nseeds: [0]\r\nmodels:\r\n  base: {hub: owner/base, revision: null}  # x\r\n"
         "  tuned:\r\n    revision:\r\n    hub: owner/base\r\n"
         "  last:\r\n    hub: owner/base   # y\r\narms: {a: {start: base}}\r\n"
         "benchmarks: {p: {task: preference}}\r\n"
     )
-    path.write_bytes(text.encode())
+    path.write_text(text, encoding="utf-8-sig", newline="")
     with Hub(tmp_path) as hub:
         commit = hub.add("model", "owner/base", {"a.txt": b"x"})
         run = fetch(hub, str(path), "--pin")
         assert run.returncode == 0, run.stderr
-    assert path.read_bytes().decode() == (
+    assert path.read_bytes().decode() == "\ufeff" + (
         text.replace("revision: null", f"revision: {commit}")
         .replace("revision:\r\n", f"revision: {commit}\r\n")
         .replace("# y\r\n", f"# y\r\n    revision: {commit}\r\n")
