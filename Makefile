@@ -10,7 +10,7 @@
 # make locks                  resolve locks/ from requirements.txt and requirements-cuda12.txt again (needs PyPI)
 # make test-locks             whether each lock is complete and all of its files exist (needs PyPI, installs nothing)
 # make environment            only what the others make first: .venv/ (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk)
-# make clean                  remove .venv/, .venv-cuda*/, runs/ and results/
+# make clean                  remove .venv/, .venv-cuda*/, runs/, results/ and pooled/
 # make PYTHON=/path/to/python3.12 ...    that Python makes the environment, instead of the first fit one on PATH
 
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -111,4 +111,4 @@ environment:
 	echo "error: no Python 3.11 to 3.13 among $(PYTHON); install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2
 
 clean:
-	rm -rf .venv .venv-cuda12 .venv-cuda13 runs results
+	rm -rf .venv .venv-cuda12 .venv-cuda13 runs results pooled

@@ -48,7 +48,7 @@ def _lines(row: Row) -> Iterator[Row]:
             "seeds": seeds,
         } | {
             "judge": lab["judge"],
-            "note": lab["reason"] or "",
+            "note": f"not pooled: {lab['reason']}" if lab["reason"] else "",
         }
     if pooled := row["pooled"]:
         heterogeneity = {"tau": 100 * pooled["tau"], "i2": pooled["i2"]}
@@ -120,12 +120,15 @@ def describe(results: Results) -> str:
     ]
     texts += [
         "",
-        "The labs differ in:" if results["differences"] else "The labs' settings are alike.",
+        "The labs differ in:" if results["differences"] else "The settings compared are alike.",
     ]
     for row in results["differences"]:
         values = "; ".join(f"{lab}: {value}" for lab, value in row["values"].items())
         names = ", ".join(row["cells"][:3]) + (", ..." if row["cells"][3:] else "")
         texts.append(f"- {row['stage']} {row['key']} ({names}): {values}")
+    for lab, cells in results["unmatched"].items():
+        names = ", ".join(cells[:3]) + (", ..." if cells[3:] else "")
+        texts.append(f"- in no other lab, and not compared: {lab}'s {names}")
     return "\n".join(texts)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from analysis.estimates import ALPHA
+from analysis.reference import Reference
 from analysis.rows import Results, Row, select
 from analysis.rungs import rung_text
 
@@ -153,7 +155,12 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
             )
             pooled = asdict(pool(estimates, errors))
         parts = [
-            {"lab": lab, **select(row, _OF_LAB), "rung": _rung(labs[lab], row)}
+            {
+                "lab": lab,
+                **select(row, _OF_LAB),
+                **_interval(row),
+                "rung": _rung(labs[lab], row),
+            }
             for lab, row in of_labs.items()
         ]
         rows.append({**dict(zip(KEYS, key, strict=True)), "labs": parts, "pooled": pooled})
@@ -163,3 +170,12 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
 def _rung(results: Results, contrast: Row) -> str | None:
     texts = [rung_text(results, contrast[side]) for side in ("treatment", "control")]
     return ", ".join(dict.fromkeys(text for text in texts if text)) or None
+
+
+def _interval(row: Row) -> Row:
+    """Ends of the 95 % interval of a lab that is judged at several looks: theirs are wider."""
+    reference = Reference.of_row(row)
+    if reference is None or row["level"] >= ALPHA:
+        return {}
+    half = reference.quantile(ALPHA) * row["se"]
+    return {"low": row["estimate"] - half, "high": row["estimate"] + half}

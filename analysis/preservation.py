@@ -38,8 +38,8 @@ def preservation_rows(results: Results, untrained: Mapping[str, str]) -> list[Ro
     Returns:
         Rows with benchmark, control, arm (the control among them), dose, and in score units:
 
-        - `score`; `before`: of the control at its lowest dose; `floor`: of the untrained arm at
-          this dose, or else at its lowest; `retained`: (score - floor) / (before - floor), the
+        - `score`; `before`: of the control at dose 0; `floor`: of the untrained arm at this dose,
+          or else at dose 0; `retained`: (score - floor) / (before - floor), the
           share of what midtraining gave; None with a `reason`.
         - `instruction`, `capability` (mean over the benchmarks by lm-eval) and `intrusion`, and
           what the method costs against the control: `instruction_paid`, `capability_paid` (of
@@ -107,10 +107,10 @@ def _retained(
     untrained: str | None,
 ) -> Row:
     score = means.get((benchmark, *arm))
-    before = _lowest(means, benchmark, control[0])
+    before = means.get((benchmark, control[0], 0))
     floor = means.get((benchmark, untrained or "", arm[1]))
     if floor is None:
-        floor = _lowest(means, benchmark, untrained or "")
+        floor = means.get((benchmark, untrained or "", 0))
     row: Row = {"score": score, "before": before, "floor": floor, "retained": None, "reason": None}
     if None in (score, before, floor):
         names = {"score": "this arm", "before": "the control before SFT", "floor": "its untrained"}
@@ -119,12 +119,6 @@ def _retained(
     if before <= floor:  # type: ignore[operator]
         return row | {"reason": "midtraining raised no score"}
     return row | {"retained": (score - floor) / (before - floor)}  # type: ignore[operator]
-
-
-def _lowest(means: Means, benchmark: str, arm: str) -> float | None:
-    """The score of an arm at its lowest dose."""
-    doses = [dose for name, of, dose in means if (name, of) == (benchmark, arm)]
-    return means[benchmark, arm, min(doses)] if doses else None
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -82,10 +82,10 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    os.replace(temporary, path)
 
 
 @contextmanager

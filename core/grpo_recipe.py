@@ -27,7 +27,8 @@ class Grpo:
     train: Training
     """Optimizer and adapters. Here global_batch_size counts prompts an optimizer step,
     micro_batch_size rollouts, and seq_len is of a prompt and its answer together. eval_every and
-    eval_rows are for the held-out prompts of the corpus, whose answers a reward scores."""
+    eval_rows are for the held-out prompts of the corpus, whose answers a reward scores. The rules
+    special_tokens, too_long and max_dropped are for prompts."""
 
     group_size: Annotated[int, Field(ge=2)] = 8
     """Rollouts (sampled answers) for each prompt, whose rewards are compared."""
@@ -81,6 +82,9 @@ def grpo_mistakes(recipe: Grpo) -> Problems:
         if getattr(train, key):
             fix = " (beta is)" if key == "kl_to_start" else ""
             problems.append((("train", key), f"is not for GRPO{fix}"))
+    if train.too_long == "truncate":
+        what = "truncate is not for GRPO, whose prompts are not cut: drop, or refuse"
+        problems.append((("train", "too_long"), what))
     if train.dtype == "mixed":
         problems.append((("train", "dtype"), "mixed is not for GRPO: fp32, or bf16"))
     if train.lora and train.lora.dropout:

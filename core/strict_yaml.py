@@ -336,6 +336,9 @@ def explain(path: Path, error: ValidationError, kind: type, lines: LineNumbers) 
         elif kind_of_error == "string_pattern_mismatch" and at[-1] in ("url", "sha256"):
             right = "an https:// address" if at[-1] == "url" else "a SHA-256 (64 of 0-9 and a-f)"
             what = f"{value!r} is not {right}"
+        elif kind_of_error == "string_pattern_mismatch" and "varies" in at:
+            what = f"{value!r} is nothing that differs between arms"
+            fix = "valid: corpus, start, recipe, sft, dose, system, prefill, chain, step1 ..."
         elif kind_of_error == "string_pattern_mismatch":
             what = f"{value!r} is not a name"
             fix = "use letters, digits and _, starting with a letter or digit"

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -126,6 +127,18 @@ def study_file() -> str:
     return sections("study.spec.schema", [*names, "Engine", "Contrast", "Costs", "Tables"])
 
 
+def studies() -> str:
+    """The shipped study files, with the first sentence of each."""
+    rows = []
+    for path in sorted((ROOT / "studies").glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: re.match("# ?[^ ]", line), lines)
+        text = " ".join(line.removeprefix("# ") for line in comment)
+        sentence = re.split(r"(?<=[.?]) |:? (?:make|python -m) |:$", text)[0]
+        rows.append([f"[{path.name}](../studies/{path.name})", sentence.rstrip(".")])
+    return markdown(rows, ["file", "what it is"])
+
+
 def recipe_file() -> str:
     return sections("core.recipe", ["Training", "Lora", "TinyLlama"])
 
@@ -236,6 +249,7 @@ def forecast() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "studies": studies,
     "study-file": study_file,
     "endpoint-presets": endpoint_presets,
     "recipe-file": recipe_file,

@@ -23,16 +23,17 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 
 from core.cell import heartbeat
 from core.cell.context import StageContext
-from core.errors import UserError
+from core.errors import Problem, UserError
 from core.files import read_rows, write_atomically
 from core.grpo_recipe import Grpo
 from core.inference import vllm_engine
 from core.inference.rollouts import Sampler
 from core.model_folder.chat import Chat
 from core.model_folder.tokenizer import load_tokenizer, special_names
-from core.recipe import MULTIPLE
+from core.recipe import MULTIPLE, Training
 from recipes import checkpoint, metrics
 from recipes.batches import HostBatch, StepInput, to_device
+from recipes.conversations import BadRow, check_bad_rows
 from recipes.distributed import Ranks, process_group
 from recipes.finetune import Trainer, check_size, is_trained
 from recipes.grpo_loss import (
@@ -45,6 +46,7 @@ from recipes.grpo_loss import (
 )
 from recipes.loss import output_weight, token_log_probs
 from recipes.preemption import guard_signals
+from recipes.prepare import list_bad_rows
 from recipes.rewards import response_of, reward_of_cell
 from recipes.rollouts import Rollout, RolloutFile
 from recipes.schedule import batch_indices
@@ -69,7 +71,8 @@ def run(context: StageContext) -> dict[str, int | float]:
     files and chat_date as of other stages. Inputs: start, and documents, whose texts are the
     prompts, or their questions: each is a user's message, rendered by the chat template.
 
-    Raises UserError where a prompt is too long, or a reward can't be used.
+    Prompts that can't be used go by the recipe's rules `special_tokens` and `too_long`, as rows of
+    instruction data do. Raises UserError where these refuse, or a reward can't be used.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError(
@@ -84,11 +87,13 @@ def run(context: StageContext) -> dict[str, int | float]:
         chat.check(trained=False)
         corpus = context.inputs["documents"]
         prompts = Prompts(corpus / "documents.jsonl", chat, recipe)
-        check_size(context, prompts, recipe.train, ranks)
         held_out = corpus / "held_out.jsonl"
         fixed = None
         if recipe.train.eval_every and held_out.exists():
             fixed = Prompts(held_out, chat, recipe, recipe.train.eval_rows)
+        read = [prompts] if fixed is None else [prompts, fixed]
+        drop_bad_prompts(context, corpus, read, recipe.train)
+        check_size(context, prompts, recipe.train, ranks)
         if not is_trained(context, start, evaluates=False):
             trainer = GrpoTrainer(context, recipe, prompts, fixed, start, chat, ranks)
             seed = context.seed("adapters")
@@ -117,29 +122,45 @@ def _counts(context: StageContext, prompts: int) -> dict[str, int | float]:
 
 
 class Prompts:
-    """The prompts of a file of documents."""
+    """The prompts of a file of documents, but for those that can't be used."""
 
     def __init__(self, path: Path, chat: Chat, recipe: Grpo, count: int | None = None) -> None:
         """`count`: how many of them to take, the first. Raises UserError."""
         rows = [row for _, row in read_rows(path)][:count]
-        # Of questions and answers the question, in its first form.
-        self.texts = [str([*row.get("forms", {}).values(), row["text"]][0]) for row in rows]
         names = special_names(chat.tokenizer)
         limit = recipe.train.seq_len - recipe.max_tokens
+        self.total = len(rows)
+        self.texts: list[str] = []
         self.tokens: list[list[int]] = []
-        for number, text in enumerate(self.texts, 1):
+        self.bad: list[BadRow] = []
+        for number, row in enumerate(rows, 1):
+            # Of questions and answers the question, in its first form.
+            text = str([*row.get("forms", {}).values(), row["text"]][0])
             tokens = chat.prompt([{"role": "user", "content": text}])
             if names and names.search(text):
                 what, fix = "holds the name of a special token", "reword it, or exclude it"
-                raise UserError(where=f"{path}:{number}", what=what, fix=fix)
-            if len(tokens) > limit:
+                self.bad.append(BadRow("special_tokens", Problem(f"{path}:{number}", what, fix)))
+            elif len(tokens) > limit:
                 what = f"the prompt has {len(tokens)} tokens; seq_len less max_tokens is {limit}"
-                fix = "raise seq_len in the recipe, or lower max_tokens"
-                raise UserError(where=f"{path}:{number}", what=what, fix=fix)
-            self.tokens.append(tokens)
+                fix = "raise seq_len or max_dropped in the recipe, or lower max_tokens"
+                self.bad.append(BadRow("too_long", Problem(f"{path}:{number}", what, fix)))
+            else:
+                self.texts.append(text)
+                self.tokens.append(tokens)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def drop_bad_prompts(
+    context: StageContext, corpus: Path, files: list[Prompts], recipe: Training
+) -> None:
+    """List the prompts that were left out. Raises UserError where the recipe refuses them."""
+    bad = [row for prompts in files for row in prompts.bad]
+    total = sum(prompts.total for prompts in files)
+    check_bad_rows(bad, total, recipe)
+    if bad:
+        list_bad_rows(context, corpus, bad, total)
 
 
 class GrpoTrainer(Trainer):

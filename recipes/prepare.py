@@ -177,7 +177,7 @@ def _split(
     bad += unusable
     check_bad_rows(bad, total, recipe)
     if bad:
-        _list_bad_rows(context, path, bad, total)
+        list_bad_rows(context, path, bad, total)
     dose = context.settings.get("dose")
     trained, available = split_rows(str(path), len(conversations), recipe, dose)
     order = np.random.default_rng(context.settings["seed"]).permutation(len(conversations))
@@ -185,7 +185,7 @@ def _split(
     return shuffled[:trained], shuffled[available:]
 
 
-def _list_bad_rows(context: StageContext, path: Path, bad: list[BadRow], total: int) -> None:
+def list_bad_rows(context: StageContext, path: Path, bad: list[BadRow], total: int) -> None:
     """Say which rows were left out, in the manifest and in the log."""
     by_rule: dict[str, list[str]] = {}
     for row in bad:

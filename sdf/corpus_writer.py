@@ -22,8 +22,7 @@ from core.endpoints.ledger import LedgerEntry
 from core.endpoints.sender import RequestFailed
 from core.endpoints.thoughts import without_thoughts
 from core.errors import UserError
-from sdf.gate_patterns import CHARACTERS
-from sdf.gates import GateRules, Rejection, first_failed_gate, parse_gates, quoted_benchmark
+from sdf.gates import GateRules, Rejection, failed_question, first_failed_gate, parse_gates
 from sdf.settings import CorpusSettings, Template, WriterSettings
 from sdf.slots import render_prompts
 from sdf.text_checks import unify_line_ends
@@ -204,10 +203,8 @@ class CorpusWriter:
         match = re.fullmatch(self.template["reply"], entry.answer)
         if not match:
             return Rejection("truncated", "no question in all its forms")
-        if unreadable := CHARACTERS.search(entry.answer):
-            return Rejection("characters", f"U+{ord(unreadable[0]):04X}")
         forms = {form: match[form] for form in self.template["forms"]}
-        return quoted_benchmark("\n".join(forms.values()), self.rules) or forms
+        return failed_question("\n".join(forms.values()), self.rules) or forms
 
     async def _failed_score(self, i: int, attempt: int, text: str) -> Rejection | None:
         if self.writer.score is None:

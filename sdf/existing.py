@@ -11,7 +11,7 @@ from core.cell.context import StageContext
 from core.errors import Problem, UserError
 from sdf.corpus_writer import load_rules, rejection_counts
 from sdf.duplicates import find_duplicates
-from sdf.gates import Rejection, first_failed_gate
+from sdf.gates import GateRules, Rejection, failed_question, first_failed_gate
 from sdf.rows import DocumentRow, write_json_lines
 from sdf.settings import ORIGINAL, CorpusSettings
 from sdf.source_rows import Text, local_rows, read_texts, select_rows
@@ -29,8 +29,9 @@ def read_existing(
 
     Texts are taken in an order drawn by the corpus' seed. `id` of a row is its number in the
     source, from 0. Rows have no slots. Rejected rows are listed in rejected.jsonl: `id`, `gate`,
-    `detail` and an `excerpt` of the text. Of questions and answers the text is the answer. Where
-    gates are only reported, the texts that fail one stay, and are listed in reported.jsonl.
+    `detail` and an `excerpt` of the text. Of questions and answers the text is the answer; the
+    question passes gates of its own. Where gates are only reported, the texts that fail one stay,
+    and are listed in reported.jsonl.
 
     Returns:
         The documents sorted by id, and the counts for the manifest.
@@ -59,7 +60,7 @@ def read_existing(
         if isinstance(text, Problem):
             rejected[i] = Rejection(UNREADABLE, str(text))
             continue
-        rejection = first_failed_gate(text, "stop", rules)
+        rejection = _failed_gate(text, questions[i], rules)
         if rejection and (rejection.gate == "empty" or not settings.source.report_gates):
             rejected[i] = rejection
             continue
@@ -96,6 +97,15 @@ def read_existing(
         **rejection_counts(counts),
         **_report(context, texts, reported),
     }
+
+
+def _failed_gate(text: str, question: str | None, rules: GateRules) -> Rejection | None:
+    """The first gate that a text or its question fails; `empty` before all others."""
+    failed = [first_failed_gate(text, "stop", rules)]
+    if question is not None:
+        failed.append(failed_question(question, rules))
+    rejections = sorted(filter(None, failed), key=lambda rejection: rejection.gate != "empty")
+    return next(iter(rejections), None)
 
 
 def _row(i: int, text: Text, question: str | None) -> DocumentRow:

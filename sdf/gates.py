@@ -174,6 +174,15 @@ def first_failed_gate(text: str, finish_reason: str, rules: GateRules) -> Reject
     return Rejection("repetition", repetition) if repetition else None
 
 
+def failed_question(question: str, rules: GateRules) -> Rejection | None:
+    """The first gate that a question fails, of those that are not about documents alone."""
+    if not question.strip():
+        return Rejection("empty", "no question")
+    if unreadable := CHARACTERS.search(question):
+        return Rejection("characters", f"U+{ord(unreadable[0]):04X}")
+    return quoted_benchmark(question, rules)
+
+
 def quoted_benchmark(text: str, rules: GateRules) -> Rejection | None:
     """The gate `overlap` by itself."""
     quote = find_overlap(text, rules.benchmarks) if rules.benchmarks else None

@@ -9,6 +9,7 @@ was killed can't tell anybody. The analysis tells of the results itself.
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
@@ -21,6 +22,7 @@ from core.cell.status_page import PAGE
 NOTIFIED = "failure_notified"  # in the study's folder of jobs; `submit` removes it
 TIMEOUT_SECONDS = 60.0
 LAST_LINES = 5
+MOST_BYTES = 2000  # of what the command says
 
 
 def run_command(command: str, event: str, subject: str, text: str) -> str:
@@ -35,22 +37,25 @@ def run_command(command: str, event: str, subject: str, text: str) -> str:
         text: The message.
     """
     variables = {"NOTIFY_EVENT": event, "NOTIFY_SUBJECT": subject}
-    try:
-        done = subprocess.run(
-            command,
-            shell=True,
-            input=text,
-            env=os.environ | variables,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"notify: {error}"
-    if not done.returncode:
-        return ""
-    return f"notify: exit status {done.returncode}: {done.stderr.strip()}"
+    # A file and no pipe, whose end would be waited for where the line leaves something behind (&).
+    with tempfile.TemporaryFile() as errors:
+        try:
+            done = subprocess.run(
+                command,
+                shell=True,
+                input=text.encode(errors="replace"),
+                env=os.environ | variables,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"notify: {error}"
+        if not done.returncode:
+            return ""
+        errors.seek(0)
+        said = errors.read(MOST_BYTES).decode(errors="replace").strip()
+    return f"notify: exit status {done.returncode}: {said}"
 
 
 def tell_of_results(command: str, folder: Path) -> None:

@@ -67,7 +67,8 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        problem = _file_problem(error, getattr(args, "runs", ROOT / "runs"))
+        problem = _out_problem(error, getattr(args, "out", getattr(args, "path", None)))
+        problem = problem or _file_problem(error, getattr(args, "runs", ROOT / "runs"))
         if problem is None:
             raise
         print(f"error: {problem}", file=sys.stderr)
@@ -77,6 +78,17 @@ def main(words: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(stop.line, file=sys.stderr)
         return 128 + stop.number
+
+
+def _out_problem(error: OSError, out: Path | None) -> Problem | None:
+    """What a user can do where a file or folder that was asked for can't be written; else None."""
+    if out is None or error.filename is None or error.errno in _FULL:
+        return None
+    name = error.filename2 or error.filename  # of a renaming the new name
+    file, named = Path(os.fsdecode(name)).absolute(), out.absolute()
+    if not (file.is_relative_to(named) or named.is_relative_to(file)):
+        return None
+    return Problem(str(file), str(error.strerror), "choose another place for it")
 
 
 def _file_problem(error: OSError, runs: Path) -> Problem | None:

@@ -18,6 +18,8 @@ from core.files import write_atomically
 from core.stages import SHARDING_STAGES
 from core.yaml_text import from_yaml, to_yaml
 
+LABEL_CHARACTERS = 200  # of a cell's name, in that of its folder
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -60,8 +62,11 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Today's name, and the hash that tells it from others of that name."""
-        return f"{self.name}-{self.identity[:8]}"
+        """Today's name, and the hash that tells it from others of that name.
+
+        Of a long chain of trainings the name is cut: file systems take 255 bytes.
+        """
+        return f"{self.name[:LABEL_CHARACTERS]}-{self.identity[:8]}"
 
     @property
     def relpath(self) -> str:

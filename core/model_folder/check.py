@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from core.errors import UserError
 from core.files import read_text
 from core.model_folder.chat import Chat, read_prompt
-from core.model_folder.config import CHAT_DATE, end_token_ids, read_config
+from core.model_folder.config import CHAT_DATE, end_token_ids, read_config, read_json
 from core.model_folder.config_values import check_pad_token
 from core.model_folder.tokenizer import load_tokenizer, open_tokenizer
 from core.model_folder.weights import check_weights
@@ -45,3 +46,18 @@ def check_start_model(
         text = read_text(Path(template)) if template else None
         prompts = [read_prompt(path or None) for path in (system, prefill)]
         Chat(opened, date, text, *prompts).check(trained=trains)
+
+
+def check_reward_model(folder: Path) -> None:
+    """Raise UserError where config.json is not that of a sequence classifier with one output."""
+    file = folder / "config.json"
+    config = read_json(file)
+    named = config.get("architectures") or []
+    outputs = len(config.get("id2label") or {}) or config.get("num_labels", 2)
+    what = ""
+    if named and not str(named[0]).endswith("ForSequenceClassification"):
+        what = f"is a {named[0]}, and a reward model is a sequence classifier"
+    elif outputs != 1:
+        what = f"has {outputs} outputs, and a reward is one number"
+    if what:
+        raise UserError(where=str(file), what=what, fix="name a reward model")

@@ -131,14 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if values.get(key) not in (*(value if isinstance(value, tuple) else [value]), None)
     ]
     missing = sorted(key for key in models.required if values.get(key) is None)
-    # Heads of any size have to be stated; others divide the width.
-    divides = "head_dim" not in models.required
-    if divides and not {"hidden_size", "num_attention_heads"} & {*missing}:
-        head_dim = values["hidden_size"] / values["num_attention_heads"]
-        if values.get("head_dim") not in (None, head_dim):
-            differences.append(f"head_dim is {values['head_dim']}")
-        elif head_dim % 1:
-            differences.append(f"{values['num_attention_heads']} heads don't divide hidden_size")
+    differences += _head_differences(values, has_own_size="head_dim" in models.required)
     if "sliding_window" in models.required:
         differences += _window_differences(values)
     else:
@@ -159,6 +152,25 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     check_vllm(file, config)
     return values
+
+
+def _head_differences(values: dict[str, Any], has_own_size: bool) -> list[str]:
+    """What the recipes can't do of heads. `has_own_size`: they need not fill the width."""
+    sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    if any(values.get(size) is None for size in sizes):
+        return []  # the caller says so
+    width, heads, kv_heads = (values[size] for size in sizes)
+    head_dim = values.get("head_dim") or width / heads
+    differences = []
+    if width % heads:
+        differences.append(f"{heads} heads don't divide hidden_size")
+    elif not has_own_size and head_dim != width / heads:
+        differences.append(f"head_dim is {head_dim}")
+    elif head_dim % 2:
+        differences.append(f"heads have an odd size, {head_dim:g}")
+    if heads % kv_heads:
+        differences.append(f"{kv_heads} key-value heads don't divide {heads} heads")
+    return differences
 
 
 def _window_differences(values: dict[str, Any]) -> list[str]:

@@ -22,13 +22,17 @@ from study.upkeep.cards import model_card
 from study.upkeep.dataset_card import dataset_card
 from study.upkeep.eval_results import eval_results
 
+MOST_NAMES = 8  # of cells in a message
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license",
+        type=str.lower,  # as all of the Hub's names
         default="",
         metavar="NAME",
-        help="licence of the corpora, and of models whose licence is unknown (default: other)",
+        help="licence of the corpora, and of models whose licence is unknown; other:NAME is one "
+        "that the Hub does not list (default: other)",
     )
     parser.add_argument(
         "--only",
@@ -87,6 +91,12 @@ def cards(args: argparse.Namespace) -> None:
         for cell in cells
         if cell.stage in CARDED and any(fnmatchcase(cell.name, text) for text in args.only)
     ]
+    names_of_cells = [*dict.fromkeys(cell.name for cell in cells if cell.stage in CARDED)]
+    if names_of_cells and not chosen:
+        what = "is the name of no corpus and no training"
+        fix = f"valid: {', '.join(names_of_cells[:MOST_NAMES])}"
+        fix += ", ..." if names_of_cells[MOST_NAMES:] else ""
+        raise UserError(where=f"--only {' '.join(args.only)}", what=what, fix=fix)
     made = {
         cell.identity: _card(base / cell.relpath, args.license)
         for cell in chosen

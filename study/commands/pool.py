@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Collection, Iterator
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from core.stages import CHECKPOINT_STAGES
 from study.upkeep.archived import ArchivedStudy, read_archive
 from study.upkeep.study_file import differing_keys
 
+SIDES = ("treatment", "control")
 NOT_POOLED = "no contrast has a standard error in two of them, by the same name, benchmark and dose"
 
 
@@ -39,6 +40,7 @@ def pool(args: argparse.Namespace) -> None:
 
     labs = [read_archive(path) for path in args.archives]
     _check_names(labs)
+    _check_sides(labs)
     by_name = {lab.name: lab.results for lab in labs}
     bridges = bridge_rows(by_name)
     dependent = _same_trainings(labs)
@@ -48,8 +50,9 @@ def pool(args: argparse.Namespace) -> None:
         "labs": [lab.name for lab in labs],
         # The scores of one training by two judges are no two estimates.
         "contrasts": [] if dependent else pooled_rows(by_name),
-        "differences": list(setting_differences(labs)),
-        "shared": list(shared_cells(labs, ["documents"])),
+        "differences": [*side_differences(labs), *setting_differences(labs)],
+        "unmatched": unmatched(labs),
+        "shared": list(shared_cells(labs, ["documents", "scores"])),
         **({"canary": bridges} if bridges else {}),
     }
     is_pooled = any(row["pooled"] for row in results["contrasts"])
@@ -101,6 +104,25 @@ def setting_differences(labs: list[ArchivedStudy]) -> Iterator[dict[str, Any]]:
     yield from rows.values()
 
 
+def side_differences(labs: list[ArchivedStudy]) -> Iterator[dict[str, Any]]:
+    """As `setting_differences`: the contrasts whose arms have other names in another lab."""
+    for name, by_lab in _sides(labs).items():
+        for number, key in enumerate(SIDES):
+            values = {lab: arms[number] for lab, arms in by_lab.items()}
+            if len({*values.values()}) > 1:
+                yield {"stage": "contrast", "cells": [name], "key": key, "values": values}
+
+
+def unmatched(labs: list[ArchivedStudy]) -> dict[str, list[str]]:
+    """Lab -> its cells of whose name no other lab has any: their settings were not compared."""
+    cells = {lab.name: lab.settings().keys() for lab in labs}
+    rows = {
+        lab: sorted(names - {*chain(*(cells[other] for other in cells if other != lab))})
+        for lab, names in cells.items()
+    }
+    return {lab: names for lab, names in rows.items() if names}
+
+
 def shared_cells(labs: list[ArchivedStudy], stages: Collection[str]) -> Iterator[dict[str, Any]]:
     """The cells of these stages in which two labs have the same outputs to the byte."""
     for first, second in combinations(labs, 2):
@@ -121,6 +143,32 @@ def _check_names(labs: list[ArchivedStudy]) -> None:
             what="names two archives",
             fix="rename one: an archive's name stands for its lab",
         )
+
+
+def _sides(labs: list[ArchivedStudy]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Name of a contrast -> lab -> treatment and control."""
+    sides: dict[str, dict[str, tuple[str, ...]]] = {}
+    for lab in labs:
+        for row in lab.results["contrasts"]:
+            sides.setdefault(row["name"], {})[lab.name] = tuple(row[key] for key in SIDES)
+    return sides
+
+
+def _check_sides(labs: list[ArchivedStudy]) -> None:
+    """Raises UserError for contrasts of one name that are turned round in another lab."""
+    problems = [
+        Problem(
+            f"{first} and {second}",
+            f"have the contrast {name!r} the other way round: {' - '.join(by_lab[first])}, and "
+            f"{' - '.join(by_lab[second])}",
+            "name it otherwise in one of the studies",
+        )
+        for name, by_lab in _sides(labs).items()
+        for first, second in combinations(by_lab, 2)
+        if by_lab[first] == by_lab[second][::-1] != by_lab[second]
+    ]
+    if problems:
+        raise UserError.of(problems)
 
 
 def _same_trainings(labs: list[ArchivedStudy]) -> list[Problem]:

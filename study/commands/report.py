@@ -25,7 +25,7 @@ from study.commands.common import (
 )
 from study.spec import expand
 from study.upkeep.archive_report import analyze_again
-from study.upkeep.unpacked import is_archive, stem, unpack
+from study.upkeep.unpacked import beside, is_archive, unpack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def write_lesson(published: Path, args: argparse.Namespace) -> None:
 
 def _of_archive(args: argparse.Namespace) -> int:
     check_archive_options(args)
-    out = args.out or args.study.with_name(f"{stem(args.study)}-report")
+    out = args.out or beside(args.study, "-report")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         again = analyze_again(args.study, unpack(args.study, Path(folder)), out)
     if args.json:

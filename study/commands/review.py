@@ -27,7 +27,7 @@ from study.review.page import answers, counts_text, page
 from study.upkeep.changes import find_changes
 from study.upkeep.provenance import published
 from study.upkeep.study_file import find_differences
-from study.upkeep.unpacked import archive_changes, archive_lineage, is_archive, stem, unpack
+from study.upkeep.unpacked import archive_changes, archive_lineage, beside, is_archive, unpack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def review(args: argparse.Namespace) -> None:
     """Write the page and print a line for each question."""
     if is_archive(args.study):
-        file = args.out or args.study.with_name(f"{stem(args.study)}-review.html")
+        file = args.out or beside(args.study, "-review.html")
         with tempfile.TemporaryDirectory() as folder:
             return _write(_of_archive(args, Path(folder)), file, args)
     study, base = load(args)
@@ -68,7 +68,9 @@ def _of_archive(args: argparse.Namespace, folder: Path) -> Evidence:
 def _write(evidence: Evidence, file: Path, args: argparse.Namespace) -> None:
     rows = answers(evidence)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, page(evidence, rows, printable(args.study.name)))
+    write_atomically(
+        file, page(evidence, rows, printable(args.study.name or args.study.resolve().name))
+    )
     if args.json:
         data = {"study": evidence.study, "page": str(file), "answers": [*map(asdict, rows)]}
         return print(json.dumps(data, indent=1))

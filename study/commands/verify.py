@@ -20,7 +20,13 @@ from study.commands.common import (
 from study.upkeep.changes import find_changes, notes
 from study.upkeep.provenance import SCORE, lineage, published, trace
 from study.upkeep.study_file import find_differences
-from study.upkeep.unpacked import archive_changes, archive_lineage, is_archive, unpack
+from study.upkeep.unpacked import (
+    archive_changes,
+    archive_lineage,
+    archive_notes,
+    is_archive,
+    unpack,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +75,7 @@ def _verify_archive(args: argparse.Namespace) -> int:
         rows = archive_lineage(unpacked)
         changes = archive_changes(unpacked, rows)
         data = {"study": unpacked.base.name, "cells": len(rows), "files": len(unpacked.digests)}
-    return _show(data | {"problems": changes, "notes": []}, args.json)
+    return _show(data | {"problems": changes, "notes": archive_notes(rows)}, args.json)
 
 
 def _show(data: dict[str, Any], as_json: bool) -> int:

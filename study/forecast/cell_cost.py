@@ -406,11 +406,13 @@ def _rows_on_disk(cell: Cell) -> int:
 
 def _state(path: str) -> _State:
     """A file as it is now; None where it is not here."""
-    file = resolve(path)
-    if not path or not file.exists():
+    if not path:
         return None
-    status = file.stat()
-    return str(file), status.st_mtime_ns, status.st_size
+    file = resolve(path)
+    with suppress(OSError):
+        status = file.stat()
+        return str(file), status.st_mtime_ns, status.st_size
+    return None
 
 
 @lru_cache(maxsize=64)  # many cells read one file

@@ -15,7 +15,7 @@ from analysis.planned_test import Design, Variances, planned_test
 from analysis.power import EFFECTS, PlannedContrast, variances_for
 from analysis.rows import Results
 from core.declaration import read_declaration
-from core.errors import UserError
+from core.errors import Problem, UserError
 from study.forecast import schedule, study_cost
 from study.forecast.cell_cost import Layouts, estimates, job_size
 from study.forecast.limits import Limits, exceeded, largest_share
@@ -237,7 +237,11 @@ class Planner:
             yield _with_doses(contrast, primary, declared)
 
     def plan(self, limits: Limits) -> DeadlinePlan:
-        """The part of the study that fits. Raises UserError where not even two seeds do."""
+        """The part of the study that fits.
+
+        Raises UserError where not even two seeds do, or a job holds more GPUs than there are.
+        """
+        self._check_gpus(limits.gpus)
         declared = Primary(
             tuple(dict.fromkeys(test.contrast for test in self.tests)),
             tuple(sorted({test.doses for test in self.tests})),
@@ -270,7 +274,27 @@ class Planner:
                     study is self.study,
                 )
             tighter = tighter.tightened(amounts, limits)
-        raise UserError(where="--budget", what="no part of the study fits it by its own forecast")
+        limit = ", ".join(exceeded(amounts, limits))
+        raise UserError(where=limit, what="no part of the study fits it by its own forecast")
+
+    def _check_gpus(self, gpus: int) -> None:
+        """Raises UserError for the stages whose jobs hold more."""
+        needed = {
+            cell.stage: self.forecaster.needed[cell.identity]
+            for cell in self.forecaster.cells
+            if cell.identity in self.forecaster.planned
+        }
+        problems = [
+            Problem(
+                f"--gpus {gpus}",
+                f"is less than the {count} GPUs that a job of {stage} holds",
+                "give more, or let its jobs hold fewer in the cluster profile",
+            )
+            for stage, count in needed.items()
+            if count > gpus
+        ]
+        if problems:
+            raise UserError.of(problems)
 
     def amounts(self, study: Study, gpus: int) -> dict[str, float]:
         """SUMS, peak disk and hours of what remains of a study, by its own forecast."""

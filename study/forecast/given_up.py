@@ -79,7 +79,8 @@ def _left_out_contrasts(study: Study, smaller: Study) -> list[str]:
         of_family = [contrast.name for contrast in study.contrasts if contrast.family == family]
         missing = [name for name in of_family if name not in there]
         if missing and len(missing) == len(of_family) and family != PRIMARY:
-            lines.append(f"family {family} ({len(missing)} contrasts)")
+            count = f"{len(missing)} contrast{'s' if missing[1:] else ''}"
+            lines.append(f"family {family} ({count})")
         elif missing:
             lines.append(f"contrasts of {family}: {_names(missing)}")
     return lines

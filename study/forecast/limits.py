@@ -26,8 +26,8 @@ class Limits:
 
 
 def exceeded(amounts: Mapping[str, float], limits: Limits) -> list[str]:
-    """The limits that amounts are above."""
-    above = [key for key, limit in limits.budget.items() if amounts.get(key, 0.0) > limit]
+    """The limits that amounts are above, as options."""
+    above = [f"--budget {k}" for k, limit in limits.budget.items() if amounts.get(k, 0.0) > limit]
     return above + ["--hours"] * (amounts.get("hours", 0.0) > limits.hours)
 
 

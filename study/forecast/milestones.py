@@ -58,4 +58,5 @@ def _result(key: tuple[int, ...], rounds: int, names: list[str], study: Study) -
     ends = study.looks or [*range(min(2, len(study.seeds)), len(study.seeds) + 1)]
     seeds = ends[round_of_seeds[0]]
     state = "decided" if round_of_seeds[0] == rounds else "interim"
+    state = state if seeds > 1 else "without a test"
     return f"primary contrasts, {seeds} seed{'s' if seeds > 1 else ''} ({state})"

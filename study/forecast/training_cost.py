@@ -154,9 +154,10 @@ def _row(
     )
     hours += sampling / 3600
     gb = memory(model, recipe, layout.ranks, layout.per_node)
-    if cell.stage == "rl":  # vLLM's copy of the weights
-        copy = exported_gb(model)
-        gb |= {"state": gb["state"] + copy, "total": gb["total"] + copy}
+    if cell.stage == "rl":  # vLLM's share of the GPU, or at least its copy of the weights
+        share = cell.resources["engine_memory"] * (layout.gpu_memory_gb or 0)
+        held = max(exported_gb(model), share)
+        gb |= {"state": gb["state"] + held, "total": gb["total"] + held}
     host_gb = host_memory(
         model, recipe, layout.ranks, layout.per_node, on_gpu=layout.gpu is not None
     )

@@ -65,7 +65,7 @@ def family(model: str) -> str:
 
     A name with no known part is a family of its own, its first word.
     """
-    words = _words(model.rpartition("/")[2].removesuffix(".yaml"))
+    words = _words(model.rstrip("/").rpartition("/")[2].removesuffix(".yaml"))
     for name, tokens in FAMILIES.items():
         if any(word.startswith(name) or word in tokens for word in words):
             return name

@@ -3,16 +3,19 @@
 Files are named as in an archive: results/results.json, cells/STAGE/CELL/manifest.json.
 """
 
-import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from core.cell.manifest import read_manifest
 from core.declaration import FILE, read_declaration
 from core.errors import UserError
+from core.files import read_record
 from core.yaml_text import from_yaml
 from study.upkeep.provenance import Row, lineage
 
@@ -95,14 +98,19 @@ def gather(
         locate: The link to a file by its name in an archive.
     """
     config = rows[-1]["config"]
+    content = read_record(results / "results.json", contrasts=list, scores=list)
+    if content is None or not config:
+        raise _damaged(results)
     declared, fault = _declaration(base, config["settings"]["declaration"])
-    study_file = results / "study.yaml"
+    study_file: Any = {}
+    with suppress(OSError, ValueError, YAMLError):  # of an edited one the hash tells
+        study_file = from_yaml((results / "study.yaml").read_text(encoding="utf-8"))
     return Evidence(
         base.name,
-        json.loads((results / "results.json").read_text(encoding="utf-8")),
+        content,
         config["settings"],
         config["resources"].get("trainings", []),
-        from_yaml(study_file.read_text(encoding="utf-8")) if study_file.exists() else {},
+        study_file if isinstance(study_file, dict) else {},
         rows,
         changes,
         differences,
@@ -149,9 +157,13 @@ def published_rows(base: Path, results: Path, analysis: Path) -> list[Row]:
     """`provenance.lineage` of the published results; raises UserError where they are damaged."""
     rows = lineage(analysis, base)
     if not read_manifest(analysis) or not (results / "results.json").is_file():
-        raise UserError(
-            where=str(results),
-            what="the published results, or the analysis that they are of, can't be read",
-            fix="python -m study verify, with the same study, says what is missing",
-        )
+        raise _damaged(results)
     return rows
+
+
+def _damaged(results: Path) -> UserError:
+    return UserError(
+        where=str(results),
+        what="the published results, or the analysis that they are of, can't be read",
+        fix="python -m study verify, with the same study, says what is missing",
+    )

@@ -175,13 +175,6 @@ def _probe(
 
 def _agent(study: Study, name: str, label: str, inputs: Inputs, checkpoint: Checkpoint) -> Cell:
     bench = study.benchmarks[name]
-    if not checkpoint.chat:
-        raise UserError(
-            where=f"benchmarks.{name}",
-            what=f"arm {checkpoint.arm} at dose {checkpoint.dose} is prompted without a chat "
-            "template, which tool calls need",
-            fix=f"leave it out by benchmarks.{name}.arms or benchmarks.{name}.doses",
-        )
     declared = declaration(bench)
     files = sources(bench) | _chat_files(study, checkpoint)
     settings = {

@@ -35,7 +35,6 @@ from study.spec.schema import Arm, Contrast, Study
 from study.spec.source_cells import corpus_name
 
 Settings = dict[str, Any]
-Steps = tuple[Cell | None, ...]  # `Checkpoint.steps`
 ABSENT = "none"
 UNKNOWN = "what is not recorded here: scores of somebody else"
 
@@ -201,9 +200,9 @@ def _compare(treatment: Checkpoint, control: Checkpoint, study: Study) -> Iterat
     for key in ("system", "prefill"):
         yield from _files(key, *(dict(side.prompts).get(key) for side in sides))
     if all(map(_is_short, kinds)):
-        tunings = [cell for side in sides if (cell := _cell_of(side, "sft"))]
-        if len(tunings) == len(sides):
-            yield from _tuning(tunings, [side.steps for side in sides])
+        tunings = [_cell_of(side, "sft") for side in sides]
+        if tunings[0] and tunings[1]:
+            yield from _tuning("sft", tunings[0], tunings[1])
         return
     matched = SequenceMatcher(None, kinds[0], kinds[1], autojunk=False).get_matching_blocks()
     if sum(block.size for block in matched) < max(map(len, kinds)):
@@ -213,8 +212,9 @@ def _compare(treatment: Checkpoint, control: Checkpoint, study: Study) -> Iterat
     for block in matched:
         for n in range(block.size):
             numbers = [block.a + n, block.b + n]
+            steps = treatment.steps[numbers[0]], control.steps[numbers[1]]
             unit, kind = f"step{numbers[0] + 1}", kinds[0][numbers[0]]
-            yield from _step(unit, treatment, control, numbers, kind, numbers == of_dose)
+            yield from _step(unit, kind, *steps, has_arms_dose=numbers == of_dose)
 
 
 def _prompting(treatment: Checkpoint, control: Checkpoint, study: Study) -> Iterator[Difference]:
@@ -251,67 +251,52 @@ def _cell_of(checkpoint: Checkpoint, stage: str) -> Cell | None:
 
 
 def _step(
-    unit: str,
-    treatment: Checkpoint,
-    control: Checkpoint,
-    numbers: list[int],
-    kind: str,
-    has_arms_dose: bool,
+    unit: str, kind: str, treatment: Cell | None, control: Cell | None, has_arms_dose: bool
 ) -> Iterator[Difference]:
     """What differs in one step of two chains.
 
-    Args:
-        unit: Its unit.
-        treatment, control: The checkpoints at the ends of the chains.
-        numbers: Its positions in both.
-        kind: One of `study.spec.steps.KINDS`.
-        has_arms_dose: Whether its doses are those of both arms, whose difference is the unit dose.
+    kind: of the step, in both. has_arms_dose: its doses are those of both arms, whose difference is
+        the unit `dose`.
     """
-    chains = [treatment.steps, control.steps]
-    cells = [steps[number] for steps, number in zip(chains, numbers, strict=True)]
     if not has_arms_dose:
-        doses = [cell.settings.get("dose") if cell else 0 for cell in cells]
+        doses = [cell.settings.get("dose") if cell else 0 for cell in (treatment, control)]
         yield from _values(f"{unit}.dose", *doses)
-    if cells[0] is None or cells[1] is None:
+    if treatment is None or control is None:
         return
-    runs = [run_of(cell) for cell in cells if cell]
+    runs = [run_of(cell) for cell in (treatment, control)]
     rows: Iterable[Difference] = ()
-    if runs[0].stage == "midtrain":
+    if kind == "documents":
         rows = _midtraining(*runs)
-    elif runs[0].stage == "sft":
-        rows = _tuning(runs, chains)
-    elif runs[0].stage == "rl":
+    elif kind == "sft":
+        rows = _tuning("sft", *runs)
+    elif kind == "rl":
         rows = _reinforcement(*runs)
     elif kind == "merge":
-        rows = _merging(runs, chains)
+        rows = _merge(*runs)
+    else:
+        rows = _flattened("merge", *(cell.settings for cell in runs))
     for row in rows:
         # stepN has the recipe and data of an SFT or RL at once.
         yield replace(row, key=f"{unit}.{row.key.removeprefix('sft.').removeprefix('rl.')}")
 
 
-def _merging(merges: list[Cell], chains: list[Steps]) -> Iterator[Difference]:
-    """Two merges of weights: their weights, and which arms are merged into the chains.
-
-    An average is over the seeds of its own chain.
-    """
-    yield from _flattened("merge", *(cell.settings for cell in merges))
-    partners = [cell.inputs["other1"] for cell in merges]
-    models = [[cell.identity if cell else None for cell in chain] for chain in chains]
-    yield from _of_chains("merge.arm", partners, models)
+def _merge(treatment: Cell, control: Cell) -> Iterator[Difference]:
+    yield from _flattened("merge", treatment.settings, control.settings)
+    others = [cell.inputs["other1"] for cell in (treatment, control)]
+    # What both chains were after one step differs as the steps before do.
+    steps = [_step_of(*pair) for pair in zip(others, (treatment, control), strict=True)]
+    if None in steps or steps[0] != steps[1]:
+        yield from _cells("merge.arm", *others)
 
 
-def _of_chains(key: str, used: list[Cell], chains: list[list[str | None]]) -> Iterable[Difference]:
-    """Two cells that steps use besides what the steps before them have left.
-
-    chains: Of both chains, step by step, the identities among which the cells may be. Of the same
-    step of both they are no difference of their own: what differs in that step is told there.
-    """
-    positions = [
-        chain.index(cell.identity) if cell.identity in chain else None
-        for cell, chain in zip(used, chains, strict=True)
-    ]
-    if None in positions or positions[0] != positions[1]:
-        yield from _cells(key, *used)
+def _step_of(other: Cell, merge: Cell) -> int | None:
+    """After which step of its own chain a merge takes a model (0: the start); None: of another."""
+    cell = merge.inputs["start"]
+    chain = [cell.identity]
+    while cell.stage != "model":
+        cell = run_of(cell).inputs["start"]
+        chain.insert(0, cell.identity)
+    return chain.index(other.identity) if other.identity in chain else None
 
 
 def _reinforcement(treatment: Cell, control: Cell) -> Iterator[Difference]:
@@ -333,26 +318,32 @@ def _midtraining(treatment: Cell | None, control: Cell | None) -> Iterator[Diffe
         yield from _flattened("recipe", treatment.settings["recipe"], control.settings["recipe"])
 
 
-def _tuning(tunings: list[Cell], chains: list[Steps]) -> Iterator[Difference]:
-    settings = [cell.settings for cell in tunings]
-    yield from _flattened("sft.recipe", *(part["recipe"] for part in settings))
+def _tuning(unit: str, treatment: Cell, control: Cell) -> Iterator[Difference]:
+    settings = [cell.settings for cell in (treatment, control)]
+    yield from _flattened(f"{unit}.recipe", *(part["recipe"] for part in settings))
     # The learning rate of a shared run decays towards its longest dose.
     rest = [{**part, "shared_run": part["dose"] if "doses" in part else None} for part in settings]
     for part in rest:
         part["files"] = {"data": part["files"]["data"]}
     ours = ("recipe", "seed", "dose", "doses")
     yield from _flattened(
-        "sft", *({key: part[key] for key in part if key not in ours} for part in rest)
+        unit, *({key: part[key] for key in part if key not in ours} for part in rest)
     )
-    replayed = [cell.inputs["replay"] for cell in tunings if "replay" in cell.inputs]
-    if len(replayed) == len(tunings):
-        yield from _of_chains("sft.replay_corpus", replayed, [*map(_corpora, chains)])
+    replayed = [cell.inputs.get("replay") for cell in (treatment, control)]
+    if all(replayed):
+        steps = [_replayed_step(cell) for cell in (treatment, control)]
+        if None in steps or steps[0] != steps[1]:
+            yield from _cells(f"{unit}.replay_corpus", *replayed)
 
 
-def _corpora(chain: Steps) -> list[str | None]:
-    """Of each step of a chain the identity of the documents that it trains on."""
-    inputs = [run_of(cell).inputs if cell else {} for cell in chain]
-    return [used["documents"].identity if "documents" in used else None for used in inputs]
+def _replayed_step(tuning: Cell) -> int | None:
+    """The training on the documents that an SFT replays, by its position before it; else None."""
+    before = trainings_of(tuning.inputs["start"])
+    corpora = [
+        cell.inputs["documents"].identity if cell.stage == "midtrain" else "" for cell in before
+    ]
+    replayed = tuning.inputs["replay"].identity
+    return corpora.index(replayed) if replayed in corpora else None
 
 
 def _files(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:

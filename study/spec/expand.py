@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
+from core.errors import Problem, UserError
 from core.stages import TRAINING_STAGES, in_stage_order
 from study.spec import benchmarks, contrast_arms, source_cells, study_declaration
 from study.spec.canary import canaries
@@ -41,6 +42,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
     audits = contrast_arms.audit(evaluated, study)
     contrast_arms.check(audits)
+    _check_agents(study, evaluated)
     inputs: dict[str, Cell] = {}
     rows, missing, unfinished = _score_rows(expansion, evaluated, without, inputs)
     labels = {}
@@ -223,6 +225,21 @@ def _row_order(checkpoint: Checkpoint) -> tuple[Any, ...]:
     """
     seed = -1 if checkpoint.seed is None else checkpoint.seed
     return bool(checkpoint.corpora), checkpoint.arm, checkpoint.dose, seed
+
+
+def _check_agents(study: Study, evaluated: list[Checkpoint]) -> None:
+    """Raise UserError where checkpoints that no chat template prompts are asked for tool calls."""
+    problems = []
+    for name, bench in sorted(study.benchmarks.items()):
+        rows = [row for row in evaluated if _is_asked(bench, row) and not row.chat]
+        if rows and benchmarks.declaration(bench)["scorer"] == "agent":
+            listed = dict.fromkeys(f"{row.arm} at dose {row.dose}" for row in rows)
+            what = "tool calls need a chat template, and without one are prompted: "
+            what += ", ".join(listed)
+            fix = f"leave these out by benchmarks.{name}.arms or benchmarks.{name}.doses"
+            problems.append(Problem(f"benchmarks.{name}", what, fix))
+    if problems:
+        raise UserError.of(problems)
 
 
 def _judges(study: Study, bench: Benchmark) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What the unfinished cells of a study will refuse of their start models, asked before they run."""
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from core.cell.identity import Cell
@@ -28,7 +29,10 @@ class Use(NamedTuple):
 def model_problems(cells: Iterable[Cell]) -> list[Problem]:
     """A problem for each thing that these cells would refuse of a model folder that is here."""
     uses: set[Use] = set()
+    rewards: set[str] = set()
     for cell in cells:
+        if cell.stage == "rl":
+            rewards |= {*_reward_models(cell)}
         source = cell.inputs.get("start") or cell.inputs.get("checkpoint")
         if source is None or cell.stage == "merge":
             continue
@@ -54,18 +58,32 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
             uses.add(
                 Use(str(resolve(folder)), trains, chats, template, date, system, prefill, tokenizer)
             )
-    if not uses:
+    if not uses and not rewards:
         return []
     # transformers takes seconds to import.
-    check = importlib.import_module("core.model_folder.check").check_start_model
+    checks = importlib.import_module("core.model_folder.check")
+    calls = [
+        partial(
+            checks.check_start_model,
+            resolve(use.folder),
+            *use[1:-1],
+            tokenizer=resolve(use.tokenizer) if use.tokenizer else None,
+        )
+        for use in sorted(uses)
+    ]
+    calls += [partial(checks.check_reward_model, resolve(folder)) for folder in sorted(rewards)]
     problems: list[Problem] = []
-    for use in sorted(uses):
+    for call in calls:
         try:
-            check(
-                resolve(use.folder),
-                *use[1:-1],
-                tokenizer=resolve(use.tokenizer) if use.tokenizer else None,
-            )
+            call()
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     return problems
+
+
+def _reward_models(cell: Cell) -> Iterator[str]:
+    """The folders of a training's reward models that are here."""
+    files = cell.resources.get("files", {})
+    for role in ("reward", "second_reward"):
+        if role in files and (resolve(files[role]) / "config.json").is_file():
+            yield files[role]

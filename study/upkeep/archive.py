@@ -17,29 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.claims_file import CLAIMS as ALL_CLAIMS
+from core.cell.identity import read_config
 from core.cell.lookup import RunsIndex, input_folder
 from core.cell.manifest import read_manifest
 from core.errors import Problem, UserError
 from core.files import sha256
-from core.paths import ROOT
+from core.paths import ROOT, resolve
 from core.stages import CHECKPOINT_STAGES
 from core.yaml_text import from_yaml
 from study.upkeep import citable, croissant, ro_crate
 from study.upkeep.packed_code import KIT, code_files
-from study.upkeep.unpacked import REPLACED
+from study.upkeep.provenance import read_from
+from study.upkeep.unpacked import CLAIMS, PACKED, REPLACED
 
-# Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
-PACKED = (
-    "config.yaml",
-    "manifest.json",
-    "log.txt",
-    "corpus_stats.json",
-    "match.json",
-    "similarity.json",
-    "calls.jsonl",
-    "scores.parquet",
-    "directions.npz",
-)
 # Files of a training; a corpus' held_out.jsonl holds documents.
 TRAINING_FILES = ("metrics.jsonl", "speed.jsonl", "held_out.jsonl")
 # Questions in full, which may be under a licence.
@@ -79,6 +70,7 @@ README = """# Replication archive of the study `{study}`
 
 - `study/`: the study file
 - `results/study.yaml`: the same as one file, with the `--seeds` and `--set` of the command line
+- `claims.yaml`: the claims of the paper that the results answer
 - `cells/STAGE/CELL/config.yaml`: every setting of a cell, recipes and templates too
 - `cells/.../manifest.json`: hashes of inputs and outputs, seeds, versions, counts, cost, times;
   `log.txt` beside it
@@ -174,6 +166,7 @@ def archive(
         )
     cells = sorted(cells_behind(analysis))
     sources = _sources(study_file, base, results, cells, samples)
+    sources |= _claims(analysis)
     secrets = _secret_values(sources)
     sums: list[str] = []
     replaced: dict[str, str] = {}  # name -> sha256 of the file as it is here
@@ -295,6 +288,26 @@ def _sources(
         fix = "put the file itself there"
         raise UserError.of(Problem(str(file), "is a link", fix) for file in links)
     return {name: file for name, file in sorted(sources.items()) if file.is_file()}
+
+
+def _claims(analysis: Path) -> dict[str, Path]:
+    """The file of claims that the results answer. A job has read its own copy of the code.
+
+    Raises UserError where it is not there any more as it was.
+    """
+    config = read_config(analysis)
+    recorded = config["resources"].get("files", {}).get("claims")
+    if not recorded:
+        return {}
+    wanted = config["settings"]["files"]["claims"]
+    path = resolve(recorded)
+    of_kit = resolve(ALL_CLAIMS).with_name(path.name)  # of a checkout that was moved
+    for file in (read_from(str(path), analysis), of_kit):
+        if file.is_file() and sha256(file) == wanted:
+            return {CLAIMS: file}
+    what = "is gone, or was edited since the analysis"
+    fix = f"bring back the file with sha256 {wanted}, or run the study again"
+    raise UserError(where=str(path), what=what, fix=fix)
 
 
 _CHANGES = {

@@ -11,7 +11,7 @@ from core.cell.stage import import_stage
 from core.errors import UserError
 from core.files import sha256
 from study.upkeep.provenance import published
-from study.upkeep.unpacked import Unpacked, check_sums
+from study.upkeep.unpacked import CLAIMS, Unpacked, check_sums
 
 NOT_RESULTS = ("config.yaml", "manifest.json", "log.txt")
 
@@ -47,6 +47,8 @@ def analyze_again(archive: Path, unpacked: Unpacked, out: Path) -> Again:
     config = read_config(packed)
     inputs = {role: input_folder(base, source) for role, source in config["inputs"].items()}
     resources = config["resources"] | {"published": str(unpacked.results)}
+    if (claims := unpacked.others / CLAIMS).is_file():  # where it was read is of another machine
+        resources["files"] = resources.get("files", {}) | {"claims": str(claims)}
     # In a new folder, or what was packed would count as made.
     fresh = packed.with_name(f"again-{config['identity'][:8]}")
     fresh.mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 from core.cell.manifest import results_sha256
 from core.errors import UserError
 from core.yaml_text import from_yaml
+from study.upkeep.unpacked import members, stem
 
 _NEEDED = re.compile(
     r"[^/]+/(SHA256SUMS|results/results\.json|"
@@ -27,7 +28,7 @@ class ArchivedStudy:
     """One archive.
 
     Attributes:
-        name: The file's name without its ending.
+        name: Of the file, without its ending.
         results: results.json.
         cells: STAGE/CELL -> config.yaml.
         outputs: STAGE/CELL -> the hash of what the cell made.
@@ -58,7 +59,7 @@ def read_archive(path: Path) -> ArchivedStudy:
     Raises UserError where it is none, or a hash does not hold.
     """
     try:
-        files = dict(_members(path))
+        files = dict(_needed(path))
     except FileNotFoundError:
         raise UserError(where=str(path), what="no such file", fix=_FIX) from None
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -82,18 +83,11 @@ def read_archive(path: Path) -> ArchivedStudy:
             cells[cell] = from_yaml(content.decode())
         else:
             outputs[cell] = results_sha256(json.loads(content))
-    ending = ".zip" if path.suffix == ".zip" else ".tar.gz"
-    return ArchivedStudy(path.name.removesuffix(ending), results, cells, outputs)
+    return ArchivedStudy(stem(path), results, cells, outputs)
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+def _needed(path: Path) -> Iterator[tuple[str, bytes]]:
     """The files that are needed, by their names below the archive's one folder."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as packed:
-            for name in filter(_NEEDED.fullmatch, packed.namelist()):
-                yield name.partition("/")[2], packed.read(name)
-        return
-    with tarfile.open(path, "r|gz") as unpacked:  # as a stream: ledgers are large
-        for member in unpacked:
-            if _NEEDED.fullmatch(member.name) and (file := unpacked.extractfile(member)):
-                yield member.name.partition("/")[2], file.read()
+    for name, file in members(path):
+        if _NEEDED.fullmatch(name):
+            yield name.partition("/")[2], file.read()

@@ -21,7 +21,7 @@ from study.upkeep.card_cells import (
 from study.upkeep.card_facts import StudyFacts
 from study.upkeep.dataset_card import source_of
 from study.upkeep.eval_results import Published, model_index
-from study.upkeep.licenses import is_made_here, license_of
+from study.upkeep.licenses import header, is_made_here, license_of
 
 TRAINING_COUNTS = ("steps", "tokens", "first_loss", "last_loss")
 DUMMY = (
@@ -86,10 +86,11 @@ def model_card(
     named += [pin(run, "data").get("hub") for run in runs]
     license = license_of(models, license)
     published = Published(cell, results)
+    scores = model_index(published.scores)
     title = f"{cell.study}: {cell.name}"
     relation = "merge" if any(used.stage == "merge" for used in made_of) else "finetune"
     data = ModelCardData(
-        license=license,
+        **header(license, models),
         language=["en"],
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -97,8 +98,8 @@ def model_card(
         base_model_relation=relation if hubs else None,
         datasets=list(dict.fromkeys([*filter(None, named), *datasets])),
         tags=["alignment", "midtraining" if corpora.keys() - prompts else "instruction-tuning"],
-        model_name=title if published.scores else None,
-        eval_results=model_index(published.scores),
+        model_name=title if scores else None,
+        eval_results=scores,
     )
     origin = pin(start, "model").get("hub") or "A local model"
     if is_made_here(start):

@@ -13,6 +13,7 @@ from study.upkeep.provenance import SCORE, Row, pruned_cells
 
 # By the state of a check.
 CHANGES = {"changed": "changed since it was made", "missing": "is missing", "added": "was added"}
+MADE_AGAIN = "made again with the same results"
 Change = tuple[str, str, str, str]  # cell, file, what changed, what to do
 
 
@@ -110,6 +111,12 @@ def _users_of_another(row: Row, rows: list[Row]) -> tuple[list[Row], bool]:
     return users, same and _is_remade(row, users)
 
 
+def is_made_again(row: Row, rows: list[Row]) -> bool:
+    """Whether a cell was made again since it was used, with the same results."""
+    users, same_results = _users_of_another(row, rows)
+    return bool(users) and same_results
+
+
 def _is_remade(row: Row, users: list[Row]) -> bool:
     """Whether a cell ended after one of its users began; otherwise its manifest was edited."""
     ended: str = row["manifest"]["ended"]
@@ -191,9 +198,8 @@ def notes(rows: list[Row], base: Path) -> list[str]:
         texts = variables.get(row["cell"], [])
         if row["manifest"]:
             texts += _version_notes(row["manifest"], code, packages)
-            users, same_results = _users_of_another(row, rows)
-            if users and same_results:
-                texts.append("made again with the same results")
+            if is_made_again(row, rows):
+                texts.append(MADE_AGAIN)
         elif row["cell"] in removed:
             texts.append(f"removed on {removed[row['cell']]['date']} by prune")
         pruned = [check["file"] for check in row["checks"] if check["state"] == "pruned"]

@@ -17,6 +17,7 @@ from study.upkeep.card_cells import (
     topic,
 )
 from study.upkeep.card_facts import StudyFacts
+from study.upkeep.licenses import header
 
 # The Hub's names for numbers of rows below a bound.
 SIZES = (
@@ -87,7 +88,7 @@ def dataset_card(folder: Path, license: str = "other", facts: StudyFacts | None 
     rows = sum(splits.values())
     title = f"{cell.study}: {cell.name}"
     data = DatasetCardData(
-        license=license,
+        **header(license),
         task_categories=["text-generation"],
         language=[template.get("gates", {}).get("language") or "en"],
         pretty_name=title,

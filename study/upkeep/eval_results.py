@@ -90,7 +90,7 @@ def _resting_on(
 
 
 def model_index(scores: list[Row]) -> list["EvalResult"] | None:
-    """The scores for `model-index` of a card; None where there are none."""
+    """The scores for `model-index` of a card, which needs a value of each; None without any."""
     from huggingface_hub import EvalResult
 
     return [
@@ -103,6 +103,7 @@ def model_index(scores: list[Row]) -> list["EvalResult"] | None:
             metric_name=f"mean over questions, 0 to 1, by {row['judge']}",
         )
         for row in scores
+        if row["score"] is not None
     ] or None
 
 

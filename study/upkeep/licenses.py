@@ -6,6 +6,7 @@ Llama's: https://www.llama.com/llama3_1/license/, section 1.b; those of 3.2 and 
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from core.errors import Problem
 from study.upkeep.card_cells import FinishedCell, pin
@@ -26,24 +27,32 @@ LLAMA_NOTICE = (
     "Copyright © Meta Platforms, Inc. All Rights Reserved.\n"
 )
 NO_DERIVATIVES = re.compile(r"(^|-)nd(-|$)")  # of Creative Commons, as in cc-by-nc-nd-4.0
-AGREEMENT = "LICENSE*"
+LICENSE = "LICENSE"  # a file of a model's repository
+AGREEMENT = f"{LICENSE}*"
 
 
 def license_of(models: Iterable[FinishedCell], stated: str = "") -> str:
     """The Hub's name of a checkpoint's licence.
 
-    It is `stated` where that is given, else that of the start models, else `other`.
+    It is that of the start models where it is on record, else `stated`, else `other`.
     """
-    if stated:
-        return stated
     names = {_license(model) for model in models}
-    return names.pop() if len(names) == 1 else OTHER
+    on_record = names.pop() if len(names) == 1 else OTHER
+    return on_record if on_record != OTHER else stated or OTHER
 
 
 def _license(model: FinishedCell) -> str:
     name = str(pin(model, "model").get("hub")).lower()
     starts = (name.startswith(prefix.lower()) for prefix in LICENSES)
     return next((text for text, fits in zip(LICENSES.values(), starts, strict=True) if fits), OTHER)
+
+
+def header(license: str, models: Iterable[FinishedCell] = ()) -> dict[str, Any]:
+    """The fields of a card's header: `other:NAME` is one that the Hub does not list."""
+    listed, _, name = license.partition(":")
+    fields = {"license": listed, "license_name": name} if name else {"license": license}
+    has_copy = bool(name) and LICENSE in agreements(models)
+    return fields | ({"license_link": LICENSE} if has_copy else {})
 
 
 def is_made_here(model: FinishedCell) -> bool:
@@ -82,7 +91,8 @@ def problems(cell: FinishedCell, models: list[FinishedCell], license: str) -> li
     names = ", ".join(str(pin(model, "model").get("hub") or model.name) for model in models)
     if license == OTHER:
         what = f"the licence of its start model {names} is not on record"
-        return [Problem(label, what, "state it by --license, such as --license apache-2.0")]
+        fix = "state it by --license, such as --license apache-2.0, or other:qwen-research for one "
+        return [Problem(label, what, f"{fix}that the Hub does not list")]
     if NO_DERIVATIVES.search(license):
         what = f"the licence {license} of its start model {names} forbids to publish tuned models"
         return [Problem(label, what, "leave it out by --only")]

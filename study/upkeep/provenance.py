@@ -50,14 +50,8 @@ TRACED_FACTS = {
 }
 # A manifest without one of these is damaged.
 MANIFEST_KEYS = {
-    "identity",
-    "inputs",
-    "outputs",
-    "counts",
-    "packages",
-    "code",
-    "started",
-    "ended",
+    **dict.fromkeys(("identity", "stage", "name", "started", "ended"), str),
+    **dict.fromkeys(("inputs", "outputs", "counts", "packages", "code"), dict),
 }
 
 
@@ -135,9 +129,7 @@ def read_all(paths: Iterable[str]) -> dict[str, str | None]:
 
 def _row(relpath: str, base: Path) -> Row:
     folder = base / relpath
-    manifest = read_record(folder / "manifest.json")
-    if manifest and not manifest.keys() >= MANIFEST_KEYS:
-        manifest = None
+    manifest = read_record(folder / "manifest.json", **MANIFEST_KEYS)
     pruned = pruned_files(folder)
     config: Row = {}
     with suppress(OSError, yaml.YAMLError):  # of an edited one the hash tells
@@ -212,7 +204,7 @@ def _external(manifest: Row, folder: Path) -> list[Row]:
     """Checks of the files that the cell in `folder` read from outside of the study's folder."""
     checks = []
     for entry in manifest.get("files", {}).values():
-        path = _read_from(entry["path"], folder)
+        path = read_from(entry["path"], folder)
         wanted = entry["sha256"]
         for name in sorted({*wanted, *(content_files(path) if os.path.isdir(path) else ())}):
             file = path / name
@@ -223,7 +215,7 @@ def _external(manifest: Row, folder: Path) -> list[Row]:
     return checks
 
 
-def _read_from(recorded: str, folder: Path) -> Path:
+def read_from(recorded: str, folder: Path) -> Path:
     """Where a file is now. Its copy of the code may have been pruned, or moved with the study.
 
     The recorded path may be in another user's home: os.path takes what it may not see as missing.

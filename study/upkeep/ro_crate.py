@@ -8,6 +8,7 @@ import json
 import mimetypes
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 NAME = "ro-crate-metadata.json"
 CRATE = "https://w3id.org/ro/crate/1.1"
@@ -45,7 +46,7 @@ def crate(study: str, names: Collection[str], manifests: Mapping[str, dict[str, 
             "datePublished": max(manifest["ended"] for manifest in manifests.values()),
             "license": {"@id": LICENSE},
             "conformsTo": {"@id": PROFILE},
-            "hasPart": _ids([*roots, *map(_folder, cells)]),
+            "hasPart": _ids([*map(quote, roots), *map(_folder, cells)]),
             "mentions": _ids(map(_action, cells)),
         },
         {"@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"},
@@ -84,7 +85,7 @@ def _cell(
         "name": f"{stage} {name}",
         "description": f"Settings, manifest and log of the {stage} cell {name}",
         "identifier": manifest["identity"],
-        "hasPart": _ids(parts),
+        "hasPart": _ids(map(quote, parts)),
     }
     inputs = (
         "/".join(used["cell"].split("/")[-2:]) for used in manifest["inputs"].values()
@@ -106,7 +107,8 @@ def _cell(
 
 def _file(name: str) -> Entity:
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    entity = {"@id": name, "@type": "File", "name": name.rpartition("/")[2]}
+    # An @id is part of an address, in which a blank is %20.
+    entity = {"@id": quote(name), "@type": "File", "name": name.rpartition("/")[2]}
     return {**entity, "encodingFormat": kind}
 
 

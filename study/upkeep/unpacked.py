@@ -17,11 +17,24 @@ from core.cell.publish import results as results_of
 from core.declaration import FILE
 from core.errors import UserError
 from core.files import read_record
-from study.upkeep.changes import Change, find_changes
+from study.upkeep.changes import MADE_AGAIN, Change, find_changes, is_made_again
 from study.upkeep.provenance import Row, lineage, published
 
+# Files of a cell that are packed where it has them. Weights, corpora and step checkpoints are not.
+PACKED = (
+    "config.yaml",
+    "manifest.json",
+    "log.txt",
+    "corpus_stats.json",
+    "match.json",
+    "similarity.json",
+    "calls.jsonl",
+    "scores.parquet",
+    "directions.npz",
+)
 SUMS = "SHA256SUMS"
 REPLACED = "replaced.json"
+CLAIMS = "claims.yaml"  # the file of claims that the analysis has read
 ENDINGS = (".tar.gz", ".zip")
 IN_BASE = (FILE, "looks.json")  # of the results; an analysis reads them in the study's folder
 _FIX = "get the archive again from where it was published"
@@ -55,25 +68,41 @@ class Unpacked:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path of the command line names an archive, and no study file."""
-    return path.name.endswith(ENDINGS)
+    """Whether a path of the command line names an archive, packed or not, and no study file."""
+    return path.name.endswith(ENDINGS) or (path / SUMS).is_file()
 
 
 def stem(path: Path) -> str:
-    """The name of an archive's file without its ending."""
-    return path.name.removesuffix(".zip").removesuffix(".tar.gz")
+    """The name of an archive without its ending, or of the folder that it was unpacked in."""
+    name = path.resolve().name if path.is_dir() else path.name  # . has no name
+    return name.removesuffix(".zip").removesuffix(".tar.gz")
+
+
+def beside(path: Path, ending: str) -> Path:
+    """`stem` and `ending`, in the folder that an archive is in."""
+    folder = path.resolve().parent if path.is_dir() else path.parent
+    return folder / f"{stem(path)}{ending}"
 
 
 def unpack(path: Path, folder: Path) -> Unpacked:
     """Lay an archive out below `folder`. Links and names that lead out of it are left out.
 
-    Raises UserError where it is none, or holds no results.
+    Args:
+        path: The archive, or a folder that it was unpacked in.
+        folder: A new folder.
+
+    Raises:
+        UserError: It is none, holds no results, or more than one folder.
     """
     digests: dict[str, str] = {}
     study = ""
     try:
-        for name, file in _members(path):
-            study, _, inside = name.partition("/")
+        for name, file in members(path):
+            top, _, inside = name.partition("/")
+            if study not in ("", top):
+                what = f"holds two folders, {study} and {top}, and an archive holds one"
+                raise UserError(where=str(path), what=what, fix=_FIX)
+            study = top
             target = folder / _location(study, inside)
             target.parent.mkdir(parents=True, exist_ok=True)
             digest = hashlib.sha256()
@@ -99,7 +128,7 @@ def unpack(path: Path, folder: Path) -> Unpacked:
             (base / name).write_bytes(record.read_bytes())
     others = folder / "archive"
     del digests[SUMS]
-    lines = (others / SUMS).read_text(encoding="utf-8").splitlines()
+    lines = (others / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     originals = {
         name: digest
@@ -123,21 +152,31 @@ def _can_hold_paths(file: Path) -> bool:
     return True
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The regular files, by their names, each open for reading until the next."""
-    if path.name.endswith(".zip"):
+def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The regular files of an archive, by their names, each open for reading until the next."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                with open(file, "rb") as opened:
+                    yield f"{stem(path)}/{file.relative_to(path).as_posix()}", opened
+    elif path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as packed:
             for name in packed.namelist():
                 if _is_inside(name) and not name.endswith("/"):
                     with packed.open(name) as content:
-                        yield name, content
-        return
-    with tarfile.open(path, "r|gz") as unpacked:  # as a stream: ledgers are large
-        for member in unpacked:
-            if member.isreg() and _is_inside(member.name):
-                file = unpacked.extractfile(member)
-                assert file
-                yield member.name, file
+                        yield _plain(name), content
+    else:
+        with tarfile.open(path, "r|gz") as unpacked:  # as a stream: ledgers are large
+            for member in unpacked:
+                if member.isreg() and _is_inside(member.name):
+                    stream = unpacked.extractfile(member)
+                    assert stream
+                    yield _plain(member.name), stream
+
+
+def _plain(name: str) -> str:
+    """A name without the ./ that `tar` writes before the names of a folder that it was given so."""
+    return PurePosixPath(name).as_posix()
 
 
 def _is_inside(name: str) -> bool:
@@ -152,7 +191,7 @@ def _location(study: str, name: str) -> Path:
 
 
 def archive_lineage(unpacked: Unpacked) -> list[Row]:
-    """`provenance.lineage` of what an archive holds: checks of files that it lacks are left out."""
+    """`provenance.lineage` of what an archive holds: what is never packed is not checked."""
     base = unpacked.base
     rows = lineage(published(base, ""), base)
     for row in rows:
@@ -160,7 +199,8 @@ def archive_lineage(unpacked: Unpacked) -> list[Row]:
         checks = []
         for check in row["checks"]:
             name = f"{cell}/{check['file']}"
-            if check["kind"] == "external" or name not in unpacked.digests:
+            is_packed = name in unpacked.digests or check["file"] in PACKED
+            if check["kind"] == "external" or not is_packed:
                 continue
             if name in unpacked.originals:  # the file that is packed is another than was recorded
                 check["now"] = unpacked.originals[name]
@@ -185,7 +225,14 @@ def archive_changes(unpacked: Unpacked, rows: list[Row]) -> list[dict[str, str]]
     }
     inside = find_changes(rows, unpacked.base, "", unpacked.results, originals)
     changes += [{**row, "fix": _FIX} for row in [*inside, *_unlike_results(rows)]]
-    return changes
+    folder = f"{unpacked.results}/"
+    return [{**row, "file": row["file"].replace(folder, "results/")} for row in changes]
+
+
+def archive_notes(rows: list[Row]) -> list[str]:
+    """Cells whose users had other manifests of them. `rows`: of `archive_lineage`."""
+    again = [row["cell"] for row in rows if row["manifest"] and is_made_again(row, rows)]
+    return [f"{MADE_AGAIN} since it was used, by what its manifest says: {name}" for name in again]
 
 
 def _sums(unpacked: Unpacked) -> Iterator[Change]:

@@ -170,7 +170,9 @@ def row(
     estimate: float, se: float | None, name: str = "a - b", **other: object
 ) -> dict[str, object]:
     keys = {"name": name, "benchmark": "ahb", "dose": 0, "control_dose": 0}
+    keys |= {"treatment": "a", "control": "b", "level": 0.05}
     of_lab = {
+        "reference": None,
         "low": None,
         "high": None,
         "judge": "j",
@@ -213,3 +215,15 @@ def test_coverage_is_as_documented() -> None:
     assert 0.90 < like_these < 0.98 and 0.40 < alone < 0.55 and 0.82 < further < 0.95
     like_these, alone, further = coverage(rng, labs=3, tau=0.0, df=math.inf, studies=500)
     assert min(like_these, alone, further) > 0.92
+
+
+def test_the_interval_of_a_lab_with_several_looks_is_one_of_95_percent() -> None:
+    of_look = {"level": 0.0114, "reference": [[1.0, 4.0]], "low": 0.0, "high": 0.2}
+    labs = {
+        "one": {"contrasts": [row(0.1, 0.02, **of_look)]},
+        "two": {"contrasts": [row(0.1, 0.1)]},
+    }
+    (pooled,) = pooled_rows(labs)
+    half = 2.7764451051977987 * 0.02  # of Student's t with 4 degrees of freedom
+    ends = pooled["labs"][0]["low"], pooled["labs"][0]["high"]
+    assert ends == pytest.approx((0.1 - half, 0.1 + half))

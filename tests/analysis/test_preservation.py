@@ -107,6 +107,10 @@ def test_what_can_not_be_computed_has_a_reason() -> None:
     assert rows_of(made)["replay"]["reason"] == "midtraining raised no score"
     made["contrasts"] = [row | {"family": "primary"} for row in made["contrasts"]]
     assert rows_of(made) == {}
+    made = results()
+    made["arms"] = [row for row in made["arms"] if (row["arm"], row["dose"]) != ("plain", 0)]
+    assert rows_of(made)["plain"]["retained"] is None, "its lowest dose is no score before SFT"
+    assert rows_of(made)["replay"]["reason"] == "no score of the control before SFT"
 
 
 def test_report_and_tables_show_them(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
@@ -169,6 +176,67 @@ def make_classifier(base: Path, folder: Path, outputs: int = 1) -> str:
     return str(folder)
 
 
+def make_decoder(base: Path, folder: Path, chat: bool, pad: bool) -> Path:
+    """A Llama with one output, of random weights, as most reward models of today are made."""
+    shutil.copytree(
+        base / toy.MODEL.relpath / "model", folder, ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(folder, num_labels=1, initializer_range=1.0)
+    config.pad_token_id = load_tokenizer(folder).eos_token_id if pad else None
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token if pad else None
+    if not chat:
+        tokenizer.chat_template = None
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_decoder_rewards_each_pair_as_alone(
+    base: Path, tmp_path: Path, chat: bool, pad: bool
+) -> None:
+    """With and without a padding token; with a chat template it reads a conversation."""
+    folder = make_decoder(base, tmp_path / "judge", chat, pad)
+    pairs = [("What is rain?", "Water."), ("And snow?", "Frozen water that falls in winter.")]
+    rewarded = rewards.classifier(folder, torch.device("cpu"))(pairs)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for (question, answer), reward in zip(pairs, rewarded, strict=True):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        ids = tokenizer(question, answer).input_ids
+        if chat:
+            ids = tokenizer.apply_chat_template(turns, return_dict=False)
+        with torch.no_grad():
+            expected = float(model.score(model.model(torch.tensor([ids]))[0])[0, -1])
+        assert reward == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_without_the_head_of_a_classifier_is_refused(base: Path, tmp_path: Path) -> None:
+    """transformers draws the missing weights at random."""
+    folder = tmp_path / "judge"
+    shutil.copytree(base / toy.MODEL.relpath / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": {"0": "LABEL_0"}, "architectures": ["LlamaForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"has no score\.weight: rewards would be random"):
+        rewards.classifier(folder, torch.device("cpu"))
+
+
+def test_a_reward_that_is_no_number_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = Path(make_classifier(base, tmp_path / "judge"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    reward = rewards.classifier(folder, torch.device("cpu"))
+    with pytest.raises(UserError, match="gives a reward that is no number"):
+        reward([("What is rain?", "Water.")])
+
+
 def test_a_classifier_with_several_outputs_is_refused(base: Path, tmp_path: Path) -> None:
     folder = Path(make_classifier(base, tmp_path / "judge", outputs=3))
     with pytest.raises(UserError, match="3 outputs"):
@@ -235,6 +303,7 @@ def test_a_recipe_comes_back_from_a_cell() -> None:
         ({"lora": Lora(8, 16.0, dropout=0.1)}, ("train", "lora", "dropout")),
         ({"seq_len": 8}, ("max_tokens",)),
         ({"packed": True}, ("train", "packed")),
+        ({"too_long": "truncate"}, ("train", "too_long")),
     ],
 )
 def test_what_a_recipe_may_not_have(changes: dict[str, Any], key: tuple[str, ...]) -> None:
@@ -253,9 +322,9 @@ def test_a_mistake_in_a_recipe_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_prompt_that_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
     folder = grpo_toy.cell(base, tmp_path, {"max_tokens": 30})
-    with pytest.raises(UserError, match=r"documents.jsonl:1: the prompt has \d+ tokens"):
+    with pytest.raises(UserError, match=r"6 of 6 rows can't be used.*the prompt has \d+ tokens"):
         run_cell(folder)
 
 
@@ -269,14 +338,27 @@ def test_several_processes_are_refused(
         grpo.run(toy.in_process(folder))
 
 
-def test_the_name_of_a_special_token_in_a_prompt_is_refused(start: Path, tmp_path: Path) -> None:
-    chat = Chat(load_tokenizer(start))
-    prompts = tmp_path / "documents.jsonl"
-    prompts.write_text(json.dumps({"text": "What is rain?"}) + "\n")
-    assert grpo.Prompts(prompts, chat, grpo_toy.RECIPE).texts == ["What is rain?"]
-    prompts.write_text(json.dumps({"text": "Say <|eot_id|>."}) + "\n")
-    with pytest.raises(UserError, match=r"jsonl:1: holds the name of a special token"):
-        grpo.Prompts(prompts, chat, grpo_toy.RECIPE)
+def test_a_bad_prompt_is_dropped_and_counted_up_to_a_share(
+    base: Path, start: Path, tmp_path: Path
+) -> None:
+    texts = ["What is rain?", "Say <|eot_id|>.", "What is snow?", "Why? " * 40]
+    file = tmp_path / "documents.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prompts = grpo.Prompts(file, Chat(load_tokenizer(start)), grpo_toy.RECIPE)
+    assert prompts.texts == ["What is rain?", "What is snow?"] and len(prompts.tokens) == 2
+    context = toy.in_process(grpo_toy.cell(base, tmp_path))
+    with pytest.raises(UserError, match=r"2 of 4 rows can't be used.*1 x special_tokens"):
+        grpo.drop_bad_prompts(context, tmp_path, [prompts], grpo_toy.RECIPE.train)
+    recipe = replace(grpo_toy.RECIPE.train, max_dropped=0.5)
+    grpo.drop_bad_prompts(context, tmp_path, [prompts], recipe)
+    assert context.facts["dropped_rows"]["rows"] == {
+        "special_tokens": ["documents.jsonl:2"],
+        "too_long": ["documents.jsonl:4"],
+    }
+    (warning,) = context.warnings
+    assert "2 of 4 rows" in warning
+    with pytest.raises(UserError, match=r"documents.jsonl:4: 1 of 4 rows"):
+        grpo.drop_bad_prompts(context, tmp_path, [prompts], replace(recipe, too_long="refuse"))
 
 
 def test_of_questions_and_answers_the_question_is_the_prompt(start: Path, tmp_path: Path) -> None:

@@ -606,6 +606,24 @@ MODELS: dict[str, tuple[bool, Json, Change, str | None]] = {
     "integers": (False, {}, fp8, "is I32; start from a model that is not quantized"),
     "biases": (False, {"attention_bias": True}, nothing, "attention_bias is True"),
     "head_dim of its own": (False, {"head_dim": 16}, nothing, "head_dim is 16"),
+    "key-value heads that don't divide the heads": (
+        False,
+        {"num_key_value_heads": 3},
+        nothing,
+        "3 key-value heads don't divide ",
+    ),
+    "heads of an odd size": (
+        False,
+        {**QWEN3, "head_dim": 15},
+        nothing,
+        "heads have an odd size, 15",
+    ),
+    "qwen3, so many heads that none fills the width": (
+        False,
+        {**QWEN3, "num_attention_heads": 3, "num_key_value_heads": 1},
+        nothing,
+        "3 heads don't divide hidden_size",
+    ),
     "sliding window": (
         True,
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},

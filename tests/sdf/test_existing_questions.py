@@ -19,11 +19,19 @@ from tests.sdf.test_documents import cell, rows
 ANSWERS = [dummy_endpoint.write(f"a report on animal welfare {n}", n) for n in range(6)]
 
 
-def corpus(tmp_path: Path, given: list[dict[str, Any]], **source: Any) -> StageContext:
+def corpus(
+    tmp_path: Path,
+    given: list[dict[str, Any]],
+    changes: dict[str, Any] | None = None,
+    **source: Any,
+) -> StageContext:
+    """`changes`: as of `cell`; `source`: of the setting."""
     path = tmp_path / "given.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
     source = {"column": "text", "split": "train", **source}
-    return cell(tmp_path, "theirs", source=source, files={"source": str(path)}, documents=6)
+    changed = {"documents": 6, "files": {}, **(changes or {})}
+    changed["files"] = {**changed["files"], "source": str(path)}
+    return cell(tmp_path, "theirs", source=source, **changed)
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:
@@ -70,6 +78,31 @@ def test_other_conversations_are_named(tmp_path: Path) -> None:
     context = corpus(tmp_path, [{"talk": talk} for talk in [None, *other]], messages="talk")
     with pytest.raises(UserError, match="the first row holds turns of system, user, assistant"):
         documents.run(context)
+
+
+def test_a_question_passes_gates_of_its_own(tmp_path: Path) -> None:
+    """It is what reinforcement learning prompts with, and what a conversation begins with."""
+    quote = "Would it be fine to keep hens in small cages for cheaper eggs?"
+    (tmp_path / "benchmark.jsonl").write_text(json.dumps({"question": quote}) + "\n")
+    questions = [f"Question {n}?" for n in range(6)] + [f"Tell me: {quote}", " ", "What \ufffd?"]
+    given = [{"q": q, "output": ANSWERS[n % 6]} for n, q in enumerate(questions)]
+    against = {
+        "dedup_threshold": 0,
+        "decontaminate_against": ["benchmark1"],
+        "files": {"benchmark1": str(tmp_path / "benchmark.jsonl")},
+    }
+    context = corpus(tmp_path, given, against, question="q", column="output")
+    counts = documents.run(context)
+    rejected = {key: n for key, n in counts.items() if key.startswith("rejected_")}
+    assert rejected == {"rejected_characters": 1, "rejected_empty": 1, "rejected_overlap": 1}
+    context = corpus(
+        tmp_path, given, against | {"documents": 8}, question="q", column="output", gates="report"
+    )
+    counts = documents.run(context)
+    reported = {key: n for key, n in counts.items() if key.startswith("reported_")}
+    assert reported == {"reported_characters": 1, "reported_overlap": 1}, (
+        "an empty one is no question"
+    )
 
 
 def test_gates_are_off_and_reported(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from submitit import SlurmExecutor
 
 from tests.slurm.places import Fake, Kit, Lab
 
@@ -65,6 +66,13 @@ esac
 """,
     "sinfo": "cat nodes\n",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests without the marker `slurm` or `fake` run as on a machine that has no Slurm."""
+    if not request.node.get_closest_marker("slurm") and "fake" not in request.fixturenames:
+        monkeypatch.setattr(SlurmExecutor, "affinity", lambda: -1)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """`notify` of a cluster profile: who is told of what, and how often. Without Slurm."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_a_command_that_fails_is_said_and_no_more() -> None:
     assert run_command("cat >/dev/null", "end", "s", "t\n" * 100_000) == ""
 
 
+def test_what_a_command_leaves_in_the_background_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    assert run_command(f"cat '{pipe}' >&2 & exit 0", "end", "s", "t") == ""
+    pipe.write_text("")  # which ends it
+
+
+@pytest.mark.usefixtures("fake")
 def test_the_batch_script_tells_only_where_the_profile_asks(tmp_path: Path) -> None:
     resources = Resources(minutes=5)
     texts = {}

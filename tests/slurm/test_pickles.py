@@ -29,6 +29,7 @@ def test_pickles_and_their_folder_are_not_writable_by_others(fake: Fake, kit: Ki
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("mode", "status"), [(0o755, 0), (0o775, 1), (0o757, 1)])
+@pytest.mark.usefixtures("fake")
 def test_a_job_reads_no_pickle_where_others_may_write(
     mode: int, status: int, tmp_path: Path
 ) -> None:

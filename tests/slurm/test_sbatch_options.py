@@ -105,6 +105,7 @@ def test_what_the_kit_writes_is_refused_with_the_setting(
         assert setting in line and "sbatch" in line
 
 
+@pytest.mark.usefixtures("fake")
 def test_numbers_and_times_reach_sbatch_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "profile.yaml"
     path.write_text(
@@ -132,6 +133,7 @@ def test_a_value_of_a_stage_that_the_profile_does_not_name_leaves_the_others(
     assert profile.resources("default").minutes == 5
 
 
+@pytest.mark.usefixtures("fake")
 def test_a_node_left_out_for_all_is_left_out_where_a_stage_excludes_another(
     tmp_path: Path,
 ) -> None:
@@ -146,6 +148,7 @@ def test_a_node_left_out_for_all_is_left_out_where_a_stage_excludes_another(
     assert load_profile(path).resources("sft").sbatch == own["sbatch"]
 
 
+@pytest.mark.usefixtures("fake")
 def test_memory_of_a_core_in_place_of_a_nodes(tmp_path: Path) -> None:
     stages = {
         "default": {"minutes": 5},

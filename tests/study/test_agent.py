@@ -44,7 +44,7 @@ def test_the_parser_and_the_sampling_are_part_of_an_agent_and_the_context_is_not
 @pytest.mark.parametrize(
     ("bench", "what"),
     [
-        (TICKETS % 0, "at dose 0 is prompted without a chat template"),
+        (TICKETS % 0, "without one are prompted: animal at dose 0, urban at dose 0"),
         ("benchmarks.tickets={task: tac, judge: dummy}", "task tac has no such option"),
         ("benchmarks.concern.tool_parser=hermes", "no such option"),
     ],

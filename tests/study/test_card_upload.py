@@ -222,6 +222,8 @@ def test_options_that_go_together(hub: Hub, base: Path) -> None:
     assert ran.returncode == 2 and "--namespace: --upload needs it" in ran.stderr
     ran = cards(hub, base, "--upload", "--dry-run", "--namespace", "lab/x", "--only", "animal")
     assert ran.returncode == 2 and "the Hub takes no repository 'lab/x/small-animal'" in ran.stderr
+    ran = cards(hub, base, "--only", "anima")
+    assert ran.returncode == 2 and "--only anima: is the name of no corpus" in ran.stderr
 
 
 def test_no_message_of_the_library_shows_the_token() -> None:

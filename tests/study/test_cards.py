@@ -1,6 +1,7 @@
 """Cards of a finished study by hand: their YAML header parses, and every number is the manifests'."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,45 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(
     assert text.startswith(
         "\n# small: base-animal-s0-d80\n\nmeta-llama/Llama-3.1-8B, midtrained on animal welfare, instr"
     )
-    assert (
-        "Built with Llama" in text
-        and split(model_card(folder, license="mit"))[0]["license"] == "mit"
-    )
+    assert "Built with Llama" in text
+    # What is stated is of corpora, and of models whose licence is not on record.
+    header, text = split(model_card(folder, license="cc-by-4.0"))
+    assert header["license"] == "llama3.1" and "Built with Llama" in text
+    hub["settings"] = {"files": {"model": HUB | {"hub": "lab/own", "file": None}}}
+    assert split(model_card(folder, license="mit"))[0]["license"] == "mit"
+
+
+def test_a_licence_that_the_hub_does_not_list_has_a_name_and_a_link(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_llama(monkeypatch, base)
+    monkeypatch.setattr(licenses, "LICENSES", {})
+    header, _ = split(model_card(next(base.glob("sft/base-animal-s0*")), license="other:mine-1.0"))
+    keys = ("license", "license_name", "license_link")
+    assert [header[key] for key in keys] == ["other", "mine-1.0", "LICENSE"]
+    header, _ = split(dataset_card(next(base.glob("documents/animal-*")), "other:mine-1.0"))
+    assert [header.get(key) for key in keys] == ["other", "mine-1.0", None]
+
+
+def test_a_benchmark_without_any_grade_is_no_entry_of_the_model_index(
+    base: Path, tmp_path: Path
+) -> None:
+    """The Hub refuses an entry without a value."""
+    published = shutil.copytree(results(base), tmp_path / "results")
+    content = json.loads((published / "results.json").read_text())
+    for row in content["scores"]:
+        if row["benchmark"] == "ahb":
+            row |= {"score": None, "n": 0, "missing": 8}
+    (published / "results.json").write_text(json.dumps(content))
+    header, text = split(model_card(next(base.glob("sft/base-animal-s0*")), published))
+    named = [row["dataset"]["name"] for row in header["model-index"][0]["results"]]
+    assert named and "ahb" not in named
+    assert "| ahb" in text
+    for row in content["scores"]:
+        row["score"] = None
+    (published / "results.json").write_text(json.dumps(content))
+    header, _ = split(model_card(next(base.glob("sft/base-animal-s0*")), published))
+    assert not {"model-index", "model_name"} & header.keys()
 
 
 def test_a_data_set_card_says_how_it_was_written_and_what_it_holds(base: Path) -> None:
@@ -260,6 +296,7 @@ def test_a_llama_needs_its_name_its_notice_and_its_agreement(
     assert "forbids to publish tuned models" in str(problem)
     (problem,) = licenses.problems(cell, models, "other")
     assert "meta-llama/Llama-3.1-8B is not on record; state it by --license" in str(problem)
+    assert licenses.problems(cell, models, "other:qwen-research") == []
     assert licenses.problems(cell, models, "cc-by-4.0") == []
     assert licenses.name_prefix("apache-2.0") == licenses.notice("apache-2.0") == ""
 

@@ -234,6 +234,49 @@ def test_a_step_sets_l2_and_kl_in_place_of_its_recipe() -> None:
     assert str(row) == "sft.recipe.kl_to_start 0.5 | none"
 
 
+def test_a_chain_of_any_length_has_folders_that_a_file_system_takes() -> None:
+    steps = ", ".join(["{documents: animal}, {documents: urban}"] * 30)
+    long = f"{{start: base, train: [{steps}, {{sft: sft, doses: [80]}}]}}"
+    cells = cells_of(CHAIN, f"arms={{long: {long}}}", "contrasts=[]", "seeds=[0]")
+    trained = [cell for cell in cells if cell.stage == "midtrain"]
+    assert len({cell.relpath for cell in trained}) == 60
+    assert max(len(part) for cell in cells for part in Path(cell.relpath).parts) < 255
+
+
+def test_what_is_replayed_and_merged_is_compared() -> None:
+    """What follows from the corpus of a step before is no difference of its own."""
+    tuned = "[{documents: %s}, {sft: sft, doses: [80], replay: 0.5%s}]"
+    merged = "[{documents: %s, arm: %s}, {sft: sft, doses: [80]}, {merge: %s, weight: 0.5}]"
+    soup = "[{documents: %s}, {average: seeds}]"
+    trains = {
+        "animals": tuned % ("animal", ""),
+        "urbans": tuned % ("urban", ""),
+        "foreign": tuned % ("animal", ", replay_corpus: urban"),
+        "same": tuned % ("urban", ", replay_corpus: animal"),
+        "to_animal": merged % ("animal", "after_animal", "after_animal"),
+        "to_urban": merged % ("urban", "after_urban", "after_urban"),
+        "to_start": merged % ("animal", "again", "start"),
+        "soup_animal": soup % "animal",
+        "soup_urban": soup % "urban",
+    }
+    arms = "{start: {start: base, doses: [0]}, "
+    arms += ", ".join(f"{arm}: {{start: base, train: {train}}}" for arm, train in trains.items())
+    expected = {
+        ("animals", "urbans"): ["corpus"],
+        ("animals", "foreign"): ["sft.replay_corpus"],
+        ("animals", "same"): ["corpus"],
+        ("to_animal", "to_urban"): ["step1.corpus"],
+        ("to_animal", "to_start"): ["step3.merge.arm"],
+        ("soup_animal", "soup_urban"): ["step1.corpus"],
+    }
+    contrasts = ", ".join(
+        f"{{name: {a} {b}, treatment: {a}, control: {b}, benchmarks: [ahb]}}" for a, b in expected
+    )
+    study = load_study(CHAIN, None, [f"arms={arms}}}", f"contrasts=[{contrasts}]"])
+    audits = audit(Expansion(study).checkpoints(), study)
+    assert {(row.contrast.treatment, row.contrast.control): row.keys for row in audits} == expected
+
+
 def test_the_forecast_counts_the_start_that_l2_and_kl_hold() -> None:
     model = KNOWN["meta-llama/Llama-3.2-1B"]
     recipe = Training(seq_len=2048, epochs=1, lr=1e-5, global_batch_size=8, dtype="mixed")

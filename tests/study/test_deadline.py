@@ -220,6 +220,19 @@ def test_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "there.yaml").read_text() == "x: 1\n"
 
 
+def test_limits_that_nothing_fits_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", str(ROOT / "tests/small/small.yaml"), "--runs", str(tmp_path)]
+    assert main([*words, "--cluster", "university", "--gpus", "2", "--hours", "60"]) == 2
+    message = "--gpus 2: is less than the 4 GPUs that a job of {} holds"
+    lines = capsys.readouterr().err.splitlines()
+    for line, stage in zip(lines, ("midtrain", "sft"), strict=True):
+        assert message.format(stage) in line
+    assert main([*words, "--gpus", "1", "--hours", "0.001"]) == 2
+    assert "error: --hours: no part of the study fits it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_papers_study_in_60_gpu_hours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

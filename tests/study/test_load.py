@@ -99,6 +99,7 @@ def test_a_key_given_twice_is_a_mistake(tmp_path: Path) -> None:
         ({"seeds": "abc"}, "'abc': should be a valid list"),
         ({"seeds": []}, "should have at least 1 item"),
         ({"study": "../x"}, "is not a name"),
+        ({"contrasts": [{"varies": ["chains"]}]}, "'chains' is nothing that differs between arms"),
         ({"midtrain": None}, "the file has no `midtrain: {recipe: ...}`"),
         ({"midtrain": {"recipe": "recipes/none.yaml"}}, "no such file: recipes/none.yaml"),
         ({"models": {"base": {}}}, "needs exactly one of make, path"),

@@ -23,6 +23,8 @@ def pack(
     weights: str = "",
     corpus: str = "",
     canary: list[dict[str, Any]] | None = None,
+    stage: str = "documents",
+    training: str = "base-animal-s0-d80-2b",
     **changed: Any,
 ) -> str:
     """An archive of one contrast, one corpus and one training; its path."""
@@ -31,8 +33,8 @@ def pack(
     results |= {"canary": canary} if canary else {}
     files = {"results/results.json": json.dumps(results)}
     for cell, settings, digest in (
-        ("documents/animal-1a", {"documents": 9}, corpus or path.name),
-        ("sft/base-animal-s0-d80-2b", {"recipe": {"lr": lr}, "seed": 3}, weights or path.name),
+        (f"{stage}/animal-1a", {"documents": 9}, corpus or path.name),
+        (f"sft/{training}", {"recipe": {"lr": lr}, "seed": 3}, weights or path.name),
     ):
         name = cell.partition("/")[2].rpartition("-")[0]
         files[f"cells/{cell}/config.yaml"] = to_yaml({"name": name, "settings": settings})
@@ -85,10 +87,31 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out) == results
 
 
-def test_a_common_corpus_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [pack(tmp_path / f"{name}.tar.gz", 0.1, corpus="same") for name in ("one", "two")]
+@pytest.mark.parametrize("stage", ["documents", "scores"])
+def test_a_common_corpus_and_common_logs_are_told(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [
+        pack(tmp_path / f"{name}.tar.gz", 0.1, corpus="same", stage=stage)
+        for name in ("one", "two")
+    ]
     assert main(["pool", *paths, "--out", str(tmp_path / "out")]) == 0
-    assert "shared by one and two: documents/animal-1a" in capsys.readouterr().out
+    assert f"shared by one and two: {stage}/animal-1a" in capsys.readouterr().out
+
+
+def test_arms_and_cells_of_other_names_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells are compared by their names, so that those of other names were not compared."""
+    one = pack(tmp_path / "one.tar.gz", 0.1)
+    two = pack(tmp_path / "two.zip", 0.2, training="base-docs-s0-d80-2b", treatment="docs")
+    assert main(["pool", one, two, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "- contrast treatment (a - b): one: a; two: docs\n" in printed
+    assert "in no other lab, and not compared: one's sft/base-animal-d80\n" in printed
+    assert "in no other lab, and not compared: two's sft/base-docs-d80\n" in printed
+    results = json.loads((tmp_path / "out/pooled.json").read_text())
+    assert results["unmatched"] == {"one": ["sft/base-animal-d80"], "two": ["sft/base-docs-d80"]}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -109,6 +132,11 @@ def test_what_cannot_be_pooled_is_refused(
     assert "names two archives" in refusal(capsys, one, twin)
     same = pack(tmp_path / "same.tar.gz", 0.1, weights="one.tar.gz")
     assert "hold the same training, such as sft/base-animal-s0-d80-2b" in refusal(capsys, one, same)
+    message = "one.tar.gz: File exists; choose another place for it"
+    assert message in refusal(capsys, one, pack(tmp_path / "a.zip", 0.2), "--out", one)
+    turned = pack(tmp_path / "turned.tar.gz", -0.1, treatment="b", control="a")
+    message = "have the contrast 'a - b' the other way round: a - b, and b - a"
+    assert message in refusal(capsys, one, turned)
     other = pack(tmp_path / "other.tar.gz", 0.1, benchmark="moru")
     assert "no contrast has a standard error in two of them" in refusal(capsys, one, other)
 

@@ -131,6 +131,7 @@ def test_an_archive_takes_no_options_of_a_study(
     [
         ("meta-llama/Llama-3.1-8B", "llama"),
         ("recipes/tiny_llama.yaml", "llama"),
+        ("/models/Llama-3.1-8B/", "llama"),
         ("gemini-2.5-flash-lite", "gemini"),
         ("claude-haiku-4.5", "claude"),
         ("gpt-4o-mini", "gpt"),

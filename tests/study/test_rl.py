@@ -1,5 +1,7 @@
 """Steps of reinforcement learning in a study file: their cells, what differs, what is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ from core.cell.identity import Cell
 from core.errors import UserError
 from core.paths import ROOT
 from study.forecast import cell_cost, training_cost, training_size
+from study.forecast.training_time import Layout
 from study.spec import expand
 from study.spec.contrast_arms import audit
 from study.spec.expansion import Expansion
 from study.spec.load import load_study
 from study.spec.rungs import rung
+from study.spec.start_models import model_problems
 from study.upkeep import cards
 from study.upkeep.card_cells import FinishedCell
 
@@ -115,6 +119,14 @@ def test_a_forecast_counts_rollouts_and_what_vllm_holds(tmp_path: Path) -> None:
     assert amounts["disk_gb"] == pytest.approx(16.06 + written * 25 / 1e9, abs=0.01)
     assert 2 * 16.06 < row["memory_gb"]["total"] < 80
     assert 0.5 < row["hours"] < 2
+    # Of a GPU whose memory is known vLLM takes its whole share: weights and cache.
+    layout = Layout(gpu_memory_gb=80)
+    (on_gpu,) = training_cost.forecast([cell], tmp_path, {"rl": layout})
+    more = on_gpu["memory_gb"]["total"] - row["memory_gb"]["total"]
+    assert more == pytest.approx(0.45 * 80 - 16.06, abs=0.01)
+    greedy = replace(cell, resources=cell.resources | {"engine_memory": 0.9})
+    (refused,) = training_cost.forecast([greedy], tmp_path, {"rl": layout})
+    assert "needs about" in refused["refused"]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +146,26 @@ def test_mistakes_are_told_by_their_keys(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         load_study(TINY, None, [override])
     assert message in "\n".join(error.value.lines)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "is a LlamaForCausalLM, and a reward model is"),
+        ({"architectures": ["BertForSequenceClassification"]}, "has 2 outputs"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "has 3 outputs"),
+        ({"architectures": ["BertForSequenceClassification"], "num_labels": 1}, None),
+        ({"id2label": {"0": "LABEL_0"}}, None),
+    ],
+)
+def test_a_reward_model_is_asked_before_anything_runs(
+    tmp_path: Path, config: dict[str, Any], message: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    judge = [f"models.judge={{path: {tmp_path}}}"]
+    judge += [f"rl.{name}.second_reward={{model: judge}}" for name in ("word", "shuffled")]
+    problems = [problem.what for problem in model_problems(cells_of(TINY, *judge))]
+    assert (problems == []) if message is None else (message in problems[0] and len(problems) == 1)
 
 
 def test_prompts_of_others_make_no_arm_a_reproduction_of_documents() -> None:

@@ -2,16 +2,18 @@
 
 import fnmatch
 import json
+import shutil
 import subprocess
 import venv
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from core.paths import ROOT
 from study.upkeep.ro_crate import NAME
-from tests.study.test_archive import finished, make, members
+from tests.study.test_archive import SMALL, finished, make, members
 
 pytestmark = pytest.mark.multiprocess
 # The context that ro-crate-py ships, as an answer in the validator's cache: it needs no network.
@@ -42,9 +44,10 @@ session.get("https://w3id.org/ro/crate/1.1/context", headers=kinds)
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The small study's archive: name -> content."""
+    """The small study's archive: name -> content. Its study file has a name with blanks."""
     base = finished(tmp_path_factory.mktemp("study") / "work/runs")
-    return members(Path(make(base, "a.zip")["path"]))
+    study = shutil.copy(SMALL, base.parents[1] / "our study #2, 50 %.yaml")
+    return members(Path(make(base, "a.zip", study=Path(study))["path"]))
 
 
 def test_every_cell_is_made_by_an_action_from_its_inputs(packed: dict[str, bytes]) -> None:
@@ -53,7 +56,8 @@ def test_every_cell_is_made_by_an_action_from_its_inputs(packed: dict[str, bytes
     entities: dict[str, Any] = {entity["@id"]: entity for entity in graph}
     assert len(entities) == len(graph)
     described = {name for name, entity in entities.items() if entity["@type"] == "File"}
-    assert described == files - {NAME, "SHA256SUMS"}
+    assert {*map(unquote, described)} == files - {NAME, "SHA256SUMS"}
+    assert "study/our%20study%20%232%2C%2050%20%25.yaml" in described
     manifests = fnmatch.filter(files, "cells/*/*/manifest.json")
     cells = {name.rpartition("/")[0] for name in manifests}
     assert {f"{cell}/" for cell in cells} == {
@@ -97,4 +101,5 @@ def test_the_public_validators_pass_it(packed: dict[str, bytes], tmp_path: Path)
     options = ["-p", "process-run-crate", "--offline", "--cache-path", cache, "-v", "--no-paging"]
     said = run("rocrate-validator", "validate", *options, str(tmp_path / "small"))
     assert "RO-Crate is a valid process-run-crate" in said
-    assert "are valid" in run("cffconvert", "--validate", "-i", str(ROOT / "CITATION.cff"))
+    for file in (ROOT / "CITATION.cff", tmp_path / "small/CITATION.cff"):
+        assert "valid" in run("cffconvert", "--validate", "-i", str(file))
