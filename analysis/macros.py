@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from analysis.headline import confidence, of_total, p_value, percent
 from analysis.macro_names import command_word
 from analysis.rows import Results, Row
+from analysis.rungs import rung_lines
 from analysis.table_latex import tex
 from core.errors import Problem, UserError
 
@@ -53,7 +54,7 @@ def macros(results: Results) -> str:
     Raises UserError if two names come out the same, as for arms a-b and a_b.
     """
     study = command_word(results["study"])
-    lines = [HEADER.format(study=study)]
+    lines = [HEADER.format(study=study), *map(_comment, rung_lines(results))]
     problems = []
     meanings: dict[str, str] = {}
     for macro in _all_macros(results):
@@ -67,6 +68,10 @@ def macros(results: Results) -> str:
     if problems:
         raise UserError.of(problems)
     return "\n".join(lines) + "\n"
+
+
+def _comment(line: str) -> str:
+    return f"% {' '.join(line.split())}."
 
 
 def _all_macros(results: Results) -> Iterator[Macro]:

@@ -43,7 +43,7 @@ def _lines(row: Row) -> Iterator[Row]:
         seeds = f"{lab['treatment_seeds']}/{lab['control_seeds']}"
         yield {
             **key,
-            "lab": lab["lab"],
+            "lab": f"{lab['lab']} ({lab['rung']})" if lab["rung"] else lab["lab"],
             **_points(lab, "estimate", "low", "high"),
             "seeds": seeds,
         } | {

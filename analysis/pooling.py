@@ -11,6 +11,7 @@ from scipy import optimize, stats
 from analysis.estimates import ALPHA
 from analysis.reference import Reference
 from analysis.rows import Results, Row, select
+from analysis.rungs import rung_text
 
 LEVEL = 0.95
 POINTS = 200  # at which the sign of the likelihood's derivative is looked at
@@ -134,7 +135,8 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
     """One row a contrast, benchmark and dose: the estimate of each lab, and all of them as one.
 
     Contrasts are the same where their names, benchmarks and doses are. A row that fewer than two
-    labs estimate with a standard error has `pooled` None. Scores are shares: .1 is ten points.
+    labs estimate with a standard error has `pooled` None. `rung` of a lab says what of its
+    estimate is not its own (analysis.rungs). Scores are shares: .1 is ten points.
 
     Args:
         labs: Name of the lab -> its results.json.
@@ -153,10 +155,21 @@ def pooled_rows(labs: Mapping[str, Results]) -> list[Row]:
             )
             pooled = asdict(pool(estimates, errors))
         parts = [
-            {"lab": lab, **select(row, _OF_LAB), **_interval(row)} for lab, row in of_labs.items()
+            {
+                "lab": lab,
+                **select(row, _OF_LAB),
+                **_interval(row),
+                "rung": _rung(labs[lab], row),
+            }
+            for lab, row in of_labs.items()
         ]
         rows.append({**dict(zip(KEYS, key, strict=True)), "labs": parts, "pooled": pooled})
     return rows
+
+
+def _rung(results: Results, contrast: Row) -> str | None:
+    texts = [rung_text(results, contrast[side]) for side in ("treatment", "control")]
+    return ", ".join(dict.fromkeys(text for text in texts if text)) or None
 
 
 def _interval(row: Row) -> Row:

@@ -43,12 +43,13 @@ NORMALIZED_TASKS = ("ahb_original", "anima")
 
 
 def analyze(
-    table: pd.DataFrame, settings: AnalysisSettings, recorded_looks: Sequence[Row] = ()
+    table: pd.DataFrame, settings: AnalysisSettings, recorded_looks: Sequence[Row] | None = None
 ) -> Results:
     """The part of results.json that rests on the deciding judge's scores and on nothing else.
 
     `table` holds the rows of the deciding judges (see `table.primary_judge_rows`),
-    `recorded_looks` is the content of looks.json.
+    `recorded_looks` is the content of looks.json, None where no look is recorded. The looks that
+    are taken now count as recorded, so that another analysis of the same scores has the same rows.
     """
     means = question_means(table)
 
@@ -62,7 +63,9 @@ def analyze(
     finished = set(means["seed"].dropna().astype(int))
     looks = take_looks(of_look, settings.looks, settings.seeds)
     files = settings.score_files
-    contrasts = judged_at_looks(keep_recorded(looks, files, recorded_looks), of_look, finished)
+    taken = look_records(looks, files)
+    records = [] if recorded_looks is None else [*taken, *recorded_looks]  # the earlier one counts
+    contrasts = judged_at_looks(keep_recorded(looks, files, records), of_look, finished)
     margins = {contrast.name: contrast.margin for contrast in settings.contrasts if contrast.margin}
     seeds = seeds_of_curves(contrasts, settings.seeds)
     erosion = erosion_rows(means, settings.contrasts, seeds)
@@ -75,7 +78,7 @@ def analyze(
         "declaration": settings.declaration,
         "scores": score_rows(means),
         "contrasts": contrasts,
-        "looks": look_records(looks, files),
+        "looks": taken,
         "erosion": [row for row in erosion if len(row["doses"]) > 1],
         "sensitivity": sensitivity_rows(table, means, contrasts, margins, settings.seeds),
         "dimension_tests": dimension_rows(table, contrasts, settings.seeds),

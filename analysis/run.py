@@ -86,7 +86,7 @@ def run(context: StageContext) -> dict[str, int | float]:
     check_table(primary, settings.judges)
 
     # Without a declaration nobody knows which looks were planned.
-    results = analyze(primary, settings, looks.read_looks(base) if declared else [])
+    results = analyze(primary, settings, looks.read_looks(base) if declared else None)
     if declared:
         looks.record_looks(base, results["looks"], settings.score_files, context.inputs)
         shutil.copyfile(base / looks.FILE, context.folder / looks.FILE)

@@ -143,6 +143,11 @@ def warn_of_damage(path: Path) -> None:
         )
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark."""
+    return path.read_text(encoding="utf-8-sig")
+
+
 def sha256(path: Path) -> str:
     """sha256 (hex) of a file's content."""
     with open(path, "rb") as file:

@@ -7,29 +7,29 @@ compared.
 
 import math
 import statistics
-from collections.abc import Iterable
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from core.cell.context import StageContext
 from core.errors import UserError
+from core.row_formats import UTF8_BOM, open_binary, row_format
 from eval import questions
+from eval.anima import normalized_name
 from eval.judge import check_official
 from eval.malformed import malformed_counts
+from eval.score_tables import OVERALL, dimension_names, read_table
 from eval.scorer import SCORE_COLUMNS, QuestionSet, Scorer
 
 if TYPE_CHECKING:
     import pandas as pd
     from inspect_ai.log import EvalLog, EvalSample
 
-OVERALL = "overall"
 NO_GRADE = "no usable grade in the log"
 NO_ANSWER = "not in the file, which has more answers to other questions"
-COLUMNS = "question (its text or id) and score, perhaps epoch, dimension and judge"
-# How the files begin.
-ZIP = b"PK\x03\x04"
-PARQUET = b"PAR1"
+ZIP = b"PK\x03\x04"  # how .eval files begin
 
 
 def run(context: StageContext) -> dict[str, int | float]:
@@ -37,7 +37,7 @@ def run(context: StageContext) -> dict[str, int | float]:
 
     Settings: scorer (a module of eval), variant (of it, or None), rows (expected questions, or
     None), judge (the name of its model). Resources: files {scores: an Inspect log (.eval or JSON),
-    CSV or Parquet; questions, and dimensions where the benchmark has them}.
+    or a table (`eval.score_tables`); questions, and dimensions where the benchmark has them}.
 
     The manifest gets `scores_of`: format, judge, and of a log model, task, created and epochs.
 
@@ -45,18 +45,24 @@ def run(context: StageContext) -> dict[str, int | float]:
     responses_set_aside (to other questions), responses_absent (see `to_table`), missing_scores.
 
     Raises:
-        UserError: The file can't be read, another judge graded, or no question is the benchmark's.
+        UserError: The file can't be read, another judge graded, no question is the benchmark's, or
+            an answer has two scores.
     """
     settings = context.settings
     path = Path(context.resources["files"]["scores"])
     scorer, question_set = questions.load_questions(context)
+    dimensions = dimension_names(question_set)
     kind = file_format(path)
+    log = None
+    facts: dict[str, Any] = {}
     if kind in ("eval", "json"):
-        rows, facts = _read_log(path, kind, scorer, settings["variant"])
+        log = _read_log(path, kind)
+        rows, facts = _log_rows(context, path, log, scorer, dimensions)
+        judges = judges_of(log)
     else:
-        rows, facts = _read_table(path, kind)
-    judge = check_judge(path, facts.pop("judges"), settings["judge"])
-    log = facts.pop("log", None)
+        rows, judges = read_table(path, dimensions)
+    judge = check_judge(path, judges, settings["judge"])
+    _check_repeated(path, rows)
     matched = match(rows, question_set)
     if not matched:
         raise UserError(
@@ -104,31 +110,49 @@ def run(context: StageContext) -> dict[str, int | float]:
 
 
 def file_format(path: Path) -> str:
-    """`eval` or `json` (Inspect's logs), `parquet` or `csv`, by how the file begins."""
-    with path.open("rb") as file:
+    """`eval` or `json`: Inspect's logs. Of a table the ending, without a point."""
+    with open_binary(path) as file:
         start = file.read(64)
     if start.startswith(ZIP):
         return "eval"
-    if start.startswith(PARQUET):
-        return "parquet"
-    return "json" if start.lstrip().startswith(b"{") else "csv"
+    ending = row_format(path)
+    is_object = start.removeprefix(UTF8_BOM).lstrip().startswith(b"{")
+    return "json" if is_object and ending in ("", ".json") else ending.removeprefix(".")
 
 
-def _read_log(
-    path: Path, kind: Any, scorer: Scorer, variant: str | None
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Its scores, one row for each response and dimension, and the facts about the log."""
+def _read_log(path: Path, kind: Any) -> "EvalLog":
     from inspect_ai.log import read_eval_log
 
     try:
-        log = read_eval_log(str(path), resolve_attachments=True, format=kind)
+        return read_eval_log(str(path), resolve_attachments=True, format=kind)
     except Exception as error:  # zipfile's, pydantic's, JSON's and Inspect's own
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(where=str(path), what=f"no log of Inspect: {reason}") from None
-    to_scores = partial(scorer.to_scores, variant=variant)
+
+
+def _log_rows(
+    context: StageContext,
+    path: Path,
+    log: "EvalLog",
+    scorer: Scorer,
+    dimensions: Mapping[str, str],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Its scores, one row for each response and dimension, and the facts about the log.
+
+    An answer that ended in an error, or that somebody has declared invalid, has no score, as in
+    Inspect's own metrics.
+    """
+    variant = context.settings["variant"]
+    samples = log.samples or []
+    if not any(sample.scores for sample in samples):
+        raise UserError(
+            where=str(path), what="no sample has a score", fix=f"inspect score {quote(str(path))}"
+        )
     rows = []
-    for sample in log.samples or []:
-        scores = to_scores(_score_of(path, sample))
+    for sample in samples:
+        scores: dict[str, float] = {}
+        if sample.scores and not (sample.error or sample.invalidation):
+            scores = scorer.to_scores(_score_of(path, sample), variant)
         response = _response(sample)
         text = _question(sample)
         for dimension in scores or [OVERALL]:
@@ -136,25 +160,40 @@ def _read_log(
                 {
                     "question": text,
                     "epoch": sample.epoch,
-                    "dimension": dimension,
+                    "dimension": dimensions.get(normalized_name(dimension), dimension),
                     "score": float(scores.get(dimension, math.nan)),
                     "response": response,
                 }
             )
-    if log.status == "success":
-        import pandas as pd
-
-        overall = pd.DataFrame(row for row in rows if row["dimension"] == OVERALL)
-        check_official(_official(scorer, log, variant), overall)
-    facts = {
-        "log": log,
-        "judges": judges_of(log),
+    if log.status != "success":
+        context.warn(f"its status is {log.status}: it may lack answers")
+    elif (reducers := log.eval.config.epochs_reducer or ["mean"]) != ["mean"]:
+        context.warn(f"its own score reduces epochs by {', '.join(reducers)}, the mean counts here")
+    else:
+        _check_official(path, log, scorer, variant, rows)
+    return rows, {
         "model": log.eval.model,
         "task": log.eval.task,
         "created": str(log.eval.created),
         "epochs": log.eval.config.epochs or 1,
     }
-    return rows, facts
+
+
+def _check_official(
+    path: Path, log: "EvalLog", scorer: Scorer, variant: str | None, rows: list[dict[str, Any]]
+) -> None:
+    """Raise UserError unless the mean of a log's answers is the score that it states."""
+    import pandas as pd
+
+    overall = pd.DataFrame(row for row in rows if row["dimension"] == OVERALL)
+    try:
+        check_official(_official(scorer, log, variant), overall)
+    except AssertionError as error:
+        raise UserError(
+            where=str(path),
+            what=f"contradicts itself: {error}",
+            fix=f"inspect score {quote(str(path))}",
+        ) from None
 
 
 def _response(sample: "EvalSample") -> str:
@@ -203,35 +242,19 @@ def judges_of(log: "EvalLog") -> list[str]:
     return used or [log.eval.model]
 
 
-def _read_table(path: Path, kind: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a CSV or Parquet file, as `_read_log` gives them."""
-    import pandas as pd
-
-    try:
-        table = pd.read_parquet(path) if kind == "parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(where=str(path), what=f"no table: {reason}") from None
-    if absent := [name for name in ("question", "score") if name not in table]:
+def _check_repeated(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Raise UserError where an answer has two scores on one dimension."""
+    counts = Counter((row["response"], row["dimension"]) for row in rows)
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        response, dimension = repeated[0]
+        question, _, epoch = response.rpartition("/")
         raise UserError(
-            where=str(path), what=f"no column {', '.join(absent)}", fix=f"it needs {COLUMNS}"
+            where=str(path),
+            what=f"{len(repeated)} answers have two scores or more; first: question "
+            f"{question[:60]!r}, epoch {epoch}, {dimension}",
+            fix="keep one score, or number the answers by epoch",
         )
-    table["question"] = table["question"].astype(str)
-    table["score"] = pd.to_numeric(table["score"], errors="coerce")
-    if not table["score"].dropna().between(0, 1).all():
-        raise UserError(
-            where=str(path), what="a score is not in 0..1", fix="scale the scores to 0..1"
-        )
-    if "dimension" not in table:
-        table["dimension"] = OVERALL
-    if "epoch" not in table:
-        table["epoch"] = table.groupby(["question", "dimension"]).cumcount() + 1
-    table["response"] = table["question"] + "/" + table["epoch"].astype(str)
-    judges = sorted(table["judge"].dropna().astype(str).unique()) if "judge" in table else []
-    columns = ["question", "epoch", "dimension", "score", "response"]
-    records = table[columns].to_dict("records")
-    rows = [{str(key): value for key, value in record.items()} for record in records]
-    return rows, {"judges": judges}
 
 
 def check_judge(path: Path, judges: list[str], declared: str) -> str:

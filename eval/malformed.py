@@ -7,7 +7,8 @@ An answer can be malformed in several ways:
     repetitive          at most half of its runs of four words are different (seq-rep-4 of Welleck
                         et al., arXiv 1908.04319), of at least MIN_REPEATED_WORDS words
     other_language      py3langid names another language than the question's, both at a
-                        probability of at least SURE
+                        probability of at least SURE; members of one macrolanguage (ISO 639-3),
+                        such as Cantonese and Mandarin, are one language
     prompt_again        it begins with the question
     continued_dialogue  it has another turn of a dialogue: a line that begins "Question:", "User:"
                         or the like, or a chat template's own markup
@@ -36,11 +37,22 @@ KINDS = (
 )
 MIN_REPEATED_WORDS = 20
 SURE = 0.95  # probability of a language
+# Members of a macrolanguage, by the one that stands for it.
+MACROLANGUAGES = {
+    "yue": "zh",
+    "wuu": "zh",
+    "nn": "no",
+    "sr": "hr",
+    "bs": "hr",
+    "id": "ms",
+    "arz": "ar",
+    "sdh": "ku",
+}
 LANGUAGE_CHARACTERS = 1000  # of a text, whose language is classified
 QUESTION_WORDS = (4, 12)  # of a question: the fewest that can be recognized, and the most compared
 BEGINNING = 10  # words of an answer, within which the question begins again
 TURN = re.compile(
-    r"^\W{0,4}(?:question|q|user|human|instruction|input|assistant)\s*\d*\W{0,2}:"
+    r"^\W{0,4}(?:question|q|user|human|instruction|input|assistant)\s*\d*\W{0,2}[:：]"
     r"|<\|[a-z_]+\|>|\[/?INST\]|<(?:start|end)_of_turn>",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -70,7 +82,7 @@ def malformed_counts(log: "EvalLog") -> dict[str, int]:
         kinds(
             sample.input if isinstance(sample.input, str) else sample.input[-1].text,
             sample.output.completion.removeprefix(prefill),
-            sample.output.stop_reason == "max_tokens",
+            sample.output.stop_reason in ("max_tokens", "model_length"),
         )
         for sample in log.samples or []
     ]
@@ -106,9 +118,12 @@ def preload_languages() -> None:
 @lru_cache(maxsize=4096)
 def _language(text: str) -> str | None:
     """The language of a text, None where it is not sure."""
+    language: str
     language, probability = _identifier().classify(text[:LANGUAGE_CHARACTERS])
     # zxx: no language
-    return language if probability >= SURE and language != "zxx" else None
+    if probability < SURE or language == "zxx":
+        return None
+    return MACROLANGUAGES.get(language, language)
 
 
 @cache

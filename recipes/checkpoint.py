@@ -21,6 +21,7 @@ from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import get_merged_lora_ckpt
 
 from core.errors import Problem, UserError
+from core.files import read_text
 from core.model_folder.chat import write_template
 from core.model_folder.config import (
     as_list,
@@ -317,7 +318,7 @@ def copy_files(
         (folder / "config.json").write_text(json.dumps(changed, indent=2) + "\n")
     (folder / GENERATION_CONFIG).write_text(json.dumps(generation, indent=2) + "\n")
     if chat_template:
-        write_template(folder, Path(chat_template).read_text(encoding="utf-8"))
+        write_template(folder, read_text(Path(chat_template)))
 
 
 def _head_sizes(config: dict[str, Any]) -> dict[str, int]:

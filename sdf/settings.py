@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.cell.context import StageContext
+from core.files import read_text
 from sdf.slots import SlotRow, assign_slots
 
 Template = Mapping[str, Any]  # the content of a file of sdf/templates
@@ -79,8 +80,7 @@ class CorpusSettings:
         settings = context.settings
         template = settings.get("template") or {}
         if prompt_file := context.resources["files"].get("prompt"):
-            prompt = Path(prompt_file).read_text(encoding="utf-8")
-            template = {**template, "prompt": prompt}
+            template = {**template, "prompt": read_text(Path(prompt_file))}
         source = settings.get("source")
         shard = settings.get("share")
         return cls(

@@ -82,31 +82,57 @@ def read_texts(
 def _read_conversations(
     rows: Iterable[dict[str, Any] | Problem], column: str, name: str
 ) -> tuple[list[Text], list[str | None]]:
-    given: list[dict[str, Any] | Problem] = []
-    questions: list[str | None] = []
-    for row in rows:
-        pair = None if isinstance(row, Problem) else question_and_answer(row.get(column))
-        questions.append(pair and pair[0])
-        if pair:
-            row = {**row, column: pair[1]} if isinstance(row, dict) else row
-        elif isinstance(row, dict) and column in row:
-            row = {**row, column: None}
-        given.append(row)
-    return read_column(given, column, name), questions
+    given = [*rows]
+    values = [row.get(column) if isinstance(row, dict) else None for row in given]
+    pairs = [question_and_answer(value) for value in values]
+    held = [value for value in values if value is not None]
+    if held and not any(pairs):
+        raise UserError(
+            where=name,
+            what=f"column {column!r} holds no conversation of one question and its answer; the "
+            f"first row holds {_turns(held[0])}",
+            fix="name the columns of questions and answers: question, column",
+        )
+    answers = [
+        row | {column: pair and pair[1]} if isinstance(row, dict) and column in row else row
+        for row, pair in zip(given, pairs, strict=True)
+    ]
+    texts: list[Text] = [
+        text if pair or value is None else Problem("", f"{column} holds {_turns(value)}")
+        for text, pair, value in zip(read_column(answers, column, name), pairs, values, strict=True)
+    ]
+    return texts, [pair and pair[0] for pair in pairs]
+
+
+def _turns(value: Any) -> str:
+    """What a column of conversations holds in place of one question and its answer."""
+    messages = _messages(value)
+    if messages is None:
+        return _kind(value)
+    return f"turns of {', '.join(map(_role, messages)) or 'nobody'}, or one without a text"
+
+
+def _role(message: dict[str, Any]) -> str:
+    return str(message.get("role") or message.get("from"))
+
+
+def _messages(value: Any) -> list[dict[str, Any]] | None:
+    """The messages of a conversation, also of its JSON; None of anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return None
+    return value
 
 
 def question_and_answer(messages: Any) -> tuple[str, str] | None:
     """The two sides of a conversation of one turn each, also of its JSON."""
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except ValueError:
-            return None
-    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
-        return None
     turns = [
-        (ROLES.get(item.get("role") or item.get("from")), item.get("content") or item.get("value"))
-        for item in messages
+        (ROLES.get(_role(item)), item.get("content") or item.get("value"))
+        for item in _messages(messages) or ()
     ]
     match turns:
         case [("user", str(question)), ("assistant", str(answer))] if question.strip():
@@ -164,4 +190,5 @@ def _text(value: Any, column: str) -> Text:
 
 def _kind(value: Any) -> str:
     names = {bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
+    names |= {str: "text"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)

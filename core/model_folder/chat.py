@@ -11,6 +11,7 @@ from jinja2.nodes import Filter, Name
 from transformers import PreTrainedTokenizerBase
 
 from core.errors import UserError
+from core.files import read_text
 from core.model_folder.config import CHAT_DATE
 
 FIX = "correct it, or give the model another: models.NAME.chat_template in the study file"
@@ -52,7 +53,7 @@ class Chat:
         return cls(
             tokenizer,
             settings.get("chat_date", CHAT_DATE),
-            Path(template).read_text(encoding="utf-8") if template else None,
+            read_text(Path(template)) if template else None,
             read_prompt(files.get("system")),
             read_prompt(files.get("prefill")),
         )
@@ -202,7 +203,7 @@ class Chat:
 
 def read_prompt(path: str | None) -> str | None:
     """The text of a file with a system prompt or a prefill, without white space at its ends."""
-    return Path(path).read_text(encoding="utf-8").strip() if path else None
+    return read_text(Path(path)).strip() if path else None
 
 
 def _begins(ids: list[int], first: list[int]) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from core.errors import UserError
+from core.files import read_text
 from core.model_folder.chat import Chat, read_prompt
 from core.model_folder.config import CHAT_DATE, end_token_ids, read_config, read_json
 from core.model_folder.config_values import check_pad_token
@@ -42,7 +43,7 @@ def check_start_model(
     if trains:
         check_pad_token(folder / "config.json", config)
     if chats:
-        text = Path(template).read_text(encoding="utf-8") if template else None
+        text = read_text(Path(template)) if template else None
         prompts = [read_prompt(path or None) for path in (system, prefill)]
         Chat(opened, date, text, *prompts).check(trained=trains)
 

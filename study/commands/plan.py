@@ -211,7 +211,7 @@ def plan(args: argparse.Namespace) -> None:
 
 def show_contrasts(study: Study, as_json: bool) -> None:
     """Print what each contrast varies. Raises UserError where it is more than it declares."""
-    audits = contrast_arms.audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
+    audits = contrast_arms.audit(Expansion(study).checkpoints(), study)
     if as_json:
         rows = [
             {

@@ -10,6 +10,7 @@ from typing import Any
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
 from core.endpoints.ledger import CHARACTERS_PER_TOKEN
+from core.files import read_text
 from study.forecast.assumptions import (
     DUMMY_DOCUMENT_TOKENS,
     PROMPT_GROWTH,
@@ -81,7 +82,7 @@ def _corpus(cell: Cell) -> dict[str, Any]:
     else:
         completions = [DUMMY_DOCUMENT_TOKENS if by_dummy else TOKENS_PER_DOCUMENT["url"]]
         prompt_file = cell.resources["files"].get("prompt")
-        text = Path(prompt_file).read_text(encoding="utf-8") if prompt_file else None
+        text = read_text(Path(prompt_file)) if prompt_file else None
         prompts = [text or template["prompt"]]
     completions = [min(tokens, settings["max_tokens"]) for tokens in completions]
     prompt_tokens = documents * sum(

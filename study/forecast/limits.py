@@ -32,7 +32,8 @@ def exceeded(amounts: Mapping[str, float], limits: Limits) -> list[str]:
 
 
 def largest_share(amounts: Mapping[str, float], limits: Limits) -> float:
-    """The largest share of a limit that amounts take."""
+    """The largest share of a limit that amounts take (`selection_cost.Forecaster.amounts`)."""
     shares = [amounts["gpu_hours"] / (limits.gpus * limits.hours)]
+    shares += [amounts.get("endpoint_hours", 0.0) / limits.hours]
     shares += [amounts.get(key, 0.0) / limit for key, limit in limits.budget.items() if limit]
     return max(shares)

@@ -48,10 +48,10 @@ def ends(
         amounts = planned[cell.identity]
         end = now + amounts["hours"]
         if amounts["calls"]:
-            target = cell.resources["address"]
-            address = str(target.get("base_url") or target.get("path"))
-            hours = _rate_limited(cell, amounts)
-            endpoint_free[address] = max(now, endpoint_free[address]) + hours
+            address = endpoint(cell)
+            endpoint_free[address] = max(now, endpoint_free[address]) + hours_of_calls(
+                cell, amounts
+            )
             end = max(end, endpoint_free[address])
         heapq.heappush(running, (end, position[cell.identity], cell))
 
@@ -80,6 +80,13 @@ def ends(
     return ended
 
 
-def _rate_limited(cell: Cell, amounts: Amounts) -> float:
+def endpoint(cell: Cell) -> str:
+    """The address that the calls of a cell go to."""
+    target = cell.resources["address"]
+    return str(target.get("base_url") or target.get("path"))
+
+
+def hours_of_calls(cell: Cell, amounts: Amounts) -> float:
+    """Hours for which a cell's calls fill its endpoint's rates; 0 without such limits."""
     limits = cell.resources.get("limits")
     return rate_limited_hours(limits, amounts) if limits else 0.0

@@ -53,6 +53,12 @@ class Forecaster:
         self._starts = np.array([self._start(cell) for cell in self.cells])
         self._loads = [*self._checkpoint_loads()]
         self._work = table - self._starts
+        self._calls: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(self.cells)))
+        for number, cell in enumerate(self.cells):
+            of_cell = self.planned.get(cell.identity)
+            if of_cell and of_cell["calls"]:
+                hours = schedule.hours_of_calls(cell, of_cell)
+                self._calls[schedule.endpoint(cell)][number] = hours
         self._of_bench: dict[str, list[int]] = defaultdict(list)
         for row in self.rows:
             for cell in (row["cell"], row["cell"].inputs.get("samples")):
@@ -60,14 +66,19 @@ class Forecaster:
                     self._of_bench[row["benchmark"]].append(self._index[cell.identity])
 
     def amounts(self, selection: Selection) -> dict[str, float]:
-        """The SUMS of what remains of a selection."""
+        """The SUMS of what remains of a selection, and `endpoint_hours`.
+
+        These are the hours of the endpoint whose calls take longest at its rates.
+        """
         selection = selection.with_texts(self.study)
         mask = self._mask(selection)
         total = self._scaled(selection.epochs)[mask].sum(axis=0)
         for first, others, load in self._loads:
             if not mask[first] and mask[others].any():
                 total = total + load
-        return dict(zip(SUMS, total.tolist(), strict=True))
+        factors = self._factors(selection.epochs)[mask]
+        hours = max((float(factors @ row[mask]) for row in self._calls.values()), default=0.0)
+        return {**dict(zip(SUMS, total.tolist(), strict=True)), "endpoint_hours": hours}
 
     def hours(self, selection: Selection, gpus: int) -> float:
         """Wall time of what remains of a selection on so many GPUs."""

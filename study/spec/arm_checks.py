@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from core.paths import is_there
 from core.strict_yaml import KeyPath
 from study.spec.chain_checks import (
     chain_mistakes,
@@ -26,7 +27,7 @@ from study.spec.checks import (
     task_names,
 )
 from study.spec.declaration import FILES_OF, declaration_problems
-from study.spec.fingerprints import yaml_once
+from study.spec.fingerprints import content_hash, yaml_once
 
 PROMPTS = ("system", "prefill")
 # What somebody else has trained or scored, and what has no meaning beside it.
@@ -71,7 +72,9 @@ def _theirs(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
         Mistake((*at, key), f"is not for an arm with {kind}") for key in unfit if key in arm
     ]
     seeds = len(as_list(raw.get("seeds")))
-    for dose, models in mapping(arm.get("checkpoints")).items():
+    by_dose = mapping(arm.get("checkpoints"))
+    mistakes += _repeated((*at, "checkpoints"), by_dose)
+    for dose, models in by_dose.items():
         at_dose = (*at, "checkpoints", dose)
         mistakes += _too_many(at_dose, models, seeds)
         for i, model in enumerate(as_list(models)):
@@ -79,6 +82,7 @@ def _theirs(at: KeyPath, arm: Mapping, raw: Mapping) -> Mistakes:
     for bench, by_dose in mapping(arm.get("scores")).items():
         mistakes += check_reference(raw, "benchmarks", (*at, "scores", bench), bench)
         mistakes += _unjudged((*at, "scores", bench), bench, raw)
+        mistakes += _repeated((*at, "scores", bench), mapping(by_dose))
         for dose, files in mapping(by_dose).items():
             mistakes += _too_many((*at, "scores", bench, dose), files, seeds)
             for i, file in enumerate(as_list(files)):
@@ -93,6 +97,20 @@ def _too_many(at: KeyPath, entries: Any, seeds: int) -> Mistakes:
         return []
     what = f"{count} training runs, and the study has {seeds} seeds, which they take in order"
     return [Mistake(at, what, "list more seeds")]
+
+
+def _repeated(at: KeyPath, by_dose: Mapping) -> Mistakes:
+    """A model or a file of scores as two training runs of an arm, or at two of its doses."""
+    mistakes: Mistakes = []
+    firsts: dict[str, tuple[Any, int]] = {}
+    for dose, entries in by_dose.items():
+        for i, entry in enumerate(as_list(entries)):
+            is_file = isinstance(entry, str) and is_there(entry)
+            content = content_hash(entry) if is_file else repr(entry)
+            if (first := firsts.setdefault(content, (dose, i))) != (dose, i):
+                what = f"is the training run that dose {first[0]} has already"
+                mistakes.append(Mistake((*at, dose, i), what, "give each run once"))
+    return mistakes
 
 
 def _unjudged(at: KeyPath, bench: Any, raw: Mapping) -> Mistakes:

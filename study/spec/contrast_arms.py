@@ -5,7 +5,7 @@ setting of the cells behind a checkpoint belongs to one unit:
 
 corpus   all of the documents' cell, and which wording of its questions is trained on
 recipe   the recipe of midtraining, as recipe.KEY
-start    the start model
+start    the start model, and how it is prompted: with a chat template or not, and which
 sft      instruction tuning: its recipe, data and replay
 dose     rows of instruction data
 system   system prompt of the evaluations
@@ -18,7 +18,7 @@ recipe and so on below it; `chain` has the steps that only one of the arms has.
 A unit covers what is below it: `recipe` covers recipe.lr, `sft` covers sft.recipe.lr.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -31,7 +31,7 @@ from core.stages import SHARDING_STAGES
 from study.spec.chains import dose_step, steps_of
 from study.spec.checkpoint import Checkpoint, run_of, trainings_of
 from study.spec.fingerprints import content_hash
-from study.spec.schema import Arm, Contrast
+from study.spec.schema import Arm, Contrast, Study
 from study.spec.source_cells import corpus_name
 
 Settings = dict[str, Any]
@@ -112,24 +112,22 @@ class Audit:
         return "; ".join(map(str, self.differences)) or "nothing differs"
 
 
-def audit(
-    evaluated: list[Checkpoint], contrasts: list[Contrast], arms: Mapping[str, Arm]
-) -> list[Audit]:
-    """In what the arms of each contrast differ. Of each arm and dose the first seed counts."""
+def audit(evaluated: list[Checkpoint], study: Study) -> list[Audit]:
+    """In what the arms of each contrast differ, at any seed that both have."""
     audits = []
-    for contrast in contrasts:
+    for contrast in study.contrasts:
         listed: dict[str, Difference] = {}
         for treatment, control in _pairs(evaluated, contrast):
-            for difference in _compare(treatment, control, arms):
+            for difference in _compare(treatment, control, study):
                 listed.setdefault(difference.key, difference)
         differing = list(listed.values())
         declared = list(contrast.varies or [])
-        if contrast.treatment_dose is not None:
+        if contrast.treatment_dose != contrast.control_dose:
             declared.append("dose")
         if not declared and differing:
             declared = [differing[0].unit]
         more = [row for row in differing if not any(_covers(unit, row.key) for unit in declared)]
-        unknown = any(arms[side].scores for side in (contrast.treatment, contrast.control))
+        unknown = any(study.arms[side].scores for side in (contrast.treatment, contrast.control))
         audits.append(Audit(contrast, differing, more, unknown))
     return audits
 
@@ -161,44 +159,56 @@ def _covers(unit: str, key: str) -> bool:
 
 
 def _pairs(evaluated: list[Checkpoint], contrast: Contrast) -> list[tuple[Checkpoint, Checkpoint]]:
-    first: dict[tuple[str, int], Checkpoint] = {}
+    """The checkpoints that a contrast compares, seed by seed.
+
+    One without a seed is compared with those of all seeds. Where no seed is common to both, the
+    first of each are compared.
+    """
+    by_dose: dict[tuple[str, int], dict[int | None, Checkpoint]] = {}
     for row in evaluated:
-        first.setdefault((row.arm, row.dose), row)
-    doses = [dose for arm, dose in first if arm == contrast.treatment]
+        by_dose.setdefault((row.arm, row.dose), {})[row.seed] = row
+    doses = [dose for arm, dose in by_dose if arm == contrast.treatment]
     if contrast.treatment_dose is not None and contrast.control_dose is not None:
         wanted = [(contrast.treatment_dose, contrast.control_dose)]
     else:
         chosen = doses if contrast.doses is None else contrast.doses
         wanted = [(dose, dose) for dose in doses if dose in chosen]
-    sides = [
-        (first.get((contrast.treatment, a)), first.get((contrast.control, b))) for a, b in wanted
-    ]
-    return [(a, b) for a, b in sides if a and b]
+    pairs = []
+    for a, b in wanted:
+        treatments = by_dose.get((contrast.treatment, a), {})
+        controls = by_dose.get((contrast.control, b), {})
+        seeds = treatments.keys() | controls.keys()
+        sides = [
+            (treatments.get(seed, treatments.get(None)), controls.get(seed, controls.get(None)))
+            for seed in sorted(seeds, key=lambda seed: -1 if seed is None else seed)
+        ]
+        common = [(x, y) for x, y in sides if x and y]
+        firsts = zip(treatments.values(), controls.values(), strict=False)
+        pairs += common or [*firsts][:1]
+    return pairs
 
 
-def _compare(
-    treatment: Checkpoint, control: Checkpoint, arms: Mapping[str, Arm]
-) -> Iterator[Difference]:
+def _compare(treatment: Checkpoint, control: Checkpoint, study: Study) -> Iterator[Difference]:
     sides = (treatment, control)
-    kinds = [_kinds(arms.get(side.arm)) for side in sides]
+    arms = [study.arms[side.arm] for side in sides]
+    kinds = [_kinds(arm) for arm in arms]
     if all(map(_is_short, kinds)):
         yield from _midtraining(*(_cell_of(side, "midtrain") for side in sides))
     yield from _cells("start", *(start_model(side.cell) for side in sides))
+    yield from _prompting(treatment, control, study)
     yield from _values("dose", treatment.dose, control.dose)
     for key in ("system", "prefill"):
-        yield from _prompts(key, *(dict(side.prompts).get(key) for side in sides))
+        yield from _files(key, *(dict(side.prompts).get(key) for side in sides))
     if all(map(_is_short, kinds)):
         tunings = [_cell_of(side, "sft") for side in sides]
         if tunings[0] and tunings[1]:
-            templates = [_chat_template(cell) for cell in tunings if cell]
-            yield from _values("start.chat_template", *templates)
             yield from _tuning("sft", tunings[0], tunings[1])
         return
     matched = SequenceMatcher(None, kinds[0], kinds[1], autojunk=False).get_matching_blocks()
     if sum(block.size for block in matched) < max(map(len, kinds)):
         names = [", ".join(listed) or ABSENT for listed in kinds]
         yield Difference("chain", names[0], names[1])
-    of_dose = [arm and dose_step(arm) for arm in (arms.get(side.arm) for side in sides)]
+    of_dose = [dose_step(arm) for arm in arms]
     for block in matched:
         for n in range(block.size):
             numbers = [block.a + n, block.b + n]
@@ -207,9 +217,26 @@ def _compare(
             yield from _step(unit, kind, *steps, has_arms_dose=numbers == of_dose)
 
 
-def _kinds(arm: Arm | None) -> list[str]:
+def _prompting(treatment: Checkpoint, control: Checkpoint, study: Study) -> Iterator[Difference]:
+    """Whether the start models are prompted by a chat template, and the templates given to them.
+
+    A template counts where both sides read it: as prompts, or to train on conversations.
+    """
+    sides = (treatment, control)
+    models = [study.models[side.start] for side in sides]
+    if treatment.chat != control.chat:
+        yield from _values("start.chat", *(model.chat for model in models))
+    if all(side.chat or any(map(_has_conversations, side.steps)) for side in sides):
+        yield from _files("start.chat_template", *(model.chat_template for model in models))
+
+
+def _has_conversations(cell: Cell | None) -> bool:
+    return cell is not None and "question_variant" in cell.settings
+
+
+def _kinds(arm: Arm) -> list[str]:
     """The kinds of an arm's steps; none of one that somebody else has trained."""
-    return [step.kind for step in steps_of(arm)] if arm else []
+    return [step.kind for step in steps_of(arm)]
 
 
 def _is_short(kinds: list[str]) -> bool:
@@ -274,8 +301,9 @@ def _step_of(other: Cell, merge: Cell) -> int | None:
 
 def _reinforcement(treatment: Cell, control: Cell) -> Iterator[Difference]:
     yield from _cells("prompts", *(cell.inputs["documents"] for cell in (treatment, control)))
+    # A chat template is told of the start model.
     settings = [
-        {key: value for key, value in cell.settings.items() if key != "seed"}
+        cell.settings | {"seed": None, "files": cell.settings["files"] | {"chat_template": None}}
         for cell in (treatment, control)
     ]
     yield from _flattened("rl", *settings)
@@ -293,7 +321,8 @@ def _midtraining(treatment: Cell | None, control: Cell | None) -> Iterator[Diffe
 def _tuning(unit: str, treatment: Cell, control: Cell) -> Iterator[Difference]:
     settings = [cell.settings for cell in (treatment, control)]
     yield from _flattened(f"{unit}.recipe", *(part["recipe"] for part in settings))
-    rest = [{**part, "shared_run": "doses" in part} for part in settings]
+    # The learning rate of a shared run decays towards its longest dose.
+    rest = [{**part, "shared_run": part["dose"] if "doses" in part else None} for part in settings]
     for part in rest:
         part["files"] = {"data": part["files"]["data"]}
     ours = ("recipe", "seed", "dose", "doses")
@@ -317,8 +346,8 @@ def _replayed_step(tuning: Cell) -> int | None:
     return corpora.index(replayed) if replayed in corpora else None
 
 
-def _prompts(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:
-    """Two files with a system prompt or a prefill, by their contents."""
+def _files(key: str, treatment: str | None, control: str | None) -> Iterable[Difference]:
+    """Two files with a prompt or a chat template, by their contents."""
     hashes = [content_hash(path) if path else None for path in (treatment, control)]
     if hashes[0] != hashes[1]:
         names = [Path(path).stem if path else ABSENT for path in (treatment, control)]
@@ -380,11 +409,3 @@ def _text(value: Any) -> str:
         return ABSENT
     # A hash of a file is told by its beginning.
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _chat_template(cell: Cell) -> str | None:
-    """The chat template that the study file gives the start model, where a training reads it."""
-    for training in reversed(trainings_of(cell)):
-        if template := training.settings.get("files", {}).get("chat_template"):
-            return str(template)
-    return None

@@ -1,7 +1,9 @@
 """Checks of corpora: their prompts (an ending, a file in its place), and the embedder."""
 
+from contextlib import suppress
 from typing import Any
 
+from core.files import read_text
 from core.paths import is_there, resolve
 from study.spec.checks import PIN, Mistake, Mistakes
 from study.spec.template import prompt_mistakes, usable_template
@@ -46,12 +48,10 @@ def _of_corpus(at: tuple[str, str], corpus: dict[str, Any], template: dict[str, 
         what = "the template has two prompts, for questions and for answers"
         mistakes.append(Mistake((*at, "prompt_file"), what, "name another template"))
         return mistakes
-    try:
-        prompt = resolve(path).read_text(encoding="utf-8")
-    except ValueError:
-        what = f"{path}: is no text in UTF-8"
-        return [*mistakes, Mistake((*at, "prompt_file"), what, "save it as UTF-8")]
-    return mistakes + [
-        Mistake((*at, "prompt_file"), f"{path}: {what}", fix)
-        for what, fix in prompt_mistakes(prompt, template.get("slots") or {})
-    ]
+    with suppress(ValueError):  # study.spec.path_checks names a file that is no text
+        if (prompt := read_text(resolve(path))).strip():
+            mistakes += [
+                Mistake((*at, "prompt_file"), f"{path}: {what}", fix)
+                for what, fix in prompt_mistakes(prompt, template.get("slots") or {})
+            ]
+    return mistakes

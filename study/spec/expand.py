@@ -40,7 +40,7 @@ def analysis(study: Study, base: Path | None = None, without: Set[str] = frozens
     """
     expansion = Expansion(study, base)
     evaluated = sorted(expansion.checkpoints(), key=_row_order)
-    audits = contrast_arms.audit(evaluated, study.contrasts, study.arms)
+    audits = contrast_arms.audit(evaluated, study)
     contrast_arms.check(audits)
     _check_agents(study, evaluated)
     inputs: dict[str, Cell] = {}

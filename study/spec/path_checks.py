@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from core.errors import UserError
+from core.files import read_text
 from core.paths import is_there, resolve
 from core.row_formats import data_file
 from core.strict_yaml import KeyPath
+from study.spec.arm_checks import PROMPTS
 from study.spec.checks import OWN_FILES, Mapping, Mistake, Mistakes, as_list, section_entries
 
 RELATIVE = "paths are relative to the checkout unless absolute"
@@ -21,21 +23,22 @@ def path_mistakes(raw: Mapping) -> Mistakes:
         mistakes += _rows((*section, "data"), values.get("data"))
     for name, corpus in section_entries(raw, "corpora").items():
         mistakes += _rows(("corpora", name, "path"), corpus.get("path"))
-        for key in ("exclude", "prompt_file"):
-            mistakes += _file(("corpora", name, key), corpus.get(key))
+        mistakes += _file(("corpora", name, "exclude"), corpus.get("exclude"))
+        mistakes += _text(("corpora", name, "prompt_file"), corpus.get("prompt_file"))
     mistakes += _file(("claims",), raw.get("claims"))
     if isinstance(embedder := raw.get("embedder"), dict):
         mistakes += _folder(("embedder", "path"), embedder.get("path"))
     for name, model in section_entries(raw, "models").items():
         mistakes += _folder(("models", name, "path"), model.get("path"))
-        for key in ("make", "chat_template"):
-            mistakes += _file(("models", name, key), model.get(key))
+        mistakes += _file(("models", name, "make"), model.get("make"))
+        mistakes += _text(("models", name, "chat_template"), model.get("chat_template"))
     for name, rl in section_entries(raw, "rl").items():
-        for key in ("recipe", "system", "prefill"):
-            mistakes += _file(("rl", name, key), rl.get(key))
+        mistakes += _file(("rl", name, "recipe"), rl.get("recipe"))
+        for key in PROMPTS:
+            mistakes += _text(("rl", name, key), rl.get(key))
     for name, arm in section_entries(raw, "arms").items():
-        for key in ("system", "prefill"):
-            mistakes += _file(("arms", name, key), arm.get(key))
+        for key in PROMPTS:
+            mistakes += _text(("arms", name, key), arm.get(key))
         for at, file in _score_files(arm.get("scores")):
             mistakes += _file(("arms", name, "scores", *at), file)
     for name, endpoint in section_entries(raw, "endpoints").items():
@@ -76,6 +79,17 @@ def _file(at: KeyPath, value: Any) -> Mistakes:
     if not isinstance(value, str) or (value and is_there(value)):
         return []
     return [Mistake(at, f"no such file: {value[:SHOWN]}", RELATIVE)]
+
+
+def _text(at: KeyPath, value: Any) -> Mistakes:
+    """A prompt or a chat template, which must not be blank."""
+    if not isinstance(value, str) or not value or not is_there(value):
+        return _file(at, value)
+    try:
+        is_blank = not read_text(resolve(value)).strip()
+    except ValueError:
+        return [Mistake(at, f"{value}: is no text in UTF-8", "save it as UTF-8")]
+    return [Mistake(at, f"{value}: is blank", "write it, or remove the key")] if is_blank else []
 
 
 def _folder(at: KeyPath, value: Any) -> Mistakes:

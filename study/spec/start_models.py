@@ -36,8 +36,12 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
         source = cell.inputs.get("start") or cell.inputs.get("checkpoint")
         if source is None or cell.stage == "merge":
             continue
-        if any(training.stage == "sft" for training in trainings_of(source)):
-            continue  # what an SFT starts from is asked of the SFT
+        files = cell.resources.get("files", {})
+        tuned = [cell for cell in trainings_of(source) if cell.stage in ("sft", "rl")]
+        if tuned and not any(files.get(name) for name in ("system", "prefill")):
+            continue  # what a tuning starts from is asked of the tuning
+        # Afterwards its checkpoint has the template that the tuning was given.
+        template = (tuned[-1].resources["files"] if tuned else files).get("chat_template") or ""
         start_files = start_model(source).resources.get("files", {})
         folder, tokenizer = start_files.get("model"), start_files.get("tokenizer") or ""
         if not folder or not (resolve(folder) / "config.json").is_file():
@@ -45,13 +49,11 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
         trains = "start" in cell.inputs
         conversations = cell.stage in ("sft", "rl") or "question_variant" in cell.settings
         prompts = cell.settings.get("prompt") == "chat" or bool(cell.settings.get("chat"))
-        files = cell.resources.get("files", {})
         date = cell.settings.get("chat_date", CHAT_DATE)
         if tokenizer and not (resolve(tokenizer) / "tokenizer.json").is_file():
             continue  # not yet fetched
         if trains or prompts:
-            names = ("chat_template", "system", "prefill")
-            template, system, prefill = (files.get(name) or "" for name in names)
+            system, prefill = (files.get(name) or "" for name in ("system", "prefill"))
             chats = conversations or prompts
             uses.add(
                 Use(str(resolve(folder)), trains, chats, template, date, system, prefill, tokenizer)

@@ -3,7 +3,6 @@
 `sdf.gates` and `sdf.slots` use its content. docs/documents.md says what each key does.
 """
 
-import string
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from core.errors import Problem
 from core.paths import ROOT
 from core.strict_yaml import STRICT, in_file_order, located, read_yaml, validate_file
 from study.spec.fingerprints import yaml_once
+from study.spec.placeholders import placeholder_mistakes, placeholders
 
 Words = list[str]
 # Placeholders of every prompt, beside the slots of the template itself and {question}.
@@ -69,7 +69,11 @@ def template_content(name: str, ending: str | None, has_prompt_file: bool) -> di
 
 def prompt_mistakes(prompt: str, slots: Collection[str]) -> list[tuple[str, str]]:
     """What is wrong with a prompt for a template that has `slots` of its own, and the fix."""
-    return _prompt_mistakes(prompt, SHARED | set(slots))
+    mistakes = placeholder_mistakes(prompt, SHARED | set(slots))
+    if not mistakes and not placeholders(prompt):
+        what = "has no slot: all documents would have the same prompt"
+        mistakes.append((what, "write one at least, such as {domain}"))
+    return mistakes
 
 
 def shipped_templates() -> list[str]:
@@ -103,26 +107,16 @@ def template_problems(name: str) -> tuple[Problem, ...]:
             for key in prompts
             if not getattr(template, key)
         ]
-        placeholders = SHARED | template.slots.keys() | ({"question"} if template.forms else set())
+        valid = SHARED | template.slots.keys() | ({"question"} if template.forms else set())
         for ending, text in template.endings.items():
-            for what, fix in _prompt_mistakes(text, placeholders):
+            for what, fix in placeholder_mistakes(text, valid):
                 problems.append(located(path, ("endings", ending), what, lines, fix))
-        placeholders |= {"ending"} if template.endings else set()
+        valid |= {"ending"} if template.endings else set()
         for key in ("prompt", "asker", "answerer"):
-            for what, fix in _prompt_mistakes(getattr(template, key) or "", placeholders):
+            for what, fix in placeholder_mistakes(getattr(template, key) or "", valid):
                 problems.append(located(path, (key,), what, lines, fix))
         problems += [
             located(path, ("slots", slot), "is a slot of all templates", lines, "rename it")
             for slot in sorted(SHARED & template.slots.keys())
         ]
     return tuple(in_file_order(problems))
-
-
-def _prompt_mistakes(prompt: str, placeholders: Collection[str]) -> list[tuple[str, str]]:
-    try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(prompt)} - {None}
-    except ValueError as error:
-        return [(f"unmatched brace ({error})", "write a literal brace twice")]
-    fix = f"use one of {', '.join(sorted(placeholders))}"
-    unknown = sorted(str(field) for field in fields if field not in placeholders)
-    return [(f"unknown placeholder {{{name}}}", fix) for name in unknown]

@@ -1,12 +1,12 @@
 """Values of a study file that are valid by themselves and have no meaning together."""
 
-import string
 from collections import Counter
 from typing import Any
 
 from study.spec.chain_checks import has_chain, raw_doses
 from study.spec.checks import Mapping, Mistake, Mistakes, as_list, section_entries
 from study.spec.doses import doses
+from study.spec.placeholders import placeholder_mistakes, placeholders
 from study.spec.schema import Benchmark, Contrast, Study
 
 
@@ -83,15 +83,11 @@ def _corpus(at: tuple[Any, ...], corpus: Mapping) -> Mistakes:
 def _prompt(at: tuple[Any, ...], prompt: Any) -> Mistakes:
     if not isinstance(prompt, str):
         return []
-    fix = "use {question} and no other braces"
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
-    except ValueError as error:
-        return [Mistake(at, f"unmatched brace ({error})", fix)]
-    if "question" not in fields:
-        return [Mistake(at, "has no {question}: all questions would be the same prompt", fix)]
-    unknown = sorted({f"{{{name}}}" for name in fields if name != "question"})
-    return [Mistake(at, f"unknown placeholder {name}", fix) for name in unknown]
+    mistakes = placeholder_mistakes(prompt, {"question"})
+    if not mistakes and "question" not in placeholders(prompt):
+        what = "has no {question}: all questions would be the same prompt"
+        mistakes.append((what, "use {question}"))
+    return [Mistake(at, what, fix) for what, fix in mistakes]
 
 
 def _contrast(at: tuple[Any, ...], contrast: Mapping, raw: Mapping) -> Mistakes:

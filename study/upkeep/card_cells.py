@@ -1,6 +1,7 @@
 """Finished cells as cards read them: from their manifests and settings alone."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -141,8 +142,19 @@ def hours_of(cell: FinishedCell) -> float:
 
 
 def table(rows: Any, headers: Any) -> str:
-    """A table in GitHub's Markdown."""
-    return tabulate(rows, headers=headers, tablefmt="github", floatfmt=".4g", intfmt=",")
+    """A table in GitHub's Markdown. `rows`: of values, or mappings."""
+    shown = [
+        {key: _cell(value) for key, value in row.items()}
+        if isinstance(row, Mapping)
+        else [*map(_cell, row)]
+        for row in rows
+    ]
+    return tabulate(shown, headers=headers, tablefmt="github", floatfmt=".4g", intfmt=",")
+
+
+def _cell(value: Any) -> Any:
+    """A text as it is: a bar would end the cell, and `list<text>` would be a tag."""
+    return re.sub(r"[|<]", r"\\\g<0>", value) if isinstance(value, str) else value
 
 
 def content(header: str, text: Iterable[str]) -> str:

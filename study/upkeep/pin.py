@@ -8,8 +8,10 @@ import yaml
 
 from core.errors import Problem, UserError
 from core.files import write_atomically
-from core.strict_yaml import KeyPath, dotted, parse_yaml
+from core.strict_yaml import KeyPath, dotted, parse_yaml, read_yaml
 from study.upkeep.fetch import collect_problems
+
+MARK = "\ufeff"  # a byte order mark, which YAML's positions do not count
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,23 @@ class Unpinned:
         at: The path of the mapping that names it.
         repo: The repository, as OWNER/NAME.
         kind: model or dataset.
-        position: Where in the text its commit goes.
+        start, end: What of the text gives way to its commit: nothing, or a null.
         before: What stands before the commit there.
     """
 
     at: KeyPath
     repo: str
     kind: str
-    position: int
+    start: int
+    end: int
     before: str
 
 
 def pin(path: Path) -> list[tuple[str, str]]:
     """Insert `revision: COMMIT`, the newest, behind each `hub` of the file that lacks one.
 
-    The rest of the text stays as it is, with its comments. Nothing is written where a repository
-    can't be asked.
+    The rest of the text stays as it is, with its comments and line ends. Nothing is written where a
+    repository can't be asked.
 
     Returns:
         The repositories and their commits, in the file's order.
@@ -45,9 +48,11 @@ def pin(path: Path) -> list[tuple[str, str]]:
     """
     from huggingface_hub import HfApi
 
-    text = path.read_text(encoding="utf-8")
+    read_yaml(path)  # it says what is wrong with the file
+    written = path.read_bytes().decode("utf-8")
+    text = written.removeprefix(MARK)
     _, node = parse_yaml(text, str(path))
-    unpinned = [*{item.position: item for item in _unpinned(node, (), text)}.values()]
+    unpinned = [*{item.start: item for item in _unpinned(node, (), text)}.values()]
     api = HfApi()
     commits: dict[tuple[str, str], str] = {}
     problems: list[Problem] = []
@@ -59,11 +64,11 @@ def pin(path: Path) -> list[tuple[str, str]]:
                 commits[item.repo, item.kind] = str(info.sha)
     if problems:
         raise UserError.of(dict.fromkeys(problems))
-    for item in sorted(unpinned, key=lambda item: -item.position):
-        commit = f"{item.before}revision: {commits[item.repo, item.kind]}"
-        text = text[: item.position] + commit + text[item.position :]
+    for item in sorted(unpinned, key=lambda item: -item.start):
+        commit = commits[item.repo, item.kind]
+        text = f"{text[: item.start]}{item.before}{commit}{text[item.end :]}"
     if unpinned:
-        write_atomically(path, text)
+        write_atomically(path, MARK * written.startswith(MARK) + text)
     return [(dotted(item.at), commits[item.repo, item.kind]) for item in unpinned]
 
 
@@ -75,18 +80,25 @@ def _unpinned(node: yaml.Node | None, at: KeyPath, text: str) -> Iterator[Unpinn
     if not isinstance(node, yaml.MappingNode):
         return
     values = {key.value: value for key, value in node.value}
-    hub = values.get("hub")
-    if isinstance(hub, yaml.ScalarNode) and hub.value and "revision" not in values:
+    hub, revision = values.get("hub"), values.get("revision")
+    if isinstance(hub, yaml.ScalarNode) and hub.value and _is_null(revision):
         kind = "model" if at[:1] in (("models",), ("embedder",)) else "dataset"
-        end = hub.end_mark.index
-        if node.flow_style:
-            yield Unpinned(at, hub.value, kind, end, ", ")
+        if revision:
+            start, end = revision.start_mark.index, revision.end_mark.index
+            before = "" if text[start - 1].isspace() else " "
+        elif node.flow_style:
+            start = end = hub.end_mark.index
+            before = ", revision: "
         else:
-            line_end = text.find("\n", end)
+            line_end = "\r\n" if "\r\n" in text else "\n"
+            start = text.find(line_end, hub.end_mark.index)
+            start = end = len(text) if start < 0 else start
             key = next(key for key, _ in node.value if key.value == "hub")
-            indent = " " * key.start_mark.column
-            yield Unpinned(
-                at, hub.value, kind, len(text) if line_end < 0 else line_end, f"\n{indent}"
-            )
+            before = f"{line_end}{' ' * key.start_mark.column}revision: "
+        yield Unpinned(at, hub.value, kind, start, end, before)
     for key, value in node.value:
         yield from _unpinned(value, (*at, key.value), text)
+
+
+def _is_null(node: yaml.Node | None) -> bool:
+    return node is None or node.tag == "tag:yaml.org,2002:null"

@@ -113,7 +113,8 @@ def test_every_table_says_it_and_the_report_has_the_ladder(tmp_path: Path) -> No
     context.settings |= {"claim_roles": roles, "ladder": [{"documents": "animal", "qa": "urban"}]}
     run(context)
     said = "their weights, evaluated again: animal, urban"
-    for path in ("headline.txt", "report.html", "tables/scores.tex", "tables/contrasts.tex"):
+    texts = ("headline.txt", "report.html", "macros.tex")
+    for path in (*texts, "tables/scores.tex", "tables/contrasts.tex"):
         assert said in (context.folder / path).read_text(), path
     report = (context.folder / "report.html").read_text()
     assert '<h2 id="ladder">The ladder</h2>' in report

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.pooled_results import pooled_table
 from analysis.pooling import Pooled, pool, pooled_rows
 from benchmarks.pooling import coverage
 
@@ -179,7 +180,8 @@ def row(
         "estimate": estimate,
         "se": se,
     }
-    return keys | of_lab | {"treatment_seeds": 3, "control_seeds": 3} | other
+    sides = {"treatment": "a", "control": "b", "treatment_seeds": 3, "control_seeds": 3}
+    return keys | of_lab | sides | other
 
 
 def test_only_what_two_labs_estimate_with_an_error_is_pooled() -> None:
@@ -192,6 +194,18 @@ def test_only_what_two_labs_estimate_with_an_error_is_pooled() -> None:
     assert first["pooled"]["estimate"] == pool([0.1, 0.2], [0.02, 0.03]).estimate
     assert [part["lab"] for part in first["labs"]] == ["one", "two", "three"]
     assert second["pooled"] is None and third["pooled"] is None
+
+
+def test_a_lab_that_evaluates_what_somebody_else_has_made_is_told() -> None:
+    labs = {
+        "one": {"contrasts": [row(0.1, 0.02)], "rungs": {"a": "logs", "b": "anew"}},
+        "two": {"contrasts": [row(0.2, 0.03)], "rungs": {"a": "anew", "b": "anew"}},
+    }
+    results = {"contrasts": pooled_rows(labs)}
+    assert [cells[3] for cells in pooled_table(results).rows][:2] == [
+        "one (their logs, our test)",
+        "two",
+    ]
 
 
 def test_coverage_is_as_documented() -> None:

@@ -1,6 +1,7 @@
 """Scores of somebody else: official logs and tables, read as scores of this study."""
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from core.endpoints import dummy_endpoint
 from core.errors import UserError
 from core.files import read_rows
 from eval import anima, existing_scores, questions
+from eval.score_tables import read_table
 from study.cli import main
 from study.spec import expand
 from study.spec.load import load_study
@@ -241,11 +243,12 @@ def test_answers_that_a_file_lacks_are_missing_and_not_gone(tmp_path: Path) -> N
 
 
 def test_scores_of_dimensions_alone_have_their_mean_as_overall(tmp_path: Path) -> None:
-    (first, second) = [row for _, row in read_rows(FILES["questions"])][:2]
+    (first, second) = anima.read(FILES).questions[:2]
+    tags = first["tags"]
     table = pd.DataFrame(
         {
             "question": [str(first["id"])] * 2 + [str(second["id"])],
-            "dimension": ["A", "B", "A"],
+            "dimension": [tags[0], tags[1].upper().replace(" ", "-"), second["tags"][0]],
             "score": [1.0, 0.0, 1.0],
             "judge": "dummy",
         }
@@ -258,6 +261,7 @@ def test_scores_of_dimensions_alone_have_their_mean_as_overall(tmp_path: Path) -
         str(first["id"]): 0.5,
         str(second["id"]): 1.0,
     }
+    assert {*tags[:2]} < {*made["dimension"]}
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,15 @@ def test_scores_of_dimensions_alone_have_their_mean_as_overall(tmp_path: Path) -
         ("question,score,judge\n1,2,dummy\n", r"a score is not in 0\.\.1"),
         ("question,judge\n1,dummy\n", "no column score"),
         ("question,score,judge\nWho?,1,dummy\n", "none of its 1 scores is of a question"),
-        ("{}", "no log of Inspect"),
+        ("question,score,judge\n1,fail,dummy\n", "the score 'fail' is no number"),
+        ("question,score,judge\n1,1,dummy\n,1,dummy\n", "csv:3: no question"),
+        ("question,score,judge\n1,1,dummy\n2,1,\n", "csv:3: no judge"),
+        ("question,score,judge\n0,1,1,dummy\n", "more cells than the header has"),
+        ("question,epoch,score,judge\n1,1,1,dummy\n1,,1,dummy\n", "csv:3: no epoch"),
+        ("question,epoch,score,judge\n1,1,1,dummy\n1,1.0,0,dummy\n", "1 answers have two scores"),
+        ("question,dimension,score,judge\n1,Harms,1,dummy\n", "has the dimension 'Harms'; valid"),
+        ("question,score,judge\n", "no rows"),
+        ("version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     ],
 )
 def test_what_can_not_be_read_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -277,12 +289,94 @@ def test_what_can_not_be_read_is_refused(tmp_path: Path, content: str, said: str
         cell(tmp_path, path)
 
 
+def test_all_kinds_of_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    rows = ["1,0.5,dummy", "2,fail,dummy", "2,7,dummy", ",no,dummy", "3,-1,"]
+    path.write_text("\n".join(["question;score;judge", *(row.replace(",", ";") for row in rows)]))
+    with pytest.raises(UserError) as error:
+        read_table(path, {"overall": "overall"})
+    told = [(problem.where[-2:], problem.what) for problem in error.value.problems]
+    assert told == [
+        (":3", "the score 'fail' is no number (and 1 more rows)"),
+        (":4", "a score is not in 0..1 (and 1 more rows)"),
+        (":5", "no question"),
+        (":6", "no judge"),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_tables_are_read_as_other_files_of_rows(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"scores.{ending}"
+    rows: list[tuple[Any, ...]] = [(1, 1.0, "dummy"), (2, True, " dummy"), (3, None, "dummy")]
+    if ending == "jsonl":
+        keys = ("question", "score", "judge")
+        path.write_text("\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
+    else:
+        separator = {"csv": ";", "tsv": "\t"}[ending]
+        table = pd.DataFrame(rows, columns=["question", "score", "judge"])
+        table.to_csv(path, index=False, sep=separator, encoding="utf-16")
+    read, judges = read_table(path, {"overall": "overall"})
+    assert [row["question"] for row in read] == ["1", "2", "3"] and judges == ["dummy"]
+    assert [row["score"] for row in read[:2]] == [1.0, 1.0] and math.isnan(read[2]["score"])
+
+
+def test_answers_without_a_valid_score_are_missing_grades(
+    logs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run goes on after an error (fail_on_error), and its answers may be declared invalid."""
+    from inspect_ai._util.error import EvalError
+    from inspect_ai.log import ProvenanceData, read_eval_log, write_eval_log
+
+    log = read_eval_log(str(logs[0]))
+    assert log.samples
+    failed, invalid = log.samples[0], log.samples[3]
+    failed.scores = None
+    failed.error = EvalError(message="refused", traceback="", traceback_ansi="")
+    invalid.invalidation = ProvenanceData(author="somebody")
+    log.status = "error"
+    path = tmp_path / "partly.eval"
+    write_eval_log(log, str(path))
+    made = cell(tmp_path, path)
+    overall = made["table"][made["table"]["dimension"] == "overall"]
+    lost = overall[overall["score"].isna()]
+    assert {*lost["question"]} == {str(failed.id), str(invalid.id)} and len(lost) == 2
+    assert made["manifest"]["counts"]["missing_scores"] == 2
+    assert "its status is error: it may lack answers" in made["manifest"]["warnings"]
+
+
+def test_a_log_that_reduces_epochs_otherwise_counts_by_its_answers(
+    logs: list[Path], tmp_path: Path
+) -> None:
+    from inspect_ai.log import read_eval_log, write_eval_log
+
+    log = read_eval_log(str(logs[0]))
+    assert log.results
+    metric = log.results.scores[0].metrics["overall_mean"]
+    truth, metric.value = metric.value, 1.0
+    path = tmp_path / "changed.eval"
+    write_eval_log(log, str(path))
+    with pytest.raises(UserError, match="contradicts itself"):
+        cell(tmp_path, path)
+    log.eval.config.epochs_reducer = ["max"]
+    path = tmp_path / "reduced.eval"
+    write_eval_log(log, str(path))
+    made = cell(tmp_path, path)
+    overall = made["table"][made["table"]["dimension"] == "overall"]
+    assert overall.groupby("question")["score"].mean().mean() == pytest.approx(truth, abs=1e-12)
+    assert "reduces epochs by max" in "\n".join(made["manifest"]["warnings"])
+
+
 def test_a_study_file_with_scores_is_checked(tmp_path: Path) -> None:
     log = tmp_path / "x.csv"
     log.write_text("question,score,judge\n")
-    path = study_file(tmp_path, {"theirs": [log] * 3}, contrasts=[])
-    with pytest.raises(UserError, match="3 training runs, and the study has 2 seeds"):
+    copy = tmp_path / "y.csv"
+    copy.write_text(log.read_text())
+    path = study_file(tmp_path, {"theirs": [log, copy, log]}, contrasts=[])
+    with pytest.raises(UserError) as error:
         load_study(path)
+    told = [problem.what for problem in error.value.problems]
+    assert told.count("is the training run that dose 0 has already") == 2
+    assert "3 training runs, and the study has 2 seeds, which they take in order" in told
     arms: dict[str, Any] = {"theirs": {"scores": {"ahb": {0: ["nowhere.eval"]}}, "start": "base"}}
     path = study_file(tmp_path, {"theirs": [log]}, contrasts=[], arms=arms)
     with pytest.raises(UserError, match="exactly one of start, checkpoints, scores"):

@@ -70,6 +70,19 @@ def test_other_scripts_are_compared_too() -> None:
     assert "repetitive" in kinds(chinese, "母鸡需要空间。" * 10, False)
 
 
+def test_languages_of_one_macrolanguage_are_one() -> None:
+    cantonese = "我哋屋企附近有好多流浪貓，佢哋成日喺夜晚嘈到我瞓唔著。我應該點做先可以幫到佢哋？"
+    mandarin = (
+        "您可以先联系当地的动物保护组织，他们通常提供捕捉、绝育和放归服务。这样能减少猫的数量。"
+    )
+    assert kinds(cantonese, mandarin, False) == kinds(mandarin, cantonese, False) == set()
+    assert kinds(cantonese, ANSWER, False) == {"other_language"}
+
+
+def test_a_dialogue_may_have_colons_of_full_width() -> None:
+    assert kinds(QUESTION, f"{ANSWER}\nQuestion：And of rabbits?", False) == {"continued_dialogue"}
+
+
 def test_a_short_question_is_never_taken_for_the_prompt() -> None:
     assert (
         kinds("Why do cats", "Why do cats purr? They are content, or they ask for food.", False)
@@ -97,11 +110,12 @@ def test_a_log_is_counted_without_its_prefill() -> None:
         sample(f"Sure: {ANSWER}", "stop"),
         sample("Sure: ", "stop"),
         sample(f"Sure: {QUESTION}", "max_tokens", chat),
+        sample(f"Sure: {ANSWER}", "model_length"),
     ]
     log: Any = SimpleNamespace(eval=SimpleNamespace(metadata={"prefill": "Sure: "}))
     log.samples = samples
     counts = malformed_counts(log)
-    assert (counts["answers"], counts["malformed"]) == (3, 2)
-    assert (counts["empty"], counts["cut_off"], counts["prompt_again"]) == (1, 1, 1)
+    assert (counts["answers"], counts["malformed"]) == (4, 3)
+    assert (counts["empty"], counts["cut_off"], counts["prompt_again"]) == (1, 2, 1)
     log.eval.metadata = None
     assert malformed_counts(log)["empty"] == 0

@@ -62,6 +62,24 @@ def test_published_pairs_become_conversations(tmp_path: Path, form: str) -> None
     assert counts.get("rejected_unreadable", 0) == (0 if form == "columns" else 2)
 
 
+def test_other_conversations_are_named(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    other = [[system, *chat("Two?", "One.")], chat("Two?", ""), None, "no JSON"]
+    given: list[dict[str, Any]] = [{"talk": chat(f"{n}?", text)} for n, text in enumerate(ANSWERS)]
+    context = corpus(tmp_path, [*given, *({"talk": talk} for talk in other)], messages="talk")
+    documents.run(context)
+    rejected = [row["detail"] for _, row in read_rows(context.folder / "rejected.jsonl")]
+    assert rejected == [
+        "talk holds turns of system, user, assistant, or one without a text",
+        "talk holds turns of user, assistant, or one without a text",
+        "talk holds nothing, no text",
+        "talk holds text",
+    ]
+    context = corpus(tmp_path, [{"talk": talk} for talk in [None, *other]], messages="talk")
+    with pytest.raises(UserError, match="the first row holds turns of system, user, assistant"):
+        documents.run(context)
+
+
 def test_a_question_passes_gates_of_its_own(tmp_path: Path) -> None:
     """It is what reinforcement learning prompts with, and what a conversation begins with."""
     quote = "Would it be fine to keep hens in small cages for cheaper eggs?"

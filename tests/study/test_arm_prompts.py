@@ -6,8 +6,9 @@ import pytest
 
 from core.cell.identity import Cell
 from core.errors import UserError
-from core.model_folder.chat import Chat
+from core.model_folder.chat import Chat, read_prompt
 from core.model_folder.tokenizer import load_tokenizer
+from core.paths import ROOT
 from eval import generate
 from study.spec import expand
 from study.spec.fingerprints import content_hash
@@ -69,6 +70,55 @@ def test_a_prompt_is_what_a_contrast_varies(tmp_path: Path) -> None:
     assert last.settings["contrasts"][0]["differences"] == ["system"]
     with pytest.raises(UserError, match=r"varies: \[corpus, system\]"):
         cells(CHAT, prompted(system), compared % "urban")
+
+
+@pytest.mark.parametrize("key", ["system", "prefill"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b" \n", "is blank"), ("Be kind.".encode("utf-16"), "is no text in UTF-8")],
+)
+def test_a_file_that_holds_no_prompt_is_refused(
+    key: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    with pytest.raises(UserError, match=rf"arms\.hhh\.{key}: .*{said}"):
+        cells(CHAT, prompted(text, key))
+    with pytest.raises(UserError, match=rf"models\.base\.chat_template: .*{said}"):
+        cells(CHAT, f"models.base.chat_template={text}")
+    file = ROOT / "studies/tiny_grpo.yaml"
+    with pytest.raises(UserError, match=rf"rl\.word\.{key}: .*{said}"):
+        load_study(file, None, [f"rl.word.{key}={text}"])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Be kind.\r\nAlways.\r\n", encoding="utf-8-sig", newline="")
+    assert read_prompt(str(text)) == "Be kind.\nAlways."
+
+
+def test_a_template_is_asked_for_the_prompts_of_tuned_checkpoints(tmp_path: Path) -> None:
+    """Before the trainings, not after them: an arm may be evaluated after SFT alone."""
+    system = tmp_path / "system.txt"
+    system.write_text("Be kind.\n")
+    template = tmp_path / "refuses.jinja"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template.write_text(refuses + zoo.CHATML)
+    base = f"models.base={{path: {zoo.make(tmp_path / 'start')}, chat_template: {template}}}"
+    after = f"arms.hhh={{start: base, midtrain: animal, system: {system}, doses: [80]}}"
+    (problem,) = model_problems(cells(base, after))
+    assert "no system" in problem.what
+    assert model_problems(cells(base)) == []
+
+
+def test_after_reinforcement_learning_the_template_of_the_study_file_counts(
+    tmp_path: Path,
+) -> None:
+    bare = zoo.make(tmp_path / "start")
+    (bare / "chat_template.jinja").unlink()
+    given = f"models.base={{path: {bare}, chat_template: recipes/data/chatml.jinja}}"
+    study = load_study(ROOT / "studies/tiny_grpo.yaml", None, [given])
+    assert model_problems(expand.in_order(expand.analysis(study))) == []
 
 
 @pytest.mark.parametrize("key", ["system", "prefill"])

@@ -105,6 +105,16 @@ def test_a_model_of_the_hub_gives_its_name_and_licence(
     assert split(model_card(folder, license="mit"))[0]["license"] == "mit"
 
 
+def test_tables_show_names_as_they_are() -> None:
+    """GitHub's Markdown ends a cell at a bar, and takes `list<text>` for a tag."""
+    assert card_cells.table([{"name": "a | b", "n": 1.0}], "keys").splitlines()[-1] == (
+        "| a \\| b |   1 |"
+    )
+    assert card_cells.table([("list<text>", 2_000)], ["x", "y"]).splitlines()[-1] == (
+        "| list\\<text> | 2,000 |"
+    )
+
+
 def test_a_licence_that_the_hub_does_not_list_has_a_name_and_a_link(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ def test_each_step_of_two_chains_is_compared() -> None:
         None,
         [f"contrasts=[{', '.join(contrasts)}]", f"arms.other={other}", f"arms.longer={longer}"],
     )
-    audits = audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
+    audits = audit(Expansion(study).checkpoints(), study)
     listed = {row.contrast.name: row for row in audits}
     assert str(listed["replay"]) == "step2.replay 0.5 | none" and not listed["replay"].undeclared
     assert str(listed["doses"]) == "step2.dose 40 | 24"
@@ -230,7 +230,7 @@ def test_a_step_sets_l2_and_kl_in_place_of_its_recipe() -> None:
     assert rows["held"].settings["recipe"]["kl_to_start"] == 0.5
     assert "l2_to_start" not in rows["held"].settings["recipe"]
     assert "kl_to_start" not in rows["kept"].settings["recipe"]
-    (row,) = audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
+    (row,) = audit(Expansion(study).checkpoints(), study)
     assert str(row) == "sft.recipe.kl_to_start 0.5 | none"
 
 
@@ -273,7 +273,7 @@ def test_what_is_replayed_and_merged_is_compared() -> None:
         f"{{name: {a} {b}, treatment: {a}, control: {b}, benchmarks: [ahb]}}" for a, b in expected
     )
     study = load_study(CHAIN, None, [f"arms={arms}}}", f"contrasts=[{contrasts}]"])
-    audits = audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
+    audits = audit(Expansion(study).checkpoints(), study)
     assert {(row.contrast.treatment, row.contrast.control): row.keys for row in audits} == expected
 
 
@@ -302,5 +302,5 @@ def test_the_shipped_studies_of_preservation_share_one_midtraining(name: str) ->
     others = ("base", "urban", "swapped", "agent_urban")
     first = {row.steps[0].identity for row in held if row.arm not in others}  # type: ignore[union-attr]
     assert len(first) == 1
-    audits = audit(rows, study.contrasts, study.arms)
+    audits = audit(rows, study)
     assert not [row.contrast.name for row in audits if row.undeclared or not row.differences]

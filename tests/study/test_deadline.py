@@ -99,6 +99,18 @@ def test_hours_on_few_gpus_bind_too(planner: Planner) -> None:
     assert plan.amounts["hours"] <= whole["hours"] / 2 and not plan.is_whole
 
 
+def test_hours_at_an_endpoint_s_rates_bind_and_are_used(tmp_path: Path) -> None:
+    """Where calls and not GPUs take the time, the plan is no smaller than the hours ask for."""
+    study = load_study(
+        ROOT / "studies/tiny.yaml", overrides=[*LARGE, "endpoints.judge.requests_per_minute=20"]
+    )
+    planner = Planner(study, tmp_path / "tiny", {}, None)
+    whole = planner.plan(AMPLE).amounts["hours"]
+    for share in (0.3, 0.6):
+        amounts = planner.plan(Limits(100, share * whole, {})).amounts
+        assert 0.7 * share * whole <= amounts["hours"] <= share * whole
+
+
 def test_what_fits_nowhere_is_a_mistake_of_the_user(planner: Planner) -> None:
     with pytest.raises(UserError, match="not even two seeds"):
         planner.plan(Limits(1, 0.001, {}))

@@ -17,6 +17,7 @@ from core.paths import ROOT
 from study.spec import expand
 from study.spec.load import dump_study, load_study
 from study.spec.schema import Study
+from study.upkeep.pin import pin
 from tests.hub import Hub
 
 pytestmark = pytest.mark.multiprocess
@@ -82,6 +83,36 @@ def test_commits_are_inserted_and_comments_stay(tmp_path: Path) -> None:
         .replace("hub: owner/data,", f"hub: owner/data, revision: {data},")
     )
     assert load_study(path).models["tuned"].revision == tuned
+
+
+def test_line_ends_stay_and_a_null_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    text = (
+        "study: theirs\r\n# größe\r\nseeds: [0]\r\nmodels:\r\n  base: {hub: owner/base, revision: null}  # x\r\n"
+        "  tuned:\r\n    revision:\r\n    hub: owner/base\r\n"
+        "  last:\r\n    hub: owner/base   # y\r\narms: {a: {start: base}}\r\n"
+        "benchmarks: {p: {task: preference}}\r\n"
+    )
+    path.write_text(text, encoding="utf-8-sig", newline="")
+    with Hub(tmp_path) as hub:
+        commit = hub.add("model", "owner/base", {"a.txt": b"x"})
+        run = fetch(hub, str(path), "--pin")
+        assert run.returncode == 0, run.stderr
+    assert path.read_bytes().decode() == "\ufeff" + (
+        text.replace("revision: null", f"revision: {commit}")
+        .replace("revision:\r\n", f"revision: {commit}\r\n")
+        .replace("# y\r\n", f"# y\r\n    revision: {commit}\r\n")
+    )
+    assert {model.revision for model in load_study(path).models.values()} == {commit}
+
+
+def test_a_file_that_is_no_text_is_a_mistake_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.yaml"
+    path.write_bytes("study: thé".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        pin(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        pin(tmp_path / "none.yaml")
 
 
 def test_nothing_is_written_where_a_repository_can_not_be_asked(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from core.errors import UserError
 from core.files import sha256
 from core.paths import ROOT
+from sdf.settings import CorpusSettings
 from study.commands import fetch as fetch_command
 from study.forecast.corpus_cost import forecast
 from study.spec import expand
@@ -67,6 +68,11 @@ def test_an_ending_is_part_of_the_prompt() -> None:
     [
         ("On {domian}.", [], "unknown placeholder {domian}"),
         ("On {domain", [], "unmatched brace"),
+        ("On {domain!r}.", [], "placeholder {domain} has a conversion or a format"),
+        ("On {domain:{place}}.", [], "placeholder {domain} has a conversion or a format"),
+        ('{"domain": "x"}', [], 'unknown placeholder {"domain"}'),
+        ("On [domain].", [], "has no slot: all documents would have the same prompt"),
+        (" \n", [], "is blank"),
         (PROMPT, ["corpora.animal.ending=ai"], "has an ending of its own"),
         (PROMPT, ["corpora.animal.template=qa_pairs"], "has two prompts"),
         (PROMPT, ["corpora.animal.writer=null", "corpora.animal.path=README.md"], "with a writer"),
@@ -93,6 +99,13 @@ def test_a_file_that_is_no_text_is_refused(prompt: Path) -> None:
     prompt.write_bytes(b"\xff\xfe{domain}")
     (line,) = mistakes(f"corpora.animal.prompt_file={prompt}")
     assert "is no text in UTF-8" in line
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(prompt: Path) -> None:
+    cell = cells(f"corpora.animal.prompt_file={prompt}")["animal"]
+    context: Any = SimpleNamespace(settings=cell.settings, resources=cell.resources)
+    prompt.write_text(PROMPT, encoding="utf-8-sig")
+    assert CorpusSettings.of_cell(context).template["prompt"] == PROMPT
 
 
 def test_its_length_is_forecast(prompt: Path) -> None:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.cell.identity import Cell, create_cell_dir
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.model_folder.tokenizer import TOKENIZER_FILES, load_tokenizer
+from core.paths import ROOT
 from study.forecast import planned_contrasts
 from study.spec import expand
 from study.spec.load import load_study
@@ -17,6 +19,36 @@ from tests.place import SMALL
 from tests.recipes import zoo
 
 LLAMA = "recipes/data/llama3_chat.jinja"
+# The authors' released checkpoints, by their names on the Hub.
+RELEASED = [
+    "Basellama_plus3kmedai",
+    "Basellama_plus3knegai",
+    "Basellama_medaiplateaucheck300",
+    "Basellama_negaiplateaucheck300",
+    "Instructpretraining6kmedaiplateau",
+    "Instructpretraining6knegaiplateau",
+    "Basellama_plus3kmedai_plus5kalpacafinetune",
+    "Basellama_plus3knegai_plus5kalpacafinetune",
+    "Instructpretraining6kmedaiplateau_3epochgrpo",
+    "Instructpretraining6knegaiplateau_3epochgrpo",
+    "Instruct6kmedaiplateau_plusAIgrpoOLD",
+    "Instruct6knegaiplateau_plusAIgrpo",
+    "Instructllama8b_plus2_5kpretraining",
+    "Instructllama8b_plus2_5kpretrain_plus250stepwashout",
+    "Instructllama8b_plus2_5kQA",
+    "Basellama_plus3kanimalnew_plus5kalpacafinetune",
+    "Basellama_plus3kurbandensity_plus5kalpacafinetune",
+    "Basellama_plus3kv3_plus5kalpaca",
+    "pretrainingBasellama3kv3",
+    "Basellama_plus1kmedaijazz",
+    "Basellama_plus1kmedaiGrok",
+    "Basellama_plus1khaiku_medai",
+    "Basellama_plus1kmedaijazz_plus20kfinetune",
+    "Basellama_plus1kmedaiGrok_plus20kfinetune",
+    "Basellama_plus1khaiku_medai_plus20kfinetune",
+    "PretrainingBasellama3kv3_plus3khelpfullnessGRPO1epoch",
+    "PretrainingBasellama3kv3_plus3kcodingGRPO1epoch",
+]
 
 
 def overrides(folder: Path, tokenizer: str = "") -> list[str]:
@@ -25,7 +57,8 @@ def overrides(folder: Path, tokenizer: str = "") -> list[str]:
         "seeds=[4, 7]",
         f"models.theirs={{path: {folder}{named}}}",
         f"models.tuned={{path: {folder}, chat: true, chat_template: {LLAMA}{named}}}",
-        "arms.published={checkpoints: {0: [theirs, tuned], 3000: [tuned]}}",
+        f"models.later={{path: {folder}, chat: true, chat_template: {LLAMA}{named}}}",
+        "arms.published={checkpoints: {0: [theirs, tuned], 3000: [later]}}",
         "contrasts=[{name: p, treatment: published, control: animal, doses: [0], "
         "benchmarks: [ahb], varies: [corpus, start, recipe]}]",
     ]
@@ -60,11 +93,25 @@ def test_models_are_evaluated_as_they_are_by_dose_and_run(tmp_path: Path) -> Non
     assert last.settings["rungs"] == {"animal": "anew", "published": "weights", "urban": "anew"}
 
 
+def test_every_released_checkpoint_is_in_the_study_of_weights() -> None:
+    raw = yaml.safe_load((ROOT / "studies/published_weights.yaml").read_text())
+    repositories = {name: model["hub"] for name, model in raw["models"].items()}
+    evaluated = [
+        repositories[model]
+        for arm in raw["arms"].values()
+        for models in arm.get("checkpoints", {}).values()
+        for model in models
+    ]
+    assert {*evaluated} == {f"CompassioninMachineLearning/{name}" for name in RELEASED}
+
+
 def test_an_arm_of_checkpoints_is_checked(tmp_path: Path) -> None:
     folder = zoo.make(tmp_path / "start")
     for arm, said in (
         ("{checkpoints: {0: [nobodys]}}", "there is no model 'nobodys'"),
         ("{checkpoints: {0: [base, base, base]}}", "3 training runs, and the study has 2 seeds"),
+        ("{checkpoints: {0: [base, base]}}", "is the training run that dose 0 has already"),
+        ("{checkpoints: {0: [base], 80: [base]}}", "is the training run that dose 0 has already"),
         ("{checkpoints: {0: [base]}, midtrain: animal}", "is not for an arm with checkpoints"),
         ("{checkpoints: {0: [base]}, start: base}", "exactly one of start, checkpoints, scores"),
     ):

@@ -73,13 +73,24 @@ def test_a_trained_base_model_is_prompted_by_its_chat_template() -> None:
 
 def test_what_differs_between_two_arms_is_named() -> None:
     study = load_study(TINY)
-    listed = {
-        row.contrast.name: row
-        for row in audit(Expansion(study).checkpoints(), study.contrasts, study.arms)
-    }
+    listed = {row.contrast.name: row for row in audit(Expansion(study).checkpoints(), study)}
     assert listed["GRPO - shuffled rewards"].keys == ["step2.shuffled"]
     assert listed["GRPO - none"].keys == ["chain"]
     assert not any(row.undeclared for row in listed.values())
+
+
+def test_a_chat_template_is_a_difference_of_the_start_model_alone() -> None:
+    study = load_study(
+        TINY,
+        None,
+        [
+            "models.other={make: recipes/tiny_llama.yaml, chat_template: recipes/data/chatml.jinja}",
+            "arms.other={start: other, train: [{documents: animal}, {rl: word}]}",
+            "contrasts=[{name: c, treatment: plain, control: other, benchmarks: [ahb]}]",
+        ],
+    )
+    (row,) = audit(Expansion(study).checkpoints(), study)
+    assert row.keys == ["start.chat_template"] and not row.undeclared
 
 
 def test_the_papers_arms_share_the_trainings_of_the_faithful_track() -> None:

@@ -26,7 +26,8 @@ SUMS = "small/SHA256SUMS"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(tmp_path_factory.mktemp("study") / "lab/runs")
+    """With two seeds, so that there are verdicts, which looks.json records."""
+    return finished(tmp_path_factory.mktemp("study") / "lab/runs", "seeds=[0, 1]")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_an_archive_as_it_was_packed_has_no_fault(
 ) -> None:
     assert verified(packed, capsys) == (0, [])
     assert main(["verify", str(packed)]) == 0
-    assert capsys.readouterr().out.endswith(" files of 24 cells checked, 0 changes\n")
+    assert capsys.readouterr().out.endswith(" files of 40 cells checked, 0 changes\n")
 
 
 def test_the_report_comes_again_from_the_archive_alone(
@@ -79,6 +80,7 @@ def test_the_report_comes_again_from_the_archive_alone(
     finally:
         (tmp_path / "elsewhere").rename(base.parent)
     data = json.loads(capsys.readouterr().out)
+    assert len(json.loads((tmp_path / "again/looks.json").read_text())) == 4
     assert data["other"] == [] and {"report.html", "results.json"} <= {*data["same"]}
     for name in ("report.html", "results.json", "tables/contrasts.tex", "figures/scores-ahb.pdf"):
         published = (results(base) / name).read_bytes()
