@@ -42,6 +42,7 @@ class Sampler:
     def load_weights(self, weights: "Iterator[tuple[str, Tensor]]") -> None:
         """Replace all weights, which have the names of a Hugging Face checkpoint."""
         self.lm.model.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self.lm.model.apply_model(_tie_again)
 
     def sample(
         self, prompts: list[list[int]], seeds: list[int], max_tokens: int, stop: list[int]
@@ -69,6 +70,16 @@ class Sampler:
         batch = [{"prompt_token_ids": prompt} for prompt in prompts]
         answers = self.lm.model.generate(batch, parameters, use_tqdm=False)
         return [_sample(answer.outputs[0]) for answer in answers]
+
+
+def _tie_again(model: Any) -> None:
+    """Give the output layer the embedding that has been reloaded, where they are one weight.
+
+    vLLM's CPU build keeps a packed copy for the output layer, and reloads what has a name alone.
+    """
+    if model.config.tie_word_embeddings:
+        head = model.lm_head.tie_weights(model.model.embed_tokens)
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _sample(output: Any) -> Sample:

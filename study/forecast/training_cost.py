@@ -183,7 +183,8 @@ def _row(
         "eval_gpu_hours": eval_hours * gpus,
         "waiting_gpu_hours": waiting_hours * gpus,
         "speed": speed,
-        "refused": _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
+        "refused": _refused_stage(cell, layout)
+        or _refused(model, recipe, layout, gb["total"], host_gb["total"], steps, hours)
         if remaining
         else None,
         "warnings": _warnings(recipe, layout, gb["total"], steps, hours, step_bytes)
@@ -225,6 +226,13 @@ def times(
 
 
 # The texts of `refused` and `warnings` are part of `plan --json`.
+def _refused_stage(cell: Cell, layout: Layout) -> str | None:
+    if cell.stage == "rl" and layout.ranks > 1:
+        fix = "tasks_per_node: 1 and gpus_per_node: 1 for the stage rl in the profile"
+        return f"runs as one process, and the profile gives {layout.ranks}; {fix}"
+    return None
+
+
 def _refused(
     model: ModelShape,
     recipe: Training,

@@ -20,7 +20,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from core.cell.manifest import read_manifest
+from core.cell.identity import read_config
+from core.cell.manifest import read_manifest, write_manifest
 from core.cell.run import run_cell
 from core.errors import UserError
 from core.grpo_recipe import Grpo, grpo_mistakes, load_grpo, split_grpo
@@ -103,15 +104,22 @@ def test_a_killed_training_ends_with_the_same_rollouts_and_weights(
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA], ids=["all_weights", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "is_tied"),
+    [(None, False), (LORA, False), (None, True)],
+    ids=["all_weights", "lora", "tied"],
+)
 def test_the_engine_has_the_weights_of_each_step(
-    base: Path, tmp_path: Path, lora: dict[str, Any] | None
+    base: Path, tied: Path, tmp_path: Path, lora: dict[str, Any] | None, is_tied: bool
 ) -> None:
     """The loss of what the present weights have sampled is 0 but for the KL; else ratios are off.
 
-    The KL is that from the start: 0 at the first step, and then not.
+    The KL is that from the start: 0 at the first step, and then not. An output layer that is the
+    embedding is reloaded with it.
     """
     train = {**SHORT, "lora": lora}
+    if is_tied:
+        base = with_start(base, tied, tmp_path / "made" / base.name)
     folder = grpo_toy.cell(
         base, tmp_path, {"beta": 0.04, "loss": "grpo"}, train=train, runtime={"micro_batch_size": 5}
     )
@@ -121,6 +129,16 @@ def test_the_engine_has_the_weights_of_each_step(
     assert max(grpo_toy.curve(folder, "grad_norm")) > 1e-2
     kl = grpo_toy.curve(folder, "kl")
     assert abs(kl[0]) < 1e-6 and min(kl[2:]) > 1e-4
+
+
+def with_start(base: Path, model: Path, made: Path) -> Path:
+    """A study's folder as `base`, with another start model."""
+    cell = made / toy.MODEL.relpath
+    shutil.copytree(base / toy.MODEL.relpath, cell, ignore=shutil.ignore_patterns("model"))
+    shutil.copytree(model, cell / "model")
+    (cell / "manifest.json").unlink()
+    write_manifest(cell, read_config(cell), "", "", counts={}, warnings=[])
+    return made
 
 
 @pytest.mark.vllm

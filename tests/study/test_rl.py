@@ -127,6 +127,8 @@ def test_a_forecast_counts_rollouts_and_what_vllm_holds(tmp_path: Path) -> None:
     greedy = replace(cell, resources=cell.resources | {"engine_memory": 0.9})
     (refused,) = training_cost.forecast([greedy], tmp_path, {"rl": layout})
     assert "needs about" in refused["refused"]
+    (several,) = training_cost.forecast([cell], tmp_path, {"rl": Layout(ranks=4, per_node=4)})
+    assert "runs as one process, and the profile gives 4" in several["refused"]
 
 
 @pytest.mark.parametrize(
