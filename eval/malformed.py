@@ -85,6 +85,7 @@ def malformed_counts(log: "EvalLog") -> dict[str, int]:
             sample.output.stop_reason in ("max_tokens", "model_length"),
         )
         for sample in log.samples or []
+        if sample.output.choices  # none where an error came first: there is no answer
     ]
     return count(answers)
 

@@ -326,11 +326,13 @@ def test_answers_without_a_valid_score_are_missing_grades(
     """A run goes on after an error (fail_on_error), and its answers may be declared invalid."""
     from inspect_ai._util.error import EvalError
     from inspect_ai.log import ProvenanceData, read_eval_log, write_eval_log
+    from inspect_ai.model import ModelOutput
 
     log = read_eval_log(str(logs[0]))
     assert log.samples
     failed, invalid = log.samples[0], log.samples[3]
     failed.scores = None
+    failed.output = ModelOutput()
     failed.error = EvalError(message="refused", traceback="", traceback_ansi="")
     invalid.invalidation = ProvenanceData(author="somebody")
     log.status = "error"
@@ -341,6 +343,8 @@ def test_answers_without_a_valid_score_are_missing_grades(
     lost = overall[overall["score"].isna()]
     assert {*lost["question"]} == {str(failed.id), str(invalid.id)} and len(lost) == 2
     assert made["manifest"]["counts"]["missing_scores"] == 2
+    answers = made["manifest"]["counts"]["responses"] - 1
+    assert made["manifest"]["malformed"]["answers"] == answers, "an error is no answer"
     assert "its status is error: it may lack answers" in made["manifest"]["warnings"]
 
 
