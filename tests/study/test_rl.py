@@ -189,3 +189,6 @@ def test_a_model_card_names_grpo_and_its_reward(tmp_path: Path) -> None:
     runs = [finished("midtrain", "midtrain", settings, documents=animals), rl]
     assert cards._steps(runs) == ["midtrained on animal", "trained by GRPO"]
     assert cards._recipe(rl) == "`rl`: lr 0.1, group_size 8, reward by me/reward."
+    tuned = finished("sft", "sft", {"recipe": {"lr": 0.1}, "replay": 0.5}, start=rl, replay=animals)
+    assert cards._recipe(tuned) == "`sft`: lr 0.1, replay 0.5 of animal."
+    assert {*cards._corpora([rl, tuned])} == {"questions", "animal"}
