@@ -60,6 +60,8 @@ def _without_plain_groups(svg: str) -> str:
     is_plain: list[bool] = []
 
     def shown(tag: re.Match[str]) -> str:
+        if tag[0].endswith("/>"):  # of a point without a value: nothing is in it
+            return ""
         if tag[0] != "</g>":
             is_plain.append(tag[0] == "<g>")
             return "" if is_plain[-1] else tag[0]

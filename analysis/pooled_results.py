@@ -143,14 +143,14 @@ def write_tables(results: Results, folder: Path) -> None:
 def forest(results: Results) -> Figure:
     """Each lab's estimate with its interval, and the pooled ones below, contrast by contrast."""
     lines = table(results)
-    panels = [
-        (key, part) for key, part in lines.groupby(["contrast", "benchmark", "dose"], sort=False)
-    ]
+    keys = ["contrast", "benchmark", "dose", "control_dose"]
+    panels = [(key, part) for key, part in lines.groupby(keys, sort=False)]
     figure = plots.new_figure(0.6 + 0.26 * len(lines) + 0.6 * len(panels))
     heights = [len(part) + 1 for _, part in panels]
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, ((contrast, benchmark, dose), part) in zip(axes, panels, strict=True):
-        axis.set_title(f"{contrast}, {benchmark}, dose {dose}", loc="left", fontsize=9)
+    for axis, ((contrast, benchmark, *doses), part) in zip(axes, panels, strict=True):
+        at = " v ".join(dict.fromkeys(map(str, doses)))
+        axis.set_title(f"{contrast}, {benchmark}, dose {at}", loc="left", fontsize=9)
         _draw(axis, part)
     axes[-1].set_xlabel("percentage points, with 95 % intervals")
     return figure

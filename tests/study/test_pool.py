@@ -8,9 +8,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from analysis.pooled_results import forest
 from core.yaml_text import to_yaml
 from study.cli import main
 from tests.analysis.test_pooling import row
@@ -74,6 +76,7 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     results = json.loads((out / "pooled.json").read_text())
     assert results["shared"] == [] and results["contrasts"][0]["pooled"]["predicted"]
     assert "seed" not in {difference["key"] for difference in results["differences"]}
+    ElementTree.parse(out / "forest.svg")  # a further lab has an interval and no point
     assert (out / "forest.pdf").stat().st_size and "+10.0" in (out / "pooled.md").read_text()
     table = (out / "pooled.tex").read_text()
     assert r"\toprule" in table and r"\caption[{Contrasts of several labs}]" in table
@@ -85,6 +88,20 @@ def test_three_labs_are_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ]
     assert main(["pool", *paths, "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == results
+
+
+def test_other_doses_of_a_contrast_are_another_panel(tmp_path: Path) -> None:
+    rows = [
+        {"name": "a", "benchmark": "ahb", "dose": 0, "control_dose": dose, "pooled": None}
+        | {"labs": [{"lab": "x", "treatment_seeds": 3, "control_seeds": 3, "judge": "j"}
+                    | {"estimate": 0.1, "low": 0.0, "high": 0.2, "reason": None, "rung": None}]}
+        for dose in (0, 80)
+    ]  # fmt: skip
+    figure = forest({"contrasts": rows})
+    assert [axis.get_title("left") for axis in figure.axes] == [
+        "a, ahb, dose 0",
+        "a, ahb, dose 0 v 80",
+    ]
 
 
 @pytest.mark.parametrize("stage", ["documents", "scores"])
