@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from core.cell.manifest import results_sha256
 from core.errors import UserError
 from core.yaml_text import from_yaml
@@ -18,6 +20,11 @@ from study.upkeep.unpacked import members, stem
 _NEEDED = re.compile(
     r"[^/]+/(SHA256SUMS|results/results\.json|"
     r"cells/[^/]+/[^/]+/(config\.yaml|manifest\.json))"
+)
+# Of a row of contrasts, what is pooled (analysis.pooling) or compared.
+CONTRAST_KEYS = (
+    *("name", "treatment", "control", "benchmark", "dose", "control_dose", "estimate", "se"),
+    *("low", "high", "level", "reference", "judge", "treatment_seeds", "control_seeds", "reason"),
 )
 _SEED = re.compile(r"-s\d+(?=-|$)")
 _FIX = "name a .tar.gz or .zip that `python -m study archive` has written"
@@ -30,7 +37,7 @@ class ArchivedStudy:
     Attributes:
         name: Of the file, without its ending.
         results: results.json.
-        cells: STAGE/CELL -> config.yaml.
+        cells: STAGE/CELL -> `name` and `settings` of its config.yaml.
         outputs: STAGE/CELL -> the hash of what the cell made.
     """
 
@@ -66,7 +73,7 @@ def read_archive(path: Path) -> ArchivedStudy:
         raise UserError(where=str(path), what=f"is no archive ({error})", fix=_FIX) from None
     if not {"SHA256SUMS", "results/results.json"} <= files.keys():
         raise UserError(where=str(path), what="holds no study's results", fix=_FIX)
-    lines = files.pop("SHA256SUMS").decode().splitlines()
+    lines = files.pop("SHA256SUMS").decode(errors="replace").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     changed = [n for n in files if hashlib.sha256(files[n]).hexdigest() != sums.get(n)]
     if changed:
@@ -75,15 +82,28 @@ def read_archive(path: Path) -> ArchivedStudy:
             what=f"{', '.join(changed[:3])} changed after it was packed (SHA256SUMS)",
             fix="get the archive again from where it was published",
         )
+    try:
+        return _parsed(stem(path), files)
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        what = "holds results or settings that this version of the kit can't read"
+        fix = "pack the study again by this version, or pool by the version that packed it"
+        raise UserError(where=str(path), what=what, fix=fix) from None
+
+
+def _parsed(name: str, files: dict[str, bytes]) -> ArchivedStudy:
     results = json.loads(files.pop("results/results.json"))
+    for row in results["contrasts"]:
+        if missing := {*CONTRAST_KEYS} - row.keys():
+            raise KeyError(*missing)
     cells, outputs = {}, {}
-    for name, content in files.items():
-        cell, _, file = name.removeprefix("cells/").rpartition("/")
+    for path, content in files.items():
+        cell, _, file = path.removeprefix("cells/").rpartition("/")
         if file == "config.yaml":
-            cells[cell] = from_yaml(content.decode())
+            config = from_yaml(content.decode())
+            cells[cell] = {"name": str(config["name"]), "settings": dict(config["settings"])}
         else:
             outputs[cell] = results_sha256(json.loads(content))
-    return ArchivedStudy(stem(path), results, cells, outputs)
+    return ArchivedStudy(name, results, cells, outputs)
 
 
 def _needed(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -5,6 +5,7 @@ FOLDER/results/STUDY, all else in FOLDER/archive.
 """
 
 import hashlib
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ class Unpacked:
 
 def is_archive(path: Path) -> bool:
     """Whether a path of the command line names an archive, packed or not, and no study file."""
-    return path.name.endswith(ENDINGS) or (path / SUMS).is_file()
+    return path.name.endswith(ENDINGS) or os.path.isfile(path / SUMS)  # False where it may not look
 
 
 def stem(path: Path) -> str:

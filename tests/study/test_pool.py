@@ -27,11 +27,14 @@ def pack(
     canary: list[dict[str, Any]] | None = None,
     stage: str = "documents",
     training: str = "base-animal-s0-d80-2b",
+    without: str = "",
     **changed: Any,
 ) -> str:
     """An archive of one contrast, one corpus and one training; its path."""
     contrast = row(estimate, 0.02, low=estimate - 0.04, high=estimate + 0.04)
-    results = {"study": "s", "contrasts": [contrast | changed]}
+    contrast |= changed
+    contrast.pop(without, None)
+    results = {"study": "s", "contrasts": [contrast]}
     results |= {"canary": canary} if canary else {}
     files = {"results/results.json": json.dumps(results)}
     for cell, settings, digest in (
@@ -151,6 +154,9 @@ def test_what_cannot_be_pooled_is_refused(
     assert "hold the same training, such as sft/base-animal-s0-d80-2b" in refusal(capsys, one, same)
     message = "one.tar.gz: File exists; choose another place for it"
     assert message in refusal(capsys, one, pack(tmp_path / "a.zip", 0.2), "--out", one)
+    for name in ("level", "control_dose", "estimate"):
+        path = pack(tmp_path / f"{name}.tar.gz", 0.1, without=name)
+        assert "that this version of the kit can't read" in refusal(capsys, one, path)
     turned = pack(tmp_path / "turned.tar.gz", -0.1, treatment="b", control="a")
     message = "have the contrast 'a - b' the other way round: a - b, and b - a"
     assert message in refusal(capsys, one, turned)
