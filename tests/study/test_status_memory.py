@@ -1,8 +1,8 @@
 """What a watched `status` asks again, how often it looks, and the cells of earlier study files."""
 
 import json
-import shlex
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
