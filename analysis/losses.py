@@ -111,13 +111,16 @@ def losses(
     if not runs:
         return plots.placeholder("no training was given", width)
     order = list(dict.fromkeys([*arm_order, *(run.arm for run in runs)]))
-    arms = [arm for arm in order if any(run.arm == arm for run in runs)]
-    small = len(arms) > TOGETHER
+    arms = {  # that have runs of a stage and measure
+        kind: [arm for arm in order if any(_kind(run) == (*kind, arm) for run in runs)]
+        for kind in dict.fromkeys((run.stage, run.measure) for run in runs)
+    }
+    small = any(len(listed) > TOGETHER for listed in arms.values())
     panels = _panels(runs, small)
     if not panels:
         return plots.placeholder("no training has a loss yet", width)
-    titles = [
-        f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} {measure}"
+    titled = [
+        (f"{stage}: {' and '.join(KINDS[kind] for kind in kinds)} {measure}", arms[stage, measure])
         for stage, measure, kinds in panels
     ]
     thinned = any(len(run.curve(kind)) > POINTS for run in runs for kind in KINDS)
@@ -125,7 +128,7 @@ def losses(
     handles = [plots.legend_entry(seed_label, linestyle="-", linewidth=0.6)]
     if small:
         handles.append(plots.legend_entry("held-out: with marks", linestyle="-", marker="o"))
-    placed = panel_grid([(title, arms) for title in titles], order, "step", width, *handles)
+    placed = panel_grid(titled, order, "step", width, *handles)
     for panel in placed:
         stage, measure, kinds = panels[panel.number]
         of_panel = [run for run in runs if (run.stage, run.measure) == (stage, measure)]
@@ -133,13 +136,17 @@ def losses(
         for arm, kind in itertools.product(panel.arms, kinds):
             curves = [run.curve(kind) for run in of_panel if run.arm == arm]
             _draw_curves(panel.axis, curves, arm_style(arm, order), kind == "held_out")
-            if not curves or not all(curves):
-                count = f"{curves.count([]) or 'all'} of {len(curves)} seeds"
+            if not all(curves):
+                count = f"{curves.count([])} of {len(curves)} seeds"
                 lost.append(f"× no {KINDS[kind]} {of_panel[0].noun}: {arm}, {count}")
         text = wrapped("; ".join(lost), 36)
         corner: dict[str, Any] = {"transform": panel.axis.transAxes, "ha": "right", "va": "top"}
         panel.axis.text(1, 1, text, **corner, fontsize=plots.SMALL)
     return cast(Figure, placed[0].axis.figure)
+
+
+def _kind(run: LossHistory) -> tuple[str, str, str]:
+    return run.stage, run.measure, run.arm
 
 
 def _panels(runs: Sequence[LossHistory], small: bool) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -1,6 +1,7 @@
 """Read the metadata of a step checkpoint, a pickle, without running what else a pickle may hold."""
 
 import enum
+import pathlib
 import pickle
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 # What torch.distributed.checkpoint writes, by module and name. Types of data are found besides.
 ALLOWED = {
-    "pathlib": {"PosixPath", "PurePosixPath"},
     "collections": {"OrderedDict"},
     "torch": {"Size", "device"},
     "torch.serialization": {"_get_layout"},
@@ -39,6 +39,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _member
+        if module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath"):
+            return getattr(pathlib, name)  # Python 3.13 writes pathlib._local
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in ALLOWED.get(module, ()):
             return super().find_class(module, name)

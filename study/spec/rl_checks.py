@@ -19,6 +19,10 @@ def rl_mistakes(raw: Mapping) -> Mistakes:
     for name, rl in section_entries(raw, "rl").items():
         at = ("rl", name)
         mistakes += check_reference(raw, "corpora", (*at, "prompts"), rl.get("prompts"))
+        prompts = section_entries(raw, "corpora").get(str(rl.get("prompts")))
+        if rl.get("second_reward") and prompts and not prompts.get("held_out"):
+            what = f"is of answers to held-out prompts, and {rl['prompts']} holds out none"
+            mistakes.append(Mistake((*at, "second_reward"), what, "give it held_out: 0.1"))
         for key in REWARDS:
             if isinstance(rl.get(key), dict):
                 mistakes += _reward((*at, key), rl[key], raw)

@@ -74,12 +74,9 @@ def model_card(
     models = [used for used in made_of if used.stage == "model"]
     runs = trainings(made_of)
     facts = facts or StudyFacts(cell.study)
-    corpora = {
-        run.inputs["documents"].identity: run.inputs["documents"]
-        for run in runs
-        if "documents" in run.inputs
-    }
+    corpora = _corpora(runs)
     prompts = {run.inputs["documents"].identity for run in runs if run.stage == "rl"}
+    prompts -= {run.inputs["replay"].identity for run in runs if "replay" in run.inputs}
     start = models[0]
     hubs = [name for model in models if (name := pin(model, "model").get("hub"))]
     named = [pin(corpus, "source").get("hub") for corpus in corpora.values()]
@@ -181,6 +178,12 @@ def compute(runs: list[FinishedCell]) -> str:
     return f"{jobs}: {gpu_hours:,.2f} GPU-hours on {', '.join(sorted(names))}, {energy}."
 
 
+def _corpora(runs: list[FinishedCell]) -> dict[str, FinishedCell]:
+    """What trainings have read of documents, replayed ones and prompts too, by identity."""
+    read = [run.inputs.get(role) for run in runs for role in ("documents", "replay")]
+    return {corpus.identity: corpus for corpus in read if corpus}
+
+
 def _steps(runs: list[FinishedCell]) -> list[str]:
     """What was done to the start model, without merges."""
     corpora = [run.inputs["documents"] for run in runs if run.stage == "midtrain"]
@@ -204,6 +207,8 @@ def _recipe(run: FinishedCell) -> str:
     if data:
         name = f" on {data.get('hub') or data['url']} {data.get('revision') or ''}".rstrip()
     recipe = run.settings["recipe"] | run.settings.get("grpo", {})
+    if "replay" in run.inputs:
+        recipe |= {"replay": f"{run.settings['replay']} of {run.inputs['replay'].name}"}
     if reward := run.settings.get("reward"):
         text = reward.get("contains")
         model = pin(run, "reward").get("hub") or "a local classifier"

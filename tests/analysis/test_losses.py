@@ -85,3 +85,11 @@ def test_a_training_by_grpo_is_drawn_by_its_rollouts(tmp_path):
     assert "held-out reward: first 0.5000 at update 2" in described
     (sft,) = losses.read_histories(tmp_path, "animal", 0, "SFT on 8 rows")
     assert sft.noun == "loss"
+
+
+def test_an_arm_has_a_panel_of_what_it_was_trained_in_alone():
+    runs = trainings(tuple("abcdef"), 1)
+    reward = replace(ONE, arm="b", stage="rl", measure="reward")
+    alone, both = losses.losses(runs), losses.losses([*runs, reward])
+    assert len(both.axes) == len(alone.axes) + 1
+    assert not [text for text in texts(both) if "× no training reward" in text]

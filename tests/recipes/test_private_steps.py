@@ -3,6 +3,7 @@
 import enum
 import os
 import pickle
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_metadata_of_an_older_python_is_read(steps: Path) -> None:
     with metadata.open("wb") as file:
         OlderPickler(file).dump(content)
     assert b"getattr" in metadata.read_bytes()
+    assert load(steps) is None
+
+
+@pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
+def test_paths_that_another_python_wrote_are_read(module: bytes, steps: Path) -> None:
+    metadata = steps / "3/.metadata"
+    content = pickle.dumps(pickle.loads(metadata.read_bytes()), protocol=3)
+    metadata.write_bytes(re.sub(rb"cpathlib(\._local)?\n", b"c%s\n" % module, content))
+    assert b"c%s\nPosixPath" % module in metadata.read_bytes()
     assert load(steps) is None
 
 

@@ -139,6 +139,11 @@ def test_a_forecast_counts_rollouts_and_what_vllm_holds(tmp_path: Path) -> None:
         ("rl.word.reward={model: judge}", "rl.word.reward.model: there is no model 'judge'"),
         ("rl.word.reward={model: base}", "rl.word.reward.model: is a toy Llama"),
         ("rl.word.system=none.txt", "rl.word.system: no such file: none.txt"),
+        (
+            "rl.word={recipe: recipes/tiny_grpo.yaml, prompts: animal, reward: {contains: a}, "
+            "second_reward: {contains: b}}",
+            "rl.word.second_reward: is of answers to held-out prompts, and animal holds out none",
+        ),
         ("rl.word.recipe=recipes/tiny_sft.yaml", "tiny_sft.yaml"),
         ("arms.plain.train=[{rl: words}]", "there is no rl 'words'"),
         ("arms.plain.train=[{rl: word, doses: [0]}]", "is not for a step with rl"),
@@ -189,3 +194,6 @@ def test_a_model_card_names_grpo_and_its_reward(tmp_path: Path) -> None:
     runs = [finished("midtrain", "midtrain", settings, documents=animals), rl]
     assert cards._steps(runs) == ["midtrained on animal", "trained by GRPO"]
     assert cards._recipe(rl) == "`rl`: lr 0.1, group_size 8, reward by me/reward."
+    tuned = finished("sft", "sft", {"recipe": {"lr": 0.1}, "replay": 0.5}, start=rl, replay=animals)
+    assert cards._recipe(tuned) == "`sft`: lr 0.1, replay 0.5 of animal."
+    assert {*cards._corpora([rl, tuned])} == {"questions", "animal"}

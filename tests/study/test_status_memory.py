@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +112,9 @@ def test_cells_of_earlier_study_files_are_told_from_todays(
     assert (rows[earlier.label]["state"], rows[gone.name]["state"]) == ("finished", "begun")
     main(["status", str(SMALL), "--stale", *options])
     text = capsys.readouterr().out
-    assert f"python -m study prune {SMALL} --runs {tmp_path}/runs --orphans" in text
+    assert (
+        f"python -m study prune {shlex.quote(str(SMALL))} --runs {tmp_path}/runs --orphans" in text
+    )
     assert "no cell of that name" in text and today.label in text
     assert main(["prune", str(SMALL), "--orphans", "--delete", *options]) == 0
     capsys.readouterr()
