@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sized
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,13 @@ class Trainer:
         skip_output_layer(self.model)
         self.model.train()
         self.saver = step_checkpoint.AsyncSaver(self.context.folder / "steps", self.ranks)
-        self.metrics = metrics.Metrics(self.context.folder, self.step, self.ranks)
         self.speed = metrics.Speed(self.recipe, self.ranks, self.model)
+        opened = metrics.Metrics(self.context.folder, self.step, self.ranks)
+        with closing(opened) as self.metrics:
+            self._run_steps(guard)
+        self.model.eval()
+
+    def _run_steps(self, guard: SignalGuard) -> None:
         if self.held_out and not self.history.losses:
             self.evaluate(0)
         last_save = time.monotonic()
@@ -270,8 +276,6 @@ class Trainer:
         self.read_result()
         self._log_speed()
         self.saver.finish()
-        self.metrics.close()
-        self.model.eval()
 
     def remaining_steps(self) -> Iterator[StepInput]:
         """What this rank has to run, from the step after `self.step` on."""

@@ -220,6 +220,9 @@ def test_a_loss_that_is_no_number_stops_it_before_it_spoils_the_weights(base: Pa
         bad - 1 - step_checkpoint.list_checkpoints(folder / "steps")[-1] <= 1
         and not (folder / "model").exists()
     )
+    files = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    lines_of = [file for file in files if file.is_relative_to(folder) and file.suffix == ".jsonl"]
+    assert not lines_of, "the metrics are closed"
 
 
 def test_killed_while_it_drops_one_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:

@@ -69,10 +69,13 @@ esac
 
 
 @pytest.fixture(autouse=True)
-def no_slurm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_slurm(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests without the marker `slurm` or `fake` run as on a machine that has no Slurm."""
-    if not request.node.get_closest_marker("slurm") and "fake" not in request.fixturenames:
-        monkeypatch.setattr(SlurmExecutor, "affinity", lambda: -1)
+    # Not the fixture `monkeypatch`, which would then be undone behind the other fixtures.
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("slurm") and "fake" not in request.fixturenames:
+            patch.setattr(SlurmExecutor, "affinity", lambda: -1)
+        yield
 
 
 @pytest.fixture
