@@ -38,7 +38,7 @@ from analysis.report_tables import (
     verdict_name,
     worth,
 )
-from analysis.rows import Results, Row
+from analysis.rows import Results, Row, sides_of
 from analysis.rungs import RUNGS, rung_lines, rung_text
 from analysis.sections import with_sections
 from analysis.tables import data_summary, in_study_order
@@ -70,11 +70,20 @@ def when(row: Row) -> str:
     return "before SFT" if doses(row) == "0" else f"at SFT dose {doses(row)}"
 
 
+def compared(row: Row) -> tuple[str, str, str]:
+    """Treatment, control and scope of a contrast in words. Doses that differ go with the sides."""
+    benchmark = f"on {row['benchmark']}"
+    if row["dose"] == row["control_dose"]:
+        return row["treatment"], row["control"], f"{benchmark} {when(row)}".strip()
+    treatment, control = (
+        f"{arm} at SFT dose {dose}" if dose else f"{arm} before SFT" for arm, dose in sides_of(row)
+    )
+    return treatment, control, benchmark
+
+
 def sentence(row: Row, results: Results) -> str:
     """One contrast's result in plain words."""
-    scope = f"on {row['benchmark']} {when(row)}".strip()
-    treatment = row["treatment"]
-    control = row["control"]
+    treatment, control, scope = compared(row)
     if row["verdict"] in ("higher", "lower"):
         good = GOOD[results["benchmarks"][row["benchmark"]]["direction"]]
         return f"{treatment} scores {row['verdict']} than {control} {scope} ({good})."
@@ -111,11 +120,11 @@ def title(results: Results) -> str:
     ]
     if "none" in verdicts:
         undecided.append(f"{verdicts.count('none')} without a verdict")
+    treatment, control, _ = compared(first)
     if decided:
-        comparisons = f"{' and '.join(decided)} comparisons with {first['control']}"
-        text = f"{first['treatment']} scores {comparisons}"
-        return "; ".join([text, *undecided])
-    arms = f"{first['treatment']} and {first['control']}"
+        comparisons = f"{' and '.join(decided)} comparisons with {control}"
+        return "; ".join([f"{treatment} scores {comparisons}", *undecided])
+    arms = f"{treatment} and {control}"
     return f"No difference established between {arms}: {', '.join(undecided)}"
 
 

@@ -13,7 +13,7 @@ from analysis.estimates import ALPHA, Arm, two_way
 from analysis.headline import doses
 from analysis.judges import differential_bias
 from analysis.next_data import next_data_rows
-from analysis.report import sentence, when
+from analysis.report import sentence, title, when
 from analysis.rows import Row
 from analysis.settings import Contrast, Costs
 from analysis.table import OVERALL, question_means
@@ -120,10 +120,11 @@ def test_both_doses_are_shown() -> None:
     results = {"benchmarks": {"ahb": {"direction": "lower"}}}
     assert doses(row) == "200 v 0"
     assert when(row) == "at SFT dose 200 v 0"
-    assert (
-        sentence(row, results)
-        == "A scores lower than A on ahb at SFT dose 200 v 0 (lower is better)."
-    )
+    text = "A at SFT dose 200 scores lower than A before SFT on ahb"
+    assert sentence(row, results) == f"{text} (lower is better)."
+    undecided = {"contrasts": [row | {"name": "erosion", "verdict": "inconclusive"}] * 2}
+    arms = "A at SFT dose 200 and A before SFT"
+    assert title(undecided) == f"No difference established between {arms}: 2 inconclusive"
     assert doses(row | {"control_dose": 200}) == "200"
     assert when(row | {"dose": 0}) == "before SFT"
     assert doses(row | {"dose": None, "control_dose": None}) == "-"
