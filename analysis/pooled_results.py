@@ -124,12 +124,14 @@ def describe(results: Results) -> str:
     ]
     for row in results["differences"]:
         values = "; ".join(f"{lab}: {value}" for lab, value in row["values"].items())
-        names = ", ".join(row["cells"][:3]) + (", ..." if row["cells"][3:] else "")
-        texts.append(f"- {row['stage']} {row['key']} ({names}): {values}")
+        texts.append(f"- {row['stage']} {row['key']} ({_first_three(row['cells'])}): {values}")
     for lab, cells in results["unmatched"].items():
-        names = ", ".join(cells[:3]) + (", ..." if cells[3:] else "")
-        texts.append(f"- in no other lab, and not compared: {lab}'s {names}")
+        texts.append(f"- in no other lab, and not compared: {lab}'s {_first_three(cells)}")
     return "\n".join(texts)
+
+
+def _first_three(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if names[3:] else "")
 
 
 def write_tables(results: Results, folder: Path) -> None:

@@ -169,12 +169,7 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
             anchor that contains itself, infinity.
     """
     try:
-        try:
-            loader: YamlLoader = _FastLoader(text)
-            node = loader.get_single_node()
-        except (yaml.YAMLError, UnicodeEncodeError):  # Python's parser says better what is wrong
-            loader = YamlLoader(text)
-            node = loader.get_single_node()
+        loader, node = _composed(text)
         if node is None:
             return None, None
         _check_node(node, source, {}, 0)
@@ -190,6 +185,16 @@ def parse_yaml(text: str, source: str) -> tuple[Any, yaml.Node | None]:
             what=f"not valid YAML: {what}",
             fix="correct it; put a text that holds {, [, # or : in quotes",
         ) from None
+
+
+def _composed(text: str) -> tuple[YamlLoader, yaml.Node | None]:
+    """A loader of the text, and its node."""
+    try:
+        fast = _FastLoader(text)
+        return fast, fast.get_single_node()
+    except (yaml.YAMLError, UnicodeEncodeError):  # Python's parser says better what is wrong
+        loader = YamlLoader(text)
+        return loader, loader.get_single_node()
 
 
 def _as_float(text: str) -> float:

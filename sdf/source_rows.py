@@ -189,6 +189,12 @@ def _text(value: Any, column: str) -> Text:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "number", float: "number", list: "list", dict: "object"}
-    names |= {str: "text"}
+    names = {
+        bool: "true or false",
+        int: "number",
+        float: "number",
+        str: "text",
+        list: "list",
+        dict: "object",
+    }
     return "nothing" if value is None else names.get(type(value), type(value).__name__)

@@ -37,7 +37,7 @@ def model_problems(cells: Iterable[Cell]) -> list[Problem]:
         if source is None or cell.stage == "merge":
             continue
         files = cell.resources.get("files", {})
-        tuned = [cell for cell in trainings_of(source) if cell.stage in ("sft", "rl")]
+        tuned = [run for run in trainings_of(source) if run.stage in ("sft", "rl")]
         if tuned and not any(files.get(name) for name in ("system", "prefill")):
             continue  # what a tuning starts from is asked of the tuning
         # Afterwards its checkpoint has the template that the tuning was given.

@@ -15,7 +15,7 @@ import yaml
 from core.cell.manifest import results_sha256
 from core.errors import UserError
 from core.yaml_text import from_yaml
-from study.upkeep.unpacked import members, stem
+from study.upkeep.unpacked import SUMS, members, parse_sums, stem
 
 _NEEDED = re.compile(
     r"[^/]+/(SHA256SUMS|results/results\.json|"
@@ -71,10 +71,9 @@ def read_archive(path: Path) -> ArchivedStudy:
         raise UserError(where=str(path), what="no such file", fix=_FIX) from None
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(where=str(path), what=f"is no archive ({error})", fix=_FIX) from None
-    if not {"SHA256SUMS", "results/results.json"} <= files.keys():
+    if not {SUMS, "results/results.json"} <= files.keys():
         raise UserError(where=str(path), what="holds no study's results", fix=_FIX)
-    lines = files.pop("SHA256SUMS").decode(errors="replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    sums = parse_sums(files.pop(SUMS))
     changed = [n for n in files if hashlib.sha256(files[n]).hexdigest() != sums.get(n)]
     if changed:
         raise UserError(

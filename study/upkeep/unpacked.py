@@ -68,6 +68,12 @@ class Unpacked:
         return self.base.parents[1] / "archive"
 
 
+def parse_sums(content: bytes) -> dict[str, str]:
+    """Name -> sha256, of the content of SUMS."""
+    lines = content.decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def is_archive(path: Path) -> bool:
     """Whether a path of the command line names an archive, packed or not, and no study file."""
     return path.name.endswith(ENDINGS) or os.path.isfile(path / SUMS)  # False where it may not look
@@ -129,8 +135,7 @@ def unpack(path: Path, folder: Path) -> Unpacked:
             (base / name).write_bytes(record.read_bytes())
     others = folder / "archive"
     del digests[SUMS]
-    lines = (others / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    listed = parse_sums((others / SUMS).read_bytes())
     originals = {
         name: digest
         for name, digest in (read_record(others / REPLACED) or {}).items()
@@ -156,10 +161,11 @@ def _can_hold_paths(file: Path) -> bool:
 def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """The regular files of an archive, by their names, each open for reading until the next."""
     if path.is_dir():
+        top = stem(path)
         for file in sorted(path.rglob("*")):
             if file.is_file() and not file.is_symlink():
                 with open(file, "rb") as opened:
-                    yield f"{stem(path)}/{file.relative_to(path).as_posix()}", opened
+                    yield f"{top}/{file.relative_to(path).as_posix()}", opened
     elif path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as packed:
             for name in packed.namelist():
