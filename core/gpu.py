@@ -53,15 +53,23 @@ def gpu_available(environment: Mapping[str, str] = os.environ, root: Path = Path
     raise UserError(what=what, fix=f"{fix}; or set CUDA_VISIBLE_DEVICES= to run on the CPU")
 
 
-def check_capability(index: int = 0) -> None:
-    """Raises UserError where GPU `index` is older than MIN_CAPABILITY."""
+def check_capability(
+    index: int = 0,
+    needed: tuple[int, int] = MIN_CAPABILITY,
+    feature: str = "bf16",
+    use: str = "an A100 or newer",
+) -> None:
+    """Raises UserError where GPU `index` is older than compute capability `needed`.
+
+    feature: what older GPUs don't have. use: what the error advises to use.
+    """
     import torch
 
     capability = torch.cuda.get_device_capability(index)
-    if capability < MIN_CAPABILITY:
-        needed = ".".join(map(str, MIN_CAPABILITY))
+    if capability < needed:
         raise UserError(
             what=f"{torch.cuda.get_device_name(index)} has compute capability "
-            f"{'.'.join(map(str, capability))}, {needed} is needed: it has no bf16",
-            fix="use an A100 or newer",
+            f"{'.'.join(map(str, capability))}, {'.'.join(map(str, needed))} is needed: it has no "
+            f"{feature}",
+            fix=f"use {use}",
         )

@@ -110,6 +110,11 @@ class Training:
     """fp32: everything. mixed: weights and optimizer state in fp32, matrix products in bf16 (16
     bytes a parameter). bf16: everything, with stochastic rounding (8 bytes a parameter)."""
 
+    float8: bool = False
+    """With dtype mixed or bf16: matrix products of the blocks in float8, with a scale for each row.
+    Needs an H100 or newer. Its numbers are others: for pilots. Part of an identity only where true.
+    """
+
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW with its moments in the weights' dtype, or in 8 bits."""
 
@@ -270,6 +275,10 @@ def training_mistakes(recipe: Training) -> Problems:
             problems.append((("patience",), text))
         if recipe.load_best_checkpoint:
             problems.append((("load_best_checkpoint",), text))
+    if recipe.float8 and recipe.dtype == "fp32":
+        problems.append((("float8",), "needs dtype mixed or bf16"))
+    if recipe.float8 and recipe.lora:
+        problems.append((("float8",), "is for full fine-tuning; with lora leave it out"))
     if recipe.optimizer == "adamw_8bit" and recipe.dtype == "bf16":
         text = "adamw_8bit has no stochastic rounding; with dtype bf16 leave it out"
         problems.append((("optimizer",), text))
@@ -320,6 +329,8 @@ def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     for key in PRESERVATION:
         if recipe[key] is None:
             del settings[key]
+    if not recipe["float8"]:
+        del settings["float8"]
     for key in ROW_RULES:
         if recipe["tokens_per_step"] or recipe[key] == getattr(Training, key):
             del settings[key]

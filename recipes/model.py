@@ -23,7 +23,7 @@ from torchtune.training import set_activation_checkpointing
 from core.gpu_specs import find_gpu
 from core.model_folder.config import effective
 from core.recipe import Lora, Training
-from recipes import olmo3, qwen3
+from recipes import float8, olmo3, qwen3
 from recipes.attention import patch_attention
 from recipes.distributed import Ranks
 from recipes.token_rows import add_token_rows
@@ -155,7 +155,10 @@ def build(
 
 
 def parallelize(model: TransformerDecoder, recipe: Training, ranks: Ranks) -> None:
-    """Compile, checkpoint and shard the model as the recipe says: in place, on the meta device."""
+    """Convert, compile, checkpoint and shard the model as the recipe says: in place, on the meta
+    device."""
+    if recipe.float8:
+        float8.convert(model, ranks.device)
     if recipe.activation_checkpointing == "selective":
         # Before compiling: inside a compiled block no operation could be chosen.
         has_dropout = bool(recipe.lora and recipe.lora.dropout)
@@ -183,6 +186,7 @@ def saved_operations() -> Iterator[Any]:
     aten = torch.ops.aten
     yield aten.mm.default
     yield aten.addmm.default
+    yield aten._scaled_mm.default  # of float8
     for kernel in ("flash", "efficient", "cudnn"):
         yield getattr(aten, f"_scaled_dot_product_{kernel}_attention").default
     yield aten._scaled_dot_product_flash_attention_for_cpu.default
