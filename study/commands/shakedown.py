@@ -166,7 +166,7 @@ def _row(layout: str, what: str, state: str, finding: str, fix: str) -> Row:
 
 
 def measure(cell: Cell, base: Path) -> Row:
-    """The rates of a finished training; empty for other cells."""
+    """The rates of a finished training, of one rank; empty for other cells."""
     folder = base / cell.relpath
     manifest = read_manifest(folder)
     assert manifest
@@ -174,7 +174,8 @@ def measure(cell: Cell, base: Path) -> Row:
     if STAGE_INFO[cell.stage].trains:
         speed = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
         recipe = Training.from_settings(cell.settings["recipe"], cell.resources)
-        rate = manifest["counts"]["tokens_per_second"]
+        counts = manifest["counts"]
+        rate = counts["tokens_per_second"] / counts["ranks"]
         numbers["tokens_per_second"] = rate
         numbers["flops"] = rate * flops_per_token(shape(cell), recipe)
         numbers["compiled"] = recipe.compile and not recipe.lora

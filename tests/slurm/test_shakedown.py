@@ -125,6 +125,22 @@ def test_the_page_says_what_works_and_how_fast() -> None:
     assert shakedown.measured(rows[1:]) == {}
 
 
+def test_rates_are_those_of_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest counts the tokens of all ranks."""
+    cells = expand.analysis(load_study(SHAKEDOWN))
+    cell = next(cell for cell in expand.in_order(cells) if cell.stage == "midtrain")
+    folder = tmp_path / cell.relpath
+    folder.mkdir(parents=True)
+    (folder / "log.txt").touch()
+    (folder / "speed.jsonl").touch()
+    counts = {"tokens_per_second": 200_400.0, "ranks": 4}
+    monkeypatch.setattr(shakedown, "read_manifest", lambda folder: {"counts": counts})
+    monkeypatch.setattr(shakedown, "shape", lambda cell: None)
+    monkeypatch.setattr(shakedown, "flops_per_token", lambda shape, recipe: 8e9)
+    numbers = shakedown.measure(cell, tmp_path)
+    assert (numbers["tokens_per_second"], numbers["flops"]) == (50_100.0, 50_100.0 * 8e9)
+
+
 def test_what_is_measured_is_written_into_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     text = (ROOT / "slurm/clusters/university.yaml").read_text()
