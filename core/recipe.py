@@ -112,7 +112,7 @@ class Training:
 
     float8: bool = False
     """With dtype mixed or bf16: matrix products of the blocks in float8, with a scale for each row.
-    Needs an H100 or newer. Its numbers are others: for pilots. Part of an identity only where true.
+    Needs an H100 or newer. For pilots: its numbers differ. Part of an identity only where true.
     """
 
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -326,11 +326,9 @@ def split_recipe(recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if recipe["lora"] and not recipe["lora"]["train_special_tokens"]:
         lora = recipe["lora"].items()  # a cell without it stays as it was
         settings["lora"] = {key: value for key, value in lora if key != "train_special_tokens"}
-    for key in PRESERVATION:
-        if recipe[key] is None:
+    for key in (*PRESERVATION, "float8"):
+        if not recipe[key]:
             del settings[key]
-    if not recipe["float8"]:
-        del settings["float8"]
     for key in ROW_RULES:
         if recipe["tokens_per_step"] or recipe[key] == getattr(Training, key):
             del settings[key]

@@ -23,8 +23,7 @@ def convert(model: TransformerDecoder, device: torch.device) -> None:
     """
     is_cpu = device.type == "cpu"
     if not is_cpu:
-        index = torch.cuda.current_device() if device.index is None else device.index
-        check_capability(index, NEEDED, "float8", "an H100 or newer, or float8: false")
+        check_capability(device.index, NEEDED, "float8", "an H100 or newer, or float8: false")
     config = replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=is_cpu)
     for layer in model.layers:
         convert_to_float8_training(layer, config=config, module_filter_fn=_fits)

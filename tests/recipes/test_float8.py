@@ -11,6 +11,7 @@ from torchtune.modules import TransformerDecoder
 
 from core.cell.run import run_cell
 from core.errors import UserError
+from core.paths import ROOT
 from core.recipe import split_recipe, training_mistakes
 from recipes import float8
 from recipes.distributed import CPU, SINGLE_PROCESS
@@ -94,7 +95,7 @@ def test_the_loss_of_the_toy_differs_by_what_the_docs_state(base: Path) -> None:
     assert losses["float8"][-1] < losses["float8"][0] - 0.5, "it does not learn"
     ours, plain = weights(folders["float8"]), weights(folders["mixed"])
     assert {name: w.dtype for name, w in ours.items()} == {n: w.dtype for n, w in plain.items()}
-    text = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    text = (ROOT / "docs/training.md").read_text()
     assert f"less than {EFFECT} nats a token" in text
 
 
