@@ -77,6 +77,8 @@ LINES: dict[str, tuple[str, dict[str, Any]]] = {
     "kit, not deterministic": ("kit", {"deterministic": False}),
     "kit, loss chunks of 2,048": ("kit", {"chunk": 2048}),
     "kit, loss chunks of 4,096": ("kit", {"chunk": 4096}),
+    "kit, torch's linear_cross_entropy": ("kit", {"torch_loss": True}),
+    "kit, no garbage collection": ("kit", {"no_gc": True}),
     "kit, no compile": ("kit", {"compile": False}),
     "kit, dense mask for flex attention": ("kit", {"dense_mask": True}),
     "kit, all logits at once": ("kit", {"chunk": 1 << 30}),

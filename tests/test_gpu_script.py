@@ -175,7 +175,8 @@ def test_a_step_is_profiled_and_conversations_are_trained(tmp_path: Path) -> Non
     conversations = case | {"conversations": True, "rows": 8, "micro_batch_size": 8}
     rates = {}
     for packed in (True, False):
-        lines = contenders.kit(tmp_path, conversations | {"packed": packed})
+        changes = {"packed": packed, "torch_loss": packed, "no_gc": packed}
+        lines = contenders.kit(tmp_path, conversations | changes)
         rates[packed] = [tokens for tokens, _ in lines]
     assert rates[True] == rates[False] and min(rates[True]) > 8 * 8, "the same tokens a step"
 
