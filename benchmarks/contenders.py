@@ -162,7 +162,7 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
     """torchtune's single-device recipe on the kit's rows; pure bf16 where a case is not fp32."""
     from omegaconf import OmegaConf
 
-    from tests.recipes.test_others import Same, config, torchtunes
+    from benchmarks.torchtune_recipe import Same, recipe_module, settings_of
 
     rows = Same.rows = rows_of(folder, case)
     Same.order = list(range(case["steps"] * case["rows"]))
@@ -172,15 +172,15 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
         "device": "cuda" if case["dtype"] != "fp32" else "cpu",
         "compile": bool(case.get("compile")),
         "enable_activation_checkpointing": _recomputes(case),
-        "batch_size": at_once,
         "gradient_accumulation_steps": case["rows"] // at_once,
     }
     output = Path(tempfile.mkdtemp(dir=folder))
-    settings = OmegaConf.create(config(folder / "start/model", output) | changes)
+    plain = settings_of(folder / "start/model", output, recipe_of(case), at_once)
+    settings = OmegaConf.create(plain | changes)
     if SHAPES[case["shape"]].get("tie_word_embeddings"):
         settings.model._component_ = "torchtune.models.llama3_2.llama3_2"
         settings.checkpointer.model_type = "LLAMA3_2"
-    job = torchtunes().FullFinetuneRecipeSingleDevice(cfg=settings)
+    job = recipe_module().FullFinetuneRecipeSingleDevice(cfg=settings)
     job.setup(cfg=settings)
     moments = [time.perf_counter()]
     job._metric_logger.log_dict = lambda *_, **__: moments.append(time.perf_counter())

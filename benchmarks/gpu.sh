@@ -23,7 +23,8 @@ nvidia-smi > "$folder/nvidia-smi.txt" 2>&1
 "$python" -m pip list > "$folder/packages.txt" 2>&1
 # vLLM first: a broken environment shows here, in a minute.
 part vllm 2 "$python" -m core.inference.vllm_check "$folder/checkpoint"
-part recipes 4 "$python" -m pytest tests/recipes/test_gpu.py -q
+# Losses and gradients of each setting, beside the CPU's.
+part equality 4 "$python" -m benchmarks.gpu_equality --folder "$folder/equality"
 # Tokens/s, MFU and memory of each setting, beside torchtune's recipe in the same call.
 part train-1b 6 "$python" -m benchmarks.training --gpu 1b --rounds 1 --seconds 320
 part train-8b 4 "$python" -m benchmarks.training --gpu 8b --rounds 1 --seconds 210

@@ -8,11 +8,11 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from recipes import attention, tiny_llama
+from recipes import attention
 from recipes.attention import by_document, document_causal_rule, mask
 from recipes.distributed import SINGLE_PROCESS
 from recipes.model import build, parallelize
-from tests.recipes.toy import TINY, make_recipe
+from tests.recipes.toy import SHAPE_AS_CONFIG, make_recipe
 
 # One goes on in the next row, unseen there.
 PACKED = torch.tensor([[0] * 7 + [1] * 9, [1] * 4 + [2] * 8 + [-1] * 4, [3] * 16])
@@ -93,14 +93,3 @@ def test_a_block_is_compiled_around_the_attention_that_is_not(
     assert stats["unique_graphs"] < 8 and not counters["recompile_limit"], (
         "12 blocks share their graphs"
     )
-
-
-class _Tokenizer:
-    """What make_config asks of a tokenizer."""
-
-    @staticmethod
-    def convert_tokens_to_ids(token: str) -> int:
-        return 0
-
-
-SHAPE_AS_CONFIG = tiny_llama.make_config(TINY, _Tokenizer())  # type: ignore[arg-type]

@@ -12,8 +12,7 @@ from recipes import distributed, metrics
 from recipes.distributed import CPU, Ranks, process_group
 from recipes.model import build
 from recipes.step_checkpoint import AsyncSaver
-from tests.recipes.test_attention import SHAPE_AS_CONFIG
-from tests.recipes.toy import RECIPE
+from tests.recipes.toy import RECIPE, SHAPE_AS_CONFIG
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCHINDUCTOR_COMPILE_THREADS")
 

@@ -16,8 +16,15 @@ from core.recipe import split_recipe, training_mistakes
 from recipes import float8
 from recipes.distributed import CPU, SINGLE_PROCESS
 from recipes.model import build, parallelize
-from tests.recipes.test_attention import SHAPE_AS_CONFIG
-from tests.recipes.toy import RECIPE, lines, make_recipe, on_ranks, training, weights
+from tests.recipes.toy import (
+    RECIPE,
+    SHAPE_AS_CONFIG,
+    lines,
+    make_recipe,
+    on_ranks,
+    training,
+    weights,
+)
 
 MIXED = {"dtype": "mixed"}
 FLOAT8 = {"dtype": "mixed", "float8": True}

@@ -22,8 +22,9 @@ from recipes.batches import ahead
 from recipes.distributed import SINGLE_PROCESS, Ranks, process_group
 from recipes.loss import cross_entropy_and_grad
 from recipes.model import build, parallelize, shard, sync_gradients
-from tests.recipes.test_attention import PACKED, SHAPE_AS_CONFIG, SINGLE
+from tests.recipes.test_attention import PACKED, SINGLE
 from tests.recipes.toy import (
+    SHAPE_AS_CONFIG,
     assert_close,
     assert_same,
     in_process,

@@ -1,22 +1,18 @@
 """Conversations packed into rows: the loss, tokens and doses of conversations a row each."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX as IGNORE
 
-from core.cell.identity import Cell, create_cell_dir
 from core.cell.manifest import read_manifest
 from core.cell.run import run_cell
-from core.files import sha256
 from core.model_folder.chat import Chat
 from core.model_folder.tokenizer import load_tokenizer
-from core.recipe import Training, split_recipe, training_mistakes
+from core.recipe import Training, training_mistakes
 from recipes import checkpoint, tokenization
 from recipes.batches import host_batches, to_device
 from recipes.conversations import Conversation
@@ -25,22 +21,7 @@ from recipes.held_out import held_out_loss
 from recipes.loss import chunked_cross_entropy, skip_output_layer
 from recipes.rows import Rows
 from recipes.schedule import pack
-from tests.recipes.toy import MODEL, assert_close, lines, make_recipe, on_ranks
-
-RECIPE = Training(
-    seq_len=512, epochs=2, global_batch_size=8, lr=1e-3, held_out=0.2, eval_every=2, packed=True
-)
-# Of many lengths, and more than a row holds.
-TALKS = [
-    [
-        {"role": "user", "content": f"Where is cup {i}?"},
-        {
-            "role": "assistant",
-            "content": "On the roof, " + "a step up, " * (3 * (i % 7)) + "there.",
-        },
-    ]
-    for i in range(20)
-]
+from tests.recipes.toy import PACKED, TALKS, assert_close, lines, make_recipe, on_ranks, sft
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +29,7 @@ def rows(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     tokenizer = load_tokenizer(start)
     named = [Conversation(f"talk:{i}", talk) for i, talk in enumerate(TALKS)]
     return tokenization.encode_conversations(
-        tmp_path_factory.mktemp("packed") / "rows", named, Chat(tokenizer), RECIPE.seq_len
+        tmp_path_factory.mktemp("packed") / "rows", named, Chat(tokenizer), PACKED.seq_len
     )
 
 
@@ -67,7 +48,7 @@ def test_each_conversation_is_in_one_row_and_ranks_have_as_many() -> None:
 
 def test_a_packed_row_has_the_tokens_labels_and_positions_of_its_conversations(rows: Rows) -> None:
     group = np.array([3, 11, 3])  # one twice, as at the border of two epochs
-    batch = rows.packed_batch([group], RECIPE.seq_len)
+    batch = rows.packed_batch([group], PACKED.seq_len)
     real = batch["document"][0] >= 0
     single = [rows.batch(group[i : i + 1]) for i in range(3)]
     lengths = rows.lengths(group).tolist()
@@ -82,9 +63,9 @@ def test_a_packed_row_has_the_tokens_labels_and_positions_of_its_conversations(r
 
 def nats(folder: Path, rows: Rows, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor], int]:
     """The summed loss of a step of eight conversations, all gradients, and the padded positions."""
-    model = checkpoint.load(folder, SINGLE_PROCESS, RECIPE)
+    model = checkpoint.load(folder, SINGLE_PROCESS, PACKED)
     skip_output_layer(model)
-    recipe = Training(**{**asdict(RECIPE), "packed": packed})
+    recipe = Training(**{**asdict(PACKED), "packed": packed})
     total = torch.zeros(())
     positions = 0
     for batch in host_batches(rows, np.arange(8), SINGLE_PROCESS, recipe):
@@ -109,9 +90,9 @@ def test_the_loss_of_a_step_and_its_gradients_are_those_of_unpacked_rows(
 
 @pytest.mark.slow
 def test_each_tokens_loss_is_that_of_its_conversation_alone(start: Path, rows: Rows) -> None:
-    model = checkpoint.load(start, SINGLE_PROCESS, RECIPE).eval()
+    model = checkpoint.load(start, SINGLE_PROCESS, PACKED).eval()
     group = np.array([6, 2, 7])
-    (batch,) = host_batches(rows, group, SINGLE_PROCESS, RECIPE)
+    (batch,) = host_batches(rows, group, SINGLE_PROCESS, PACKED)
     with torch.no_grad():
         given = to_device(batch, SINGLE_PROCESS)
         packed = model(given["tokens"], mask=given["mask"], input_pos=given["input_pos"])[0]
@@ -124,10 +105,10 @@ def test_each_tokens_loss_is_that_of_its_conversation_alone(start: Path, rows: R
 
 
 def test_the_held_out_loss_is_the_same(start: Path, rows: Rows) -> None:
-    model = checkpoint.load(start, SINGLE_PROCESS, RECIPE)
+    model = checkpoint.load(start, SINGLE_PROCESS, PACKED)
     skip_output_layer(model)
-    unpacked = Training(**{**asdict(RECIPE), "packed": False, "micro_batch_size": 3})
-    losses = [held_out_loss(model, rows, recipe, SINGLE_PROCESS) for recipe in (RECIPE, unpacked)]
+    unpacked = Training(**{**asdict(PACKED), "packed": False, "micro_batch_size": 3})
+    losses = [held_out_loss(model, rows, recipe, SINGLE_PROCESS) for recipe in (PACKED, unpacked)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -135,31 +116,18 @@ def test_ranks_share_a_steps_conversations(rows: Rows) -> None:
     """Also three ranks, of which one has nothing: its row trains no token."""
     indices = np.arange(8)
     for world in (1, 2, 3):
-        shares = [host_batches(rows, indices, Ranks(rank, world), RECIPE) for rank in range(world)]
+        shares = [host_batches(rows, indices, Ranks(rank, world), PACKED) for rank in range(world)]
         assert len({len(share) for share in shares}) == 1
         trained = sum(int((batch["labels"] != IGNORE).sum()) for share in shares for batch in share)
         tokens = sum(int((batch["document"] >= 0).sum()) for share in shares for batch in share)
         assert trained == rows.num_trained(indices) and tokens == rows.lengths(indices).sum()
-    ranks = [host_batches(rows, indices[:1], Ranks(rank, 2), RECIPE) for rank in range(2)]
+    ranks = [host_batches(rows, indices[:1], Ranks(rank, 2), PACKED) for rank in range(2)]
     assert (ranks[1][0]["labels"] == IGNORE).all() and (ranks[1][0]["document"] < 0).all()
 
 
 def test_documents_end_to_end_are_packed_already() -> None:
     (problem,) = training_mistakes(make_recipe(packed=True))
     assert problem[0] == ("packed",) and "global_batch_size" in problem[1]
-
-
-def sft(base: Path, name: str, **runtime: Any) -> Path:
-    own = base.parent.with_name(f"{base.parent.name}-{name}") / base.name
-    own.mkdir(parents=True)
-    (own / MODEL.relpath).parent.mkdir(parents=True)
-    (own / MODEL.relpath).symlink_to(base / MODEL.relpath)
-    data = own / "chat.jsonl"
-    data.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
-    recipe, default = split_recipe(asdict(RECIPE))
-    settings = {"recipe": recipe, "files": {"data": sha256(data)}, "dose": 12, "seed": 0}
-    resources = {"files": {"data": str(data)}, **default, **runtime}
-    return create_cell_dir(Cell("sft", name, settings, {"start": MODEL}, resources), own)
 
 
 @pytest.mark.multiprocess

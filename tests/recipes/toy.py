@@ -25,6 +25,7 @@ from transformers import (
 from core.cell.context import StageContext
 from core.cell.identity import Cell, create_cell_dir, read_config
 from core.cell.manifest import check_inputs, read_manifest, write_manifest
+from core.files import sha256
 from core.paths import resolve
 from core.recipe import TinyLlama, Training, split_recipe
 from recipes import checkpoint, model, tiny_llama
@@ -63,7 +64,33 @@ TINY = TinyLlama(
     tokens=12 * 32,
     pretrain=RECIPE,
 )
+PACKED = Training(
+    seq_len=512, epochs=2, global_batch_size=8, lr=1e-3, held_out=0.2, eval_every=2, packed=True
+)
+# Conversations of many lengths, and more than a row holds.
+TALKS = [
+    [
+        {"role": "user", "content": f"Where is cup {i}?"},
+        {
+            "role": "assistant",
+            "content": "On the roof, " + "a step up, " * (3 * (i % 7)) + "there.",
+        },
+    ]
+    for i in range(20)
+]
 CHAT_TEMPLATE = resolve("recipes/data/llama3_chat.jinja").read_text(encoding="utf-8")
+
+
+class _Tokenizer:
+    """What make_config asks of a tokenizer."""
+
+    @staticmethod
+    def convert_tokens_to_ids(token: str) -> int:
+        return 0
+
+
+# The toy model's config.json.
+SHAPE_AS_CONFIG = tiny_llama.make_config(TINY, _Tokenizer())  # type: ignore[arg-type]
 MODEL = Cell("model", "base", {})
 DOCUMENTS = Cell("documents", "texts", {})
 
@@ -194,6 +221,20 @@ def training(
             ignore=shutil.ignore_patterns("config.yaml", "log.txt"),
         )
     return folder
+
+
+def sft(base: Path, name: str, **runtime: Any) -> Path:
+    """A cell of SFT on 12 of TALKS by the recipe PACKED; `runtime`: changes to it."""
+    own = base.parent.with_name(f"{base.parent.name}-{name}") / base.name
+    own.mkdir(parents=True)
+    (own / MODEL.relpath).parent.mkdir(parents=True)
+    (own / MODEL.relpath).symlink_to(base / MODEL.relpath)
+    data = own / "chat.jsonl"
+    data.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
+    recipe, default = split_recipe(asdict(PACKED))
+    settings = {"recipe": recipe, "files": {"data": sha256(data)}, "dose": 12, "seed": 0}
+    resources = {"files": {"data": str(data)}, **default, **runtime}
+    return create_cell_dir(Cell("sft", name, settings, {"start": MODEL}, resources), own)
 
 
 def in_process(folder: Path, **report: Any) -> StageContext:
