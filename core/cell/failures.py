@@ -183,23 +183,6 @@ KNOWN_FAILURES = [
         "tell the site that its nodes do not resolve each other's names, or nodes: 1 in the "
         "cluster profile",
     ),
-    # Of several ranks srun names first the one that ended first. The others die of it, in words of
-    # the network.
-    _known(
-        "killed",
-        r"\A(?:(?!tasks? [\d,-]+: (?:Exited|Terminated))[\s\S])*?tasks? [\d,-]+: Killed|"
-        r"\d+ Killed +srun ",
-        "run or submit again: it continues; if it repeats, often memory: give the stage more",
-        is_transient=True,
-    ),
-    _known(
-        "collective timeout",
-        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
-        r"Connection closed by peer|ranks came within",
-        "a rank died or the network is slow: look at the other ranks' logs; set the network "
-        "interface",
-        is_transient=True,
-    ),
     _known(
         "port in use",
         r"address already in use|EADDRINUSE",
@@ -226,6 +209,23 @@ KNOWN_FAILURES = [
         "no locks",
         r"flock: [A-Z]",
         "--runs on a file system that has locks (Lustre: mount option flock)",
+    ),
+    # Of several ranks srun names first the one that ended first. The others die of it, in words of
+    # the network.
+    _known(
+        "killed",
+        r"\A(?:(?!tasks? [\d,-]+: (?:Exited|Terminated))[\s\S])*?tasks? [\d,-]+: Killed|"
+        r"\d+ Killed +srun ",
+        "run or submit again: it continues; if it repeats, often memory: give the stage more",
+        is_transient=True,
+    ),
+    _known(
+        "collective timeout",
+        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
+        r"Connection closed by peer|ranks came within",
+        "a rank died or the network is slow: look at the other ranks' logs; set the network "
+        "interface",
+        is_transient=True,
     ),
     _known(
         "rate limit",
