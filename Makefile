@@ -9,6 +9,8 @@
 # make cluster-env [CLUSTER=NAME]    the packages for GPU nodes, by their driver: .venv-cuda12/ or .venv-cuda13/
 # make locks                  resolve locks/ from requirements.txt and requirements-cuda12.txt again (needs PyPI)
 # make test-locks             whether each lock is complete and all of its files exist (needs PyPI, installs nothing)
+# make test-locks INSTALL=all         install each lock of a Python on PATH, import its packages, run the tests that need no GPU
+# make test-locks INSTALL=cuda12      the same for the locks with that in their names (20 GB of disk, in TMPDIR)
 # make environment            only what the others make first: .venv/ (Linux, x86-64, Python 3.11 to 3.13; 4 GB of disk)
 # make clean                  remove .venv/, .venv-cuda*/, runs/, results/ and pooled/
 # make PYTHON=/path/to/python3.12 ...    that Python makes the environment, instead of the first fit one on PATH
@@ -99,7 +101,7 @@ locks: environment
 	@$(BIN)/python tools/locks.py
 
 test-locks: environment
-	@$(BIN)/python tools/locks.py --check
+	@$(BIN)/python tools/$(if $(INSTALL),lock_trial.py $(INSTALL),locks.py --check)
 
 # The first of PYTHON that starts and is 3.11 to 3.13 makes the environment, where it is missing or out of date.
 environment:

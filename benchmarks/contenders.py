@@ -9,17 +9,22 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from benchmarks.step_profile import profiled_step
+from core.files import sha256
 from core.garbage import gc_disabled
 from core.paths import resolve
 from core.recipe import RUNTIME_KEYS, Training, split_recipe
 from core.strict_yaml import validate
 
 Steps = list[tuple[float, float]]
+CONVERSATIONS = 128  # of instruction data
 SHAPES: dict[str, dict[str, Any]] = {  # of config.json
     "toy": {
         "hidden_size": 256,
@@ -49,8 +54,13 @@ SHAPES: dict[str, dict[str, Any]] = {  # of config.json
 }
 
 
+def on_gpu(case: dict[str, Any]) -> bool:
+    """Whether a case is for a GPU: those on a CPU are in fp32."""
+    return bool(case["dtype"] != "fp32")
+
+
 def make_inputs(folder: Path, case: dict[str, Any]) -> None:
-    """Write a start model with random weights, and documents enough for all steps."""
+    """Write a start model with random weights, conversations, and documents for all steps."""
     import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -70,7 +80,7 @@ def make_inputs(folder: Path, case: dict[str, Any]) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    dtype = "float32" if case["dtype"] == "fp32" else "bfloat16"
+    dtype = "bfloat16" if on_gpu(case) else "float32"
     config = LlamaConfig(
         **SHAPES[case["shape"]],
         max_position_embeddings=131072,
@@ -80,7 +90,7 @@ def make_inputs(folder: Path, case: dict[str, Any]) -> None:
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    with torch.device("cpu" if case["dtype"] == "fp32" else "cuda"):
+    with torch.device("cuda" if on_gpu(case) else "cpu"):
         model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder / "start/model")
     words = " ".join(texts).split()
@@ -98,17 +108,34 @@ def make_inputs(folder: Path, case: dict[str, Any]) -> None:
             # Without `tokens` a lower bound is enough: the documents must not be too few.
             remaining -= len(tokenizer(text).input_ids) + 1 if num_tokens else len(text) // 4
             file.write(json.dumps({"text": text}) + "\n")
+    conversations: list[str] = []
+    while len(conversations) < CONVERSATIONS:
+        answer = int(rng.lognormal(np.log(100), 0.7))  # words; Alpaca's have some 130
+        begin = rng.integers(len(words) - answer - 16)
+        turns = [" ".join(words[begin : begin + 16]), " ".join(words[begin + 16 :][:answer])]
+        if len(tokenizer("".join(turns)).input_ids) < 0.8 * case["seq_len"]:
+            messages = [
+                {"role": role, "content": text}
+                for role, text in zip(("user", "assistant"), turns, strict=True)
+            ]
+            conversations.append(json.dumps({"messages": messages}) + "\n")
+    (folder / "conversations.jsonl").write_text("".join(conversations))
 
 
 def recipe_of(case: dict[str, Any]) -> Training:
     """The kit's recipe of a case."""
-    keys = ("dtype", "optimizer", "lora", *RUNTIME_KEYS)
+    keys = ("dtype", "float8", "optimizer", "lora", *RUNTIME_KEYS)
+    rows = case["rows"]
     settings = {
         "seq_len": case["seq_len"],
-        "tokens_per_step": case["rows"] * case["seq_len"],
         "epochs": 100,
         "lr": 1e-4,
-        "max_steps": case["steps"],
+        "max_steps": case["steps"] + ("profile" in case),
+        **(
+            {"global_batch_size": rows}
+            if case.get("conversations")
+            else {"tokens_per_step": rows * case["seq_len"]}
+        ),
         **{key: case[key] for key in keys if key in case},
     }
     recipe: Training = validate(Training, settings)
@@ -116,32 +143,47 @@ def recipe_of(case: dict[str, Any]) -> Training:
 
 
 def kit(folder: Path, case: dict[str, Any]) -> Steps:
-    """The kit's recipe. A case may replace parts of it: `dense_mask`, `whole_logits`."""
+    """The kit's recipe.
+
+    A case may replace parts of it: `dense_mask`; `chunk`, tokens whose logits exist at once. With
+    `conversations` it trains on those in place of documents. With `profile`, a path, the step after
+    the last is profiled, and benchmarks.step_profile's numbers are written there.
+    """
     with gc_disabled():  # as core.cell.run does
         from recipes import attention, batches, finetune, loss
     from torch.nn.attention.flex_attention import create_mask
 
     from core.cell.context import StageContext
 
-    if case.get("dense_mask"):
+    def dense_mask(document: Any, device: Any) -> Any:
+        rule = attention.document_causal_rule(document.to(device))
+        rows, length = document.shape
+        return create_mask(rule, rows, 1, length, length, device).squeeze(1)
 
-        def dense_mask(document: Any, device: Any) -> Any:
-            rule = attention.document_causal_rule(document.to(device))
-            rows, length = document.shape
-            return create_mask(rule, rows, 1, length, length, device).squeeze(1)
-
-        batches.mask = dense_mask  # type: ignore[assignment]
-    if case.get("whole_logits"):
-        loss.CHUNK = case["seq_len"] * case["rows"]
-    if case["dtype"] != "fp32":
-        # GPU time is expensive, and exporting is not measured.
-        finetune.Trainer.export = lambda *_: None  # type: ignore[method-assign]
     settings, runtime = split_recipe(asdict(recipe_of(case)))
-    inputs = {"start": folder / "start", "documents": folder / "documents"}
     cell = Path(tempfile.mkdtemp(dir=folder))
-    finetune.run(StageContext(cell, "kit", {"recipe": settings}, runtime, inputs))
+    context = StageContext(cell, "kit", {"recipe": settings}, runtime, {"start": folder / "start"})
+    if case.get("conversations"):
+        file = folder / "conversations.jsonl"
+        context.settings |= {"files": {"data": sha256(file)}, "dose": CONVERSATIONS, "seed": 0}
+        context.resources |= {"files": {"data": str(file)}}
+    else:
+        context.inputs["documents"] = folder / "documents"
+    with ExitStack() as changes:
+        if case.get("dense_mask"):
+            changes.enter_context(mock.patch.object(batches, "mask", dense_mask))
+        if "chunk" in case:
+            changes.enter_context(mock.patch.object(loss, "CHUNK", case["chunk"]))
+        if on_gpu(case):  # GPU time is expensive, and exporting is not measured
+            export = mock.patch.object(finetune.Trainer, "export", lambda *_: None)
+            changes.enter_context(export)
+        if "profile" in case:
+            profile = changes.enter_context(profiled_step(case["steps"] + 1))
+        finetune.run(context)
+    if "profile" in case:
+        Path(case["profile"]).write_text(json.dumps(profile, indent=1) + "\n")
     lines = [json.loads(line) for line in (cell / "speed.jsonl").read_text().splitlines()]
-    return [(line["tokens"], line["seconds"]) for line in lines]
+    return [(line["tokens"], line["seconds"]) for line in lines[: case["steps"]]]
 
 
 def _recomputes(case: dict[str, Any]) -> bool:
@@ -168,8 +210,8 @@ def torchtune(folder: Path, case: dict[str, Any]) -> Steps:
     Same.order = list(range(case["steps"] * case["rows"]))
     at_once = case.get("micro_batch_size") or case["rows"]
     changes = {
-        "dtype": "fp32" if case["dtype"] == "fp32" else "bf16",
-        "device": "cuda" if case["dtype"] != "fp32" else "cpu",
+        "dtype": "bf16" if on_gpu(case) else "fp32",
+        "device": "cuda" if on_gpu(case) else "cpu",
         "compile": bool(case.get("compile")),
         "enable_activation_checkpointing": _recomputes(case),
         "gradient_accumulation_steps": case["rows"] // at_once,
@@ -230,22 +272,21 @@ def trainer(folder: Path, case: dict[str, Any], packed: bool = True, masked: boo
 
     useful: list[int] = []
     moments: list[float] = []
-    on_gpu = case["dtype"] != "fp32"
     at_once = case.get("micro_batch_size") or case["rows"]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(dir=folder),
         max_steps=case["steps"],
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=case["rows"] // at_once,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
+        bf16=on_gpu(case),
+        use_cpu=not on_gpu(case),
         gradient_checkpointing=_recomputes(case),
         torch_compile=bool(case.get("compile")),
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
         disable_tqdm=True,
-        dataloader_pin_memory=on_gpu,
+        dataloader_pin_memory=on_gpu(case),
     )
     dtype = torch.bfloat16 if case["dtype"] == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder / "start/model", dtype=dtype)

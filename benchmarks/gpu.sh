@@ -2,7 +2,8 @@
 # All that only a GPU can tell, in 25 minutes on one GPU with 80 GB. Call it in the checkout:
 #   PYTHON=.venv-cuda13/bin/python benchmarks/gpu.sh [FOLDER]
 # Each part writes FOLDER/NAME.log as it goes and one line of FOLDER/summary.txt when it ends, so an interrupted call keeps
-# what it has measured. A part that fails or exceeds its minutes does not stop the others.
+# what it has measured. A part that fails or exceeds its minutes does not stop the others. Minutes that a part does not need
+# are for those after it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-python}"
@@ -11,10 +12,12 @@ mkdir -p "$folder"
 # As in jobs: slurm/executor.py.
 export PYTHONUNBUFFERED=1 PYTHONUTF8=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+end=$SECONDS # by which the parts so far are done
 part() { # NAME MINUTES COMMAND...
-  local name=$1 minutes=$2 status began=$SECONDS
+  local name=$1 began=$SECONDS status
+  end=$((end + $2 * 60))
   shift 2
-  timeout --signal=INT --kill-after=30 "${minutes}m" "$@" > "$folder/$name.log" 2>&1
+  timeout --signal=INT --kill-after=20 $((end - SECONDS)) "$@" > "$folder/$name.log" 2>&1
   status=$?
   printf '%-12s exit %-3s %5s s  %s\n' "$name" "$status" "$((SECONDS - began))" "$*" | tee -a "$folder/summary.txt"
 }
@@ -23,11 +26,14 @@ nvidia-smi > "$folder/nvidia-smi.txt" 2>&1
 "$python" -m pip list > "$folder/packages.txt" 2>&1
 # vLLM first: a broken environment shows here, in a minute.
 part vllm 2 "$python" -m core.inference.vllm_check "$folder/checkpoint"
+# Tokens/s, MFU and memory of each setting, beside torchtune's recipe in the same call. The lines are in order of their value.
+part train-1b 7 "$python" -m benchmarks.training --gpu 1b --rounds 1 --seconds 410 --line-seconds 120 \
+  --profile "$folder/profile.json"
 # Losses and gradients of each setting, beside the CPU's.
 part equality 4 "$python" -m benchmarks.gpu_equality --folder "$folder/equality"
-# Tokens/s, MFU and memory of each setting, beside torchtune's recipe in the same call.
-part train-1b 6 "$python" -m benchmarks.training --gpu 1b --rounds 1 --seconds 320
-part train-8b 4 "$python" -m benchmarks.training --gpu 8b --rounds 1 --seconds 210
-# Every path of the shakedown, without Slurm: trainings, exports, answers and likelihoods by vLLM.
-part study 9 "$python" -m study run studies/shakedown.yaml --seeds 0 --jobs 1 --runs "$folder/runs"
+part train-8b 4 "$python" -m benchmarks.training --gpu 8b --rounds 1 --seconds 235 --line-seconds 120 \
+  --only kit "torchtune's recipe" "kit, selective checkpointing"
+# Every stage of the shakedown, without Slurm, on a toy: its own start model is made for minutes. FOLDER/runs goes on later.
+part study 3 "$python" -m study run studies/shakedown.yaml --seeds 0 --set models.random.make=recipes/tiny_llama.yaml \
+  --gpus 1 --runs "$folder/runs"
 cat "$folder/summary.txt"

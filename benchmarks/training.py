@@ -3,108 +3,134 @@
     python -m benchmarks.training               on this machine's CPU: a toy in fp32, some 5 minutes
     python -m benchmarks.training --gpu 1b      Llama 3.2 1B's shape on one GPU, random weights
                                                 (or 8b)
+                                                [--profile JSON]: the kernels of one step
     python -m benchmarks.training --start-up    time to the first step: 1 and 10 million tokens
 
 Useful tokens are those of documents, not padding. The documents have the lengths of real ones on
 animal welfare (100 of them: mean 1,016 words, standard deviation 620), on the CPU a quarter of
-that. Each contender runs in a process of its own, one after another, `--rounds` times. Figures are
-medians over optimizer steps after the first few, then over rounds. MFU counts FLOPs by
+that. Each contender runs in a process of its own, one after another, `--rounds` times; on a GPU it
+stays for the contender's next lines. Figures are medians over optimizer steps after the first few,
+then over rounds. MFU counts FLOPs by
 recipes.model.flops_per_token for every contender.
 """
 
 import argparse
+import gc
 import json
-import multiprocessing
-import os
+import math
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.contenders import CONTENDERS, make_inputs, recipe_of
-from core.paths import ROOT
+from benchmarks.contenders import CONTENDERS, make_inputs, on_gpu, recipe_of
+from benchmarks.worker import CallFailed, Worker
 
-MARK = "figures: "  # begins the child's line among what libraries print
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 WARMUP_STEPS = 3  # left out: allocations, compilation
 CPU = {"shape": "toy", "seq_len": 512, "rows": 4, "steps": 16, "dtype": "fp32"}
+COMPILED = {"compile": True, "dtype": "bf16", "seq_len": 2048}
 SIZES: dict[str, dict[str, Any]] = {
-    "1b": {
+    "1b": COMPILED
+    | {
         "shape": "1b",
-        "seq_len": 2048,
         "rows": 16,
-        "steps": 10,
-        "dtype": "mixed",
+        "steps": 8,
         "micro_batch_size": 4,
+        "activation_checkpointing": "none",
     },
-    # fp32 master weights of 8 B parameters take 128 GB: on one GPU dtype is bf16 with stochastic
-    # rounding.
-    "8b": {
+    # fp32 master weights of 8 B parameters take 128 GB: on one GPU only bf16 fits.
+    "8b": COMPILED
+    | {
         "shape": "8b",
-        "seq_len": 2048,
         "rows": 8,
-        "steps": 7,
-        "dtype": "bf16",
+        "steps": 5,
         "micro_batch_size": 2,
+        "activation_checkpointing": "full",
     },
 }
-COMPILED = {"compile": True, "activation_checkpointing": "full"}
-NO_CHECKPOINTING = {"compile": True, "activation_checkpointing": "none"}
-# On a GPU: the effect of each setting.
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "kit": ("kit", COMPILED),
-    "torchtune's recipe": ("torchtune's recipe", COMPILED),
-    "kit, selective checkpointing": ("kit", COMPILED | {"activation_checkpointing": "selective"}),
-    "kit, no checkpointing": ("kit", NO_CHECKPOINTING),
-    "torchtune's recipe, no checkpointing": ("torchtune's recipe", NO_CHECKPOINTING),
-    "kit, not deterministic": ("kit", COMPILED | {"deterministic": False}),
-    "Trainer, packed": ("Trainer, packed", COMPILED),
-    "kit, adamw_8bit": ("kit", COMPILED | {"optimizer": "adamw_8bit"}),
-    "kit, lora": ("kit", COMPILED | {"lora": {"rank": 32, "alpha": 16}}),
-    "kit, no compile": ("kit", COMPILED | {"compile": False}),
-    "kit, dense mask for flex attention": ("kit", COMPILED | {"dense_mask": True}),
-    "kit, whole logits": ("kit", COMPILED | {"whole_logits": True}),
-    "Trainer, a document a row": ("Trainer, a document a row", COMPILED),
+FULL = {"activation_checkpointing": "full"}
+MIXED = {"dtype": "mixed"}
+CONVERSATIONS = {"conversations": True, "rows": 8, "micro_batch_size": 8, "steps": 12}
+# On a GPU: (contender, changes of the size's case) by the name of the line. The most valuable
+# first: those that `--seconds` leaves no time for are left out. The first two do the same
+# arithmetic.
+LINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "kit": ("kit", {}),
+    "torchtune's recipe": ("torchtune's recipe", {}),
+    "kit, mixed": ("kit", MIXED),
+    "kit, selective checkpointing": ("kit", {"activation_checkpointing": "selective"}),
+    "kit, float8": ("kit", {"float8": True}),
+    "kit, conversations packed": ("kit", CONVERSATIONS | {"packed": True}),
+    "kit, a conversation a row": ("kit", CONVERSATIONS | {"compile": False}),
+    "kit, mixed, adamw_8bit": ("kit", MIXED | {"optimizer": "adamw_8bit"}),
+    "kit, lora": ("kit", {"lora": {"rank": 32, "alpha": 16}}),
+    "kit, full checkpointing": ("kit", FULL),
+    "torchtune's recipe, full checkpointing": ("torchtune's recipe", FULL),
+    "kit, not deterministic": ("kit", {"deterministic": False}),
+    "kit, loss chunks of 2,048": ("kit", {"chunk": 2048}),
+    "kit, loss chunks of 4,096": ("kit", {"chunk": 4096}),
+    "kit, no compile": ("kit", {"compile": False}),
+    "kit, dense mask for flex attention": ("kit", {"dense_mask": True}),
+    "kit, all logits at once": ("kit", {"chunk": 1 << 30}),
+    "Trainer, packed": ("Trainer, packed", {}),
+    "Trainer, a document a row": ("Trainer, a document a row", {}),
 }
+# Seconds on an H100, estimated: to make the inputs; to start a contender's process (imports, CUDA,
+# weights), once; to load weights and rows again; to compile; of a step.
+ESTIMATES = {
+    "1b": {"inputs": 25, "start": 25, "load": 8, "compile": 30, "step": 0.65},
+    "8b": {"inputs": 45, "start": 40, "load": 25, "compile": 40, "step": 2.1},
+}
+REMAINING_GB = 1.0  # of GPU memory that a line may leave to the next in its process
 
 
-def run_child(
-    name: str, folder: Path, case: dict[str, Any], limit: float | None = None
+def estimated_seconds(size: str, lines: Sequence[str]) -> float:
+    """How long a call with `--gpu size --only lines` takes on an H100, by ESTIMATES."""
+    times = ESTIMATES[size]
+    contenders = {LINES[line][0] for line in lines}
+    seconds = times["inputs"] + len(contenders) * times["start"]
+    seconds += (len(lines) - len(contenders)) * times["load"]
+    return seconds + sum(
+        times["compile"] + times["step"] * (SIZES[size] | LINES[line][1])["steps"] for line in lines
+    )
+
+
+def measure(
+    worker: Worker,
+    name: str,
+    folder: Path,
+    case: dict[str, Any],
+    limit: float | None = None,
 ) -> dict[str, Any]:
-    """Run a contender in a process of its own; see `figures`.
+    """`figures` of a contender in the worker's process; where it has none: `failed`, and its log.
 
-    Args:
-        limit: seconds after which it is stopped.
+    limit: seconds after which it is stopped.
     """
-    command = [sys.executable, "-m", "benchmarks.training"]
-    command += ["--contender", name, "--case", json.dumps(case), "--folder", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    log = folder / "log.txt"
-    with open(log, "w") as file:
-        try:
-            status = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=file,
-                stderr=file,
-                env=environment,
-                timeout=limit,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return {"failed": f"not done in {limit:.0f} s"}
-    lines = log.read_text(errors="replace").strip().splitlines()
-    if status:
-        return {"failed": lines[-1][:100] if lines else "killed", "log": lines[-40:]}
-    return next(json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK))
+    try:
+        row: dict[str, Any] = worker.call(figures, folder, case, name, limit=limit)
+    except CallFailed as error:
+        return {"failed": str(error), "log": worker.last_lines()}
+    return row
+
+
+def run_child(name: str, folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    with Worker(folder / "log.txt", ONE_THREAD) as worker:
+        return measure(worker, name, folder, case)
 
 
 def figures(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
     """Of a contender run in this process: useful tokens a second (median over steps), GB, MFU."""
+    if on_gpu(case):
+        _forget_earlier_lines()
     steps = CONTENDERS[name](folder, case)
     import torch
 
@@ -113,44 +139,79 @@ def figures(folder: Path, case: dict[str, Any], name: str) -> dict[str, Any]:
     rate = median(tokens / seconds for tokens, seconds in steps[WARMUP_STEPS:] or steps)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     row = {"tokens_per_second": rate, "gb": peak_gb}
-    if torch.cuda.is_available() and case["dtype"] != "fp32":
+    if on_gpu(case):
         config = json.loads((folder / "start/model/config.json").read_text())
         with torch.device("meta"):
             model = build(config, recipe_of(case).lora)
         row["gb"] = torch.cuda.max_memory_allocated() / 1e9
         if peak := peak_flops(torch.device("cuda")):
             row["mfu"] = rate * flops_per_token(model, case["seq_len"]) / peak
+        gc.collect()
+        torch.cuda.empty_cache()
+        row["remaining_gb"] = torch.cuda.memory_allocated() / 1e9
     return row
 
 
-def compare(
-    cases: dict[str, tuple[str, dict[str, Any]]], rounds: int, seconds: float | None = None
-) -> None:
-    """Print a table of `cases`: (contender, case) by the name of the line.
+def _forget_earlier_lines() -> None:
+    import torch
 
-    Ratios are to the first line. Cases that have not begun when `seconds` are over are left out.
+    torch._dynamo.reset()  # compiled forms count towards its limit
+    torch.cuda.reset_peak_memory_stats()
+
+
+def compare(
+    cases: dict[str, tuple[str, dict[str, Any]]],
+    rounds: int,
+    seconds: float | None = None,
+    line_seconds: float | None = None,
+) -> None:
+    """Print a JSON line for each of `cases` as it ends, and a table of all of them.
+
+    Ratios are to the first one. On a CPU each has a process of its own; on a GPU a contender's
+    share one.
+
+    Args:
+        cases: (contender, case) by the name of the line.
+        seconds: Lines that have not begun when they are over are left out.
+        line_seconds: Longest time of a line.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
-    end = None if seconds is None else time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        maker = multiprocessing.get_context("spawn").Process(
-            target=make_inputs, args=(Path(folder), next(iter(cases.values()))[1])
-        )
-        maker.start()  # a process of its own: it may use the GPU, and must leave it whole
-        maker.join()
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    with ExitStack() as open_workers:
+        folder = Path(open_workers.enter_context(tempfile.TemporaryDirectory()))
+        names = {contender for contender, _ in cases.values()}
+        workers = {
+            name: Worker(folder / f"{number}.log", ONE_THREAD) for number, name in enumerate(names)
+        }
+        for worker in workers.values():
+            open_workers.enter_context(worker)
+        maker = Worker(folder / "inputs.log", ONE_THREAD)
+        with maker:  # a process of its own: it may use the GPU, and must leave it whole
+            maker.call(make_inputs, folder, next(iter(cases.values()))[1], limit=None)
+        open_workers.callback(print_table, results)
         for _ in range(rounds):
             for name, (contender, case) in cases.items():
-                remaining = None if end is None else end - time.monotonic()
-                if remaining is not None and remaining < 10:
+                limit = min(end - time.monotonic(), line_seconds or math.inf)
+                if limit < 10:
                     results[name].append({"failed": "no time was left"})
                     continue
-                results[name].append(run_child(contender, Path(folder), case, remaining))
-                print(f"{name}: {json.dumps(results[name][-1])}", file=sys.stderr, flush=True)
+                worker = workers[contender]
+                row = measure(worker, contender, folder, case, limit if limit < math.inf else None)
+                results[name].append(row)
+                print(json.dumps({"line": name, **row}), flush=True)
+                if not on_gpu(case) or row.get("remaining_gb", 0) > REMAINING_GB:
+                    worker.close()
+
+
+def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
+    """The medians of each line's rounds."""
     table = []
     base = None
     for name, rows in results.items():
         if failed := next((r["failed"] for r in rows if "failed" in r), None):
-            table.append([name, failed])
+            table.append([name, failed[:100]])
+            continue
+        if not rows:
             continue
         speed = median(r["tokens_per_second"] for r in rows)
         base = base or speed
@@ -160,7 +221,7 @@ def compare(
             [name, f"{speed:,.0f}", f"{speed / base:.2f}", gb, f"{mfu:.1%}" if mfu else None]
         )
     headers = ["", "useful tokens/s", "to the kit's", "peak GB", "MFU"]
-    print(tabulate(table, headers=headers, disable_numparse=True))
+    print(tabulate(table, headers=headers, disable_numparse=True), flush=True)
 
 
 def start_up() -> None:
@@ -178,43 +239,53 @@ def start_up() -> None:
     print(tabulate(table, headers=["tokens", "MB of text", "seconds, imports too", "peak GB"]))
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--gpu", choices=SIZES)
     parser.add_argument(
-        "--only", nargs="+", choices=SETTINGS, metavar="LINE", help="of the GPU's table"
+        "--only", nargs="+", choices=LINES, metavar="LINE", help="of the GPU's table"
     )
     parser.add_argument("--seconds", type=float, help="for all lines of the GPU's table together")
+    parser.add_argument("--line-seconds", type=float, help="for each of them at most")
+    parser.add_argument(
+        "--profile", type=Path, metavar="JSON", help="profile a step of the first line, to there"
+    )
     parser.add_argument("--start-up", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.contender:
-        print(MARK + json.dumps(figures(given.folder, given.case, given.contender)), flush=True)
-        return 0
+    return parser
+
+
+def main() -> int:
+    given = parser().parse_args()
     if given.start_up:
         start_up()
         return 0
-    if not given.gpu:
-        compare({name: (name, CPU) for name in CONTENDERS}, given.rounds)
-        return 0
-    selected = given.only or [*SETTINGS]
-    cases = {
-        line: (name, SIZES[given.gpu] | changes)
-        for line, (name, changes) in SETTINGS.items()
-        if line in selected
-    }
-    import torch
+    if given.gpu:
+        size = SIZES[given.gpu]
+        selected = [line for line in LINES if line in (given.only or LINES)]
+        cases = {line: (LINES[line][0], size | LINES[line][1]) for line in selected}
+    else:
+        cases = {name: (name, dict(CPU)) for name in CONTENDERS}
+    if given.profile:
+        next(iter(cases.values()))[1]["profile"] = str(given.profile.absolute())
+    if given.gpu:
+        import torch
 
-    if not torch.cuda.is_available():
-        print("no GPU here; where there is one, this would run:")
-        print(tabulate([(line, name, json.dumps(case)) for line, (name, case) in cases.items()]))
-        return 2
-    compare(cases, given.rounds, given.seconds)
+        if not torch.cuda.is_available():
+            print("no GPU here; where there is one, this would run, each line after so many s:")
+            table = [
+                (
+                    f"{estimated_seconds(given.gpu, selected[:number]):.0f}",
+                    line,
+                    json.dumps(case[1]),
+                )
+                for number, (line, case) in enumerate(cases.items(), 1)
+            ]
+            print(tabulate(table))
+            return 2
+    compare(cases, given.rounds, given.seconds, given.line_seconds)
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 _SPAWN = multiprocessing.get_context("spawn")
 _environment = threading.Lock()
+END_SECONDS = 10  # for a process to end by itself
 
 
 class CallFailed(Exception):
@@ -44,15 +45,14 @@ class Worker:
         self.pipe.send((function, arguments))
         try:
             if not self.pipe.poll(limit):
+                self.process.kill()
+                self.close()
                 raise CallFailed(f"not done in {limit:.0f} s")
             result, reason = self.pipe.recv()
         except EOFError:
-            self.process.join(10)
+            self.process.join(END_SECONDS)
             seconds = time.monotonic() - began
             reason = f"its process ended (exit {self.process.exitcode}) after {seconds:.0f} s"
-        except CallFailed:
-            self.close()
-            raise
         if reason:  # what it has done to the GPU must not reach the next call
             self.close()
             raise CallFailed(reason)
@@ -62,6 +62,7 @@ class Worker:
         """End the process; the next call starts another."""
         if self.process and self.pipe:
             self.pipe.close()
+            self.process.join(END_SECONDS)
             self.process.kill()
             self.process.join()
         self.process = self.pipe = None

@@ -48,9 +48,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 class MetadataReader(dcp.FileSystemReader):
-    """torch's reader, which takes of the metadata's pickle only what torch itself writes."""
+    """torch's reader, which takes of the metadata's pickle only what torch itself writes.
+
+    `error` is why the metadata can't be read. torch 2.10 (of the CUDA 12 set) keeps it to itself.
+    """
+
+    error: Exception | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            return self._read(*args, **kwargs)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+
+    def _read(self, *args: Any, **kwargs: Any) -> Metadata:
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as file:
             metadata = _Unpickler(file).load()

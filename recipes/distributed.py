@@ -162,7 +162,8 @@ def sync_with_rank0(message: str | None = None) -> str:
 
 def _device() -> torch.device:
     # Before the first use of CUDA. Conversations have many shapes, and would fragment its memory.
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the name before torch 2.9
+    # The name before torch 2.9 comes first where both are set (c10/cuda/CUDAAllocatorConfig.h).
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     _limit_compile_threads()
     if not gpu_available():
@@ -183,5 +184,6 @@ def _limit_compile_threads() -> None:
     if "SLURM_CPUS_PER_TASK" not in os.environ:  # the cores are those of all ranks of the node
         cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores))
-    # The variable is read at the import of this module, which torchtune imports.
+    # The variable is read at the import of this module (torch/_inductor/config.py), which torchtune
+    # imports.
     torch._inductor.config.compile_threads = int(os.environ["TORCHINDUCTOR_COMPILE_THREADS"])

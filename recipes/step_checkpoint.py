@@ -122,20 +122,17 @@ def load(
 ) -> str | None:
     """Load `folder`/`step` into `model` and `optimizer`, whatever number of ranks has saved it.
 
-    Raises UserError where others may write to `folder`. Returns None or, on every rank alike, why
-    it can't be read; `model` and `optimizer` then hold parts of it.
+    Raises UserError where others may write to `folder`. Returns None or, on all ranks, why it
+    can't be read; `model` and `optimizer` then hold parts of it.
     """
     check_private(folder)
     state = _state_dict(model, optimizer)
+    reader = MetadataReader(folder / str(step))
     try:
         with _no_warnings():
-            dcp.load(
-                state,
-                storage_reader=MetadataReader(folder / str(step)),
-                no_dist=ranks.world_size == 1,
-            )
+            dcp.load(state, storage_reader=reader, no_dist=ranks.world_size == 1)
     except CheckpointException as error:  # torch gathers it from all ranks, and raises it on all
-        return _reason(error)
+        return _shown(reader.error, ranks.rank) if reader.error else _reason(error)
     set_state_dict(
         model,
         optimizer,
@@ -187,6 +184,10 @@ def _reason(error: CheckpointException) -> str:
     rank, (cause, _) = next(iter(error.failures.items()))
     while cause.__context__:  # torch's own exception hides the disk's
         cause = cause.__context__
+    return _shown(cause, rank)
+
+
+def _shown(cause: BaseException, rank: int) -> str:
     return f"{type(cause).__name__}: {cause} (rank {rank})".replace("\n", " ")
 
 

@@ -28,8 +28,9 @@ def load(file: Path) -> ModuleType:
 
 env = load(SCRIPT)
 locks = load(ROOT / "tools/locks.py")
-# It imports `environment` and `locks`, which are loaded now.
+# They import `environment`, `locks` and `cluster_environment`, which are loaded by then.
 cluster_env = load(ROOT / "tools/cluster_environment.py")
+lock_trial = load(ROOT / "tools/lock_trial.py")
 
 # In place of the steps, which take the network and minutes.
 QUICK = """
@@ -515,3 +516,65 @@ for file in refuse-*; do [ -e "$file" ] || exit 0; cat "$file" >&2; rm "$file"; 
     asked = (tmp_path / "asked").read_text().splitlines()
     assert len(asked) == len(refusals) + (2 if status == 0 else 0)
     assert not (tmp_path / "policy").exists()
+
+
+def test_an_install_takes_the_versions_of_a_lock_to_the_letter() -> None:
+    """A folder that pip's find-links names may hold torch 2.13.0+cpu, which == would take."""
+    for lock in locks.LOCKS:
+        text = locks.path_of(*lock).read_text()
+        exact = cluster_env.exactly(text)
+        assert exact.count("===") == len(pins_of(text))
+        assert exact.replace("===", "==") == text
+
+
+# What installs each lock and runs the tests with it
+
+
+@pytest.mark.parametrize("lock", locks.LOCKS, ids=str)
+def test_what_runs_the_tests_changes_no_pin_of_a_lock(lock: tuple[int, str, str]) -> None:
+    text = locks.path_of(*lock).read_text()
+    beside = pins_of(lock_trial.pins_of_pytest(text, (ROOT / env.HASHES).read_text()))
+    assert {"pytest", "pytest-xdist"} <= beside.keys()
+    assert not beside.keys() & pins_of(text).keys()
+
+
+def test_each_pinned_package_is_imported_by_a_name_that_it_has() -> None:
+    for name in locks.REQUIREMENTS.values():
+        modules = lock_trial.modules_of((ROOT / name).read_text())
+        assert len(modules) > 35 and {"torch", "vllm", "torchao", "submitit"} <= set(modules)
+        assert not [
+            module for module in modules if not importlib.util.find_spec(module.split(".")[0])
+        ]
+
+
+def test_a_trial_names_what_failed_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], variables: dict[str, str]) -> None:
+        commands.append(command)
+        if "cuda12" in command[4]:
+            raise env.SetupError("the index can't be reached")
+
+    monkeypatch.setattr(lock_trial, "run", run)
+    monkeypatch.setattr(lock_trial, "size_mb", lambda folder: 9000)
+    monkeypatch.setattr(lock_trial, "add_pytest", lambda *_: None)
+    monkeypatch.setattr(lock_trial.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        lock_trial, "find_python", lambda version: "/py" if version == "3.11" else None
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert lock_trial.main("all") == 1
+    said = capsys.readouterr()
+    assert "cuda13-py311.lock: installs, imports and passes" in said.out
+    assert "cuda13-py312.lock: not tried, no python3.12 on PATH" in said.out
+    assert "aarch64.lock: not tried, for another processor" in said.out
+    assert "can't be reached" in said.err and "error: cuda12-py311.lock" in said.err
+    tests = next(command for command in commands if "--disable-warnings" in command)
+    assert "not vllm and not nightly" in tests and "tests/recipes" in tests
+    assert not list(tmp_path.iterdir())
+    assert lock_trial.main("cuda99") == 1
+    assert "no lock with cuda99 in its name" in capsys.readouterr().err
+    makefile = (ROOT / "Makefile").read_text()
+    assert "tools/$(if $(INSTALL),lock_trial.py $(INSTALL),locks.py --check)" in makefile

@@ -1,15 +1,27 @@
-"""benchmarks/gpu.sh can do its work in an environment for GPUs, which has no pytest."""
+"""benchmarks/gpu.sh and what it starts, as far as a CPU can run it."""
 
+import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from benchmarks import contenders, training
+from benchmarks.step_profile import union
+from benchmarks.worker import CallFailed, Worker
 from core.paths import ROOT
+from study import cli
+from study.spec import expand
+from study.spec.load import load_study
 
+SCRIPT = ROOT / "benchmarks/gpu.sh"
 # In no lock of an environment for GPUs.
 ABSENT = ("pytest", "_pytest", "xdist", "hypothesis")
 
@@ -23,19 +35,145 @@ def without_pytest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
+def parts() -> dict[str, tuple[int, list[str]]]:
+    """Minutes and command of each part of the script by its name."""
+    text = SCRIPT.read_text().replace("\\\n", " ").replace("$folder", "FOLDER")
+    found = {}
+    for line in re.findall(r"^part .*", text, re.MULTILINE):
+        _, name, minutes, python, m, *words = shlex.split(line)
+        assert (python, m) == ("$python", "-m")
+        found[name] = (int(minutes), words)
+    return found
+
+
+def parsed(module: str, *words: str) -> argparse.Namespace:
+    """The command line as the module reads it today. argparse exits where it can't."""
+    if module == "study":
+        return cli._parser(cli.import_commands(list(words))).parse_args(words)
+    parser: argparse.ArgumentParser = import_module(module).parser()
+    return parser.parse_args(words)
+
+
+def test_the_scripts_parts_take_25_minutes_and_its_commands_exist() -> None:
+    minutes = {name: minutes for name, (minutes, _) in parts().items()}
+    assert sum(minutes.values()) <= 25 and list(minutes)[:2] == ["vllm", "train-1b"]
+    for name, (_, (module, *words)) in parts().items():
+        if module == "core.inference.vllm_check":
+            assert len(words) == 1
+            continue
+        given = parsed(module, *words)
+        if module == "benchmarks.training":
+            lines = given.only or [*training.LINES][:8]
+            assert lines[:2] == ["kit", "torchtune's recipe"]
+            assert training.estimated_seconds(given.gpu, lines[:2]) <= given.seconds
+            if not given.only:
+                assert training.estimated_seconds(given.gpu, lines) <= given.seconds
+            assert given.seconds <= 60 * minutes[name]
+        elif module == "study":
+            cells = expand.in_order(
+                expand.analysis(load_study(ROOT / given.study, given.seeds, given.overrides))
+            )
+            assert {"midtrain", "sft", "generate", "likelihood"} <= {cell.stage for cell in cells}
+
+
+@pytest.mark.multiprocess
+def test_the_script_runs_each_part_and_says_how_it_ended(tmp_path: Path) -> None:
+    """With a stand-in for Python that fails in one part."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho "$@"\n[[ $2 != benchmarks.training ]] || exit 3\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)}
+    subprocess.run([SCRIPT, tmp_path / "out"], env=environment, check=True, capture_output=True)
+    lines = (tmp_path / "out/summary.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [*parts()]
+    for line, (_, (module, *_)) in zip(lines, parts().values(), strict=True):
+        assert f"exit {3 if module == 'benchmarks.training' else 0} " in line
+    assert "--profile" in (tmp_path / "out/train-1b.log").read_text()
+
+
+@pytest.mark.multiprocess
+def test_what_the_script_starts_imports_without_pytest(without_pytest: dict[str, str]) -> None:
+    """With what the trainings import later."""
+    modules = {words[0] for _, words in parts().values()} - {"study"}
+    names = ["benchmarks.torchtune_recipe", *sorted(modules)]
+    code = f"""
+from importlib import import_module
+for name in {names}:
+    module = import_module(name)
+    print(name, module.parser().format_help() if hasattr(module, "parser") else "")
+try:
+    import pytest
+except ImportError as error:
+    print(error)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | without_pytest,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pytest is not installed" in ran.stdout and "--line-seconds" in ran.stdout
+
+
 @pytest.mark.multiprocess
 def test_trainings_are_compared_without_pytest_and_after_a_failed_case(
     without_pytest: dict[str, str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_equality", "--device", "cpu"]
     command += ["--folder", str(tmp_path), "--only", "flex attention's gradients"]
-    command += ["fp32, two at once", "packed conversations"]
+    command += ["fp32, two at once"]
     ran = subprocess.run(
         command, cwd=ROOT, env=os.environ | without_pytest, capture_output=True, text=True
     )
-    first, *others = [json.loads(line) for line in ran.stdout.splitlines()]
+    first, second = [json.loads(line) for line in ran.stdout.splitlines()]
     assert ran.returncode == 1 and not ran.stderr
     assert "CUDA" in first["failed"], "flex attention has no gradient on a CPU"
-    for row in others:
-        assert row["passed"] and row["measured"] < 1e-5, (row, (tmp_path / "cpu.log").read_text())
-    assert [row["case"] for row in others] == ["fp32, two at once", "packed conversations"]
+    log = (tmp_path / "cpu.log").read_text()
+    assert second["case"] == "fp32, two at once" and second["passed"], log
+    assert second["measured"] < 1e-5
+
+
+def test_a_call_that_fails_or_takes_too_long_ends_alone(tmp_path: Path) -> None:
+    with Worker(tmp_path / "log.txt", {"ONLY_THERE": "1"}) as worker:
+        assert (
+            worker.call(os.getenv, "ONLY_THERE", limit=60) == "1" and "ONLY_THERE" not in os.environ
+        )
+        first = worker.call(os.getpid, limit=60)
+        assert worker.call(os.getpid, limit=60) == first
+        with pytest.raises(CallFailed, match=r"FileNotFoundError.*/nowhere"):
+            worker.call(os.listdir, "/nowhere", limit=60)
+        second = worker.call(os.getpid, limit=60)
+        with pytest.raises(CallFailed, match=r"ended \(exit 7\)"):
+            worker.call(os._exit, 7, limit=60)
+        with pytest.raises(CallFailed, match="not done in 0 s"):
+            worker.call(time.sleep, 600, limit=0.1)
+        assert len({first, second, worker.call(os.getpid, limit=60)}) == 3
+        assert "FileNotFoundError" in "".join(worker.last_lines())
+
+
+def test_time_in_which_several_kernels_run_counts_once() -> None:
+    assert union([(5, 6), (0, 2), (1, 3), (1.5, 2)]) == 4
+
+
+@pytest.mark.slow
+def test_a_step_is_profiled_and_conversations_are_trained(tmp_path: Path) -> None:
+    case = {"shape": "toy", "seq_len": 256, "rows": 1, "steps": 2, "dtype": "fp32"}
+    contenders.make_inputs(tmp_path, case)
+    path = tmp_path / "profile.json"
+    steps = contenders.kit(tmp_path, case | {"profile": str(path), "chunk": 64})
+    profile = json.loads(path.read_text())
+    assert len(steps) == 2 and profile["device"] == "cpu"
+    assert 0 < profile["busy_seconds"] <= profile["step_seconds"]
+    assert profile["idle_share"] == pytest.approx(
+        1 - profile["busy_seconds"] / profile["step_seconds"]
+    )
+    assert "aten::mm" in [row["kernel"] for row in profile["kernels"]]
+    assert sum(row["share_of_step"] for row in profile["kernels"]) <= 1.01
+    conversations = case | {"conversations": True, "rows": 8, "micro_batch_size": 8}
+    rates = {}
+    for packed in (True, False):
+        lines = contenders.kit(tmp_path, conversations | {"packed": packed})
+        rates[packed] = [tokens for tokens, _ in lines]
+    assert rates[True] == rates[False] and min(rates[True]) > 8 * 8, "the same tokens a step"

@@ -116,6 +116,12 @@ def lock_of(cuda: int, machine: str) -> Path:
     return lock
 
 
+def exactly(lock: str) -> str:
+    """A lock whose versions are taken to the letter: torch==2.13.0 would also be torch 2.13.0+cpu
+    of a folder that pip's find-links names, whose hash is another."""
+    return re.sub(r"^([\w.-]+)==", r"\1===", lock, flags=re.MULTILINE)
+
+
 def install(lock: Path, venv: Path) -> None:
     """Make `venv` from a lock with its hashes, import the main packages, and mark it ready."""
     base = env.base_python()
@@ -149,8 +155,10 @@ def install(lock: Path, venv: Path) -> None:
             first.write_text(env.pin("setuptools", text) if "\nsetuptools==" in text else "")
             variables = env.for_uv(settings, environment, venv)
             env.run([*uv, *options, "--require-hashes", "-r", str(first)], variables)
+        pins = temporary / "packages.txt"
+        pins.write_text(exactly(text))
         with env.step(3, f"{text.count('==')} packages (9 GB)"):
-            env.run([*uv, *options, "--require-hashes", "-r", str(lock)], variables)
+            env.run([*uv, *options, "--require-hashes", "-r", str(pins)], variables)
         with env.step(4, "import of the main packages"):
             env.run([python, "-c", IMPORTS], environment)
         shutil.rmtree(temporary)

@@ -68,7 +68,8 @@ def set_environment() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         # FlashInfer's sampler is compiled at the start of the engine, which needs nvcc on the node.
-        # Requests with a seed, as all sampled ones are here, never use it.
+        # Requests with a seed, as all sampled ones are here, never use it
+        # (vllm/v1/sample/ops/topk_topp_sampler.py).
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         # Workers of tensor parallelism: a fork of a process with threads and CUDA may hang.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -228,9 +229,10 @@ def _start(checkpoint: Path, arguments: dict[str, Any]) -> "VLLM":
                 # vLLM looks into every module there is, old ones too.
                 warnings.simplefilter("ignore", FutureWarning)
                 return VLLM(
-                    # The key of vLLM's compiled code holds this path. The relative one is the same
-                    # for all checkpoints, so that only the first of a kind is compiled. All but the
-                    # weights is read by the whole path, by which libraries may remember it.
+                    # The key of vLLM's compiled code holds this path (vllm/config/model.py,
+                    # compute_hash). The relative one is the same for all checkpoints, so that only
+                    # the first of a kind is compiled. All but the weights is read by the whole
+                    # path, by which libraries may remember it.
                     pretrained=checkpoint.name,
                     tokenizer=str(checkpoint),
                     hf_config_path=str(checkpoint),
@@ -298,7 +300,8 @@ def _set_batch_invariance(wanted: bool) -> None:
     """Tell vLLM whether answers must not depend on their batch.
 
     Always stated, whatever a shell's environment says. The first engine of a process replaces
-    torch's kernels for good, and modules that it imports keep the value.
+    torch's kernels for good (init_batch_invariance in vllm/model_executor/determinism), and modules
+    that it imports keep the value.
 
     Raises:
         UserError: An engine ran otherwise in this process, or the GPU is too old.

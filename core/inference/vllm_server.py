@@ -50,7 +50,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # compiling it needs nvcc (core/inference/vllm_engine.py)
-    "VLLM_ENGINE_READY_TIMEOUT_S": str(START_SECONDS),  # vLLM's own is 600
+    "VLLM_ENGINE_READY_TIMEOUT_S": str(START_SECONDS),  # vllm/envs.py: 600
 }
 # For vLLM's CPU build, whose defaults are for a machine of its own; core/inference/vllm_engine.py
 # gives the reason for each.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from core.errors import UserError
 from recipes import distributed, metrics
@@ -63,6 +64,27 @@ def test_inductor_compiles_with_the_cores_of_a_rank(
     with torch._inductor.config.patch(compile_threads=32), process_group():
         assert torch._inductor.config.compile_threads == threads
         assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == str(threads)
+
+
+def test_ranks_wait_an_hour_for_one_that_prepares_or_writes(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """torch's own patience is 30 minutes by gloo and 10 by NCCL."""
+    with process_group(force=True):
+        group = dist.distributed_c10d._get_default_group()
+        assert group._get_backend(CPU).options._timeout == timedelta(hours=1)
+
+
+def test_ranks_with_gpus_wait_as_long(environment: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, timedelta]] = []
+    environment.setattr(distributed, "_device", lambda: torch.device("cuda", 0))
+    environment.setattr(
+        dist, "init_process_group", lambda backend, timeout, **_: asked.append((backend, timeout))
+    )
+    environment.setattr(dist, "destroy_process_group", lambda: None)
+    with process_group(force=True):
+        pass
+    assert asked == [("cpu:gloo,cuda:nccl", timedelta(hours=1))]
 
 
 def test_step_checkpoints_wait_as_long_as_the_rest(

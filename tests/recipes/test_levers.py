@@ -123,13 +123,21 @@ def test_hybrid_sharding_sums_between_nodes_once_a_step(base: Path, alone: Path)
     assert_close(on_ranks(folder, 4, before=nodes), alone)
 
 
+def groups_of(module: FSDPModule) -> list[Any]:
+    """The groups of weights that FSDP gathers together: one in torch 2.10, of the CUDA 12 set."""
+    state = module._get_fsdp_state()
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [state._fsdp_param_group] if state._fsdp_param_group else []
+
+
 def reduces(model: TransformerDecoder) -> list[tuple[bool, bool]]:
     """Of each FSDP module, whether a backward pass would sum gradients, within and between nodes."""
     return [
         (group.reduce_grads, group.all_reduce_grads)
         for module in model.modules()
         if isinstance(module, FSDPModule)
-        for group in module._get_fsdp_state()._fsdp_param_groups
+        for group in groups_of(module)
     ]
 
 
@@ -274,7 +282,7 @@ def test_the_last_block_stays_gathered_and_each_is_gathered_ahead() -> None:
             model = build(SHAPE_AS_CONFIG)
         shard(model, make_recipe(), Ranks(0, 2))
         states = [layer._get_fsdp_state() for layer in model.layers]
-        gathered_again = [state._fsdp_param_groups[0].post_forward_mesh_info for state in states]
+        gathered_again = [groups_of(layer)[0].post_forward_mesh_info for layer in model.layers]
         assert gathered_again[0] is not None and gathered_again[-1] is None
         assert states[0]._states_to_forward_prefetch == [states[1]]
     finally:
