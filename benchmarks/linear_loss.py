@@ -53,7 +53,9 @@ def loss_and_gradients(
         size = TORCH[name]
         options = None
         if size != 0:
-            choice = {"chunking_method": None, "batch_chunk_size": size} if size else {}
+            choice: dict[str, Any] = {}
+            if size:
+                choice = {"chunking_method": None, "batch_chunk_size": size}
             options = torch.nn.LinearCrossEntropyOptions(**choice)
         total = linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options)
     forward = time.perf_counter()
