@@ -116,11 +116,12 @@ def measure(
 
     limit: seconds after which it is stopped.
     """
+    began = time.monotonic()
     try:
         row: dict[str, Any] = worker.call(figures, folder, case, name, limit=limit)
     except CallFailed as error:
-        return {"failed": str(error), "log": worker.last_lines()}
-    return row
+        row = {"failed": str(error), "log": worker.last_lines()}
+    return row | {"line_seconds": round(time.monotonic() - began, 1)}
 
 
 def run_child(name: str, folder: Path, case: dict[str, Any]) -> dict[str, Any]:
