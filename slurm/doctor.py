@@ -291,6 +291,8 @@ def _probe(visit: Visit, folder: Path, code: Path, token: str, cells: list[Cell]
         script=_continuation_script(visit, code),
         trains=bool(set(TRAINING_STAGES) & set(visit.stages)),
         vllm=bool(VLLM_STAGES & set(visit.stages)),
+        compiles=bool(visit.resources.gpus_per_node)
+        or any(cell.resources.get("compile") for cell in cells if cell.stage in visit.stages),
     )
 
 

@@ -1,6 +1,8 @@
 """Judge what doctor's small jobs reported from the nodes: one verdict per line of the report."""
 
+import errno
 import math
+import os
 import re
 import sys
 from collections import defaultdict
@@ -9,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.cell.failures import explain
 from slurm import slurm_cli
 from slurm.checks import FAILED, OK, UNKNOWN, WARNING, Check
 from slurm.cluster_limits import gpus as gpus_requested
@@ -22,6 +25,7 @@ CLOCK_SECONDS = 2
 NOISE = re.compile(r"Exited with exit code|Terminating|STEP \S+ ON .* CANCELLED|Force Terminated")
 LONGER = "give it longer: --wait SECONDS"
 UNTIL_DONE = "on a login node submit with --until-done, in place of sbatch slurm/study.sbatch"
+FULL = {os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)}
 NOT_SHARED = "--runs on a disk that nodes share, by the same path"
 
 Facts = dict[str, Any]  # section -> what slurm.probe wrote about one node
@@ -170,8 +174,12 @@ def packages(facts: Facts, visit: Visit) -> Verdict | None:
 def writable(facts: Facts, visit: Visit) -> Verdict | None:
     """Whether the scratch and cache folders can be created and written."""
     folders = facts["writable"]
-    if failed := [f"{folder}: {why}" for folder, why in folders.items() if why]:
-        return FAILED, failed[0], "scratch, cache: folders that can be made there"
+    for folder, why in folders.items():
+        if why in FULL:
+            fix = f"make room there (du -sh {folder}/*), or name another folder: scratch, cache"
+            return FAILED, f"{folder}: {why}", fix
+        if why:
+            return FAILED, f"{folder}: {why}", "scratch, cache: folders that can be made there"
     return (OK, ", ".join(folders), "") if folders else None
 
 
@@ -223,6 +231,10 @@ def gpus(facts: Facts, visit: Visit) -> Verdict | None:
         fix = "make cluster-env CLUSTER=NAME, and python: as it says at the end"
         return FAILED, f"torch {torch} is built without CUDA", fix
     versions = f"torch {torch} for CUDA {built_for}, driver for CUDA {driver}"
+    if not driver and not cards:
+        reason = facts["gpus"].get("why") or "nvidia-smi does not answer"
+        fix = "sbatch: {exclude: [that node]} in the profile; tell the site: nvidia-smi fails there"
+        return FAILED, f"no usable driver for {versions.partition(',')[0]}: {reason}", fix
     if driver and int(driver.split(".")[0]) < int(built_for.split(".")[0]):
         fix = "make cluster-env CLUSTER=NAME, which takes packages for that driver"
         return FAILED, f"the driver is too old: {versions}", fix
@@ -236,10 +248,12 @@ def gpus(facts: Facts, visit: Visit) -> Verdict | None:
 
 def compiler(facts: Facts, visit: Visit) -> Verdict | None:
     """Whether the node can compile: Triton's launcher and vLLM need C and Python's headers."""
+    error = facts["compiler"].get("error", "")
+    failure, _ = explain([[error]])
     fix = "setup: [module load gcc], or a Python with its headers (Debian: gcc, python3-dev)"
-    if verdict := _error(facts, "compiler", fix):
+    if verdict := _error(facts, "compiler", failure.fix if failure else fix):
         return verdict
-    return OK, f"a C extension and a GPU kernel in {facts['compiler']['seconds']:.0f} s", ""
+    return OK, f"a C extension and a kernel in {facts['compiler']['seconds']:.0f} s", ""
 
 
 def start_vllm(facts: Facts, visit: Visit) -> Verdict | None:
@@ -381,8 +395,9 @@ def _unanswered(visit: Visit, folder: Path) -> Verdict:
     """The verdict on a section that a job did not write."""
     if visit.queued:
         return UNKNOWN, f"job {visit.job} has not written it yet", LONGER
-    finding = f"job {visit.job} ended before it wrote this: {_log(visit, folder)}"
-    return FAILED, finding, "see that line, or the node's state"
+    failure, line = explain([_lines(visit, folder)])
+    finding = f"job {visit.job} ended before it wrote this: {line or _log(visit, folder)}"
+    return FAILED, finding, failure.fix if failure else "see that line, or the node's state"
 
 
 def ended(visit: Visit) -> str:
@@ -392,14 +407,18 @@ def ended(visit: Visit) -> str:
     return f"{fields.get('JobState', 'gone')}, exit code {fields.get('ExitCode', 'unknown')}"
 
 
-def _log(visit: Visit, folder: Path) -> str:
-    """The last line of the job's logs that is not noise; empty where there are no logs."""
-    logs = sorted((folder / "jobs").glob(f"{visit.job}_*log.*"))
-    lines = [
+def _lines(visit: Visit, folder: Path) -> list[str]:
+    """The lines of the job's logs."""
+    return [
         line.strip()
-        for log in logs
+        for log in sorted((folder / "jobs").glob(f"{visit.job}_*log.*"))
         for line in log.read_text(errors="replace").splitlines()
         if line.strip()
     ]
+
+
+def _log(visit: Visit, folder: Path) -> str:
+    """The last line of the job's logs that is not noise; empty where there are no logs."""
+    lines = _lines(visit, folder)
     informative = [line for line in lines if not NOISE.search(line)]
     return next(reversed(informative or lines), "")

@@ -16,6 +16,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +39,7 @@ MEET_SECONDS = 120  # the other ranks of a node wait this long for what the firs
 IMPORT_SECONDS = 240
 START_SECONDS = 240
 WRITE_BYTES = 512 * 2**20  # to measure how fast the runs folder is written
+WRITABLE_BYTES = 4 * 2**20  # written into scratch and cache: a full disk takes an empty file
 REPLACED_BYTES = 64 * 1024  # size of the file that is replaced while doctor reads it
 VERSIONS = ("torch", "vllm", "transformers", "submitit")
 # Prints a line per module: one that kills the interpreter is the first that is missing.
@@ -47,15 +49,16 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
     print("imported", name, flush=True)
 """
-# Triton compiles its launcher in C, and the kernel for the GPU.
+# Triton compiles its launcher in C, and the kernel for the GPU. Kernels of CPUs are C++.
 _KERNEL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from core.gpu import check_capability
-check_capability()
+if sys.argv[2] == "cuda":
+    check_capability()
 add = torch.compile(lambda x: x * 2 + 1)
-assert add(torch.ones(64, device="cuda")).sum().item() == 192
+assert add(torch.ones(64, device=sys.argv[2])).sum().item() == 192
 """
 
 
@@ -79,6 +82,7 @@ class Probe:
     script: str = ""  # that a job which submits more would give to sbatch
     trains: bool = False  # whether trainings run on these nodes
     vllm: bool = False  # whether vLLM does
+    compiles: bool = False  # whether torch.compile does
 
     def __call__(self) -> None:
         """Write facts-<job>-<rank>.json: section -> facts, or {"error": reason}."""
@@ -133,7 +137,8 @@ class Probe:
             sections["write rate"] = lambda: write_rate(Path(self.folder) / f"written-{name}")
         if self.gpus:
             sections["gpus"] = gpus
-            sections["compiler"] = lambda: compiler(self.folder, self.code)
+        if self.compiles:
+            sections["compiler"] = lambda: compiler(self.folder, self.code, self.gpus > 0)
         sections |= ranks
         # All nodes share one environment, which takes long to import. It comes last, so that no
         # rank waits for it.
@@ -244,8 +249,11 @@ def writable(folders: tuple[str, ...]) -> dict[str, str]:
     for folder in map(os.path.expandvars, folders):
         try:
             os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                reasons[folder] = ""
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(WRITABLE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            reasons[folder] = ""
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # only where it is empty
         except OSError as error:
@@ -296,8 +304,9 @@ def gpus() -> dict[str, Any]:
     """Facts about the GPUs and the driver.
 
     Returns `torch` (version), `built for` (torch's CUDA), `driver` (the newest CUDA that the
-    driver supports) and `cards` (name and GiB of each GPU that torch sees). Raises RuntimeError
-    where torch can't compute on one of them.
+    driver supports; None: nvidia-smi doesn't say), `cards` (name and GiB of each GPU that torch
+    sees) and `why` (torch's own words where it sees none). Raises RuntimeError where torch can't
+    compute on one of them.
     """
     import torch
 
@@ -312,7 +321,10 @@ def gpus() -> dict[str, Any]:
         output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
         if match := re.search(r"CUDA (?:\w+ )?Version\s*:\s*([\d.]+)", output):
             facts["driver"] = match[1]
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts["why"] = "".join(str(warning.message).splitlines()[0] for warning in caught[-1:])
     cards = [torch.cuda.get_device_properties(index) for index in range(count)]
     facts["cards"] = [[card.name, round(card.total_memory / 2**30)] for card in cards]
     for index in range(count):
@@ -371,15 +383,15 @@ def write_rate(path: Path) -> float:
     return WRITE_BYTES / seconds
 
 
-def compiler(folder: str, code: str) -> dict[str, Any]:
-    """Compile what Triton and vLLM compile on a node: a C file with Python.h, and a GPU kernel.
+def compiler(folder: str, code: str, on_gpu: bool) -> dict[str, Any]:
+    """Compile what torch and vLLM compile on a node: a C file with Python.h, and a kernel.
 
     Returns `seconds`. Raises RuntimeError with the compiler's own error.
     """
     started = time.monotonic()
     compile_extension(folder)
     result = subprocess.run(
-        [sys.executable, "-c", _KERNEL, code],
+        [sys.executable, "-c", _KERNEL, code, "cuda" if on_gpu else "cpu"],
         capture_output=True,
         text=True,
         timeout=START_SECONDS,

@@ -10,10 +10,12 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
-from benchmarks import contenders, training
+from benchmarks import contenders, gpu_equality, gpu_inference, training
 from benchmarks.step_profile import union
 from benchmarks.worker import CallFailed, Worker
 from core.paths import ROOT
@@ -56,7 +58,7 @@ def parsed(module: str, *words: str) -> argparse.Namespace:
 
 def test_the_scripts_parts_take_25_minutes_and_its_commands_exist() -> None:
     minutes = {name: minutes for name, (minutes, _) in parts().items()}
-    assert sum(minutes.values()) <= 25 and list(minutes)[:2] == ["vllm", "train-1b"]
+    assert sum(minutes.values()) <= 25 and list(minutes)[:3] == ["vllm", "train-1b", "inference"]
     for name, (_, (module, *words)) in parts().items():
         if module == "core.inference.vllm_check":
             assert len(words) == 1
@@ -68,8 +70,9 @@ def test_the_scripts_parts_take_25_minutes_and_its_commands_exist() -> None:
             assert training.estimated_seconds(given.gpu, lines[:2]) <= given.seconds
             if not given.only:
                 assert training.estimated_seconds(given.gpu, lines) <= given.seconds
-            assert given.seconds <= 60 * minutes[name]
-        elif module == "study":
+        if getattr(given, "seconds", None):
+            assert given.seconds < 60 * minutes[name]
+        if module == "study":
             cells = expand.in_order(
                 expand.analysis(load_study(ROOT / given.study, given.seeds, given.overrides))
             )
@@ -135,6 +138,65 @@ def test_trainings_are_compared_without_pytest_and_after_a_failed_case(
     assert second["measured"] < 1e-5
 
 
+class Played:
+    """A worker that measures nothing. `held`: GB that lines leave, by the contender."""
+
+    held: ClassVar[dict[str, float]] = {}
+    events: ClassVar[list[str]] = []
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+
+    def call(
+        self, function: Any, folder: Path, case: Any, name: str = "", limit: Any = None
+    ) -> Any:
+        if function is training.make_inputs:
+            return None
+        self.events.append(f"{name} {limit}")
+        if "fails" in case:
+            raise CallFailed("the reason")
+        return {"tokens_per_second": 1.0, "gb": 2.0, "remaining_gb": self.held.get(name, 0.0)}
+
+    def last_lines(self) -> list[str]:
+        return ["last words"]
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+    def __enter__(self) -> "Played":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_lines_on_a_gpu_share_a_process_until_it_leaves_memory_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "Worker", Played)
+    monkeypatch.setattr(Played, "held", {"leaks": 3.0})
+    monkeypatch.setattr(Played, "events", [])
+    size = training.SIZES["1b"]
+    cases = {"a": ("kit", size), "b": ("kit", size | {"fails": True}), "c": ("leaks", size)}
+    training.compare(cases, rounds=1, line_seconds=60)
+    assert Played.events == ["kit 60", "kit 60", "leaks 60", "closed"]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:3]]
+    assert [row["line"] for row in rows] == ["a", "b", "c"]
+    assert rows[1]["failed"] == "the reason" and rows[1]["log"] == ["last words"]
+    Played.events.clear()
+    training.compare(cases, rounds=1, seconds=5)
+    assert Played.events == [] and capsys.readouterr().out.count("no time was left") == 3
+
+
+def test_without_a_gpu_the_cpu_is_not_compared_with_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_equality", "--only", "fp32"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_equality, "compare", None)
+    assert gpu_equality.main() == 2 and "no GPU" in capsys.readouterr().out
+
+
 def test_a_call_that_fails_or_takes_too_long_ends_alone(tmp_path: Path) -> None:
     with Worker(tmp_path / "log.txt", {"ONLY_THERE": "1"}) as worker:
         assert (
@@ -174,6 +236,48 @@ def test_a_step_is_profiled_and_conversations_are_trained(tmp_path: Path) -> Non
     conversations = case | {"conversations": True, "rows": 8, "micro_batch_size": 8}
     rates = {}
     for packed in (True, False):
-        lines = contenders.kit(tmp_path, conversations | {"packed": packed})
+        changes = {"packed": packed, "torch_loss": packed, "no_gc": packed}
+        lines = contenders.kit(tmp_path, conversations | changes)
         rates[packed] = [tokens for tokens, _ in lines]
     assert rates[True] == rates[False] and min(rates[True]) > 8 * 8, "the same tokens a step"
+
+
+def test_a_measurement_that_fails_is_a_line_and_the_next_one_is_taken(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = gpu_inference.Measurements(seconds=None)
+    with measured.line("first") as row:
+        row["passed"] = True
+    assert not measured.failed
+    with measured.line("second"):
+        raise CallFailed("the reason")
+    with measured.line("third") as row:
+        row["gb"] = 1
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["passed"] and third["gb"] == 1 and measured.failed
+    assert second["failed"] == "the reason"
+    with pytest.raises(CallFailed, match="no time was left"):
+        gpu_inference.Measurements(seconds=5).limit()
+
+
+@pytest.mark.vllm
+@pytest.mark.nightly
+def test_vllm_is_measured_in_miniature_without_pytest(
+    without_pytest: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu_inference", "--toy", "--folder", str(tmp_path)]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=os.environ | without_pytest, capture_output=True, text=True
+    )
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    rows = {line.pop("measurement"): line for line in lines}
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    cold, warm = rows["start, cold"], rows["second process, warm"]
+    assert cold["start_seconds"] > 0 and warm["start_seconds"] > 0
+    assert any("KV cache size" in line for line in cold["logged"])
+    assert rows["likelihoods, float32"]["largest_difference"] < 1e-4
+    assert rows["answers"]["tokens"] == 6 * 16 and rows["answers"]["preemptions"] == 0
+    second = rows["second checkpoint, same process"]
+    assert second["import_seconds"] < 1 < cold["import_seconds"] and second["freed_gb"] > 0
+    assert rows["answers in two batches"]["equal"] == 2
+    assert "CPU build" in rows["answers in two batches, batch_invariant"]["not_run"]

@@ -153,6 +153,12 @@ KNOWN_FAILURES = [
         "install requirements-cuda12.txt, which older drivers run, or have the driver updated",
     ),
     _known(
+        "no GPU driver",
+        r"Found no NVIDIA driver",
+        "leave that node out (sbatch: {exclude: [NODE]} in the cluster profile), and tell its "
+        "administrators: nvidia-smi fails there",
+    ),
+    _known(
         "CPU packages on a GPU",
         r"CPU build of torch|Torch not compiled with CUDA enabled",
         "install the GPU packages in another environment, and name it as python: in the cluster "
@@ -176,14 +182,6 @@ KNOWN_FAILURES = [
         r"cannot resolve the name of the job's first node",
         "tell the site that its nodes do not resolve each other's names, or nodes: 1 in the "
         "cluster profile",
-    ),
-    _known(
-        "collective timeout",
-        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
-        r"Connection closed by peer|ranks came within",
-        "a rank died or the network is slow: look at the other ranks' logs; set the network "
-        "interface",
-        is_transient=True,
     ),
     _known(
         "port in use",
@@ -211,6 +209,23 @@ KNOWN_FAILURES = [
         "no locks",
         r"flock: [A-Z]",
         "--runs on a file system that has locks (Lustre: mount option flock)",
+    ),
+    # Of several ranks srun names first the one that ended first. The others die of it, in words of
+    # the network.
+    _known(
+        "killed",
+        r"\A(?:(?!tasks? [\d,-]+: (?:Exited|Terminated))[\s\S])*?tasks? [\d,-]+: Killed|"
+        r"\d+ Killed +srun ",
+        "run or submit again: it continues; if it repeats, often memory: give the stage more",
+        is_transient=True,
+    ),
+    _known(
+        "collective timeout",
+        r"collective operation timeout|NCCL.*(timed? ?out|timeout)|NCCL error|gloo/transport|"
+        r"Connection closed by peer|ranks came within",
+        "a rank died or the network is slow: look at the other ranks' logs; set the network "
+        "interface",
+        is_transient=True,
     ),
     _known(
         "rate limit",
@@ -259,9 +274,9 @@ KNOWN_FAILURES = [
         "correct python and setup in the cluster profile, or make the environment again",
     ),
     _known(
-        "killed",
-        r"tasks? [\d,-]+: Killed|\d+ Killed +srun |EngineDeadError",
-        "often memory: give the stage more; or a rank that died: look at the others' logs",
+        "a process died",
+        r"tasks? [\d,-]+: Killed|EngineDeadError",
+        "run or submit again: it continues; if it repeats, look at the logs of the other ranks",
         is_transient=True,
     ),
 ]

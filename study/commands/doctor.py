@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
@@ -12,11 +12,14 @@ from core.model_size import shape, trained
 from core.paths import ROOT, as_seen_on_nodes
 from core.recipe import Training
 from core.stages import STAGE_INFO
-from study.commands import shakedown
+from study.commands import shakedown, shakedown_page, shakedown_rates
 from study.commands.endpoint_calls import check_endpoints
 from study.spec import expand
 from study.spec.load import load_study
 from study.spec.start_models import model_problems
+
+if TYPE_CHECKING:
+    from slurm.checks import Check
 
 SHAKEDOWN = ROOT / "studies/shakedown.yaml"
 SHAKEDOWN_WAITS = 6  # it takes twenty minutes or so, beside the queue
@@ -99,14 +102,15 @@ def doctor(args: argparse.Namespace) -> int:
     failed = any(check.state == "failed" for check in report)
     if not args.json:
         print(show(report))
-    if args.shakedown and study_file and not failed:
-        rows = _shakedown(args, study_file, runs)
-        failed = any(row["state"] != shakedown.WORKS for row in rows)
+    if args.shakedown and study_file:
+        rows = _shakedown(args, study_file, runs, report)
+        failed = any(row["state"] != shakedown_page.WORKS for row in rows)
     if args.json:
         checks = [
             {"name": c.name, "state": c.state, "found": c.finding, "fix": c.fix} for c in report
         ]
-        print(json.dumps({"checks": checks, "shakedown": rows} if rows else checks, indent=1))
+        data = {"checks": checks, "shakedown": rows} if args.shakedown else checks
+        print(json.dumps(data, indent=1))
     return 1 if failed else 0
 
 
@@ -126,15 +130,18 @@ def _draft(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shakedown(args: argparse.Namespace, study_file: Path, runs: Path) -> list[dict[str, Any]]:
+def _shakedown(
+    args: argparse.Namespace, study_file: Path, runs: Path, report: list["Check"]
+) -> list[dict[str, Any]]:
     """Run the shakedown, print its page and write what it measured. Returns its rows."""
-    rows = shakedown.shakedown(study_file, args.cluster, runs, SHAKEDOWN_WAITS * args.wait)
+    wait = SHAKEDOWN_WAITS * args.wait
+    rows = shakedown.shakedown(study_file, args.cluster, runs, wait, report)
     if not args.json:
-        print(f"\n{shakedown.show(rows)}")
-    rates = shakedown.measured(rows)
+        print(f"\n{shakedown_page.show(rows)}")
+    rates = shakedown_rates.measured(rows)
     if args.write and rates:
         from slurm.profile import FOLDER
 
         path = args.cluster if args.cluster.exists() else FOLDER / f"{args.cluster}.yaml"
-        shakedown.write_measured(path, rates)
+        shakedown_rates.write_measured(path, rates)
     return rows

@@ -126,6 +126,10 @@ LOGS = {
         "version 11040). Please update your GPU driver",
         "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime version",
     ],
+    "no GPU driver": [
+        "error: this job holds a GPU, and torch 2.13.0 can't use it: CUDA initialization: Found no "
+        "NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
+    ],
     "CPU packages on a GPU": [
         "error: this job holds a GPU, and torch 2.13.0+cpu is a CPU build of torch; name",
         "AssertionError: Torch not compiled with CUDA enabled",
@@ -186,6 +190,14 @@ LOGS = {
     "killed": [
         "srun: error: cpu1: task 0: Killed",
         "srun: error: gpu[1-2]: tasks 0-3,5: Killed",
+        "batch.sh: line 30:  4242 Killed                  srun --unbuffered",
+        # A rank that was killed, and what the one beside it says then.
+        "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:61671\n"
+        "srun: error: cpu1: task 1: Killed\nsrun: error: cpu1: task 0: Exited with exit code 1",
+    ],
+    "a process died": [
+        # The first rank to end had an error of its own, and srun killed the others.
+        "srun: error: cpu1: task 1: Exited with exit code 1\nsrun: error: cpu1: task 0: Killed",
         "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
     ],
 }
