@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -145,9 +146,10 @@ def recipe_of(case: dict[str, Any]) -> Training:
 def kit(folder: Path, case: dict[str, Any]) -> Steps:
     """The kit's recipe.
 
-    A case may replace parts of it: `dense_mask`; `chunk`, tokens whose logits exist at once. With
-    `conversations` it trains on those in place of documents. With `profile`, a path, the step after
-    the last is profiled, and benchmarks.step_profile's numbers are written there.
+    A case may replace parts of it: `dense_mask`; `chunk`, tokens whose logits exist at once;
+    `torch_loss`, torch's linear_cross_entropy; `no_gc`, no garbage collection. With `conversations`
+    it trains on those in place of documents. With `profile`, a path, the step after the last is
+    profiled, and benchmarks.step_profile's numbers are written there.
     """
     with gc_disabled():  # as core.cell.run does
         from recipes import attention, batches, finetune, loss
@@ -174,6 +176,11 @@ def kit(folder: Path, case: dict[str, Any]) -> Steps:
             changes.enter_context(mock.patch.object(batches, "mask", dense_mask))
         if "chunk" in case:
             changes.enter_context(mock.patch.object(loss, "CHUNK", case["chunk"]))
+        if case.get("torch_loss"):
+            theirs = SimpleNamespace(apply=_torch_loss)
+            changes.enter_context(mock.patch.object(loss, "ChunkedLinearCrossEntropy", theirs))
+        if case.get("no_gc"):
+            changes.enter_context(gc_disabled())
         if on_gpu(case):  # GPU time is expensive, and exporting is not measured
             export = mock.patch.object(finetune.Trainer, "export", lambda *_: None)
             changes.enter_context(export)
@@ -184,6 +191,16 @@ def kit(folder: Path, case: dict[str, Any]) -> Steps:
         Path(case["profile"]).write_text(json.dumps(profile, indent=1) + "\n")
     lines = [json.loads(line) for line in (cell / "speed.jsonl").read_text().splitlines()]
     return [(line["tokens"], line["seconds"]) for line in lines[: case["steps"]]]
+
+
+def _torch_loss(hidden: Any, weight: Any, labels: Any, *_: Any) -> tuple[Any, Any]:
+    """torch's in the place of recipes.loss.ChunkedLinearCrossEntropy: the loss, and no KL."""
+    import torch
+    from torch.nn.functional import linear_cross_entropy
+
+    options = torch.nn.LinearCrossEntropyOptions()
+    nats = linear_cross_entropy(hidden, weight, labels, reduction="sum", options=options)
+    return nats, torch.zeros((), device=hidden.device)
 
 
 def _recomputes(case: dict[str, Any]) -> bool:

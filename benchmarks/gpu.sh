@@ -27,13 +27,13 @@ nvidia-smi > "$folder/nvidia-smi.txt" 2>&1
 # vLLM first: a broken environment shows here, in a minute.
 part vllm 2 "$python" -m core.inference.vllm_check "$folder/checkpoint"
 # Tokens/s, MFU and memory of each setting, beside torchtune's recipe in the same call. The lines are in order of their value.
-part train-1b 7 "$python" -m benchmarks.training --gpu 1b --rounds 1 --seconds 410 --line-seconds 120 \
+part train-1b 7 "$python" -m benchmarks.training --gpu 1b --rounds 1 --seconds 410 --line-seconds 150 \
   --profile "$folder/profile.json"
 # Starts, freed memory, likelihoods beside the trainer's, 780 answers of 1,024 tokens, batch_invariant.
 part inference 6 "$python" -m benchmarks.gpu_inference --seconds 350 --folder "$folder/inference"
 # Losses and gradients of each setting, beside the CPU's.
 part equality 3 "$python" -m benchmarks.gpu_equality --folder "$folder/equality"
-part train-8b 4 "$python" -m benchmarks.training --gpu 8b --rounds 1 --seconds 235 --line-seconds 120 \
+part train-8b 4 "$python" -m benchmarks.training --gpu 8b --rounds 1 --seconds 235 --line-seconds 150 \
   --only kit "torchtune's recipe" "kit, selective checkpointing"
 # Every stage of the shakedown, without Slurm, on a toy: its own start model is made for minutes. FOLDER/runs goes on later.
 part study 3 "$python" -m study run studies/shakedown.yaml --seeds 0 --set models.random.make=recipes/tiny_llama.yaml \

@@ -269,6 +269,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     given = parser().parse_args()
+    if given.device == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():  # else the CPU would be compared with itself
+            print("no GPU here, or torch can't use it: see nvidia-smi; --device cpu needs none")
+            return 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

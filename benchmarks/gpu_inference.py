@@ -153,6 +153,7 @@ class Engine:
             temperature=0,
             prompt_logprobs=1,
             max_tokens=1,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -179,6 +180,7 @@ class Engine:
                     seed=seed,
                     max_tokens=tokens,
                     ignore_eos=True,
+                    detokenize=False,  # the random model writes ids that its tokenizer lacks
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 ),
             )

@@ -77,6 +77,8 @@ LINES: dict[str, tuple[str, dict[str, Any]]] = {
     "kit, not deterministic": ("kit", {"deterministic": False}),
     "kit, loss chunks of 2,048": ("kit", {"chunk": 2048}),
     "kit, loss chunks of 4,096": ("kit", {"chunk": 4096}),
+    "kit, torch's linear_cross_entropy": ("kit", {"torch_loss": True}),
+    "kit, no garbage collection": ("kit", {"no_gc": True}),
     "kit, no compile": ("kit", {"compile": False}),
     "kit, dense mask for flex attention": ("kit", {"dense_mask": True}),
     "kit, all logits at once": ("kit", {"chunk": 1 << 30}),
@@ -114,11 +116,12 @@ def measure(
 
     limit: seconds after which it is stopped.
     """
+    began = time.monotonic()
     try:
         row: dict[str, Any] = worker.call(figures, folder, case, name, limit=limit)
     except CallFailed as error:
-        return {"failed": str(error), "log": worker.last_lines()}
-    return row
+        row = {"failed": str(error), "log": worker.last_lines()}
+    return row | {"line_seconds": round(time.monotonic() - began, 1)}
 
 
 def run_child(name: str, folder: Path, case: dict[str, Any]) -> dict[str, Any]:

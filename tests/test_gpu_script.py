@@ -10,10 +10,12 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
-from benchmarks import contenders, gpu_inference, training
+from benchmarks import contenders, gpu_equality, gpu_inference, training
 from benchmarks.step_profile import union
 from benchmarks.worker import CallFailed, Worker
 from core.paths import ROOT
@@ -136,6 +138,65 @@ def test_trainings_are_compared_without_pytest_and_after_a_failed_case(
     assert second["measured"] < 1e-5
 
 
+class Played:
+    """A worker that measures nothing. `held`: GB that lines leave, by the contender."""
+
+    held: ClassVar[dict[str, float]] = {}
+    events: ClassVar[list[str]] = []
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self.log = log
+
+    def call(
+        self, function: Any, folder: Path, case: Any, name: str = "", limit: Any = None
+    ) -> Any:
+        if function is training.make_inputs:
+            return None
+        self.events.append(f"{name} {limit}")
+        if "fails" in case:
+            raise CallFailed("the reason")
+        return {"tokens_per_second": 1.0, "gb": 2.0, "remaining_gb": self.held.get(name, 0.0)}
+
+    def last_lines(self) -> list[str]:
+        return ["last words"]
+
+    def close(self) -> None:
+        self.events.append("closed")
+
+    def __enter__(self) -> "Played":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_lines_on_a_gpu_share_a_process_until_it_leaves_memory_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "Worker", Played)
+    monkeypatch.setattr(Played, "held", {"leaks": 3.0})
+    monkeypatch.setattr(Played, "events", [])
+    size = training.SIZES["1b"]
+    cases = {"a": ("kit", size), "b": ("kit", size | {"fails": True}), "c": ("leaks", size)}
+    training.compare(cases, rounds=1, line_seconds=60)
+    assert Played.events == ["kit 60", "kit 60", "leaks 60", "closed"]
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[:3]]
+    assert [row["line"] for row in rows] == ["a", "b", "c"]
+    assert rows[1]["failed"] == "the reason" and rows[1]["log"] == ["last words"]
+    Played.events.clear()
+    training.compare(cases, rounds=1, seconds=5)
+    assert Played.events == [] and capsys.readouterr().out.count("no time was left") == 3
+
+
+def test_without_a_gpu_the_cpu_is_not_compared_with_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_equality", "--only", "fp32"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_equality, "compare", None)
+    assert gpu_equality.main() == 2 and "no GPU" in capsys.readouterr().out
+
+
 def test_a_call_that_fails_or_takes_too_long_ends_alone(tmp_path: Path) -> None:
     with Worker(tmp_path / "log.txt", {"ONLY_THERE": "1"}) as worker:
         assert (
@@ -175,7 +236,8 @@ def test_a_step_is_profiled_and_conversations_are_trained(tmp_path: Path) -> Non
     conversations = case | {"conversations": True, "rows": 8, "micro_batch_size": 8}
     rates = {}
     for packed in (True, False):
-        lines = contenders.kit(tmp_path, conversations | {"packed": packed})
+        changes = {"packed": packed, "torch_loss": packed, "no_gc": packed}
+        lines = contenders.kit(tmp_path, conversations | changes)
         rates[packed] = [tokens for tokens, _ in lines]
     assert rates[True] == rates[False] and min(rates[True]) > 8 * 8, "the same tokens a step"
 

@@ -9,7 +9,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torchtune.modules import TransformerDecoder
 
-from recipes import checkpoint
+from benchmarks import linear_loss
+from recipes import checkpoint, loss
 from recipes.attention import mask
 from recipes.distributed import SINGLE_PROCESS, Ranks, process_group
 from recipes.loss import chunked_cross_entropy, skip_output_layer
@@ -125,3 +126,15 @@ def test_a_batch_that_trains_nothing_moves_nothing(start: Path) -> None:
     given["labels"].fill_(-100)
     loss, *grads = results(model, given, chunked_cross_entropy)
     assert loss.item() == 0 and not any(g.any() for g in grads)
+
+
+def test_it_is_torchs_own_linear_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what benchmarks.linear_loss compares, in small."""
+    monkeypatch.setattr(loss, "CHUNK", 16)  # restored at the end: the benchmark sets it
+    monkeypatch.setattr(linear_loss, "KIT", {"kit": 24})
+    sizes = {"tokens": 64, "width": 8, "vocabulary": 40}
+    _, value, gradients = linear_loss.loss_and_gradients("kit", **sizes)
+    for name in linear_loss.TORCH:
+        _, theirs, their_gradients = linear_loss.loss_and_gradients(name, **sizes)
+        torch.testing.assert_close(value, theirs, rtol=1e-6, atol=0)
+        torch.testing.assert_close(gradients, their_gradients, rtol=1e-5, atol=1e-6)
