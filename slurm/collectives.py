@@ -1,4 +1,4 @@
-"""What `doctor` has the ranks of a job do together: a sum over all, and the gathering of weights."""
+"""What the ranks of a job do together for `doctor`: a sum over all, and a gathering of weights."""
 
 import os
 import re

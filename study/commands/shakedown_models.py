@@ -140,21 +140,24 @@ def _judge(facts: dict[str, Any], dtype: str) -> list[Row]:
     tolerance = TOLERANCES[dtype]
     difference = f"{facts['difference']:.2g} nats at most over {ROWS * (TOKENS - 1):,} tokens"
     first, second = facts["held_gb"]
-    likelihoods = make_row(
-        "",
-        LIKELIHOODS,
-        WORKS if facts["difference"] <= tolerance else FAILS,
-        f"{difference}, tolerance {tolerance:g} in {dtype}",
-        "engine: {dtype: float32} in a copy of the study tells whether rounding is why",
-    )
-    memory = make_row(
-        "",
-        MEMORY,
-        WORKS if second - first <= HELD_GB else FAILS,
-        f"{first:.1f} GB held after the first, {second:.1f} GB after the second",
-        "retries of a job begin with an empty GPU; report it with vLLM's version",
-    )
-    return [likelihoods, memory]
+    verdicts = [
+        (
+            LIKELIHOODS,
+            facts["difference"] <= tolerance,
+            f"{difference}, tolerance {tolerance:g} in {dtype}",
+            "engine: {dtype: float32} in a copy of the study tells whether rounding is why",
+        ),
+        (
+            MEMORY,
+            second - first <= HELD_GB,
+            f"{first:.1f} GB held after the first, {second:.1f} GB after the second",
+            "a new job begins with an empty GPU; report it with vLLM's version",
+        ),
+    ]
+    return [
+        make_row("", what, WORKS, finding) if is_well else make_row("", what, FAILS, finding, fix)
+        for what, is_well, finding, fix in verdicts
+    ]
 
 
 def _run(
