@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.cell.identity import Cell
@@ -37,6 +37,8 @@ class Check:
     state: str  # OK, WARNING, FAILED or UNKNOWN
     finding: str
     fix: str = ""  # one thing to type or change
+    measured: dict[str, float] = field(default_factory=dict)
+    """Rates by their names in `measured` of a cluster profile."""
 
 
 def of_error(name: str, error: UserError) -> Check:

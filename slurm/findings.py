@@ -296,6 +296,10 @@ def all_reduce(facts: Facts, visit: Visit) -> Verdict | None:
         return FAILED, f"a wrong sum by {backend}", "ask the site: the network or a GPU is broken"
     interface = visit.profile.interface or "guessed"
     took = f"16 MiB in {result['seconds']:.2f} s by {backend} over {result['ranks']} ranks"
+    gathers = {"node": "within a node", "network": "between nodes"}
+    for name, words in gathers.items():
+        if rate := result.get(f"{name}_bytes_per_second"):
+            took += f", gathers {rate / 1e9:.2g} GB a second {words}"
     return OK, f"{took}, interface {interface}", ""
 
 
@@ -321,6 +325,22 @@ LINES: dict[str, tuple[str, Callable[[Facts, Visit], Verdict | None]]] = {
 }
 
 
+def measured(line: str, nodes: list[Facts]) -> dict[str, float]:
+    """Rates that a line of the report shows, the smallest of all nodes or ranks."""
+    if line == "write rate":
+        rates = [facts[line] for facts in nodes if isinstance(facts.get(line), float)]
+        return {"write_bytes_per_second": min(rates)} if rates else {}
+    if line != "all-reduce":
+        return {}
+    names = ("node_bytes_per_second", "network_bytes_per_second")
+    gathers = [facts.get(line, {}) for facts in nodes]
+    return {
+        name: min(values)
+        for name in names
+        if (values := [gather[name] for gather in gathers if name in gather])
+    }
+
+
 def report_visit(visit: Visit, folder: Path) -> list[Check]:
     """The report's lines about one visit, whose job wrote into `folder`."""
     setup = setup_check(visit, folder)
@@ -340,7 +360,8 @@ def report_visit(visit: Visit, folder: Path) -> list[Check]:
             state, finding, fix = worst
             names = [name for verdict in hosts if verdict[0] == state for name in hosts[verdict]]
             finding = f"{', '.join(dict.fromkeys(names))}: {finding}"
-            report.append(Check(f"{visit.label}: {line}", state, finding, fix))
+            rates = measured(line, visit.facts)
+            report.append(Check(f"{visit.label}: {line}", state, finding, fix, rates))
     if missing := visit.tasks - len(visit.facts):
         finding = f"{missing} of {visit.tasks} tasks left nothing in {folder.parent}"
         fix = LONGER if visit.queued else f"{NOT_SHARED}; or leave that node out"

@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,10 @@ from core.cell.failures import explain
 from core.errors import Problem, UserError
 from core.files import locked, write_atomically
 from slurm import slurm_cli
+from slurm.collectives import all_reduce
 from slurm.job import export_ranks
 
 ANSWER_SECONDS = 60
-COLLECTIVE_SECONDS = 60
 MEET_SECONDS = 120  # the other ranks of a node wait this long for what the first one inspects
 IMPORT_SECONDS = 240
 START_SECONDS = 240
@@ -330,43 +329,6 @@ def gpus() -> dict[str, Any]:
     for index in range(count):
         torch.ones(8, 8, device=f"cuda:{index}").sum().item()
     return facts
-
-
-def all_reduce(nccl: bool) -> dict[str, Any]:
-    """All-reduce 16 MiB over the ranks, one a GPU, by the address and interface of trainings.
-
-    Returns `backend`, `right` (whether the sum is), and `seconds` of the second all-reduce; or
-    `error`, with this node's network `interfaces`.
-    """
-    import torch
-    import torch.distributed as dist
-
-    cuda = nccl and torch.cuda.is_available()
-    device = torch.device("cpu")
-    if cuda:  # a task sees all GPUs of its node, or its own alone
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-    backend = "nccl" if cuda else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
-        numbers = torch.ones(4 * 2**20, device=device)
-        for _ in range(2):  # the first also connects
-            dist.barrier()
-            started = time.monotonic()
-            dist.all_reduce(numbers)
-            total = numbers[0].item()
-        seconds = time.monotonic() - started
-        dist.destroy_process_group()
-    except Exception as error:
-        interfaces = [name for _, name in socket.if_nameindex()]
-        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])
-        return {
-            "error": f"{reason} (interfaces here: {', '.join(interfaces)})",
-            "interfaces": interfaces,
-        }
-    world = int(os.environ["WORLD_SIZE"])
-    right = total == world * world
-    return {"backend": backend, "ranks": world, "right": right, "seconds": seconds}
 
 
 def write_rate(path: Path) -> float:

@@ -115,7 +115,8 @@ class Measured:
     write_bytes_per_second: Rate | None = None
     """Bytes that a node writes in a second to the runs folder."""
     start_seconds: Rate | None = None
-    """From the start of a job to its first optimizer step or answer, without the weights."""
+    """From the start of Python in a job to the start of its cell, after the imports and before the
+    weights."""
 
 
 @dataclass(config=_STRICT, frozen=True)

@@ -66,11 +66,14 @@ class ResultFile(dict[str, Result]):
 
     Attributes:
         engines: The engines of earlier runs, as `vllm_engine.describe` gives them, each once.
+        work: Of this run: `read` (tokens of prompts), `written` (tokens of answers), and `seconds`
+            of the engine.
     """
 
     def __init__(self, folder: Path, made_from: str, engine: dict[str, Any]) -> None:
         super().__init__()
         self.engines: list[dict[str, Any]] = []
+        self.work: dict[str, float] = {"read": 0, "written": 0, "seconds": 0.0}
         path = folder / REQUESTS
         self._file = io.FileIO(path, "ab")
         cut_torn_line(path)
@@ -118,14 +121,15 @@ class ResultFile(dict[str, Result]):
 def open_results(context: StageContext, lm: Any) -> ResultFile:
     """The results that earlier runs of the cell left, and those that this run adds.
 
-    The manifest's `engine` describes the open engine. Where earlier runs had another one it lists
-    them in `earlier_engines`, and another device is warned of.
+    The manifest's `engine` describes the open engine, `work` what this run had it do. Where earlier
+    runs had another one it lists them in `earlier_engines`, and another device is warned of.
     """
     versions = {name: installed(name) for name in PACKAGES}
     checkpoint = sha256(context.inputs["checkpoint"] / "manifest.json")
     made_from = hashlib.sha256(json.dumps([checkpoint, versions]).encode()).hexdigest()
     engine = context.facts["engine"] = vllm_engine.describe(lm)
     results = ResultFile(context.folder, made_from, engine)
+    context.facts["work"] = results.work
     if others := [other for other in results.engines if other != engine]:
         context.facts["earlier_engines"] = others
         if devices := {other["device"] for other in others} - {engine["device"]}:
@@ -158,6 +162,8 @@ def run_requests(
     in_engine: dict[str, Request] = {}
     num_answered = len(requests) - len(missing)
     report(num_answered)
+    work = results.work if isinstance(results, ResultFile) else None
+    started = time.monotonic()
     try:
         while True:
             for request in islice(waiting, MAX_IN_ENGINE - len(in_engine)):
@@ -171,6 +177,11 @@ def run_requests(
                     request = in_engine.pop(output.request_id)
                     results[request.key] = read(request, output)
                     num_answered += 1
+                    if work:
+                        work["read"] += len(request.prompt)
+                        work["written"] += sum(len(o.token_ids) for o in output.outputs)
+                        work["seconds"] += time.monotonic() - started
+                        started = time.monotonic()
                     report(num_answered)
     except Exception:
         # The engine may be used by the next cell. A signal that ends the process needs no care.

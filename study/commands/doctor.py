@@ -98,19 +98,21 @@ def doctor(args: argparse.Namespace) -> int:
         problems = model_problems(cells)
         report += [of_error("start models", UserError.of([problem])) for problem in problems]
     report += check_endpoints(study) if study else []
-    rows = []
+    rows: list[dict[str, Any]] = []
+    rates: dict[str, float] = {}
     failed = any(check.state == "failed" for check in report)
     if not args.json:
         print(show(report))
     if args.shakedown and study_file:
-        rows = _shakedown(args, study_file, runs, report)
-        failed = any(row["state"] != shakedown_page.WORKS for row in rows)
+        rows, rates = _shakedown(args, study_file, runs, report)
+        well = (shakedown_page.WORKS, shakedown_page.LEFT_OUT)
+        failed = any(row["state"] not in well for row in rows)
     if args.json:
         checks = [
             {"name": c.name, "state": c.state, "found": c.finding, "fix": c.fix} for c in report
         ]
-        data = {"checks": checks, "shakedown": rows} if args.shakedown else checks
-        print(json.dumps(data, indent=1))
+        page = {"checks": checks, "shakedown": rows, "measured": rates}
+        print(json.dumps(page if args.shakedown else checks, indent=1))
     return 1 if failed else 0
 
 
@@ -132,16 +134,16 @@ def _draft(args: argparse.Namespace) -> int:
 
 def _shakedown(
     args: argparse.Namespace, study_file: Path, runs: Path, report: list["Check"]
-) -> list[dict[str, Any]]:
-    """Run the shakedown, print its page and write what it measured. Returns its rows."""
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Run the shakedown, print its page and write what it measured. Returns its rows and rates."""
     wait = SHAKEDOWN_WAITS * args.wait
     rows = shakedown.shakedown(study_file, args.cluster, runs, wait, report)
+    rates = shakedown_rates.measured(rows, report)
     if not args.json:
-        print(f"\n{shakedown_page.show(rows)}")
-    rates = shakedown_rates.measured(rows)
+        print(f"\n{shakedown_page.show(rows, rates)}")
     if args.write and rates:
         from slurm.profile import FOLDER
 
         path = args.cluster if args.cluster.exists() else FOLDER / f"{args.cluster}.yaml"
         shakedown_rates.write_measured(path, rates)
-    return rows
+    return rows, rates

@@ -8,17 +8,21 @@ study; the page is read from their manifests, and from the table of failures whe
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
 from core.stages import STAGE_INFO, TRAINING_STAGES, VLLM_STAGES
+from slurm import status as slurm_status
 from slurm.checks import FAILED, Check
 from slurm.profile import Profile, load_profile
 from slurm.submit import submit
+from study.commands.shakedown_models import models_rows
 from study.commands.shakedown_page import (
     FAILS,
     WORKS,
@@ -45,6 +49,8 @@ class Layout:
     name: str
     seed: int
     profile: Profile
+    parallel: bool = False
+    """Whether its models also answer by vLLM on two GPUs (tensor parallel)."""
 
 
 def training_layouts(profile: Profile) -> list[Layout]:
@@ -59,12 +65,18 @@ def training_layouts(profile: Profile) -> list[Layout]:
     }
     if full.tasks_per_node == 1:
         del shapes["1 node"]
+    answers = profile.resources("generate")
+    places = [(r.partition, r.constraint, bool(r.gpus_per_node)) for r in (full, answers)]
     result = []
     for seed, (name, changes) in enumerate(shapes.items()):
         stages: dict[Any, Any] = {
             stage: replace(profile.resources(stage), **changes) for stage in TRAINING_STAGES
         }
-        result.append(Layout(name, seed, replace(profile, stages=profile.stages | stages)))
+        parallel = name == "1 node" and places == [places[0]] * 2 and bool(full.gpus_per_node)
+        if parallel:
+            stages["generate"] = replace(answers, gpus_per_node=f"{kind}:2" if kind else 2)
+        profile_there = replace(profile, stages=profile.stages | stages)
+        result.append(Layout(name, seed, profile_there, parallel))
     return result
 
 
@@ -72,6 +84,28 @@ def training_seed(cell: Cell) -> int:
     """The seed of the trainings behind a cell; 0 where there are none."""
     seed = cell.settings.get("seed", 0) if STAGE_INFO[cell.stage].trains else 0
     return max([seed, *(training_seed(source) for source in cell.inputs.values())])
+
+
+def shakedown_cells(study_file: Path, layouts: list[Layout]) -> list[Cell]:
+    """The study's trainings for every layout, and what follows on those of the first.
+
+    Of a `parallel` layout also the answers, which have the same identities on two GPUs.
+    """
+    seeds = [layout.seed for layout in layouts]
+    plain, parallel = (
+        [*expand.in_order(expand.analysis(load_study(study_file, seeds, overrides)))]
+        for overrides in ([], ["engine.options.tensor_parallel_size=2"])
+    )
+    answering = {layout.seed for layout in layouts if layout.parallel}
+    cells = []
+    for cell, on_two_gpus in zip(plain, parallel, strict=True):
+        if cell.stage == "generate" and training_seed(cell) in answering:
+            cells.append(on_two_gpus)
+        elif cell.stage != "analysis" and (
+            training_seed(cell) == 0 or STAGE_INFO[cell.stage].trains
+        ):
+            cells.append(cell)
+    return cells
 
 
 def shakedown(
@@ -90,11 +124,8 @@ def shakedown(
     """
     profile = load_profile(cluster)
     all_layouts = training_layouts(profile)
-    study = load_study(study_file, [layout.seed for layout in all_layouts])
-    base = runs / study.study
-    cells = [cell for cell in expand.in_order(expand.analysis(study)) if cell.stage != "analysis"]
-    # Evaluations are the same on every layout.
-    cells = [c for c in cells if training_seed(c) == 0 or STAGE_INFO[c.stage].trains]
+    base = runs / load_study(study_file).study
+    cells = shakedown_cells(study_file, all_layouts)
     rows = fault_rows(report)
     left_out = _left_out(cells, report)
     for layout in all_layouts:
@@ -107,16 +138,30 @@ def shakedown(
             finding = f"{problem.where}: {problem.what}"
             rows.append(make_row(layout.name, "submission", FAILS, finding, problem.fix))
     stops = Stops(base, profile)
-    states = _await(cells, base, shlex.quote(str(study_file)), wait, stops)
+    deadline = time.monotonic() + wait
+    pause = partial(time.sleep, LOOK_SECONDS)
+    states = _await(cells, base, shlex.quote(str(study_file)), deadline, stops)
     names = {layout.seed: layout.name for layout in all_layouts}
+    jobs = slurm_status.ask(base).jobs
+    shared = Counter(jobs.values())
     for cell, state in zip(cells, states, strict=True):
         layout_name = names[training_seed(cell)] if STAGE_INFO[cell.stage].trains else ""
+        if training_seed(cell) and not STAGE_INFO[cell.stage].trains:
+            layout_name = "2 GPUs"
         row = cell_row(cell.stage, state, layout_name)
         if row["state"] == WORKS:
             left_out.pop(cell.identity, None)  # of an earlier call
-            row |= measure(cell, base)
+            job = jobs.get(cell.identity)
+            row |= measure(cell, base, job if job and shared[job] == 1 else None)
         if cell.identity not in left_out:
             rows.append(row)
+    likelihoods = [
+        cell
+        for cell, state in zip(cells, states, strict=True)
+        if cell.stage == "likelihood" and state["state"] == "done"
+    ]
+    if any(cell.stage == "likelihood" and cell.identity not in left_out for cell in cells):
+        rows += models_rows(likelihoods, base, profile, deadline, pause)
     rows += left_out_rows(left_out.values())
     if len(left_out) < len(cells):
         rows += stops.rows(states)
@@ -144,10 +189,9 @@ def _concerns(check: str, cell: Cell) -> bool:
 
 
 def _await(
-    cells: list[Cell], base: Path, named: str, wait: float, stops: Stops
+    cells: list[Cell], base: Path, named: str, deadline: float, stops: Stops
 ) -> list[dict[str, Any]]:
-    """The states of all cells, once none goes on or `wait` seconds have passed."""
-    deadline = time.monotonic() + wait
+    """The states of all cells, once none goes on or the deadline (time.monotonic) has passed."""
     memory = Memory()
     last = None
     while True:

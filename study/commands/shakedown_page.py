@@ -1,6 +1,6 @@
 """The page of `doctor --shakedown`: a row for each fault, cell and stop, and how they are shown."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +10,8 @@ from core.cell.failures import KNOWN_FAILURES
 from slurm.checks import FAILED, Check
 
 WORKS, FAILS, WAITS = "works", "fails", "still waits"
-NOT_RUN, NOT_SEEN = "not run", "not seen"
+NOT_RUN, NOT_SEEN, LEFT_OUT = "not run", "not seen", "left out"
+NO_FLOAT8 = "it has no float8"  # core.gpu.check_capability, asked by recipes.float8
 AGAIN = "the same command again, once that is mended"
 Row = dict[str, Any]
 
@@ -57,6 +58,8 @@ def cell_row(stage: str, state: Row, layout: str) -> Row:
         ]
         telling = [line for line in lines for pattern in patterns if pattern.search(line)]
         line = (telling or lines)[-1]
+        if any(NO_FLOAT8 in line for line in lines):
+            return make_row(layout, what, LEFT_OUT, "a GPU before the H100, which has no float8")
         cause = f"{state['cause']}: " if "cause" in state else ""
         fix = state.get("fix", f"see {state.get('log', 'its log')}")
         return make_row(layout, what, FAILS, f"{cause}{line}", fix)
@@ -66,9 +69,12 @@ def cell_row(stage: str, state: Row, layout: str) -> Row:
     return make_row(layout, what, WAITS, finding, "the same command again waits for it")
 
 
-def show(rows: list[Row]) -> str:
-    """The page: failures first, each with its fix, then what works with its numbers."""
-    order = (FAILS, NOT_RUN, NOT_SEEN, WAITS, WORKS)
+def show(rows: list[Row], rates: dict[str, float] | None = None) -> str:
+    """The page: failures first, each with its fix, then what works with its numbers.
+
+    rates: as `measured` of a cluster profile takes them.
+    """
+    order = (FAILS, NOT_RUN, NOT_SEEN, LEFT_OUT, WAITS, WORKS)
     lines = []
     for row in sorted(rows, key=lambda row: order.index(row["state"])):
         if row["state"] == WORKS:
@@ -99,5 +105,8 @@ def show(rows: list[Row]) -> str:
     ]
     if table:
         lines += ["", tabulate(table, headers=["works", "on", *columns, ""])]
-    counts = [f"{sum(row['state'] == state for row in rows)} {state}" for state in reversed(order)]
+    if rates:
+        lines += ["", "measured: " + ", ".join(f"{key} {rates[key]:.3g}" for key in rates)]
+    numbers = Counter(row["state"] for row in rows)
+    counts = [f"{numbers[state]} {state}" for state in reversed(order) if numbers[state]]
     return "\n".join([*lines, "", ", ".join(counts)])

@@ -77,7 +77,8 @@ class Stops:
                 if not busy and any(folder.glob(stop.pattern)):
                     stop.folder, stop.starts = folder, starts
                     job = f"{row['job']}{stop.step}"
-                    subprocess.run(["scancel", f"--signal={stop.signal}", job], check=False)
+                    words = ["scancel", f"--signal={stop.signal}", job]
+                    subprocess.run(words, check=False, stderr=subprocess.DEVNULL)
                     break
 
     def rows(self, states: list[Row]) -> list[Row]:

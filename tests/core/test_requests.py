@@ -31,7 +31,9 @@ class Engine:
 
     def step(self) -> list[Any]:
         unfinished = SimpleNamespace(request_id=self.waiting[0], finished=False)
-        return [unfinished, SimpleNamespace(request_id=self.waiting.pop(), finished=True)]
+        answer = SimpleNamespace(token_ids=[3, 4, 5])
+        ended = SimpleNamespace(request_id=self.waiting.pop(), finished=True, outputs=[answer])
+        return [unfinished, ended]
 
     def abort_request(self, request_ids: list[str]) -> None:
         self.waiting = [key for key in self.waiting if key not in request_ids]
@@ -105,6 +107,8 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(
     with ResultFile(tmp_path, "a checkpoint", ENGINE) as results:
         assert len(results) == 2 and run(second, results, told.append) == EXPECTED
     assert len(second.asked) == 3 and told == [2, 3, 4, 5]
+    assert (results.work["read"], results.work["written"]) == (3 * 2, 3 * 3), "of this run alone"
+    assert results.work["seconds"] > 0
     with ResultFile(tmp_path, "a checkpoint", ENGINE) as results:
         assert len(results) == 5 and results.engines == [ENGINE]
     assert "cut off" not in (tmp_path / REQUESTS).read_text(), "the next line stands alone"
@@ -152,7 +156,7 @@ def test_results_of_another_checkpoint_or_version_are_dropped(
 
     assert opened("H100")[0] == 0
     number, context = opened("H100")
-    assert number == 5 and not context.warnings and set(context.facts) == {"engine"}
+    assert number == 5 and not context.warnings and set(context.facts) == {"engine", "work"}
     number, context = opened("A100")
     assert number == 5 and context.facts["engine"] == {"device": "A100"}
     assert context.facts["earlier_engines"] == [{"device": "H100"}]

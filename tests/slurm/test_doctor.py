@@ -71,6 +71,11 @@ def test_all_is_well_on_the_lab(lab: Lab, tmp_path: Path) -> None:
     assert "cpu1, cpu2: " in report["cpu: locks"].finding
     # A rank for each task: links within a node are tried too.
     assert "by gloo over 4 ranks" in report["cpu: all-reduce"].finding
+    assert "GB a second within a node, gathers" in report["cpu: all-reduce"].finding
+    gathered = report["cpu: all-reduce"].measured
+    assert gathered.keys() == {"node_bytes_per_second", "network_bytes_per_second"}
+    assert report["cpu: write rate"].measured.keys() == {"write_bytes_per_second"}
+    assert min(gathered.values()) > 0
     nothing_left(lab, tmp_path / "runs")
 
 

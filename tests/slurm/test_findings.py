@@ -153,6 +153,21 @@ def test_each_problem_of_a_node_has_a_verdict(
     assert others <= {"ok"} or "error" in change.get("shared", {})
 
 
+def test_the_rates_of_a_line_are_those_of_the_slowest(tmp_path: Path) -> None:
+    made = visit(WELL)
+    gathers = {"node_bytes_per_second": 4e11, "network_bytes_per_second": 3e10}
+    made.facts[0]["all-reduce"] = WELL["all-reduce"] | gathers
+    other = {"host": "n2", "sections": ["all-reduce", "write rate"], "write rate": 5e8}
+    slower = {"all-reduce": WELL["all-reduce"] | gathers | {"node_bytes_per_second": 3e11}}
+    made.facts += [other | slower, {"host": "n3", "sections": [], "all-reduce": {"error": "x"}}]
+    report = by_name(report_visit(made, tmp_path))
+    assert report["gpu: write rate"].measured == {"write_bytes_per_second": 5e8}
+    rates = gathers | {"node_bytes_per_second": 3e11}
+    assert report["gpu: all-reduce"].measured == rates
+    for word in ("4e+02 GB a second within a node", "30 GB a second between nodes"):
+        assert word in report["gpu: all-reduce"].finding, report["gpu: all-reduce"]
+
+
 def test_only_a_limit_needs_jobs_that_submit_jobs(tmp_path: Path) -> None:
     made = visit(WELL | {"submit": "sbatch: not on PATH"})  # as in a container
     made.limited = False

@@ -1,15 +1,23 @@
 """`doctor --shakedown`: its layouts, its page, what it writes into the profile, and a whole one."""
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from core.model_size import parameters, shape
+from slurm.checks import Check
+from slurm.doctor import doctor
 from slurm.profile import Profile, Resources, load_profile
-from study.commands import shakedown, shakedown_page, shakedown_rates
+from study.commands import shakedown, shakedown_models, shakedown_page, shakedown_rates
+from study.commands.common import parallel_plans
 from study.commands.doctor import SHAKEDOWN
+from study.forecast import cell_cost, training_cost
+from study.forecast.gpu_rates import rates_of
 from study.spec import expand
 from study.spec.load import load_study
 from tests.slurm.places import ROOT, Lab
@@ -42,14 +50,51 @@ def test_the_study_runs_every_kind_of_training_on_every_layout() -> None:
     cells = expand.in_order(expand.analysis(load_study(SHAKEDOWN)))
     trained = [cell for cell in cells if cell.stage == "midtrain"]
     recipes = [cell.settings["recipe"] | {"seed": cell.settings["seed"]} for cell in trained]
-    assert len(recipes) == 15
+    assert len(recipes) == 18
     for seed in range(3):
         alike = [recipe for recipe in recipes if recipe["seed"] == seed]
         assert {recipe["dtype"] for recipe in alike} == {"mixed", "bf16"}
         assert sum(bool(recipe.get("lora")) for recipe in alike) == 1
         assert sum(recipe.get("optimizer") == "adamw_8bit" for recipe in alike) == 1
+        assert sum(recipe.get("float8", False) for recipe in alike) == 1
     assert {shakedown.training_seed(cell) for cell in cells} == {0, 1, 2}
-    assert {"sft", "generate", "likelihood", "judge"} <= {cell.stage for cell in cells}
+    assert {"generate", "likelihood", "judge"} <= {cell.stage for cell in cells}
+    tuned = [cell.resources["packed"] for cell in cells if cell.stage == "sft"]
+    compiled = [cell.resources["compile"] for cell in trained]
+    assert sorted(tuned) == [False] * 3 + [True] * 3 and set(compiled) == {False, True}
+
+
+def test_two_gpus_answer_where_a_node_has_them() -> None:
+    """The answers of the models that a node's GPUs trained, by vLLM on two of them."""
+    on_gpus = Resources(60, gpus_per_node="h100:4", tasks_per_node=4)
+    stages: dict[Any, Resources] = {"default": Resources(10), "midtrain": on_gpus, "sft": on_gpus}
+    stages["generate"] = stages["likelihood"] = Resources(60, gpus_per_node="h100:1")
+    layouts = shakedown.training_layouts(Profile(stages))
+    assert [layout.parallel for layout in layouts] == [False, True, False]
+    there = layouts[1].profile
+    assert there.resources("generate").gpus_per_node == "h100:2"
+    assert there.resources("likelihood").gpus_per_node == "h100:1"
+    cells = shakedown.shakedown_cells(SHAKEDOWN, layouts)
+    asked = [
+        (shakedown.training_seed(c), c.resources["engine"]) for c in cells if c.stage == "generate"
+    ]
+    assert [(seed, engine.get("tensor_parallel_size")) for seed, engine in asked] == [
+        (0, None),
+        (1, 2),
+        (0, None),
+        (1, 2),
+    ]
+    assert {shakedown.training_seed(c) for c in cells if c.stage == "likelihood"} == {0}
+    elsewhere = stages | {"generate": Resources(60, gpus_per_node="h100:1", partition="other")}
+    assert not any(x.parallel for x in shakedown.training_layouts(Profile(elsewhere)))
+
+
+def test_float8_is_left_out_where_a_gpu_has_none() -> None:
+    line = "error: A100 has compute capability 8.0, 8.9 is needed: it has no float8; use an H100"
+    state = {"cell": "a", "state": "failed", "last_lines": [line, "RuntimeError: failed: log.txt"]}
+    row = shakedown_page.cell_row("midtrain", state, "1 task")
+    assert row["state"] == "left out" and "before the H100" in row["finding"]
+    assert "1 left out" in shakedown_page.show([row])
 
 
 def test_the_page_says_what_works_and_how_fast() -> None:
@@ -72,7 +117,7 @@ def test_the_page_says_what_works_and_how_fast() -> None:
         "410",
         "41.7%",
         "61.5",
-        "1 works, 0 still waits, 0 not seen, 0 not run, 1 fails",
+        "1 works, 1 fails",
     ):
         assert word in page, page
     assert shakedown_rates.measured(rows) == {"training_flops": 4.1e14}
@@ -88,42 +133,145 @@ def test_rates_are_those_of_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "log.txt").touch()
     (folder / "speed.jsonl").touch()
     counts = {"tokens_per_second": 200_400.0, "ranks": 4}
-    monkeypatch.setattr(shakedown_rates, "read_manifest", lambda folder: {"counts": counts})
+    manifest = {"counts": counts, "started": "2026-12-01T12:00:15Z"}
+    monkeypatch.setattr(shakedown_rates, "read_manifest", lambda folder: manifest)
     monkeypatch.setattr(shakedown_rates, "shape", lambda cell: None)
     monkeypatch.setattr(shakedown_rates, "flops_per_token", lambda shape, recipe: 8e9)
     numbers = shakedown_rates.measure(cell, tmp_path)
     assert (numbers["tokens_per_second"], numbers["flops"]) == (50_100.0, 50_100.0 * 8e9)
 
 
-def test_what_is_measured_is_written_into_the_profile(tmp_path: Path) -> None:
+def asked(what: str, seconds: float, read: float, written: float) -> dict[str, Any]:
+    flop = {"read_flop": read, "write_flop": written, "engine_seconds": seconds}
+    return {"what": what, "layout": "", "state": "works", "finding": "", "fix": ""} | flop
+
+
+def test_rates_of_vllm_are_those_that_the_forecast_divides_by() -> None:
+    """Seconds of a cell are what it reads by the one rate, and what it writes by the other."""
+    rows = [asked("likelihood x", 2.0, 8e14, 1e10), asked("generate y", 12.0, 8e14, 6e14)]
+    rates = shakedown_rates.measured(rows)
+    assert rates == {"prefill_flops": 4e14, "decode_flops": 6e13}
+    assert 8e14 / rates["prefill_flops"] + 6e14 / rates["decode_flops"] == 12.0
+    assert shakedown_rates.measured(rows[1:]) == {}, "without the one the other is not known"
+
+
+def test_work_of_vllm_is_counted_for_each_parameter_and_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = expand.in_order(expand.analysis(load_study(SHAKEDOWN)))
+    cell = next(cell for cell in cells if cell.stage == "generate")
+    work = {"read": 1000, "written": 300, "seconds": 4.0}
+    manifest = {"work": work, "engine": {"devices": 2}}
+    monkeypatch.setattr(shakedown_rates, "read_manifest", lambda folder: manifest)
+    numbers = shakedown_rates.measure(cell, tmp_path)
+    count = parameters(shape(cell.inputs["checkpoint"])).total
+    assert count > 1.4e9
+    assert numbers == {
+        "read_flop": 1000 * count,
+        "write_flop": 300 * count,
+        "engine_seconds": 4.0,
+    }
+
+
+def test_start_seconds_are_those_before_a_cell_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC-2")
+    time.tzset()
+    log = tmp_path / "5_0_log.out"
+    line = "submitit INFO (2026-12-01 14:00:03,123) - Starting with JobEnvironment(job_id=5)\n"
+    log.write_text(line)
+    try:
+        assert shakedown_rates._start_seconds("2026-12-01T12:00:15Z", log) == 12
+        log.write_text(2 * line)
+        assert shakedown_rates._start_seconds("2026-12-01T12:00:15Z", log) is None, "queued again"
+        assert shakedown_rates._start_seconds("2026-12-01T12:00:15Z", tmp_path / "no") is None
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+RATES = {
+    "training_flops": 1.5e14,
+    "prefill_flops": 1.1e14,
+    "decode_flops": 2.2e13,
+    "node_bytes_per_second": 3.3e10,
+    "network_bytes_per_second": 4.4e9,
+    "write_bytes_per_second": 5.5e7,
+    "start_seconds": 66.0,
+}
+
+
+def test_the_slowest_of_all_checks_is_measured() -> None:
+    report = [
+        Check("a: write rate", "ok", "", measured={"write_bytes_per_second": 2e9}),
+        Check("b: write rate", "ok", "", measured={"write_bytes_per_second": 1e9}),
+        Check("b: all-reduce", "ok", "", measured={"node_bytes_per_second": 3e11}),
+    ]
+    rates = shakedown_rates.measured([], report)
+    assert rates == {"write_bytes_per_second": 1e9, "node_bytes_per_second": 3e11}
+
+
+def test_what_is_measured_is_written_into_the_profile_and_plan_goes_by_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     text = (ROOT / "slurm/clusters/university.yaml").read_text()
     path.write_text(text)
-    for flops in (3.1e14, 4.1e14):
-        shakedown_rates.write_measured(path, {"training_flops": flops})
+    cells = expand.in_order(expand.analysis(load_study(SHAKEDOWN)))
+
+    def forecast() -> tuple[float, float, str]:
+        profile = load_profile(path)
+        layouts = parallel_plans(profile)
+        rows = training_cost.forecast(cells, tmp_path, layouts)
+        answers = next(cell for cell in cells if cell.stage == "generate")
+        hours = cell_cost.estimates(cells, tmp_path, layouts, profile)[answers.identity]["hours"]
+        return rows[0]["hours"], hours, str([row["warnings"] for row in rows])
+
+    training, answering, warnings = forecast()
+    assert "told to stop" not in warnings
+    shakedown_rates.write_measured(path, {"training_flops": 3.1e14, "decode_flops": 1e13})
+    shakedown_rates.write_measured(path, {key: RATES[key] for key in RATES if "decode" not in key})
+    assert load_profile(path).measured.decode_flops == 1e13, "not measured again, so it stays"
+    shakedown_rates.write_measured(path, RATES)
     assert path.read_text().startswith(text) and path.read_text().count("measured:") == 1
-    assert load_profile(path).measured.training_flops == 4.1e14
+    assert vars(load_profile(path).measured) == RATES
+    assert dataclasses.asdict(rates_of(measured=load_profile(path).measured)) == {
+        key.replace("_per_second", ""): value for key, value in RATES.items()
+    }
+    slower, longer, warnings = forecast()
+    assert slower > 1.5 * training and longer > answering
+    assert "told to stop, it writes 18 GB" in warnings and "set signal_seconds" in warnings
 
 
 @pytest.mark.slurm
 @pytest.mark.nightly
 def test_a_shakedown_of_two_nodes_by_two_tasks(lab: Lab, tmp_path: Path) -> None:
-    """In miniature, on CPU ranks: all works, and the training that was stopped has resumed."""
+    """In miniature, on CPU ranks: all works, what was stopped and killed has resumed, and all rates
+    are measured."""
     two = {"minutes": 10, "cpus": 2, "mem_gb": 8.0, "nodes": 2, "tasks_per_node": 2}
     small = {"minutes": 10, "cpus": 2, "mem_gb": 8.0}
     cluster = tmp_path / "cluster.yaml"
     stages: dict[str, Any] = {"default": small, "midtrain": two, "sft": two}
     cluster.write_text(yaml.safe_dump({"partition": "cpu", "stages": stages}))
-    rows = shakedown.shakedown(
-        ROOT / "tests/small/shakedown.yaml", cluster, tmp_path / "runs", 1200
-    )
-    print(shakedown_page.show(rows))
+    study = ROOT / "tests/small/shakedown.yaml"
+    runs = tmp_path / "runs"
+    report = doctor(cluster, runs, expand.in_order(expand.analysis(load_study(study))), 300)
+    rows = shakedown.shakedown(study, cluster, runs, 1800, report)
+    rates = shakedown_rates.measured(rows, report)
+    print(shakedown_page.show(rows, rates))
     assert {row["state"] for row in rows} == {"works"}
-    trained = {row["layout"]: row for row in rows if row["what"].startswith("midtrain")}
-    assert trained.keys() == {"1 task", "1 node", "2 nodes"}
-    assert trained["1 task"]["finding"] == "stopped and resumed"
+    stages_of = {row["what"].partition(" ")[0] for row in rows}
+    assert {"midtrain", "sft", "generate", "likelihood", "judge"} <= stages_of
+    layouts = [row["layout"] for row in rows if row["what"].startswith("midtrain")]
+    assert sorted(layouts) == ["1 node"] * 4 + ["1 task"] * 4 + ["2 nodes"] * 4
+    for way in ("stopped and resumed (SIGTERM)", "killed and resumed (SIGKILL)"):
+        (row,) = (row for row in rows if row["what"] == way)
+        assert "resumes after step" in row["finding"]
+    for what in (shakedown_models.LIKELIHOODS, shakedown_models.MEMORY):
+        assert what in {row["what"] for row in rows}
+    # No training of the miniature is compiled.
+    assert rates.keys() == RATES.keys() - {"training_flops"} and min(rates.values()) > 0
     ranks = []
     for seed in range(3):
-        (path,) = (tmp_path / "runs/shakedown").glob(f"midtrain/*-s{seed}-*/manifest.json")
+        (path,) = (runs / "shakedown").glob(f"midtrain/random-animal-s{seed}-*/manifest.json")
         ranks.append(json.loads(path.read_text())["counts"]["ranks"])
     assert ranks == [1, 2, 4]

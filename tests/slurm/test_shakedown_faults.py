@@ -130,7 +130,7 @@ def test_the_cures_of_the_page_work(lab: Lab, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     cluster = write(tmp_path / "cured.yaml", STAGES, interface="lo", cache=cache)
     page = page_of(cluster, tmp_path / "runs", training_cells(tmp_path))
-    assert page.strip() == "0 works, 0 still waits, 0 not seen, 0 not run, 0 fails"
+    assert "fails" not in page
 
 
 @pytest.mark.slurm
@@ -195,7 +195,7 @@ def test_a_failed_check_is_on_the_page_and_nothing_is_submitted(
         assert rest["state"] == "not run" and "gpu: packages failed" in rest["finding"]
     else:
         assert_says(output, "packages, compiler on gpu: broken", "mend it")
-        assert "6 cells: not submitted: gpu: packages failed" in output
+        assert "cells: not submitted: gpu: packages failed" in output
 
 
 def kill_second_rank(folder: Path, is_over: threading.Event) -> None:
@@ -220,7 +220,10 @@ def test_a_training_that_fails_in_its_job_is_on_the_page(lab: Lab, tmp_path: Pat
     study, recipe, runs = tmp_path / "study.yaml", tmp_path / "recipe.yaml", tmp_path / "runs"
     text = (ROOT / "tests/small/midtrain.yaml").read_text()
     recipe.write_text(text + "checkpoint_minutes: 0\n")
-    study.write_text(MINIATURE.read_text().replace("tests/small/midtrain.yaml", str(recipe)))
+    raw = yaml.safe_load(MINIATURE.read_text()) | {"midtrain": {"recipe": str(recipe)}}
+    raw["arms"] = {"plain": {"start": "random", "midtrain": "animal", "doses": [0]}}
+    raw["benchmarks"] = {"likelihood": raw["benchmarks"]["likelihood"] | {"arms": ["plain"]}}
+    study.write_text(yaml.safe_dump(raw))
 
     def page_with(**training: Any) -> str:
         stages = {"default": SMALL, "midtrain": SMALL | {"tasks_per_node": 2} | training}
@@ -241,8 +244,8 @@ def test_a_training_that_fails_in_its_job_is_on_the_page(lab: Lab, tmp_path: Pat
     is_over.set()
     killer.join()
     assert_says(page, "killed: ", "task 1: Killed", "run or submit again: it continues")
-    assert "3 not seen" not in page and "requeue: 0 in the profile" in page
+    assert "2 not seen" in page and "requeue: 0 in the profile" in page
     page = page_with()
-    assert "0 fails" in page, page
+    assert "fails" not in page, page
     (log,) = runs.glob("*/midtrain/*-s1-*/log.txt")
     assert "resumes after step" in log.read_text()
