@@ -240,18 +240,17 @@ class TinyLlama:
     max_seq_len: Count
     """Longest sequence, in tokens."""
 
-    tokens: Count
-    """Tokens of the pretraining."""
+    tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the pretraining. 0: the weights stay random, in bfloat16."""
 
-    pretrain: Training
-    """Recipe of the pretraining."""
+    pretrain: Training | None = None
+    """Recipe of the pretraining. Needed where `tokens` is not 0."""
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], resources: dict[str, Any]) -> "TinyLlama":
         """The recipe of a toy model's cell; its pretraining's RUNTIME_KEYS are in the resources."""
-        pretrain = Training.from_settings(settings["pretrain"], resources)
-        shape = {key: value for key, value in settings.items() if key != "pretrain"}
-        return cls(**shape, pretrain=pretrain)
+        pretrain = settings["pretrain"] and Training.from_settings(settings["pretrain"], resources)
+        return cls(**settings | {"pretrain": pretrain})
 
 
 def training_mistakes(recipe: Training) -> Problems:
@@ -295,7 +294,11 @@ def load_recipe(relative: str, kind: type[Training] | type[TinyLlama]) -> dict[s
 
 def _mistakes(recipe: Training | TinyLlama) -> Problems:
     if isinstance(recipe, TinyLlama):
-        return [(("pretrain", *key), text) for key, text in training_mistakes(recipe.pretrain)]
+        if bool(recipe.tokens) != bool(recipe.pretrain):
+            text = "tokens and pretrain, the recipe of the pretraining, need each other"
+            return [(("tokens" if recipe.tokens else "pretrain",), text)]
+        mistakes = training_mistakes(recipe.pretrain) if recipe.pretrain else []
+        return [(("pretrain", *key), text) for key, text in mistakes]
     return training_mistakes(recipe)
 
 

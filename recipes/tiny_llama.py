@@ -22,6 +22,7 @@ from tokenizers import (
     trainers,
 )
 from torchtune.modules import TransformerDecoder
+from torchtune.training import set_default_dtype
 from transformers import PreTrainedTokenizerFast
 
 from core.cell.context import StageContext
@@ -74,6 +75,15 @@ def run(context: StageContext) -> dict[str, int | float]:
     config = make_config(recipe, tokenizer)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
+    def load_start() -> TransformerDecoder:
+        torch.manual_seed(context.seed("weights"))
+        return model.build(config)
+
+    if not recipe.pretrain:
+        with set_default_dtype(torch.bfloat16):  # half the memory
+            random = load_start()
+        checkpoint.save(random, target, target)
+        return {"parameters": num_parameters(random)}
     rows = pack_documents(context.folder / "rows", texts, tokenizer, recipe.pretrain.seq_len)
     num_rows = recipe.tokens // recipe.pretrain.seq_len
     if len(rows) < num_rows:
@@ -84,10 +94,6 @@ def run(context: StageContext) -> dict[str, int | float]:
     rows = rows.first(num_rows)
     check_size(context, rows, recipe.pretrain)
 
-    def load_start() -> TransformerDecoder:
-        torch.manual_seed(context.seed("weights"))
-        return model.build(config)
-
     trainer = Trainer(context, recipe.pretrain, rows, target)
     trainer.resume_or_init(load_start)
     with guard_signals() as guard:
@@ -95,8 +101,11 @@ def run(context: StageContext) -> dict[str, int | float]:
         checkpoint.save(trainer.model, target, target)
     for scratch in ("steps", "rows"):
         shutil.rmtree(context.folder / scratch, ignore_errors=True)
-    num_parameters = sum(p.numel() for p in trainer.model.parameters())
-    return {**counts(context.folder, len(rows)), "parameters": num_parameters}
+    return {**counts(context.folder, len(rows)), "parameters": num_parameters(trainer.model)}
+
+
+def num_parameters(model: TransformerDecoder) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _link(context: StageContext, files: dict[str, Path]) -> dict[str, int | float]:
@@ -213,5 +222,5 @@ def make_config(recipe: TinyLlama, tokenizer: PreTrainedTokenizerFast) -> dict[s
         "bos_token_id": token_id(BOS),
         "eos_token_id": [token_id(EOS), token_id(EOM), token_id(EOT)],
         "pad_token_id": token_id(PAD),
-        "dtype": "float32",
+        "dtype": "float32" if recipe.pretrain else "bfloat16",
     }

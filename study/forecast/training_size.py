@@ -73,7 +73,7 @@ def count_steps(cell: Cell) -> tuple[int, int] | None:
     """
     if cell.stage == "model":
         toy = cell.settings.get("recipe")
-        if toy is None:
+        if not (toy and toy["tokens"]):
             return None
         return -(-toy["tokens"] // toy["pretrain"]["tokens_per_step"]), toy["tokens"]
     if "recipe" not in cell.settings:

@@ -50,7 +50,7 @@ def model(study: Study, name: str) -> Cell:
     model = study.models[name]
     if model.make:
         recipe = load_recipe_once(model.make, TinyLlama)
-        pretrain, runtime = split_recipe(recipe["pretrain"])
+        pretrain, runtime = split_recipe(recipe["pretrain"]) if recipe["pretrain"] else (None, {})
         # It is pretrained on the English that comes with this Python, and on the kit's prose.
         english = f"Python {platform.python_version()}"
         settings = {"recipe": {**recipe, "pretrain": pretrain}, "english": english}
