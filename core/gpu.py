@@ -50,7 +50,9 @@ def gpu_available(environment: Mapping[str, str] = os.environ, root: Path = Path
         reason = reasons[-1] if reasons else why_no_gpu()
         what = f"this job holds a GPU, and torch {torch.__version__} can't use it: {reason}"
         fix = "see nvidia-smi there"
-    raise UserError(what=what, fix=f"{fix}; or set CUDA_VISIBLE_DEVICES= to run on the CPU")
+    # In a job of Slurm srun sets CUDA_VISIBLE_DEVICES, whatever `setup` has set.
+    fix += "; to run on the CPU request no GPU, and outside Slurm set CUDA_VISIBLE_DEVICES="
+    raise UserError(what=what, fix=fix)
 
 
 def why_no_gpu() -> str:

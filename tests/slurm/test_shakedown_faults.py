@@ -234,6 +234,7 @@ def test_a_training_that_fails_in_its_job_is_on_the_page(lab: Lab, tmp_path: Pat
 
     page = page_with(partition="gpu", gpus_per_node="h100:2")
     assert_says(page, "CPU packages on a GPU", "CPU build of torch", "install the GPU packages")
+    assert_says(page, "to run on the CPU request no GPU")  # as below: GPU packages can't be had
     if lab.accounting:
         page = page_with(mem_gb=0.3)
         assert_says(page, "out of memory", "give the stage more memory")
