@@ -28,9 +28,14 @@ from environment import ROOT, SetupError
 import locks
 
 # Modules that have another name than their package.
-MODULES = {"PyYAML": "yaml", "scikit-learn": "sklearn", "Jinja2": "jinja2"}
-# What the kit imports of them when an engine starts.
-ENGINE = ("lm_eval.models.vllm_causallms", "vllm.v1.engine.llm_engine")
+MODULES = {
+    "PyYAML": "yaml",
+    "scikit-learn": "sklearn",
+    "Jinja2": "jinja2",
+    "cuda-python": "cuda.bindings.runtime",
+}
+# What else an engine imports at its start on a GPU.
+ENGINE = ("triton", "flashinfer", "lm_eval.models.vllm_causallms", "vllm.v1.engine.llm_engine")
 VERSIONS = ("torch", "vllm", "numpy", "transformers", "torchtune", "torchao", "triton")
 IMPORT = """
 import importlib, sys

@@ -282,3 +282,18 @@ def test_a_node_with_fewer_gpus_than_asked_for_says_so() -> None:
 
     texts = ast.unparse(ast.parse(inspect.getsource(parallel)))
     assert engine.FEW_GPUS.search(texts)
+
+
+# Workers of tensor parallelism
+
+
+def test_workers_are_spawned_and_named_as_the_engine_looks_for_them(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """vllm/utils/system_utils.py and vllm/v1/executor/multiproc_executor.py."""
+    from vllm.utils.system_utils import get_mp_context
+    from vllm.v1.executor import multiproc_executor
+
+    set_as_engine(environment)
+    assert get_mp_context().get_start_method() == "spawn"
+    assert f'"{engine.WORKER}-' in inspect.getsource(multiproc_executor).replace('f"', '"')

@@ -45,6 +45,22 @@ def test_a_training_on_an_old_gpu_is_refused(environment: pytest.MonkeyPatch) ->
         pass
 
 
+@pytest.mark.parametrize(("local_rank", "visible", "index"), [(0, 2, 0), (1, 2, 1), (1, 1, 0)])
+def test_a_rank_takes_a_gpu_of_its_own_among_those_that_it_sees(
+    environment: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
+) -> None:
+    """All of the node's, or the one that Slurm binds to the task."""
+    environment.setenv("LOCAL_RANK", str(local_rank))
+    environment.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    environment.setattr(torch.cuda, "is_available", lambda: True)
+    environment.setattr(torch.cuda, "device_count", lambda: visible)
+    environment.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    taken: list[torch.device] = []
+    environment.setattr(torch.cuda, "set_device", taken.append)
+    assert distributed._device() == torch.device("cuda", index)
+    assert taken == [torch.device("cuda", index)]
+
+
 def test_memory_is_kept_in_segments_that_grow(environment: pytest.MonkeyPatch) -> None:
     with process_group():
         assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

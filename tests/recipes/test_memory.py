@@ -5,13 +5,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torchtune.modules import TransformerDecoder
 
 from recipes import checkpoint
+from recipes.distributed import SINGLE_PROCESS, Ranks
 from recipes.model import build
-from tests.recipes.toy import MODEL, ends, logs, start_ranks
+from tests.recipes.thread_ranks import HeldBytes, on_threads
+from tests.recipes.toy import MODEL, ends, logs, make_recipe, start_ranks
 
 pytestmark = pytest.mark.multiprocess
 
@@ -77,6 +81,57 @@ def test_memory_does_not_grow_with_the_corpus(base: Path, tmp_path: Path) -> Non
     assert many < few + 10, "3 million tokens are 12 MiB, and ten times that as Python's numbers"
 
 
+# A model of Llama 3.2 1B's proportions, whose largest weight is a thirtieth of it.
+ONE_B = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 16,
+}
+
+
+def one_b(small: Path, folder: Path, **sizes: Any) -> tuple[Path, TransformerDecoder]:
+    """A start model of these proportions, with the tokenizer of `small`; and its weights."""
+    config = json.loads((small / "config.json").read_text()) | ONE_B | sizes
+    start = shutil.copytree(small, folder, ignore=shutil.ignore_patterns("*.saf*"))
+    (start / "config.json").write_text(json.dumps(config))
+    model = build(config)
+    checkpoint.save(model, start, start)
+    return start, model
+
+
+def test_no_rank_holds_tensors_beyond_its_share_and_some_weights(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the bytes of the tensors that four ranks make. The nightly test asks the kernel."""
+    folder, model = one_b(start, tmp_path / "start")
+    share = sum(weight.nbytes for weight in model.parameters()) / 4
+    largest = max(weight.nbytes for weight in model.parameters())
+    monkeypatch.setattr(checkpoint, "PART_BYTES", largest)
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 2 * largest)
+
+    def load_and_save(ranks: Ranks) -> tuple[float, float]:
+        with HeldBytes() as loading:
+            sharded = checkpoint.load(folder, ranks, make_recipe())
+        with HeldBytes() as saving:
+            checkpoint.save(sharded, folder, tmp_path / "out", ranks, make_recipe())
+        return (loading.most - share) / largest, saving.most / largest
+
+    (reads, writes), *others = on_threads(4, load_and_save, monkeypatch)
+    print(f"weights beyond the share: rank 0 {reads:.2f}, {writes:.2f}; others {others}")
+    # Rank 0 has the part that it reads, the weight after it, and copies of those in torchtune's
+    # order; and the file that it writes, with a weight in its dtype.
+    assert reads < 4.1 and writes < 2 + 1
+    assert all(load < 1.1 and save < 1.1 for load, save in others)
+    plain = checkpoint.load(tmp_path / "out", SINGLE_PROCESS, make_recipe()).state_dict()
+    assert all(plain[name].equal(weight) for name, weight in model.state_dict().items())
+
+
 SLACK = 40  # MiB
 # The most anonymous memory of a rank beyond what it had, sampled by a thread: the peak that the
 # kernel counts has the pages of mapped files too.
@@ -123,21 +178,9 @@ with process_group() as ranks:
 def test_no_rank_ever_holds_the_whole_model(base: Path, tmp_path: Path) -> None:
     """Four ranks; a model of Llama 3.2 1B's proportions, a quarter as wide: 310 MiB in fp32."""
     small = base / MODEL.relpath / "model"
-    config = json.loads((small / "config.json").read_text())
-    config |= {
-        "vocab_size": 32_000,
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    }
-    start = shutil.copytree(small, tmp_path / "start", ignore=shutil.ignore_patterns("*.saf*"))
-    (start / "config.json").write_text(json.dumps(config))
-    model = build(config)
-    checkpoint.save(model, start, start)
+    sizes = {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 2048}
+    heads = {"num_attention_heads": 8, "head_dim": 64}
+    start, model = one_b(small, tmp_path / "start", **sizes, **heads)
     whole = sum(p.nbytes for p in model.parameters()) / 2**20
     largest = max(p.nbytes for p in model.parameters()) / 2**20
     del model

@@ -25,7 +25,7 @@ ANSWERS = {
     "FLASHINFER_WORKSPACE_BASE": (
         "from flashinfer.jit import env; print(env.FLASHINFER_WORKSPACE_DIR)"
     ),
-    "TILELANG_CACHE_DIR": "from tilelang import env; print(env.env.TILELANG_CACHE_DIR)",
+    "TILELANG_CACHE_DIR": "import tilelang.env; print(tilelang.env.TILELANG_CACHE_DIR)",
 }
 
 
