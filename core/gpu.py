@@ -47,10 +47,27 @@ def gpu_available(environment: Mapping[str, str] = os.environ, root: Path = Path
         fix = "name an environment with the GPU packages as python: in the cluster profile"
     else:
         reasons = [str(warning.message).splitlines()[0] for warning in caught]
-        reason = reasons[-1] if reasons else "torch finds no CUDA device"
+        reason = reasons[-1] if reasons else why_no_gpu()
         what = f"this job holds a GPU, and torch {torch.__version__} can't use it: {reason}"
         fix = "see nvidia-smi there"
-    raise UserError(what=what, fix=f"{fix}; or set CUDA_VISIBLE_DEVICES= to run on the CPU")
+    # In a job of Slurm srun sets CUDA_VISIBLE_DEVICES, whatever `setup` has set.
+    fix += "; to run on the CPU request no GPU, and outside Slurm set CUDA_VISIBLE_DEVICES="
+    raise UserError(what=what, fix=fix)
+
+
+def why_no_gpu() -> str:
+    """Why torch sees no GPU, in its own words.
+
+    Without a driver it counts none and keeps silent until CUDA is initialized (device_count_impl in
+    c10/cuda/CUDAFunctions.cpp).
+    """
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "torch finds no CUDA device"
 
 
 def check_capability(

@@ -16,7 +16,6 @@ import sysconfig
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +28,7 @@ from core import shell_limits
 from core.cell.failures import explain
 from core.errors import Problem, UserError
 from core.files import locked, write_atomically
+from core.gpu import why_no_gpu
 from slurm import slurm_cli
 from slurm.collectives import all_reduce
 from slurm.job import export_ranks
@@ -320,10 +320,8 @@ def gpus() -> dict[str, Any]:
         output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
         if match := re.search(r"CUDA (?:\w+ )?Version\s*:\s*([\d.]+)", output):
             facts["driver"] = match[1]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    facts["why"] = "".join(str(warning.message).splitlines()[0] for warning in caught[-1:])
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts["why"] = "" if count else why_no_gpu()
     cards = [torch.cuda.get_device_properties(index) for index in range(count)]
     facts["cards"] = [[card.name, round(card.total_memory / 2**30)] for card in cards]
     for index in range(count):

@@ -27,7 +27,7 @@ from study.commands.shakedown_page import (
     FAILS,
     WORKS,
     Row,
-    cell_row,
+    cell_rows,
     fault_rows,
     left_out_rows,
     make_row,
@@ -144,11 +144,8 @@ def shakedown(
     names = {layout.seed: layout.name for layout in all_layouts}
     jobs = slurm_status.ask(base).jobs
     shared = Counter(jobs.values())
-    for cell, state in zip(cells, states, strict=True):
-        layout_name = names[training_seed(cell)] if STAGE_INFO[cell.stage].trains else ""
-        if training_seed(cell) and not STAGE_INFO[cell.stage].trains:
-            layout_name = "2 GPUs"
-        row = cell_row(cell.stage, state, layout_name)
+    shown = cell_rows(states, [_shown_layout(cell, names) for cell in cells])
+    for cell, row in zip(cells, shown, strict=True):
         if row["state"] == WORKS:
             left_out.pop(cell.identity, None)  # of an earlier call
             job = jobs.get(cell.identity)
@@ -166,6 +163,13 @@ def shakedown(
     if len(left_out) < len(cells):
         rows += stops.rows(states)
     return rows
+
+
+def _shown_layout(cell: Cell, names: dict[int, str]) -> str:
+    """A cell's layout on the page. `names`: by the seeds of layouts."""
+    if STAGE_INFO[cell.stage].trains:
+        return names[training_seed(cell)]
+    return "2 GPUs" if training_seed(cell) else ""
 
 
 def _left_out(cells: list[Cell], report: Sequence[Check]) -> dict[str, str]:

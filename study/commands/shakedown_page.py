@@ -46,9 +46,25 @@ def left_out_rows(reasons: Iterable[str]) -> list[Row]:
     ]
 
 
-def cell_row(stage: str, state: Row, layout: str) -> Row:
-    """What one cell shows. `state`: its row of `status`."""
-    what = f"{stage} {state['cell']}"
+def cell_rows(states: Iterable[Row], layouts: Iterable[str]) -> list[Row]:
+    """What each cell shows. What is behind one that is left out is left out too.
+
+    states: rows of `status`.
+    """
+    rows = []
+    absent = set()
+    for state, layout in zip(states, layouts, strict=True):
+        row = _cell_row(state, layout)
+        if row["state"] == LEFT_OUT:
+            absent.add(state["folder"])
+        elif state.get("behind") in absent:
+            row["state"] = LEFT_OUT
+        rows.append(row)
+    return rows
+
+
+def _cell_row(state: Row, layout: str) -> Row:
+    what = f"{state['stage']} {state['cell']}"
     if state["state"] == "done":
         return make_row(layout, what, WORKS, "")
     if state["state"] == "failed":

@@ -65,9 +65,24 @@ def test_torchs_own_warning_is_the_error(monkeypatch: pytest.MonkeyPatch) -> Non
         gpu_available({"SLURM_JOB_GPUS": "0"})
     assert (failure := diagnose(str(caught.value))) and failure.name == "GPU driver too old"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     with pytest.raises(UserError, match="finds no CUDA device") as caught:
         gpu_available({"SLURM_JOB_GPUS": "0"})
     assert (failure := diagnose(str(caught.value))) and failure.name == "GPU fault"
+
+
+def test_without_a_driver_torch_says_so_when_it_is_initialized(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def init() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you\nhave one")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UserError, match="use it: Found no NVIDIA driver") as caught:
+        gpu_available({"SLURM_JOB_GPUS": "0"})
+    assert (failure := diagnose(str(caught.value))) and failure.name == "no GPU driver"
 
 
 def test_a_gpu_before_the_a100_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,18 @@ CHANGES = [
     ),
     ("GPUs", {"gpus": {"cards": [["H100", 79]] * 3}}, "failed", "3 of 4"),
     ("GPUs", {"gpus": {"driver": "11.8", "cards": []}}, "failed", "too old"),
+    (
+        "GPUs",
+        {"gpus": {"driver": None, "cards": [], "why": "Found no NVIDIA driver"}},
+        "failed",
+        "no usable driver for torch 2 for CUDA 12.8: Found no NVIDIA driver",
+    ),
+    (
+        "scratch, cache",
+        {"writable": {"/scratch": "No space left on device"}},
+        "failed",
+        "/scratch: No space left on device",
+    ),
     ("endpoints", {"addresses": {"api.example.org:443": "timed out"}}, "failed", "judge call"),
     ("all-reduce", {"all-reduce": {"right": False}}, "failed", "wrong sum"),
 ]

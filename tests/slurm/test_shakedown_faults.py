@@ -33,8 +33,9 @@ COMPILER = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|c[89]9)(-.*)?$")
 SMALL = {"minutes": 5, "cpus": 2, "mem_gb": 4.0}
 ON_A_GPU = SMALL | {"partition": "gpu", "gpus_per_node": "h100:1"}
 STAGES = {"default": SMALL, "midtrain": SMALL | {"nodes": 2, "tasks_per_node": 2}}
-# torch as its CUDA build is on a node without a driver: by c10/cuda/CUDAFunctions.cpp it sees no
-# GPU, and warns.
+# A stand-in for torch's CUDA build on a node without a driver, which can't be installed here. By
+# device_count_impl in c10/cuda/CUDAFunctions.cpp it counts no GPU, and says why when CUDA is
+# initialized.
 NO_DRIVER = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -49,12 +50,11 @@ class Finder(MetaPathFinder):
         plain = spec.loader.exec_module
         def exec_module(module):
             plain(module)
-            import warnings
-            def is_available():
-                warnings.warn("CUDA initialization: Found no NVIDIA driver on your system.")
-                return False
+            def init():
+                raise RuntimeError("Found no NVIDIA driver on your system. Please check that ...")
             module.version.cuda = "13.0"
-            module.cuda.is_available = is_available
+            module.cuda.is_available = lambda: False
+            module.cuda.init = init
         spec.loader.exec_module = exec_module
         return spec
 
@@ -234,6 +234,7 @@ def test_a_training_that_fails_in_its_job_is_on_the_page(lab: Lab, tmp_path: Pat
 
     page = page_with(partition="gpu", gpus_per_node="h100:2")
     assert_says(page, "CPU packages on a GPU", "CPU build of torch", "install the GPU packages")
+    assert_says(page, "to run on the CPU request no GPU")  # as below: GPU packages can't be had
     if lab.accounting:
         page = page_with(mem_gb=0.3)
         assert_says(page, "out of memory", "give the stage more memory")
