@@ -10,7 +10,9 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,10 @@ class Comparison:
         first = Path(self.models[0])
         words = json.loads((first / "config.json").read_text())["vocab_size"]
         tokens = np.random.default_rng(0).integers(0, words, (ROWS, TOKENS)).tolist()
-        of_trainer = trainer_log_probs(first, self.settings["dtype"], tokens)
+        # In a process of its own: what it keeps of the GPU is not the engines'.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            dtype = self.settings["dtype"]
+            of_trainer = process.submit(trainer_log_probs, first, dtype, tokens).result()
         held = []
         for model in map(Path, self.models):
             engine = vllm_engine.open_engine(model, self.settings, self.resources)

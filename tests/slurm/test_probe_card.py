@@ -33,5 +33,5 @@ def test_doctor_refuses_a_card_without_bf16_by_its_name(
         (code / "core").symlink_to(ROOT / "core")
         (code / "torch.py").write_text(TORCH.format(capability=capability))
     with pytest.raises(RuntimeError, match=r"does not run: .*V100.* capability 7\.0, 8\.0 is need"):
-        probe.compiler(str(tmp_path), str(tmp_path / "(7, 0)"))
-    assert probe.compiler(str(tmp_path), str(tmp_path / "(8, 0)"))["seconds"] > 0
+        probe.compiler(str(tmp_path), str(tmp_path / "(7, 0)"), on_gpu=True)
+    assert probe.compiler(str(tmp_path), str(tmp_path / "(8, 0)"), on_gpu=True)["seconds"] > 0
