@@ -142,7 +142,8 @@ def shape(cell: Cell) -> ModelShape:
     folder = cell.resources.get("files", {}).get("model")
     if not folder:
         recipe = cell.settings["recipe"]
-        return ModelShape(**{key: recipe[toy_key] for key, toy_key in CONFIG_KEYS.items()})
+        sizes = {key: recipe[toy_key] for key, toy_key in CONFIG_KEYS.items()}
+        return ModelShape(**sizes, dtype="float32" if recipe["pretrain"] else "bfloat16")
     file = resolve(folder) / "config.json"
     hub = cell.settings["files"]["model"].get("hub", "")
     if not file.exists():

@@ -17,14 +17,17 @@ from typing import Any
 
 from core.cell.identity import Cell
 from core.errors import UserError
+from core.model_size import memory, shape
 from core.stages import STAGE_INFO, TRAINING_STAGES, VLLM_STAGES
 from slurm import status as slurm_status
 from slurm.checks import FAILED, Check
 from slurm.profile import Profile, load_profile
 from slurm.submit import submit
+from study.commands.common import parallel_plans
 from study.commands.shakedown_models import models_rows
 from study.commands.shakedown_page import (
     FAILS,
+    LEFT_OUT,
     WORKS,
     Row,
     cell_rows,
@@ -36,10 +39,12 @@ from study.commands.shakedown_rates import measure
 from study.commands.shakedown_stops import Stops
 from study.commands.status import look
 from study.commands.status_rows import Memory
+from study.forecast.training_size import is_training, recipe_of
 from study.spec import expand
 from study.spec.load import load_study
 
 LOOK_SECONDS = 5
+FULL_SHARE = 0.95  # of a GPU's memory: CUDA and NCCL take some of it
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ def shakedown(
     all_layouts = training_layouts(profile)
     base = runs / load_study(study_file).study
     cells = shakedown_cells(study_file, all_layouts)
-    rows = fault_rows(report)
+    cells, rows = fitting(cells, all_layouts)
+    rows = fault_rows(report) + rows
     left_out = _left_out(cells, report)
     for layout in all_layouts:
         only = {cell.identity for cell in cells if training_seed(cell) == layout.seed}
@@ -170,6 +176,40 @@ def _shown_layout(cell: Cell, names: dict[int, str]) -> str:
     if STAGE_INFO[cell.stage].trains:
         return names[training_seed(cell)]
     return "2 GPUs" if training_seed(cell) else ""
+
+
+def fitting(cells: list[Cell], layouts: list[Layout]) -> tuple[list[Cell], list[Row]]:
+    """The cells without trainings that a GPU's memory doesn't hold, what is behind these and what is
+    made for them alone; and a row for each such training."""
+    by_seed = {layout.seed: layout for layout in layouts}
+    fit: dict[str, Cell] = {}
+    rows = []
+    for cell in cells:  # inputs before their users
+        layout = by_seed[training_seed(cell)]
+        if any(source.identity not in fit for source in cell.inputs.values()):
+            continue
+        if finding := _too_large(cell, layout):
+            rows.append(make_row(layout.name, f"{cell.stage} {cell.name}", LEFT_OUT, finding))
+        else:
+            fit[cell.identity] = cell
+    inputs = {source.identity for cell in cells for source in cell.inputs.values()}
+    used: set[str] = set()
+    remaining: list[Cell] = []
+    for cell in reversed(fit.values()):  # users before their inputs
+        if cell.identity in used or cell.identity not in inputs or STAGE_INFO[cell.stage].trains:
+            remaining.insert(0, cell)
+            used |= {source.identity for source in cell.inputs.values()}
+    return remaining, rows
+
+
+def _too_large(cell: Cell, layout: Layout) -> str | None:
+    if not is_training(cell):
+        return None
+    plan = parallel_plans(layout.profile)[cell.stage]
+    needed = memory(shape(cell), recipe_of(cell), plan.ranks, plan.per_node)["total"]
+    if not plan.gpu_memory_gb or needed <= FULL_SHARE * plan.gpu_memory_gb:
+        return None
+    return f"needs about {needed:.0f} GB of each GPU, which has {plan.gpu_memory_gb:g}"
 
 
 def _left_out(cells: list[Cell], report: Sequence[Check]) -> dict[str, str]:

@@ -43,7 +43,8 @@ def measure(cell: Cell, base: Path, job: str | None = None) -> Row:
         rate = counts["tokens_per_second"] / counts["ranks"]
         numbers["tokens_per_second"] = rate
         numbers["flops"] = rate * flops_per_token(shape(cell), recipe)
-        numbers["compiled"] = recipe.compile and not recipe.lora and not recipe.float8
+        plain = not recipe.lora and not recipe.float8 and recipe.activation_checkpointing == "none"
+        numbers["compiled"] = recipe.compile and plain
         for key in ("mfu", "peak_gb"):
             if values := [line[key] for line in speed if key in line]:
                 numbers[key] = statistics.median(values)

@@ -50,7 +50,7 @@ def test_the_study_runs_every_kind_of_training_on_every_layout() -> None:
     cells = expand.in_order(expand.analysis(load_study(SHAKEDOWN)))
     trained = [cell for cell in cells if cell.stage == "midtrain"]
     recipes = [cell.settings["recipe"] | {"seed": cell.settings["seed"]} for cell in trained]
-    assert len(recipes) == 18
+    assert len(recipes) == 21
     for seed in range(3):
         alike = [recipe for recipe in recipes if recipe["seed"] == seed]
         assert {recipe["dtype"] for recipe in alike} == {"mixed", "bf16"}
@@ -62,6 +62,32 @@ def test_the_study_runs_every_kind_of_training_on_every_layout() -> None:
     tuned = [cell.resources["packed"] for cell in cells if cell.stage == "sft"]
     compiled = [cell.resources["compile"] for cell in trained]
     assert sorted(tuned) == [False] * 3 + [True] * 3 and set(compiled) == {False, True}
+
+
+def test_8b_is_trained_where_the_memory_of_gpus_holds_it() -> None:
+    def of_8b(gb: float | None) -> tuple[list[str], set[tuple[str, int]]]:
+        full = Resources(60, gpus_per_node="a100:4", tasks_per_node=4, gpu_memory_gb=gb)
+        profile = Profile({"default": Resources(10), "midtrain": full, "sft": full})
+        layouts = shakedown.training_layouts(profile)
+        cells, rows = shakedown.fitting(shakedown.shakedown_cells(SHAKEDOWN, layouts), layouts)
+        assert len({cell.identity for cell in cells if cell.stage == "midtrain"}) == 21 - len(rows)
+        left = [
+            (cell.stage, shakedown.training_seed(cell))
+            for cell in cells
+            if "random_8b" in [cell.name, *(source.name for source in cell.inputs.values())]
+            or "bf16_8b" in cell.name
+        ]
+        assert all(row["state"] == shakedown_page.LEFT_OUT for row in rows)
+        return [f"{row['layout']}: {row['finding']}" for row in rows], set(left)
+
+    trainings = {("midtrain", seed) for seed in range(3)}
+    rest = {("model", 0), ("documents", 0), ("likelihood", 0)}
+    assert of_8b(80) == of_8b(None) == ([], trainings | rest)
+    # 16 GB of weights, 16 of gradients, 32 of moments, and activations.
+    small = ["1 task: needs about 66 GB of each GPU, which has 60"]
+    assert of_8b(60) == (small, trainings - {("midtrain", 0)} | {("model", 0), ("documents", 0)})
+    rows, left = of_8b(16)
+    assert len(rows) > 3 and left == set()  # 1B in fp32 neither, on one GPU
 
 
 def test_two_gpus_answer_where_a_node_has_them() -> None:
