@@ -179,8 +179,8 @@ def _shown_layout(cell: Cell, names: dict[int, str]) -> str:
 
 
 def fitting(cells: list[Cell], layouts: list[Layout]) -> tuple[list[Cell], list[Row]]:
-    """The cells without trainings that a GPU's memory doesn't hold, what is behind these and what is
-    made for them alone; and a row for each such training."""
+    """The cells without trainings that a GPU's memory doesn't hold, with what is behind these and
+    what is made for them alone; and a row for each such training."""
     by_seed = {layout.seed: layout for layout in layouts}
     fit: dict[str, Cell] = {}
     rows = []
