@@ -38,6 +38,7 @@ from recipes.model import build, family, is_sharded, parallelize
 from recipes.token_rows import ROWS, fill_row_ids
 
 StateDict = dict[str, Any]  # of tensors
+ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}  # of safetensors' dtypes
 PART_BYTES = 2**28  # of weights that rank 0 reads at once
 GENERATION_CONFIG = "generation_config.json"
 # Of a start model, what would have transformers or vLLM load other weights than those beside it.
@@ -105,6 +106,7 @@ def _read_weights(
             for name in part:  # in place: the weights as read are freed one by one
                 part[name] = part[name].to(dtype)
             yield part
+            del part  # else it is held while the next is read
     yield _init_adapters(shapes, dtype, seed)
 
 
@@ -116,16 +118,22 @@ def _read_parts(file: Path, config: dict[str, Any]) -> Iterator[StateDict]:
             for name in weights.keys():  # noqa: SIM118 (it is no mapping)
                 if name == HEAD and config.get("tie_word_embeddings"):
                     continue  # the embedding, written a second time (`check_weights`)
-                weight = weights.get_tensor(name)
-                if part and sum(w.nbytes for w in part.values()) + weight.nbytes > PART_BYTES:
+                size = _nbytes(weights, name)  # before it is read, so that no two parts are held
+                if part and sum(w.nbytes for w in part.values()) + size > PART_BYTES:
                     yield _from_hf(part, config, file)
                     part = {}
-                part[name] = weight
+                part[name] = weights.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise UserError(
             where=str(file), what=f"can't be read: {error}", fix="fetch it again"
         ) from None
     yield _from_hf(part, config, file)
+
+
+def _nbytes(weights: Any, name: str) -> int:
+    """Size of a weight in a file of safetensors that `safe_open` has opened."""
+    weight = weights.get_slice(name)
+    return math.prod(weight.get_shape()) * ITEM_BYTES.get(weight.get_dtype(), 8)
 
 
 def _from_hf(weights: StateDict, config: dict[str, Any], file: Path) -> StateDict:

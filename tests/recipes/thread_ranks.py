@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed import multi_threaded_pg as threads
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from recipes.distributed import CPU, Ranks
@@ -23,6 +23,13 @@ def on_threads(
     world_size: int, work: Callable[[Ranks], Any], monkeypatch: pytest.MonkeyPatch
 ) -> list[Any]:
     """What `work` returns on each rank. Fails with the traceback of a rank that raises."""
+    broadcast = threads.Broadcast.work
+
+    def uncounted(self: Any, data: Any) -> None:
+        with _disable_current_modes():  # one thread makes the copies of all ranks
+            broadcast(self, data)
+
+    monkeypatch.setattr(threads.Broadcast, "work", uncounted)
     results: list[Any] = [None] * world_size
     failures: list[str] = []
     # State dicts are broadcast on the first device of the group.
