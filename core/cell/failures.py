@@ -276,7 +276,8 @@ KNOWN_FAILURES = [
     _known(
         "a process died",
         r"tasks? [\d,-]+: Killed|EngineDeadError",
-        "run or submit again: it continues; if it repeats, look at the logs of the other ranks",
+        "run or submit again: it continues; if it repeats, often memory: give the stage more; or a "
+        "rank that ended before: look at the other ranks' logs",
         is_transient=True,
     ),
 ]
