@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -86,12 +87,51 @@ def test_the_script_runs_each_part_and_says_how_it_ended(tmp_path: Path) -> None
     python.write_text('#!/bin/bash\necho "$@"\n[[ $2 != benchmarks.training ]] || exit 3\n')
     python.chmod(0o755)
     environment = os.environ | {"PYTHON": str(python)}
-    subprocess.run([SCRIPT, tmp_path / "out"], env=environment, check=True, capture_output=True)
+    ran = subprocess.run([SCRIPT, tmp_path / "out"], env=environment, capture_output=True)
+    assert ran.returncode == 1
     lines = (tmp_path / "out/summary.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == [*parts()]
     for line, (_, (module, *_)) in zip(lines, parts().values(), strict=True):
         assert f"exit {3 if module == 'benchmarks.training' else 0} " in line
     assert "--profile" in (tmp_path / "out/train-1b.log").read_text()
+
+
+@pytest.mark.multiprocess
+def test_the_script_stops_where_it_is_interrupted(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    begun = tmp_path / "begun"
+    ended = tmp_path / "ended"
+    wait = f"trap 'touch {ended}; exit 1' INT; touch {begun}; while :; do sleep 0.1; done"
+    python.write_text(f"#!/bin/bash\n[[ $2 != core.inference.vllm_check ]] || {{ {wait}; }}\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)}
+    process = subprocess.Popen([SCRIPT, tmp_path / "out"], env=environment)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and ended.exists()
+    assert not (tmp_path / "out/summary.txt").read_text(), "no other part is begun"
+
+
+@pytest.mark.multiprocess
+def test_the_script_says_in_a_line_why_it_can_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    works = tmp_path / "python"
+    works.write_text("#!/bin/bash\n")
+    works.chmod(0o755)
+    for python, arguments, says in (
+        ("/nonexistent", ["out"], "/nonexistent computes on no GPU: .*No such file"),
+        (sys.executable, ["out"], "computes on no GPU: .*; see nvidia-smi, or give PYTHON="),
+        (str(works), ["file/out"], "can't write to file/out"),
+        (str(works), ["--help"], r"usage: PYTHON=\S+ benchmarks/gpu.sh \[FOLDER\]"),
+    ):
+        words = [str(tmp_path / word) if "--" not in word else word for word in arguments]
+        environment = os.environ | {"PYTHON": python, "CUDA_VISIBLE_DEVICES": ""}
+        ran = subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True)
+        said = ran.stderr.replace(f"{tmp_path}/", "").splitlines()
+        assert ran.returncode == 2 and re.match(f"error: .*{says}", said[-1])
+        assert len(said) == 1 + (python == str(works) and words[0][0] == "/"), "mkdir says why"
 
 
 @pytest.mark.multiprocess

@@ -79,11 +79,18 @@ def step_checkpoint_bytes(cell: Cell) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """Print the report. Returns 1 where a check failed."""
+    if args.write and not args.shakedown:
+        what = "is for what --shakedown measures"
+        raise UserError(where="--write", what=what, fix="add --shakedown")
     if args.draft:
         return _draft(args)
     from slurm.checks import of_error
     from slurm.doctor import doctor, show
+    from slurm.profile import FOLDER
 
+    profile = args.cluster if args.cluster.exists() else FOLDER / f"{args.cluster}.yaml"
+    if args.write and profile.exists():  # else the report says what profiles there are
+        shakedown_rates.with_measured(profile, {})
     study_file = args.study or (SHAKEDOWN if args.shakedown else None)
     study = load_study(study_file) if study_file else None
     cells = expand.in_order(expand.analysis(study)) if study else None
@@ -113,6 +120,8 @@ def doctor(args: argparse.Namespace) -> int:
         ]
         page = {"checks": checks, "shakedown": rows, "measured": rates}
         print(json.dumps(page if args.shakedown else checks, indent=1))
+    if args.write and rates:
+        shakedown_rates.write_measured(profile, rates)
     return 1 if failed else 0
 
 
@@ -135,15 +144,10 @@ def _draft(args: argparse.Namespace) -> int:
 def _shakedown(
     args: argparse.Namespace, study_file: Path, runs: Path, report: list["Check"]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Run the shakedown, print its page and write what it measured. Returns its rows and rates."""
+    """Run the shakedown and print its page. Returns its rows and rates."""
     wait = SHAKEDOWN_WAITS * args.wait
     rows = shakedown.shakedown(study_file, args.cluster, runs, wait, report)
     rates = shakedown_rates.measured(rows, report)
     if not args.json:
         print(f"\n{shakedown_page.show(rows, rates)}")
-    if args.write and rates:
-        from slurm.profile import FOLDER
-
-        path = args.cluster if args.cluster.exists() else FOLDER / f"{args.cluster}.yaml"
-        shakedown_rates.write_measured(path, rates)
     return rows, rates

@@ -78,8 +78,12 @@ def _cell_row(state: Row, layout: str) -> Row:
             return make_row(layout, what, LEFT_OUT, "a GPU before the H100, which has no float8")
         cause = f"{state['cause']}: " if "cause" in state else ""
         fix = state.get("fix", f"see {state.get('log', 'its log')}")
+        fix = fix.replace("run or submit again", "the same command again")
         return make_row(layout, what, FAILS, f"{cause}{line}", fix)
-    if "behind" in state or state["state"] in ("blocked", "to do"):
+    if state["state"] == "to do" and "behind" not in state:
+        finding = "it has no job: the submission was refused, or the job was cancelled"
+        return make_row(layout, what, NOT_RUN, finding, "the same command again")
+    if "behind" in state or state["state"] == "blocked":
         return make_row(layout, what, NOT_RUN, f"behind {state.get('behind', 'a failed cell')}")
     finding = f"{state['state']}: {state.get('reason', state.get('progress', ''))}"
     return make_row(layout, what, WAITS, finding, "the same command again waits for it")

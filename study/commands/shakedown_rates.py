@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+import tempfile
 import time
 from calendar import timegm
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from slurm.checks import Check
 from slurm.profile import load_profile
 from study.commands.shakedown_page import Row
 
+_MEASURED = re.compile(r"^measured:[ \t]*\{[^{}\n]*\}[ \t]*(?P<comment>#[^\r\n]*)?", re.MULTILINE)
 # How submitit logs, in local time, that the Python of a job has started.
 _STARTED = re.compile(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\) - Starting with JobEnvironment")
 
@@ -116,16 +118,47 @@ def measured(rows: list[Row], report: Iterable[Check] = ()) -> dict[str, float]:
     return rates
 
 
-def write_measured(path: Path, rates: dict[str, float]) -> None:
-    """Set rates in `measured` of the profile in `path`; its other lines and rates stay.
+def with_measured(path: Path, rates: dict[str, float]) -> str:
+    """The text of the profile in `path` with these rates in `measured`; the rest of it stays.
 
-    Raises UserError where the file spreads `measured` over several lines.
+    Raises UserError, before anything is written, where the file can't be written or would not read
+    so: then the line is a person's to write.
     """
-    text = path.read_text()
+    try:
+        with path.open("r+", newline="") as file:
+            text = file.read()
+    except OSError as error:
+        what = f"can't be written: {error.strerror}"
+        fix = "make it writable, or leave out --write"
+        raise UserError(where=str(path), what=what, fix=fix) from None
     before = {key: value for key, value in vars(load_profile(path).measured).items() if value}
-    values = ", ".join(f"{key}: {value:.3e}" for key, value in (before | rates).items())
-    line = f"measured: {{{values}}}   # by doctor --shakedown\n"
-    written, count = re.subn(r"^measured: \{[^{}\n]*\}.*\n", line, text, flags=re.MULTILINE)
-    if not count and re.search(r"^measured:", text, re.MULTILINE):
-        raise UserError(where=str(path), what="measured takes several lines", fix=line.strip())
-    path.write_text(written if count else text.rstrip("\n") + "\n" + line)
+    values = {key: f"{value:.3e}" for key, value in (before | rates).items()}
+    line = f"measured: {{{', '.join(f'{key}: {value}' for key, value in values.items())}}}"
+    end = "\r\n" if "\r\n" in text else "\n"
+    comment = "# by doctor --shakedown"
+    changed, count = _MEASURED.subn(lambda match: f"{line}   {match['comment'] or comment}", text)
+    if not count:
+        gap = "" if text.endswith("\n") else end
+        changed = f"{text}{gap}{line}   {comment}{end}"
+    if not _reads_as(changed, {key: float(value) for key, value in values.items()}):
+        what = "its `measured` can't be set by a program"
+        raise UserError(where=str(path), what=what, fix=f"write there: {line}")
+    return changed
+
+
+def _reads_as(text: str, rates: dict[str, float]) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "profile.yaml"
+        copy.write_text(text)
+        try:
+            loaded = vars(load_profile(copy).measured)
+        except UserError:
+            return False
+    return {key: value for key, value in loaded.items() if value} == rates
+
+
+def write_measured(path: Path, rates: dict[str, float]) -> None:
+    """Set rates in `measured` of the profile in `path`. Raises UserError as `with_measured`."""
+    text = with_measured(path, rates)
+    with path.open("w", newline="") as file:
+        file.write(text)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from core.errors import UserError
 from core.model_size import parameters, shape
 from slurm.checks import Check
 from slurm.doctor import doctor
@@ -127,6 +128,13 @@ def test_float8_is_left_out_where_a_gpu_has_none() -> None:
     assert "2 left out" in shakedown_page.show(rows)
 
 
+def test_a_cell_without_a_job_is_not_said_to_be_behind_a_failed_one() -> None:
+    state = {"stage": "model", "cell": "random", "folder": "model/random", "state": "to do"}
+    (row,) = shakedown_page.cell_rows([state], [""])
+    assert (row["state"], row["fix"]) == (shakedown_page.NOT_RUN, "the same command again")
+    assert "behind" not in row["finding"] and "it has no job" in row["finding"]
+
+
 def test_the_page_says_what_works_and_how_fast() -> None:
     rows = [
         {"layout": "1 task", "what": "midtrain mixed", "state": "works", "finding": "", "fix": ""}
@@ -240,6 +248,50 @@ def test_the_slowest_of_all_checks_is_measured() -> None:
     ]
     rates = shakedown_rates.measured([], report)
     assert rates == {"write_bytes_per_second": 1e9, "node_bytes_per_second": 3e11}
+
+
+STAGES = "stages: {default: {minutes: 10}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (STAGES, "measured: {training_flops: 1.500e+14}   # by doctor --shakedown\n"),
+        (STAGES.strip(), "\nmeasured: {training_flops: 1.500e+14}   # by doctor --shakedown\n"),
+        (
+            f"{STAGES}measured:  {{start_seconds: 9}} # mine",
+            "measured: {start_seconds: 9.000e+00, training_flops: 1.500e+14}   # mine",
+        ),
+        (
+            f"{STAGES}# measured: {{}}\n".replace("\n", "\r\n"),
+            "measured: {training_flops: 1.500e+14}   # by doctor --shakedown\r\n",
+        ),
+    ],
+)
+def test_the_rest_of_a_profile_stays_to_the_byte(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text.encode())
+    shakedown_rates.write_measured(path, {"training_flops": 1.5e14})
+    assert path.read_bytes().decode() == text.partition("measured:  ")[0] + line
+    assert load_profile(path).measured.training_flops == 1.5e14
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STAGES + '"measured": {training_flops: 1.0e+14}\n',
+        STAGES + "measured:\n  training_flops: 1.0e+14\n",
+        "{stages: {default: {minutes: 10}}}\n",
+        STAGES + "...\n",
+    ],
+)
+def test_a_profile_that_would_not_read_so_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    """Before the shakedown, which calls `with_measured`, too."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"write there: measured: \{.*training_flops: "):
+        shakedown_rates.write_measured(path, {"training_flops": 1.5e14})
+    assert path.read_text() == text
 
 
 def test_what_is_measured_is_written_into_the_profile_and_plan_goes_by_it(tmp_path: Path) -> None:

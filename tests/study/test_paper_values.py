@@ -99,7 +99,7 @@ def test_sft_has_the_printed_values() -> None:
 
 
 def test_all_doses_are_seen_though_documents_are_replayed() -> None:
-    for name in ("paper", "paper_lora"):
+    for name in ("paper", "paper_lora", "shakedown"):
         assert unreachable(load_study(ROOT / f"studies/{name}.yaml")) == []
 
 
