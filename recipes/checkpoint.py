@@ -133,7 +133,7 @@ def _read_parts(file: Path, config: dict[str, Any]) -> Iterator[StateDict]:
 def _nbytes(weights: Any, name: str) -> int:
     """Size of a weight in a file of safetensors that `safe_open` has opened."""
     weight = weights.get_slice(name)
-    return math.prod(weight.get_shape()) * ITEM_BYTES.get(weight.get_dtype(), 8)
+    return int(math.prod(weight.get_shape())) * ITEM_BYTES.get(weight.get_dtype(), 8)
 
 
 def _from_hf(weights: StateDict, config: dict[str, Any], file: Path) -> StateDict:
