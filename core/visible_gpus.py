@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 COMMAND = ("nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits")
 
@@ -24,15 +25,16 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[VisibleGpu
         return []
     if answer.returncode:
         return []
-    rows = [line.split(", ") for line in answer.stdout.splitlines()]
-    memory = {index: _gb(mebibytes) for index, mebibytes in rows}
+    rows = [line.split(", ") for line in answer.stdout.splitlines()]  # and warnings
+    memory = {row[0]: _gb(row[1]) for row in rows if len(row) == 2 and row[0].isdecimal()}
     names = environment.get("CUDA_VISIBLE_DEVICES")
     if names is None:
         return [VisibleGpu(index, gb) for index, gb in memory.items()]
-    # A name may also be a UUID, also of a part of a GPU (MIG), whose memory is not listed.
-    return [
-        VisibleGpu(name, memory.get(name)) for name in names.replace(" ", "").split(",") if name
-    ]
+    given = names.replace(" ", "").split(",")
+    # As CUDA does: a name of no GPU, such as -1, hides those after it. A name may also be a UUID,
+    # also of a part of a GPU (MIG), whose memory is not listed.
+    valid = takewhile(lambda name: name in memory or name.startswith(("GPU-", "MIG-")), given)
+    return [VisibleGpu(name, memory.get(name)) for name in dict.fromkeys(valid)]
 
 
 def _gb(mebibytes: str) -> float | None:

@@ -166,8 +166,9 @@ KNOWN_FAILURES = [
     ),
     _known(
         "GPU fault",
-        r"uncorrectable ECC|fell off the bus|unspecified launch failure|no CUDA GPUs are available|"
-        r"finds no CUDA device|busy or unavailable",
+        r"uncorrectable ECC|(fell|fallen) off the bus|unspecified launch failure|"
+        r"no CUDA GPUs are available|finds no CUDA device|busy or unavailable|"
+        r"Error 802: system not yet initialized",
         "run or submit again; if it is the same node again, leave it out and tell its "
         "administrators",
         is_transient=True,
@@ -196,7 +197,7 @@ KNOWN_FAILURES = [
     _known(
         "no compiler",
         r"Failed to find C compiler|no C compiler on PATH|Python\.h: No such file|"
-        r"InvalidCxxCompiler|No working C\+\+ compiler",
+        r"InvalidCxxCompiler|No working C\+\+ compiler|cannot execute .cc1",
         "setup: [module load gcc] in the cluster profile, or a Python with its headers "
         "(Debian: gcc, g++, python3-dev)",
     ),

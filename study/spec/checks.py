@@ -13,7 +13,7 @@ from core.paths import ROOT, is_there, resolve
 from core.recipe import TinyLlama, Training
 from core.strict_yaml import KeyPath, did_you_mean
 from study.spec.declaration import FILES_OF, declaration_problems
-from study.spec.fingerprints import yaml_once
+from study.spec.fingerprints import PARALLEL_OPTIONS, yaml_once
 from study.spec.presets import asks_for_no_key
 from study.spec.template import shipped_templates, usable_template
 
@@ -93,6 +93,7 @@ def references(raw: Mapping) -> Mistakes:
         for key in engine_options
         if key in OWN_ENGINE
     ]
+    mistakes += _gpu_options(("engine", "options"), engine_options)
     for section in ("midtrain", "sft"):
         mistakes += _training((section,), raw.get(section))
     for name, sft in section_entries(raw, "sfts").items():
@@ -284,6 +285,20 @@ def _endpoint(name: str, endpoint: Mapping) -> Mistakes:
             what = "is not an option to give here"
             fix = "write those of `vllm serve` with _, without host, port and names"
             mistakes.append(Mistake((*at, "options", key), what, fix))
+    return mistakes + _gpu_options((*at, "options"), mapping(endpoint.get("options")))
+
+
+def _gpu_options(at: tuple[str, ...], options: Mapping) -> Mistakes:
+    """Of vLLM's options those that would fail only on a GPU, after the trainings."""
+    mistakes = [
+        Mistake((*at, name), f"{options[name]!r} is no number of GPUs", "give 1, 2 or more")
+        for name in PARALLEL_OPTIONS
+        if name in options and (type(options[name]) is not int or options[name] < 1)
+    ]
+    share = options.get("gpu_memory_utilization", 1)
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        what = f"{share!r} is no share of a GPU's memory"
+        mistakes.append(Mistake((*at, "gpu_memory_utilization"), what, "give 0.9, or another"))
     return mistakes
 
 

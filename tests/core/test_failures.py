@@ -28,6 +28,7 @@ LOGS = {
         "Slurm: JobHoldMaxRequeue",
     ],
     "no compiler": [
+        "gcc: fatal error: cannot execute 'cc1': execvp: No such file or directory",
         "RuntimeError: Failed to find C compiler. Please specify via CC environment variable.",
         "/tmp/t/main.c:5:10: fatal error: Python.h: No such file or directory",
         "torch._inductor.exc.InvalidCxxCompiler: No working C++ compiler found in config.cpp.cxx",
@@ -135,6 +136,8 @@ LOGS = {
         "AssertionError: Torch not compiled with CUDA enabled",
     ],
     "GPU fault": [
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.",
+        "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
         "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
         "RuntimeError: No CUDA GPUs are available",
         "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",

@@ -89,3 +89,18 @@ def test_batch_invariance_makes_new_answers_and_its_absence_none() -> None:
     assert invariant and all(engine["batch_invariant"] is True for engine in invariant)
     with pytest.raises(UserError, match=r"engine.options.batch_invariant.*the kit sets it"):
         cells("engine.options={batch_invariant: true}")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("tensor_parallel_size=two", "'two' is no number of GPUs"),
+        ("tensor_parallel_size=0", "0 is no number of GPUs"),
+        ("pipeline_parallel_size=1.5", "1.5 is no number of GPUs"),
+        ("gpu_memory_utilization=1.5", "1.5 is no share of a GPU's memory"),
+        ("gpu_memory_utilization=true", "True is no share"),
+    ],
+)
+def test_an_option_that_would_fail_only_on_a_gpu_is_refused(option: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"engine.options.{option.partition('=')[0]}: {says}"):
+        cells(f"engine.options.{option}")

@@ -99,13 +99,19 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1,0", [VisibleGpu("1", None), VisibleGpu("0", 85.899345920)]),
         ("GPU-8f2", [VisibleGpu("GPU-8f2", None)]),
         ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0,-1,1", [VisibleGpu("0", 85.899345920)]),
+        ("1,7,0", [VisibleGpu("1", None)]),
+        ("0, 0", [VisibleGpu("0", 85.899345920)]),
+        ("MIG-1,GPU-8f2", [VisibleGpu("MIG-1", None), VisibleGpu("GPU-8f2", None)]),
     ],
 )
 def test_the_driver_lists_the_gpus_and_the_environment_leaves_some(
     names: str | None, expected: list[VisibleGpu], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, 81920'; echo '1, [N/A]'\n")
+    tool.write_text("#!/bin/sh\necho '0, 81920'; echo '1, [N/A]'; echo 'WARNING: infoROM'\n")
     tool.chmod(0o755)
     monkeypatch.setattr(smi, "COMMAND", (str(tool), *smi.COMMAND[1:]))
     environment = {} if names is None else {"CUDA_VISIBLE_DEVICES": names}
