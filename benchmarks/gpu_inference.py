@@ -347,6 +347,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     given = parser().parse_args()
+    if not given.toy:
+        import torch
+
+        if not torch.cuda.is_available():
+            print("no GPU here, or torch can't use it: see nvidia-smi; --toy needs none")
+            return 2
     size = SIZES["toy" if given.toy else "1b"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,14 @@ from slurm.profile import Profile, Resources, load_profile
 from slurm.sbatch_options import as_parameters
 
 WAIT_SECONDS = 3600
-# One answer a line: the packages are not there yet, so the node's Python is not asked.
+# The packages are not there yet, so the node's Python is not asked. Answers are marked: shells
+# print banners, and nvidia-smi warnings.
 _QUESTIONS = (
-    "hostname; uname -m; getconf GNU_LIBC_VERSION; "
-    "nvidia-smi --query-gpu=driver_version --format=csv,noheader || true"
+    'echo "kit host: $(hostname)"; echo "kit machine: $(uname -m)"; '
+    'echo "kit glibc: $(getconf GNU_LIBC_VERSION)"; '
+    "nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>&1 | sed 's/^/kit driver: /'"
 )
+_ANSWER = re.compile(r"^kit (host|machine|glibc|driver): (.*)$", re.MULTILINE)
 
 # Options of sbatch that decide which nodes a job gets; srun has them too.
 _OF_NODES = ("reservation", "exclude", "nodelist")
@@ -31,6 +35,7 @@ _OF_NODES = ("reservation", "exclude", "nodelist")
 def ask_node(profile: Profile) -> dict[str, str]:
     """`host`, `machine`, `glibc` and `driver` of a node that has the profile's GPUs.
 
+    `driver` is all that nvidia-smi prints, a line for each GPU or an error.
     Raises UserError where the profile requests no GPU, or Slurm gives no node.
     """
     resources = gpu_resources(profile)
@@ -52,12 +57,13 @@ def ask_node(profile: Profile) -> dict[str, str]:
             text=True,
             timeout=WAIT_SECONDS,
         )
-    lines = result.stdout.splitlines()
-    if result.returncode or len(lines) < 3:
+    answers = dict.fromkeys(("host", "machine", "glibc", "driver"), "")
+    for name, text in _ANSWER.findall(result.stdout):
+        answers[name] += f"\n{text}" if answers[name] else text
+    if result.returncode or not answers["glibc"]:
         reason = slurm_cli.last_line(result.stderr) or "no answer"
         raise UserError(where="srun", what=reason, fix="correct the profile's stages with GPUs")
-    host, machine, glibc, *driver = lines
-    return {"host": host, "machine": machine, "glibc": glibc, "driver": "".join(driver[:1])}
+    return answers
 
 
 def gpu_resources(profile: Profile) -> Resources:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -455,11 +455,42 @@ def test_what_can_not_work_is_refused_before_a_download(
     monkeypatch.setattr(cluster_env, "this_machine", lambda: login)
     monkeypatch.setattr(cluster_env, "node_of", never)
     assert cluster_env.main("mine", "") == 2
-    with pytest.raises(env.SetupError, match=r"no locks/cuda12-py3.*there are cuda12"):
+    with pytest.raises(env.SetupError, match="no lock of CUDA 12 for aarch64"):
         cluster_env.lock_of(12, "aarch64")
+    monkeypatch.setattr(sys, "version_info", SimpleNamespace(major=3, minor=11))
+    with pytest.raises(env.SetupError, match=r"make PYTHON=/path/to/python3.12 cluster-env"):
+        cluster_env.lock_of(13, "aarch64")
     failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver"
     assert cluster_env.driver_version(failed) is None
     assert cluster_env.driver_version("570.86.15\n570.86.15\n") == "570.86.15"
+    assert cluster_env.driver_version("WARNING: infoROM\n570.86.15\n") == "570.86.15"
+
+
+@pytest.mark.parametrize(
+    ("node", "cuda", "says"),
+    [
+        (("x86_64", None, "NVIDIA-SMI has failed"), "", "says NVIDIA-SMI has failed; leave that"),
+        (("aarch64", "580.1", ""), "", "n1 is aarch64, this machine x86_64: type make cluster-env"),
+        (("x86_64", "580.1", ""), "12.8", "CUDA=12.8: there are CUDA=12 and CUDA=13"),
+        (("x86_64", "580.1", ""), " 13", "CUDA= 13: there are"),
+    ],
+)
+def test_a_node_that_nothing_fits_is_said_with_its_cure(
+    node: tuple[str, str | None, str],
+    cuda: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine, driver, said = node
+    login = cluster_env.Machine("login", "x86_64", "glibc 2.36", None)
+    asked = cluster_env.Machine("n1", machine, "glibc 2.36", driver, said)
+    monkeypatch.setattr(cluster_env, "this_machine", lambda: login)
+    monkeypatch.setattr(cluster_env, "node_of", lambda cluster: asked)
+    monkeypatch.setattr(cluster_env, "install", lambda *_: pytest.fail("it installs"))
+    assert cluster_env.main("mine", cuda) == 2
+    message = capsys.readouterr().err
+    assert says in message and message.count("\n") == 1
 
 
 def test_an_old_c_library_is_said_before_the_cpu_packages_too(
@@ -575,6 +606,8 @@ def test_a_trial_names_what_failed_and_leaves_nothing(
     assert "not vllm and not nightly" in tests and "tests/recipes" in tests
     assert not list(tmp_path.iterdir())
     assert lock_trial.main("cuda99") == 1
-    assert "no lock with cuda99 in its name" in capsys.readouterr().err
+    assert "no lock with cuda99 in its name; there are cuda13-py311" in capsys.readouterr().err
+    assert lock_trial.main("py312") == 1
+    assert "none was tried" in capsys.readouterr().err
     makefile = (ROOT / "Makefile").read_text()
     assert "tools/$(if $(INSTALL),lock_trial.py $(INSTALL),locks.py --check)" in makefile

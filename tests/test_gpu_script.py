@@ -235,6 +235,9 @@ def test_without_a_gpu_the_cpu_is_not_compared_with_itself(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_equality, "compare", None)
     assert gpu_equality.main() == 2 and "no GPU" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["gpu_inference"])
+    monkeypatch.setattr(gpu_inference, "measure", None)
+    assert gpu_inference.main() == 2 and "--toy needs none" in capsys.readouterr().out
 
 
 def test_a_call_that_fails_or_takes_too_long_ends_alone(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Machine:
     machine: str  # such as x86_64
     glibc: str  # such as glibc 2.36
     driver: str | None  # NVIDIA's driver, such as 570.86.15; None: there is none
+    said: str = ""  # by nvidia-smi in place of one
 
 
 def main(cluster: str, cuda: str) -> int:
@@ -48,8 +49,15 @@ def main(cluster: str, cuda: str) -> int:
     try:
         here = this_machine()
         env.check_glibc(here.name, here.glibc)
+        if cuda and cuda not in map(str, CUDA_DRIVERS):
+            raise SetupError(f"CUDA={cuda}: there are CUDA=12 and CUDA=13")
         target = node_of(cluster) if cluster else here
         env.check_glibc(target.name, target.glibc)
+        if target.machine != here.machine:
+            raise SetupError(
+                f"{target.name} is {target.machine}, this machine {here.machine}: type "
+                "make cluster-env on a node of that kind, in a checkout that it sees"
+            )
         number, reason = (int(cuda), "as asked") if cuda else choose(target)
         lock = lock_of(number, target.machine)
         print(f"{target.name}: {reason}\ninstalling {lock.relative_to(ROOT)}", flush=True)
@@ -66,12 +74,13 @@ def this_machine() -> Machine:
         output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         output = ""
-    return Machine(platform.node(), platform.machine(), env.glibc(), driver_version(output))
+    driver, said = driver_version(output), output.partition("\n")[0]
+    return Machine(platform.node(), platform.machine(), env.glibc(), driver, said)
 
 
 def driver_version(output: str) -> str | None:
     """The version in nvidia-smi's output; None where that is an error message or nothing."""
-    match = re.match(r"\d+(\.\d+)+$", output.strip().partition("\n")[0])
+    match = re.search(r"^\d+(\.\d+)+$", output.strip(), re.MULTILINE)
     return match[0] if match else None
 
 
@@ -85,12 +94,19 @@ def node_of(cluster: str) -> Machine:
     if result.returncode:
         raise SetupError(f"no answer from a node of {cluster}:\n{env.last_lines(result.stderr)}")
     facts = json.loads(result.stdout.splitlines()[-1])
-    driver = driver_version(facts["driver"])
-    return Machine(facts["host"], facts["machine"], facts["glibc"], driver)
+    driver, said = driver_version(facts["driver"]), facts["driver"].partition("\n")[0]
+    said = said or "nothing"
+    return Machine(facts["host"], facts["machine"], facts["glibc"], driver, said)
 
 
 def choose(machine: Machine) -> tuple[int, str]:
     """The CUDA release for a machine's driver, and why."""
+    if machine.driver is None and machine.said:
+        raise SetupError(
+            f"{machine.name}: nvidia-smi says {machine.said}; leave that node out (sbatch: "
+            f"{{exclude: [{machine.name}]}} in the profile) and tell the site; or choose by hand: "
+            "CUDA=12 or CUDA=13"
+        )
     if machine.driver is None:
         raise SetupError(
             f"{machine.name}: nvidia-smi shows no driver; name the cluster whose nodes have GPUs: "
@@ -111,8 +127,13 @@ def lock_of(cuda: int, machine: str) -> Path:
     """The lock of a CUDA release for this Python and a processor."""
     lock = locks.path_of(cuda, f"{sys.version_info.major}.{sys.version_info.minor}", machine)
     if not lock.exists():
-        names = ", ".join(sorted(path.stem for path in (ROOT / "locks").glob("*.lock")))
-        raise SetupError(f"no {lock.relative_to(ROOT)}; there are {names}")
+        versions = [v for c, v, m in locks.LOCKS if (c, m) == (cuda, machine)]
+        if not versions:
+            raise SetupError(f"no lock of CUDA {cuda} for {machine}; use x86_64 nodes")
+        fix = f"make PYTHON=/path/to/python{versions[-1]} cluster-env"
+        raise SetupError(
+            f"no {lock.relative_to(ROOT)}, but for Python {', '.join(versions)}; {fix}"
+        )
     return lock
 
 

@@ -58,15 +58,21 @@ def main(part: str) -> int:
     chosen = {locks.path_of(*lock): lock for lock in locks.LOCKS}
     if part != "all":
         chosen = {path: lock for path, lock in chosen.items() if part in path.stem}
-    failed = [] if chosen else [f"no lock with {part} in its name"]
+    names = ", ".join(locks.path_of(*lock).stem for lock in locks.LOCKS)
+    failed = [] if chosen else [f"no lock with {part} in its name; there are {names}"]
+    num_tried = 0
     for lock, (cuda, version, machine) in chosen.items():
         python = find_python(version)
         if machine != platform.machine():
             print(f"{lock.name}: not tried, for another processor", flush=True)
         elif not python:
             print(f"{lock.name}: not tried, no python{version} on PATH", flush=True)
-        elif not try_lock(cuda, lock, python):
-            failed.append(lock.name)
+        else:
+            num_tried += 1
+            if not try_lock(cuda, lock, python):
+                failed.append(lock.name)
+    if not (failed or num_tried):
+        failed = ["none was tried"]
     if failed:
         print(f"error: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -153,11 +159,11 @@ def run(command: list[str], variables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if len(sys.argv) == 3 and sys.argv[1].endswith(".lock"):
         try:
             cluster_environment.install(*map(Path, sys.argv[1:]))
         except SetupError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
     else:
-        sys.exit(main(*sys.argv[1:]))
+        sys.exit(main(" ".join(sys.argv[1:])))

@@ -19,7 +19,11 @@ def srun(fake: Fake, body: str) -> None:
 
 
 def test_a_node_with_the_gpus_of_the_profile_is_asked(fake: Fake) -> None:
-    srun(fake, "printf 'gpu7\\nx86_64\\nglibc 2.35\\n570.86.15\\n570.86.15\\n'")
+    # srun runs what it is given, with this machine's answers for the node's, after a banner.
+    commands = "hostname() { echo gpu7; }; uname() { echo x86_64; }; getconf() { echo glibc 2.35; }"
+    smi = "nvidia-smi() { echo WARNING: infoROM is corrupted; echo 570.86.15; }"
+    body = f"echo Welcome to X; {commands}; {smi}; export -f hostname uname getconf nvidia-smi"
+    srun(fake, f'{body}; exec bash -c "${{@: -1}}"')
     gpu = Resources(60, gpus_per_node="h100:4", nodes=2, partition="gpu", account="mine")
     more: dict[str, Any] = {"constraint": "new", "sbatch": {"reservation": "x", "nice": 3}}
     node = ask_node(Profile({"default": Resources(5), "midtrain": gpu}, **more))
@@ -27,7 +31,7 @@ def test_a_node_with_the_gpus_of_the_profile_is_asked(fake: Fake) -> None:
         "host": "gpu7",
         "machine": "x86_64",
         "glibc": "glibc 2.35",
-        "driver": "570.86.15",
+        "driver": "WARNING: infoROM is corrupted\n570.86.15",
     }
     asked = Path(fake.folder / "asked").read_text()
     for option in ("--gpus-per-node=h100:1", "--partition=gpu", "--account=mine"):
@@ -38,8 +42,8 @@ def test_a_node_with_the_gpus_of_the_profile_is_asked(fake: Fake) -> None:
 
 def test_a_node_without_a_driver_and_a_refused_job_are_told_apart(fake: Fake) -> None:
     profile = Profile({"default": Resources(5, gpus_per_node=1)})
-    srun(fake, "printf 'gpu7\\nx86_64\\nglibc 2.35\\n'")
-    assert ask_node(profile)["driver"] == ""
+    srun(fake, "echo kit glibc: glibc 2.35; echo 'kit driver: NVIDIA-SMI has failed'")
+    assert ask_node(profile)["driver"] == "NVIDIA-SMI has failed"
     srun(fake, "echo 'srun: error: invalid partition specified: gpu' >&2; exit 1")
     with pytest.raises(UserError, match="invalid partition specified"):
         ask_node(profile)
