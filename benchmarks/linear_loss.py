@@ -85,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.linear_loss", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, choices=range(1, 100), metavar="N")
     rounds = parser.parse_args().rounds
     names = [*KIT, *TORCH]
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from core.cell.identity import Cell
 from core.cell.manifest import read_manifest
+from core.errors import UserError
 from core.gpu_specs import GPUS
 from core.model_size import start_model
 from core.paths import resolve
@@ -118,7 +119,8 @@ def plan(args: argparse.Namespace) -> None:
         return show_contrasts(study, args.json)
     cells = expand.in_order(expand.analysis(study, base))
     if args.layout:
-        return print(layout_tables(cells, base, args.layout, args.gpus_per_node))
+        unmade = f"python -m study run {study_args(args)} --stages model"
+        return print(layout_tables(cells, base, args.layout, args.gpus_per_node, unmade))
     names = shown_names(cells)
     rows = [_cell_row(cell, names[cell.identity], base) for cell in cells]
     finished = {
@@ -228,10 +230,12 @@ def show_contrasts(study: Study, as_json: bool) -> None:
     contrast_arms.check(audits)
 
 
-def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node: int) -> str:
+def layout_tables(
+    cells: list[Cell], base: Path, gpus: list[int], gpus_per_node: int, make_command: str
+) -> str:
     """How the study's trainings lie on each number of GPUs (`recipes.layout`).
 
-    One table for each model and recipe.
+    One table for each model and recipe. `make_command` makes the models that the kit makes.
     """
     layout = importlib.import_module("recipes.layout")  # torch takes seconds to import
     tables = {}
@@ -245,6 +249,8 @@ def layout_tables(cells: list[Cell], base: Path, gpus: list[int], gpus_per_node:
             continue
         path = start.resources.get("files", {}).get("model")
         folder = resolve(path) if path else base / start.relpath / "model"
+        if not path and not folder.exists():
+            raise UserError(where=str(folder), what="is not made yet", fix=make_command)
         table = layout.table(folder, recipe, cell.resources, gpus, gpus_per_node)
         tables[key] = f"{cell.stage} {cell.name}\n{table}"
     return "\n\n".join(tables.values())

@@ -149,6 +149,14 @@ def test_numbers_that_count_nothing_are_refused(
     assert ended.value.code == 2 and options[0] in capsys.readouterr().err
 
 
+def test_a_layout_of_a_model_that_is_not_made_names_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(SMALL), "--runs", str(tmp_path), "--layout", "8"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"; python -m study run {SMALL} --runs {tmp_path} --stages model")
+
+
 @pytest.mark.multiprocess
 def test_status_goes_without_an_output(tmp_path: Path) -> None:
     status = [sys.executable, "-m", "study", "status", str(SMALL), "--runs", str(tmp_path)]

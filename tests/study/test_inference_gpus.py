@@ -91,6 +91,24 @@ def test_batch_invariance_makes_new_answers_and_its_absence_none() -> None:
         cells("engine.options={batch_invariant: true}")
 
 
+def test_heads_that_gpus_can_not_share_are_refused_without_a_profile_too() -> None:
+    refused = compare(cells("engine.options={tensor_parallel_size: 3}"), None)["refused"]
+    does_not = "tensor_parallel_size 3 does not divide 4 heads; 1, 2, 4 do"
+    assert refused == [f"generate: {does_not}", f"likelihood: {does_not}"]
+    assert not compare(cells("engine.options={tensor_parallel_size: 4}"), None)["refused"]
+
+
+def test_ranks_that_would_share_a_gpu_are_refused() -> None:
+    def refused(ranks: int, gpus: int) -> list[str]:
+        resources = Resources(minutes=60, gpus_per_node=gpus, tasks_per_node=ranks)
+        stages: Any = {"default": Resources(minutes=60), "midtrain": resources}
+        return compare(cells(), Profile(stages=stages))["refused"]
+
+    cure = "set tasks_per_node: 3, or gpus_per_node: 4"
+    assert refused(4, 3) == [f"midtrain: 4 ranks of a node would share 3 GPUs; {cure}"]
+    assert refused(4, 0) == refused(4, 4) == refused(1, 2) == []
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
