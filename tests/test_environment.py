@@ -578,6 +578,25 @@ def test_each_pinned_package_is_imported_by_a_name_that_it_has() -> None:
         assert absent <= {"cuda", "triton", "flashinfer"}, "of GPUs alone"
 
 
+@pytest.mark.multiprocess
+def test_several_names_of_locks_are_no_command_to_install() -> None:
+    words = ["cuda12-py311.lock", "cuda12-py312.lock"]
+    command = [sys.executable, ROOT / "tools/lock_trial.py", *words]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr.startswith("error: no lock with cuda12-py311.lock ")
+    assert "there are cuda13-py311" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.multiprocess
+def test_an_error_of_nvidia_smi_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed >&2; exit 9\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    machine = cluster_env.this_machine()
+    assert machine.driver is None and machine.said == "NVIDIA-SMI has failed"
+
+
 def test_a_trial_names_what_failed_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,7 +604,7 @@ def test_a_trial_names_what_failed_and_leaves_nothing(
 
     def run(command: list[str], variables: dict[str, str]) -> None:
         commands.append(command)
-        if "cuda12" in command[4]:
+        if command[4] == "--install" and "cuda12" in command[5]:
             raise env.SetupError("the index can't be reached")
 
     monkeypatch.setattr(lock_trial, "run", run)

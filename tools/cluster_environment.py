@@ -71,7 +71,9 @@ def main(cluster: str, cuda: str) -> int:
 def this_machine() -> Machine:
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        # It may print its error on either stream.
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        output = subprocess.run(command, **streams, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         output = ""
     driver, said = driver_version(output), output.partition("\n")[0]

@@ -2,7 +2,7 @@
 
     python tools/lock_trial.py all              each lock of this processor
     python tools/lock_trial.py cuda12-py311     the locks with that in their names
-    python3.12 tools/lock_trial.py LOCK VENV    what it starts: the environment of that Python
+    python3.12 tools/lock_trial.py --install LOCK VENV    what it starts, with each Python
 
 The first two are `make test-locks INSTALL=all` and the like.
 
@@ -97,7 +97,7 @@ def try_lock(cuda: int, lock: Path, python: str) -> bool:
     started = time.monotonic()
     print(f"{lock.name}: {python}, {folder}", flush=True)
     try:
-        run([python, "-E", "-s", __file__, str(lock), str(folder / "venv")], variables)
+        run([python, "-E", "-s", __file__, "--install", str(lock), str(folder / "venv")], variables)
         text = lock.read_text(encoding="utf-8")
         print(
             f"  installed: {text.count('==')} packages, {size_mb(folder) / 1000:.1f} GB, "
@@ -159,9 +159,9 @@ def run(command: list[str], variables: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1].endswith(".lock"):
+    if sys.argv[1] == "--install":
         try:
-            cluster_environment.install(*map(Path, sys.argv[1:]))
+            cluster_environment.install(*map(Path, sys.argv[2:]))
         except SetupError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
